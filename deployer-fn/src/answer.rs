@@ -8,42 +8,47 @@ use function_host::{Response, reply};
 use serde_json::json;
 use tracing::{error, info};
 
-use crate::error::{Error, ErrorKind};
-use crate::outcome::{DeploymentStatus, DryRunOutcome, DryRunStatus, Fault, Outcome};
+use crate::error::{ErrorKind, HandOverError};
+use crate::outcome::{DeploymentOutcome, DeploymentStatus, DryRunOutcome, DryRunStatus, FaultyParty};
 
 /// The result of handling a valid hand-over.
 #[derive(Debug)]
-pub(crate) enum Handled {
+pub(crate) enum HandOverResult {
     /// The hand-over was deployed, or its deployment ended without success; see the outcome.
-    Deployment(Box<Outcome>),
+    Deployment(Box<DeploymentOutcome>),
     /// The hand-over was a dry run: it was checked and nothing was deployed.
     DryRun(DryRunOutcome),
 }
 
 /// Returns the response to a hand-over, and logs an error.
-pub(crate) fn log_and_respond(result: &Result<Handled, Error>) -> Response {
+pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) -> Response {
     let (status, body) = match result {
-        Ok(Handled::Deployment(outcome)) => (status_of_outcome(outcome), serde_json::to_vec(outcome)),
-        Ok(Handled::DryRun(outcome)) => (status_of_dry_run(outcome.status), serde_json::to_vec(outcome)),
+        Ok(HandOverResult::Deployment(outcome)) => {
+            (http_status_of_outcome(outcome), serde_json::to_vec(outcome))
+        }
+        Ok(HandOverResult::DryRun(outcome)) => (
+            http_status_of_dry_run(outcome.status),
+            serde_json::to_vec(outcome),
+        ),
         Err(error) => {
-            let reasons = error.reasons();
-            if error.kind() == ErrorKind::Internal {
+            let reasons = error.reasons_for_caller();
+            if error.error_kind() == ErrorKind::Internal {
                 error!(error = %ErrorChain(error), "could not handle a hand-over");
             } else {
                 info!(error = %ErrorChain(error), ?reasons, "rejected a hand-over");
             }
             let status = match error {
                 // Something may have been changed.
-                Error::Panicked(_) => DeploymentStatus::Failed,
+                HandOverError::Panicked(_) => DeploymentStatus::Failed,
                 _ => DeploymentStatus::Refused,
             };
             let mut body = json!({"status": status, "error": error.to_string(), "reasons": reasons});
             let status = match error {
-                Error::Invalid { dry_run: true, .. } => {
+                HandOverError::Invalid { dry_run: true, .. } => {
                     body["dryRun"] = true.into();
-                    status_of_dry_run(DryRunStatus::Refused)
+                    http_status_of_dry_run(DryRunStatus::Refused)
                 }
-                _ => status_of_error(error.kind()),
+                _ => http_status_of_error(error.error_kind()),
             };
             (status, serde_json::to_vec(&body))
         }
@@ -53,7 +58,7 @@ pub(crate) fn log_and_respond(result: &Result<Handled, Error>) -> Response {
     response
 }
 
-fn status_of_dry_run(status: DryRunStatus) -> StatusCode {
+fn http_status_of_dry_run(status: DryRunStatus) -> StatusCode {
     match status {
         DryRunStatus::Accepted => StatusCode::OK,
         DryRunStatus::Refused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -61,20 +66,20 @@ fn status_of_dry_run(status: DryRunStatus) -> StatusCode {
     }
 }
 
-fn status_of_outcome(outcome: &Outcome) -> StatusCode {
+fn http_status_of_outcome(outcome: &DeploymentOutcome) -> StatusCode {
     match (outcome.status, outcome.fault) {
         (DeploymentStatus::Ready | DeploymentStatus::Unverified, _) => StatusCode::OK,
         // Not retried by queues, and not the caller's fault either.
         (DeploymentStatus::Refused, _) if outcome.superseded_by.is_some() => StatusCode::CONFLICT,
         (DeploymentStatus::Refused, _) => StatusCode::UNPROCESSABLE_ENTITY,
-        (DeploymentStatus::Failed | DeploymentStatus::RolledBack, Some(Fault::Caller)) => {
+        (DeploymentStatus::Failed | DeploymentStatus::RolledBack, Some(FaultyParty::Caller)) => {
             StatusCode::UNPROCESSABLE_ENTITY
         }
         (DeploymentStatus::Failed | DeploymentStatus::RolledBack, _) => StatusCode::BAD_GATEWAY,
     }
 }
 
-fn status_of_error(kind: ErrorKind) -> StatusCode {
+fn http_status_of_error(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -6,7 +6,7 @@ use crate::time;
 
 /// The time by which a build's time may be ahead of the deployer's clock. Clocks differ by less; a time further ahead
 /// would keep a function from being updated until it has passed.
-const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(5);
+const MAX_TIME_AHEAD_OF_CLOCK: SignedDuration = SignedDuration::from_mins(5);
 
 /// The times of a build: when its source was submitted, and when the build ended.
 ///
@@ -34,8 +34,8 @@ impl BuildTimes {
     }
 
     /// Returns the build's times without those that are too far ahead of `now`.
-    pub(crate) fn not_ahead_of(self, now: Timestamp) -> Self {
-        let plausible = |at: Option<Timestamp>| at.filter(|at| !is_ahead(*at, now));
+    pub(crate) fn without_times_ahead_of(self, now: Timestamp) -> Self {
+        let plausible = |at: Option<Timestamp>| at.filter(|at| !is_too_far_ahead(*at, now));
         Self {
             submitted_at: plausible(self.submitted_at),
             built_at: plausible(self.built_at),
@@ -43,18 +43,18 @@ impl BuildTimes {
     }
 
     /// Returns the problem with the time that orders this build if that time is too far ahead of `now`.
-    pub(crate) fn problem(&self, now: Timestamp) -> Option<String> {
+    pub(crate) fn problem_if_ahead_of(&self, now: Timestamp) -> Option<String> {
         let (field, at) = match (self.submitted_at, self.built_at) {
             (Some(at), _) => ("submittedAt", at),
             (None, Some(at)) => ("builtAt", at),
             (None, None) => return None,
         };
-        is_ahead(at, now).then(|| {
+        is_too_far_ahead(at, now).then(|| {
             format!(
                 "{field} is {}, more than {} minutes ahead of the deployer's clock, which is at {}",
-                time::format_millis(at),
-                AHEAD_MAX.as_mins(),
-                time::format_millis(now)
+                time::format_with_millis(at),
+                MAX_TIME_AHEAD_OF_CLOCK.as_mins(),
+                time::format_with_millis(now)
             )
         })
     }
@@ -62,73 +62,117 @@ impl BuildTimes {
     /// Returns the build's times as part of a sentence: `submitted at …`, or else `built at …`.
     pub(crate) fn describe(&self) -> String {
         match (self.submitted_at, self.built_at) {
-            (Some(at), _) => format!("submitted at {}", time::format_millis(at)),
-            (None, Some(at)) => format!("built at {}", time::format_millis(at)),
+            (Some(at), _) => format!("submitted at {}", time::format_with_millis(at)),
+            (None, Some(at)) => format!("built at {}", time::format_with_millis(at)),
             (None, None) => "of an unknown time".to_owned(),
         }
     }
 }
 
 /// Returns whether a build's time is too far ahead of `now`.
-fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
-    at.duration_since(now) > AHEAD_MAX
+fn is_too_far_ahead(at: Timestamp, now: Timestamp) -> bool {
+    at.duration_since(now) > MAX_TIME_AHEAD_OF_CLOCK
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn at(second: i64) -> Option<Timestamp> {
+    fn timestamp_at_second(second: i64) -> Option<Timestamp> {
         Some(Timestamp::from_second(second).unwrap())
     }
 
-    fn times(submitted: Option<i64>, built: Option<i64>) -> BuildTimes {
+    fn build_times_at_seconds(submitted: Option<i64>, built: Option<i64>) -> BuildTimes {
         BuildTimes {
-            submitted_at: submitted.and_then(at),
-            built_at: built.and_then(at),
+            submitted_at: submitted.and_then(timestamp_at_second),
+            built_at: built.and_then(timestamp_at_second),
         }
     }
 
     #[test]
-    fn builds_are_ordered_by_submission_and_only_like_with_like() {
+    fn builds_are_ordered_by_submission_time_and_only_by_the_same_kind_of_time() {
         for (one, other, older) in [
             // A long build that was submitted first, and a short one.
-            (times(Some(1), Some(26)), times(Some(3), Some(9)), true),
-            (times(Some(3), Some(9)), times(Some(1), Some(26)), false),
-            (times(Some(1), Some(1)), times(Some(1), Some(2)), false),
+            (
+                build_times_at_seconds(Some(1), Some(26)),
+                build_times_at_seconds(Some(3), Some(9)),
+                true,
+            ),
+            (
+                build_times_at_seconds(Some(3), Some(9)),
+                build_times_at_seconds(Some(1), Some(26)),
+                false,
+            ),
+            (
+                build_times_at_seconds(Some(1), Some(1)),
+                build_times_at_seconds(Some(1), Some(2)),
+                false,
+            ),
             // A version of an earlier release.
-            (times(None, Some(26)), times(Some(3), Some(9)), false),
-            (times(None, Some(9)), times(Some(1), Some(26)), true),
-            (times(Some(1), Some(9)), times(None, Some(26)), true),
-            (times(Some(1), None), times(None, Some(26)), false),
-            (times(None, Some(26)), times(Some(30), None), false),
-            (times(None, None), times(Some(1), Some(1)), false),
+            (
+                build_times_at_seconds(None, Some(26)),
+                build_times_at_seconds(Some(3), Some(9)),
+                false,
+            ),
+            (
+                build_times_at_seconds(None, Some(9)),
+                build_times_at_seconds(Some(1), Some(26)),
+                true,
+            ),
+            (
+                build_times_at_seconds(Some(1), Some(9)),
+                build_times_at_seconds(None, Some(26)),
+                true,
+            ),
+            (
+                build_times_at_seconds(Some(1), None),
+                build_times_at_seconds(None, Some(26)),
+                false,
+            ),
+            (
+                build_times_at_seconds(None, Some(26)),
+                build_times_at_seconds(Some(30), None),
+                false,
+            ),
+            (
+                build_times_at_seconds(None, None),
+                build_times_at_seconds(Some(1), Some(1)),
+                false,
+            ),
         ] {
             assert_eq!(one.is_older_than(&other), older, "{one:?} {other:?}");
         }
     }
 
     #[test]
-    fn a_time_ahead_of_the_clock_is_a_problem_and_does_not_order() {
+    fn a_build_time_too_far_ahead_of_the_clock_is_a_problem_and_orders_no_builds() {
         let now = Timestamp::from_second(1000).unwrap();
-        assert_eq!(times(Some(1300), Some(1300)).problem(now), None);
-        let problem = times(Some(1301), Some(1000)).problem(now).unwrap();
+        assert_eq!(
+            build_times_at_seconds(Some(1300), Some(1300)).problem_if_ahead_of(now),
+            None
+        );
+        let problem = build_times_at_seconds(Some(1301), Some(1000))
+            .problem_if_ahead_of(now)
+            .unwrap();
         assert_eq!(
             problem,
             "submittedAt is 1970-01-01T00:21:41.000Z, more than 5 minutes ahead of the deployer's clock, which is at \
              1970-01-01T00:16:40.000Z"
         );
         assert!(
-            times(None, Some(1301))
-                .problem(now)
+            build_times_at_seconds(None, Some(1301))
+                .problem_if_ahead_of(now)
                 .unwrap()
                 .starts_with("builtAt is")
         );
         // The end of the build does not order it.
-        assert_eq!(times(Some(1000), Some(1301)).problem(now), None);
         assert_eq!(
-            times(Some(1301), Some(1200)).not_ahead_of(now),
-            times(None, Some(1200))
+            build_times_at_seconds(Some(1000), Some(1301)).problem_if_ahead_of(now),
+            None
+        );
+        assert_eq!(
+            build_times_at_seconds(Some(1301), Some(1200)).without_times_ahead_of(now),
+            build_times_at_seconds(None, Some(1200))
         );
     }
 }

@@ -9,7 +9,7 @@ use function_host::signature::{MalformedSignature, SignatureMismatch};
 
 /// The reason why a hand-over was rejected before its rollout.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum HandOverError {
     /// The request has no signature header.
     #[error("the header X-Deploy-Signature is missing")]
     Unsigned,
@@ -62,9 +62,9 @@ pub(crate) enum ErrorKind {
     Internal,
 }
 
-impl Error {
+impl HandOverError {
     /// Returns the kind of this hand-over error.
-    pub(crate) fn kind(&self) -> ErrorKind {
+    pub(crate) fn error_kind(&self) -> ErrorKind {
         match self {
             Self::Unsigned | Self::MalformedSignature(_) | Self::WrongSignature(_) => ErrorKind::Unauthorized,
             Self::Body(BodyError::TooLarge { .. }) => ErrorKind::TooLarge,
@@ -75,7 +75,7 @@ impl Error {
     }
 
     /// Returns the reasons for the caller: each problem of an invalid hand-over, or the error with its causes.
-    pub(crate) fn reasons(&self) -> Vec<String> {
+    pub(crate) fn reasons_for_caller(&self) -> Vec<String> {
         match self {
             Self::Invalid { problems, .. } => problems.clone(),
             other => vec![ErrorChain(other).to_string()],

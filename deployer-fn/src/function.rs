@@ -29,7 +29,7 @@ pub(crate) struct FunctionAddress {
 
 impl FunctionAddress {
     /// Returns the identity of the function, if functions without a namespace are in `default_namespace`.
-    pub(crate) fn id(&self, default_namespace: &str) -> FunctionId {
+    pub(crate) fn identity(&self, default_namespace: &str) -> FunctionId {
         FunctionId {
             name: self.name.clone(),
             namespace: self.namespace.as_deref().unwrap_or(default_namespace).to_owned(),
@@ -37,7 +37,7 @@ impl FunctionAddress {
     }
 
     /// Returns the path under which the gateway calls the function, `/function/NAME[.NAMESPACE]`.
-    pub(crate) fn path(&self) -> String {
+    pub(crate) fn call_path(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("/function/{}.{namespace}", self.name),
             None => format!("/function/{}", self.name),
@@ -56,7 +56,7 @@ mod tests {
                 name: "hello".to_owned(),
                 namespace: namespace.map(str::to_owned),
             };
-            address.id("openfaas-fn")
+            address.identity("openfaas-fn")
         };
         assert_eq!(id(None), id(Some("openfaas-fn")));
         assert_ne!(id(None), id(Some("team")));

@@ -1,5 +1,5 @@
 //! The gateway's REST API: requests as pure functions ([`call`]), a function's state as it is returned
-//! ([`FunctionStatus`]), and the trait of what sends requests ([`Transport`]).
+//! ([`FunctionStatus`]), and the trait of what sends requests ([`GatewayRequestSender`]).
 
 pub(crate) mod call;
 mod info;
@@ -15,19 +15,19 @@ use function_host::gateway::GatewayError;
 use function_host::http::{Request, Response, StatusCode};
 use serde::Deserialize;
 
-pub(crate) use self::info::{ProviderName, read_provider};
+pub(crate) use self::info::{ProviderName, read_provider_name};
 pub(crate) use self::status::FunctionStatus;
 pub(crate) use self::token::TokenExchange;
-pub(crate) use self::transport::GatewayTransport;
+pub(crate) use self::transport::HttpGatewaySender;
 use crate::function::FunctionAddress;
 
 /// The most bytes of a gateway response's text that are quoted in a message.
-const QUOTE_MAX: usize = 300;
+const QUOTED_TEXT_MAX_BYTES: usize = 300;
 
 /// A connection to the gateway that sends a request and receives the whole response within a time limit.
 ///
 /// Addresses of requests have no host, and the transport adds the credentials.
-pub trait Transport: Send + Sync {
+pub trait GatewayRequestSender: Send + Sync {
     /// Sends `request` once, without retries.
     fn send(
         &self,
@@ -38,7 +38,7 @@ pub trait Transport: Send + Sync {
 
 /// The reason why a read from the gateway gave no result.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReadError {
+pub(crate) enum GatewayReadError {
     /// The gateway gave no response to a read.
     #[error(transparent)]
     NoResponse(GatewayError),
@@ -49,82 +49,82 @@ pub(crate) enum ReadError {
         path: String,
         /// The status of the unexpected response.
         status: StatusCode,
-        /// Status and text of the unexpected response, from [`summary`].
+        /// Status and text of the unexpected response, from [`summarize_response`].
         response: String,
     },
 }
 
 /// Reads the state of a function from the gateway; `None` if the function does not exist.
 pub(crate) async fn read_function(
-    transport: &impl Transport,
+    transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     limit: Duration,
-) -> Result<Option<FunctionStatus>, ReadError> {
-    let request = call::status_request(function).map_err(ReadError::NoResponse)?;
+) -> Result<Option<FunctionStatus>, GatewayReadError> {
+    let request = call::status_request(function).map_err(GatewayReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)
         .await
-        .map_err(ReadError::NoResponse)?;
+        .map_err(GatewayReadError::NoResponse)?;
     if response.status() == StatusCode::NOT_FOUND {
         return Ok(None);
     }
     // A web page with status 200 is not a function, and neither is JSON without the function's name.
     match serde_json::from_slice::<FunctionStatus>(response.body()) {
         Ok(status) if response.status() == StatusCode::OK && status.name == function.name => Ok(Some(status)),
-        _ => Err(unexpected(path, &response)),
+        _ => Err(unexpected_response(path, &response)),
     }
 }
 
 /// Reads a list of names from the gateway: of namespaces, which are strings, or of secrets, which are objects
 /// with a name. `None` if the provider does not implement the list.
 pub(crate) async fn read_names(
-    transport: &impl Transport,
+    transport: &impl GatewayRequestSender,
     request: Result<Request<Bytes>, GatewayError>,
     limit: Duration,
-) -> Result<Option<Vec<String>>, ReadError> {
+) -> Result<Option<Vec<String>>, GatewayReadError> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Item {
+    enum NameOrObject {
         String(String),
         Object { name: String },
     }
-    let request = request.map_err(ReadError::NoResponse)?;
+    let request = request.map_err(GatewayReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)
         .await
-        .map_err(ReadError::NoResponse)?;
+        .map_err(GatewayReadError::NoResponse)?;
     if matches!(
         response.status(),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
     ) {
         return Ok(None);
     }
-    match serde_json::from_slice::<Option<Vec<Item>>>(response.body()) {
+    match serde_json::from_slice::<Option<Vec<NameOrObject>>>(response.body()) {
         Ok(items) if response.status() == StatusCode::OK => Ok(Some(
             items
                 .unwrap_or_default()
                 .into_iter()
                 .map(|item| match item {
-                    Item::String(name) | Item::Object { name } => name,
+                    NameOrObject::String(name) | NameOrObject::Object { name } => name,
                 })
                 .collect(),
         )),
-        _ => Err(unexpected(path, &response)),
+        _ => Err(unexpected_response(path, &response)),
     }
 }
 
 /// Returns the error for a gateway response with an unexpected status or form.
-fn unexpected(path: String, response: &Response<Bytes>) -> ReadError {
-    ReadError::Response {
+fn unexpected_response(path: String, response: &Response<Bytes>) -> GatewayReadError {
+    GatewayReadError::Response {
         path,
         status: response.status(),
-        response: summary(response),
+        response: summarize_response(response),
     }
 }
 
-impl ReadError {
+impl GatewayReadError {
     /// Returns whether a retry of the failed read may succeed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
@@ -144,7 +144,7 @@ impl ReadError {
 }
 
 /// Returns the status and the beginning of the text of a gateway response, on one line.
-pub(crate) fn summary(response: &Response<Bytes>) -> String {
+pub(crate) fn summarize_response(response: &Response<Bytes>) -> String {
     let text = String::from_utf8_lossy(response.body());
     let words: Vec<&str> = text
         .split(|c: char| c.is_whitespace() || c.is_control())
@@ -154,8 +154,8 @@ pub(crate) fn summary(response: &Response<Bytes>) -> String {
     if text.is_empty() {
         return format!("{} and no text", response.status().as_u16());
     }
-    if text.len() > QUOTE_MAX {
-        let end = text.floor_char_boundary(QUOTE_MAX);
+    if text.len() > QUOTED_TEXT_MAX_BYTES {
+        let end = text.floor_char_boundary(QUOTED_TEXT_MAX_BYTES);
         text.truncate(end);
         text.push('…');
     }
@@ -166,18 +166,21 @@ pub(crate) fn summary(response: &Response<Bytes>) -> String {
 mod tests {
     use super::*;
 
-    fn response(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {
+    fn response_with(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {
         Response::builder().status(status).body(body.into()).unwrap()
     }
 
     #[test]
-    fn a_summary_is_one_line_of_bounded_length() {
-        assert_eq!(summary(&response(200, "")), "200 and no text");
+    fn a_response_summary_is_one_line_of_bounded_length() {
+        assert_eq!(summarize_response(&response_with(200, "")), "200 and no text");
         assert_eq!(
-            summary(&response(400, "unable to find\r\n  secret: x\n")),
+            summarize_response(&response_with(400, "unable to find\r\n  secret: x\n")),
             "400: unable to find secret: x"
         );
-        let long = summary(&response(502, "ä".repeat(1000)));
-        assert!(long.len() < QUOTE_MAX + 20 && long.ends_with('…'), "{long}");
+        let long = summarize_response(&response_with(502, "ä".repeat(1000)));
+        assert!(
+            long.len() < QUOTED_TEXT_MAX_BYTES + 20 && long.ends_with('…'),
+            "{long}"
+        );
     }
 }

@@ -12,18 +12,18 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
-use crate::answer::{self, Handled};
+use crate::answer::{self, HandOverResult};
 use crate::build_times::BuildTimes;
-use crate::error::Error;
+use crate::error::HandOverError;
 use crate::function::{FunctionAddress, FunctionId};
-use crate::gateway::{GatewayTransport, TokenExchange};
-use crate::metrics::Metrics;
-use crate::outcome::{DeploymentStatus, DryRunOutcome, Outcome};
+use crate::gateway::{HttpGatewaySender, TokenExchange};
+use crate::metrics::DeploymentMetrics;
+use crate::outcome::{DeploymentOutcome, DeploymentStatus, DryRunOutcome};
 use crate::policy::{KEY_SECRET, Policy, Rules};
 use crate::queue::DeploymentQueue;
-use crate::registry::{CONFIG_SECRET, ImageLookup};
-use crate::request::{self, DryRun, HandOver, PinnedImage, Received, SIGNATURE_HEADER};
-use crate::rollout::{self, Deadline, RolloutContext, RolloutHistory};
+use crate::registry::{PULL_CONFIG_SECRET, RegistryImageCheck};
+use crate::request::{self, DryRunRequest, HandOver, PinnedImage, ReceivedHandOver, SIGNATURE_HEADER};
+use crate::rollout::{self, RolloutContext, RolloutDeadline, RolloutHistory};
 use crate::settings::Settings;
 use crate::succession::SuccessorReceiver;
 
@@ -43,7 +43,7 @@ pub struct Deployer {
     settings: Arc<Settings>,
     queue: DeploymentQueue,
     history: RolloutHistory,
-    metrics: Metrics,
+    metrics: DeploymentMetrics,
     exchange: TokenExchange,
     logins: Arc<LoginsCache>,
 }
@@ -51,7 +51,7 @@ pub struct Deployer {
 impl Deployer {
     /// Makes a deployer with these settings. Secrets and the gateway come with each request.
     #[must_use]
-    pub fn new(settings: Settings, metrics: Metrics) -> Self {
+    pub fn new(settings: Settings, metrics: DeploymentMetrics) -> Self {
         let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
         Self {
             metrics,
@@ -59,12 +59,16 @@ impl Deployer {
             queue: DeploymentQueue::default(),
             history: RolloutHistory::default(),
             exchange,
-            logins: Arc::new(LoginsCache::new(CONFIG_SECRET)),
+            logins: Arc::new(LoginsCache::new(PULL_CONFIG_SECRET)),
         }
     }
 
     /// Receives the hand-over in a request, and deploys it in a task of its own; a dry run is only checked.
-    async fn handle_hand_over(&self, request: Request, context: &Context) -> Result<Handled, Error> {
+    async fn handle_hand_over(
+        &self,
+        request: Request,
+        context: &Context,
+    ) -> Result<HandOverResult, HandOverError> {
         let (mut received, rules) = self.receive_with_rules(request, context).await?;
         rules.apply_defaults(&mut received.hand_over_mut().spec);
         let hand_over = received.hand_over();
@@ -72,14 +76,14 @@ impl Deployer {
             info!(warnings = ?hand_over.warnings, "the hand-over has fields that are ignored or misspelt");
         }
         let mut objections = hand_over.time_problems(Timestamp::now());
-        objections.extend(rules.violations(&hand_over.spec, received.image()));
+        objections.extend(rules.violations(&hand_over.spec, received.image_for_rules()));
         match received {
-            Received::DryRun(dry_run) => Ok(Handled::DryRun(
+            ReceivedHandOver::DryRun(dry_run) => Ok(HandOverResult::DryRun(
                 self.check_dry_run(&dry_run, objections, context).await,
             )),
-            Received::HandOver(hand_over) => {
+            ReceivedHandOver::HandOver(hand_over) => {
                 let outcome = self.deploy_in_task(hand_over, objections, context).await?;
-                Ok(Handled::Deployment(Box::new(outcome)))
+                Ok(HandOverResult::Deployment(Box::new(outcome)))
             }
         }
     }
@@ -87,24 +91,24 @@ impl Deployer {
     /// Checks a hand-over whose image is not built yet.
     async fn check_dry_run(
         &self,
-        dry_run: &DryRun,
+        dry_run: &DryRunRequest,
         objections: Vec<String>,
         context: &Context,
     ) -> DryRunOutcome {
-        let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
-        let succession = SuccessorReceiver::none();
+        let transport = HttpGatewaySender::new(context.gateway(), context.secrets(), &self.exchange);
+        let succession = SuccessorReceiver::without_successor();
         let rollout_context = self.rollout_context(&transport, &succession);
-        let deadline = Deadline::new(DRY_RUN_TIMEOUT, context.deadline(), context.shutdown().clone());
-        let check = rollout::dry_run(&rollout_context, dry_run, objections, &deadline);
+        let deadline = RolloutDeadline::new(DRY_RUN_TIMEOUT, context.deadline(), context.shutdown().clone());
+        let check = rollout::check_without_deploying(&rollout_context, dry_run, objections, &deadline);
         trace::span("dry run").run(check).await
     }
 
     /// Returns the context that rollouts work with: the gateway, the timeouts and the history.
     fn rollout_context<'a>(
         &'a self,
-        transport: &'a GatewayTransport<'a>,
+        transport: &'a HttpGatewaySender<'a>,
         succession: &'a SuccessorReceiver,
-    ) -> RolloutContext<'a, GatewayTransport<'a>> {
+    ) -> RolloutContext<'a, HttpGatewaySender<'a>> {
         RolloutContext {
             transport,
             timeouts: &self.settings.timeouts,
@@ -120,8 +124,11 @@ impl Deployer {
         hand_over: HandOver,
         objections: Vec<String>,
         context: &Context,
-    ) -> Result<Outcome, Error> {
-        let function = hand_over.spec.address().id(&self.settings.default_namespace);
+    ) -> Result<DeploymentOutcome, HandOverError> {
+        let function = hand_over
+            .spec
+            .function_address()
+            .identity(&self.settings.default_namespace);
         let log_span = tracing::info_span!(
             "deployment",
             function = %function,
@@ -135,7 +142,7 @@ impl Deployer {
             let outcome = span
                 .run(deployer.deploy(&hand_over, function, objections, &context))
                 .await;
-            span.set_attribute("slipway.status", outcome.status.name());
+            span.set_attribute("slipway.status", outcome.status.as_str());
             span.set_attribute("slipway.changed", outcome.changed);
             if !matches!(
                 outcome.status,
@@ -147,7 +154,7 @@ impl Deployer {
         };
         tokio::spawn(deployment.instrument(log_span))
             .await
-            .map_err(Error::Panicked)
+            .map_err(HandOverError::Panicked)
     }
 
     /// Receives and verifies a hand-over, and returns it with the rules of the key that it is signed with.
@@ -155,7 +162,7 @@ impl Deployer {
         &self,
         request: Request,
         context: &Context,
-    ) -> Result<(Received, &Rules), Error> {
+    ) -> Result<(ReceivedHandOver, &Rules), HandOverError> {
         let keys = read_keys_with_rules(context.secrets(), &self.settings.policy)?;
         let (head, body) = request.into_parts();
         let signature = head
@@ -178,8 +185,8 @@ impl Deployer {
         function: FunctionId,
         mut objections: Vec<String>,
         context: &Context,
-    ) -> Outcome {
-        let _in_progress = self.metrics.start();
+    ) -> DeploymentOutcome {
+        let _in_progress = self.metrics.begin_deployment();
         objections.extend(self.check_image(&hand_over.spec.image, context).await);
         // Another deployment does not yield to one that is rejected.
         let times = match objections.is_empty() {
@@ -187,23 +194,26 @@ impl Deployer {
             false => BuildTimes::default(),
         };
         let queued = Instant::now();
-        let permit = self.queue.acquire(function, times, hand_over.call_id.clone());
+        let permit = self
+            .queue
+            .acquire_permit(function, times, hand_over.call_id.clone());
         let permit = trace::span("queue").run(permit).await;
         let waited = queued.elapsed();
         // The time in the queue is not the new version's: a rollout continues after its caller has gone.
         let request_deadline = context.deadline().map(|at| at + waited);
-        let deadline = Deadline::with_reserve(
+        let deadline = RolloutDeadline::with_reserve(
             self.settings.ready_timeout,
             self.settings.timeouts.rollback,
             request_deadline,
             context.shutdown().clone(),
         );
-        let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
-        let rollout_context = self.rollout_context(&transport, permit.succession());
-        let url = self.function_url(&hand_over.spec.address(), context);
-        let mut outcome = rollout::rollout(&rollout_context, hand_over, objections, &deadline, url).await;
+        let transport = HttpGatewaySender::new(context.gateway(), context.secrets(), &self.exchange);
+        let rollout_context = self.rollout_context(&transport, permit.successor_receiver());
+        let url = self.function_url(&hand_over.spec.function_address(), context);
+        let mut outcome =
+            rollout::roll_out_hand_over(&rollout_context, hand_over, objections, &deadline, url).await;
         outcome.durations.queue = waited;
-        self.metrics.record(&outcome);
+        self.metrics.record_outcome(&outcome);
         outcome
     }
 
@@ -213,7 +223,7 @@ impl Deployer {
         if !settings.check_image {
             return None;
         }
-        let lookup = ImageLookup {
+        let lookup = RegistryImageCheck {
             secrets: context.secrets().clone(),
             logins: Arc::clone(&self.logins),
             insecure: settings.insecure,
@@ -231,7 +241,7 @@ impl Deployer {
     /// Returns the function's URL for callers.
     fn function_url(&self, function: &FunctionAddress, context: &Context) -> String {
         match &self.settings.public_url {
-            Some(base) => format!("{base}{}", function.path()),
+            Some(base) => format!("{base}{}", function.call_path()),
             None => context
                 .gateway()
                 .function_url(&function.name, function.namespace.as_deref()),
@@ -267,9 +277,9 @@ impl Handler for Deployer {
 fn read_keys_with_rules<'p>(
     secrets: &Secrets,
     policy: &'p Policy,
-) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
-    let secret = secrets.read_secret(KEY_SECRET).map_err(Error::Key)?;
-    let first = HmacKeys::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;
+) -> Result<Vec<(HmacKeys, &'p Rules)>, HandOverError> {
+    let secret = secrets.read_secret(KEY_SECRET).map_err(HandOverError::Key)?;
+    let first = HmacKeys::new(&secret).ok_or(HandOverError::NoKey { name: KEY_SECRET })?;
     let mut keys = vec![(first, &policy.rules)];
     for (name, rules) in &policy.keys {
         match secrets.read_secret(name).map(|secret| HmacKeys::new(&secret)) {

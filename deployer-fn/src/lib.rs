@@ -22,13 +22,18 @@ mod succession;
 mod time;
 mod version;
 
-pub use self::gateway::Transport;
+pub use self::gateway::GatewayRequestSender;
 pub use self::handler::Deployer;
-pub use self::metrics::Metrics;
-pub use self::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Successor};
-pub use self::request::{
-    FunctionSpec, HandOver, MAX_BODY_BYTES, PinnedImage, Probe, Resources, SPEC_ANNOTATION,
+pub use self::metrics::DeploymentMetrics;
+pub use self::outcome::{
+    DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
 };
-pub use self::rollout::{Deadline, RolloutContext, RolloutHistory, Timeouts, rollout};
+pub use self::request::{
+    FunctionSpec, HandOver, MAX_BODY_BYTES, PinnedImage, ReadinessProbe, ResourceAmounts,
+    SPEC_DIGEST_ANNOTATION,
+};
+pub use self::rollout::{
+    RolloutContext, RolloutDeadline, RolloutHistory, RolloutTimeouts, roll_out_hand_over,
+};
 pub use self::settings::Settings;
 pub use self::succession::{SuccessorReceiver, SuccessorSender};

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use deployer_fn::{Deployer, Metrics, Settings};
+use deployer_fn::{Deployer, DeploymentMetrics, Settings};
 use function_host::{App, SetupContext, SetupError};
 
 fn main() -> ExitCode {
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         let settings = Settings::read(&mut parser);
         settings.check_signing_keys(&mut parser, context.secrets());
         parser.finish()?;
-        let deployer = Deployer::new(settings, Metrics::new(context.metrics_registry())?);
+        let deployer = Deployer::new(settings, DeploymentMetrics::new(context.metrics_registry())?);
         Ok::<_, SetupError>(App::new(deployer).named("deployer-fn"))
     })
 }

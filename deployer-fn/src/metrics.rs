@@ -4,21 +4,22 @@ use function_host::prometheus::{
     Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use crate::outcome::{DeploymentStatus, Outcome};
+use crate::outcome::{DeploymentOutcome, DeploymentStatus};
 
 /// Upper bounds, in seconds, of the buckets of the duration histograms: from a read that takes milliseconds to
 /// an image that is pulled for minutes.
-const BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+const DURATION_BUCKETS_SECONDS: [f64; 12] =
+    [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// The deployer's metrics of deployments.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct DeploymentMetrics {
     ended: IntCounterVec,
     steps: HistogramVec,
     in_progress: IntGauge,
 }
 
-impl Metrics {
+impl DeploymentMetrics {
     /// Makes the metrics of deployments and registers them.
     ///
     /// # Errors
@@ -36,7 +37,7 @@ impl Metrics {
                 "slipway_deployment_step_seconds",
                 "Duration of each step of a deployment in seconds: queue, check, apply, watch, restore.",
             )
-            .buckets(BUCKETS.to_vec()),
+            .buckets(DURATION_BUCKETS_SECONDS.to_vec()),
             &["step"],
         )?;
         let in_progress = IntGauge::new(
@@ -54,7 +55,7 @@ impl Metrics {
             DeploymentStatus::Refused,
             DeploymentStatus::Failed,
         ] {
-            ended.with_label_values(&[status.name()]);
+            ended.with_label_values(&[status.as_str()]);
         }
         Ok(Self {
             ended,
@@ -64,14 +65,14 @@ impl Metrics {
     }
 
     /// Counts a deployment as in progress until the returned value is dropped.
-    pub(crate) fn start(&self) -> InProgress {
+    pub(crate) fn begin_deployment(&self) -> InProgressGuard {
         self.in_progress.inc();
-        InProgress(self.in_progress.clone())
+        InProgressGuard(self.in_progress.clone())
     }
 
     /// Records the outcome of a deployment.
-    pub(crate) fn record(&self, outcome: &Outcome) {
-        self.ended.with_label_values(&[outcome.status.name()]).inc();
+    pub(crate) fn record_outcome(&self, outcome: &DeploymentOutcome) {
+        self.ended.with_label_values(&[outcome.status.as_str()]).inc();
         let durations = &outcome.durations;
         for (step, duration) in [
             ("queue", durations.queue),
@@ -93,9 +94,9 @@ impl Metrics {
 /// A guard that counts one deployment as in progress until it is dropped.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct InProgress(IntGauge);
+pub(crate) struct InProgressGuard(IntGauge);
 
-impl Drop for InProgress {
+impl Drop for InProgressGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

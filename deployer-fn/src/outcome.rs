@@ -9,7 +9,7 @@ use crate::gateway::FunctionStatus;
 /// The outcome of a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Outcome {
+pub struct DeploymentOutcome {
     /// The function's name.
     pub function: String,
     /// The function's namespace; absent if neither the caller nor the provider named one.
@@ -25,12 +25,12 @@ pub struct Outcome {
     /// Whether the deployment sent a change to the provider.
     pub changed: bool,
     /// The function's state at the end of the deployment; absent if it is unknown.
-    #[serde(skip_serializing_if = "Running::is_unknown")]
-    pub running: Running,
+    #[serde(skip_serializing_if = "RunningState::is_unknown")]
+    pub running: RunningState,
     /// The function's URL for callers.
     pub url: String,
     /// The time that each step of the deployment took.
-    pub durations: Durations,
+    pub durations: StepDurations,
     /// The reasons for the deployment's status, for people.
     pub reasons: Vec<String>,
     /// The newer build for which this deployment was rejected; `None` if there is none.
@@ -38,7 +38,7 @@ pub struct Outcome {
     pub superseded_by: Option<Successor>,
     /// The party that has to act on the failed deployment; `None` if it did not fail.
     #[serde(skip)]
-    pub fault: Option<Fault>,
+    pub fault: Option<FaultyParty>,
 }
 
 /// A newer build of the same function, which supersedes a deployment.
@@ -68,7 +68,7 @@ pub enum DeploymentStatus {
 
 impl DeploymentStatus {
     /// Returns the deployment's status as it is written in responses, metrics and traces.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Unverified => "unverified",
@@ -109,7 +109,7 @@ pub(crate) enum DryRunStatus {
 
 /// The party to blame for a failed deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum FaultyParty {
     /// The caller is to blame: the same hand-over would fail again.
     Caller,
     /// The gateway, the provider or the deployer is to blame: the same hand-over may succeed later.
@@ -118,7 +118,7 @@ pub enum Fault {
 
 /// The state of the function at the end of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Running {
+pub enum RunningState {
     /// The function's state could not be read.
     Unknown,
     /// The function does not exist.
@@ -132,13 +132,13 @@ pub enum Running {
     },
 }
 
-impl Running {
+impl RunningState {
     fn is_unknown(&self) -> bool {
         *self == Self::Unknown
     }
 }
 
-impl From<Option<&FunctionStatus>> for Running {
+impl From<Option<&FunctionStatus>> for RunningState {
     fn from(status: Option<&FunctionStatus>) -> Self {
         match status {
             None => Self::Nothing,
@@ -150,7 +150,7 @@ impl From<Option<&FunctionStatus>> for Running {
     }
 }
 
-impl Serialize for Running {
+impl Serialize for RunningState {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -174,29 +174,29 @@ impl Serialize for Running {
 
 /// The time that each step of a deployment took; in seconds in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Durations {
+pub struct StepDurations {
     /// The time for reading the previous state and checking the hand-over against it.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "serialize_as_seconds")]
     pub check: Duration,
     /// The time until the provider answered the update or the creation.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "serialize_as_seconds")]
     pub apply: Duration,
     /// The time from the provider's answer until the function answered its probe, or the timeout.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "serialize_as_seconds")]
     pub watch: Duration,
     /// The time for restoring the previous version, or until the timeout.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "serialize_as_seconds")]
     pub restore: Duration,
     /// The time for which the deployment waited for another one of the same function.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "serialize_as_seconds")]
     pub queue: Duration,
     /// The time of all steps of the deployment except `queue`.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "serialize_as_seconds")]
     pub total: Duration,
 }
 
 /// Serializes a duration as seconds, rounded to milliseconds.
-fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((duration.as_secs_f64() * 1000.0).round() / 1000.0)
 }
 
@@ -208,21 +208,21 @@ mod tests {
 
     #[test]
     fn an_outcome_has_the_documented_json() {
-        let mut outcome = Outcome {
+        let mut outcome = DeploymentOutcome {
             function: "hello".to_owned(),
             namespace: Some("openfaas-fn".to_owned()),
             image: "r/hello@sha256:2".to_owned(),
             previous_image: Some("r/hello@sha256:1".to_owned()),
             status: DeploymentStatus::Ready,
             changed: true,
-            running: Running::Function {
+            running: RunningState::Function {
                 image: "r/hello@sha256:2".to_owned(),
                 available_replicas: 1,
             },
             url: "http://gateway:8080/function/hello".to_owned(),
-            durations: Durations {
+            durations: StepDurations {
                 check: Duration::from_micros(12_345),
-                ..Durations::default()
+                ..StepDurations::default()
             },
             reasons: vec![],
             superseded_by: None,
@@ -248,9 +248,9 @@ mod tests {
             json!("call-8")
         );
 
-        outcome.running = Running::Nothing;
+        outcome.running = RunningState::Nothing;
         assert_eq!(serde_json::to_value(&outcome).unwrap()["running"], json!(null));
-        outcome.running = Running::Unknown;
+        outcome.running = RunningState::Unknown;
         assert!(
             !serde_json::to_value(&outcome)
                 .unwrap()

@@ -25,7 +25,7 @@ use function_host::policy::Quantity;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::request::{FunctionSpec, PinnedImage, Resources};
+use crate::request::{FunctionSpec, PinnedImage, ResourceAmounts};
 
 /// The name of the secret with the keys that hand-overs are signed with: one key a line while keys are rotated.
 pub(crate) const KEY_SECRET: &str = "deploy-secret";
@@ -124,7 +124,7 @@ impl Rules {
         if self.default_cpu.is_none() && self.default_memory.is_none() {
             return;
         }
-        let limits = spec.limits.get_or_insert_with(Resources::default);
+        let limits = spec.limits.get_or_insert_with(ResourceAmounts::default);
         for (limit, default) in [
             (&mut limits.cpu, &self.default_cpu),
             (&mut limits.memory, &self.default_memory),
@@ -179,7 +179,7 @@ impl Rules {
 
     /// Adds a violation for each amount of memory or CPU over its maximum.
     fn check_resources(&self, spec: &FunctionSpec, violations: &mut Vec<String>) {
-        let none = Resources::default();
+        let none = ResourceAmounts::default();
         let limits = spec.limits.as_ref().unwrap_or(&none);
         let requests = spec.requests.as_ref().unwrap_or(&none);
         for (rule, cap, limit, request) in [
@@ -343,10 +343,10 @@ mod tests {
             ("team", "team-b/hello", false),
             ("team", "team/hello", true),
         ] {
-            let image = PinnedImage::parse(&format!("{image}@{digest}")).unwrap();
+            let image = PinnedImage::parse_pinned(&format!("{image}@{digest}")).unwrap();
             assert_eq!(allows_image(prefix, &image), allowed, "{prefix} {image}");
         }
-        let image = PinnedImage::parse(&format!("r.example/t@{digest}")).unwrap();
+        let image = PinnedImage::parse_pinned(&format!("r.example/t@{digest}")).unwrap();
         assert!(allows_image(&format!("r.example/t@{digest}"), &image));
     }
 

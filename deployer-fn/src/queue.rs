@@ -31,12 +31,12 @@ struct FunctionQueue {
     /// The number of deployments that have waited so far.
     arrivals: u64,
     /// The deployments that wait, sorted by the time of their build, then by arrival. The last one is next.
-    waiting: BTreeMap<(Option<Timestamp>, u64), Waiter>,
+    waiting: BTreeMap<(Option<Timestamp>, u64), WaitingDeployment>,
 }
 
 /// A deployment that waits in a function's queue.
 #[derive(Debug)]
-struct Waiter {
+struct WaitingDeployment {
     times: BuildTimes,
     successor: Successor,
     grant: oneshot::Sender<DeploymentPermit>,
@@ -44,7 +44,7 @@ struct Waiter {
 
 impl FunctionQueue {
     fn new(running: BuildTimes) -> (Self, SuccessorReceiver) {
-        let (announcer, succession) = SuccessorReceiver::channel(None);
+        let (announcer, succession) = SuccessorReceiver::channel_with_successor(None);
         let queue = Self {
             running,
             announcer,
@@ -55,7 +55,7 @@ impl FunctionQueue {
     }
 
     /// Adds a waiting deployment, and announces its build if that is newer than the one that runs.
-    fn add(&mut self, waiter: Waiter) {
+    fn add_waiting(&mut self, waiter: WaitingDeployment) {
         if self.running.is_older_than(&waiter.times) {
             self.announcer.send_replace(Some(waiter.successor.clone()));
         }
@@ -65,7 +65,7 @@ impl FunctionQueue {
     }
 
     /// Removes the next waiting deployment from the queue, and makes it the one that runs.
-    fn begin_next(&mut self) -> Option<(Waiter, SuccessorReceiver)> {
+    fn take_next_waiting(&mut self) -> Option<(WaitingDeployment, SuccessorReceiver)> {
         let (_, next) = self.waiting.pop_last()?;
         self.running = next.times;
         let newer = self.waiting.values().rev();
@@ -73,7 +73,7 @@ impl FunctionQueue {
             .into_iter()
             .find(|waiter| next.times.is_older_than(&waiter.times))
             .map(|waiter| waiter.successor.clone());
-        let (announcer, succession) = SuccessorReceiver::channel(newer);
+        let (announcer, succession) = SuccessorReceiver::channel_with_successor(newer);
         self.announcer = announcer;
         Some((next, succession))
     }
@@ -91,7 +91,7 @@ pub(crate) struct DeploymentPermit {
 
 impl DeploymentPermit {
     /// Returns the receiver that learns of newer builds that wait.
-    pub(crate) fn succession(&self) -> &SuccessorReceiver {
+    pub(crate) fn successor_receiver(&self) -> &SuccessorReceiver {
         &self.succession
     }
 }
@@ -101,7 +101,7 @@ impl DeploymentQueue {
     /// the permit.
     ///
     /// The deployment that runs yields if its build is older. Dropping the future leaves the queue.
-    pub(crate) async fn acquire(
+    pub(crate) async fn acquire_permit(
         &self,
         function: FunctionId,
         times: BuildTimes,
@@ -110,7 +110,7 @@ impl DeploymentQueue {
         let successor = Successor { call_id };
         loop {
             let granted = {
-                let mut queues = self.lock();
+                let mut queues = self.lock_queues();
                 let Some(queue) = queues.get_mut(&function) else {
                     let (queue, succession) = FunctionQueue::new(times);
                     queues.insert(function.clone(), queue);
@@ -121,7 +121,7 @@ impl DeploymentQueue {
                     };
                 };
                 let (grant, granted) = oneshot::channel();
-                queue.add(Waiter {
+                queue.add_waiting(WaitingDeployment {
                     times,
                     successor: successor.clone(),
                     grant,
@@ -135,16 +135,19 @@ impl DeploymentQueue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, FunctionQueue>> {
+    fn lock_queues(&self) -> MutexGuard<'_, HashMap<FunctionId, FunctionQueue>> {
         // Every operation leaves the map consistent, so that a panic elsewhere does not matter.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the function's next waiting deployment, and returns it. If none waits, removes the function's
     /// queue.
-    fn begin_next(&self, function: &FunctionId) -> Option<(Waiter, SuccessorReceiver)> {
-        let mut queues = self.lock();
-        let next = queues.get_mut(function)?.begin_next();
+    fn begin_next_of_function(
+        &self,
+        function: &FunctionId,
+    ) -> Option<(WaitingDeployment, SuccessorReceiver)> {
+        let mut queues = self.lock_queues();
+        let next = queues.get_mut(function)?.take_next_waiting();
         if next.is_none() {
             queues.remove(function);
         }
@@ -154,7 +157,7 @@ impl DeploymentQueue {
 
 impl Drop for DeploymentPermit {
     fn drop(&mut self) {
-        if let Some((waiter, succession)) = self.queue.begin_next(&self.function) {
+        if let Some((waiter, succession)) = self.queue.begin_next_of_function(&self.function) {
             let permit = Self {
                 queue: self.queue.clone(),
                 function: self.function.clone(),
@@ -177,34 +180,38 @@ mod tests {
     use super::*;
     use crate::function::FunctionAddress;
 
-    fn at(second: i64) -> BuildTimes {
+    fn build_times_at(second: i64) -> BuildTimes {
         BuildTimes {
             submitted_at: Some(Timestamp::from_second(second).unwrap()),
             built_at: None,
         }
     }
 
-    fn function(namespace: Option<&str>, name: &str) -> FunctionId {
+    fn function_id(namespace: Option<&str>, name: &str) -> FunctionId {
         let address = FunctionAddress {
             name: name.to_owned(),
             namespace: namespace.map(str::to_owned),
         };
-        address.id("openfaas-fn")
+        address.identity("openfaas-fn")
     }
 
-    fn hello() -> FunctionId {
-        function(None, "hello")
+    fn hello_function_id() -> FunctionId {
+        function_id(None, "hello")
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_newest_build_that_waits_is_next() {
+    async fn the_newest_waiting_build_is_deployed_next() {
         let queue = DeploymentQueue::default();
         let (done, mut order) = mpsc::unbounded_channel();
-        let first = queue.acquire(hello(), at(1), None).await;
+        let first = queue
+            .acquire_permit(hello_function_id(), build_times_at(1), None)
+            .await;
         for number in [3, 5, 2, 4] {
             let (queue, done) = (queue.clone(), done.clone());
             tokio::spawn(async move {
-                let permit = queue.acquire(hello(), at(number), None).await;
+                let permit = queue
+                    .acquire_permit(hello_function_id(), build_times_at(number), None)
+                    .await;
                 done.send(number).unwrap();
                 drop(permit);
             });
@@ -215,7 +222,7 @@ mod tests {
             assert_eq!(order.recv().await, Some(number));
         }
         tokio::task::yield_now().await;
-        assert!(queue.lock().is_empty());
+        assert!(queue.lock_queues().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -224,29 +231,39 @@ mod tests {
         let acquired = async |function| {
             timeout(
                 Duration::from_secs(1),
-                queue.acquire(function, BuildTimes::default(), None),
+                queue.acquire_permit(function, BuildTimes::default(), None),
             )
             .await
         };
-        let _one = acquired(function(None, "one")).await.unwrap();
-        let _other = acquired(function(None, "other")).await.unwrap();
-        let _elsewhere = acquired(function(Some("team"), "one")).await.unwrap();
+        let _one = acquired(function_id(None, "one")).await.unwrap();
+        let _other = acquired(function_id(None, "other")).await.unwrap();
+        let _elsewhere = acquired(function_id(Some("team"), "one")).await.unwrap();
         for same in [None, Some("openfaas-fn")] {
-            assert!(acquired(function(same, "one")).await.is_err());
+            assert!(acquired(function_id(same, "one")).await.is_err());
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiter_that_has_gone_is_skipped() {
+    async fn a_waiting_deployment_that_was_dropped_is_skipped() {
         let queue = DeploymentQueue::default();
-        let first = queue.acquire(hello(), BuildTimes::default(), None).await;
+        let first = queue
+            .acquire_permit(hello_function_id(), BuildTimes::default(), None)
+            .await;
         let gone = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.acquire(hello(), at(9), None).await }
+            async move {
+                queue
+                    .acquire_permit(hello_function_id(), build_times_at(9), None)
+                    .await
+            }
         });
         let stays = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.acquire(hello(), at(1), None).await }
+            async move {
+                queue
+                    .acquire_permit(hello_function_id(), build_times_at(1), None)
+                    .await
+            }
         });
         tokio::task::yield_now().await;
         gone.abort();
@@ -254,24 +271,35 @@ mod tests {
         drop(first);
         let permit = timeout(Duration::from_secs(1), stays).await.unwrap();
         drop(permit.unwrap());
-        assert!(queue.lock().is_empty());
+        assert!(queue.lock_queues().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_newer_build_that_waits_is_announced() {
+    async fn only_a_waiting_build_that_is_newer_is_announced_as_the_successor() {
         let queue = DeploymentQueue::default();
-        let first = queue.acquire(hello(), at(2), None).await;
+        let first = queue
+            .acquire_permit(hello_function_id(), build_times_at(2), None)
+            .await;
         for (number, announced) in [(1, None), (2, None), (3, Some("3"))] {
             let queue = queue.clone();
             let call_id = Some(number.to_string());
-            tokio::spawn(async move { queue.acquire(hello(), at(number), call_id).await });
+            tokio::spawn(async move {
+                queue
+                    .acquire_permit(hello_function_id(), build_times_at(number), call_id)
+                    .await
+            });
             tokio::task::yield_now().await;
-            let current = first.succession().current_successor();
+            let current = first.successor_receiver().current_successor();
             let current = current.and_then(|successor| successor.call_id);
             assert_eq!(current.as_deref(), announced, "{number}");
         }
         assert_eq!(
-            first.succession().wait_for_successor().await.call_id.as_deref(),
+            first
+                .successor_receiver()
+                .wait_for_successor()
+                .await
+                .call_id
+                .as_deref(),
             Some("3")
         );
     }

@@ -19,16 +19,16 @@ use crate::request::PinnedImage;
 
 /// The name of the secret with the Docker `config.json` for pulling. It is not the builder's, so that
 /// deployer-fn needs no credentials that may push. Helpers that it names are not run.
-pub(crate) const CONFIG_SECRET: &str = "registry-pull-config";
+pub(crate) const PULL_CONFIG_SECRET: &str = "registry-pull-config";
 
 /// The longest `os` or `architecture` of an image that is repeated to the caller, in bytes.
-const PLATFORM_PART_MAX: usize = 32;
+const PLATFORM_PART_MAX_BYTES: usize = 32;
 
 /// Checks whether images are in their registries.
 #[derive(Clone, Debug)]
-pub(crate) struct ImageLookup {
+pub(crate) struct RegistryImageCheck {
     pub(crate) secrets: Secrets,
-    /// The parsed registry logins from [`CONFIG_SECRET`].
+    /// The parsed registry logins from [`PULL_CONFIG_SECRET`].
     pub(crate) logins: Arc<LoginsCache>,
     /// Whether registries speak plain HTTP.
     pub(crate) insecure: bool,
@@ -40,7 +40,7 @@ pub(crate) struct ImageLookup {
 
 /// Whether a registry has an image.
 #[derive(Debug, PartialEq, Eq)]
-enum Presence {
+enum ImagePresence {
     /// The registry has the image.
     Present,
     /// The registry does not have the image, or not for the platform; with the reason.
@@ -49,17 +49,17 @@ enum Presence {
     Unknown(String),
 }
 
-impl ImageLookup {
+impl RegistryImageCheck {
     /// Returns why the image certainly cannot be deployed; `None` if it may be. `limit` is the timeout of all
     /// requests together.
     pub(crate) async fn find_objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
-        let looked_up = tokio::time::timeout(limit, self.look_up(image)).await;
-        let presence =
-            looked_up.unwrap_or_else(|_| Presence::Unknown("the registry did not answer in time".to_owned()));
+        let looked_up = tokio::time::timeout(limit, self.image_presence(image)).await;
+        let presence = looked_up
+            .unwrap_or_else(|_| ImagePresence::Unknown("the registry did not answer in time".to_owned()));
         match presence {
-            Presence::Present => None,
-            Presence::Missing(reason) => Some(reason),
-            Presence::Unknown(reason) => {
+            ImagePresence::Present => None,
+            ImagePresence::Missing(reason) => Some(reason),
+            ImagePresence::Unknown(reason) => {
                 info!(%image, reason, "could not check that the registry has the image");
                 None
             }
@@ -67,30 +67,31 @@ impl ImageLookup {
     }
 
     /// Asks the image's registry whether it has the image.
-    async fn look_up(&self, image: &PinnedImage) -> Presence {
+    async fn image_presence(&self, image: &PinnedImage) -> ImagePresence {
         let (registry, name) = image.registry_and_path();
-        let credentials = match self.credentials(registry) {
+        let credentials = match self.registry_credentials(registry) {
             Ok(credentials) => credentials,
-            Err(reason) => return Presence::Unknown(reason),
+            Err(reason) => return ImagePresence::Unknown(reason),
         };
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone());
         let presence = async {
-            self.find(client?.repository(registry, name, credentials), image)
+            self.find_image(client?.repository(registry, name, credentials), image)
                 .await
         };
         presence
             .await
-            .unwrap_or_else(|error| Presence::Unknown(ErrorChain(&error).to_string()))
+            .unwrap_or_else(|error| ImagePresence::Unknown(ErrorChain(&error).to_string()))
     }
 
     /// Returns the credentials for a registry; empty ones if the secret has none.
     ///
     /// # Errors
     /// The reason why the secret, or its entry for the registry, cannot be used, without any of its content.
-    fn credentials(&self, registry: &str) -> Result<RegistryCredentials, String> {
-        let unusable =
-            |error: &dyn std::fmt::Display| format!("the secret {CONFIG_SECRET} cannot be used: {error}");
-        let secret = match self.secrets.read_secret(CONFIG_SECRET) {
+    fn registry_credentials(&self, registry: &str) -> Result<RegistryCredentials, String> {
+        let unusable = |error: &dyn std::fmt::Display| {
+            format!("the secret {PULL_CONFIG_SECRET} cannot be used: {error}")
+        };
+        let secret = match self.secrets.read_secret(PULL_CONFIG_SECRET) {
             Ok(secret) => secret,
             Err(SecretError::Missing { .. } | SecretError::Empty { .. }) => {
                 return Ok(RegistryCredentials::default());
@@ -105,12 +106,16 @@ impl ImageLookup {
     }
 
     /// Finds the image in its repository, and compares its platform.
-    async fn find(&self, mut repository: Repository, image: &PinnedImage) -> Result<Presence, RegistryError> {
+    async fn find_image(
+        &self,
+        mut repository: Repository,
+        image: &PinnedImage,
+    ) -> Result<ImagePresence, RegistryError> {
         let Some(manifest) = repository.fetch_manifest(image.digest()).await? else {
             let reason = format!("the registry {} has no image {image}", repository.registry_host());
-            return Ok(Presence::Missing(reason));
+            return Ok(ImagePresence::Missing(reason));
         };
-        let unknown = |reason: &str| Ok(Presence::Unknown(reason.to_owned()));
+        let unknown = |reason: &str| Ok(ImagePresence::Unknown(reason.to_owned()));
         let Ok(manifest) = serde_json::from_slice::<Value>(&manifest) else {
             return unknown("the registry's answer is not a manifest");
         };
@@ -120,20 +125,20 @@ impl ImageLookup {
         ) {
             (Some(manifests), _) => manifests
                 .iter()
-                .map(|manifest| platform(&manifest["platform"]))
+                .map(|manifest| platform_text(&manifest["platform"]))
                 .collect(),
-            (None, Some(config)) => Vec::from_iter(platform_of(&mut repository, config).await?),
+            (None, Some(config)) => Vec::from_iter(platform_in_image_config(&mut repository, config).await?),
             (None, None) => return unknown("the image's manifest has no configuration"),
         };
         let wanted = &self.platform;
         if platforms.is_empty() || platforms.contains(wanted) {
-            return Ok(Presence::Present);
+            return Ok(ImagePresence::Present);
         }
         let reason = format!(
             "the image {image} is for {}, and functions run on {wanted}",
             platforms.join(", ")
         );
-        Ok(Presence::Missing(reason))
+        Ok(ImagePresence::Missing(reason))
     }
 }
 
@@ -141,23 +146,26 @@ impl ImageLookup {
 ///
 /// The blob may be on another host. The manifest shows that the image exists, and the platform is not worth a request to
 /// a further host.
-async fn platform_of(repository: &mut Repository, config: &str) -> Result<Option<String>, RegistryError> {
+async fn platform_in_image_config(
+    repository: &mut Repository,
+    config: &str,
+) -> Result<Option<String>, RegistryError> {
     let config = match repository.fetch_blob(config).await {
         Err(RegistryError::Status { status, .. }) if status.is_redirection() => return Ok(None),
         config => config?.unwrap_or_default(),
     };
     let platform = serde_json::from_slice(&config)
-        .map(|config| platform(&config))
+        .map(|config| platform_text(&config))
         .ok();
     Ok(platform.filter(|platform| !platform.contains('?')))
 }
 
 /// Returns `os/architecture` from the JSON of an image's platform or configuration, with `?` for a missing or
 /// malformed part.
-fn platform(object: &Value) -> String {
+fn platform_text(object: &Value) -> String {
     let is_name = |text: &&str| {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        (1..=PLATFORM_PART_MAX).contains(&text.len()) && text.bytes().all(is_allowed)
+        (1..=PLATFORM_PART_MAX_BYTES).contains(&text.len()) && text.bytes().all(is_allowed)
     };
     let field = |key: &str| object[key].as_str().filter(is_name).unwrap_or("?");
     format!("{}/{}", field("os"), field("architecture"))

@@ -16,17 +16,17 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::dry_run::{DryRun, Received};
+pub(crate) use self::dry_run::{DryRunRequest, ReceivedHandOver};
 pub use self::image::PinnedImage;
-pub(crate) use self::image::same_image;
-pub(crate) use self::names::check_label as check_namespace;
-pub use self::probe::Probe;
-pub(crate) use self::spec::OWN_ANNOTATIONS;
-pub use self::spec::{FunctionSpec, Resources, SPEC_ANNOTATION};
+pub(crate) use self::image::names_same_image;
+pub(crate) use self::names::check_namespace_name as check_namespace;
+pub use self::probe::ReadinessProbe;
+pub(crate) use self::spec::OWN_ANNOTATION_PREFIX;
+pub use self::spec::{FunctionSpec, ResourceAmounts, SPEC_DIGEST_ANNOTATION};
 use crate::build_times::BuildTimes;
-use crate::error::Error;
+use crate::error::HandOverError;
 use crate::time;
-use fields::{Fields, Remarks};
+use fields::{JsonFields, ProblemsAndWarnings};
 
 /// The name of the header with a hand-over's signature.
 pub(crate) const SIGNATURE_HEADER: &str = "x-deploy-signature";
@@ -50,7 +50,7 @@ pub struct HandOver {
     /// The time from which the hand-over is rejected, so that a recorded one cannot be replayed later.
     pub expires_at: Option<Timestamp>,
     /// The probe: the request that checks that the function works.
-    pub probe: Probe,
+    pub probe: ReadinessProbe,
     /// Warnings about fields of the hand-over that are ignored, or read in another way than they are written.
     pub warnings: Vec<String>,
 }
@@ -69,13 +69,13 @@ impl HandOver {
         let expired = self.expires_at.filter(|at| *at <= now).map(|at| {
             format!(
                 "the hand-over expired at {}; it was received at {}",
-                time::format_millis(at),
-                time::format_millis(now)
+                time::format_with_millis(at),
+                time::format_with_millis(now)
             )
         });
         expired
             .into_iter()
-            .chain(self.build_times().problem(now))
+            .chain(self.build_times().problem_if_ahead_of(now))
             .collect()
     }
 
@@ -86,13 +86,13 @@ impl HandOver {
     /// counts only if there is no `submittedAt`. `expiresAt` differs with each delivery.
     pub(crate) fn delivery_digest(&self) -> Option<String> {
         let time = match (self.submitted_at, self.built_at) {
-            (Some(at), _) => json!({"submittedAt": time::format(at)}),
+            (Some(at), _) => json!({"submittedAt": time::format_with_nanos(at)}),
             // The form of earlier releases, whose digests are in the annotations of deployed functions.
-            (None, Some(at)) => json!(time::format(at)),
+            (None, Some(at)) => json!(time::format_with_nanos(at)),
             (None, None) if self.call_id.is_none() => return None,
             (None, None) => Value::Null,
         };
-        let identity = json!([self.spec.digest(), self.call_id, time, self.probe]);
+        let identity = json!([self.spec.spec_digest(), self.call_id, time, self.probe]);
         Some(hex::encode(Sha256::digest(identity.to_string())))
     }
 }
@@ -107,37 +107,37 @@ pub(crate) async fn receive_hand_over<K: Copy>(
     body: Body,
     signature: Option<&str>,
     keys: &[(HmacKeys, K)],
-) -> Result<(Received, K), Error> {
-    let signature = signature.ok_or(Error::Unsigned)?;
+) -> Result<(ReceivedHandOver, K), HandOverError> {
+    let signature = signature.ok_or(HandOverError::Unsigned)?;
     let mut verifiers = Vec::with_capacity(keys.len());
     for (key, value) in keys {
-        let verifier = SignatureVerifier::new(key, signature).map_err(Error::MalformedSignature)?;
+        let verifier = SignatureVerifier::new(key, signature).map_err(HandOverError::MalformedSignature)?;
         verifiers.push((verifier, *value));
     }
-    let bytes = body.collect(MAX_BODY_BYTES).await.map_err(Error::Body)?;
-    let mut error = Error::Unsigned;
+    let bytes = body.collect(MAX_BODY_BYTES).await.map_err(HandOverError::Body)?;
+    let mut error = HandOverError::Unsigned;
     for (mut verifier, value) in verifiers {
         verifier.update(&bytes);
         match verifier.finish() {
             Ok(()) => return Ok((parse_hand_over(&bytes)?, value)),
-            Err(mismatch) => error = Error::WrongSignature(mismatch),
+            Err(mismatch) => error = HandOverError::WrongSignature(mismatch),
         }
     }
     Err(error)
 }
 
 /// Parses the JSON of a hand-over, or of a builder's result that contains one.
-pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<Received, Error> {
-    let Value::Object(document) = serde_json::from_slice(bytes).map_err(Error::NotJson)? else {
-        return Err(Error::Invalid {
+pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOverError> {
+    let Value::Object(document) = serde_json::from_slice(bytes).map_err(HandOverError::NotJson)? else {
+        return Err(HandOverError::Invalid {
             problems: vec!["the hand-over is JSON, but not an object".to_owned()],
             dry_run: false,
         });
     };
     let document = unwrap_build_result(document);
-    let mut remarks = Remarks::default();
-    let mut fields = Fields::new("", document, &mut remarks);
-    let dry_run = fields.read_flag("dryRun").unwrap_or_default();
+    let mut remarks = ProblemsAndWarnings::default();
+    let mut fields = JsonFields::new("", document, &mut remarks);
+    let dry_run = fields.read_boolean("dryRun").unwrap_or_default();
     let tag = fields.read_string("tag");
     let given = match dry_run {
         true => fields.read_string("image").filter(|text| !text.is_empty()),
@@ -145,12 +145,12 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<Received, Error> {
     };
     let names_repository = !dry_run || given.is_some() || tag.is_some();
     let (key, image) = match &given {
-        Some(text) => ("image", PinnedImage::parse(text).map(Some)),
-        None if dry_run => ("tag", PinnedImage::unbuilt(tag.as_deref()).map(Some)),
+        Some(text) => ("image", PinnedImage::parse_pinned(text).map(Some)),
+        None if dry_run => ("tag", PinnedImage::stand_in_for_unbuilt(tag.as_deref()).map(Some)),
         None => ("image", Ok(None)),
     };
     let image = image.unwrap_or_else(|problem| {
-        fields.report(key, problem);
+        fields.add_problem(key, problem);
         None
     });
     let call_id = fields.read_string("callId");
@@ -158,21 +158,24 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<Received, Error> {
     let built_at = read_time_field(&mut fields, "builtAt");
     let expires_at = read_time_field(&mut fields, "expiresAt");
     let probe = match fields.read_object("probe") {
-        Some(probe) => fields.read_within("probe", probe, Probe::read),
-        None => Probe::default(),
+        Some(probe) => fields.read_nested_fields("probe", probe, ReadinessProbe::read_probe),
+        None => ReadinessProbe::default(),
     };
     let spec: Option<FunctionSpec> = fields.read_required_object("deploy").and_then(|deploy| {
-        fields.read_within("deploy", deploy, |fields| {
-            let spec = FunctionSpec::read(fields, image);
-            fields.reject_unknown();
+        fields.read_nested_fields("deploy", deploy, |fields| {
+            let spec = FunctionSpec::read_spec(fields, image);
+            fields.report_unread_fields();
             spec
         })
     });
-    if let Some(Err(problem)) = spec.as_ref().map(|spec| probe.check_address(&spec.address())) {
-        fields.report("probe.path", problem);
+    if let Some(Err(problem)) = spec
+        .as_ref()
+        .map(|spec| probe.check_gateway_path(&spec.function_address()))
+    {
+        fields.add_problem("probe.path", problem);
     }
-    fields.ignore_unknown();
-    let Remarks { problems, warnings } = remarks;
+    fields.ignore_unread_fields();
+    let ProblemsAndWarnings { problems, warnings } = remarks;
     let hand_over = match spec {
         Some(spec) if problems.is_empty() => HandOver {
             spec,
@@ -184,23 +187,23 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<Received, Error> {
             probe,
             warnings,
         },
-        _ => return Err(Error::Invalid { problems, dry_run }),
+        _ => return Err(HandOverError::Invalid { problems, dry_run }),
     };
     Ok(match dry_run {
-        true => Received::DryRun(DryRun {
+        true => ReceivedHandOver::DryRun(DryRunRequest {
             hand_over,
             names_repository,
         }),
-        false => Received::HandOver(hand_over),
+        false => ReceivedHandOver::HandOver(hand_over),
     })
 }
 
 /// Reads a field with a time in RFC 3339, and reports other text.
-fn read_time_field(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
+fn read_time_field(fields: &mut JsonFields<'_>, key: &str) -> Option<Timestamp> {
     let text = fields.read_string(key).filter(|text| !text.is_empty())?;
-    let time = time::parse(&text);
+    let time = time::parse_utc_time(&text);
     if time.is_none() {
-        fields.report(
+        fields.add_problem(
             key,
             format!("is not a time in UTC such as \"2026-03-01T12:00:00Z\" (RFC 3339): {text:?}"),
         );
@@ -234,21 +237,21 @@ mod tests {
 
     fn problems_of(document: &Value) -> Vec<String> {
         match parse_hand_over(document.to_string().as_bytes()) {
-            Err(Error::Invalid { problems, .. }) => problems,
+            Err(HandOverError::Invalid { problems, .. }) => problems,
             other => panic!("expected problems, got {other:?}"),
         }
     }
 
     fn parse_valid_hand_over(document: &Value) -> HandOver {
         match parse_hand_over(document.to_string().as_bytes()) {
-            Ok(Received::HandOver(hand_over)) => hand_over,
+            Ok(ReceivedHandOver::HandOver(hand_over)) => hand_over,
             other => panic!("expected a hand-over, got {other:?}"),
         }
     }
 
-    fn parse_valid_dry_run(document: &Value) -> DryRun {
+    fn parse_valid_dry_run(document: &Value) -> DryRunRequest {
         match parse_hand_over(document.to_string().as_bytes()) {
-            Ok(Received::DryRun(dry_run)) => dry_run,
+            Ok(ReceivedHandOver::DryRun(dry_run)) => dry_run,
             other => panic!("expected a dry run, got {other:?}"),
         }
     }
@@ -289,7 +292,7 @@ mod tests {
         .unwrap();
 
         assert_eq!(value, 2);
-        let Received::HandOver(hand_over) = received else {
+        let ReceivedHandOver::HandOver(hand_over) = received else {
             panic!("{received:?}");
         };
         assert_eq!(hand_over.spec.image.as_str(), IMAGE_REFERENCE);
@@ -327,18 +330,18 @@ mod tests {
                 .await
                 .unwrap_err()
         };
-        assert!(matches!(send(None, body.clone()).await, Error::Unsigned));
+        assert!(matches!(send(None, body.clone()).await, HandOverError::Unsigned));
         assert!(matches!(
             send(Some("sha256=12".into()), body.clone()).await,
-            Error::MalformedSignature(_)
+            HandOverError::MalformedSignature(_)
         ));
         assert!(matches!(
             send(Some(theirs), body.clone()).await,
-            Error::WrongSignature(_)
+            HandOverError::WrongSignature(_)
         ));
         assert!(matches!(
             send(Some(ours), body + " ").await,
-            Error::WrongSignature(_)
+            HandOverError::WrongSignature(_)
         ));
     }
 
@@ -349,7 +352,7 @@ mod tests {
         let error = receive_hand_over(Body::from(body), Some(&signature), &[(hmac_keys("k"), ())])
             .await
             .unwrap_err();
-        assert!(matches!(error, Error::Body(_)), "{error:?}");
+        assert!(matches!(error, HandOverError::Body(_)), "{error:?}");
     }
 
     #[test]
@@ -458,7 +461,7 @@ mod tests {
             ["deploy must be an object, is an array"]
         );
         assert_eq!(problems_of(&json!([])).len(), 1);
-        assert!(matches!(parse_hand_over(b"{"), Err(Error::NotJson(_))));
+        assert!(matches!(parse_hand_over(b"{"), Err(HandOverError::NotJson(_))));
     }
 
     #[test]
@@ -499,14 +502,14 @@ mod tests {
     #[test]
     fn a_dry_run_needs_no_image() {
         let unnamed = parse_valid_dry_run(&json!({"dryRun": true, "deploy": {"service": "hello"}}));
-        assert_eq!(unnamed.image(), None);
+        assert_eq!(unnamed.image_without_digest(), None);
         let tagged = parse_valid_dry_run(
             &json!({"dryRun": true, "tag": "r.example/t:1", "deploy": {"service": "hello"}}),
         );
-        assert_eq!(tagged.image().unwrap().repository(), "r.example/t");
+        assert_eq!(tagged.image_without_digest().unwrap().repository(), "r.example/t");
         // Whether it is one is known even if something else is wrong.
         let wrong = json!({"dryRun": true, "tag": "R/t", "deploy": {"service": "0"}}).to_string();
-        let Err(Error::Invalid { problems, dry_run }) = parse_hand_over(wrong.as_bytes()) else {
+        let Err(HandOverError::Invalid { problems, dry_run }) = parse_hand_over(wrong.as_bytes()) else {
             panic!("{wrong} is valid");
         };
         assert!(dry_run);
@@ -560,7 +563,7 @@ mod tests {
         let spec = |change: &dyn Fn(&mut Value)| {
             let mut document = complete_hand_over_json();
             change(&mut document);
-            parse_valid_hand_over(&document).spec.digest()
+            parse_valid_hand_over(&document).spec.spec_digest()
         };
         let plain = spec(&|_| ());
         assert_eq!(plain, spec(&|document| document["callId"] = "another".into()));

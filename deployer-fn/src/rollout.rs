@@ -1,7 +1,7 @@
 //! Rolls out one version of a function: checks, applies, watches, and restores the previous version if the new one
 //! fails.
 //!
-//! What a rollout relies on, and why:
+//! The rules that a rollout follows, each with its reason:
 //! - Everything is checked before anything is changed, and all objections are reported at once.
 //! - An update comes first, and a creation if the answer is 404: providers do not answer 409
 //!   (docs/pitfalls.md#no-conflict-status).
@@ -44,26 +44,28 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use self::change::Change;
+use self::change::ChangeResult;
 use self::check::NextStep;
-pub use self::deadline::Deadline;
-pub(crate) use self::dry_run::dry_run;
+pub use self::deadline::RolloutDeadline;
+pub(crate) use self::dry_run::check_without_deploying;
 pub use self::history::RolloutHistory;
-use self::history::Unsettled;
-use self::panic::Panicked;
+use self::history::UnsettledRollout;
+use self::panic::RolloutPanicked;
 use self::verdict::{Findings, Verdict};
-use self::watch::{Ready, WaitingFor, Watched};
+use self::watch::{ReadyVersion, WaitingFor, WatchResult};
 use crate::build_times::BuildTimes;
 use crate::function::{FunctionAddress, FunctionId};
-use crate::gateway::{self, FunctionStatus, ProviderName, ReadError, Transport};
-use crate::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Successor};
+use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName};
+use crate::outcome::{
+    DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
+};
 use crate::request::HandOver;
 use crate::succession::SuccessorReceiver;
-use crate::version::Version;
+use crate::version::FunctionVersion;
 
 /// The timeouts of the parts of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
+pub struct RolloutTimeouts {
     /// The timeout of one request to the gateway or to the function.
     pub request: Duration,
     /// The time that the provider has to report the new image: it may answer from a cache that still has the
@@ -75,7 +77,7 @@ pub struct Timeouts {
     pub rollback: Duration,
 }
 
-impl Default for Timeouts {
+impl Default for RolloutTimeouts {
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
@@ -89,7 +91,7 @@ impl Default for Timeouts {
 /// The timeout of a read at the end of a rollout, for which little time is left.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// The number of times that a rollout sends a specification that the provider does not take.
-const ATTEMPTS: usize = 3;
+const APPLY_ATTEMPTS: usize = 3;
 
 /// The context of a rollout: the gateway, the timeouts, and the knowledge about other rollouts.
 #[derive(Debug)]
@@ -97,7 +99,7 @@ pub struct RolloutContext<'a, T> {
     /// The connection to the gateway.
     pub transport: &'a T,
     /// The timeouts of the rollout's parts.
-    pub timeouts: &'a Timeouts,
+    pub timeouts: &'a RolloutTimeouts,
     /// The namespace of functions whose hand-over names no namespace.
     pub default_namespace: &'a str,
     /// What this process remembers of earlier rollouts.
@@ -112,24 +114,24 @@ pub struct RolloutContext<'a, T> {
 /// the outcome. No other rollout of the function may run in this process.
 ///
 /// Dropping the future stops the rollout where it is: changes that were sent stay in effect.
-pub async fn rollout<T: Transport>(
+pub async fn roll_out_hand_over<T: GatewayRequestSender>(
     context: &RolloutContext<'_, T>,
     hand_over: &HandOver,
     objections: Vec<String>,
-    deadline: &Deadline,
+    deadline: &RolloutDeadline,
     url: String,
-) -> Outcome {
+) -> DeploymentOutcome {
     let spec = &hand_over.spec;
     let started = Instant::now();
-    let mut rollout = Rollout::new(context, hand_over, deadline);
+    let mut rollout = RunningRollout::new(context, hand_over, deadline);
     info!(image = %spec.image, tag = hand_over.tag.as_deref(), "starting the deployment");
-    let verdict = match panic::catch_panic(rollout.run(objections)).await {
+    let verdict = match panic::catch_panic(rollout.run_to_verdict(objections)).await {
         Ok(verdict) => verdict,
-        Err(Panicked) => rollout.after_panic().await,
+        Err(RolloutPanicked) => rollout.verdict_after_panic().await,
     };
     let mut facts = rollout.facts;
     facts.durations.total = started.elapsed();
-    let outcome = Outcome {
+    let outcome = DeploymentOutcome {
         function: spec.service.clone(),
         namespace: facts.namespace,
         image: spec.image.to_string(),
@@ -156,7 +158,7 @@ pub async fn rollout<T: Transport>(
             "the function answers, and it is not known which version does"
         ),
         status => warn!(
-            status = status.name(),
+            status = status.as_str(),
             fault = ?outcome.fault,
             reasons = ?outcome.reasons,
             "the deployment did not succeed"
@@ -166,48 +168,48 @@ pub async fn rollout<T: Transport>(
 }
 
 /// One rollout in progress.
-struct Rollout<'a, T> {
+struct RunningRollout<'a, T> {
     context: &'a RolloutContext<'a, T>,
     hand_over: &'a HandOver,
     address: FunctionAddress,
     id: FunctionId,
     /// The new version, which is rolled out.
-    version: Version,
+    version: FunctionVersion,
     /// The times of the version that is rolled out. Anything newer belongs to another rollout.
     times: BuildTimes,
-    deadline: &'a Deadline,
+    deadline: &'a RolloutDeadline,
     /// The function's state before the rollout; `None` if the function did not exist.
     before: Option<FunctionStatus>,
     /// The version to restore if the new one fails; `None` if there was no function.
-    last_good: Option<Version>,
+    last_good: Option<FunctionVersion>,
     /// Whether an older version may answer calls beside the new one.
     may_coexist: bool,
     /// The provider's name, after it was asked for; `None` if the gateway does not give it.
     provider: OnceCell<Option<ProviderName>>,
-    facts: Facts,
+    facts: RolloutFacts,
 }
 
 /// The facts that a rollout has found so far, for its outcome, whatever its verdict will be.
-struct Facts {
+struct RolloutFacts {
     namespace: Option<String>,
     previous_image: Option<String>,
     changed: bool,
-    running: Running,
-    durations: Durations,
+    running: RunningState,
+    durations: StepDurations,
 }
 
-impl Facts {
+impl RolloutFacts {
     /// Records the current state of the function for the outcome.
-    fn record_state(&mut self, status: Option<&FunctionStatus>) {
+    fn record_function_state(&mut self, status: Option<&FunctionStatus>) {
         if let Some(namespace) = status.and_then(|status| status.namespace.clone()) {
             self.namespace = Some(namespace);
         }
-        self.running = Running::from(status);
+        self.running = RunningState::from(status);
     }
 }
 
 /// The result of one attempt to apply the new version.
-enum Attempt {
+enum ApplyAttempt {
     /// The new version runs and answered its probe.
     Ready,
     /// The function answers, but perhaps with the previous version.
@@ -223,45 +225,51 @@ enum Attempt {
     Failed,
 }
 
-impl<'a, T: Transport> Rollout<'a, T> {
-    fn new(context: &'a RolloutContext<'a, T>, hand_over: &'a HandOver, deadline: &'a Deadline) -> Self {
-        let address = hand_over.spec.address();
+impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
+    fn new(
+        context: &'a RolloutContext<'a, T>,
+        hand_over: &'a HandOver,
+        deadline: &'a RolloutDeadline,
+    ) -> Self {
+        let address = hand_over.spec.function_address();
         Self {
             context,
             hand_over,
-            id: address.id(context.default_namespace),
+            id: address.identity(context.default_namespace),
             address,
-            version: Version::of(hand_over),
+            version: FunctionVersion::of_hand_over(hand_over),
             times: hand_over.build_times(),
             deadline,
             before: None,
             last_good: None,
             may_coexist: false,
             provider: OnceCell::new(),
-            facts: Facts {
+            facts: RolloutFacts {
                 namespace: hand_over.spec.namespace.clone(),
                 previous_image: None,
                 changed: false,
-                running: Running::Unknown,
-                durations: Durations::default(),
+                running: RunningState::Unknown,
+                durations: StepDurations::default(),
             },
         }
     }
 
-    async fn run(&mut self, mut objections: Vec<String>) -> Verdict {
+    async fn run_to_verdict(&mut self, mut objections: Vec<String>) -> Verdict {
         loop {
-            let next = match self.next_step(std::mem::take(&mut objections)).await {
+            let next = match self.check_until_deadline(std::mem::take(&mut objections)).await {
                 Ok(next) => next,
                 Err(verdict) => return verdict,
             };
             return match next {
                 NextStep::End(verdict) => self.settle_earlier_rollout(verdict).await,
-                NextStep::Watch => self.watch_unchanged().await,
-                NextStep::Repeat(failure) => self.end_repeated_failure(failure).await,
-                NextStep::FinishNewer { older, newer } => self.finish_newer(older, &newer).await,
+                NextStep::Watch => self.watch_already_deployed().await,
+                NextStep::Repeat(failure) => self.verdict_on_repeated_failure(failure).await,
+                NextStep::FinishNewer { older, newer } => {
+                    self.finish_rollout_of_newer_version(older, &newer).await
+                }
                 NextStep::Apply => match self.apply_or_restore().await {
-                    Change::Ended(verdict) => verdict,
-                    Change::Outdated => {
+                    ChangeResult::Ended(verdict) => verdict,
+                    ChangeResult::Outdated => {
                         info!("the function has changed since it was read: checking again");
                         continue;
                     }
@@ -272,11 +280,11 @@ impl<'a, T: Transport> Rollout<'a, T> {
 
     /// Runs the check of the hand-over until the deadline, or until a newer build waits. Nothing is changed
     /// yet, so that the check may be dropped at any point.
-    async fn next_step(&mut self, objections: Vec<String>) -> Result<NextStep, Verdict> {
+    async fn check_until_deadline(&mut self, objections: Vec<String>) -> Result<NextStep, Verdict> {
         let started = Instant::now();
         let (deadline, succession) = (self.deadline, self.context.succession);
         let span = trace::span("check");
-        let check = span.run(deadline.run(self.check(objections)));
+        let check = span.run(deadline.run_until_deadline(self.check_hand_over(objections)));
         let next = tokio::select! {
             biased;
             next = check => Ok(next),
@@ -291,16 +299,16 @@ impl<'a, T: Transport> Rollout<'a, T> {
                 Ok(next)
             }
             Ok(None) => {
-                span.mark_failed(deadline.reason());
-                Err(self.check_timed_out().await)
+                span.mark_failed(deadline.reason_passed());
+                Err(self.verdict_after_check_timeout().await)
             }
-            Err(successor) => Err(self.yield_to(successor, Findings::default())),
+            Err(successor) => Err(self.yield_to_newer_build(successor, Findings::default())),
         }
     }
 
     /// Ends the rollout in favour of a newer build that waits. The newer build's rollout inherits the version
     /// to restore.
-    fn yield_to(&mut self, successor: Successor, findings: Findings) -> Verdict {
+    fn yield_to_newer_build(&mut self, successor: Successor, findings: Findings) -> Verdict {
         let call = successor.call_id.as_deref();
         let call = call
             .map(|call| format!(", of the call {call},"))
@@ -309,12 +317,12 @@ impl<'a, T: Transport> Rollout<'a, T> {
         if self.facts.changed {
             self.context.history.record_unsettled(
                 &self.id,
-                Some(Unsettled {
+                Some(UnsettledRollout {
                     last_good: self.last_good.clone(),
                     spec_digest: self.version.spec_digest().map(str::to_owned),
                 }),
             );
-            self.facts.running = Running::Unknown;
+            self.facts.running = RunningState::Unknown;
         } else {
             reason.push_str(": nothing was changed");
         }
@@ -323,17 +331,17 @@ impl<'a, T: Transport> Rollout<'a, T> {
 
     /// Ends a rollout that panicked, and reports the function's present state. The next hand-over continues
     /// from there.
-    async fn after_panic(&mut self) -> Verdict {
+    async fn verdict_after_panic(&mut self) -> Verdict {
         error!("the rollout panicked");
         let mut reason = "the rollout ended unexpectedly, by a defect of deployer-fn".to_owned();
         if !self.facts.changed {
             reason.push_str(": nothing was changed");
         }
-        let findings = Findings::new(Fault::Platform, reason);
-        match panic::catch_panic(self.final_read_status()).await {
-            Ok(now) => Verdict::failed(findings.followed_by(self.record_and_describe(now))),
-            Err(Panicked) => {
-                self.facts.running = Running::Unknown;
+        let findings = Findings::new(FaultyParty::Platform, reason);
+        match panic::catch_panic(self.final_read_function_status()).await {
+            Ok(now) => Verdict::failed(findings.followed_by(self.record_and_describe_state(now))),
+            Err(RolloutPanicked) => {
+                self.facts.running = RunningState::Unknown;
                 Verdict::failed(findings.with_reason("the function's state is unknown"))
             }
         }
@@ -341,90 +349,97 @@ impl<'a, T: Transport> Rollout<'a, T> {
 
     /// Ends a rollout whose check took too long. The check retried its reads, so that their errors are not
     /// known; one more read provides the error.
-    async fn check_timed_out(&self) -> Verdict {
-        let mut reason = self.deadline.reason();
+    async fn verdict_after_check_timeout(&self) -> Verdict {
+        let mut reason = self.deadline.reason_passed();
         if !self.facts.changed {
             reason = format!("nothing was changed: {reason}");
         }
-        let mut findings = Findings::new(Fault::Platform, reason);
-        if let Err(error) = self.final_read_status().await {
+        let mut findings = Findings::new(FaultyParty::Platform, reason);
+        if let Err(error) = self.final_read_function_status().await {
             findings = findings.with_reason(ErrorChain(&error).to_string());
         }
         Verdict::failed(findings)
     }
 
     /// Watches the new version, which is deployed already, and returns the verdict.
-    async fn watch_unchanged(&mut self) -> Verdict {
+    async fn watch_already_deployed(&mut self) -> Verdict {
         info!("the function already has this image and specification");
         let deployed = Findings::new(
-            Fault::Caller,
+            FaultyParty::Caller,
             "the function already has this image and specification",
         );
-        let (attempt, watched) = self.watch(None).await;
+        let (attempt, watched) = self.watch_with_timeout(None).await;
         let findings = deployed.followed_by(watched);
         match attempt {
-            Attempt::Ready => Verdict::ready(findings.with_reason("nothing was changed")),
-            Attempt::Unverified => Verdict::unverified(findings.with_reason("nothing was changed")),
-            Attempt::Superseded(successor) => self.yield_to(successor, findings),
-            _ => self.restore(findings).await,
+            ApplyAttempt::Ready => Verdict::ready(findings.with_reason("nothing was changed")),
+            ApplyAttempt::Unverified => Verdict::unverified(findings.with_reason("nothing was changed")),
+            ApplyAttempt::Superseded(successor) => self.yield_to_newer_build(successor, findings),
+            _ => self.restore_after_failure(findings).await,
         }
     }
 
     /// Watches the new version until it is ready, is not taken, or the timeout. `answer` is the gateway's
     /// answer to the change.
-    async fn watch(&mut self, answer: Option<String>) -> (Attempt, Findings) {
-        const NOT_TAKEN: &str = "the provider did not take the new specification";
+    async fn watch_with_timeout(&mut self, answer: Option<String>) -> (ApplyAttempt, Findings) {
+        const SPEC_NOT_TAKEN_REASON: &str = "the provider did not take the new specification";
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
         let span = trace::span("watch");
         let watching = self
             .deadline
-            .run(self.watch_version(&self.version, &mut waiting_for));
+            .run_until_deadline(self.watch_version_without_timeout(&self.version, &mut waiting_for));
         let watched = span.run(watching).await;
         self.facts.durations.watch += started.elapsed();
         match watched {
-            Some(Watched::Ready(ready)) => match self.reason_unverified(&ready).await {
+            Some(WatchResult::Ready(ready)) => match self.reason_unverified(&ready).await {
                 None => {
                     self.record_ready(&ready.status);
-                    (Attempt::Ready, Findings::default())
+                    (ApplyAttempt::Ready, Findings::default())
                 }
                 Some(reason) => {
                     self.record_unverified(&ready.status);
-                    (Attempt::Unverified, Findings::default().with_reason(reason))
+                    (ApplyAttempt::Unverified, Findings::default().with_reason(reason))
                 }
             },
-            Some(Watched::NotTaken(found)) => {
-                span.mark_failed(NOT_TAKEN);
+            Some(WatchResult::NotTaken(found)) => {
+                span.mark_failed(SPEC_NOT_TAKEN_REASON);
                 let reason = match answer {
-                    Some(answer) => format!("the gateway answered {answer}, but {NOT_TAKEN}"),
-                    None => NOT_TAKEN.to_owned(),
+                    Some(answer) => format!("the gateway answered {answer}, but {SPEC_NOT_TAKEN_REASON}"),
+                    None => SPEC_NOT_TAKEN_REASON.to_owned(),
                 };
-                (Attempt::NotTaken(found), Findings::new(Fault::Platform, reason))
+                (
+                    ApplyAttempt::NotTaken(found),
+                    Findings::new(FaultyParty::Platform, reason),
+                )
             }
-            Some(Watched::Superseded(successor)) => {
+            Some(WatchResult::Superseded(successor)) => {
                 let reason = waiting_for.to_string();
                 span.mark_failed(&reason);
                 (
-                    Attempt::Superseded(successor),
+                    ApplyAttempt::Superseded(successor),
                     Findings::default().with_reason(reason),
                 )
             }
             None => {
-                let reason = format!("{}: {waiting_for}", self.deadline.reason());
+                let reason = format!("{}: {waiting_for}", self.deadline.reason_passed());
                 span.mark_failed(&reason);
-                let findings = if self.deadline.is_shutting_down() || waiting_for.is_platform() {
-                    Findings::new(Fault::Platform, reason)
+                let findings = if self.deadline.is_shutting_down() || waiting_for.is_gateway_condition() {
+                    Findings::new(FaultyParty::Platform, reason)
                 } else {
                     Findings::default().with_reason(reason)
                 };
-                (Attempt::Failed, findings)
+                (ApplyAttempt::Failed, findings)
             }
         }
     }
 
     /// Watches a version without a timeout of its own.
-    async fn watch_version(&self, version: &Version, waiting_for: &mut WaitingFor) -> Watched {
-        watch::watch(
+    async fn watch_version_without_timeout(
+        &self,
+        version: &FunctionVersion,
+        waiting_for: &mut WaitingFor,
+    ) -> WatchResult {
+        watch::watch_version_until_ready(
             self.context.transport,
             &self.address,
             version,
@@ -436,11 +451,11 @@ impl<'a, T: Transport> Rollout<'a, T> {
     }
 
     /// Returns why it is not certain that the new version answers; `None` if it is certain.
-    async fn reason_unverified(&self, ready: &Ready) -> Option<String> {
+    async fn reason_unverified(&self, ready: &ReadyVersion) -> Option<String> {
         if !self.may_coexist || ready.recognized || self.replaces_before_answering().await {
             return None;
         }
-        let provider = match self.provider().await {
+        let provider = match self.provider_name().await {
             Some(ProviderName(name)) => format!("the provider {name}"),
             None => "the provider, whose name is not known,".to_owned(),
         };
@@ -452,17 +467,17 @@ impl<'a, T: Transport> Rollout<'a, T> {
 
     /// Returns whether the provider is known to remove the old version before it answers an update.
     async fn replaces_before_answering(&self) -> bool {
-        let provider = self.provider().await;
+        let provider = self.provider_name().await;
         provider.is_some_and(ProviderName::replaces_before_answering)
     }
 
     /// Returns the provider's name, which is read from the gateway only once.
-    async fn provider(&self) -> Option<&ProviderName> {
+    async fn provider_name(&self) -> Option<&ProviderName> {
         let timeouts = self.context.timeouts;
         let limit = timeouts.request.min(FINAL_READ_TIMEOUT);
         let read = async || {
-            read::with_retries(timeouts.settle.min(timeouts.read_retries), || {
-                gateway::read_provider(self.context.transport, limit)
+            read::read_with_retries(timeouts.settle.min(timeouts.read_retries), || {
+                gateway::read_provider_name(self.context.transport, limit)
             })
             .await
             .unwrap_or_else(|error| {
@@ -476,9 +491,9 @@ impl<'a, T: Transport> Rollout<'a, T> {
     /// Records that the function answers, but perhaps not with the new version. The version does not become the
     /// last good one.
     fn record_unverified(&mut self, status: &FunctionStatus) {
-        self.context.history.record_failure(&self.id, None);
+        self.context.history.record_last_failure(&self.id, None);
         self.context.history.record_unsettled(&self.id, None);
-        self.facts.record_state(Some(status));
+        self.facts.record_function_state(Some(status));
     }
 
     /// Records that the new version runs, in the outcome and in the process's history.
@@ -487,14 +502,17 @@ impl<'a, T: Transport> Rollout<'a, T> {
         if let Some(digest) = self.version.spec_digest() {
             history.record_ready(&self.id, digest);
         }
-        history.record_failure(&self.id, None);
+        history.record_last_failure(&self.id, None);
         history.record_unsettled(&self.id, None);
-        self.facts.record_state(Some(status));
+        self.facts.record_function_state(Some(status));
     }
 
     /// Reads the function's state from the gateway, with retries for `limit`.
-    async fn read_status(&self, limit: Duration) -> Result<Option<FunctionStatus>, ReadError> {
-        read::with_retries(limit, || {
+    async fn read_function_status(
+        &self,
+        limit: Duration,
+    ) -> Result<Option<FunctionStatus>, GatewayReadError> {
+        read::read_with_retries(limit, || {
             gateway::read_function(
                 self.context.transport,
                 &self.address,
@@ -505,16 +523,19 @@ impl<'a, T: Transport> Rollout<'a, T> {
     }
 
     /// Reads the function's state once with a short timeout, at the end of a rollout.
-    async fn final_read_status(&self) -> Result<Option<FunctionStatus>, ReadError> {
+    async fn final_read_function_status(&self) -> Result<Option<FunctionStatus>, GatewayReadError> {
         let limit = self.context.timeouts.request.min(FINAL_READ_TIMEOUT);
         gateway::read_function(self.context.transport, &self.address, limit).await
     }
 
     /// Records the current state of the function, and returns a description of it as findings.
-    fn record_and_describe(&mut self, now: Result<Option<FunctionStatus>, ReadError>) -> Findings {
+    fn record_and_describe_state(
+        &mut self,
+        now: Result<Option<FunctionStatus>, GatewayReadError>,
+    ) -> Findings {
         let reason = match now {
             Ok(now) => {
-                self.facts.record_state(now.as_ref());
+                self.facts.record_function_state(now.as_ref());
                 match (now, &self.before) {
                     (None, Some(_)) => "the function no longer exists: the provider deleted it".to_owned(),
                     (None, None) => "the function does not exist, as before".to_owned(),
@@ -525,7 +546,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
                 }
             }
             Err(error) => {
-                self.facts.running = Running::Unknown;
+                self.facts.running = RunningState::Unknown;
                 format!("the function's state is unknown: {}", ErrorChain(&error))
             }
         };

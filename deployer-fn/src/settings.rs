@@ -11,7 +11,7 @@ use function_host::{Secrets, signature};
 
 use crate::policy::{KEY_SECRET, Policy};
 use crate::request::check_namespace;
-use crate::rollout::Timeouts;
+use crate::rollout::RolloutTimeouts;
 
 /// The default of `ready_timeout`. With the rollback it is less than a minute, after which the community
 /// edition's gateway ends a call by default.
@@ -35,7 +35,7 @@ pub struct Settings {
     pub(crate) ready_timeout: Duration,
     /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the
     /// previous version after the new one has failed.
-    pub timeouts: Timeouts,
+    pub timeouts: RolloutTimeouts,
     /// `default_namespace`: the namespace in which the provider has functions whose hand-over names none.
     pub(crate) default_namespace: String,
     /// `check_image`: whether the image is looked up in its registry before anything is changed.
@@ -58,14 +58,14 @@ pub struct Settings {
 impl Settings {
     /// Reads the deployer's settings. Problems are collected by `parser`.
     pub fn read(parser: &mut Parser<'_>) -> Self {
-        let timeouts = Timeouts::default();
+        let timeouts = RolloutTimeouts::default();
         let positive = |text: &str| match duration::parse_duration(text) {
             Ok(Duration::ZERO) => Err("should be longer than 0s".to_owned()),
             other => other.map_err(|error| error.to_string()),
         };
         let settings = Self {
             ready_timeout: parser.parse_or_default("ready_timeout", DEFAULT_READY_TIMEOUT, positive),
-            timeouts: Timeouts {
+            timeouts: RolloutTimeouts {
                 request: parser.parse_or_default("gateway_timeout", timeouts.request, positive),
                 rollback: parser.parse_or_default("rollback_timeout", timeouts.rollback, positive),
                 ..timeouts
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_secret_without_usable_signing_keys_is_named() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for (name, content) in [
             ("deploy-secret", "short"),
             ("team-a", "-----BEGIN PRIVATE KEY-----"),
@@ -198,13 +198,13 @@ mod tests {
                 r#"{"keys": {"team-a": {}, "team-b": {}, "missing": {}}}"#,
             ),
         ] {
-            fs::write(folder.path().join(name), content).unwrap();
+            fs::write(directory.path().join(name), content).unwrap();
         }
-        let policy = folder.path().join("policy");
+        let policy = directory.path().join("policy");
         let given = [("policy_file", policy.to_str().unwrap())];
         let mut parser = Parser::new(&given);
         let settings = Settings::read(&mut parser);
-        settings.check_signing_keys(&mut parser, &Secrets::new(folder.path()));
+        settings.check_signing_keys(&mut parser, &Secrets::new(directory.path()));
         let problems = parser.finish().unwrap_err();
         let names: Vec<_> = problems.0.iter().map(|problem| &*problem.name).collect();
         assert_eq!(names, ["secret deploy-secret", "secret team-a"]);

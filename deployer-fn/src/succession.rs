@@ -16,13 +16,13 @@ pub type SuccessorSender = watch::Sender<Option<Successor>>;
 impl SuccessorReceiver {
     /// Makes a receiver to which no newer build is ever announced.
     #[must_use]
-    pub fn none() -> Self {
-        Self::channel(None).1
+    pub fn without_successor() -> Self {
+        Self::channel_with_successor(None).1
     }
 
     /// Makes a sender and a receiver of newer builds; `successor` is announced already.
     #[must_use]
-    pub fn channel(successor: Option<Successor>) -> (SuccessorSender, Self) {
+    pub fn channel_with_successor(successor: Option<Successor>) -> (SuccessorSender, Self) {
         let (announcer, receiver) = watch::channel(successor);
         (announcer, Self(receiver))
     }

@@ -14,16 +14,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use tracing::warn;
 
-pub(crate) use self::annotations::{FailureRecord, SIZE_MAX};
+pub(crate) use self::annotations::{ANNOTATIONS_MAX_BYTES, FailureRecord};
 use crate::build_times::BuildTimes;
 use crate::gateway::FunctionStatus;
-use crate::request::{HandOver, Probe, SPEC_ANNOTATION, same_image};
+use crate::request::{HandOver, ReadinessProbe, SPEC_DIGEST_ANNOTATION, names_same_image};
 use crate::time;
 
 /// One version of a function. Its JSON is stored in annotations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Version {
+pub(crate) struct FunctionVersion {
     /// The version's `FunctionDeployment` for the gateway, without the deployer's own annotations.
     deployment: Map<String, Value>,
     /// The digest of the version's specification; absent if the version was not deployed by Slipway.
@@ -31,7 +31,7 @@ pub(crate) struct Version {
     spec_digest: Option<String>,
     /// The version's probe; `None` if the stored probe cannot be used: it was valid in an earlier release.
     #[serde(default = "default_probe", deserialize_with = "usable_probe")]
-    probe: Option<Probe>,
+    probe: Option<ReadinessProbe>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,38 +44,38 @@ pub(crate) struct Version {
 
 /// The version to restore if a deployed version fails, as the deployed version's annotations name it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum LastGood {
+pub(crate) enum LastGoodVersion {
     /// No version is restored: there was no function before.
     Nothing,
     /// The deployed version itself is restored: it was good.
     Itself,
     /// Another version than the deployed one is restored.
-    Version(Box<Version>),
+    Version(Box<FunctionVersion>),
 }
 
-impl Version {
+impl FunctionVersion {
     /// Returns the version in a hand-over.
-    pub(crate) fn of(hand_over: &HandOver) -> Self {
+    pub(crate) fn of_hand_over(hand_over: &HandOver) -> Self {
         let deployment = match serde_json::to_value(&hand_over.spec) {
             Ok(Value::Object(map)) => map,
             _ => Map::new(),
         };
         Self {
             deployment,
-            spec_digest: Some(hand_over.spec.digest()),
+            spec_digest: Some(hand_over.spec.spec_digest()),
             probe: Some(hand_over.probe.clone()),
             tag: hand_over.tag.clone(),
             call_id: hand_over.call_id.clone(),
-            submitted_at: hand_over.submitted_at.map(time::format),
-            built_at: hand_over.built_at.map(time::format),
+            submitted_at: hand_over.submitted_at.map(time::format_with_nanos),
+            built_at: hand_over.built_at.map(time::format_with_nanos),
         }
     }
 
     /// Returns the version that is deployed: the one in the function's annotations if it still matches the
     /// status, or else the version that the status shows.
-    pub(crate) fn deployed(status: &FunctionStatus) -> Self {
+    pub(crate) fn of_deployed_function(status: &FunctionStatus) -> Self {
         if let Some(version) = Self::from_annotations(status.annotations())
-            && version.matches(status)
+            && version.may_be_deployed(status)
         {
             return version;
         }
@@ -92,21 +92,21 @@ impl Version {
 
     /// Returns whether this version may be the deployed one: the status has its image and, if the provider returns
     /// annotations at all, its digest. The image alone would not show a change of the environment.
-    pub(crate) fn matches(&self, status: &FunctionStatus) -> bool {
-        let digest = status.annotations().get(SPEC_ANNOTATION);
+    pub(crate) fn may_be_deployed(&self, status: &FunctionStatus) -> bool {
+        let digest = status.annotations().get(SPEC_DIGEST_ANNOTATION);
         let has_annotations = !status.annotations().is_empty();
         let digest_matches = match &self.spec_digest {
             Some(own) => !has_annotations || digest == Some(own),
             None => digest.is_none(),
         };
-        digest_matches && same_image(self.image(), &status.image)
+        digest_matches && names_same_image(self.image(), &status.image)
     }
 
     /// Returns whether this version certainly is the deployed one: the status has its image and its digest.
-    pub(crate) fn is_deployed(&self, status: &FunctionStatus) -> bool {
+    pub(crate) fn is_certainly_deployed(&self, status: &FunctionStatus) -> bool {
         self.spec_digest.is_some()
-            && status.annotations().contains_key(SPEC_ANNOTATION)
-            && self.matches(status)
+            && status.annotations().contains_key(SPEC_DIGEST_ANNOTATION)
+            && self.may_be_deployed(status)
     }
 
     /// Returns whether nothing of the version is missing: Slipway deployed it, or the gateway returned its environment
@@ -129,7 +129,7 @@ impl Version {
     }
 
     /// Returns the version's probe; `None` if it has none that can be sent.
-    pub(crate) fn probe(&self) -> Option<&Probe> {
+    pub(crate) fn probe(&self) -> Option<&ReadinessProbe> {
         self.probe.as_ref()
     }
 
@@ -140,13 +140,13 @@ impl Version {
 
     /// Returns the times of the version's build. Times that are too far ahead do not order: a clock that ran
     /// ahead once must not keep the function from being updated.
-    pub(crate) fn times(&self) -> BuildTimes {
-        let parse = |text: &Option<String>| time::parse(text.as_deref()?);
+    pub(crate) fn usable_build_times(&self) -> BuildTimes {
+        let parse = |text: &Option<String>| time::parse_utc_time(text.as_deref()?);
         let stored = BuildTimes {
             submitted_at: parse(&self.submitted_at),
             built_at: parse(&self.built_at),
         };
-        let times = stored.not_ahead_of(Timestamp::now());
+        let times = stored.without_times_ahead_of(Timestamp::now());
         if times != stored {
             warn!(
                 image = self.image(),
@@ -158,12 +158,12 @@ impl Version {
     }
 }
 
-fn default_probe() -> Option<Probe> {
-    Some(Probe::default())
+fn default_probe() -> Option<ReadinessProbe> {
+    Some(ReadinessProbe::default())
 }
 
 /// Deserializes a stored probe; `None` if it cannot be used. The rest of the version can.
-fn usable_probe<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Probe>, D::Error> {
+fn usable_probe<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ReadinessProbe>, D::Error> {
     let stored = Option::<Value>::deserialize(deserializer)?;
     Ok(stored.and_then(|stored| {
         serde_json::from_value(stored)

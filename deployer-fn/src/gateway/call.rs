@@ -12,21 +12,21 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::function::FunctionAddress;
-use crate::request::Probe;
+use crate::request::ReadinessProbe;
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const FUNCTIONS: &str = "/system/functions";
+const JSON_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
+const FUNCTIONS_PATH: &str = "/system/functions";
 
 /// Returns the request that creates a function. Answers are 200, 201 or 202; if the function exists, faas-netes
 /// answers 500 and faasd 400, never 409.
 pub(crate) fn create_request(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
-    with_body(Method::POST, FUNCTIONS, deployment)
+    json_body_request(Method::POST, FUNCTIONS_PATH, deployment)
 }
 
 /// Returns the request that replaces the whole specification of a function. Answers are 200 or 202, or 404 if
 /// the function does not exist.
 pub(crate) fn update_request(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
-    with_body(Method::PUT, FUNCTIONS, deployment)
+    json_body_request(Method::PUT, FUNCTIONS_PATH, deployment)
 }
 
 /// Returns the request that deletes a function. Answers are 200 or 202, or 404 if the function does not exist.
@@ -36,9 +36,9 @@ pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes
         Some(namespace) => json!({"functionName": name, "namespace": namespace}),
         None => json!({"functionName": name}),
     };
-    with_body(
+    json_body_request(
         Method::DELETE,
-        &in_namespace(FUNCTIONS, namespace.as_deref()),
+        &path_in_namespace(FUNCTIONS_PATH, namespace.as_deref()),
         &body,
     )
 }
@@ -47,51 +47,55 @@ pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes
 /// exist.
 pub(crate) fn status_request(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let path = format!("/system/function/{}", function.name);
-    get(&in_namespace(&path, function.namespace.as_deref()))
+    get_json_request(&path_in_namespace(&path, function.namespace.as_deref()))
 }
 
 /// Returns the request that lists the secrets of a namespace.
 pub(crate) fn secrets_request(namespace: Option<&str>) -> Result<Request<Bytes>, GatewayError> {
-    get(&in_namespace("/system/secrets", namespace))
+    get_json_request(&path_in_namespace("/system/secrets", namespace))
 }
 
 /// Returns the request that lists the namespaces that may have functions.
 pub(crate) fn namespaces_request() -> Result<Request<Bytes>, GatewayError> {
-    get("/system/namespaces")
+    get_json_request("/system/namespaces")
 }
 
 /// Returns the request that reads the information about the gateway and its provider.
 pub(crate) fn info_request() -> Result<Request<Bytes>, GatewayError> {
-    get("/system/info")
+    get_json_request("/system/info")
 }
 
 /// Returns the request that sends a function's probe through the gateway.
 pub(crate) fn probe_request(
     function: &FunctionAddress,
-    probe: &Probe,
+    probe: &ReadinessProbe,
 ) -> Result<Request<Bytes>, GatewayError> {
     let body = Bytes::from(probe.body.clone());
-    request(probe.method.clone(), &probe.address(function), body)
+    build_request(probe.method.clone(), &probe.gateway_path(function), body)
 }
 
 /// Returns a GET request of the REST API.
-fn get(path: &str) -> Result<Request<Bytes>, GatewayError> {
-    let mut request = request(Method::GET, path, Bytes::new())?;
-    request.headers_mut().insert(ACCEPT, JSON);
+fn get_json_request(path: &str) -> Result<Request<Bytes>, GatewayError> {
+    let mut request = build_request(Method::GET, path, Bytes::new())?;
+    request.headers_mut().insert(ACCEPT, JSON_CONTENT_TYPE);
     Ok(request)
 }
 
 /// Returns a request of the REST API with a JSON body.
-fn with_body(method: Method, path: &str, body: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
+fn json_body_request(
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Request<Bytes>, GatewayError> {
     let body = serde_json::to_vec(body).unwrap_or_default();
-    let mut request = request(method, path, body.into())?;
-    request.headers_mut().insert(CONTENT_TYPE, JSON);
+    let mut request = build_request(method, path, body.into())?;
+    request.headers_mut().insert(CONTENT_TYPE, JSON_CONTENT_TYPE);
     Ok(request)
 }
 
 /// Makes a request of the gateway. Names, namespaces and probes were checked when the hand-over was parsed, so
 /// that it fails only for those that earlier releases stored.
-fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, GatewayError> {
+fn build_request(method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, GatewayError> {
     let uri = path.parse().map_err(|_| GatewayError::Path {
         path: path.to_owned(),
     })?;
@@ -102,7 +106,7 @@ fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, Ga
 }
 
 /// Returns `path` with the namespace in its query.
-fn in_namespace(path: &str, namespace: Option<&str>) -> String {
+fn path_in_namespace(path: &str, namespace: Option<&str>) -> String {
     match namespace {
         Some(namespace) => format!("{path}?namespace={namespace}"),
         None => path.to_owned(),
@@ -113,14 +117,14 @@ fn in_namespace(path: &str, namespace: Option<&str>) -> String {
 mod tests {
     use super::*;
 
-    fn line(request: &Request<Bytes>) -> String {
+    fn request_line(request: &Request<Bytes>) -> String {
         let body = std::str::from_utf8(request.body()).unwrap();
         format!("{} {} {body}", request.method(), request.uri())
             .trim_end()
             .to_owned()
     }
 
-    fn hello(namespace: Option<&str>) -> FunctionAddress {
+    fn hello_function(namespace: Option<&str>) -> FunctionAddress {
         FunctionAddress {
             name: "hello".to_owned(),
             namespace: namespace.map(str::to_owned),
@@ -140,16 +144,19 @@ mod tests {
                 r#"PUT /system/functions {"service":"hello"}"#,
             ),
             (
-                delete_request(&hello(None)),
+                delete_request(&hello_function(None)),
                 r#"DELETE /system/functions {"functionName":"hello"}"#,
             ),
             (
-                delete_request(&hello(Some("team"))),
+                delete_request(&hello_function(Some("team"))),
                 r#"DELETE /system/functions?namespace=team {"functionName":"hello","namespace":"team"}"#,
             ),
-            (status_request(&hello(None)), "GET /system/function/hello"),
             (
-                status_request(&hello(Some("team"))),
+                status_request(&hello_function(None)),
+                "GET /system/function/hello",
+            ),
+            (
+                status_request(&hello_function(Some("team"))),
                 "GET /system/function/hello?namespace=team",
             ),
             (secrets_request(None), "GET /system/secrets"),
@@ -160,23 +167,23 @@ mod tests {
             (namespaces_request(), "GET /system/namespaces"),
             (info_request(), "GET /system/info"),
             (
-                probe_request(&hello(None), &Probe::default()),
+                probe_request(&hello_function(None), &ReadinessProbe::default()),
                 "GET /function/hello/_/health",
             ),
             (
                 probe_request(
-                    &hello(Some("team")),
-                    &Probe {
+                    &hello_function(Some("team")),
+                    &ReadinessProbe {
                         path: "/orders?dry=1".parse().unwrap(),
                         method: Method::POST,
                         body: "{}".to_owned(),
-                        ..Probe::default()
+                        ..ReadinessProbe::default()
                     },
                 ),
                 "POST /function/hello.team/orders?dry=1 {}",
             ),
         ] {
-            assert_eq!(line(&request.unwrap()), expected);
+            assert_eq!(request_line(&request.unwrap()), expected);
         }
     }
 
@@ -185,7 +192,7 @@ mod tests {
         let request = update_request(&json!({})).unwrap();
         assert_eq!(request.headers()[CONTENT_TYPE], "application/json");
         assert!(
-            !probe_request(&hello(None), &Probe::default())
+            !probe_request(&hello_function(None), &ReadinessProbe::default())
                 .unwrap()
                 .headers()
                 .contains_key(ACCEPT)

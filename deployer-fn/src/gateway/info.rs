@@ -5,11 +5,11 @@ use std::time::Duration;
 use function_host::http::StatusCode;
 use serde_json::Value;
 
-use super::{ReadError, Transport, call, unexpected};
+use super::{GatewayReadError, GatewayRequestSender, call, unexpected_response};
 
 /// The names of providers that remove the old version before they answer an update: faasd
 /// (`pkg/provider/handlers/info.go`) and its predecessor, and the development provider of this repository.
-const REPLACE_BEFORE_ANSWERING: [&str; 4] = ["faasd", "faasd-ce", "faas-containerd", "slipway-dev"];
+const PROVIDERS_REPLACING_BEFORE_ANSWER: [&str; 4] = ["faasd", "faasd-ce", "faas-containerd", "slipway-dev"];
 
 /// The name that a provider gives itself, for example `faasd`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,30 +19,30 @@ impl ProviderName {
     /// Returns whether this provider removes the old version before it answers an update, so that only the new
     /// one can answer afterwards.
     pub(crate) fn replaces_before_answering(&self) -> bool {
-        REPLACE_BEFORE_ANSWERING.contains(&self.0.as_str())
+        PROVIDERS_REPLACING_BEFORE_ANSWER.contains(&self.0.as_str())
     }
 }
 
 /// Reads the provider's name from the gateway; `None` if the gateway does not give it.
-pub(crate) async fn read_provider(
-    transport: &impl Transport,
+pub(crate) async fn read_provider_name(
+    transport: &impl GatewayRequestSender,
     limit: Duration,
-) -> Result<Option<ProviderName>, ReadError> {
-    let request = call::info_request().map_err(ReadError::NoResponse)?;
+) -> Result<Option<ProviderName>, GatewayReadError> {
+    let request = call::info_request().map_err(GatewayReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)
         .await
-        .map_err(ReadError::NoResponse)?;
+        .map_err(GatewayReadError::NoResponse)?;
     match serde_json::from_slice::<Value>(response.body()) {
-        Ok(info) if response.status() == StatusCode::OK => Ok(provider_of(&info)),
-        _ => Err(unexpected(path, &response)),
+        Ok(info) if response.status() == StatusCode::OK => Ok(provider_name_in_info(&info)),
+        _ => Err(unexpected_response(path, &response)),
     }
 }
 
 /// Returns the provider's name from the JSON of `/system/info`, as a gateway or a provider without a gateway
 /// answers it.
-fn provider_of(info: &Value) -> Option<ProviderName> {
+fn provider_name_in_info(info: &Value) -> Option<ProviderName> {
     let provider = &info["provider"];
     let name = provider.as_str().or_else(|| provider["provider"].as_str())?;
     Some(ProviderName(name.to_owned()))
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_provider_is_named_by_the_gateway_or_by_itself() {
+    fn the_providers_name_is_read_from_the_gateways_info_or_from_its_own() {
         for (info, name) in [
             (
                 json!({"provider": {"provider": "faas-netes", "orchestration": "kubernetes"}, "arch": "x86_64"}),
@@ -70,7 +70,7 @@ mod tests {
             (json!([]), None),
         ] {
             assert_eq!(
-                provider_of(&info),
+                provider_name_in_info(&info),
                 name.map(|name| ProviderName(name.to_owned())),
                 "{info}"
             );
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn only_known_providers_replace_the_old_version_first() {
+    fn only_known_providers_count_as_replacing_before_they_answer() {
         for (name, replaces) in [
             ("faasd", true),
             ("faasd-ce", true),

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::request::OWN_ANNOTATIONS;
+use crate::request::OWN_ANNOTATION_PREFIX;
 
 /// Fields that a function's status and its deployment have under the same name.
-const SHARED_FIELDS: [&str; 8] = [
+const FIELDS_OF_STATUS_AND_DEPLOYMENT: [&str; 8] = [
     "envProcess",
     "envVars",
     "constraints",
@@ -22,7 +22,7 @@ const SHARED_FIELDS: [&str; 8] = [
     "readOnlyRootFilesystem",
 ];
 /// Labels that faas-netes adds by itself to each deployment.
-const PROVIDER_LABELS: [&str; 2] = ["faas_function", "uid"];
+const LABELS_ADDED_BY_PROVIDER: [&str; 2] = ["faas_function", "uid"];
 
 static NO_ANNOTATIONS: BTreeMap<String, String> = BTreeMap::new();
 
@@ -62,20 +62,20 @@ impl FunctionStatus {
         if let Some(namespace) = &self.namespace {
             deployment.insert("namespace".to_owned(), namespace.clone().into());
         }
-        for key in SHARED_FIELDS {
+        for key in FIELDS_OF_STATUS_AND_DEPLOYMENT {
             if let Some(value) = self.rest.get(key).filter(|value| !value.is_null()) {
                 deployment.insert(key.to_owned(), value.clone());
             }
         }
         if let Some(labels) = deployment.get_mut("labels").and_then(Value::as_object_mut) {
-            for label in PROVIDER_LABELS {
+            for label in LABELS_ADDED_BY_PROVIDER {
                 labels.remove(label);
             }
         }
         let annotations: Map<String, Value> = self
             .annotations()
             .iter()
-            .filter(|(name, _)| !name.starts_with(OWN_ANNOTATIONS))
+            .filter(|(name, _)| !name.starts_with(OWN_ANNOTATION_PREFIX))
             .map(|(name, value)| (name.clone(), value.clone().into()))
             .collect();
         if !annotations.is_empty() {

@@ -14,23 +14,23 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::summary;
+use super::summarize_response;
 use crate::percent;
 
 /// The name of the file with the service account's token. Kubernetes replaces it before the token expires.
-const TOKEN_FILE: &str = "openfaas-token";
+const SERVICE_ACCOUNT_TOKEN_FILE: &str = "openfaas-token";
 
-const TOKEN_PATH: &str = "/oauth/token";
-const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const TOKEN_URL_PATH: &str = "/oauth/token";
+const TOKEN_EXCHANGE_GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const SUBJECT_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:id_token";
 /// The time before its expiry from which a token of the gateway is no longer used, because clocks differ.
-const EXPIRY_MARGIN: Duration = Duration::from_secs(10);
+const TOKEN_EXPIRY_MARGIN: Duration = Duration::from_secs(10);
 
 /// Exchanges service account tokens for gateway tokens, and caches the gateway's token until shortly before it
 /// expires. Clones share the cache.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenExchange {
-    /// The directory with the service account's token, [`TOKEN_FILE`], if the deployer has one.
+    /// The directory with the service account's token, [`SERVICE_ACCOUNT_TOKEN_FILE`], if the deployer has one.
     directory: Secrets,
     cached: Arc<Mutex<Option<CachedToken>>>,
 }
@@ -61,34 +61,37 @@ impl TokenExchange {
 
     /// Returns the gateway's token, cached or newly exchanged; `None` if there is no token to exchange, or if
     /// the gateway rejects it.
-    pub(crate) async fn token(
+    pub(crate) async fn cached_or_new_token(
         &self,
         gateway: &Gateway,
         limit: Duration,
     ) -> Result<Option<Secret>, GatewayError> {
-        if !self.directory.exists(TOKEN_FILE) {
+        if !self.directory.exists(SERVICE_ACCOUNT_TOKEN_FILE) {
             return Ok(None);
         }
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(cached) = cached
             && cached
                 .expires
-                .is_none_or(|expires| Instant::now() + EXPIRY_MARGIN < expires)
+                .is_none_or(|expires| Instant::now() + TOKEN_EXPIRY_MARGIN < expires)
         {
             return Ok(Some(cached.token));
         }
-        let subject = self.directory.read_secret(TOKEN_FILE)?;
-        let subject = subject.expose_text().map(percent::encode).unwrap_or_default();
+        let subject = self.directory.read_secret(SERVICE_ACCOUNT_TOKEN_FILE)?;
+        let subject = subject
+            .expose_text()
+            .map(percent::percent_encode)
+            .unwrap_or_default();
         let form = format!(
             "grant_type={}&subject_token_type={}&subject_token={subject}",
-            percent::encode(GRANT_TYPE),
-            percent::encode(SUBJECT_TOKEN_TYPE)
+            percent::percent_encode(TOKEN_EXCHANGE_GRANT_TYPE),
+            percent::percent_encode(SUBJECT_TOKEN_TYPE)
         );
-        let request = Request::post(gateway.uri_of_path(TOKEN_PATH)?)
+        let request = Request::post(gateway.uri_of_path(TOKEN_URL_PATH)?)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::from(form))
             .map_err(|_| GatewayError::Path {
-                path: TOKEN_PATH.to_owned(),
+                path: TOKEN_URL_PATH.to_owned(),
             })?;
         let sent = Instant::now();
         let response = gateway.send(request, limit).await?;
@@ -96,7 +99,7 @@ impl TokenExchange {
             Ok(body) if response.status() == StatusCode::OK && !body.access_token.is_empty() => {
                 let token = Secret::new(body.access_token);
                 let expires = (body.expires_in > 0).then(|| sent + Duration::from_secs(body.expires_in));
-                self.cache(Some(CachedToken {
+                self.store_token(Some(CachedToken {
                     token: token.clone(),
                     expires,
                 }));
@@ -105,7 +108,7 @@ impl TokenExchange {
             // Only a response with status 200 can hold a token, so that this one may be logged.
             _ if response.status() != StatusCode::OK => {
                 warn!(
-                    response = summary(&response),
+                    response = summarize_response(&response),
                     "the gateway rejected the token exchange"
                 );
                 Ok(None)
@@ -118,11 +121,11 @@ impl TokenExchange {
     }
 
     /// Drops the cached gateway token, because the gateway rejected it.
-    pub(crate) fn forget(&self) {
-        self.cache(None);
+    pub(crate) fn forget_cached_token(&self) {
+        self.store_token(None);
     }
 
-    fn cache(&self, token: Option<CachedToken>) {
+    fn store_token(&self, token: Option<CachedToken>) {
         *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = token;
     }
 }

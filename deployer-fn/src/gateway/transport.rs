@@ -8,24 +8,24 @@ use function_host::http::{Request, Response, StatusCode};
 use function_host::{Bytes, Secrets};
 use http_body_util::Full;
 
-use super::{TokenExchange, Transport};
+use super::{GatewayRequestSender, TokenExchange};
 
 /// The name of the secret with the gateway's bearer token. The token is read again when its file changes.
-const TOKEN_SECRET: &str = "gateway-token";
+const BEARER_TOKEN_SECRET: &str = "gateway-token";
 
 /// Sends requests to the gateway with the host's client.
 ///
-/// Requests to `/system/` carry a bearer token: that of the secret [`TOKEN_SECRET`] if it exists, or else that of the
+/// Requests to `/system/` carry a bearer token: that of the secret [`BEARER_TOKEN_SECRET`] if it exists, or else that of the
 /// token exchange. Without either, the host's client adds basic authentication. Calls of functions carry no
 /// credentials.
 #[derive(Debug)]
-pub(crate) struct GatewayTransport<'a> {
+pub(crate) struct HttpGatewaySender<'a> {
     gateway: &'a Gateway,
     secrets: &'a Secrets,
     exchange: &'a TokenExchange,
 }
 
-impl<'a> GatewayTransport<'a> {
+impl<'a> HttpGatewaySender<'a> {
     /// Makes a connection to the gateway that takes its bearer token from `secrets` or `exchange`.
     pub(crate) fn new(gateway: &'a Gateway, secrets: &'a Secrets, exchange: &'a TokenExchange) -> Self {
         Self {
@@ -35,13 +35,17 @@ impl<'a> GatewayTransport<'a> {
         }
     }
 
-    async fn authorize(&self, request: &mut Request<Bytes>, limit: Duration) -> Result<(), GatewayError> {
+    async fn add_authorization(
+        &self,
+        request: &mut Request<Bytes>,
+        limit: Duration,
+    ) -> Result<(), GatewayError> {
         if !request.uri().path().starts_with("/system/") {
             return Ok(());
         }
-        let token = match self.secrets.exists(TOKEN_SECRET) {
-            true => Some(self.secrets.read_secret(TOKEN_SECRET)?),
-            false => self.exchange.token(self.gateway, limit).await?,
+        let token = match self.secrets.exists(BEARER_TOKEN_SECRET) {
+            true => Some(self.secrets.read_secret(BEARER_TOKEN_SECRET)?),
+            false => self.exchange.cached_or_new_token(self.gateway, limit).await?,
         };
         let Some(token) = token else { return Ok(()) };
         let text = [b"Bearer ", token.expose()].concat();
@@ -54,16 +58,16 @@ impl<'a> GatewayTransport<'a> {
     }
 }
 
-impl Transport for GatewayTransport<'_> {
+impl GatewayRequestSender for HttpGatewaySender<'_> {
     async fn send(
         &self,
         mut request: Request<Bytes>,
         limit: Duration,
     ) -> Result<Response<Bytes>, GatewayError> {
-        self.authorize(&mut request, limit).await?;
+        self.add_authorization(&mut request, limit).await?;
         let response = self.gateway.send(request.map(Full::new), limit).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            self.exchange.forget();
+            self.exchange.forget_cached_token();
         }
         Ok(response)
     }

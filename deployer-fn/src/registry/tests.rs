@@ -16,21 +16,21 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
-const CONFIG: &str = "sha256:22";
+const MANIFEST_DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+const CONFIG_DIGEST: &str = "sha256:22";
 
 /// A function that returns status and body of the fake registry's response to a request.
-type Answers = fn(path: &str, authorization: &str) -> (u16, Value);
+type AnswerFunction = fn(path: &str, authorization: &str) -> (u16, Value);
 
 /// A fake registry on a loopback port, and the secrets for a lookup in it.
-struct Registry {
+struct FakeRegistry {
     host: String,
     secrets: tempfile::TempDir,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
-impl Registry {
-    async fn start(answers: Answers) -> Self {
+impl FakeRegistry {
+    async fn start(answers: AnswerFunction) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let requests: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -60,42 +60,44 @@ impl Registry {
         }
     }
 
-    fn store_config(&self, content: &str) {
-        fs::write(self.secrets.path().join(CONFIG_SECRET), content).unwrap();
+    fn store_docker_config(&self, content: &str) {
+        fs::write(self.secrets.path().join(PULL_CONFIG_SECRET), content).unwrap();
     }
 
-    async fn look_up(&self) -> Presence {
-        let image = format!("{}/team/hello:1@{DIGEST}", self.host);
-        let lookup = lookup(Secrets::new(self.secrets.path()));
-        lookup.look_up(&PinnedImage::parse(&image).unwrap()).await
+    async fn look_up_image(&self) -> ImagePresence {
+        let image = format!("{}/team/hello:1@{MANIFEST_DIGEST}", self.host);
+        let lookup = image_check_with(Secrets::new(self.secrets.path()));
+        lookup
+            .image_presence(&PinnedImage::parse_pinned(&image).unwrap())
+            .await
     }
 }
 
-fn lookup(secrets: Secrets) -> ImageLookup {
-    ImageLookup {
+fn image_check_with(secrets: Secrets) -> RegistryImageCheck {
+    RegistryImageCheck {
         secrets,
-        logins: Arc::new(LoginsCache::new(CONFIG_SECRET)),
+        logins: Arc::new(LoginsCache::new(PULL_CONFIG_SECRET)),
         insecure: true,
         token_realms: AllowedTokenHosts::default(),
         platform: "linux/amd64".to_owned(),
     }
 }
 
-fn one_image(path: &str, architecture: &str) -> (u16, Value) {
-    if path == format!("/v2/team/hello/manifests/{DIGEST}") {
-        return (200, json!({"config": {"digest": CONFIG}}));
+fn answers_for_one_image(path: &str, architecture: &str) -> (u16, Value) {
+    if path == format!("/v2/team/hello/manifests/{MANIFEST_DIGEST}") {
+        return (200, json!({"config": {"digest": CONFIG_DIGEST}}));
     }
-    assert_eq!(path, format!("/v2/team/hello/blobs/{CONFIG}"));
+    assert_eq!(path, format!("/v2/team/hello/blobs/{CONFIG_DIGEST}"));
     (200, json!({"os": "linux", "architecture": architecture}))
 }
 
 #[tokio::test]
 async fn an_image_is_present_only_with_its_manifest_and_for_the_platform() {
-    let right = Registry::start(|path, _| one_image(path, "amd64")).await;
-    assert_eq!(right.look_up().await, Presence::Present);
+    let right = FakeRegistry::start(|path, _| answers_for_one_image(path, "amd64")).await;
+    assert_eq!(right.look_up_image().await, ImagePresence::Present);
 
-    let wrong = Registry::start(|path, _| one_image(path, "arm64")).await;
-    let Presence::Missing(reason) = wrong.look_up().await else {
+    let wrong = FakeRegistry::start(|path, _| answers_for_one_image(path, "arm64")).await;
+    let ImagePresence::Missing(reason) = wrong.look_up_image().await else {
         panic!()
     };
     assert!(
@@ -103,37 +105,37 @@ async fn an_image_is_present_only_with_its_manifest_and_for_the_platform() {
         "{reason}"
     );
 
-    let many = Registry::start(|_, _| {
+    let many = FakeRegistry::start(|_, _| {
         let platforms = json!([{"platform": {"os": "linux", "architecture": "arm64"}},
             {"platform": {"os": "linux", "architecture": "amd64"}},
             {"platform": {"os": "unknown", "architecture": "unknown"}}]);
         (200, json!({"manifests": platforms}))
     })
     .await;
-    assert_eq!(many.look_up().await, Presence::Present);
+    assert_eq!(many.look_up_image().await, ImagePresence::Present);
     assert_eq!(many.requests.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
 async fn an_image_whose_platform_is_not_known_is_present() {
-    let redirected = Registry::start(|path, _| match path.contains("/blobs/") {
+    let redirected = FakeRegistry::start(|path, _| match path.contains("/blobs/") {
         true => (307, json!({})),
-        false => one_image(path, ""),
+        false => answers_for_one_image(path, ""),
     })
     .await;
-    assert_eq!(redirected.look_up().await, Presence::Present);
-    let unnamed = Registry::start(|path, _| one_image(path, "")).await;
-    assert_eq!(unnamed.look_up().await, Presence::Present);
+    assert_eq!(redirected.look_up_image().await, ImagePresence::Present);
+    let unnamed = FakeRegistry::start(|path, _| answers_for_one_image(path, "")).await;
+    assert_eq!(unnamed.look_up_image().await, ImagePresence::Present);
 }
 
 #[tokio::test]
-async fn what_is_no_name_of_a_platform_is_not_repeated_to_the_caller() {
-    let registry = Registry::start(|_, _| {
+async fn a_platform_text_that_is_no_platform_name_is_not_repeated_to_the_caller() {
+    let registry = FakeRegistry::start(|_, _| {
         let platform = json!({"os": "hunter2 hunter2", "architecture": "hunter2".repeat(9)});
         (200, json!({"manifests": [{"platform": platform}]}))
     })
     .await;
-    let Presence::Missing(reason) = registry.look_up().await else {
+    let ImagePresence::Missing(reason) = registry.look_up_image().await else {
         panic!()
     };
     assert!(
@@ -144,20 +146,20 @@ async fn what_is_no_name_of_a_platform_is_not_repeated_to_the_caller() {
 
 #[tokio::test]
 async fn an_image_without_a_manifest_is_missing() {
-    let registry = Registry::start(|_, _| (404, json!({"errors": []}))).await;
-    let Presence::Missing(reason) = registry.look_up().await else {
+    let registry = FakeRegistry::start(|_, _| (404, json!({"errors": []}))).await;
+    let ImagePresence::Missing(reason) = registry.look_up_image().await else {
         panic!()
     };
     assert!(
-        reason.contains("has no image") && reason.contains(DIGEST),
+        reason.contains("has no image") && reason.contains(MANIFEST_DIGEST),
         "{reason}"
     );
 }
 
 #[tokio::test]
-async fn the_credentials_of_the_secret_are_used() {
-    let registry = Registry::start(|path, authorization| match authorization {
-        "Basic dTpw" => one_image(path, "amd64"),
+async fn the_credentials_in_the_pull_secret_are_sent_to_the_registry() {
+    let registry = FakeRegistry::start(|path, authorization| match authorization {
+        "Basic dTpw" => answers_for_one_image(path, "amd64"),
         _ => (401, json!({})),
     })
     .await;
@@ -173,21 +175,21 @@ async fn the_credentials_of_the_secret_are_used() {
             ".auth should be the base64 of a user name",
         ),
     ] {
-        registry.store_config(&config);
-        let Presence::Unknown(found) = registry.look_up().await else {
+        registry.store_docker_config(&config);
+        let ImagePresence::Unknown(found) = registry.look_up_image().await else {
             panic!("{config}")
         };
         assert!(found.contains(reason) && !found.contains("hunter2"), "{found}");
     }
-    registry.store_config(&format!(
+    registry.store_docker_config(&format!(
         r#"{{"auths": {{"{host}": {{"auth": "dT\npw"}}, "other": 1}}}}"#
     ));
-    assert_eq!(registry.look_up().await, Presence::Present);
+    assert_eq!(registry.look_up_image().await, ImagePresence::Present);
 }
 
 #[tokio::test]
-async fn a_failed_lookup_is_no_objection() {
-    let answers: [Answers; 5] = [
+async fn a_failed_lookup_of_an_image_is_no_objection_to_its_deployment() {
+    let answers: [AnswerFunction; 5] = [
         |_, _| (403, json!({})),
         |_, _| (429, json!({})),
         |_, _| (500, json!({})),
@@ -195,12 +197,12 @@ async fn a_failed_lookup_is_no_objection() {
         |_, _| (200, json!("<html>")),
     ];
     for answers in answers {
-        let registry = Registry::start(answers).await;
-        let presence = registry.look_up().await;
-        assert!(matches!(presence, Presence::Unknown(_)), "{presence:?}");
+        let registry = FakeRegistry::start(answers).await;
+        let presence = registry.look_up_image().await;
+        assert!(matches!(presence, ImagePresence::Unknown(_)), "{presence:?}");
     }
-    let image = PinnedImage::parse(&format!("127.0.0.1:9/hello@{DIGEST}")).unwrap();
-    let unreachable = lookup(Secrets::new("/nowhere"));
+    let image = PinnedImage::parse_pinned(&format!("127.0.0.1:9/hello@{MANIFEST_DIGEST}")).unwrap();
+    let unreachable = image_check_with(Secrets::new("/nowhere"));
     assert_eq!(
         unreachable.find_objection(&image, Duration::from_secs(5)).await,
         None

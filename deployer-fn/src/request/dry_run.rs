@@ -5,30 +5,30 @@ use super::image::PinnedImage;
 
 /// A dry run's hand-over, which is checked and never deployed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DryRun {
+pub(crate) struct DryRunRequest {
     /// The dry run's hand-over. The digest of its image is a stand-in.
     pub(crate) hand_over: HandOver,
     /// Whether the repository of the dry run's image is known.
     pub(super) names_repository: bool,
 }
 
-impl DryRun {
+impl DryRunRequest {
     /// Returns the dry run's image without its digest, if its repository is known.
-    pub(crate) fn image(&self) -> Option<&PinnedImage> {
+    pub(crate) fn image_without_digest(&self) -> Option<&PinnedImage> {
         self.names_repository.then_some(&self.hand_over.spec.image)
     }
 }
 
 /// A valid request of the builder: to deploy a hand-over, or to check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Received {
+pub(crate) enum ReceivedHandOver {
     /// A request to deploy a hand-over.
     HandOver(HandOver),
     /// A request to check a hand-over.
-    DryRun(DryRun),
+    DryRun(DryRunRequest),
 }
 
-impl Received {
+impl ReceivedHandOver {
     /// Returns the hand-over of either kind of request.
     pub(crate) fn hand_over(&self) -> &HandOver {
         match self {
@@ -47,10 +47,10 @@ impl Received {
 
     /// Returns the hand-over's image, to check it against the operator's rules; `None` if its repository is not
     /// known.
-    pub(crate) fn image(&self) -> Option<&PinnedImage> {
+    pub(crate) fn image_for_rules(&self) -> Option<&PinnedImage> {
         match self {
             Self::HandOver(hand_over) => Some(&hand_over.spec.image),
-            Self::DryRun(dry_run) => dry_run.image(),
+            Self::DryRun(dry_run) => dry_run.image_without_digest(),
         }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 /// The problems and warnings that were collected while the fields of a document were read.
 #[derive(Debug, Default)]
-pub(super) struct Remarks {
+pub(super) struct ProblemsAndWarnings {
     /// The problems for which the document is rejected.
     pub(super) problems: Vec<String>,
     /// The warnings about fields that are ignored, or read in another way than they are written.
@@ -15,15 +15,15 @@ pub(super) struct Remarks {
 
 /// The fields of a JSON object that were not read yet. `null` counts as absent, also within maps and lists.
 /// Names match whatever their case, as in Go, where no other field has the exact name.
-pub(super) struct Fields<'p> {
+pub(super) struct JsonFields<'p> {
     path: String,
     unread: Map<String, Value>,
-    remarks: &'p mut Remarks,
+    remarks: &'p mut ProblemsAndWarnings,
 }
 
-impl<'p> Fields<'p> {
+impl<'p> JsonFields<'p> {
     /// Makes a reader for the fields of the object at `path`, which is empty for the whole document.
-    pub(super) fn new(path: &str, object: Map<String, Value>, remarks: &'p mut Remarks) -> Self {
+    pub(super) fn new(path: &str, object: Map<String, Value>, remarks: &'p mut ProblemsAndWarnings) -> Self {
         Self {
             path: path.to_owned(),
             unread: object,
@@ -32,58 +32,58 @@ impl<'p> Fields<'p> {
     }
 
     /// Adds a problem with a field: the rest of a sentence that begins with the field's name.
-    pub(super) fn report(&mut self, key: &str, problem: impl AsRef<str>) {
-        let name = self.name(key);
+    pub(super) fn add_problem(&mut self, key: &str, problem: impl AsRef<str>) {
+        let name = self.full_field_name(key);
         self.remarks.problems.push(format!("{name} {}", problem.as_ref()));
     }
 
     /// Adds a warning about a field: the rest of a sentence that begins with the field's name.
-    fn warn(&mut self, key: &str, warning: impl AsRef<str>) {
-        let name = self.name(key);
+    fn add_warning(&mut self, key: &str, warning: impl AsRef<str>) {
+        let name = self.full_field_name(key);
         self.remarks.warnings.push(format!("{name} {}", warning.as_ref()));
     }
 
     /// Ignores a field, and adds a warning if the document has it.
-    pub(super) fn ignore(&mut self, key: &str, reason: &str) {
-        if self.take(key).is_some_and(|value| value != "") {
-            self.warn(key, format!("is ignored: {reason}"));
+    pub(super) fn ignore_field(&mut self, key: &str, reason: &str) {
+        if self.take_field(key).is_some_and(|value| value != "") {
+            self.add_warning(key, format!("is ignored: {reason}"));
         }
     }
 
     /// Reads a string field. Returns `None` if it is absent, and reports a value of another type.
     pub(super) fn read_string(&mut self, key: &str) -> Option<String> {
-        match self.take(key)? {
+        match self.take_field(key)? {
             Value::String(text) => Some(text),
-            other => self.wrong_type(key, "a string", &other),
+            other => self.report_wrong_type(key, "a string", &other),
         }
     }
 
     /// Reads a string field, and reports its absence.
     pub(super) fn read_required_string(&mut self, key: &str) -> Option<String> {
-        if !self.has(key) {
-            self.report(key, "is missing");
+        if !self.has_field(key) {
+            self.add_problem(key, "is missing");
         }
         self.read_string(key)
     }
 
     /// Reads a field that is `true` or `false`.
-    pub(super) fn read_flag(&mut self, key: &str) -> Option<bool> {
-        match self.take(key)? {
+    pub(super) fn read_boolean(&mut self, key: &str) -> Option<bool> {
+        match self.take_field(key)? {
             Value::Bool(flag) => Some(flag),
-            other => self.wrong_type(key, "true or false", &other),
+            other => self.report_wrong_type(key, "true or false", &other),
         }
     }
 
     /// Reads a field with a whole number that is not negative.
-    pub(super) fn read_number(&mut self, key: &str) -> Option<u64> {
-        let value = self.take(key)?;
+    pub(super) fn read_whole_number(&mut self, key: &str) -> Option<u64> {
+        let value = self.take_field(key)?;
         match value.as_u64() {
             Some(number) => Some(number),
             None if value.is_number() => {
-                self.report(key, "must be a whole number of at least 0");
+                self.add_problem(key, "must be a whole number of at least 0");
                 None
             }
-            None => self.wrong_type(key, "a number", &value),
+            None => self.report_wrong_type(key, "a number", &value),
         }
     }
 
@@ -93,11 +93,13 @@ impl<'p> Fields<'p> {
         key: &str,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> Vec<String> {
-        let Some(value) = self.take(key) else {
+        let Some(value) = self.take_field(key) else {
             return Vec::new();
         };
         let Value::Array(items) = value else {
-            return self.wrong_type(key, "an array", &value).unwrap_or_default();
+            return self
+                .report_wrong_type(key, "an array", &value)
+                .unwrap_or_default();
         };
         let mut strings = Vec::with_capacity(items.len());
         for (index, item) in items.into_iter().enumerate() {
@@ -105,12 +107,12 @@ impl<'p> Fields<'p> {
             match item {
                 Value::String(text) => {
                     if let Err(problem) = check(&text) {
-                        self.report(&key, problem);
+                        self.add_problem(&key, problem);
                     }
                     strings.push(text);
                 }
                 Value::Null => {}
-                other => drop(self.wrong_type::<()>(&key, "a string", &other)),
+                other => drop(self.report_wrong_type::<()>(&key, "a string", &other)),
             }
         }
         strings
@@ -128,78 +130,80 @@ impl<'p> Fields<'p> {
                 continue;
             }
             if let Err(problem) = check(&name) {
-                self.report(key, format!("has a name that {problem}"));
+                self.add_problem(key, format!("has a name that {problem}"));
             }
             match value {
                 Value::String(text) => drop(map.insert(name, text)),
-                other => drop(self.wrong_type::<()>(&format!("{key}.{name}"), "a string", &other)),
+                other => drop(self.report_wrong_type::<()>(&format!("{key}.{name}"), "a string", &other)),
             }
         }
         map
     }
 
-    /// Reads a field with an object, whose own fields are then read with [`read_within`](Self::read_within).
+    /// Reads a field with an object, whose own fields are then read with [`read_nested_fields`](Self::read_nested_fields).
     pub(super) fn read_object(&mut self, key: &str) -> Option<Map<String, Value>> {
-        match self.take(key)? {
+        match self.take_field(key)? {
             Value::Object(object) => Some(object),
-            other => self.wrong_type(key, "an object", &other),
+            other => self.report_wrong_type(key, "an object", &other),
         }
     }
 
     /// Reads a field with an object, and reports its absence.
     pub(super) fn read_required_object(&mut self, key: &str) -> Option<Map<String, Value>> {
-        if !self.has(key) {
-            self.report(key, "is missing");
+        if !self.has_field(key) {
+            self.add_problem(key, "is missing");
         }
         self.read_object(key)
     }
 
     /// Reads the fields of a nested object with `read`, and reports those that are left over.
-    pub(super) fn read_within<T>(
+    pub(super) fn read_nested_fields<T>(
         &mut self,
         key: &str,
         object: Map<String, Value>,
-        read: impl FnOnce(&mut Fields<'_>) -> T,
+        read: impl FnOnce(&mut JsonFields<'_>) -> T,
     ) -> T {
-        let mut inner = Fields::new(&self.name(key), object, self.remarks);
+        let mut inner = JsonFields::new(&self.full_field_name(key), object, self.remarks);
         read(&mut inner)
     }
 
     /// Reports every field that was not read: a misspelt one would otherwise be ignored silently.
-    pub(super) fn reject_unknown(&mut self) {
+    pub(super) fn report_unread_fields(&mut self) {
         let unread = std::mem::take(&mut self.unread);
         for (key, value) in unread {
             if !value.is_null() {
-                self.report(&key, "is not a known field");
+                self.add_problem(&key, "is not a known field");
             }
         }
     }
 
     /// Ignores the fields that were not read, and adds a warning for each: a newer builder may send them.
-    pub(super) fn ignore_unknown(mut self) {
+    pub(super) fn ignore_unread_fields(mut self) {
         for key in std::mem::take(&mut self.unread).keys() {
-            self.warn(key, "is not a known field, and is ignored");
+            self.add_warning(key, "is not a known field, and is ignored");
         }
     }
 
     /// Returns whether the document has a field.
-    fn has(&self, key: &str) -> bool {
-        let value = self.spelling(key).and_then(|name| self.unread.get(&name));
+    fn has_field(&self, key: &str) -> bool {
+        let value = self
+            .spelling_in_document(key)
+            .and_then(|name| self.unread.get(&name));
         value.is_some_and(|value| !value.is_null())
     }
 
     /// Removes a field and returns its value; `None` if it is absent or `null`.
-    fn take(&mut self, key: &str) -> Option<Value> {
-        let name = self.spelling(key)?;
+    fn take_field(&mut self, key: &str) -> Option<Value> {
+        let name = self.spelling_in_document(key)?;
         let value = self.unread.remove(&name).filter(|value| !value.is_null())?;
         if name != key {
-            self.warn(&name, format!("is read as {key}"));
+            self.add_warning(&name, format!("is read as {key}"));
         }
         Some(value)
     }
 
     /// Returns the name of a field as the document writes it: exactly, or else with letters of another case.
-    fn spelling(&self, key: &str) -> Option<String> {
+    fn spelling_in_document(&self, key: &str) -> Option<String> {
         if self.unread.contains_key(key) {
             return Some(key.to_owned());
         }
@@ -210,7 +214,7 @@ impl<'p> Fields<'p> {
     }
 
     /// Reports that a field has a value of the wrong type, and returns `None`.
-    fn wrong_type<T>(&mut self, key: &str, expected: &str, found: &Value) -> Option<T> {
+    fn report_wrong_type<T>(&mut self, key: &str, expected: &str, found: &Value) -> Option<T> {
         let found = match found {
             Value::Null => "null",
             Value::Bool(_) => "true or false",
@@ -219,12 +223,12 @@ impl<'p> Fields<'p> {
             Value::Array(_) => "an array",
             Value::Object(_) => "an object",
         };
-        self.report(key, format!("must be {expected}, is {found}"));
+        self.add_problem(key, format!("must be {expected}, is {found}"));
         None
     }
 
     /// Returns a field's name with the path of its object.
-    fn name(&self, key: &str) -> String {
+    fn full_field_name(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
         } else {

@@ -9,7 +9,7 @@ use std::fmt;
 /// The registry of an image reference that names none.
 const DEFAULT_REGISTRY: &str = "docker.io";
 /// The number of hex digits of a SHA-256 digest.
-const DIGITS: usize = 64;
+const SHA256_HEX_DIGITS: usize = 64;
 
 /// An image reference with a digest: the text, and the parts that are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,20 +24,20 @@ impl PinnedImage {
     ///
     /// # Errors
     /// The problem, as the rest of a sentence that begins with the field's name.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse_pinned(text: &str) -> Result<Self, String> {
         let Some((name, digest)) = text.split_once('@') else {
             return Err(format!("must be pinned by digest (name@sha256:…), is {text:?}"));
         };
         let hex = digest
             .strip_prefix("sha256:")
             .ok_or_else(|| format!("has a digest that does not begin with \"sha256:\": {digest:?}"))?;
-        if hex.len() != DIGITS || !hex.bytes().all(is_hex) {
+        if hex.len() != SHA256_HEX_DIGITS || !hex.bytes().all(is_lower_case_hex) {
             return Err(format!(
                 "has a digest that is not 64 lower-case hex digits: {digest:?}"
             ));
         }
         let repository =
-            repository_of(name).ok_or_else(|| format!("does not name a repository: {name:?}"))?;
+            repository_of_image_name(name).ok_or_else(|| format!("does not name a repository: {name:?}"))?;
         Ok(Self {
             text: text.to_owned(),
             repository,
@@ -50,9 +50,9 @@ impl PinnedImage {
     ///
     /// # Errors
     /// The problem, as the rest of a sentence that begins with the field's name.
-    pub(super) fn unbuilt(tag: Option<&str>) -> Result<Self, String> {
+    pub(super) fn stand_in_for_unbuilt(tag: Option<&str>) -> Result<Self, String> {
         let name = tag.unwrap_or("unbuilt");
-        Self::parse(&format!("{name}@sha256:{}", "0".repeat(DIGITS)))
+        Self::parse_pinned(&format!("{name}@sha256:{}", "0".repeat(SHA256_HEX_DIGITS)))
             .map_err(|_| format!("is not the name of an image: {name:?}"))
     }
 
@@ -83,15 +83,15 @@ impl PinnedImage {
     /// image differently: faasd adds `docker.io/library/`, faas-netes returns the text that it was given.
     fn is_named_by(&self, reference: &str) -> bool {
         reference == self.text
-            || Self::parse(reference)
+            || Self::parse_pinned(reference)
                 .is_ok_and(|other| other.digest == self.digest && other.repository == self.repository)
     }
 }
 
 /// Returns whether two image references, as providers write them, name the same image. References without a
 /// digest are the same only if their texts are: a tag does not identify an image.
-pub(crate) fn same_image(one: &str, other: &str) -> bool {
-    one == other || PinnedImage::parse(one).is_ok_and(|image| image.is_named_by(other))
+pub(crate) fn names_same_image(one: &str, other: &str) -> bool {
+    one == other || PinnedImage::parse_pinned(one).is_ok_and(|image| image.is_named_by(other))
 }
 
 impl fmt::Display for PinnedImage {
@@ -100,7 +100,7 @@ impl fmt::Display for PinnedImage {
     }
 }
 
-fn is_hex(byte: u8) -> bool {
+fn is_lower_case_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
@@ -109,17 +109,17 @@ fn is_hex(byte: u8) -> bool {
 ///
 /// The grammar, and the rule for which first component is a registry, are those of
 /// <https://github.com/distribution/reference>.
-fn repository_of(name: &str) -> Option<String> {
+fn repository_of_image_name(name: &str) -> Option<String> {
     let (registry, rest) = match name.split_once('/') {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
         _ => (DEFAULT_REGISTRY, name),
     };
     let path = match rest.split_once(':') {
-        Some((path, tag)) if is_tag(tag) => path,
+        Some((path, tag)) if is_valid_tag(tag) => path,
         Some(_) => return None,
         None => rest,
     };
-    if !is_registry(registry) || !path.split('/').all(is_component) {
+    if !is_registry_host(registry) || !path.split('/').all(is_path_component) {
         return None;
     }
     let registry = if registry == "index.docker.io" {
@@ -133,7 +133,7 @@ fn repository_of(name: &str) -> Option<String> {
     Some(format!("{registry}/{path}"))
 }
 
-fn is_registry(text: &str) -> bool {
+fn is_registry_host(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (text, None),
@@ -150,7 +150,7 @@ fn is_registry(text: &str) -> bool {
     host_is_valid && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
-fn is_tag(text: &str) -> bool {
+fn is_valid_tag(text: &str) -> bool {
     let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     text.len() <= 128
         && text.bytes().next().is_some_and(is_word)
@@ -159,7 +159,7 @@ fn is_tag(text: &str) -> bool {
 
 /// Returns whether `text` is a valid component of a repository's path: lower-case letters and digits, separated
 /// by one `.`, one or two `_`, or any number of `-`.
-fn is_component(text: &str) -> bool {
+fn is_path_component(text: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     text.starts_with(is_word)
         && text.ends_with(is_word)
@@ -173,27 +173,30 @@ fn is_component(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const TEST_DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    fn pinned(name: &str) -> PinnedImage {
-        PinnedImage::parse(&format!("{name}@{DIGEST}")).unwrap()
+    fn pinned_image(name: &str) -> PinnedImage {
+        PinnedImage::parse_pinned(&format!("{name}@{TEST_DIGEST}")).unwrap()
     }
 
     #[test]
-    fn a_reference_without_a_digest_is_rejected() {
-        let problem = PinnedImage::parse("registry.example:5000/team/hello:1.0").unwrap_err();
+    fn an_image_reference_without_a_digest_is_rejected() {
+        let problem = PinnedImage::parse_pinned("registry.example:5000/team/hello:1.0").unwrap_err();
         assert!(problem.contains("pinned by digest"), "{problem}");
     }
 
     #[test]
     fn only_a_full_lower_case_sha256_is_a_digest() {
-        for wrong in ["md5:00", "sha256:00", &DIGEST.to_uppercase(), "sha256:", ""] {
-            assert!(PinnedImage::parse(&format!("hello@{wrong}")).is_err(), "{wrong}");
+        for wrong in ["md5:00", "sha256:00", &TEST_DIGEST.to_uppercase(), "sha256:", ""] {
+            assert!(
+                PinnedImage::parse_pinned(&format!("hello@{wrong}")).is_err(),
+                "{wrong}"
+            );
         }
     }
 
     #[test]
-    fn names_that_registries_accept_are_accepted() {
+    fn image_names_that_registries_accept_are_accepted() {
         for name in [
             "hello",
             "team/hello",
@@ -204,20 +207,20 @@ mod tests {
             "ghcr.io/a/b/c/d:V1.0_rc-1",
             "a__b/c-d--e.f",
         ] {
-            assert_eq!(pinned(name).as_str(), format!("{name}@{DIGEST}"));
+            assert_eq!(pinned_image(name).as_str(), format!("{name}@{TEST_DIGEST}"));
         }
         assert_eq!(
-            pinned("hello").registry_and_path(),
+            pinned_image("hello").registry_and_path(),
             ("docker.io", "library/hello")
         );
         assert_eq!(
-            pinned("10.63.1.2:5000/team/hello:1").registry_and_path(),
+            pinned_image("10.63.1.2:5000/team/hello:1").registry_and_path(),
             ("10.63.1.2:5000", "team/hello")
         );
     }
 
     #[test]
-    fn names_that_registries_reject_are_rejected() {
+    fn image_names_that_registries_reject_are_rejected() {
         for name in [
             "",
             "/hello",
@@ -232,31 +235,31 @@ mod tests {
             "a b",
         ] {
             assert!(
-                PinnedImage::parse(&format!("{name}@{DIGEST}")).is_err(),
+                PinnedImage::parse_pinned(&format!("{name}@{TEST_DIGEST}")).is_err(),
                 "{name:?}"
             );
         }
     }
 
     #[test]
-    fn different_spellings_name_the_same_image() {
-        let short = pinned("hello");
+    fn different_spellings_of_a_reference_name_the_same_image() {
+        let short = pinned_image("hello");
         for other in [
             "hello:1.0",
             "library/hello",
             "docker.io/library/hello:2",
             "index.docker.io/library/hello",
         ] {
-            assert!(short.is_named_by(pinned(other).as_str()), "{other}");
+            assert!(short.is_named_by(pinned_image(other).as_str()), "{other}");
         }
     }
 
     #[test]
     fn another_repository_or_digest_names_another_image() {
-        let image = pinned("registry.example/hello");
-        let other_digest = DIGEST.replace('0', "f");
+        let image = pinned_image("registry.example/hello");
+        let other_digest = TEST_DIGEST.replace('0', "f");
         assert!(!image.is_named_by(&format!("registry.example/hello@{other_digest}")));
-        assert!(!image.is_named_by(pinned("registry.example/world").as_str()));
+        assert!(!image.is_named_by(pinned_image("registry.example/world").as_str()));
         assert!(!image.is_named_by("registry.example/hello:1.0"));
         assert!(!image.is_named_by(""));
     }

@@ -3,13 +3,13 @@
 //! An error is the rest of a sentence that begins with the field's name.
 
 /// The longest name of a function, a namespace or a Kubernetes Service, in characters.
-const LABEL_MAX: usize = 63;
+const DNS_LABEL_MAX_CHARS: usize = 63;
 /// The longest name of a Kubernetes Secret, in characters.
-const SUBDOMAIN_MAX: usize = 253;
+const DNS_SUBDOMAIN_MAX_CHARS: usize = 253;
 
 /// Checks the name of a function: an RFC 1035 label, as Kubernetes wants for the name of a Service.
-pub(super) fn check_function(text: &str) -> Result<(), String> {
-    check_label(text)?;
+pub(super) fn check_function_name(text: &str) -> Result<(), String> {
+    check_namespace_name(text)?;
     if text.starts_with(|first: char| first.is_ascii_digit()) {
         return Err(format!(
             "must begin with a letter, because Kubernetes rejects a Service of the name {text:?}"
@@ -19,14 +19,16 @@ pub(super) fn check_function(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of a namespace: an RFC 1123 label.
-pub(crate) fn check_label(text: &str) -> Result<(), String> {
+pub(crate) fn check_namespace_name(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
     }
-    if text.len() > LABEL_MAX {
-        return Err(format!("is longer than {LABEL_MAX} characters: {text:?}"));
+    if text.len() > DNS_LABEL_MAX_CHARS {
+        return Err(format!(
+            "is longer than {DNS_LABEL_MAX_CHARS} characters: {text:?}"
+        ));
     }
-    if !is_label(text) {
+    if !is_dns_label(text) {
         return Err(format!(
             "must be lower-case letters, digits and hyphens, with a letter or a digit at both ends: {text:?}"
         ));
@@ -35,18 +37,18 @@ pub(crate) fn check_label(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of a secret: an RFC 1123 subdomain, which cannot be a path.
-pub(super) fn check_secret(text: &str) -> Result<(), String> {
-    if text.is_empty() || text.len() > SUBDOMAIN_MAX || !text.split('.').all(is_label) {
+pub(super) fn check_secret_name(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > DNS_SUBDOMAIN_MAX_CHARS || !text.split('.').all(is_dns_label) {
         return Err(format!(
             "must be lower-case letters, digits, hyphens and dots, with a letter or a digit at both ends, and at most \
-             {SUBDOMAIN_MAX} characters: {text:?}"
+             {DNS_SUBDOMAIN_MAX_CHARS} characters: {text:?}"
         ));
     }
     Ok(())
 }
 
 /// Checks the name of an environment variable, by Kubernetes' rule.
-pub(super) fn check_variable(text: &str) -> Result<(), String> {
+pub(super) fn check_variable_name(text: &str) -> Result<(), String> {
     let may_be_first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.');
     let first_is_valid = text.bytes().next().is_some_and(may_be_first);
     if !first_is_valid || !text.bytes().all(|b| may_be_first(b) || b.is_ascii_digit()) {
@@ -56,15 +58,15 @@ pub(super) fn check_variable(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of a label or an annotation, by Kubernetes' rule: `[prefix/]name`, with a domain as the prefix.
-pub(super) fn check_qualified(text: &str) -> Result<(), String> {
+pub(super) fn check_label_or_annotation_name(text: &str) -> Result<(), String> {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),
     };
-    let prefix_is_valid = prefix.is_none_or(|prefix| check_secret(&prefix.to_ascii_lowercase()).is_ok());
-    if !prefix_is_valid || name.is_empty() || !is_value(name) {
+    let prefix_is_valid = prefix.is_none_or(|prefix| check_secret_name(&prefix.to_ascii_lowercase()).is_ok());
+    if !prefix_is_valid || name.is_empty() || !is_label_value(name) {
         return Err(format!(
-            "is not a name such as \"topic\" or \"example.com/topic\", of at most {LABEL_MAX} letters, digits, hyphens, dots and \
+            "is not a name such as \"topic\" or \"example.com/topic\", of at most {DNS_LABEL_MAX_CHARS} letters, digits, hyphens, dots and \
              underscores: {text:?}"
         ));
     }
@@ -73,17 +75,17 @@ pub(super) fn check_qualified(text: &str) -> Result<(), String> {
 
 /// Checks the value of a label.
 pub(super) fn check_label_value(text: &str) -> Result<(), String> {
-    if is_value(text) {
+    if is_label_value(text) {
         return Ok(());
     }
     Err(format!(
-        "must be at most {LABEL_MAX} letters, digits, hyphens, dots and underscores, with a letter or a digit at both ends: {text:?}"
+        "must be at most {DNS_LABEL_MAX_CHARS} letters, digits, hyphens, dots and underscores, with a letter or a digit at both ends: {text:?}"
     ))
 }
 
-fn is_value(text: &str) -> bool {
+fn is_label_value(text: &str) -> bool {
     let ends = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
-    text.len() <= LABEL_MAX
+    text.len() <= DNS_LABEL_MAX_CHARS
         && ends(text.bytes().next())
         && ends(text.bytes().next_back())
         && text
@@ -91,7 +93,7 @@ fn is_value(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-fn is_label(text: &str) -> bool {
+fn is_dns_label(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.is_empty()
@@ -104,32 +106,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_functions_name_is_that_of_a_service() {
+    fn a_functions_name_follows_the_rule_for_kubernetes_services() {
         for right in ["a", "hello-world", "a1-b2", &"x".repeat(63)] {
-            assert_eq!(check_function(right), Ok(()), "{right}");
+            assert_eq!(check_function_name(right), Ok(()), "{right}");
         }
         for wrong in ["", "0", "2048-game", "-a", "a.b", &"x".repeat(64)] {
-            assert!(check_function(wrong).is_err(), "{wrong:?}");
+            assert!(check_function_name(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
     fn a_namespace_is_a_dns_label() {
         for right in ["a", "hello-world", "0", "a1-b2", &"x".repeat(63)] {
-            assert_eq!(check_label(right), Ok(()), "{right}");
+            assert_eq!(check_namespace_name(right), Ok(()), "{right}");
         }
         for wrong in ["", "-a", "a-", "A", "a.b", "a/b", "a_b", "ä", &"x".repeat(64)] {
-            assert!(check_label(wrong).is_err(), "{wrong:?}");
+            assert!(check_namespace_name(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
-    fn a_secrets_name_is_never_a_path() {
+    fn a_secrets_name_that_is_a_path_is_rejected() {
         for right in ["api-key", "tls.crt", "a.b.c"] {
-            assert_eq!(check_secret(right), Ok(()), "{right}");
+            assert_eq!(check_secret_name(right), Ok(()), "{right}");
         }
         for wrong in ["", "..", "../key", "a/b", "a..b", ".a", "A"] {
-            assert!(check_secret(wrong).is_err(), "{wrong:?}");
+            assert!(check_secret_name(wrong).is_err(), "{wrong:?}");
         }
     }
 
@@ -141,7 +143,7 @@ mod tests {
             "Example.com/a_B-c.1",
             &"x".repeat(63),
         ] {
-            assert_eq!(check_qualified(right), Ok(()), "{right}");
+            assert_eq!(check_label_or_annotation_name(right), Ok(()), "{right}");
         }
         for wrong in [
             "",
@@ -155,7 +157,7 @@ mod tests {
             "under_score/x",
             &"x".repeat(64),
         ] {
-            assert!(check_qualified(wrong).is_err(), "{wrong:?}");
+            assert!(check_label_or_annotation_name(wrong).is_err(), "{wrong:?}");
         }
         for right in ["", "1", "a_B-c.1", &"x".repeat(63)] {
             assert_eq!(check_label_value(right), Ok(()), "{right}");
@@ -168,10 +170,10 @@ mod tests {
     #[test]
     fn a_variables_name_has_no_equals_sign() {
         for right in ["PATH", "write_timeout", "_x", "a.b-c1"] {
-            assert_eq!(check_variable(right), Ok(()), "{right}");
+            assert_eq!(check_variable_name(right), Ok(()), "{right}");
         }
         for wrong in ["", "1a", "A=B", "a b", "ä"] {
-            assert!(check_variable(wrong).is_err(), "{wrong:?}");
+            assert!(check_variable_name(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -8,25 +8,25 @@ use function_host::http::uri::PathAndQuery;
 use function_host::http::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
-use super::fields::Fields;
+use super::fields::JsonFields;
 use crate::function::FunctionAddress;
 
 /// The default path of a probe: the health path of the function host and of OpenFaaS's watchdogs.
-const HEALTH_PATH: &str = "/_/health";
+const DEFAULT_PROBE_PATH: &str = "/_/health";
 /// The longest timeout of a probe: the community edition's gateway does not wait longer.
-const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// The most bytes of path and query of a probe's request to the gateway, `/function/NAME[.NAMESPACE]` included.
 /// Web servers that accept less than 8 KiB are rare, and no probe needs as much.
-const ADDRESS_MAX: usize = 4096;
+const PROBE_URL_MAX_BYTES: usize = 4096;
 /// The largest number of successes in a row that a probe may demand: more would not prove more.
-const SUCCESSES_MAX: u64 = 20;
+const CONSECUTIVE_SUCCESSES_MAX: u64 = 20;
 
 /// A probe: a request to a function, and the responses that count as success.
 ///
 /// It is stored with its version, so that a restored version is checked as it was when it was deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "StoredProbe", into = "StoredProbe")]
-pub struct Probe {
+pub struct ReadinessProbe {
     /// Path and query of the probe, relative to the function.
     pub(crate) path: PathAndQuery,
     /// The HTTP method of the probe.
@@ -41,10 +41,10 @@ pub struct Probe {
     pub(crate) successes: u32,
 }
 
-impl Default for Probe {
+impl Default for ReadinessProbe {
     fn default() -> Self {
         Self {
-            path: PathAndQuery::from_static(HEALTH_PATH),
+            path: PathAndQuery::from_static(DEFAULT_PROBE_PATH),
             method: Method::GET,
             body: String::new(),
             expected_status: None,
@@ -54,17 +54,17 @@ impl Default for Probe {
     }
 }
 
-impl Probe {
+impl ReadinessProbe {
     /// Returns path and query of the probe's request to the gateway.
-    pub(crate) fn address(&self, function: &FunctionAddress) -> String {
-        format!("{}{}", function.path(), self.path)
+    pub(crate) fn gateway_path(&self, function: &FunctionAddress) -> String {
+        format!("{}{}", function.call_path(), self.path)
     }
 
     /// Checks that this probe of `function` is a valid request. An error is the rest of a sentence that begins
     /// with the path's name.
-    pub(super) fn check_address(&self, function: &FunctionAddress) -> Result<(), String> {
-        let address = self.address(function);
-        check_length(&address)?;
+    pub(super) fn check_gateway_path(&self, function: &FunctionAddress) -> Result<(), String> {
+        let address = self.gateway_path(function);
+        check_path_length(&address)?;
         match address.parse::<Uri>() {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("makes an invalid address, {address:?}: {error}")),
@@ -72,51 +72,54 @@ impl Probe {
     }
 
     /// Returns whether a response with this status counts as a success of the probe.
-    pub(crate) fn accepts(&self, status: StatusCode) -> bool {
+    pub(crate) fn accepts_status(&self, status: StatusCode) -> bool {
         self.expected_status
             .map_or_else(|| status.is_success(), |expected| status == expected)
     }
 
     /// Reads the object `probe` of a hand-over, and reports every problem.
-    pub(super) fn read(fields: &mut Fields<'_>) -> Self {
+    pub(super) fn read_probe(fields: &mut JsonFields<'_>) -> Self {
         let mut probe = Self::default();
         if let Some(text) = fields.read_string("path") {
-            match path(&text) {
+            match parse_probe_path(&text) {
                 Ok(path) => probe.path = path,
-                Err(problem) => fields.report("path", problem),
+                Err(problem) => fields.add_problem("path", problem),
             }
         }
         if let Some(text) = fields.read_string("method") {
-            match method(&text) {
+            match parse_probe_method(&text) {
                 Ok(method) => probe.method = method,
-                Err(problem) => fields.report("method", problem),
+                Err(problem) => fields.add_problem("method", problem),
             }
         }
         probe.body = fields.read_string("body").unwrap_or_default();
-        if let Some(number) = fields.read_number("expectedStatus") {
+        if let Some(number) = fields.read_whole_number("expectedStatus") {
             match u16::try_from(number).map(StatusCode::from_u16) {
                 Ok(Ok(status)) => probe.expected_status = Some(status),
-                _ => fields.report("expectedStatus", "must be an HTTP status from 100 to 999"),
+                _ => fields.add_problem("expectedStatus", "must be an HTTP status from 100 to 999"),
             }
         }
         if let Some(text) = fields.read_string("timeout") {
             match duration::parse_duration(&text) {
-                Ok(time) if !time.is_zero() && time <= TIMEOUT_MAX => probe.timeout = Some(time),
-                _ => fields.report("timeout", "must be a duration of at most 1m, such as \"5s\""),
+                Ok(time) if !time.is_zero() && time <= PROBE_TIMEOUT_MAX => probe.timeout = Some(time),
+                _ => fields.add_problem("timeout", "must be a duration of at most 1m, such as \"5s\""),
             }
         }
-        if let Some(number) = fields.read_number("successes") {
+        if let Some(number) = fields.read_whole_number("successes") {
             match number {
-                1..=SUCCESSES_MAX => probe.successes = number.try_into().unwrap_or(1),
-                _ => fields.report("successes", format!("must be from 1 to {SUCCESSES_MAX}")),
+                1..=CONSECUTIVE_SUCCESSES_MAX => probe.successes = number.try_into().unwrap_or(1),
+                _ => fields.add_problem(
+                    "successes",
+                    format!("must be from 1 to {CONSECUTIVE_SUCCESSES_MAX}"),
+                ),
             }
         }
-        fields.reject_unknown();
+        fields.report_unread_fields();
         probe
     }
 }
 
-impl fmt::Display for Probe {
+impl fmt::Display for ReadinessProbe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.method, self.path)
     }
@@ -137,8 +140,8 @@ struct StoredProbe {
     successes: u32,
 }
 
-impl From<Probe> for StoredProbe {
-    fn from(probe: Probe) -> Self {
+impl From<ReadinessProbe> for StoredProbe {
+    fn from(probe: ReadinessProbe) -> Self {
         Self {
             path: probe.path.to_string(),
             method: probe.method.to_string(),
@@ -152,13 +155,13 @@ impl From<Probe> for StoredProbe {
     }
 }
 
-impl TryFrom<StoredProbe> for Probe {
+impl TryFrom<StoredProbe> for ReadinessProbe {
     type Error = String;
 
     fn try_from(stored: StoredProbe) -> Result<Self, String> {
         Ok(Self {
-            path: path(&stored.path)?,
-            method: method(&stored.method)?,
+            path: parse_probe_path(&stored.path)?,
+            method: parse_probe_method(&stored.method)?,
             body: stored.body,
             expected_status: stored
                 .expected_status
@@ -171,18 +174,18 @@ impl TryFrom<StoredProbe> for Probe {
     }
 }
 
-fn check_length(address: &str) -> Result<(), String> {
-    if address.len() <= ADDRESS_MAX {
+fn check_path_length(address: &str) -> Result<(), String> {
+    if address.len() <= PROBE_URL_MAX_BYTES {
         return Ok(());
     }
     Err(format!(
-        "makes an address of {} bytes, and {ADDRESS_MAX} are allowed",
+        "makes an address of {} bytes, and {PROBE_URL_MAX_BYTES} are allowed",
         address.len()
     ))
 }
 
-fn path(text: &str) -> Result<PathAndQuery, String> {
-    check_length(text)?;
+fn parse_probe_path(text: &str) -> Result<PathAndQuery, String> {
+    check_path_length(text)?;
     let invalid = || format!("must be a path that begins with a slash, without \"..\" and \"#\": {text:?}");
     // Two slashes at the beginning would make the gateway take the first segment for a host.
     // What follows a "#" would silently be dropped.
@@ -196,7 +199,7 @@ fn path(text: &str) -> Result<PathAndQuery, String> {
     text.parse().map_err(|_| invalid())
 }
 
-fn method(text: &str) -> Result<Method, String> {
+fn parse_probe_method(text: &str) -> Result<Method, String> {
     Method::from_bytes(text.as_bytes()).map_err(|_| format!("must be an HTTP method: {text:?}"))
 }
 
@@ -205,12 +208,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::request::fields::Remarks;
+    use crate::request::fields::ProblemsAndWarnings;
 
-    fn read(probe: Value) -> Result<Probe, Vec<String>> {
+    fn read_probe_json(probe: Value) -> Result<ReadinessProbe, Vec<String>> {
         let Value::Object(object) = probe else { panic!() };
-        let mut remarks = Remarks::default();
-        let probe = Probe::read(&mut Fields::new("probe", object, &mut remarks));
+        let mut remarks = ProblemsAndWarnings::default();
+        let probe = ReadinessProbe::read_probe(&mut JsonFields::new("probe", object, &mut remarks));
         let problems = remarks.problems;
         if problems.is_empty() {
             Ok(probe)
@@ -220,30 +223,30 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_defaults_to_the_health_path() {
-        let probe = read(json!({})).unwrap();
-        assert_eq!(probe, Probe::default());
+    fn a_probe_without_a_path_uses_the_health_path() {
+        let probe = read_probe_json(json!({})).unwrap();
+        assert_eq!(probe, ReadinessProbe::default());
         assert_eq!(probe.to_string(), "GET /_/health");
-        assert!(probe.accepts(StatusCode::NO_CONTENT) && !probe.accepts(StatusCode::FOUND));
+        assert!(probe.accepts_status(StatusCode::NO_CONTENT) && !probe.accepts_status(StatusCode::FOUND));
     }
 
     #[test]
-    fn a_stored_probe_is_the_same_probe() {
-        let probe = read(
+    fn a_probe_is_unchanged_after_it_is_stored_and_read_back() {
+        let probe = read_probe_json(
             json!({"path": "/orders?dry=1", "method": "POST", "body": "{}", "expectedStatus": 202,
             "timeout": "1.5s", "successes": 3}),
         )
         .unwrap();
-        assert!(probe.accepts(StatusCode::ACCEPTED) && !probe.accepts(StatusCode::OK));
+        assert!(probe.accepts_status(StatusCode::ACCEPTED) && !probe.accepts_status(StatusCode::OK));
         assert_eq!(probe.timeout, Some(Duration::from_millis(1500)));
         let stored = serde_json::to_string(&probe).unwrap();
-        assert_eq!(serde_json::from_str::<Probe>(&stored).unwrap(), probe);
-        assert!(serde_json::from_str::<Probe>(&stored.replace("/orders", "orders")).is_err());
+        assert_eq!(serde_json::from_str::<ReadinessProbe>(&stored).unwrap(), probe);
+        assert!(serde_json::from_str::<ReadinessProbe>(&stored.replace("/orders", "orders")).is_err());
     }
 
     #[test]
     fn all_problems_of_a_probe_are_reported_at_once() {
-        let problems = read(
+        let problems = read_probe_json(
             json!({"path": "health", "method": "GET it", "expectedStatus": 7, "timeout": "2h", "successes": 0,
             "retries": 1}),
         )
@@ -256,7 +259,7 @@ mod tests {
             "/a#b",
             &"/a".repeat(32_765),
         ] {
-            assert!(read(json!({"path": path})).is_err(), "{path}");
+            assert!(read_probe_json(json!({"path": path})).is_err(), "{path}");
         }
     }
 }

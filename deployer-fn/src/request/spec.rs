@@ -11,15 +11,15 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::fields::Fields;
+use super::fields::JsonFields;
 use super::image::PinnedImage;
 use super::names;
 use crate::function::FunctionAddress;
 
 /// The prefix of the names of the deployer's own annotations.
-pub(crate) const OWN_ANNOTATIONS: &str = "slipway/";
+pub(crate) const OWN_ANNOTATION_PREFIX: &str = "slipway/";
 /// The annotation with the digest of the function's specification.
-pub const SPEC_ANNOTATION: &str = "slipway/spec";
+pub const SPEC_DIGEST_ANNOTATION: &str = "slipway/spec";
 
 /// A complete specification of a function, with valid fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,10 +53,10 @@ pub struct FunctionSpec {
     pub annotations: BTreeMap<String, String>,
     /// The most memory and CPU that one replica may use.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limits: Option<Resources>,
+    pub limits: Option<ResourceAmounts>,
     /// The memory and CPU that are reserved for one replica.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub requests: Option<Resources>,
+    pub requests: Option<ResourceAmounts>,
     /// Whether the function's root file system is read-only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only_root_filesystem: bool,
@@ -64,7 +64,7 @@ pub struct FunctionSpec {
 
 /// Amounts of memory and CPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Resources {
+pub struct ResourceAmounts {
     /// Memory in bytes, for example `128Mi`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Quantity>,
@@ -75,7 +75,7 @@ pub struct Resources {
 
 impl FunctionSpec {
     /// Returns the function's name and namespace, as the specification gives them.
-    pub(crate) fn address(&self) -> FunctionAddress {
+    pub(crate) fn function_address(&self) -> FunctionAddress {
         FunctionAddress {
             name: self.service.clone(),
             namespace: self.namespace.clone(),
@@ -85,7 +85,7 @@ impl FunctionSpec {
     /// Returns the SHA-256 digest of the whole specification. Maps are sorted, so that equal specifications have
     /// equal JSON.
     #[must_use]
-    pub fn digest(&self) -> String {
+    pub fn spec_digest(&self) -> String {
         let json = serde_json::to_vec(self).unwrap_or_default();
         format!("sha256:{}", hex::encode(Sha256::digest(json)))
     }
@@ -93,56 +93,56 @@ impl FunctionSpec {
     /// Reads the specification from the object `deploy` of a hand-over, and reports every problem.
     ///
     /// Without an `image`, whose problem has been reported, all other fields are checked and the result is `None`.
-    pub(super) fn read(fields: &mut Fields<'_>, image: Option<PinnedImage>) -> Option<Self> {
+    pub(super) fn read_spec(fields: &mut JsonFields<'_>, image: Option<PinnedImage>) -> Option<Self> {
         let service = fields.read_required_string("service");
         let namespace = fields.read_string("namespace").filter(|text| !text.is_empty());
-        if let Some(Err(problem)) = service.as_deref().map(names::check_function) {
-            fields.report("service", problem);
+        if let Some(Err(problem)) = service.as_deref().map(names::check_function_name) {
+            fields.add_problem("service", problem);
         }
-        if let Some(Err(problem)) = namespace.as_deref().map(names::check_label) {
-            fields.report("namespace", problem);
+        if let Some(Err(problem)) = namespace.as_deref().map(names::check_namespace_name) {
+            fields.add_problem("namespace", problem);
         }
         // Fields that earlier gateways knew.
-        fields.ignore("network", "gateways have not used it since Docker Swarm");
+        fields.ignore_field("network", "gateways have not used it since Docker Swarm");
         if fields
             .read_string("registryAuth")
             .is_some_and(|text| !text.is_empty())
         {
-            fields.report(
+            fields.add_problem(
                 "registryAuth",
                 "is not used by gateways any more: the provider has the credentials to pull with",
             );
         }
         if fields.read_string("image").is_some_and(|text| !text.is_empty()) {
-            fields.report("image", "must be left out: the image is the one that was built");
+            fields.add_problem("image", "must be left out: the image is the one that was built");
         }
-        let labels = fields.read_checked_map("labels", names::check_qualified);
+        let labels = fields.read_checked_map("labels", names::check_label_or_annotation_name);
         for (name, value) in &labels {
             if let Err(problem) = names::check_label_value(value) {
-                fields.report(&format!("labels.{name}"), problem);
+                fields.add_problem(&format!("labels.{name}"), problem);
             }
         }
         let limits = read_resources(fields, "limits");
         let requests = read_resources(fields, "requests");
-        compare_resources(fields, requests.as_ref(), limits.as_ref());
+        report_requests_over_limits(fields, requests.as_ref(), limits.as_ref());
         let spec = Self {
             service: service.unwrap_or_default(),
             namespace,
             env_process: fields.read_string("envProcess").filter(|text| !text.is_empty()),
-            env_vars: fields.read_checked_map("envVars", names::check_variable),
+            env_vars: fields.read_checked_map("envVars", names::check_variable_name),
             constraints: fields.read_checked_strings("constraints", |_| Ok(())),
-            secrets: fields.read_checked_strings("secrets", names::check_secret),
+            secrets: fields.read_checked_strings("secrets", names::check_secret_name),
             labels,
             annotations: fields.read_checked_map("annotations", |name| {
-                names::check_qualified(name)?;
-                if name.starts_with(OWN_ANNOTATIONS) {
+                names::check_label_or_annotation_name(name)?;
+                if name.starts_with(OWN_ANNOTATION_PREFIX) {
                     return Err(format!("is reserved for deployer-fn: {name:?}"));
                 }
                 Ok(())
             }),
             limits,
             requests,
-            read_only_root_filesystem: fields.read_flag("readOnlyRootFilesystem").unwrap_or_default(),
+            read_only_root_filesystem: fields.read_boolean("readOnlyRootFilesystem").unwrap_or_default(),
             // Last, so that all other fields have been read.
             image: image?,
         };
@@ -151,7 +151,11 @@ impl FunctionSpec {
 }
 
 /// Reports amounts in `requests` that exceed `limits`, which Kubernetes rejects.
-fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limits: Option<&Resources>) {
+fn report_requests_over_limits(
+    fields: &mut JsonFields<'_>,
+    requests: Option<&ResourceAmounts>,
+    limits: Option<&ResourceAmounts>,
+) {
     let (Some(requests), Some(limits)) = (requests, limits) else {
         return;
     };
@@ -162,35 +166,35 @@ fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limi
         if let (Some(request), Some(limit)) = (request, limit)
             && request.exceeds(limit)
         {
-            fields.report(key, format!("is {request}, which exceeds the limit of {limit}"));
+            fields.add_problem(key, format!("is {request}, which exceeds the limit of {limit}"));
         }
     }
 }
 
 /// Reads the object `limits` or `requests` of a specification. A quantity that cannot be parsed is reported:
 /// faasd would take it for no limit at all.
-fn read_resources(fields: &mut Fields<'_>, key: &str) -> Option<Resources> {
+fn read_resources(fields: &mut JsonFields<'_>, key: &str) -> Option<ResourceAmounts> {
     let object: Map<String, Value> = fields.read_object(key)?;
-    let resources = fields.read_within(key, object, |fields| {
+    let resources = fields.read_nested_fields(key, object, |fields| {
         let mut quantity = |key| {
             let text = fields.read_string(key).filter(|text| !text.is_empty())?;
             let quantity = Quantity::parse(&text);
             if quantity.is_none() {
-                fields.report(
+                fields.add_problem(
                     key,
                     format!("is not a quantity such as \"128Mi\" or \"500m\": {text:?}"),
                 );
             }
             quantity
         };
-        let resources = Resources {
+        let resources = ResourceAmounts {
             memory: quantity("memory"),
             cpu: quantity("cpu"),
         };
-        fields.reject_unknown();
+        fields.report_unread_fields();
         resources
     });
-    (resources != Resources::default()).then_some(resources)
+    (resources != ResourceAmounts::default()).then_some(resources)
 }
 
 fn serialize_image<S: serde::Serializer>(image: &PinnedImage, serializer: S) -> Result<S::Ok, S::Error> {

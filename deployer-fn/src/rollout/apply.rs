@@ -8,16 +8,16 @@ use serde_json::Value;
 use tracing::info;
 
 use super::backoff::Backoff;
-use super::deadline::Deadline;
+use super::deadline::RolloutDeadline;
 use crate::function::FunctionAddress;
-use crate::gateway::{Transport, call, summary};
-use crate::outcome::Fault;
+use crate::gateway::{GatewayRequestSender, call, summarize_response};
+use crate::outcome::FaultyParty;
 
 /// The number of retries of a change that certainly had no effect.
-const RETRIES: usize = 6;
+const CHANGE_RETRIES: usize = 6;
 
 /// Texts in a provider's answer that say that an image cannot be pulled, and that a retry would not help.
-const PERMANENT_PULL_ERRORS: [&str; 6] = [
+const PERMANENT_PULL_ERROR_TEXTS: [&str; 6] = [
     "not found",
     "manifest unknown",
     "unauthorized",
@@ -28,68 +28,70 @@ const PERMANENT_PULL_ERRORS: [&str; 6] = [
 
 /// The provider's answer to a version that was sent to it.
 #[derive(Debug)]
-pub(super) enum Applied {
+pub(super) enum ApplyAnswer {
     /// The provider answered that it took the version. Only a later read shows whether it did.
     Accepted(String),
     /// The provider rejected the specification, for this reason.
     Rejected(String),
     /// The provider failed, or its answer is unknown; with the fault and the reason.
-    Unclear(Fault, String),
+    Unclear(FaultyParty, String),
 }
 
 /// Sends a version as an update of the function, or as a creation if the function does not exist.
 ///
 /// A request that the provider may have acted on is not repeated: an unanswered update may still be in progress, and
 /// the function's state has to be read first.
-pub(super) async fn apply(
-    transport: &impl Transport,
+pub(super) async fn apply_version(
+    transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     deployment: &Value,
     exists: bool,
-    deadline: &Deadline,
-) -> Applied {
-    let applied = deadline.run(update_or_create(
+    deadline: &RolloutDeadline,
+) -> ApplyAnswer {
+    let applied = deadline.run_until_deadline(update_or_create(
         transport, function, deployment, exists, deadline,
     ));
     applied.await.unwrap_or_else(|| {
-        let reason = format!("{}: the provider has not answered", deadline.reason());
-        Applied::Unclear(Fault::Platform, reason)
+        let reason = format!("{}: the provider has not answered", deadline.reason_passed());
+        ApplyAnswer::Unclear(FaultyParty::Platform, reason)
     })
 }
 
 async fn update_or_create(
-    transport: &impl Transport,
+    transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     deployment: &Value,
     exists: bool,
-    deadline: &Deadline,
-) -> Applied {
-    let update = match send(transport, || call::update_request(deployment), deadline).await {
-        Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
-        response => return interpret_response("PUT", response, None),
-    };
-    let update = summary(&update);
+    deadline: &RolloutDeadline,
+) -> ApplyAnswer {
+    let update =
+        match send_change_with_retries(transport, || call::update_request(deployment), deadline).await {
+            Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
+            response => return interpret_response("PUT", response, None),
+        };
+    let update = summarize_response(&update);
     info!(
         response = update,
         "creating the function: there is none to update"
     );
-    let created = send(transport, || call::create_request(deployment), deadline).await;
+    let created = send_change_with_retries(transport, || call::create_request(deployment), deadline).await;
     if !exists || !is_server_error(&created) {
         return interpret_response("POST", created, Some(&update));
     }
     // The function cannot be updated and yet exists: a part of it is missing, on Kubernetes the Service
     // (docs/pitfalls.md#no-conflict-status). Such a function cannot be called, so that deleting it loses nothing.
     info!("deleting and creating the function: a part of it is missing");
-    let deleted = send(transport, || call::delete_request(function), deadline).await;
+    let deleted = send_change_with_retries(transport, || call::delete_request(function), deadline).await;
     if let Err(error) = deleted {
-        return Applied::Unclear(Fault::Platform, ErrorChain(&error).to_string());
+        return ApplyAnswer::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string());
     }
     let mut backoff = Backoff::new();
     loop {
-        let created = send(transport, || call::create_request(deployment), deadline).await;
+        let created =
+            send_change_with_retries(transport, || call::create_request(deployment), deadline).await;
         // The function exists until its deletion is complete.
-        if is_server_error(&created) && backoff.waits() < RETRIES {
-            backoff.wait().await;
+        if is_server_error(&created) && backoff.wait_count() < CHANGE_RETRIES {
+            backoff.wait_next().await;
             continue;
         }
         return interpret_response("POST", created, Some(&update));
@@ -106,22 +108,22 @@ fn is_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
 /// was too busy.
 ///
 /// Its only time limit is the deadline: faasd pulls the image before it answers.
-pub(super) async fn send(
-    transport: &impl Transport,
+pub(super) async fn send_change_with_retries(
+    transport: &impl GatewayRequestSender,
     request: impl Fn() -> Result<Request<Bytes>, GatewayError>,
-    deadline: &Deadline,
+    deadline: &RolloutDeadline,
 ) -> Result<Response<Bytes>, GatewayError> {
     let mut backoff = Backoff::new();
     loop {
-        let response = transport.send(request()?, deadline.remaining()).await;
+        let response = transport.send(request()?, deadline.time_remaining()).await;
         let had_no_effect = match &response {
             Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
             Err(error) => matches!(error, GatewayError::Connect { .. }),
         };
-        if !had_no_effect || backoff.waits() >= RETRIES {
+        if !had_no_effect || backoff.wait_count() >= CHANGE_RETRIES {
             return response;
         }
-        backoff.wait().await;
+        backoff.wait_next().await;
     }
 }
 
@@ -131,21 +133,22 @@ fn interpret_response(
     method: &str,
     response: Result<Response<Bytes>, GatewayError>,
     update: Option<&str>,
-) -> Applied {
+) -> ApplyAnswer {
     let response = match response {
         Ok(response) => response,
-        Err(error) => return Applied::Unclear(Fault::Platform, ErrorChain(&error).to_string()),
+        Err(error) => return ApplyAnswer::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string()),
     };
     let status = response.status();
-    let mut text = format!("{method} with {}", summary(&response));
+    let mut text = format!("{method} with {}", summarize_response(&response));
     if status.is_success() {
         info!(response = text, "the provider accepted the specification");
-        return Applied::Accepted(text);
+        return ApplyAnswer::Accepted(text);
     }
     if let Some(update) = update {
         text = format!("{text} (and PUT before it with {update})");
     }
-    let unclear = |reason: &str| Applied::Unclear(Fault::Platform, format!("{reason}: it answered {text}"));
+    let unclear =
+        |reason: &str| ApplyAnswer::Unclear(FaultyParty::Platform, format!("{reason}: it answered {text}"));
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             unclear("the gateway rejected the deployer's credentials")
@@ -155,11 +158,11 @@ fn interpret_response(
             unclear("the server at gateway_url does not have the gateway's API")
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unclear("the gateway is busy"),
-        status if status.is_client_error() => Applied::Rejected(format!(
+        status if status.is_client_error() => ApplyAnswer::Rejected(format!(
             "the provider rejected the specification: it answered {text}"
         )),
-        _ if is_permanent_pull_error(&response) => Applied::Unclear(
-            Fault::Caller,
+        _ if is_permanent_pull_error(&response) => ApplyAnswer::Unclear(
+            FaultyParty::Caller,
             format!("the image cannot be pulled: the provider answered {text}"),
         ),
         _ => unclear("the provider failed"),
@@ -169,5 +172,8 @@ fn interpret_response(
 /// Returns whether a provider's response says that the image does not exist, or may not be pulled.
 fn is_permanent_pull_error(response: &Response<Bytes>) -> bool {
     let text = String::from_utf8_lossy(response.body()).to_lowercase();
-    text.contains("pull") && PERMANENT_PULL_ERRORS.iter().any(|words| text.contains(words))
+    text.contains("pull")
+        && PERMANENT_PULL_ERROR_TEXTS
+            .iter()
+            .any(|words| text.contains(words))
 }

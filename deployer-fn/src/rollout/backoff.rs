@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(2);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// The waiting times between requests, which grow to a maximum.
 #[derive(Debug)]
@@ -16,21 +16,21 @@ impl Backoff {
     /// Makes a backoff that begins with the shortest time.
     pub(super) fn new() -> Self {
         Self {
-            next: FIRST,
+            next: FIRST_WAIT,
             waits: 0,
         }
     }
 
     /// Returns how often this backoff has waited so far.
-    pub(super) fn waits(&self) -> usize {
+    pub(super) fn wait_count(&self) -> usize {
         self.waits
     }
 
     /// Waits for the backoff's next waiting time, give or take a fifth, so that several deployers do not retry
     /// at the same moment.
-    pub(super) async fn wait(&mut self) {
+    pub(super) async fn wait_next(&mut self) {
         tokio::time::sleep(self.next.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
-        self.next = (self.next * 3 / 2).min(LONGEST);
+        self.next = (self.next * 3 / 2).min(LONGEST_WAIT);
         self.waits += 1;
     }
 }
@@ -42,16 +42,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn waits_grow_to_a_maximum() {
+    async fn backoff_waits_grow_to_a_maximum() {
         let mut backoff = Backoff::new();
         let mut waits = Vec::new();
         for _ in 0..12 {
             let started = Instant::now();
-            backoff.wait().await;
+            backoff.wait_next().await;
             waits.push(started.elapsed());
         }
-        assert_eq!(backoff.waits(), 12);
-        assert!(waits[0] <= FIRST * 5 / 4 && waits[0] < waits[4]);
-        assert!(waits[11] >= LONGEST * 3 / 4 && waits[11] <= LONGEST * 5 / 4);
+        assert_eq!(backoff.wait_count(), 12);
+        assert!(waits[0] <= FIRST_WAIT * 5 / 4 && waits[0] < waits[4]);
+        assert!(waits[11] >= LONGEST_WAIT * 3 / 4 && waits[11] <= LONGEST_WAIT * 5 / 4);
     }
 }

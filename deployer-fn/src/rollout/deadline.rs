@@ -10,17 +10,17 @@ use tokio::time::{Instant, sleep_until};
 
 /// The time between the end of a rollout and the end of the request or the process: for a last read of the
 /// function's state, and for the response.
-const MARGIN: Duration = Duration::from_secs(3);
+const RESPONSE_MARGIN: Duration = Duration::from_secs(3);
 
 /// The deadline of a rollout, or of a part of it.
 #[derive(Clone, Debug)]
-pub struct Deadline {
+pub struct RolloutDeadline {
     start: Instant,
     end: Instant,
     shutdown: Shutdown,
 }
 
-impl Deadline {
+impl RolloutDeadline {
     /// Makes the deadline of a rollout that leaves `reserve` of the request's time for restoring the previous
     /// version. The new version gets at least half of the request's time.
     #[must_use]
@@ -42,28 +42,28 @@ impl Deadline {
         let start = Instant::now();
         let own = start + limit;
         let end = request
-            .and_then(|at| at.checked_sub(MARGIN))
+            .and_then(|at| at.checked_sub(RESPONSE_MARGIN))
             .map_or(own, |at| at.min(own));
         Self { start, end, shutdown }
     }
 
     /// Returns a deadline for the next part of the rollout, `limit` from now. It does not depend on the request,
     /// whose caller may have gone: a rollout that has begun is completed.
-    pub(super) fn renewed(&self, limit: Duration) -> Self {
+    pub(super) fn renewed_for_next_part(&self, limit: Duration) -> Self {
         Self::new(limit, None, self.shutdown.clone())
     }
 
     /// Runs `work` until the deadline and returns its result. At the deadline, drops it and returns `None`.
-    pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn run_until_deadline<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
             done = work => Some(done),
-            () = self.wait() => None,
+            () = self.wait_until_passed() => None,
         }
     }
 
     /// Returns the time that is left until the deadline, if the process does not end.
-    pub(super) fn remaining(&self) -> Duration {
+    pub(super) fn time_remaining(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 
@@ -73,7 +73,7 @@ impl Deadline {
     }
 
     /// Returns the reason why the deadline has passed, for people.
-    pub(super) fn reason(&self) -> String {
+    pub(super) fn reason_passed(&self) -> String {
         if self.is_shutting_down() {
             return "the deployer is shutting down".to_owned();
         }
@@ -85,11 +85,11 @@ impl Deadline {
     }
 
     /// Waits until the deadline has passed.
-    async fn wait(&self) {
+    async fn wait_until_passed(&self) {
         tokio::select! {
             () = sleep_until(self.end) => {}
             end = self.shutdown.wait() => {
-                let end = end.checked_sub(MARGIN).unwrap_or(end);
+                let end = end.checked_sub(RESPONSE_MARGIN).unwrap_or(end);
                 sleep_until(end.min(self.end)).await;
             }
         }
@@ -102,46 +102,46 @@ mod tests {
 
     use super::*;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const ONE_MINUTE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn the_earliest_end_is_the_deadline() {
+    async fn the_earliest_of_limit_request_and_process_end_is_the_deadline() {
         let (_trigger, shutdown) = Shutdown::new();
         let start = Instant::now();
-        let own = Deadline::new(MINUTE, Some(start + 2 * MINUTE), shutdown.clone());
-        assert_eq!(own.run(pending::<()>()).await, None);
-        assert_eq!(start.elapsed(), MINUTE);
-        assert_eq!(own.reason(), "not ready within 1m0s");
+        let own = RolloutDeadline::new(ONE_MINUTE, Some(start + 2 * ONE_MINUTE), shutdown.clone());
+        assert_eq!(own.run_until_deadline(pending::<()>()).await, None);
+        assert_eq!(start.elapsed(), ONE_MINUTE);
+        assert_eq!(own.reason_passed(), "not ready within 1m0s");
 
         let start = Instant::now();
-        let of_request = Deadline::new(MINUTE, Some(start + MINUTE / 2), shutdown);
-        assert_eq!(of_request.run(pending::<()>()).await, None);
-        assert_eq!(start.elapsed(), MINUTE / 2 - MARGIN);
+        let of_request = RolloutDeadline::new(ONE_MINUTE, Some(start + ONE_MINUTE / 2), shutdown);
+        assert_eq!(of_request.run_until_deadline(pending::<()>()).await, None);
+        assert_eq!(start.elapsed(), ONE_MINUTE / 2 - RESPONSE_MARGIN);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn shutdown_ends_the_work_before_the_process_ends() {
+    async fn the_deadline_ends_a_rollout_before_the_process_shuts_down() {
         let (trigger, shutdown) = Shutdown::new();
         let start = Instant::now();
-        let deadline = Deadline::new(MINUTE, None, shutdown);
+        let deadline = RolloutDeadline::new(ONE_MINUTE, None, shutdown);
         let waiting = tokio::spawn({
             let deadline = deadline.clone();
-            async move { deadline.run(pending::<()>()).await }
+            async move { deadline.run_until_deadline(pending::<()>()).await }
         });
         tokio::task::yield_now().await;
         trigger.begin(start + Duration::from_secs(10));
 
         assert_eq!(waiting.await.unwrap(), None);
-        assert_eq!(start.elapsed(), Duration::from_secs(10) - MARGIN);
+        assert_eq!(start.elapsed(), Duration::from_secs(10) - RESPONSE_MARGIN);
         assert!(deadline.is_shutting_down());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_that_is_done_in_time_returns_its_result() {
+    async fn work_that_is_done_before_the_deadline_returns_its_result() {
         let (_trigger, shutdown) = Shutdown::new();
         assert_eq!(
-            Deadline::new(Duration::ZERO, None, shutdown)
-                .run(async { 1 })
+            RolloutDeadline::new(Duration::ZERO, None, shutdown)
+                .run_until_deadline(async { 1 })
                 .await,
             Some(1)
         );

@@ -5,29 +5,29 @@ use std::time::Duration;
 use function_host::ErrorChain;
 use tracing::info;
 
-use super::{Deadline, Rollout, RolloutContext, Timeouts};
-use crate::gateway::{ReadError, Transport};
+use super::{RolloutContext, RolloutDeadline, RolloutTimeouts, RunningRollout};
+use crate::gateway::{GatewayReadError, GatewayRequestSender};
 use crate::outcome::{DryRunOutcome, DryRunStatus};
-use crate::request::DryRun;
-use crate::version::{LastGood, Version};
+use crate::request::DryRunRequest;
+use crate::version::{FunctionVersion, LastGoodVersion};
 
 /// The timeout of one request of a dry run. A build waits for the answer, and is not worth less if there is
 /// none.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const DRY_RUN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Checks a hand-over whose image is not built yet. `objections` are those that were found before.
 ///
 /// It needs no turn: it neither changes the function nor waits for it. The order of builds is not checked, because it
 /// is not final before the newer version has been seen to work.
-pub(crate) async fn dry_run<T: Transport>(
+pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
     context: &RolloutContext<'_, T>,
-    dry_run: &DryRun,
+    dry_run: &DryRunRequest,
     mut objections: Vec<String>,
-    deadline: &Deadline,
+    deadline: &RolloutDeadline,
 ) -> DryRunOutcome {
     // Reads are not retried: the answer has to come soon.
-    let timeouts = Timeouts {
-        request: context.timeouts.request.min(REQUEST_TIMEOUT),
+    let timeouts = RolloutTimeouts {
+        request: context.timeouts.request.min(DRY_RUN_REQUEST_TIMEOUT),
         read_retries: Duration::ZERO,
         ..*context.timeouts
     };
@@ -35,12 +35,14 @@ pub(crate) async fn dry_run<T: Transport>(
         timeouts: &timeouts,
         ..*context
     };
-    let mut rollout = Rollout::new(&context, &dry_run.hand_over, deadline);
-    let read = deadline.run(rollout.add_objections(&mut objections)).await;
+    let mut rollout = RunningRollout::new(&context, &dry_run.hand_over, deadline);
+    let read = deadline
+        .run_until_deadline(rollout.add_objections_to_hand_over(&mut objections))
+        .await;
     let trouble = match read {
         Some(Ok(())) => None,
         Some(Err(error)) => Some(ErrorChain(&error).to_string()),
-        None => Some(deadline.reason()),
+        None => Some(deadline.reason_passed()),
     };
     let status = match (objections.is_empty(), &trouble) {
         (false, _) => DryRunStatus::Refused,
@@ -58,31 +60,33 @@ pub(crate) async fn dry_run<T: Transport>(
     outcome
 }
 
-impl<T: Transport> Rollout<'_, T> {
+impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Adds every objection to the hand-over that does not depend on the image or on other builds.
-    async fn add_objections(&mut self, objections: &mut Vec<String>) -> Result<(), ReadError> {
-        if let Some(objection) = self.missing_namespace().await? {
+    async fn add_objections_to_hand_over(
+        &mut self,
+        objections: &mut Vec<String>,
+    ) -> Result<(), GatewayReadError> {
+        if let Some(objection) = self.objection_if_namespace_missing().await? {
             objections.push(objection);
             // All further checks would read from that namespace.
             return Ok(());
         }
-        self.check_secrets(objections).await?;
-        let status = self.read_status(Duration::ZERO).await?;
+        self.add_missing_secret_objections(objections).await?;
+        let status = self.read_function_status(Duration::ZERO).await?;
         // Either of them may be the one to restore. Which one, only a probe shows.
-        let deployed = status.as_ref().map(Version::deployed);
-        let carried =
-            status
-                .as_ref()
-                .and_then(|status| match LastGood::from_annotations(status.annotations()) {
-                    Some(LastGood::Version(version)) => Some(*version),
-                    _ => None,
-                });
-        let size = |version: &Version| {
-            let last_good = LastGood::Version(Box::new(version.clone()));
+        let deployed = status.as_ref().map(FunctionVersion::of_deployed_function);
+        let carried = status.as_ref().and_then(|status| {
+            match LastGoodVersion::from_annotations(status.annotations()) {
+                Some(LastGoodVersion::Version(version)) => Some(*version),
+                _ => None,
+            }
+        });
+        let size = |version: &FunctionVersion| {
+            let last_good = LastGoodVersion::Version(Box::new(version.clone()));
             self.version.size_of_annotations(&last_good)
         };
         self.last_good = [deployed, carried].into_iter().flatten().max_by_key(size);
-        self.check_size(objections);
+        self.add_annotation_size_objection(objections);
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
-//! What this process remembers of earlier rollouts: for each function the last ready version, the last failure, what
-//! is left to settle after a rollout that ended before the function worked, and the newest submission of the deployed
-//! version.
+//! The history of rollouts that a process of deployer-fn keeps in memory, for each function: the last version that was
+//! ready, the last failure, the unfinished work of a rollout that ended before the function worked, and the newest
+//! submission of the deployed version.
 //!
 //! The first two only save requests: after a restart, the function's annotations or its probe give the same
 //! information. The third is lost with the process if the provider has deleted the function, and its annotations with
-//! it. The fourth is lost with the process, too: to write it down would restart a function that does not change. The
-//! builder's own check for newer builds then remains.
+//! it. The fourth is lost with the process, too, because storing it in an annotation would restart a function that does
+//! not change. After that, only the builder checks for newer builds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,26 +13,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::build_times::BuildTimes;
 use crate::function::FunctionId;
 use crate::gateway::FunctionStatus;
-use crate::request::SPEC_ANNOTATION;
-use crate::version::{FailureRecord, Version};
+use crate::request::SPEC_DIGEST_ANNOTATION;
+use crate::version::{FailureRecord, FunctionVersion};
 
 /// The history of the rollouts of all functions. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct RolloutHistory(Arc<Mutex<HashMap<FunctionId, Entry>>>);
+pub struct RolloutHistory(Arc<Mutex<HashMap<FunctionId, FunctionHistory>>>);
 
 /// The history of the rollouts of one function.
 #[derive(Debug, Default)]
-struct Entry {
+struct FunctionHistory {
     /// The digest of the specification that was ready last.
     ready: Option<String>,
     failure: Option<FailureRecord>,
-    unsettled: Option<Unsettled>,
-    resubmission: Option<Resubmission>,
+    unsettled: Option<UnsettledRollout>,
+    resubmission: Option<UnchangedResubmission>,
 }
 
 /// A newer build whose version equals the deployed one, so that its rollout changed nothing.
 #[derive(Clone, Debug)]
-pub(super) struct Resubmission {
+pub(super) struct UnchangedResubmission {
     /// The digest of the deployed version, which is also the newer build's.
     pub(super) spec_digest: String,
     /// The times of the newer build.
@@ -44,20 +44,20 @@ pub(super) struct Resubmission {
 /// The unfinished work of a rollout that ended before the function worked: it yielded to a newer build, or ran
 /// out of time.
 #[derive(Clone, Debug)]
-pub(super) struct Unsettled {
+pub(super) struct UnsettledRollout {
     /// The version to restore for the unfinished rollout; `None` if there was no function.
-    pub(super) last_good: Option<Version>,
+    pub(super) last_good: Option<FunctionVersion>,
     /// The digest of the version that the unfinished rollout may have deployed, and that was not seen to work.
     pub(super) spec_digest: Option<String>,
 }
 
-impl Unsettled {
+impl UnsettledRollout {
     /// Returns whether the function's state still is as the unfinished rollout left it.
     pub(super) fn still_applies_to(&self, status: Option<&FunctionStatus>) -> bool {
         match status {
             None => self.last_good.is_some(),
             Some(status) => {
-                let digest = status.annotations().get(SPEC_ANNOTATION);
+                let digest = status.annotations().get(SPEC_DIGEST_ANNOTATION);
                 digest.is_some() && digest == self.spec_digest.as_ref()
             }
         }
@@ -67,40 +67,43 @@ impl Unsettled {
 impl RolloutHistory {
     /// Records that the version with this digest was the last one of the function that was ready.
     pub(super) fn record_ready(&self, function: &FunctionId, spec_digest: &str) {
-        self.lock().entry(function.clone()).or_default().ready = Some(spec_digest.to_owned());
+        self.lock_histories().entry(function.clone()).or_default().ready = Some(spec_digest.to_owned());
     }
 
     /// Returns whether the version with this digest was the last one that was ready.
-    pub(super) fn was_ready(&self, function: &FunctionId, spec_digest: &str) -> bool {
-        self.lock()
+    pub(super) fn was_last_ready(&self, function: &FunctionId, spec_digest: &str) -> bool {
+        self.lock_histories()
             .get(function)
             .is_some_and(|entry| entry.ready.as_deref() == Some(spec_digest))
     }
 
     /// Records how the function's last deployment failed; `None` if it succeeded.
-    pub(super) fn record_failure(&self, function: &FunctionId, failure: Option<FailureRecord>) {
-        self.lock().entry(function.clone()).or_default().failure = failure;
+    pub(super) fn record_last_failure(&self, function: &FunctionId, failure: Option<FailureRecord>) {
+        self.lock_histories().entry(function.clone()).or_default().failure = failure;
     }
 
     /// Returns how the function's last deployment failed.
-    pub(super) fn failure(&self, function: &FunctionId) -> Option<FailureRecord> {
-        self.lock().get(function)?.failure.clone()
+    pub(super) fn last_failure(&self, function: &FunctionId) -> Option<FailureRecord> {
+        self.lock_histories().get(function)?.failure.clone()
     }
 
     /// Records what an unfinished rollout left to settle; `None` once the function works, or another rollout is
     /// responsible.
-    pub(super) fn record_unsettled(&self, function: &FunctionId, unsettled: Option<Unsettled>) {
-        self.lock().entry(function.clone()).or_default().unsettled = unsettled;
+    pub(super) fn record_unsettled(&self, function: &FunctionId, unsettled: Option<UnsettledRollout>) {
+        self.lock_histories()
+            .entry(function.clone())
+            .or_default()
+            .unsettled = unsettled;
     }
 
     /// Returns what an unfinished rollout of the function left to settle.
-    pub(super) fn unsettled(&self, function: &FunctionId) -> Option<Unsettled> {
-        self.lock().get(function)?.unsettled.clone()
+    pub(super) fn unsettled_rollout(&self, function: &FunctionId) -> Option<UnsettledRollout> {
+        self.lock_histories().get(function)?.unsettled.clone()
     }
 
     /// Records that a newer build gave exactly the deployed version.
-    pub(super) fn record_resubmission(&self, function: &FunctionId, resubmission: Resubmission) {
-        let mut functions = self.lock();
+    pub(super) fn record_resubmission(&self, function: &FunctionId, resubmission: UnchangedResubmission) {
+        let mut functions = self.lock_histories();
         let newest = &mut functions.entry(function.clone()).or_default().resubmission;
         let replaces = newest.as_ref().is_none_or(|known| {
             known.spec_digest != resubmission.spec_digest || known.times.is_older_than(&resubmission.times)
@@ -111,12 +114,16 @@ impl RolloutHistory {
     }
 
     /// Returns the newest build that gave exactly the version with this digest, if it is newer than its deployment.
-    pub(super) fn resubmission(&self, function: &FunctionId, spec_digest: &str) -> Option<Resubmission> {
-        let newest = self.lock().get(function)?.resubmission.clone()?;
+    pub(super) fn newest_resubmission(
+        &self,
+        function: &FunctionId,
+        spec_digest: &str,
+    ) -> Option<UnchangedResubmission> {
+        let newest = self.lock_histories().get(function)?.resubmission.clone()?;
         (newest.spec_digest == spec_digest).then_some(newest)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, Entry>> {
+    fn lock_histories(&self) -> MutexGuard<'_, HashMap<FunctionId, FunctionHistory>> {
         // Every operation leaves the map consistent, so that a panic elsewhere does not matter.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

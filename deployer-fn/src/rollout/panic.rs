@@ -7,16 +7,16 @@ use std::task::Poll;
 
 /// The error for a rollout that panicked. The panic's text is in the process's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Panicked;
+pub(super) struct RolloutPanicked;
 
 /// Runs `work`, and returns its result, or an error if it panics.
-pub(super) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+pub(super) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, RolloutPanicked> {
     let mut work = pin!(work);
     // Nothing of the work is used after a panic, except for facts that are recorded one by one.
     poll_fn(
         |context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
-            Err(_) => Poll::Ready(Err(Panicked)),
+            Err(_) => Poll::Ready(Err(RolloutPanicked)),
         },
     )
     .await
@@ -33,6 +33,6 @@ mod tests {
             tokio::task::yield_now().await;
             panic!("as the test wants");
         };
-        assert_eq!(catch_panic::<()>(panicking).await, Err(Panicked));
+        assert_eq!(catch_panic::<()>(panicking).await, Err(RolloutPanicked));
     }
 }

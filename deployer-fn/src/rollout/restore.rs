@@ -5,20 +5,20 @@ use function_host::trace;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use super::Rollout;
-use super::apply::{self, Applied};
+use super::RunningRollout;
+use super::apply::{self, ApplyAnswer};
 use super::backoff::Backoff;
-use super::check::Older;
-use super::deadline::Deadline;
-use super::history::Unsettled;
-use super::verdict::{Findings, Restoration, Verdict};
-use super::watch::{WaitingFor, Watched};
-use crate::gateway::{FunctionStatus, Transport, call};
-use crate::outcome::{DeploymentStatus, Fault, Successor};
-use crate::version::{FailureRecord, LastGood, Version};
+use super::check::OlderBuildRejection;
+use super::deadline::RolloutDeadline;
+use super::history::UnsettledRollout;
+use super::verdict::{Findings, RestorationResult, Verdict};
+use super::watch::{WaitingFor, WatchResult};
+use crate::gateway::{FunctionStatus, GatewayRequestSender, call};
+use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
+use crate::version::{FailureRecord, FunctionVersion, LastGoodVersion};
 
 /// The function's state after a restoration that was in time.
-enum Restored {
+enum RestoredState {
     /// The version to restore answers; or the function is deleted, if there was none before.
     LastGood(Option<FunctionStatus>),
     /// Another client's version is deployed, and is kept.
@@ -29,74 +29,80 @@ enum Restored {
     Yielded(Successor),
 }
 
-impl<T: Transport> Rollout<'_, T> {
+impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Restores the previous version after the new one has failed with `findings`, and returns the verdict.
-    pub(super) async fn restore(&mut self, findings: Findings) -> Verdict {
+    pub(super) async fn restore_after_failure(&mut self, findings: Findings) -> Verdict {
         let (restoration, findings) = self.restore_last_good(findings).await;
         Verdict::after_failure(restoration, findings)
     }
 
     /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process
     /// that restored it may have ended before it was.
-    pub(super) async fn end_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
+    pub(super) async fn verdict_on_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;
-        let findings = Findings::with_fault(Fault::Caller)
+        let findings = Findings::of_fault(FaultyParty::Caller)
             .followed_by(Findings::from(failure.reasons))
             .with_reason("this hand-over failed before: nothing was changed");
-        let Some(deployed) = self.before.as_ref().map(Version::deployed) else {
+        let Some(deployed) = self.before.as_ref().map(FunctionVersion::of_deployed_function) else {
             return Verdict::rolled_back(findings);
         };
         let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
-            .run(self.watch_version(&deployed, &mut waiting_for))
+            .run_until_deadline(self.watch_version_without_timeout(&deployed, &mut waiting_for))
             .await;
-        if let Some(Watched::Ready(ready)) = watched {
-            self.facts.record_state(Some(&ready.status));
+        if let Some(WatchResult::Ready(ready)) = watched {
+            self.facts.record_function_state(Some(&ready.status));
             return Verdict::rolled_back(findings);
         }
-        if let Some(Watched::Superseded(successor)) = watched {
-            return self.yield_to(successor, findings);
+        if let Some(WatchResult::Superseded(successor)) = watched {
+            return self.yield_to_newer_build(successor, findings);
         }
         let broken = Findings::new(
-            Fault::Platform,
+            FaultyParty::Platform,
             format!("the deployed version does not work: {waiting_for}"),
         );
-        let now = self.final_read_status().await;
+        let now = self.final_read_function_status().await;
         Verdict::failed(
             findings
                 .followed_by(broken)
-                .followed_by(self.record_and_describe(now)),
+                .followed_by(self.record_and_describe_state(now)),
         )
     }
 
     /// Finishes the rollout of a newer version, which another process began: waits for it to come up, and
     /// restores the version before it if it does not. The hand-over itself is rejected as `older`.
-    pub(super) async fn finish_newer(&mut self, older: Older, newer: &Version) -> Verdict {
-        let findings = older.findings();
-        self.times = newer.times();
+    pub(super) async fn finish_rollout_of_newer_version(
+        &mut self,
+        older: OlderBuildRejection,
+        newer: &FunctionVersion,
+    ) -> Verdict {
+        let findings = older.as_findings();
+        self.times = newer.usable_build_times();
         let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
-            .run(self.watch_version(newer, &mut waiting_for))
+            .run_until_deadline(self.watch_version_without_timeout(newer, &mut waiting_for))
             .await;
         match watched {
-            Some(Watched::Ready(ready)) => {
-                self.facts.record_state(Some(&ready.status));
-                return older.verdict(findings);
+            Some(WatchResult::Ready(ready)) => {
+                self.facts.record_function_state(Some(&ready.status));
+                return older.into_verdict(findings);
             }
-            Some(Watched::NotTaken(_)) => {
-                return older.verdict(findings.with_reason("another client is deploying the function"));
+            Some(WatchResult::NotTaken(_)) => {
+                return older.into_verdict(findings.with_reason("another client is deploying the function"));
             }
-            Some(Watched::Superseded(successor)) => return self.yield_to(successor, findings),
-            None if self.deadline.is_shutting_down() => return older.verdict(findings),
+            Some(WatchResult::Superseded(successor)) => {
+                return self.yield_to_newer_build(successor, findings);
+            }
+            None if self.deadline.is_shutting_down() => return older.into_verdict(findings),
             None => {}
         }
         self.facts.changed = true;
         // The failure is not this hand-over's, and must not be recorded as such.
         let broken = Findings::new(
-            Fault::Platform,
+            FaultyParty::Platform,
             format!("the newer build does not work: {waiting_for}"),
         );
         let (restoration, findings) = self.restore_last_good(findings.followed_by(broken)).await;
@@ -106,28 +112,30 @@ impl<T: Transport> Rollout<'_, T> {
     /// Ends a rollout that has changed nothing. If an earlier rollout yielded to this one or ran out of time,
     /// and the function still does not work, restores the version that the earlier rollout would have restored.
     pub(super) async fn settle_earlier_rollout(&mut self, verdict: Verdict) -> Verdict {
-        let unsettled = self.context.history.unsettled(&self.id);
+        let unsettled = self.context.history.unsettled_rollout(&self.id);
         let unsettled = unsettled.filter(|unsettled| unsettled.still_applies_to(self.before.as_ref()));
         let (DeploymentStatus::Refused, Some(unsettled)) = (verdict.status, unsettled) else {
             return verdict;
         };
         info!("finishing the rollout before this one");
         self.last_good = unsettled.last_good;
-        let mut findings = Findings::new(Fault::Caller, verdict.reasons.join("; "));
-        if let Some(deployed) = self.before.as_ref().map(Version::deployed) {
+        let mut findings = Findings::new(FaultyParty::Caller, verdict.reasons.join("; "));
+        if let Some(deployed) = self.before.as_ref().map(FunctionVersion::of_deployed_function) {
             let mut waiting_for = WaitingFor::default();
-            let watching = self.watch_version(&deployed, &mut waiting_for);
-            match self.deadline.run(watching).await {
-                Some(Watched::Ready(ready)) => {
+            let watching = self.watch_version_without_timeout(&deployed, &mut waiting_for);
+            match self.deadline.run_until_deadline(watching).await {
+                Some(WatchResult::Ready(ready)) => {
                     self.context.history.record_unsettled(&self.id, None);
-                    self.facts.record_state(Some(&ready.status));
+                    self.facts.record_function_state(Some(&ready.status));
                     return Verdict {
                         reasons: findings.reasons().to_vec(),
                         ..verdict
                     };
                 }
-                Some(Watched::Superseded(successor)) => return self.yield_to(successor, findings),
-                Some(Watched::NotTaken(_)) => return verdict,
+                Some(WatchResult::Superseded(successor)) => {
+                    return self.yield_to_newer_build(successor, findings);
+                }
+                Some(WatchResult::NotTaken(_)) => return verdict,
                 None => {}
             }
             findings =
@@ -135,12 +143,12 @@ impl<T: Transport> Rollout<'_, T> {
         }
         self.facts.changed = true;
         let (restoration, findings) = self
-            .restore_last_good(findings.followed_by(Findings::with_fault(Fault::Platform)))
+            .restore_last_good(findings.followed_by(Findings::of_fault(FaultyParty::Platform)))
             .await;
         let newer = verdict.superseded_by.clone();
         match (restoration, newer) {
-            (Restoration::TimedOut, _) => Verdict::failed(findings),
-            (Restoration::Superseded(successor), _) | (_, Some(successor)) => {
+            (RestorationResult::TimedOut, _) => Verdict::failed(findings),
+            (RestorationResult::Superseded(successor), _) | (_, Some(successor)) => {
                 Verdict::superseded(successor, findings)
             }
             _ => Verdict::refused(findings),
@@ -152,59 +160,65 @@ impl<T: Transport> Rollout<'_, T> {
     ///
     /// Nothing is restored while the process is shutting down: the new version may only need more time, and it may be
     /// the deployer's own. The next delivery finds it and continues.
-    async fn restore_last_good(&mut self, findings: Findings) -> (Restoration, Findings) {
+    async fn restore_last_good(&mut self, findings: Findings) -> (RestorationResult, Findings) {
         if self.deadline.is_shutting_down() {
-            let now = self.final_read_status().await;
-            let findings = findings.followed_by(Findings::with_fault(Fault::Platform));
+            let now = self.final_read_function_status().await;
+            let findings = findings.followed_by(Findings::of_fault(FaultyParty::Platform));
             return (
-                Restoration::ShuttingDown,
-                findings.followed_by(self.record_and_describe(now)),
+                RestorationResult::ShuttingDown,
+                findings.followed_by(self.record_and_describe_state(now)),
             );
         }
-        let failure = self.failure_record(&findings);
-        let deadline = self.deadline.renewed(self.context.timeouts.rollback);
+        let failure = self.failure_record_if_permanent(&findings);
+        let deadline = self
+            .deadline
+            .renewed_for_next_part(self.context.timeouts.rollback);
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
         let span = trace::span("roll back");
-        let restoring = deadline.run(self.restore_until_done(&deadline, failure.as_ref(), &mut waiting_for));
+        let restoring = deadline.run_until_deadline(self.restore_until_done(
+            &deadline,
+            failure.as_ref(),
+            &mut waiting_for,
+        ));
         let restored = span.run(restoring).await;
         self.facts.durations.restore = started.elapsed();
         if restored.is_none() {
-            span.mark_failed(format_args!("{}: {waiting_for}", deadline.reason()));
+            span.mark_failed(format_args!("{}: {waiting_for}", deadline.reason_passed()));
         }
         drop(span);
         match restored {
             // The last good version is the new one, which was only late.
-            Some(Restored::LastGood(Some(now))) if self.version.is_deployed(&now) => {
+            Some(RestoredState::LastGood(Some(now))) if self.version.is_certainly_deployed(&now) => {
                 self.record_ready(&now);
-                (Restoration::NewVersionReady, findings)
+                (RestorationResult::NewVersionReady, findings)
             }
-            Some(Restored::LastGood(now)) => {
+            Some(RestoredState::LastGood(now)) => {
                 let history = self.context.history;
-                history.record_failure(&self.id, failure);
+                history.record_last_failure(&self.id, failure);
                 history.record_unsettled(&self.id, None);
-                self.facts.record_state(now.as_ref());
+                self.facts.record_function_state(now.as_ref());
                 (
-                    Restoration::Restored,
-                    findings.followed_by(self.restored_state(now.as_ref())),
+                    RestorationResult::Restored,
+                    findings.followed_by(self.describe_restored_state(now.as_ref())),
                 )
             }
-            Some(Restored::Other(now)) => {
+            Some(RestoredState::Other(now)) => {
                 let findings = findings.with_reason(
                     "another client has deployed the function in the meantime: its version is kept",
                 );
-                let findings = findings.followed_by(self.record_and_describe(Ok(Some(now))));
-                (Restoration::Overtaken, findings)
+                let findings = findings.followed_by(self.record_and_describe_state(Ok(Some(now))));
+                (RestorationResult::Overtaken, findings)
             }
-            Some(Restored::Newer(successor, now)) => {
+            Some(RestoredState::Newer(successor, now)) => {
                 let findings = findings.with_reason("a newer build is deployed in the meantime: it is kept");
-                let findings = findings.followed_by(self.record_and_describe(Ok(Some(now))));
-                (Restoration::Superseded(successor), findings)
+                let findings = findings.followed_by(self.record_and_describe_state(Ok(Some(now))));
+                (RestorationResult::Superseded(successor), findings)
             }
-            Some(Restored::Yielded(successor)) => {
-                let verdict = self.yield_to(successor.clone(), findings);
+            Some(RestoredState::Yielded(successor)) => {
+                let verdict = self.yield_to_newer_build(successor.clone(), findings);
                 (
-                    Restoration::Superseded(successor),
+                    RestorationResult::Superseded(successor),
                     Findings::from(verdict.reasons),
                 )
             }
@@ -217,23 +231,23 @@ impl<T: Transport> Rollout<'_, T> {
                     None => "the new version could not be deleted within rollback_timeout".to_owned(),
                 };
                 warn!(reason, "could not restore the previous version");
-                let unsettled = Unsettled {
+                let unsettled = UnsettledRollout {
                     last_good: self.last_good.clone(),
                     spec_digest: self.version.spec_digest().map(str::to_owned),
                 };
                 self.context.history.record_unsettled(&self.id, Some(unsettled));
-                let findings = findings.followed_by(Findings::new(Fault::Platform, reason));
-                let now = self.final_read_status().await;
+                let findings = findings.followed_by(Findings::new(FaultyParty::Platform, reason));
+                let now = self.final_read_function_status().await;
                 (
-                    Restoration::TimedOut,
-                    findings.followed_by(self.record_and_describe(now)),
+                    RestorationResult::TimedOut,
+                    findings.followed_by(self.record_and_describe_state(now)),
                 )
             }
         }
     }
 
     /// Returns a description of the restored state as findings.
-    fn restored_state(&self, now: Option<&FunctionStatus>) -> Findings {
+    fn describe_restored_state(&self, now: Option<&FunctionStatus>) -> Findings {
         let (Some(now), Some(version)) = (now, &self.last_good) else {
             return Findings::default().with_reason("the function does not exist, as before");
         };
@@ -249,8 +263,8 @@ impl<T: Transport> Rollout<'_, T> {
     }
 
     /// Returns a record of the failure if the same hand-over would fail again when it is delivered again.
-    fn failure_record(&self, findings: &Findings) -> Option<FailureRecord> {
-        (findings.fault() == Some(Fault::Caller)).then_some(())?;
+    fn failure_record_if_permanent(&self, findings: &Findings) -> Option<FailureRecord> {
+        (findings.faulty_party() == Some(FaultyParty::Caller)).then_some(())?;
         Some(FailureRecord {
             delivery: self.hand_over.delivery_digest()?,
             reasons: findings.reasons().to_vec(),
@@ -262,52 +276,55 @@ impl<T: Transport> Rollout<'_, T> {
     /// acts on that.
     async fn restore_until_done(
         &mut self,
-        deadline: &Deadline,
+        deadline: &RolloutDeadline,
         failure: Option<&FailureRecord>,
         waiting_for: &mut WaitingFor,
-    ) -> Restored {
+    ) -> RestoredState {
         let last_good = self.last_good.clone();
         let rollback = self.context.timeouts.rollback;
         let mut backoff = Backoff::new();
         loop {
             if let Some(successor) = self.context.succession.current_successor() {
-                return Restored::Yielded(successor);
+                return RestoredState::Yielded(successor);
             }
-            let now = match self.read_status(rollback).await {
+            let now = match self.read_function_status(rollback).await {
                 Ok(now) => now,
                 Err(error) => {
                     *waiting_for = WaitingFor::Gateway(ErrorChain(&error).to_string());
-                    backoff.wait().await;
+                    backoff.wait_next().await;
                     continue;
                 }
             };
             if let Some(status) = &now
-                && let Some(successor) = self.newer_build(status)
+                && let Some(successor) = self.newer_deployed_build(status)
             {
-                return Restored::Newer(successor, status.clone());
+                return RestoredState::Newer(successor, status.clone());
             }
             match (&now, &last_good) {
-                (None, None) => return Restored::LastGood(None),
-                (Some(status), Some(version)) if version.matches(status) => {
+                (None, None) => return RestoredState::LastGood(None),
+                (Some(status), Some(version)) if version.may_be_deployed(status) => {
                     // A version that does not come up by itself is applied once more: a provider may have a function
                     // that it could not start.
-                    let watching = self.watch_version(version, waiting_for);
+                    let watching = self.watch_version_without_timeout(version, waiting_for);
                     match timeout(rollback / 2, watching).await {
-                        Ok(Watched::Ready(ready)) => return Restored::LastGood(Some(ready.status)),
-                        Ok(Watched::NotTaken(_) | Watched::Superseded(_)) => continue,
-                        Err(_) => self.apply_again(version, true, failure, waiting_for).await,
+                        Ok(WatchResult::Ready(ready)) => return RestoredState::LastGood(Some(ready.status)),
+                        Ok(WatchResult::NotTaken(_) | WatchResult::Superseded(_)) => continue,
+                        Err(_) => {
+                            self.apply_earlier_version(version, true, failure, waiting_for)
+                                .await
+                        }
                     }
                 }
                 (Some(status), _) if !self.is_of_this_rollout(status) => {
-                    return Restored::Other(status.clone());
+                    return RestoredState::Other(status.clone());
                 }
                 (now, Some(version)) => {
-                    self.apply_again(version, now.is_some(), failure, waiting_for)
+                    self.apply_earlier_version(version, now.is_some(), failure, waiting_for)
                         .await;
                 }
-                (Some(_), None) => self.delete(deadline).await,
+                (Some(_), None) => self.delete_new_function(deadline).await,
             }
-            backoff.wait().await;
+            backoff.wait_next().await;
         }
     }
 
@@ -316,30 +333,33 @@ impl<T: Transport> Rollout<'_, T> {
         let was_before = self
             .before
             .as_ref()
-            .is_some_and(|before| Version::deployed(before).matches(status));
-        self.version.matches(status) || was_before
+            .is_some_and(|before| FunctionVersion::of_deployed_function(before).may_be_deployed(status));
+        self.version.may_be_deployed(status) || was_before
     }
 
     /// Applies a version that was deployed before, and watches it.
-    async fn apply_again(
+    async fn apply_earlier_version(
         &mut self,
-        version: &Version,
+        version: &FunctionVersion,
         exists: bool,
         failure: Option<&FailureRecord>,
         waiting_for: &mut WaitingFor,
     ) {
         info!(image = version.image(), "restoring the previous version");
         self.facts.changed = true;
-        let deployment = version.to_deployment(&LastGood::Itself, failure);
+        let deployment = version.to_deployment(&LastGoodVersion::Itself, failure);
         // Half of the time, so that an unanswered request can be repeated.
-        let half = self.deadline.renewed(self.context.timeouts.rollback / 2);
-        let applied = apply::apply(self.context.transport, &self.address, &deployment, exists, &half).await;
+        let half = self
+            .deadline
+            .renewed_for_next_part(self.context.timeouts.rollback / 2);
+        let applied =
+            apply::apply_version(self.context.transport, &self.address, &deployment, exists, &half).await;
         match applied {
-            Applied::Accepted(_) => {
+            ApplyAnswer::Accepted(_) => {
                 // Until the provider names it, which may take its settle time.
-                self.watch_version(version, waiting_for).await;
+                self.watch_version_without_timeout(version, waiting_for).await;
             }
-            Applied::Rejected(reason) | Applied::Unclear(_, reason) => {
+            ApplyAnswer::Rejected(reason) | ApplyAnswer::Unclear(_, reason) => {
                 warn!(reason, "the previous version is not restored yet");
                 *waiting_for = WaitingFor::Gateway(reason);
             }
@@ -347,10 +367,10 @@ impl<T: Transport> Rollout<'_, T> {
     }
 
     /// Deletes the function, because there was none before the rollout.
-    async fn delete(&mut self, deadline: &Deadline) {
+    async fn delete_new_function(&mut self, deadline: &RolloutDeadline) {
         info!("deleting the new version: there was no function before");
         self.facts.changed = true;
-        match apply::send(
+        match apply::send_change_with_retries(
             self.context.transport,
             || call::delete_request(&self.address),
             deadline,

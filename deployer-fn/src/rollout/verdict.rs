@@ -1,22 +1,22 @@
 //! The verdict on a rollout: the one place where the findings of its phases become a status and a fault.
 
-use crate::outcome::{DeploymentStatus, Fault, Successor};
+use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
 
 /// The findings of one or more phases of a rollout: the reasons in order, and the fault, if one was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
-    fault: Option<Fault>,
+    fault: Option<FaultyParty>,
     reasons: Vec<String>,
 }
 
 impl Findings {
     /// Makes findings with a fault and its reason.
-    pub(super) fn new(fault: Fault, reason: impl Into<String>) -> Self {
-        Self::with_fault(fault).with_reason(reason)
+    pub(super) fn new(fault: FaultyParty, reason: impl Into<String>) -> Self {
+        Self::of_fault(fault).with_reason(reason)
     }
 
     /// Makes findings with a fault, for which a later phase gives the reason.
-    pub(super) fn with_fault(fault: Fault) -> Self {
+    pub(super) fn of_fault(fault: FaultyParty) -> Self {
         Self {
             fault: Some(fault),
             reasons: Vec::new(),
@@ -38,7 +38,7 @@ impl Findings {
     }
 
     /// Returns the fault of the findings, if there is one.
-    pub(super) fn fault(&self) -> Option<Fault> {
+    pub(super) fn faulty_party(&self) -> Option<FaultyParty> {
         self.fault
     }
 
@@ -56,7 +56,7 @@ impl From<Vec<String>> for Findings {
 
 /// The result of restoring the previous version after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Restoration {
+pub(super) enum RestorationResult {
     /// The restoration was not tried, because the process ends.
     ShuttingDown,
     /// The new version was found to run after all.
@@ -75,13 +75,13 @@ pub(super) enum Restoration {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) status: DeploymentStatus,
-    pub(super) fault: Option<Fault>,
+    pub(super) fault: Option<FaultyParty>,
     pub(super) reasons: Vec<String>,
     pub(super) superseded_by: Option<Successor>,
 }
 
 impl Verdict {
-    fn new(status: DeploymentStatus, fault: Option<Fault>, findings: Findings) -> Self {
+    fn new(status: DeploymentStatus, fault: Option<FaultyParty>, findings: Findings) -> Self {
         Self {
             status,
             fault,
@@ -110,30 +110,30 @@ impl Verdict {
 
     /// Makes the verdict that the hand-over was refused and nothing was changed, by the caller's fault.
     pub(super) fn refused(findings: Findings) -> Self {
-        Self::new(DeploymentStatus::Refused, Some(Fault::Caller), findings)
+        Self::new(DeploymentStatus::Refused, Some(FaultyParty::Caller), findings)
     }
 
     /// Makes the verdict that the new version does not run, and the previous one does. The fault is the platform's if
     /// no phase found another.
     pub(super) fn rolled_back(findings: Findings) -> Self {
-        let fault = findings.fault.or(Some(Fault::Platform));
+        let fault = findings.fault.or(Some(FaultyParty::Platform));
         Self::new(DeploymentStatus::RolledBack, fault, findings)
     }
 
     /// Makes the verdict that the new version does not run, and the previous one may not either. The fault is the
     /// platform's if no phase found another.
     pub(super) fn failed(findings: Findings) -> Self {
-        let fault = findings.fault.or(Some(Fault::Platform));
+        let fault = findings.fault.or(Some(FaultyParty::Platform));
         Self::new(DeploymentStatus::Failed, fault, findings)
     }
 
     /// Makes the verdict on a hand-over whose version did not come up.
-    pub(super) fn after_failure(restoration: Restoration, findings: Findings) -> Self {
+    pub(super) fn after_failure(restoration: RestorationResult, findings: Findings) -> Self {
         match restoration {
-            Restoration::NewVersionReady => Self::ready(findings),
-            Restoration::Restored => Self::rolled_back(findings),
-            Restoration::Superseded(successor) => Self::superseded(successor, findings),
-            Restoration::ShuttingDown | Restoration::Overtaken | Restoration::TimedOut => {
+            RestorationResult::NewVersionReady => Self::ready(findings),
+            RestorationResult::Restored => Self::rolled_back(findings),
+            RestorationResult::Superseded(successor) => Self::superseded(successor, findings),
+            RestorationResult::ShuttingDown | RestorationResult::Overtaken | RestorationResult::TimedOut => {
                 Self::failed(findings)
             }
         }
@@ -142,16 +142,16 @@ impl Verdict {
     /// Makes the verdict on a hand-over that is older than the deployed version, when that version did not come up.
     pub(super) fn after_failure_of_newer(
         newer: Successor,
-        restoration: Restoration,
+        restoration: RestorationResult,
         findings: Findings,
     ) -> Self {
         match restoration {
-            Restoration::NewVersionReady => Self::ready(findings),
-            Restoration::Superseded(successor) => Self::superseded(successor, findings),
-            Restoration::Restored | Restoration::Overtaken | Restoration::ShuttingDown => {
+            RestorationResult::NewVersionReady => Self::ready(findings),
+            RestorationResult::Superseded(successor) => Self::superseded(successor, findings),
+            RestorationResult::Restored | RestorationResult::Overtaken | RestorationResult::ShuttingDown => {
                 Self::superseded(newer, findings)
             }
-            Restoration::TimedOut => Self::failed(findings),
+            RestorationResult::TimedOut => Self::failed(findings),
         }
     }
 }
@@ -161,50 +161,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_latest_fault_counts_and_all_reasons_are_kept() {
+    fn of_several_findings_the_latest_fault_counts_and_all_reasons_are_kept() {
         let none = Findings::default;
-        let caller = || Findings::new(Fault::Caller, "applied");
-        let platform = || Findings::new(Fault::Platform, "unreachable");
+        let caller = || Findings::new(FaultyParty::Caller, "applied");
+        let platform = || Findings::new(FaultyParty::Platform, "unreachable");
         for (findings, fault, reasons) in [
-            (none().followed_by(caller()), Some(Fault::Caller), vec!["applied"]),
+            (
+                none().followed_by(caller()),
+                Some(FaultyParty::Caller),
+                vec!["applied"],
+            ),
             (
                 caller().followed_by(none().with_reason("crashed")),
-                Some(Fault::Caller),
+                Some(FaultyParty::Caller),
                 vec!["applied", "crashed"],
             ),
             (
                 caller().followed_by(platform()),
-                Some(Fault::Platform),
+                Some(FaultyParty::Platform),
                 vec!["applied", "unreachable"],
             ),
             (
                 platform().followed_by(caller()),
-                Some(Fault::Caller),
+                Some(FaultyParty::Caller),
                 vec!["unreachable", "applied"],
             ),
             (none(), None, vec![]),
         ] {
-            assert_eq!(findings.fault(), fault, "{findings:?}");
+            assert_eq!(findings.faulty_party(), fault, "{findings:?}");
             assert_eq!(findings.reasons(), reasons, "{findings:?}");
         }
     }
 
     #[test]
-    fn restoration_and_fault_decide_the_status() {
+    fn the_restoration_and_the_fault_decide_the_deployment_status() {
         use DeploymentStatus::{Failed, Ready, Refused, RolledBack};
         for (restoration, of_this, of_newer) in [
-            (Restoration::ShuttingDown, Failed, Refused),
-            (Restoration::NewVersionReady, Ready, Ready),
-            (Restoration::Restored, RolledBack, Refused),
-            (Restoration::Overtaken, Failed, Refused),
+            (RestorationResult::ShuttingDown, Failed, Refused),
+            (RestorationResult::NewVersionReady, Ready, Ready),
+            (RestorationResult::Restored, RolledBack, Refused),
+            (RestorationResult::Overtaken, Failed, Refused),
             (
-                Restoration::Superseded(Successor { call_id: None }),
+                RestorationResult::Superseded(Successor { call_id: None }),
                 Refused,
                 Refused,
             ),
-            (Restoration::TimedOut, Failed, Failed),
+            (RestorationResult::TimedOut, Failed, Failed),
         ] {
-            let findings = Findings::new(Fault::Platform, "x");
+            let findings = Findings::new(FaultyParty::Platform, "x");
             let verdict = Verdict::after_failure(restoration.clone(), findings.clone());
             assert_eq!(verdict.status, of_this, "{restoration:?}");
             let verdict =
@@ -214,17 +218,26 @@ mod tests {
     }
 
     #[test]
-    fn only_a_version_that_failed_has_a_fault() {
-        assert_eq!(Verdict::ready(Findings::with_fault(Fault::Platform)).fault, None);
+    fn only_the_verdict_on_a_failed_version_has_a_fault() {
         assert_eq!(
-            Verdict::unverified(Findings::with_fault(Fault::Platform)).fault,
+            Verdict::ready(Findings::of_fault(FaultyParty::Platform)).fault,
             None
         );
-        assert_eq!(Verdict::refused(Findings::default()).fault, Some(Fault::Caller));
         assert_eq!(
-            Verdict::rolled_back(Findings::with_fault(Fault::Caller)).fault,
-            Some(Fault::Caller)
+            Verdict::unverified(Findings::of_fault(FaultyParty::Platform)).fault,
+            None
         );
-        assert_eq!(Verdict::failed(Findings::default()).fault, Some(Fault::Platform));
+        assert_eq!(
+            Verdict::refused(Findings::default()).fault,
+            Some(FaultyParty::Caller)
+        );
+        assert_eq!(
+            Verdict::rolled_back(Findings::of_fault(FaultyParty::Caller)).fault,
+            Some(FaultyParty::Caller)
+        );
+        assert_eq!(
+            Verdict::failed(Findings::default()).fault,
+            Some(FaultyParty::Platform)
+        );
     }
 }

@@ -10,14 +10,14 @@ use function_host::trace;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::Timeouts;
+use super::RolloutTimeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionAddress;
-use crate::gateway::{self, FunctionStatus, Transport, call, summary};
+use crate::gateway::{self, FunctionStatus, GatewayRequestSender, call, summarize_response};
 use crate::outcome::Successor;
-use crate::request::Probe;
+use crate::request::ReadinessProbe;
 use crate::succession::SuccessorReceiver;
-use crate::version::Version;
+use crate::version::FunctionVersion;
 
 /// The name of the header in which a function may repeat its version, the value of its variable
 /// `slipway_version`. Only this header distinguishes the answers of two versions that run at the same time
@@ -25,9 +25,9 @@ use crate::version::Version;
 const VERSION_HEADER: &str = "x-slipway-version";
 
 /// The result of watching a version, if watching ended before its timeout.
-pub(super) enum Watched {
+pub(super) enum WatchResult {
     /// The watched version is ready.
-    Ready(Ready),
+    Ready(ReadyVersion),
     /// The provider still has another version, or none, after the time that it has to report the watched one.
     NotTaken(Option<FunctionStatus>),
     /// A newer build waits, and the watched version is not ready yet.
@@ -35,7 +35,7 @@ pub(super) enum Watched {
 }
 
 /// A version that is ready.
-pub(super) struct Ready {
+pub(super) struct ReadyVersion {
     /// The state of the function that is ready.
     pub(super) status: FunctionStatus,
     /// Whether an answer to the probe named the version. Otherwise another version may have answered.
@@ -80,7 +80,7 @@ pub(super) enum WaitingFor {
 
 impl WaitingFor {
     /// Returns whether watching waits for the gateway, and not for the version.
-    pub(super) fn is_platform(&self) -> bool {
+    pub(super) fn is_gateway_condition(&self) -> bool {
         matches!(self, Self::FirstAnswer | Self::Gateway(_))
     }
 }
@@ -112,14 +112,14 @@ impl fmt::Display for WaitingFor {
 /// Watches a version until it is ready or is not taken, or until a newer build waits while it is not ready.
 ///
 /// There is no time limit: the caller sets one, and finds in `waiting_for` what was missing when it passed.
-pub(super) async fn watch(
-    transport: &impl Transport,
+pub(super) async fn watch_version_until_ready(
+    transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
-    version: &Version,
-    timeouts: &Timeouts,
+    version: &FunctionVersion,
+    timeouts: &RolloutTimeouts,
     succession: &SuccessorReceiver,
     waiting_for: &mut WaitingFor,
-) -> Watched {
+) -> WatchResult {
     let mut backoff = Backoff::new();
     let mut not_taken_since = None;
     let mut was_available = false;
@@ -129,7 +129,7 @@ pub(super) async fn watch(
         let wanted = version.probe().map_or(1, |probe| probe.successes);
         let (mut missing, found) = match read_and_probe(transport, function, version, timeouts).await {
             Ok(ready) if successes + 1 >= wanted => {
-                return Watched::Ready(Ready {
+                return WatchResult::Ready(ReadyVersion {
                     recognized: recognized || ready.recognized,
                     ..ready
                 });
@@ -163,7 +163,7 @@ pub(super) async fn watch(
         if matches!(missing, WaitingFor::Specification { .. }) {
             let since = *not_taken_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= timeouts.settle {
-                return Watched::NotTaken(found);
+                return WatchResult::NotTaken(found);
             }
         } else {
             not_taken_since = None;
@@ -173,8 +173,8 @@ pub(super) async fn watch(
             *waiting_for = missing;
         }
         tokio::select! {
-            () = backoff.wait() => {}
-            successor = succession.wait_for_successor() => return Watched::Superseded(successor),
+            () = backoff.wait_next() => {}
+            successor = succession.wait_for_successor() => return WatchResult::Superseded(successor),
         }
     }
 }
@@ -182,17 +182,17 @@ pub(super) async fn watch(
 /// Reads the function's state and probes the function once. Returns the state if the probe succeeded, or else
 /// the condition that is not met.
 async fn read_and_probe(
-    transport: &impl Transport,
+    transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
-    version: &Version,
-    timeouts: &Timeouts,
-) -> Result<Ready, (WaitingFor, Option<FunctionStatus>)> {
+    version: &FunctionVersion,
+    timeouts: &RolloutTimeouts,
+) -> Result<ReadyVersion, (WaitingFor, Option<FunctionStatus>)> {
     let status = match gateway::read_function(transport, function, timeouts.request).await {
         Ok(Some(status)) => status,
         Ok(None) => return Err((WaitingFor::Specification { current: None }, None)),
         Err(error) => return Err((WaitingFor::Gateway(ErrorChain(&error).to_string()), None)),
     };
-    if !version.matches(&status) {
+    if !version.may_be_deployed(&status) {
         let current = Some(status.image.clone());
         return Err((WaitingFor::Specification { current }, Some(status)));
     }
@@ -202,10 +202,10 @@ async fn read_and_probe(
     }
     let Some(probe) = version.probe() else {
         let recognized = false;
-        return Ok(Ready { status, recognized });
+        return Ok(ReadyVersion { status, recognized });
     };
     match send_probe(transport, function, version, probe, timeouts).await {
-        Ok(recognized) => Ok(Ready { status, recognized }),
+        Ok(recognized) => Ok(ReadyVersion { status, recognized }),
         Err(missing) => Err((missing, Some(status))),
     }
 }
@@ -213,11 +213,11 @@ async fn read_and_probe(
 /// Probes the function once. Returns whether the answer names the version, or as the error the condition that
 /// is not met.
 async fn send_probe(
-    transport: &impl Transport,
+    transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
-    version: &Version,
-    probe: &Probe,
-    timeouts: &Timeouts,
+    version: &FunctionVersion,
+    probe: &ReadinessProbe,
+    timeouts: &RolloutTimeouts,
 ) -> Result<bool, WaitingFor> {
     let span = trace::span("probe");
     let limit = probe.timeout.unwrap_or(timeouts.request);
@@ -248,7 +248,7 @@ async fn send_probe(
     }
     // The probe of a function that Slipway did not deploy is unknown: any answer but a server error has to be enough.
     let succeeded = match version.spec_digest() {
-        Some(_) => probe.accepts(response.status()),
+        Some(_) => probe.accepts_status(response.status()),
         None => response.status() < StatusCode::INTERNAL_SERVER_ERROR,
     };
     if succeeded {
@@ -257,6 +257,6 @@ async fn send_probe(
     span.mark_failed("the probe does not accept the response");
     Err(WaitingFor::Success {
         probe: probe.to_string(),
-        response: summary(&response),
+        response: summarize_response(&response),
     })
 }

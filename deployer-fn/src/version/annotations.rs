@@ -14,39 +14,39 @@ use flate2::write::DeflateEncoder;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{LastGood, Version};
-use crate::request::{MAX_BODY_BYTES, SPEC_ANNOTATION};
+use super::{FunctionVersion, LastGoodVersion};
+use crate::request::{MAX_BODY_BYTES, SPEC_DIGEST_ANNOTATION};
 
 /// The annotation with the tag that the image was pushed with.
-const TAG: &str = "slipway/tag";
+const TAG_ANNOTATION: &str = "slipway/tag";
 /// The annotation with the ID of the call that built the image.
-const CALL_ID: &str = "slipway/call-id";
+const CALL_ID_ANNOTATION: &str = "slipway/call-id";
 /// The annotation with the time when the source was submitted.
-const SUBMITTED_AT: &str = "slipway/submitted-at";
+const SUBMITTED_AT_ANNOTATION: &str = "slipway/submitted-at";
 /// The annotation with the time when the build ended.
-const BUILT_AT: &str = "slipway/built-at";
+const BUILT_AT_ANNOTATION: &str = "slipway/built-at";
 /// The annotation with the complete version; `.0`, `.1`… are added to the name for its pieces.
-const VERSION: &str = "slipway/version";
-/// The annotation with the version to restore if this one fails: in pieces as the version, or [`NOTHING`] or
-/// [`ITSELF`] under the name alone.
-const LAST_GOOD: &str = "slipway/last-good";
+const VERSION_ANNOTATION: &str = "slipway/version";
+/// The annotation with the version to restore if this one fails: in pieces as the version, or [`NO_LAST_GOOD_VALUE`] or
+/// [`LAST_GOOD_IS_ITSELF_VALUE`] under the name alone.
+const LAST_GOOD_ANNOTATION: &str = "slipway/last-good";
 /// The annotation with the deployment that failed last, after which this version was restored.
-const FAILED: &str = "slipway/failed";
+const FAILURE_ANNOTATION: &str = "slipway/failed";
 /// The environment variable with the digest of a function's specification, which the function's responses
 /// repeat in a header.
 const VERSION_VARIABLE: &str = "slipway_version";
 
 /// The most bytes that all annotations of a function may have together: Kubernetes' limit, less a reserve for those
 /// that providers add.
-pub(crate) const SIZE_MAX: usize = 250 * 1024;
+pub(crate) const ANNOTATIONS_MAX_BYTES: usize = 250 * 1024;
 
 /// The length in bytes of the pieces that a version is stored in. With the longest name, and faasd's prefix for
 /// it, a piece stays below 4096.
-const PIECE: usize = 3900;
-const NOTHING: &str = "none";
-const ITSELF: &str = "itself";
+const ANNOTATION_PIECE_BYTES: usize = 3900;
+const NO_LAST_GOOD_VALUE: &str = "none";
+const LAST_GOOD_IS_ITSELF_VALUE: &str = "itself";
 /// The most bytes of reasons that are stored for a failed deployment.
-const REASONS_MAX: usize = 2000;
+const STORED_REASONS_MAX_BYTES: usize = 2000;
 
 /// A deployment that failed by its caller's fault, and would fail again if the same hand-over were delivered again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,13 +63,13 @@ pub(crate) struct FailureRecord {
 impl FailureRecord {
     /// Returns the recorded failure after which the deployed version was restored.
     pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
-        serde_json::from_str(annotations.get(FAILED)?).ok()
+        serde_json::from_str(annotations.get(FAILURE_ANNOTATION)?).ok()
     }
 
-    /// Returns the failure record as an annotation's value, with the reasons shortened to [`REASONS_MAX`].
+    /// Returns the failure record as an annotation's value, with the reasons shortened to [`STORED_REASONS_MAX_BYTES`].
     fn to_annotation(&self) -> String {
         let mut record = self.clone();
-        let mut left = REASONS_MAX;
+        let mut left = STORED_REASONS_MAX_BYTES;
         for reason in &mut record.reasons {
             reason.truncate(reason.floor_char_boundary(left));
             left -= reason.len();
@@ -79,27 +79,37 @@ impl FailureRecord {
     }
 }
 
-impl Version {
+impl FunctionVersion {
     /// Returns the version's `FunctionDeployment` for the provider, with everything that later deployments have
     /// to know in annotations.
-    pub(crate) fn to_deployment(&self, last_good: &LastGood, failure: Option<&FailureRecord>) -> Value {
+    pub(crate) fn to_deployment(
+        &self,
+        last_good: &LastGoodVersion,
+        failure: Option<&FailureRecord>,
+    ) -> Value {
         let mut deployment = self.deployment.clone();
         let mut own = Map::new();
         if let Some(digest) = &self.spec_digest {
-            own.insert(SPEC_ANNOTATION.to_owned(), digest.clone().into());
+            own.insert(SPEC_DIGEST_ANNOTATION.to_owned(), digest.clone().into());
             for (name, value) in [
-                (TAG, &self.tag),
-                (CALL_ID, &self.call_id),
-                (SUBMITTED_AT, &self.submitted_at),
-                (BUILT_AT, &self.built_at),
+                (TAG_ANNOTATION, &self.tag),
+                (CALL_ID_ANNOTATION, &self.call_id),
+                (SUBMITTED_AT_ANNOTATION, &self.submitted_at),
+                (BUILT_AT_ANNOTATION, &self.built_at),
             ] {
                 own.extend(value.clone().map(|value| (name.to_owned(), value.into())));
             }
-            pack(&mut own, VERSION, self);
+            pack_into_annotations(&mut own, VERSION_ANNOTATION, self);
             match last_good {
-                LastGood::Nothing => drop(own.insert(LAST_GOOD.to_owned(), NOTHING.into())),
-                LastGood::Itself => drop(own.insert(LAST_GOOD.to_owned(), ITSELF.into())),
-                LastGood::Version(version) => pack(&mut own, LAST_GOOD, version),
+                LastGoodVersion::Nothing => {
+                    drop(own.insert(LAST_GOOD_ANNOTATION.to_owned(), NO_LAST_GOOD_VALUE.into()))
+                }
+                LastGoodVersion::Itself => {
+                    drop(own.insert(LAST_GOOD_ANNOTATION.to_owned(), LAST_GOOD_IS_ITSELF_VALUE.into()))
+                }
+                LastGoodVersion::Version(version) => {
+                    pack_into_annotations(&mut own, LAST_GOOD_ANNOTATION, version)
+                }
             }
             let variables = deployment.entry("envVars").or_insert_with(|| json!({}));
             if let Some(variables) = variables.as_object_mut() {
@@ -109,7 +119,7 @@ impl Version {
             }
         }
         if let Some(failure) = failure {
-            own.insert(FAILED.to_owned(), failure.to_annotation().into());
+            own.insert(FAILURE_ANNOTATION.to_owned(), failure.to_annotation().into());
         }
         if !own.is_empty() {
             let annotations = deployment.entry("annotations").or_insert_with(|| json!({}));
@@ -122,7 +132,7 @@ impl Version {
 
     /// Returns the size in bytes of all annotations of the version's deployment with `last_good`, as Kubernetes
     /// counts it.
-    pub(crate) fn size_of_annotations(&self, last_good: &LastGood) -> usize {
+    pub(crate) fn size_of_annotations(&self, last_good: &LastGoodVersion) -> usize {
         let deployment = self.to_deployment(last_good, None);
         let annotations = deployment["annotations"].as_object().into_iter().flatten();
         annotations
@@ -132,24 +142,25 @@ impl Version {
 
     /// Returns the version that a function's annotations carry.
     pub(super) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
-        unpack(annotations, VERSION)
+        unpack_from_annotations(annotations, VERSION_ANNOTATION)
     }
 }
 
-impl LastGood {
+impl LastGoodVersion {
     /// Returns the version to restore if the version with these annotations fails; `None` if they do not name
     /// one.
     pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
-        match annotations.get(LAST_GOOD).map(String::as_str) {
-            Some(NOTHING) => Some(Self::Nothing),
-            Some(ITSELF) => Some(Self::Itself),
-            _ => unpack(annotations, LAST_GOOD).map(|version| Self::Version(Box::new(version))),
+        match annotations.get(LAST_GOOD_ANNOTATION).map(String::as_str) {
+            Some(NO_LAST_GOOD_VALUE) => Some(Self::Nothing),
+            Some(LAST_GOOD_IS_ITSELF_VALUE) => Some(Self::Itself),
+            _ => unpack_from_annotations(annotations, LAST_GOOD_ANNOTATION)
+                .map(|version| Self::Version(Box::new(version))),
         }
     }
 }
 
 /// Adds the annotations `NAME.0`, `NAME.1`… with the pieces of a version.
-fn pack(annotations: &mut Map<String, Value>, name: &str, version: &Version) {
+fn pack_into_annotations(annotations: &mut Map<String, Value>, name: &str, version: &FunctionVersion) {
     let json = serde_json::to_vec(version).unwrap_or_default();
     let mut deflate = DeflateEncoder::new(Vec::new(), Compression::best());
     // Writing to memory does not fail. If it did, unpacking would fail, and never give another version.
@@ -161,7 +172,7 @@ fn pack(annotations: &mut Map<String, Value>, name: &str, version: &Version) {
     let mut rest = text.as_str();
     let mut number = 0;
     while !rest.is_empty() {
-        let (piece, after) = rest.split_at(rest.len().min(PIECE));
+        let (piece, after) = rest.split_at(rest.len().min(ANNOTATION_PIECE_BYTES));
         annotations.insert(format!("{name}.{number}"), piece.into());
         rest = after;
         number += 1;
@@ -169,7 +180,7 @@ fn pack(annotations: &mut Map<String, Value>, name: &str, version: &Version) {
 }
 
 /// Returns the version in the annotations `NAME.0`, `NAME.1`…; `None` if there is none, or if it is damaged.
-fn unpack(annotations: &BTreeMap<String, String>, name: &str) -> Option<Version> {
+fn unpack_from_annotations(annotations: &BTreeMap<String, String>, name: &str) -> Option<FunctionVersion> {
     let mut text = String::new();
     for number in 0.. {
         match annotations.get(&format!("{name}.{number}")) {
@@ -192,7 +203,7 @@ fn unpack(annotations: &BTreeMap<String, String>, name: &str) -> Option<Version>
 mod tests {
     use super::*;
 
-    fn version(variables: usize) -> Version {
+    fn version_with_variables(variables: usize) -> FunctionVersion {
         // Values that do not repeat, so that they do not compress well.
         let value = |n: usize| {
             (n as u64)
@@ -208,30 +219,33 @@ mod tests {
         serde_json::from_value(json!({"deployment": deployment, "mark": "sha256:00", "callId": "7"})).unwrap()
     }
 
-    fn annotations_of(body: &Value) -> BTreeMap<String, String> {
+    fn annotations_in_deployment(body: &Value) -> BTreeMap<String, String> {
         serde_json::from_value(body["annotations"].clone()).unwrap()
     }
 
     #[test]
-    fn a_version_and_its_last_good_one_are_unpacked_unchanged() {
-        let (old, new) = (version(2), version(3));
-        let body = new.to_deployment(&LastGood::Version(Box::new(old.clone())), None);
-        let annotations = annotations_of(&body);
-        assert_eq!(Version::from_annotations(&annotations), Some(new));
+    fn a_version_and_its_last_good_one_are_unpacked_from_annotations_unchanged() {
+        let (old, new) = (version_with_variables(2), version_with_variables(3));
+        let body = new.to_deployment(&LastGoodVersion::Version(Box::new(old.clone())), None);
+        let annotations = annotations_in_deployment(&body);
+        assert_eq!(FunctionVersion::from_annotations(&annotations), Some(new));
         assert_eq!(
-            LastGood::from_annotations(&annotations),
-            Some(LastGood::Version(Box::new(old)))
+            LastGoodVersion::from_annotations(&annotations),
+            Some(LastGoodVersion::Version(Box::new(old)))
         );
         assert_eq!(annotations["topic"], "orders");
-        assert_eq!(body["envVars"]["V1"], version(2).deployment["envVars"]["V1"]);
+        assert_eq!(
+            body["envVars"]["V1"],
+            version_with_variables(2).deployment["envVars"]["V1"]
+        );
         assert_eq!(body["envVars"][VERSION_VARIABLE], "sha256:00");
     }
 
     #[test]
     fn a_large_version_is_split_into_pieces_that_containerd_accepts() {
-        let large = version(2000);
-        let body = large.to_deployment(&LastGood::Nothing, None);
-        let annotations = annotations_of(&body);
+        let large = version_with_variables(2000);
+        let body = large.to_deployment(&LastGoodVersion::Nothing, None);
+        let annotations = annotations_in_deployment(&body);
         assert!(annotations.len() > 5, "{}", annotations.len());
         for (name, value) in &annotations {
             assert!(
@@ -239,14 +253,14 @@ mod tests {
                 "{name}"
             );
         }
-        assert!(large.size_of_annotations(&LastGood::Nothing) > 5 * PIECE);
-        assert_eq!(Version::from_annotations(&annotations), Some(large));
+        assert!(large.size_of_annotations(&LastGoodVersion::Nothing) > 5 * ANNOTATION_PIECE_BYTES);
+        assert_eq!(FunctionVersion::from_annotations(&annotations), Some(large));
     }
 
     /// The JSON of earlier releases is in the annotations of deployed functions.
     #[test]
-    fn the_stored_names_of_fields_do_not_change() {
-        let stored = serde_json::to_value(version(0)).unwrap();
+    fn the_names_of_a_stored_versions_fields_do_not_change() {
+        let stored = serde_json::to_value(version_with_variables(0)).unwrap();
         assert_eq!(
             (&stored["mark"], &stored["callId"]),
             (&json!("sha256:00"), &json!("7"))
@@ -257,25 +271,30 @@ mod tests {
     #[test]
     fn a_version_with_an_unusable_probe_is_unpacked_without_it() {
         for path in [format!("/{}", "a".repeat(65_529)), "no slash".to_owned()] {
-            let mut stored = serde_json::to_value(version(1)).unwrap();
+            let mut stored = serde_json::to_value(version_with_variables(1)).unwrap();
             stored["probe"] = json!({"path": path, "method": "GET", "successes": 1});
-            let unpacked: Version = serde_json::from_value(stored).unwrap();
+            let unpacked: FunctionVersion = serde_json::from_value(stored).unwrap();
             assert_eq!(unpacked.probe(), None);
-            assert_eq!(unpacked.deployment, version(1).deployment);
-            let again = annotations_of(&unpacked.to_deployment(&LastGood::Nothing, None));
-            assert_eq!(Version::from_annotations(&again), Some(unpacked));
+            assert_eq!(unpacked.deployment, version_with_variables(1).deployment);
+            let again = annotations_in_deployment(&unpacked.to_deployment(&LastGoodVersion::Nothing, None));
+            assert_eq!(FunctionVersion::from_annotations(&again), Some(unpacked));
         }
-        assert!(version(1).probe().is_some());
+        assert!(version_with_variables(1).probe().is_some());
     }
 
     #[test]
     fn damaged_annotations_give_no_version() {
-        let mut annotations = annotations_of(&version(2000).to_deployment(&LastGood::Itself, None));
-        assert_eq!(LastGood::from_annotations(&annotations), Some(LastGood::Itself));
-        annotations.remove(&format!("{VERSION}.1"));
-        assert_eq!(Version::from_annotations(&annotations), None);
-        assert_eq!(Version::from_annotations(&BTreeMap::new()), None);
-        assert_eq!(LastGood::from_annotations(&BTreeMap::new()), None);
+        let mut annotations = annotations_in_deployment(
+            &version_with_variables(2000).to_deployment(&LastGoodVersion::Itself, None),
+        );
+        assert_eq!(
+            LastGoodVersion::from_annotations(&annotations),
+            Some(LastGoodVersion::Itself)
+        );
+        annotations.remove(&format!("{VERSION_ANNOTATION}.1"));
+        assert_eq!(FunctionVersion::from_annotations(&annotations), None);
+        assert_eq!(FunctionVersion::from_annotations(&BTreeMap::new()), None);
+        assert_eq!(LastGoodVersion::from_annotations(&BTreeMap::new()), None);
     }
 
     #[test]
@@ -285,10 +304,12 @@ mod tests {
             reasons: vec!["ä".repeat(3000), "second".to_owned()],
             previous_image: None,
         };
-        let annotations = annotations_of(&version(1).to_deployment(&LastGood::Itself, Some(&failure)));
+        let annotations = annotations_in_deployment(
+            &version_with_variables(1).to_deployment(&LastGoodVersion::Itself, Some(&failure)),
+        );
         let stored = FailureRecord::from_annotations(&annotations).unwrap();
         assert_eq!(stored.delivery, "d");
         assert_eq!(stored.reasons.len(), 1);
-        assert!(annotations[FAILED].len() < PIECE);
+        assert!(annotations[FAILURE_ANNOTATION].len() < ANNOTATION_PIECE_BYTES);
     }
 }

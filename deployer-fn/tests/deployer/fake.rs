@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deployer_fn::Transport;
+use deployer_fn::GatewayRequestSender;
 use function_host::gateway::GatewayError;
 use function_host::http::{Method, Request, Response};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 /// The kind of provider behind the fake gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Provider {
+pub(crate) enum ProviderKind {
     Kubernetes,
     /// Removes the old version before it starts a new one.
     Faasd,
@@ -48,16 +48,16 @@ pub(crate) enum Disruption {
 
 /// The fake gateway with its provider. Clones share its state.
 #[derive(Clone)]
-pub(crate) struct FakeGateway(Arc<Inner>);
+pub(crate) struct FakeGateway(Arc<SharedState>);
 
-struct Inner {
-    state: Mutex<State>,
+struct SharedState {
+    state: Mutex<GatewayState>,
     killed: Notify,
 }
 
-struct State {
-    provider: Provider,
-    functions: BTreeMap<String, Function>,
+struct GatewayState {
+    provider: ProviderKind,
+    functions: BTreeMap<String, FakeFunction>,
     secrets: Vec<String>,
     disruptions: VecDeque<Disruption>,
     /// The number of requests until the deployer is killed, and whether the last request takes effect.
@@ -72,7 +72,7 @@ struct State {
 }
 
 #[derive(Clone)]
-struct Function {
+struct FakeFunction {
     deployment: Value,
     /// The old deployment that answers while the new one comes up. Only on Kubernetes.
     old: Option<Value>,
@@ -82,8 +82,8 @@ struct Function {
 }
 
 impl FakeGateway {
-    pub(crate) fn new(provider: Provider) -> Self {
-        let state = State {
+    pub(crate) fn new(provider: ProviderKind) -> Self {
+        let state = GatewayState {
             provider,
             functions: BTreeMap::new(),
             secrets: vec!["api-key".to_owned()],
@@ -94,41 +94,41 @@ impl FakeGateway {
             overlap: true,
             versions: true,
         };
-        Self(Arc::new(Inner {
+        Self(Arc::new(SharedState {
             state: Mutex::new(state),
             killed: Notify::new(),
         }))
     }
 
     /// Stops the old version from answering until the new one is up, as if its node was lost.
-    pub(crate) fn without_overlap(&self) {
+    pub(crate) fn stop_old_version_before_new_is_up(&self) {
         self.0.state.lock().unwrap().overlap = false;
     }
 
     /// Makes all functions leave out their version in their answers.
-    pub(crate) fn without_versions(self) -> Self {
+    pub(crate) fn omit_versions_in_answers(self) -> Self {
         self.0.state.lock().unwrap().versions = false;
         self
     }
 
     /// Sets the disruptions of the next requests, one each.
-    pub(crate) fn disrupt(&self, disruptions: impl IntoIterator<Item = Disruption>) {
+    pub(crate) fn disrupt_next_requests(&self, disruptions: impl IntoIterator<Item = Disruption>) {
         self.0.state.lock().unwrap().disruptions = disruptions.into_iter().collect();
     }
 
     /// Kills the deployer at the request with this number from now, before or after the request takes effect;
     /// `None` for never.
-    pub(crate) fn kill_at(&self, kill: Option<(usize, bool)>) {
+    pub(crate) fn kill_deployer_at_request(&self, kill: Option<(usize, bool)>) {
         self.0.state.lock().unwrap().kill = kill;
     }
 
     /// Lets the deployer panic at the request with this number from now, before the request takes effect.
-    pub(crate) fn panic_at(&self, panic: Option<usize>) {
+    pub(crate) fn panic_at_request(&self, panic: Option<usize>) {
         self.0.state.lock().unwrap().panic = panic;
     }
 
     /// Waits until the deployer has to be killed.
-    pub(crate) async fn killed(&self) {
+    pub(crate) async fn wait_until_killed(&self) {
         self.0.killed.notified().await;
     }
 
@@ -136,12 +136,12 @@ impl FakeGateway {
     pub(crate) fn answering_deployment(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
-        let serving = state.serving(function)?;
-        (behaviour(&serving) == "good").then_some(serving)
+        let serving = state.serving_deployment(function)?;
+        (behaviour_of_image(&serving) == "good").then_some(serving)
     }
 
     /// Returns the function's current deployment.
-    pub(crate) fn deployment(&self, name: &str) -> Option<Value> {
+    pub(crate) fn current_deployment(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         state
             .functions
@@ -157,7 +157,7 @@ impl FakeGateway {
             .lock()
             .unwrap()
             .functions
-            .insert(name, Function::up(deployment));
+            .insert(name, FakeFunction::running(deployment));
     }
 
     /// Removes the function's Service, as an incomplete creation leaves it.
@@ -173,7 +173,7 @@ impl FakeGateway {
     }
 
     /// Returns the number of requests so far that were not reads.
-    pub(crate) fn changes(&self) -> usize {
+    pub(crate) fn change_count(&self) -> usize {
         let state = self.0.state.lock().unwrap();
         state
             .requests
@@ -183,8 +183,8 @@ impl FakeGateway {
     }
 }
 
-impl Function {
-    fn up(deployment: Value) -> Self {
+impl FakeFunction {
+    fn running(deployment: Value) -> Self {
         Self {
             deployment,
             old: None,
@@ -195,16 +195,16 @@ impl Function {
 }
 
 /// Returns the behaviour of a deployment's image.
-fn behaviour(deployment: &Value) -> String {
+fn behaviour_of_image(deployment: &Value) -> String {
     let image = deployment["image"].as_str().unwrap();
     let (name, _) = image.split_once(['@', ':']).unwrap();
     name.rsplit_once('-').map_or("good", |(_, word)| word).to_owned()
 }
 
-impl State {
+impl GatewayState {
     /// Returns the deployment whose process receives the function's calls.
-    fn serving(&self, function: &Function) -> Option<Value> {
-        let listens = matches!(behaviour(&function.deployment).as_str(), "good" | "bad");
+    fn serving_deployment(&self, function: &FakeFunction) -> Option<Value> {
+        let listens = matches!(behaviour_of_image(&function.deployment).as_str(), "good" | "bad");
         if !function.service {
             return None;
         }
@@ -214,12 +214,12 @@ impl State {
         function.old.clone()
     }
 
-    fn answer(&mut self, request: &Request<Bytes>) -> (u16, String, Option<String>) {
+    fn answer_request(&mut self, request: &Request<Bytes>) -> (u16, String, Option<String>) {
         let path = request.uri().path().to_owned();
         let body: Value = serde_json::from_slice(request.body()).unwrap_or_default();
         let (status, text) = match (request.method(), path.as_str()) {
-            (&Method::PUT, "/system/functions") => self.update(&body),
-            (&Method::POST, "/system/functions") => self.create(&body),
+            (&Method::PUT, "/system/functions") => self.answer_update(&body),
+            (&Method::POST, "/system/functions") => self.answer_create(&body),
             (&Method::DELETE, "/system/functions") => {
                 let name = body["functionName"].as_str().unwrap();
                 match self.functions.remove(name) {
@@ -229,9 +229,9 @@ impl State {
             }
             (&Method::GET, "/system/info") => {
                 let name = match self.provider {
-                    Provider::Kubernetes => "faas-netes",
-                    Provider::Faasd => "faasd",
-                    Provider::Rolling => "slipway-dev",
+                    ProviderKind::Kubernetes => "faas-netes",
+                    ProviderKind::Faasd => "faasd",
+                    ProviderKind::Rolling => "slipway-dev",
                 };
                 (200, json!({"provider": {"provider": name}}).to_string())
             }
@@ -242,54 +242,60 @@ impl State {
             }
             (_, path) => match path
                 .strip_prefix("/system/function/")
-                .map(|name| self.status(name))
+                .map(|name| self.answer_status(name))
             {
                 Some(answer) => answer,
-                None => return self.call(path),
+                None => return self.answer_function_call(path),
             },
         };
         (status, text, None)
     }
 
-    fn call(&mut self, path: &str) -> (u16, String, Option<String>) {
+    fn answer_function_call(&mut self, path: &str) -> (u16, String, Option<String>) {
         let name = path.split('/').nth(2).unwrap();
         let Some(function) = self.functions.get(name) else {
             return (404, String::new(), None);
         };
-        match self.serving(function) {
-            None if self.provider == Provider::Kubernetes => {
+        match self.serving_deployment(function) {
+            None if self.provider == ProviderKind::Kubernetes => {
                 (503, "No endpoints available for: hello.".to_owned(), None)
             }
             None => (500, "Can't reach service for: hello.".to_owned(), None),
             Some(serving) => {
                 let version = serving["envVars"]["slipway_version"].as_str();
                 let version = version.filter(|_| self.versions).map(str::to_owned);
-                let status = if behaviour(&serving) == "good" { 200 } else { 500 };
+                let status = if behaviour_of_image(&serving) == "good" {
+                    200
+                } else {
+                    500
+                };
                 (status, String::new(), version)
             }
         }
     }
 
-    fn status(&mut self, name: &str) -> (u16, String) {
+    fn answer_status(&mut self, name: &str) -> (u16, String) {
         let provider = self.provider;
         let Some(function) = self.functions.get_mut(name) else {
             return (404, String::new());
         };
         function.reads_left = function.reads_left.saturating_sub(1);
-        if function.reads_left == 0 && matches!(behaviour(&function.deployment).as_str(), "good" | "bad") {
+        if function.reads_left == 0
+            && matches!(behaviour_of_image(&function.deployment).as_str(), "good" | "bad")
+        {
             function.old = None;
         }
         let function = self.functions.get(name).unwrap();
-        let up = match behaviour(&function.deployment).as_str() {
+        let up = match behaviour_of_image(&function.deployment).as_str() {
             "good" | "bad" => function.reads_left == 0,
-            "silent" => provider != Provider::Kubernetes,
+            "silent" => provider != ProviderKind::Kubernetes,
             _ => false,
         };
         let deployment = &function.deployment;
         let mut status = json!({"name": name, "image": deployment["image"], "namespace": "openfaas-fn", "replicas": 1,
             "availableReplicas": u8::from(up || function.old.is_some()), "labels": {"faas_function": name},
             "annotations": deployment["annotations"], "secrets": deployment["secrets"]});
-        if provider == Provider::Kubernetes {
+        if provider == ProviderKind::Kubernetes {
             status["annotations"]["prometheus.io.scrape"] = "false".into();
         } else {
             status["envVars"] = deployment["envVars"].clone();
@@ -297,7 +303,7 @@ impl State {
         (200, status.to_string())
     }
 
-    fn missing_secret(&self, deployment: &Value) -> Option<String> {
+    fn first_missing_secret(&self, deployment: &Value) -> Option<String> {
         let mut wanted = deployment["secrets"].as_array().into_iter().flatten();
         let missing = wanted.find(|name| {
             !self
@@ -308,10 +314,10 @@ impl State {
         missing.map(|name| name.as_str().unwrap().to_owned())
     }
 
-    fn update(&mut self, deployment: &Value) -> (u16, String) {
+    fn answer_update(&mut self, deployment: &Value) -> (u16, String) {
         let name = deployment["service"].as_str().unwrap();
-        let secret = self.missing_secret(deployment);
-        let missing = behaviour(deployment) == "missing";
+        let secret = self.first_missing_secret(deployment);
+        let missing = behaviour_of_image(deployment) == "missing";
         let pull = format!("unable to pull image {}: not found\n", deployment["image"]);
         let Some(before) = self.functions.get(name).cloned() else {
             let text =
@@ -319,7 +325,7 @@ impl State {
             return (404, text);
         };
         match self.provider {
-            Provider::Kubernetes => {
+            ProviderKind::Kubernetes => {
                 if let Some(secret) = secret {
                     return (400, format!("error: secrets \"{secret}\" not found\n"));
                 }
@@ -327,11 +333,11 @@ impl State {
                     // docs/pitfalls.md#a-failed-update-answers-200
                     return (200, String::new());
                 }
-                let old = self.serving(&Function {
+                let old = self.serving_deployment(&FakeFunction {
                     service: true,
                     ..before.clone()
                 });
-                let function = Function {
+                let function = FakeFunction {
                     deployment: deployment.clone(),
                     old: old.filter(|_| self.overlap),
                     reads_left: 3,
@@ -347,50 +353,50 @@ impl State {
                 (202, String::new())
             }
             // docs/pitfalls.md#a-failed-update-removes-the-function
-            Provider::Faasd => {
+            ProviderKind::Faasd => {
                 self.functions.remove(name);
                 match (secret, missing) {
                     (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
                     (_, true) => (500, pull),
                     _ => {
                         self.functions
-                            .insert(name.to_owned(), Function::up(deployment.clone()));
+                            .insert(name.to_owned(), FakeFunction::running(deployment.clone()));
                         (200, String::new())
                     }
                 }
             }
-            Provider::Rolling => match (secret, missing) {
+            ProviderKind::Rolling => match (secret, missing) {
                 (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
                 (_, true) => (500, pull),
-                _ if behaviour(deployment) == "silent" => (400, "does not listen\n".to_owned()),
+                _ if behaviour_of_image(deployment) == "silent" => (400, "does not listen\n".to_owned()),
                 _ => {
                     self.functions
-                        .insert(name.to_owned(), Function::up(deployment.clone()));
+                        .insert(name.to_owned(), FakeFunction::running(deployment.clone()));
                     (200, String::new())
                 }
             },
         }
     }
 
-    fn create(&mut self, deployment: &Value) -> (u16, String) {
+    fn answer_create(&mut self, deployment: &Value) -> (u16, String) {
         let name = deployment["service"].as_str().unwrap().to_owned();
         if self.functions.contains_key(&name) {
             return match self.provider {
-                Provider::Kubernetes => (
+                ProviderKind::Kubernetes => (
                     500,
                     format!("unable create Deployment: deployments.apps \"{name}\" already exists\n"),
                 ),
                 _ => (400, "exists\n".to_owned()),
             };
         }
-        if let Some(secret) = self.missing_secret(deployment) {
+        if let Some(secret) = self.first_missing_secret(deployment) {
             return (400, format!("unable to find secret: {secret}\n"));
         }
-        if self.provider != Provider::Kubernetes && behaviour(deployment) == "missing" {
+        if self.provider != ProviderKind::Kubernetes && behaviour_of_image(deployment) == "missing" {
             return (400, "unable to pull image: not found\n".to_owned());
         }
-        let mut function = Function::up(deployment.clone());
-        if self.provider == Provider::Kubernetes {
+        let mut function = FakeFunction::running(deployment.clone());
+        if self.provider == ProviderKind::Kubernetes {
             function.reads_left = 3;
         }
         self.functions.insert(name, function);
@@ -398,7 +404,7 @@ impl State {
     }
 }
 
-impl Transport for FakeGateway {
+impl GatewayRequestSender for FakeGateway {
     async fn send(&self, request: Request<Bytes>, limit: Duration) -> Result<Response<Bytes>, GatewayError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -425,7 +431,11 @@ impl Transport for FakeGateway {
                     disruption,
                     Disruption::None | Disruption::LostAfter | Disruption::Unanswered
                 );
-            (acted.then(|| state.answer(&request)), disruption, kill.is_some())
+            (
+                acted.then(|| state.answer_request(&request)),
+                disruption,
+                kill.is_some(),
+            )
         };
         if dead {
             self.0.killed.notify_one();

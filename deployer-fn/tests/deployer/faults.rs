@@ -4,33 +4,36 @@
 use std::time::Duration;
 
 use deployer_fn::{
-    Deadline, DeploymentStatus as Status, Fault, RolloutContext, RolloutHistory, Running, SuccessorReceiver,
-    Timeouts, rollout,
+    DeploymentStatus as Status, FaultyParty, RolloutContext, RolloutDeadline, RolloutHistory,
+    RolloutTimeouts, RunningState, SuccessorReceiver, roll_out_hand_over,
 };
 use function_host::Shutdown;
 use tokio::time::Instant;
 
 use crate::fixtures::{
-    READY_TIMEOUT, assert_ended, expect_health, expect_post, expect_put, expect_read, hand_over, new_state,
-    old_state, roll_out,
+    READY_TIMEOUT, assert_outcome, expect_create_request, expect_probe_request, expect_status_request,
+    expect_update_request, hand_over_of_new_image, new_state, old_state, roll_out,
 };
-use crate::script::{ALWAYS, ScriptedGateway};
+use crate::script::{ANY_NUMBER_OF_TIMES, ScriptedGateway};
 
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_gateway_fails_the_deployment_before_any_change() {
-    let outcome = roll_out([expect_read().times(ALWAYS).unreachable()]).await;
-    assert_ended(
+    let outcome = roll_out([expect_status_request()
+        .expected_times(ANY_NUMBER_OF_TIMES)
+        .with_unreachable_gateway()])
+    .await;
+    assert_outcome(
         &outcome,
         Status::Failed,
-        Some(Fault::Platform),
+        Some(FaultyParty::Platform),
         &["nothing was changed: could not reach the gateway"],
     );
     assert!(!outcome.changed);
-    assert_eq!(outcome.running, Running::Unknown);
+    assert_eq!(outcome.running, RunningState::Unknown);
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_state_of_the_function_counts_as_an_answer_to_a_read() {
+async fn only_a_json_state_of_the_function_counts_as_an_answer_to_a_read() {
     for (status, text) in [
         (200, "<html><body>Welcome</body></html>"),
         (200, ""),
@@ -39,27 +42,32 @@ async fn only_the_state_of_the_function_counts_as_an_answer_to_a_read() {
         (401, "invalid credentials\n"),
         (502, ""),
     ] {
-        let outcome = roll_out([expect_read().times(ALWAYS).reply(status, text)]).await;
-        assert_ended(
+        let outcome = roll_out([expect_status_request()
+            .expected_times(ANY_NUMBER_OF_TIMES)
+            .answered_with(status, text)])
+        .await;
+        assert_outcome(
             &outcome,
             Status::Failed,
-            Some(Fault::Platform),
+            Some(FaultyParty::Platform),
             &["nothing was changed: the gateway answered GET"],
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_whose_answer_was_lost_is_read_back() {
+async fn after_a_lost_answer_to_an_update_the_function_is_read_to_see_its_effect() {
     let outcome = roll_out([
-        expect_read().times(2).reply(200, old_state(1)),
-        expect_put().lost(),
-        expect_read().reply(200, new_state(0)),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(200, "OK"),
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, old_state(1)),
+        expect_update_request().with_lost_answer(),
+        expect_status_request().answered_with(200, new_state(0)),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(
+    assert_outcome(
         &outcome,
         Status::Ready,
         None,
@@ -68,22 +76,26 @@ async fn an_update_whose_answer_was_lost_is_read_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unanswered_update_ends_within_the_timeouts() {
+async fn an_update_that_is_never_answered_fails_within_the_timeouts() {
     let begun = Instant::now();
     let outcome = roll_out([
-        expect_read().times(2).reply(200, old_state(1)),
-        expect_put().silent(),
-        expect_read().times(ALWAYS).unreachable(),
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, old_state(1)),
+        expect_update_request().never_answered(),
+        expect_status_request()
+            .expected_times(ANY_NUMBER_OF_TIMES)
+            .with_unreachable_gateway(),
     ])
     .await;
-    assert_ended(
+    assert_outcome(
         &outcome,
         Status::Failed,
-        Some(Fault::Platform),
+        Some(FaultyParty::Platform),
         &["the function's state is unknown: could not reach"],
     );
-    assert_eq!(outcome.running, Running::Unknown);
-    assert!(begun.elapsed() < READY_TIMEOUT + Timeouts::default().rollback + Duration::from_secs(5));
+    assert_eq!(outcome.running, RunningState::Unknown);
+    assert!(begun.elapsed() < READY_TIMEOUT + RolloutTimeouts::default().rollback + Duration::from_secs(5));
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,16 +106,22 @@ async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault(
         (429, None, "busy"),
     ] {
         let mut calls = vec![
-            expect_read().times(ALWAYS).reply(404, ""),
-            expect_put().times(ALWAYS).reply(put_status, ""),
+            expect_status_request()
+                .expected_times(ANY_NUMBER_OF_TIMES)
+                .answered_with(404, ""),
+            expect_update_request()
+                .expected_times(ANY_NUMBER_OF_TIMES)
+                .answered_with(put_status, ""),
         ];
-        calls.extend(
-            post_status.map(|status| expect_post().times(ALWAYS).reply(status, "404 page not found\n")),
-        );
-        assert_ended(
+        calls.extend(post_status.map(|status| {
+            expect_create_request()
+                .expected_times(ANY_NUMBER_OF_TIMES)
+                .answered_with(status, "404 page not found\n")
+        }));
+        assert_outcome(
             &roll_out(calls).await,
             Status::RolledBack,
-            Some(Fault::Platform),
+            Some(FaultyParty::Platform),
             &[reason],
         );
     }
@@ -112,28 +130,36 @@ async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault(
 #[tokio::test(start_paused = true)]
 async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
     let outcome = roll_out([
-        expect_read().times(2).reply(200, old_state(1)),
-        expect_put().reply(202, ""),
-        expect_read().times(5).unreachable(),
-        expect_read().reply(502, ""),
-        expect_read().reply(200, new_state(1)),
-        expect_health().lost(),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(200, "OK"),
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, old_state(1)),
+        expect_update_request().answered_with(202, ""),
+        expect_status_request()
+            .expected_times(5)
+            .with_unreachable_gateway(),
+        expect_status_request().answered_with(502, ""),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().with_lost_answer(),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_outcome(&outcome, Status::Ready, None, &[]);
 
     let unavailable = roll_out([
-        expect_read().times(2).reply(200, old_state(1)),
-        expect_put().reply(202, ""),
-        expect_read().times(ALWAYS).unreachable(),
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, old_state(1)),
+        expect_update_request().answered_with(202, ""),
+        expect_status_request()
+            .expected_times(ANY_NUMBER_OF_TIMES)
+            .with_unreachable_gateway(),
     ])
     .await;
-    assert_ended(
+    assert_outcome(
         &unavailable,
         Status::Failed,
-        Some(Fault::Platform),
+        Some(FaultyParty::Platform),
         &["not ready within 50s: could not reach the gateway"],
     );
 }
@@ -141,32 +167,41 @@ async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
     let (trigger, shutdown) = Shutdown::new();
-    let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
+    let deadline = RolloutDeadline::new(READY_TIMEOUT, None, shutdown);
     let gateway = ScriptedGateway::new([
-        expect_read().times(2).reply(404, ""),
-        expect_put().reply(404, ""),
-        expect_post()
-            .check(move |_| trigger.begin(Instant::now() + Duration::from_secs(10)))
-            .reply(202, ""),
-        expect_read().times(ALWAYS).reply(200, new_state(0)),
+        expect_status_request().expected_times(2).answered_with(404, ""),
+        expect_update_request().answered_with(404, ""),
+        expect_create_request()
+            .with_request_check(move |_| trigger.begin(Instant::now() + Duration::from_secs(10)))
+            .answered_with(202, ""),
+        expect_status_request()
+            .expected_times(ANY_NUMBER_OF_TIMES)
+            .answered_with(200, new_state(0)),
     ]);
     let begun = Instant::now();
 
     let context = RolloutContext {
         transport: &gateway,
-        timeouts: &Timeouts::default(),
+        timeouts: &RolloutTimeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
-        succession: &SuccessorReceiver::none(),
+        succession: &SuccessorReceiver::without_successor(),
     };
-    let outcome = rollout(&context, &hand_over(), vec![], &deadline, String::new()).await;
+    let outcome = roll_out_hand_over(
+        &context,
+        &hand_over_of_new_image(),
+        vec![],
+        &deadline,
+        String::new(),
+    )
+    .await;
 
-    assert_ended(
+    assert_outcome(
         &outcome,
         Status::Failed,
-        Some(Fault::Platform),
+        Some(FaultyParty::Platform),
         &["the deployer is shutting down"],
     );
     assert!(begun.elapsed() < Duration::from_secs(10));
-    gateway.finish();
+    gateway.assert_finished();
 }

@@ -3,26 +3,27 @@
 use std::time::Duration;
 
 use deployer_fn::{
-    Deadline, DeploymentStatus, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe, RolloutContext,
-    RolloutHistory, Running, SPEC_ANNOTATION, SuccessorReceiver, Timeouts, rollout,
+    DeploymentOutcome, DeploymentStatus, FaultyParty, FunctionSpec, HandOver, PinnedImage, ReadinessProbe,
+    RolloutContext, RolloutDeadline, RolloutHistory, RolloutTimeouts, RunningState, SPEC_DIGEST_ANNOTATION,
+    SuccessorReceiver, roll_out_hand_over,
 };
 use function_host::Shutdown;
 use serde_json::json;
 
-use crate::script::{ExpectedCall, ScriptedGateway, expect};
+use crate::script::{ExpectedCall, ScriptedGateway, expect_request};
 
-pub(crate) const OLD: &str =
+pub(crate) const OLD_IMAGE: &str =
     "registry.example/hello@sha256:0000000000000000000000000000000000000000000000000000000000000000";
-pub(crate) const NEW: &str =
+pub(crate) const NEW_IMAGE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(50);
 
-pub(crate) fn hand_over() -> HandOver {
+pub(crate) fn hand_over_of_new_image() -> HandOver {
     HandOver {
         spec: FunctionSpec {
             service: "hello".to_owned(),
-            image: PinnedImage::parse(NEW).unwrap(),
+            image: PinnedImage::parse_pinned(NEW_IMAGE).unwrap(),
             namespace: None,
             env_process: None,
             env_vars: [("A".to_owned(), "1".to_owned())].into(),
@@ -39,77 +40,77 @@ pub(crate) fn hand_over() -> HandOver {
         submitted_at: None,
         built_at: None,
         expires_at: None,
-        probe: Probe::default(),
+        probe: ReadinessProbe::default(),
         warnings: vec![],
     }
 }
 
 /// Returns the JSON of the function's state before the rollout, with this number of available replicas.
 pub(crate) fn old_state(available: u64) -> String {
-    json!({"name": "hello", "image": OLD, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
+    json!({"name": "hello", "image": OLD_IMAGE, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "labels": {"faas_function": "hello"}, "annotations": {"prometheus.io.scrape": "false"}})
     .to_string()
 }
 
 /// Returns the JSON of the function's state after the rollout, with this number of available replicas.
 pub(crate) fn new_state(available: u64) -> String {
-    deployed_state(&hand_over().spec, available)
+    deployed_state(&hand_over_of_new_image().spec, available)
 }
 
 /// Returns the JSON of the state of a function with the new image and this specification.
 pub(crate) fn deployed_state(spec: &FunctionSpec, available: u64) -> String {
-    json!({"name": "hello", "image": NEW, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
-        "annotations": {SPEC_ANNOTATION: spec.digest(), "topic": "orders"}})
+    json!({"name": "hello", "image": NEW_IMAGE, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
+        "annotations": {SPEC_DIGEST_ANNOTATION: spec.spec_digest(), "topic": "orders"}})
     .to_string()
 }
 
-pub(crate) fn expect_read() -> ExpectedCall {
-    expect("GET /system/function/hello")
+pub(crate) fn expect_status_request() -> ExpectedCall {
+    expect_request("GET /system/function/hello")
 }
 
-pub(crate) fn expect_put() -> ExpectedCall {
-    expect("PUT /system/functions")
+pub(crate) fn expect_update_request() -> ExpectedCall {
+    expect_request("PUT /system/functions")
 }
 
-pub(crate) fn expect_post() -> ExpectedCall {
-    expect("POST /system/functions")
+pub(crate) fn expect_create_request() -> ExpectedCall {
+    expect_request("POST /system/functions")
 }
 
-pub(crate) fn expect_health() -> ExpectedCall {
-    expect("GET /function/hello/_/health")
+pub(crate) fn expect_probe_request() -> ExpectedCall {
+    expect_request("GET /function/hello/_/health")
 }
 
-/// Rolls out the shared [`hand_over`] on a gateway that expects these calls.
-pub(crate) async fn roll_out(calls: impl IntoIterator<Item = ExpectedCall>) -> Outcome {
-    roll_out_with(&hand_over(), calls).await
+/// Rolls out the shared [`hand_over_of_new_image`] on a gateway that expects these calls.
+pub(crate) async fn roll_out(calls: impl IntoIterator<Item = ExpectedCall>) -> DeploymentOutcome {
+    roll_out_with(&hand_over_of_new_image(), calls).await
 }
 
 /// Rolls out a hand-over on a gateway that expects these calls.
 pub(crate) async fn roll_out_with(
     hand_over: &HandOver,
     calls: impl IntoIterator<Item = ExpectedCall>,
-) -> Outcome {
+) -> DeploymentOutcome {
     let (_trigger, shutdown) = Shutdown::new();
-    let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
+    let deadline = RolloutDeadline::new(READY_TIMEOUT, None, shutdown);
     let gateway = ScriptedGateway::new(calls);
     let url = "http://gateway:8080/function/hello".to_owned();
     let context = RolloutContext {
         transport: &gateway,
-        timeouts: &Timeouts::default(),
+        timeouts: &RolloutTimeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
-        succession: &SuccessorReceiver::none(),
+        succession: &SuccessorReceiver::without_successor(),
     };
-    let outcome = rollout(&context, hand_over, vec![], &deadline, url).await;
-    gateway.finish();
+    let outcome = roll_out_hand_over(&context, hand_over, vec![], &deadline, url).await;
+    gateway.assert_finished();
     outcome
 }
 
 #[track_caller]
-pub(crate) fn assert_ended(
-    outcome: &Outcome,
+pub(crate) fn assert_outcome(
+    outcome: &DeploymentOutcome,
     status: DeploymentStatus,
-    fault: Option<Fault>,
+    fault: Option<FaultyParty>,
     reasons: &[&str],
 ) {
     assert_eq!((outcome.status, outcome.fault), (status, fault), "{outcome:#?}");
@@ -121,8 +122,8 @@ pub(crate) fn assert_ended(
     }
 }
 
-pub(crate) fn running_image(image: &str, available_replicas: u64) -> Running {
-    Running::Function {
+pub(crate) fn running_state_of_image(image: &str, available_replicas: u64) -> RunningState {
+    RunningState::Function {
         image: image.to_owned(),
         available_replicas,
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use deployer_fn::{Deployer, MAX_BODY_BYTES, Metrics, SPEC_ANNOTATION, Settings};
+use deployer_fn::{Deployer, DeploymentMetrics, MAX_BODY_BYTES, SPEC_DIGEST_ANNOTATION, Settings};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use function_host::env::Parser;
@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Notify, mpsc};
 
-use crate::script::{ScriptedGateway, expect};
+use crate::script::{ScriptedGateway, expect_request};
 
-const IMAGE: &str =
+const IMAGE_REFERENCE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
 struct TestDeployer {
@@ -32,7 +32,7 @@ struct TestDeployer {
     secrets: TempDir,
 }
 
-fn deployer(gateway: &str) -> TestDeployer {
+fn test_deployer(gateway: &str) -> TestDeployer {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [
         ("deploy-secret", "k\n"),
@@ -53,7 +53,7 @@ fn deployer(gateway: &str) -> TestDeployer {
     let context = Context::new("call-1", secrets, gateway, shutdown);
     let registry = Registry::new();
     TestDeployer {
-        deployer: Deployer::new(settings, Metrics::new(&registry).unwrap()),
+        deployer: Deployer::new(settings, DeploymentMetrics::new(&registry).unwrap()),
         context,
         registry,
         secrets: directory,
@@ -61,18 +61,18 @@ fn deployer(gateway: &str) -> TestDeployer {
 }
 
 impl TestDeployer {
-    async fn post(&self, body: String, signature: Option<String>) -> (StatusCode, Value) {
+    async fn post_body(&self, body: String, signature: Option<String>) -> (StatusCode, Value) {
         let mut request = Request::post("/").body(Body::from(body)).unwrap();
         if let Some(signature) = signature {
             request
                 .headers_mut()
                 .insert("X-Deploy-Signature", signature.parse().unwrap());
         }
-        read(self.deployer.call(request, self.context.clone()).await.unwrap()).await
+        read_response(self.deployer.call(request, self.context.clone()).await.unwrap()).await
     }
 
     /// Returns the number of deployments that run or wait.
-    fn in_progress(&self) -> usize {
+    fn deployments_in_progress(&self) -> usize {
         let families = self.registry.gather();
         let family = families
             .iter()
@@ -80,47 +80,49 @@ impl TestDeployer {
         family.unwrap().get_metric()[0].get_gauge().get_value() as usize
     }
 
-    async fn hand_over(&self, document: &Value) -> (StatusCode, Value) {
+    async fn post_hand_over(&self, document: &Value) -> (StatusCode, Value) {
         let body = document.to_string();
-        let signature = sign(&body);
-        self.post(body, Some(signature)).await
+        let signature = sign_body_text(&body);
+        self.post_body(body, Some(signature)).await
     }
 }
 
-async fn read(response: Response<ResponseBody>) -> (StatusCode, Value) {
+async fn read_response(response: Response<ResponseBody>) -> (StatusCode, Value) {
     let (head, body) = response.into_parts();
     let bytes = body.collect().await.unwrap().to_bytes();
     (head.status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
-fn sign(body: &str) -> String {
+fn sign_body_text(body: &str) -> String {
     signature::sign_body(&HmacKeys::new(&Secret::new("k")).unwrap(), body.as_bytes())
 }
 
-fn document() -> Value {
-    json!({"image": IMAGE, "tag": "registry.example/hello:2", "deploy": {"service": "hello"}})
+fn hand_over_json() -> Value {
+    json!({"image": IMAGE_REFERENCE, "tag": "registry.example/hello:2", "deploy": {"service": "hello"}})
 }
 
 /// Returns the JSON of the function's state with a specification of this digest.
-fn state(digest: &str) -> String {
-    json!({"name": "hello", "namespace": "openfaas-fn", "image": IMAGE, "replicas": 1, "availableReplicas": 1,
-        "annotations": {SPEC_ANNOTATION: digest}})
+fn function_state_json(digest: &str) -> String {
+    json!({"name": "hello", "namespace": "openfaas-fn", "image": IMAGE_REFERENCE, "replicas": 1, "availableReplicas": 1,
+        "annotations": {SPEC_DIGEST_ANNOTATION: digest}})
     .to_string()
 }
 
 /// Returns a version in the packed form of its annotation.
-fn packed(version: &Value) -> String {
+fn packed_version(version: &Value) -> String {
     let mut deflate = DeflateEncoder::new(Vec::new(), Compression::default());
     deflate.write_all(version.to_string().as_bytes()).unwrap();
     STANDARD_NO_PAD.encode(deflate.finish().unwrap())
 }
 
-/// Returns the digest of the specification in the hand-over [`document`].
-fn digest() -> String {
-    digest_of(&format!("{{\"service\":\"hello\",\"image\":\"{IMAGE}\"}}"))
+/// Returns the digest of the specification in the hand-over [`hand_over_json`].
+fn spec_digest_of_hand_over() -> String {
+    digest_of_spec(&format!(
+        "{{\"service\":\"hello\",\"image\":\"{IMAGE_REFERENCE}\"}}"
+    ))
 }
 
-fn digest_of(spec: &str) -> String {
+fn digest_of_spec(spec: &str) -> String {
     use sha2::Digest as _;
     format!("sha256:{}", hex::encode(sha2::Sha256::digest(spec)))
 }
@@ -128,29 +130,32 @@ fn digest_of(spec: &str) -> String {
 #[tokio::test]
 async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
     let gateway = ScriptedGateway::new([
-        expect("GET /system/function/hello")
-            .check(|request| assert_eq!(request.headers()["authorization"], "Basic YWRtaW46cHc="))
-            .reply(404, ""),
-        expect("GET /system/function/hello").reply(404, ""),
-        expect("PUT /system/functions")
-            .check(|request| assert_eq!(request.headers()["content-type"], "application/json"))
-            .reply(404, "service hello not found\n"),
-        expect("POST /system/functions").reply(200, ""),
-        expect("GET /system/function/hello").reply(200, state(&digest())),
-        expect("GET /function/hello/_/health")
-            .check(|request| assert!(!request.headers().contains_key("authorization")))
-            .reply(200, "OK"),
+        expect_request("GET /system/function/hello")
+            .with_request_check(|request| {
+                assert_eq!(request.headers()["authorization"], "Basic YWRtaW46cHc=")
+            })
+            .answered_with(404, ""),
+        expect_request("GET /system/function/hello").answered_with(404, ""),
+        expect_request("PUT /system/functions")
+            .with_request_check(|request| assert_eq!(request.headers()["content-type"], "application/json"))
+            .answered_with(404, "service hello not found\n"),
+        expect_request("POST /system/functions").answered_with(200, ""),
+        expect_request("GET /system/function/hello")
+            .answered_with(200, function_state_json(&spec_digest_of_hand_over())),
+        expect_request("GET /function/hello/_/health")
+            .with_request_check(|request| assert!(!request.headers().contains_key("authorization")))
+            .answered_with(200, "OK"),
     ]);
-    let url = gateway.serve().await;
+    let url = gateway.serve_over_http().await;
 
-    let (status, answer) = deployer(&url).hand_over(&document()).await;
+    let (status, answer) = test_deployer(&url).post_hand_over(&hand_over_json()).await;
 
-    gateway.finish();
+    gateway.assert_finished();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
     assert_eq!(answer["status"], "ready");
     assert_eq!(answer["function"], "hello");
     assert_eq!(answer["namespace"], "openfaas-fn");
-    assert_eq!(answer["image"], IMAGE);
+    assert_eq!(answer["image"], IMAGE_REFERENCE);
     assert_eq!(answer["previousImage"], Value::Null);
     assert_eq!(answer["url"], format!("{url}/function/hello"));
     assert!(answer["durations"]["total"].as_f64().is_some());
@@ -159,32 +164,36 @@ async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
 #[tokio::test]
 async fn a_bearer_token_replaces_the_password_and_is_read_again() {
     let gateway = ScriptedGateway::new([
-        expect("GET /system/function/hello")
-            .check(|request| assert_eq!(request.headers()["authorization"], "Bearer one"))
-            .reply(403, ""),
-        expect("GET /system/function/hello")
-            .check(|request| assert_eq!(request.headers()["authorization"], "Bearer two"))
-            .reply(200, state(&digest())),
-        expect("GET /system/function/hello").reply(200, state(&digest())),
-        expect("GET /function/hello/_/health")
-            .check(|request| assert!(!request.headers().contains_key("authorization")))
-            .reply(200, "OK"),
+        expect_request("GET /system/function/hello")
+            .with_request_check(|request| assert_eq!(request.headers()["authorization"], "Bearer one"))
+            .answered_with(403, ""),
+        expect_request("GET /system/function/hello")
+            .with_request_check(|request| assert_eq!(request.headers()["authorization"], "Bearer two"))
+            .answered_with(200, function_state_json(&spec_digest_of_hand_over())),
+        expect_request("GET /system/function/hello")
+            .answered_with(200, function_state_json(&spec_digest_of_hand_over())),
+        expect_request("GET /function/hello/_/health")
+            .with_request_check(|request| assert!(!request.headers().contains_key("authorization")))
+            .answered_with(200, "OK"),
     ]);
-    let deployer = deployer(&gateway.serve().await);
+    let deployer = test_deployer(&gateway.serve_over_http().await);
     let token = deployer.secrets.path().join("gateway-token");
     fs::write(&token, "one\n").unwrap();
-    assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
+    assert_eq!(
+        deployer.post_hand_over(&hand_over_json()).await.0,
+        StatusCode::BAD_GATEWAY
+    );
     fs::remove_file(&token).unwrap();
     fs::write(&token, "two\n").unwrap();
-    assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::OK);
-    gateway.finish();
+    assert_eq!(deployer.post_hand_over(&hand_over_json()).await.0, StatusCode::OK);
+    gateway.assert_finished();
 }
 
 #[tokio::test]
 async fn an_exchanged_token_is_cached_until_it_expires_or_is_rejected() {
     let exchange = |token: &'static str, seconds: u32| {
-        expect("POST /oauth/token")
-            .check(|request| {
+        expect_request("POST /oauth/token")
+            .with_request_check(|request| {
                 let form = std::str::from_utf8(request.body()).unwrap();
                 assert_eq!(
                     form,
@@ -193,7 +202,7 @@ async fn an_exchanged_token_is_cached_until_it_expires_or_is_rejected() {
                 );
                 assert!(!request.headers().contains_key("authorization"));
             })
-            .reply(200, json!({"access_token": token, "expires_in": seconds}).to_string())
+            .answered_with(200, json!({"access_token": token, "expires_in": seconds}).to_string())
     };
     let authorized_with = |token: &'static str| {
         move |request: &Request<function_host::Bytes>| assert_eq!(request.headers()["authorization"], token)
@@ -201,78 +210,82 @@ async fn an_exchanged_token_is_cached_until_it_expires_or_is_rejected() {
     let gateway = ScriptedGateway::new([
         // Expires too soon to be cached.
         exchange("one", 9),
-        expect("GET /system/function/hello")
-            .check(authorized_with("Bearer one"))
-            .reply(200, state(&digest())),
+        expect_request("GET /system/function/hello")
+            .with_request_check(authorized_with("Bearer one"))
+            .answered_with(200, function_state_json(&spec_digest_of_hand_over())),
         exchange("two", 3600),
-        expect("GET /system/function/hello")
-            .check(authorized_with("Bearer two"))
-            .reply(200, state(&digest())),
-        expect("GET /function/hello/_/health").reply(200, "OK"),
+        expect_request("GET /system/function/hello")
+            .with_request_check(authorized_with("Bearer two"))
+            .answered_with(200, function_state_json(&spec_digest_of_hand_over())),
+        expect_request("GET /function/hello/_/health").answered_with(200, "OK"),
         // Cached until the gateway rejects it.
-        expect("GET /system/function/hello")
-            .check(authorized_with("Bearer two"))
-            .reply(401, ""),
+        expect_request("GET /system/function/hello")
+            .with_request_check(authorized_with("Bearer two"))
+            .answered_with(401, ""),
         // The gateway rejects the exchange, and the password is used.
-        expect("POST /oauth/token").reply(400, json!({"error": "invalid_request"}).to_string()),
-        expect("GET /system/function/hello")
-            .check(authorized_with("Basic YWRtaW46cHc="))
-            .reply(401, ""),
+        expect_request("POST /oauth/token")
+            .answered_with(400, json!({"error": "invalid_request"}).to_string()),
+        expect_request("GET /system/function/hello")
+            .with_request_check(authorized_with("Basic YWRtaW46cHc="))
+            .answered_with(401, ""),
     ]);
-    let deployer = deployer(&gateway.serve().await);
+    let deployer = test_deployer(&gateway.serve_over_http().await);
     let directory = deployer.secrets.path().join("tokens");
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join("openfaas-token"), "of.the-pod\n").unwrap();
-    assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::OK);
+    assert_eq!(deployer.post_hand_over(&hand_over_json()).await.0, StatusCode::OK);
     for _ in 0..2 {
-        assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
+        assert_eq!(
+            deployer.post_hand_over(&hand_over_json()).await.0,
+            StatusCode::BAD_GATEWAY
+        );
     }
-    gateway.finish();
+    gateway.assert_finished();
 }
 
 #[tokio::test]
 async fn a_hand_over_that_the_builder_did_not_sign_is_unauthorized() {
     let gateway = ScriptedGateway::new([]);
-    let deployer = deployer(&gateway.serve().await);
-    let body = document().to_string();
+    let deployer = test_deployer(&gateway.serve_over_http().await);
+    let body = hand_over_json().to_string();
     for signature in [
         None,
         Some("sha256=00".to_owned()),
-        Some(sign("another body")),
+        Some(sign_body_text("another body")),
         Some(String::new()),
     ] {
-        let (status, answer) = deployer.post(body.clone(), signature).await;
+        let (status, answer) = deployer.post_body(body.clone(), signature).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{answer}");
         assert_eq!(answer["status"], "refused");
     }
-    gateway.finish();
+    gateway.assert_finished();
 }
 
 #[tokio::test]
 async fn an_invalid_hand_over_is_rejected_with_all_problems() {
     let gateway = ScriptedGateway::new([]);
-    let deployer = deployer(&gateway.serve().await);
+    let deployer = test_deployer(&gateway.serve_over_http().await);
 
     let (status, answer) = deployer
-        .hand_over(&json!({"image": "hello:1.0", "deploy": {"service": "-", "x": 1}}))
+        .post_hand_over(&json!({"image": "hello:1.0", "deploy": {"service": "-", "x": 1}}))
         .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert_eq!(answer["reasons"].as_array().unwrap().len(), 3, "{answer:#}");
 
     let body = "not JSON".to_owned();
-    let signature = sign(&body);
+    let signature = sign_body_text(&body);
     assert_eq!(
-        deployer.post(body, Some(signature)).await.0,
+        deployer.post_body(body, Some(signature)).await.0,
         StatusCode::BAD_REQUEST
     );
 
     let body = " ".repeat(MAX_BODY_BYTES + 1);
-    let signature = sign(&body);
+    let signature = sign_body_text(&body);
     assert_eq!(
-        deployer.post(body, Some(signature)).await.0,
+        deployer.post_body(body, Some(signature)).await.0,
         StatusCode::PAYLOAD_TOO_LARGE
     );
-    gateway.finish();
+    gateway.assert_finished();
 }
 
 /// The newer hand-over has the timeout of its own, however long the older one would have gone on.
@@ -280,43 +293,44 @@ async fn an_invalid_hand_over_is_rejected_with_all_problems() {
 async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
     let (reached, mut events) = mpsc::unbounded_channel();
     let gate = Arc::new(Notify::new());
-    let mut newer = document();
+    let mut newer = hand_over_json();
     newer["callId"] = "call-2".into();
     newer["submittedAt"] = "2026-03-01T12:00:02Z".into();
     newer["deploy"]["envVars"] = json!({"A": "1"});
-    let newer_digest = digest_of(&format!(
-        "{{\"service\":\"hello\",\"image\":\"{IMAGE}\",\"envVars\":{{\"A\":\"1\"}}}}"
+    let newer_digest = digest_of_spec(&format!(
+        "{{\"service\":\"hello\",\"image\":\"{IMAGE_REFERENCE}\",\"envVars\":{{\"A\":\"1\"}}}}"
     ));
-    let starting = state(&digest()).replace("\"availableReplicas\":1", "\"availableReplicas\":0");
-    let function = || expect("GET /system/function/hello");
+    let starting = function_state_json(&spec_digest_of_hand_over())
+        .replace("\"availableReplicas\":1", "\"availableReplicas\":0");
+    let function = || expect_request("GET /system/function/hello");
     let gateway = ScriptedGateway::new([
-        function().times(2).reply(404, ""),
-        expect("PUT /system/functions").reply(404, ""),
-        expect("POST /system/functions").reply(202, ""),
+        function().expected_times(2).answered_with(404, ""),
+        expect_request("PUT /system/functions").answered_with(404, ""),
+        expect_request("POST /system/functions").answered_with(202, ""),
         // The newer one arrives during this request.
         function()
-            .check(move |_| reached.send(()).unwrap())
-            .after(&gate)
-            .reply(200, starting.clone()),
+            .with_request_check(move |_| reached.send(()).unwrap())
+            .answered_after(&gate)
+            .answered_with(200, starting.clone()),
         // Checked by the newer one, and read again before it is applied.
-        function().times(2).reply(200, starting),
-        expect("PUT /system/functions").reply(202, ""),
-        function().reply(200, state(&newer_digest)),
-        expect("GET /function/hello/_/health").reply(200, "OK"),
+        function().expected_times(2).answered_with(200, starting),
+        expect_request("PUT /system/functions").answered_with(202, ""),
+        function().answered_with(200, function_state_json(&newer_digest)),
+        expect_request("GET /function/hello/_/health").answered_with(200, "OK"),
     ]);
-    let deployer = Arc::new(deployer(&gateway.serve().await));
+    let deployer = Arc::new(test_deployer(&gateway.serve_over_http().await));
     let older = tokio::spawn({
         let deployer = Arc::clone(&deployer);
-        let mut older = document();
+        let mut older = hand_over_json();
         older["submittedAt"] = "2026-03-01T12:00:01Z".into();
-        async move { deployer.hand_over(&older).await }
+        async move { deployer.post_hand_over(&older).await }
     });
     events.recv().await.unwrap();
     let newer = tokio::spawn({
         let deployer = Arc::clone(&deployer);
-        async move { deployer.hand_over(&newer).await }
+        async move { deployer.post_hand_over(&newer).await }
     });
-    while deployer.in_progress() < 2 {
+    while deployer.deployments_in_progress() < 2 {
         tokio::task::yield_now().await;
     }
     gate.notify_one();
@@ -328,25 +342,27 @@ async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
     );
     let (status, answer) = newer.await.unwrap();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
-    gateway.finish();
+    gateway.assert_finished();
 }
 
 /// The status differs from that of a hand-over that was never deployable; queues retry neither.
 #[tokio::test]
 async fn an_older_build_conflicts_with_the_newer_one() {
-    let newer = json!({"deployment": {"service": "hello", "image": IMAGE}, "mark": "sha256:00", "callId": "call-8",
+    let newer = json!({"deployment": {"service": "hello", "image": IMAGE_REFERENCE}, "mark": "sha256:00", "callId": "call-8",
         "submittedAt": "2026-03-01T12:00:01Z", "builtAt": "2026-03-01T12:00:02Z"});
-    let gateway = ScriptedGateway::new([expect("GET /system/function/hello").reply(
+    let gateway = ScriptedGateway::new([expect_request("GET /system/function/hello").answered_with(
         200,
-        json!({"name": "hello", "image": IMAGE, "replicas": 1, "availableReplicas": 1,
-            "annotations": {SPEC_ANNOTATION: "sha256:00", "slipway/version.0": packed(&newer)}})
+        json!({"name": "hello", "image": IMAGE_REFERENCE, "replicas": 1, "availableReplicas": 1,
+            "annotations": {SPEC_DIGEST_ANNOTATION: "sha256:00", "slipway/version.0": packed_version(&newer)}})
         .to_string(),
     )]);
-    let mut older = document();
+    let mut older = hand_over_json();
     older["submittedAt"] = "2026-03-01T12:00:00Z".into();
     older["builtAt"] = "2026-03-01T12:01:00Z".into();
-    let (status, answer) = deployer(&gateway.serve().await).hand_over(&older).await;
-    gateway.finish();
+    let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+        .post_hand_over(&older)
+        .await;
+    gateway.assert_finished();
     assert_eq!(status, StatusCode::CONFLICT, "{answer:#}");
     assert_eq!(answer["status"], "refused");
     assert_eq!(answer["supersededBy"], "call-8");
@@ -371,11 +387,14 @@ async fn a_hand_over_that_expired_or_is_ahead_of_the_clock_is_refused() {
             "the hand-over expired at 2026-01-01T00:00:00.000Z",
         ),
     ] {
-        let gateway = ScriptedGateway::new([expect("GET /system/function/hello").reply(404, "")]);
-        let mut wrong = document();
+        let gateway =
+            ScriptedGateway::new([expect_request("GET /system/function/hello").answered_with(404, "")]);
+        let mut wrong = hand_over_json();
         wrong[field] = value.into();
-        let (status, answer) = deployer(&gateway.serve().await).hand_over(&wrong).await;
-        gateway.finish();
+        let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+            .post_hand_over(&wrong)
+            .await;
+        gateway.assert_finished();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
         assert_eq!(answer["status"], "refused");
         let reason = answer["reasons"][0].as_str().unwrap();
@@ -383,24 +402,24 @@ async fn a_hand_over_that_expired_or_is_ahead_of_the_clock_is_refused() {
     }
 }
 
-fn dry_run(deploy: Value) -> Value {
+fn dry_run_json(deploy: Value) -> Value {
     json!({"dryRun": true, "tag": "registry.example/hello:2", "deploy": deploy})
 }
 
 #[tokio::test]
 async fn a_dry_run_checks_and_changes_nothing() {
     let gateway = ScriptedGateway::new([
-        expect("GET /system/namespaces").reply(200, r#"["openfaas-fn","team"]"#),
-        expect("GET /system/secrets?namespace=team").reply(200, r#"[{"name":"api-key"}]"#),
-        expect("GET /system/function/hello?namespace=team").reply(404, ""),
+        expect_request("GET /system/namespaces").answered_with(200, r#"["openfaas-fn","team"]"#),
+        expect_request("GET /system/secrets?namespace=team").answered_with(200, r#"[{"name":"api-key"}]"#),
+        expect_request("GET /system/function/hello?namespace=team").answered_with(404, ""),
     ]);
-    let (status, answer) = deployer(&gateway.serve().await)
-        .hand_over(&dry_run(
+    let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+        .post_hand_over(&dry_run_json(
             json!({"service": "hello", "namespace": "team", "secrets": ["api-key"],
             "network": "func_functions"}),
         ))
         .await;
-    gateway.finish();
+    gateway.assert_finished();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
     let warning = "deploy.network is ignored: gateways have not used it since Docker Swarm";
     assert_eq!(
@@ -411,12 +430,12 @@ async fn a_dry_run_checks_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_dry_run_reports_what_would_be_refused() {
-    let secrets = || expect("GET /system/secrets").reply(200, r#"[{"name":"api-key"}]"#);
-    let function = || expect("GET /system/function/hello").reply(404, "");
+    let secrets = || expect_request("GET /system/secrets").answered_with(200, r#"[{"name":"api-key"}]"#);
+    let function = || expect_request("GET /system/function/hello").answered_with(404, "");
     for (document, calls, reasons) in [
         // Of a wrong field, nothing is asked.
         (
-            dry_run(json!({"service": "1st", "envVars": {"A=B": ""}, "registryAuth": "x"})),
+            dry_run_json(json!({"service": "1st", "envVars": {"A=B": ""}, "registryAuth": "x"})),
             vec![],
             vec!["deploy.service", "deploy.registryAuth", "deploy.envVars"],
         ),
@@ -426,13 +445,13 @@ async fn a_dry_run_reports_what_would_be_refused() {
             vec!["probe.path must be a path"],
         ),
         (
-            dry_run(json!({"service": "hello", "secrets": ["api-key", "other"]})),
+            dry_run_json(json!({"service": "hello", "secrets": ["api-key", "other"]})),
             vec![secrets(), function()],
             vec!["the secret \"other\" does not exist"],
         ),
         (
-            dry_run(json!({"service": "hello", "namespace": "elsewhere"})),
-            vec![expect("GET /system/namespaces").reply(200, r#"["openfaas-fn"]"#)],
+            dry_run_json(json!({"service": "hello", "namespace": "elsewhere"})),
+            vec![expect_request("GET /system/namespaces").answered_with(200, r#"["openfaas-fn"]"#)],
             vec!["the namespace \"elsewhere\" does not exist"],
         ),
         (
@@ -442,8 +461,10 @@ async fn a_dry_run_reports_what_would_be_refused() {
         ),
     ] {
         let gateway = ScriptedGateway::new(calls);
-        let (status, answer) = deployer(&gateway.serve().await).hand_over(&document).await;
-        gateway.finish();
+        let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+            .post_hand_over(&document)
+            .await;
+        gateway.assert_finished();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
         assert_eq!(answer["dryRun"], true);
         assert_eq!(answer["status"], "refused");
@@ -457,8 +478,8 @@ async fn a_dry_run_reports_what_would_be_refused() {
 
 #[tokio::test]
 async fn a_dry_run_without_a_gateway_is_neither_accepted_nor_refused() {
-    let (status, answer) = deployer("http://127.0.0.1:1")
-        .hand_over(&dry_run(json!({"service": "hello"})))
+    let (status, answer) = test_deployer("http://127.0.0.1:1")
+        .post_hand_over(&dry_run_json(json!({"service": "hello"})))
         .await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert_eq!(
@@ -471,26 +492,28 @@ async fn a_dry_run_without_a_gateway_is_neither_accepted_nor_refused() {
 async fn a_dry_run_waits_for_no_deployment_of_the_function() {
     let (reached, mut events) = mpsc::unbounded_channel();
     let gateway = ScriptedGateway::new([
-        expect("GET /system/function/hello")
-            .check(move |_| reached.send(()).unwrap())
-            .silent(),
-        expect("GET /system/function/hello").reply(404, ""),
+        expect_request("GET /system/function/hello")
+            .with_request_check(move |_| reached.send(()).unwrap())
+            .never_answered(),
+        expect_request("GET /system/function/hello").answered_with(404, ""),
     ]);
-    let deployer = Arc::new(deployer(&gateway.serve().await));
+    let deployer = Arc::new(test_deployer(&gateway.serve_over_http().await));
     let deployment = tokio::spawn({
         let deployer = Arc::clone(&deployer);
-        async move { deployer.hand_over(&document()).await }
+        async move { deployer.post_hand_over(&hand_over_json()).await }
     });
     events.recv().await.unwrap();
-    let (status, answer) = deployer.hand_over(&dry_run(json!({"service": "hello"}))).await;
+    let (status, answer) = deployer
+        .post_hand_over(&dry_run_json(json!({"service": "hello"})))
+        .await;
     deployment.abort();
-    gateway.finish();
+    gateway.assert_finished();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
 }
 
 #[tokio::test]
-async fn only_posts_to_the_root_are_accepted() {
-    let deployer = deployer("http://127.0.0.1:1");
+async fn only_post_requests_to_the_root_path_are_accepted() {
+    let deployer = test_deployer("http://127.0.0.1:1");
     let send = async |request: Request<Body>| {
         deployer
             .deployer
@@ -510,14 +533,14 @@ async fn only_posts_to_the_root_are_accepted() {
 }
 
 #[tokio::test]
-async fn without_a_key_no_hand_over_is_accepted() {
-    let deployer = deployer("http://127.0.0.1:1");
+async fn without_a_signing_key_no_hand_over_is_accepted() {
+    let deployer = test_deployer("http://127.0.0.1:1");
     fs::write(deployer.secrets.path().join("deploy-secret"), "\n").unwrap();
-    let (status, answer) = deployer.hand_over(&document()).await;
+    let (status, answer) = deployer.post_hand_over(&hand_over_json()).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     fs::remove_file(deployer.secrets.path().join("deploy-secret")).unwrap();
     assert_eq!(
-        deployer.hand_over(&document()).await.0,
+        deployer.post_hand_over(&hand_over_json()).await.0,
         StatusCode::INTERNAL_SERVER_ERROR
     );
     assert!(
@@ -528,7 +551,9 @@ async fn without_a_key_no_hand_over_is_accepted() {
 
 #[tokio::test]
 async fn an_unreachable_gateway_gives_a_status_that_is_retried() {
-    let (status, answer) = deployer("http://127.0.0.1:1").hand_over(&document()).await;
+    let (status, answer) = test_deployer("http://127.0.0.1:1")
+        .post_hand_over(&hand_over_json())
+        .await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer["status"], "failed");
     assert_eq!(answer["changed"], false);
@@ -537,14 +562,16 @@ async fn an_unreachable_gateway_gives_a_status_that_is_retried() {
 #[tokio::test]
 async fn a_rejection_by_the_provider_gives_a_status_that_is_not_retried() {
     let gateway = ScriptedGateway::new([
-        expect("GET /system/function/hello").reply(404, ""),
-        expect("GET /system/function/hello").reply(404, ""),
-        expect("PUT /system/functions").reply(404, ""),
-        expect("POST /system/functions").reply(400, "unable to find secret: x\n"),
-        expect("GET /system/function/hello").reply(404, ""),
+        expect_request("GET /system/function/hello").answered_with(404, ""),
+        expect_request("GET /system/function/hello").answered_with(404, ""),
+        expect_request("PUT /system/functions").answered_with(404, ""),
+        expect_request("POST /system/functions").answered_with(400, "unable to find secret: x\n"),
+        expect_request("GET /system/function/hello").answered_with(404, ""),
     ]);
-    let (status, answer) = deployer(&gateway.serve().await).hand_over(&document()).await;
-    gateway.finish();
+    let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+        .post_hand_over(&hand_over_json())
+        .await;
+    gateway.assert_finished();
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(answer["status"], "refused");
     assert_eq!(answer["running"], Value::Null);
@@ -555,20 +582,21 @@ async fn a_rollout_continues_when_its_caller_disconnects() {
     let (reached, mut events) = mpsc::unbounded_channel();
     let probed = reached.clone();
     let gateway = ScriptedGateway::new([
-        expect("GET /system/function/hello")
-            .check(move |_| reached.send("read").unwrap())
-            .reply(404, ""),
-        expect("GET /system/function/hello").reply(404, ""),
-        expect("PUT /system/functions").reply(202, ""),
-        expect("GET /system/function/hello").reply(200, state(&digest())),
-        expect("GET /function/hello/_/health")
-            .check(move |_| probed.send("probed").unwrap())
-            .reply(200, "OK"),
+        expect_request("GET /system/function/hello")
+            .with_request_check(move |_| reached.send("read").unwrap())
+            .answered_with(404, ""),
+        expect_request("GET /system/function/hello").answered_with(404, ""),
+        expect_request("PUT /system/functions").answered_with(202, ""),
+        expect_request("GET /system/function/hello")
+            .answered_with(200, function_state_json(&spec_digest_of_hand_over())),
+        expect_request("GET /function/hello/_/health")
+            .with_request_check(move |_| probed.send("probed").unwrap())
+            .answered_with(200, "OK"),
     ]);
-    let deployer = Arc::new(deployer(&gateway.serve().await));
+    let deployer = Arc::new(test_deployer(&gateway.serve_over_http().await));
     let caller = tokio::spawn({
         let deployer = Arc::clone(&deployer);
-        async move { deployer.hand_over(&document()).await }
+        async move { deployer.post_hand_over(&hand_over_json()).await }
     });
     assert_eq!(events.recv().await, Some("read"));
     caller.abort();
@@ -578,5 +606,5 @@ async fn a_rollout_continues_when_its_caller_disconnects() {
         .await
         .unwrap();
     assert_eq!(probed, Some("probed"));
-    gateway.finish();
+    gateway.assert_finished();
 }

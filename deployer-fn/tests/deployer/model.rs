@@ -3,16 +3,16 @@
 
 use std::collections::BTreeSet;
 
-use deployer_fn::{DeploymentStatus as Status, Outcome, Running};
+use deployer_fn::{DeploymentOutcome, DeploymentStatus as Status, RunningState};
 use fastrand::Rng;
 
-use crate::fake::{Disruption, FakeGateway, Provider};
-use crate::scenarios::{Process, answering, build, image};
+use crate::fake::{Disruption, FakeGateway, ProviderKind};
+use crate::scenarios::{DeployerProcess, answering_build_number, hand_over_of_build, image_of_build};
 
-const SEQUENCES: u64 = 60;
-const DEPLOYMENTS: usize = 12;
+const SEQUENCE_COUNT: u64 = 60;
+const DEPLOYMENTS_PER_SEQUENCE: usize = 12;
 
-const DISRUPTIONS: [Disruption; 7] = [
+const POSSIBLE_DISRUPTIONS: [Disruption; 7] = [
     Disruption::Unreachable,
     Disruption::LostBefore,
     Disruption::LostAfter,
@@ -23,11 +23,11 @@ const DISRUPTIONS: [Disruption; 7] = [
 ];
 
 /// A random sequence of deployments, and what the model knows of it.
-struct Sequence {
+struct DeploymentSequence {
     fake: FakeGateway,
-    process: Process,
+    process: DeployerProcess,
     rng: Rng,
-    provider: Provider,
+    provider: ProviderKind,
     /// The behaviour of each build in the sequence.
     builds: Vec<&'static str>,
     /// The builds that may answer now; `None` for no function.
@@ -36,11 +36,11 @@ struct Sequence {
     steps: Vec<String>,
 }
 
-impl Sequence {
-    fn new(provider: Provider, seed: u64) -> Self {
+impl DeploymentSequence {
+    fn new(provider: ProviderKind, seed: u64) -> Self {
         Self {
             fake: FakeGateway::new(provider),
-            process: Process::start(),
+            process: DeployerProcess::start(),
             rng: Rng::with_seed(seed),
             provider,
             builds: Vec::new(),
@@ -50,7 +50,7 @@ impl Sequence {
     }
 
     /// Picks a new build for the next step, or sometimes one that was delivered before.
-    fn pick(&mut self) -> u64 {
+    fn pick_build(&mut self) -> u64 {
         if !self.builds.is_empty() && self.rng.u8(..4) == 0 {
             return self.rng.u64(1..=self.builds.len() as u64);
         }
@@ -66,40 +66,41 @@ impl Sequence {
     }
 
     /// Returns the behaviour of the build with this number.
-    fn behaviour(&self, number: u64) -> &'static str {
+    fn behaviour_of_build(&self, number: u64) -> &'static str {
         self.builds[number as usize - 1]
     }
 
     /// Deploys a build while requests are disrupted, or until the deployer is killed.
     async fn deploy_disrupted(&mut self, number: u64) {
-        let behaviour = self.behaviour(number);
+        let behaviour = self.behaviour_of_build(number);
         // A version is lost with the process if faasd has deleted it for an image that it then could not pull, and
         // the process ends before it is restored: it is stored nowhere else.
-        let may_kill = !(self.provider == Provider::Faasd && behaviour == "missing");
+        let may_kill = !(self.provider == ProviderKind::Faasd && behaviour == "missing");
         if may_kill && self.rng.bool() {
-            self.fake.kill_at(Some((self.rng.usize(..16), self.rng.bool())));
+            self.fake
+                .kill_deployer_at_request(Some((self.rng.usize(..16), self.rng.bool())));
         } else {
             let disruptions: Vec<_> = (0..self.rng.usize(1..14))
                 .map(|_| match self.rng.u8(..3) {
-                    0 => DISRUPTIONS[self.rng.usize(..DISRUPTIONS.len())],
+                    0 => POSSIBLE_DISRUPTIONS[self.rng.usize(..POSSIBLE_DISRUPTIONS.len())],
                     _ => Disruption::None,
                 })
                 .collect();
-            self.fake.disrupt(disruptions);
+            self.fake.disrupt_next_requests(disruptions);
         }
         let outcome = self
             .process
-            .deploy_until_killed(&self.fake, &build(number, behaviour))
+            .deploy_until_killed(&self.fake, &hand_over_of_build(number, behaviour))
             .await;
-        self.fake.kill_at(None);
-        self.fake.disrupt([]);
+        self.fake.kill_deployer_at_request(None);
+        self.fake.disrupt_next_requests([]);
         let ended = outcome.as_ref().map(|outcome| (outcome.status, &outcome.reasons));
         self.steps.push(format!(
             "disrupted, {number} ({behaviour}) ends {ended:?}; {:?} answers",
-            answering(&self.fake)
+            answering_build_number(&self.fake)
         ));
         if outcome.is_none() {
-            self.process = Process::start();
+            self.process = DeployerProcess::start();
         }
         // Whether a good build runs now is not known, unless a newer one certainly does.
         if behaviour == "good" && self.may_answer.iter().all(|other| *other <= Some(number)) {
@@ -108,10 +109,13 @@ impl Sequence {
     }
 
     /// Deploys a build without disruptions, and compares the outcome with the model.
-    async fn deploy(&mut self, number: u64, step: &str) {
-        let behaviour = self.behaviour(number);
-        let outcome = self.process.deploy(&self.fake, &build(number, behaviour)).await;
-        let answering = answering(&self.fake);
+    async fn deploy_and_compare(&mut self, number: u64, step: &str) {
+        let behaviour = self.behaviour_of_build(number);
+        let outcome = self
+            .process
+            .deploy(&self.fake, &hand_over_of_build(number, behaviour))
+            .await;
+        let answering = answering_build_number(&self.fake);
         let story = format!(
             "{:#?}\n{step}: build {number} is {behaviour}, {answering:?} answers, allowed are {:?}: {outcome:#?}",
             self.steps, self.may_answer
@@ -147,17 +151,26 @@ impl Sequence {
                 assert_eq!(answering, None, "{story}");
             }
         }
-        self.assert_reported(&outcome, answering, &story);
+        self.assert_reports_answering_image(&outcome, answering, &story);
     }
 
     /// Asserts that the outcome names the image that answers.
-    fn assert_reported(&self, outcome: &Outcome, answering: Option<u64>, story: &str) {
+    fn assert_reports_answering_image(
+        &self,
+        outcome: &DeploymentOutcome,
+        answering: Option<u64>,
+        story: &str,
+    ) {
         let reported = match &outcome.running {
-            Running::Function { image, .. } => Some(image.clone()),
-            Running::Nothing | Running::Unknown => None,
+            RunningState::Function { image, .. } => Some(image.clone()),
+            RunningState::Nothing | RunningState::Unknown => None,
         };
         match answering {
-            Some(number) => assert_eq!(reported, Some(image(number, self.behaviour(number))), "{story}"),
+            Some(number) => assert_eq!(
+                reported,
+                Some(image_of_build(number, self.behaviour_of_build(number))),
+                "{story}"
+            ),
             None => assert_ne!(outcome.status, Status::Ready, "{story}"),
         }
     }
@@ -167,15 +180,18 @@ impl Sequence {
 /// ready.
 #[tokio::test(start_paused = true)]
 async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
-    for seed in 0..SEQUENCES {
-        let fake = FakeGateway::new(Provider::Kubernetes).without_versions();
-        let mut sequence = Sequence::new(Provider::Kubernetes, seed);
+    for seed in 0..SEQUENCE_COUNT {
+        let fake = FakeGateway::new(ProviderKind::Kubernetes).omit_versions_in_answers();
+        let mut sequence = DeploymentSequence::new(ProviderKind::Kubernetes, seed);
         sequence.fake = fake.clone();
-        for step in 0..DEPLOYMENTS {
-            let number = sequence.pick();
-            let behaviour = sequence.behaviour(number);
-            let outcome = sequence.process.deploy(&fake, &build(number, behaviour)).await;
-            let answering = answering(&fake);
+        for step in 0..DEPLOYMENTS_PER_SEQUENCE {
+            let number = sequence.pick_build();
+            let behaviour = sequence.behaviour_of_build(number);
+            let outcome = sequence
+                .process
+                .deploy(&fake, &hand_over_of_build(number, behaviour))
+                .await;
+            let answering = answering_build_number(&fake);
             let story = format!(
                 "seed {seed}, step {step}: {:#?}\n{number} ({behaviour}): {outcome:#?}; {answering:?} answers",
                 sequence.steps
@@ -183,10 +199,10 @@ async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
             match outcome.status {
                 Status::Ready => assert_eq!((behaviour, answering), ("good", Some(number)), "{story}"),
                 Status::RolledBack => {
-                    let restored = fake.deployment("hello");
+                    let restored = fake.current_deployment("hello");
                     let number =
                         restored.map(|restored| restored["envVars"]["BUILD"].as_str().unwrap().parse());
-                    let restored = number.map(|number| sequence.behaviour(number.unwrap()));
+                    let restored = number.map(|number| sequence.behaviour_of_build(number.unwrap()));
                     assert!(restored.is_none_or(|restored| restored == "good"), "{story}");
                 }
                 Status::Unverified => assert!(answering.is_some(), "{story}"),
@@ -197,7 +213,7 @@ async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
                 .steps
                 .push(format!("{number} ({behaviour}) ends {:?}", outcome.status));
             if sequence.rng.u8(..4) == 0 {
-                sequence.process = Process::start();
+                sequence.process = DeployerProcess::start();
             }
         }
     }
@@ -205,11 +221,15 @@ async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
 
 #[tokio::test(start_paused = true)]
 async fn the_newest_good_version_runs_and_is_reported_whatever_fails() {
-    for provider in [Provider::Kubernetes, Provider::Faasd, Provider::Rolling] {
-        for seed in 0..SEQUENCES {
-            let mut sequence = Sequence::new(provider, seed);
-            for step in 0..DEPLOYMENTS {
-                let number = sequence.pick();
+    for provider in [
+        ProviderKind::Kubernetes,
+        ProviderKind::Faasd,
+        ProviderKind::Rolling,
+    ] {
+        for seed in 0..SEQUENCE_COUNT {
+            let mut sequence = DeploymentSequence::new(provider, seed);
+            for step in 0..DEPLOYMENTS_PER_SEQUENCE {
+                let number = sequence.pick_build();
                 let step = format!("{provider:?}, seed {seed}, step {step}");
                 if sequence.rng.u8(..3) == 0 {
                     sequence.deploy_disrupted(number).await;
@@ -218,9 +238,9 @@ async fn the_newest_good_version_runs_and_is_reported_whatever_fails() {
                         continue;
                     }
                 }
-                sequence.deploy(number, &step).await;
+                sequence.deploy_and_compare(number, &step).await;
                 if sequence.rng.u8(..4) == 0 {
-                    sequence.process = Process::start();
+                    sequence.process = DeployerProcess::start();
                 }
             }
         }

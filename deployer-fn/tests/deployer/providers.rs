@@ -3,41 +3,44 @@
 
 use std::time::Duration;
 
-use deployer_fn::{DeploymentStatus as Status, Fault};
+use deployer_fn::{DeploymentStatus as Status, FaultyParty};
 use serde_json::{Value, json};
 
 use crate::fixtures::{
-    NEW, OLD, assert_ended, deployed_state, expect_health, expect_post, expect_put, expect_read, hand_over,
-    new_state, old_state, roll_out, roll_out_with, running_image,
+    NEW_IMAGE, OLD_IMAGE, assert_outcome, deployed_state, expect_create_request, expect_probe_request,
+    expect_status_request, expect_update_request, hand_over_of_new_image, new_state, old_state, roll_out,
+    roll_out_with, running_state_of_image,
 };
-use crate::script::{ALWAYS, expect};
+use crate::script::{ANY_NUMBER_OF_TIMES, expect_request};
 
-const NO_DEPLOYMENT: &str =
+const NO_DEPLOYMENT_TEXT: &str =
     "unable update Deployment: hello.openfaas-fn, error: deployments.apps \"hello\" not found\n";
-const NO_K8S_SECRET: &str =
+const NO_K8S_SECRET_TEXT: &str =
     "unable update Deployment: hello.openfaas-fn, error: secrets \"api-key\" not found\n";
-const NOT_PULLED: &str = "unable to pull image registry.example/hello: not found\n";
-const NO_FAASD_SECRET: &str = "unable to find secret: api-key\n";
-const NO_ENDPOINTS: &str = "No endpoints available for: hello.";
+const NOT_PULLED_TEXT: &str = "unable to pull image registry.example/hello: not found\n";
+const NO_FAASD_SECRET_TEXT: &str = "unable to find secret: api-key\n";
+const NO_ENDPOINTS_TEXT: &str = "No endpoints available for: hello.";
 
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_kubernetes() {
     let outcome = roll_out([
-        expect_read().times(2).reply(404, ""),
-        expect_put().reply(404, NO_DEPLOYMENT),
-        expect_post().reply(202, ""),
+        expect_status_request().expected_times(2).answered_with(404, ""),
+        expect_update_request().answered_with(404, NO_DEPLOYMENT_TEXT),
+        expect_create_request().answered_with(202, ""),
         // faas-netes answers from a cache that lags behind.
-        expect_read().reply(404, ""),
-        expect_read().times(3).reply(200, new_state(0)),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(503, NO_ENDPOINTS),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(200, "OK"),
+        expect_status_request().answered_with(404, ""),
+        expect_status_request()
+            .expected_times(3)
+            .answered_with(200, new_state(0)),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(503, NO_ENDPOINTS_TEXT),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_outcome(&outcome, Status::Ready, None, &[]);
     assert_eq!(outcome.previous_image, None);
-    assert_eq!(outcome.running, running_image(NEW, 1));
+    assert_eq!(outcome.running, running_state_of_image(NEW_IMAGE, 1));
     assert_eq!(outcome.namespace.as_deref(), Some("openfaas-fn"));
     assert!(outcome.changed);
     assert!(outcome.durations.watch > Duration::ZERO && outcome.durations.total >= outcome.durations.watch);
@@ -46,103 +49,110 @@ async fn a_new_function_is_created_on_kubernetes() {
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_faasd() {
     let outcome = roll_out([
-        expect_read().times(2).reply(404, ""),
-        expect_put().reply(404, "service hello not found\n"),
-        expect_post().reply(200, ""),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(500, "Can't reach service for: hello."),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(200, "OK"),
+        expect_status_request().expected_times(2).answered_with(404, ""),
+        expect_update_request().answered_with(404, "service hello not found\n"),
+        expect_create_request().answered_with(200, ""),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(500, "Can't reach service for: hello."),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_outcome(&outcome, Status::Ready, None, &[]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_update_carries_the_complete_specification_and_its_digest() {
     let outcome = roll_out([
-        expect_read().times(2).reply(200, old_state(1)),
-        expect_put()
-            .check(|request| {
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, old_state(1)),
+        expect_update_request()
+            .with_request_check(|request| {
                 let mut sent: Value = serde_json::from_slice(request.body()).unwrap();
                 let annotations = sent["annotations"].as_object_mut().unwrap();
                 annotations.retain(|name, _| {
                     !name.starts_with("slipway/version.") && !name.starts_with("slipway/last-good.")
                 });
-                let digest = hand_over().spec.digest();
+                let digest = hand_over_of_new_image().spec.spec_digest();
                 let expected = json!({
-                    "service": "hello", "image": NEW, "envVars": {"A": "1", "slipway_version": digest},
+                    "service": "hello", "image": NEW_IMAGE, "envVars": {"A": "1", "slipway_version": digest},
                     "secrets": ["api-key"], "annotations": {"topic": "orders", "slipway/spec": digest,
                         "slipway/tag": "registry.example/hello:2", "slipway/call-id": "call-7"},
                     "readOnlyRootFilesystem": true
                 });
                 assert_eq!(sent, expected);
             })
-            .reply(202, ""),
-        expect_read().reply(200, old_state(1)),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(200, "OK"),
+            .answered_with(202, ""),
+        expect_status_request().answered_with(200, old_state(1)),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
-    assert_eq!(outcome.previous_image.as_deref(), Some(OLD));
+    assert_outcome(&outcome, Status::Ready, None, &[]);
+    assert_eq!(outcome.previous_image.as_deref(), Some(OLD_IMAGE));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_repeated_delivery_changes_nothing() {
     let outcome = roll_out([
-        expect_read().reply(200, new_state(1)),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(200, "OK"),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &["nothing was changed"]);
+    assert_outcome(&outcome, Status::Ready, None, &["nothing was changed"]);
     assert!(!outcome.changed);
-    assert_eq!(outcome.previous_image.as_deref(), Some(NEW));
+    assert_eq!(outcome.previous_image.as_deref(), Some(NEW_IMAGE));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_same_image_with_another_environment_is_a_change() {
-    let mut other = hand_over();
+    let mut other = hand_over_of_new_image();
     other.spec.env_vars.clear();
     let outcome = roll_out([
-        expect_read().times(2).reply(200, deployed_state(&other.spec, 1)),
-        expect_put().reply(200, ""),
-        expect_read().reply(200, new_state(1)),
-        expect_health().reply(200, "OK"),
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, deployed_state(&other.spec, 1)),
+        expect_update_request().answered_with(200, ""),
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_outcome(&outcome, Status::Ready, None, &[]);
     assert!(outcome.changed);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_annotations_the_image_alone_is_compared() {
-    let plain = json!({"name": "hello", "image": NEW, "replicas": 1, "availableReplicas": 1}).to_string();
+    let plain =
+        json!({"name": "hello", "image": NEW_IMAGE, "replicas": 1, "availableReplicas": 1}).to_string();
     let outcome = roll_out([
-        expect_read().times(2).reply(200, plain.clone()),
-        expect_put().reply(200, ""),
-        expect_read().reply(200, plain),
-        expect_health().reply(200, "OK"),
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, plain.clone()),
+        expect_update_request().answered_with(200, ""),
+        expect_status_request().answered_with(200, plain),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_outcome(&outcome, Status::Ready, None, &[]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_requests_carry_the_namespace() {
-    let mut elsewhere = hand_over();
+async fn all_requests_to_the_gateway_carry_the_functions_namespace() {
+    let mut elsewhere = hand_over_of_new_image();
     elsewhere.spec.namespace = Some("team".to_owned());
     let state = deployed_state(&elsewhere.spec, 1);
     let outcome = roll_out_with(
         &elsewhere,
         [
-            expect("GET /system/namespaces").reply(200, "[\"openfaas-fn\",\"team\"]"),
-            expect("GET /system/function/hello?namespace=team")
-                .times(2)
-                .reply(404, ""),
-            expect_put().reply(404, ""),
-            expect_post().check(|request| {
+            expect_request("GET /system/namespaces").answered_with(200, "[\"openfaas-fn\",\"team\"]"),
+            expect_request("GET /system/function/hello?namespace=team")
+                .expected_times(2)
+                .answered_with(404, ""),
+            expect_update_request().answered_with(404, ""),
+            expect_create_request().with_request_check(|request| {
                 assert!(
                     request
                         .body()
@@ -150,46 +160,48 @@ async fn all_requests_carry_the_namespace() {
                         .any(|part| part == br#""namespace":"team""#)
                 )
             }),
-            expect("GET /system/function/hello?namespace=team").reply(200, state),
-            expect("GET /function/hello.team/_/health").reply(200, "OK"),
+            expect_request("GET /system/function/hello?namespace=team").answered_with(200, state),
+            expect_request("GET /function/hello.team/_/health").answered_with(200, "OK"),
         ],
     )
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_outcome(&outcome, Status::Ready, None, &[]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
     let outcome = roll_out([
-        expect_read().times(2).reply(200, old_state(1)),
-        expect_put().reply(400, NO_K8S_SECRET),
-        expect_read().reply(200, old_state(1)),
+        expect_status_request()
+            .expected_times(2)
+            .answered_with(200, old_state(1)),
+        expect_update_request().answered_with(400, NO_K8S_SECRET_TEXT),
+        expect_status_request().answered_with(200, old_state(1)),
     ])
     .await;
-    assert_ended(
+    assert_outcome(
         &outcome,
         Status::Refused,
-        Some(Fault::Caller),
+        Some(FaultyParty::Caller),
         &["secrets \"api-key\" not found"],
     );
     assert!(!outcome.changed);
-    assert_eq!(outcome.running, running_image(OLD, 1));
+    assert_eq!(outcome.running, running_state_of_image(OLD_IMAGE, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_creation_that_faasd_rejects_is_refused() {
-    for text in [NOT_PULLED, NO_FAASD_SECRET] {
+    for text in [NOT_PULLED_TEXT, NO_FAASD_SECRET_TEXT] {
         let outcome = roll_out([
-            expect_read().times(2).reply(404, ""),
-            expect_put().reply(404, "service hello not found\n"),
-            expect_post().reply(400, text),
-            expect_read().reply(404, ""),
+            expect_status_request().expected_times(2).answered_with(404, ""),
+            expect_update_request().answered_with(404, "service hello not found\n"),
+            expect_create_request().answered_with(400, text),
+            expect_status_request().answered_with(404, ""),
         ])
         .await;
-        assert_ended(
+        assert_outcome(
             &outcome,
             Status::Refused,
-            Some(Fault::Caller),
+            Some(FaultyParty::Caller),
             &[text.trim(), "the function does not exist, as before"],
         );
     }
@@ -204,25 +216,29 @@ async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first()
         (500, ""),
     ] {
         let outcome = roll_out([
-            expect_read().times(2).reply(200, old_state(1)),
-            expect_put().reply(202, ""),
-            expect_read().reply(200, new_state(1)),
-            expect_health().reply(200, "OK"),
-            expect("GET /system/info").times(ALWAYS).reply(status, info),
+            expect_status_request()
+                .expected_times(2)
+                .answered_with(200, old_state(1)),
+            expect_update_request().answered_with(202, ""),
+            expect_status_request().answered_with(200, new_state(1)),
+            expect_probe_request().answered_with(200, "OK"),
+            expect_request("GET /system/info")
+                .expected_times(ANY_NUMBER_OF_TIMES)
+                .answered_with(status, info),
         ])
         .await;
-        assert_ended(&outcome, Status::Unverified, None, &["X-Slipway-Version"]);
+        assert_outcome(&outcome, Status::Unverified, None, &["X-Slipway-Version"]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_function_scaled_to_zero_is_probed() {
+async fn a_function_scaled_to_zero_is_probed_to_start_it() {
     let scaled_to_zero = new_state(0).replace("\"replicas\":1", "\"replicas\":0");
     let outcome = roll_out([
-        expect_read().reply(200, scaled_to_zero.clone()),
-        expect_read().reply(200, scaled_to_zero),
-        expect_health().reply(200, "OK"),
+        expect_status_request().answered_with(200, scaled_to_zero.clone()),
+        expect_status_request().answered_with(200, scaled_to_zero),
+        expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_outcome(&outcome, Status::Ready, None, &[]);
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deployer_fn::Transport;
+use deployer_fn::GatewayRequestSender;
 use function_host::gateway::GatewayError;
 use function_host::http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -23,16 +23,16 @@ use tokio::sync::Notify;
 pub(crate) struct ExpectedCall {
     line: String,
     times: usize,
-    check: Option<Check>,
+    check: Option<RequestCheck>,
     gate: Option<Arc<Notify>>,
-    answer: Answer,
+    answer: ScriptedAnswer,
 }
 
 /// A function that panics if a request is not as expected.
-type Check = Box<dyn Fn(&Request<Bytes>) + Send>;
+type RequestCheck = Box<dyn Fn(&Request<Bytes>) + Send>;
 
 #[derive(Clone)]
-enum Answer {
+enum ScriptedAnswer {
     Reply(u16, String),
     /// The gateway takes the request, and the connection ends before the answer.
     Lost,
@@ -43,62 +43,62 @@ enum Answer {
 }
 
 /// Makes the expectation of one request with this line, such as `GET /system/function/hello`.
-pub(crate) fn expect(line: impl Into<String>) -> ExpectedCall {
+pub(crate) fn expect_request(line: impl Into<String>) -> ExpectedCall {
     ExpectedCall {
         line: line.into(),
         times: 1,
         check: None,
         gate: None,
-        answer: Answer::Reply(200, String::new()),
+        answer: ScriptedAnswer::Reply(200, String::new()),
     }
 }
 
 /// A number of times for a call that is expected any number of times; only for the end of a script.
-pub(crate) const ALWAYS: usize = usize::MAX;
+pub(crate) const ANY_NUMBER_OF_TIMES: usize = usize::MAX;
 
 impl ExpectedCall {
-    pub(crate) fn times(mut self, times: usize) -> Self {
+    pub(crate) fn expected_times(mut self, times: usize) -> Self {
         self.times = times;
         self
     }
 
-    pub(crate) fn check(mut self, check: impl Fn(&Request<Bytes>) + Send + 'static) -> Self {
+    pub(crate) fn with_request_check(mut self, check: impl Fn(&Request<Bytes>) + Send + 'static) -> Self {
         self.check = Some(Box::new(check));
         self
     }
 
     /// Delays the answer over HTTP until `gate` is notified.
-    pub(crate) fn after(mut self, gate: &Arc<Notify>) -> Self {
+    pub(crate) fn answered_after(mut self, gate: &Arc<Notify>) -> Self {
         self.gate = Some(Arc::clone(gate));
         self
     }
 
-    pub(crate) fn reply(mut self, status: u16, body: impl Into<String>) -> Self {
-        self.answer = Answer::Reply(status, body.into());
+    pub(crate) fn answered_with(mut self, status: u16, body: impl Into<String>) -> Self {
+        self.answer = ScriptedAnswer::Reply(status, body.into());
         self
     }
 
-    pub(crate) fn lost(mut self) -> Self {
-        self.answer = Answer::Lost;
+    pub(crate) fn with_lost_answer(mut self) -> Self {
+        self.answer = ScriptedAnswer::Lost;
         self
     }
 
-    pub(crate) fn unreachable(mut self) -> Self {
-        self.answer = Answer::Unreachable;
+    pub(crate) fn with_unreachable_gateway(mut self) -> Self {
+        self.answer = ScriptedAnswer::Unreachable;
         self
     }
 
-    pub(crate) fn silent(mut self) -> Self {
-        self.answer = Answer::Silence;
+    pub(crate) fn never_answered(mut self) -> Self {
+        self.answer = ScriptedAnswer::Silence;
         self
     }
 }
 
 /// The fake gateway with its script of expected calls. Clones share the script.
 #[derive(Clone)]
-pub(crate) struct ScriptedGateway(Arc<Mutex<State>>);
+pub(crate) struct ScriptedGateway(Arc<Mutex<ScriptState>>);
 
-struct State {
+struct ScriptState {
     expected: VecDeque<ExpectedCall>,
     problems: Vec<String>,
 }
@@ -106,54 +106,56 @@ struct State {
 impl ScriptedGateway {
     pub(crate) fn new(calls: impl IntoIterator<Item = ExpectedCall>) -> Self {
         let expected = calls.into_iter().collect();
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(ScriptState {
             expected,
             problems: Vec::new(),
         })))
     }
 
     /// Fails the test if a call was missing or not expected.
-    pub(crate) fn finish(self) {
+    pub(crate) fn assert_finished(self) {
         let state = self.0.lock().unwrap();
         assert!(state.problems.is_empty(), "{:#?}", state.problems);
         let left: Vec<_> = state
             .expected
             .iter()
-            .filter(|call| call.times != ALWAYS)
+            .filter(|call| call.times != ANY_NUMBER_OF_TIMES)
             .map(|call| &call.line)
             .collect();
         assert!(left.is_empty(), "missing calls: {left:#?}");
     }
 
-    fn take(&self, request: &Request<Bytes>) -> (Answer, Option<Arc<Notify>>) {
+    fn take_next_answer(&self, request: &Request<Bytes>) -> (ScriptedAnswer, Option<Arc<Notify>>) {
         let state = &mut *self.0.lock().unwrap();
         let path = request.uri().path_and_query().map_or("", |path| path.as_str());
         let line = format!("{} {path}", request.method());
         // Calls that may come any number of times may come in any order.
         let position = match state.expected.front() {
-            Some(front) if front.times == ALWAYS => state.expected.iter().position(|call| call.line == line),
+            Some(front) if front.times == ANY_NUMBER_OF_TIMES => {
+                state.expected.iter().position(|call| call.line == line)
+            }
             front => front.is_some_and(|call| call.line == line).then_some(0),
         };
         // Most rollouts list the secrets, and few tests are about that.
         if position.is_none() && line.starts_with("GET /system/secrets") {
             let secrets = r#"[{"name":"api-key","namespace":"openfaas-fn"}]"#;
-            return (Answer::Reply(200, secrets.to_owned()), None);
+            return (ScriptedAnswer::Reply(200, secrets.to_owned()), None);
         }
         // Most answers in scripts do not name a version, and few tests are about that.
         if position.is_none() && line == "GET /system/info" {
             let info = r#"{"provider":{"provider":"faasd"}}"#;
-            return (Answer::Reply(200, info.to_owned()), None);
+            return (ScriptedAnswer::Reply(200, info.to_owned()), None);
         }
         let Some(call) = position.and_then(|position| state.expected.get_mut(position)) else {
             let next = state.expected.front().map_or("nothing", |call| &call.line);
             state.problems.push(format!("got {line}, expected {next}"));
-            return (Answer::Reply(500, "not in the script".to_owned()), None);
+            return (ScriptedAnswer::Reply(500, "not in the script".to_owned()), None);
         };
         if let Some(check) = &call.check {
             check(request);
         }
         let answer = (call.answer.clone(), call.gate.clone());
-        if call.times != ALWAYS {
+        if call.times != ANY_NUMBER_OF_TIMES {
             call.times -= 1;
             if call.times == 0 {
                 state.expected.pop_front();
@@ -163,7 +165,7 @@ impl ScriptedGateway {
     }
 
     /// Serves the script over HTTP until the test's runtime ends, and returns the address.
-    pub(crate) async fn serve(&self) -> String {
+    pub(crate) async fn serve_over_http(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let gateway = self.clone();
@@ -173,7 +175,7 @@ impl ScriptedGateway {
                 let gateway = gateway.clone();
                 let service = service_fn(move |request: Request<Incoming>| {
                     let gateway = gateway.clone();
-                    async move { Ok::<_, Infallible>(gateway.answer(request).await) }
+                    async move { Ok::<_, Infallible>(gateway.answer_over_http(request).await) }
                 });
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new()
@@ -184,38 +186,42 @@ impl ScriptedGateway {
         format!("http://{address}")
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer_over_http(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        let (answer, gate) = self.take(&Request::from_parts(head, body));
+        let (answer, gate) = self.take_next_answer(&Request::from_parts(head, body));
         if let Some(gate) = gate {
             gate.notified().await;
         }
         match answer {
-            Answer::Reply(status, body) => Response::builder().status(status).body(Full::from(body)).unwrap(),
+            ScriptedAnswer::Reply(status, body) => {
+                Response::builder().status(status).body(Full::from(body)).unwrap()
+            }
             _ => std::future::pending().await,
         }
     }
 }
 
-impl Transport for ScriptedGateway {
+impl GatewayRequestSender for ScriptedGateway {
     async fn send(&self, request: Request<Bytes>, limit: Duration) -> Result<Response<Bytes>, GatewayError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         // Every call takes some time, so that paused time advances.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        match self.take(&request).0 {
-            Answer::Reply(status, body) => Ok(Response::builder().status(status).body(body.into()).unwrap()),
-            Answer::Lost => Err(GatewayError::Lost {
+        match self.take_next_answer(&request).0 {
+            ScriptedAnswer::Reply(status, body) => {
+                Ok(Response::builder().status(status).body(body.into()).unwrap())
+            }
+            ScriptedAnswer::Lost => Err(GatewayError::Lost {
                 method,
                 path,
                 source: "connection closed".into(),
             }),
-            Answer::Unreachable => Err(GatewayError::Connect {
+            ScriptedAnswer::Unreachable => Err(GatewayError::Connect {
                 method,
                 path,
                 source: "connection refused".into(),
             }),
-            Answer::Silence => {
+            ScriptedAnswer::Silence => {
                 tokio::time::sleep(limit).await;
                 Err(GatewayError::Timeout { method, path, limit })
             }

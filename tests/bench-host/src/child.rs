@@ -13,19 +13,19 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 
 /// The limit on the request body in both servers, in bytes.
-pub(crate) const BODY_LIMIT: usize = 1024 * 1024;
+pub(crate) const BODY_LIMIT_BYTES: usize = 1024 * 1024;
 
 /// The longest time for a measured server to start or to stop.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const START_OR_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kind of a measured server: the function host, or hyper alone.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ServerKind {
     Host,
     Plain,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ServerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Host => "host",
@@ -35,25 +35,25 @@ impl fmt::Display for Kind {
 }
 
 /// The handler of the measured function on the host.
-async fn hello(request: Request, _context: Context) -> Result<Response, Error> {
-    let name = request.into_body().text(BODY_LIMIT).await?;
+async fn answer_hello(request: Request, _context: Context) -> Result<Response, Error> {
+    let name = request.into_body().text(BODY_LIMIT_BYTES).await?;
     Ok(reply::text(format!("Hello, {name}!\n")))
 }
 
 /// Serves the measured handler on the function host, until SIGTERM.
 pub(crate) fn serve_host() -> ExitCode {
-    function_host::run(hello)
+    function_host::run(answer_hello)
 }
 
 /// The processors on which the measured server and the load run.
-pub(crate) struct Placement {
+pub(crate) struct ProcessorPlacement {
     server: CpuSet,
     load: CpuSet,
 }
 
-impl Placement {
+impl ProcessorPlacement {
     /// Assigns the last `processors` of this process's processors to the server, and the others to the load.
-    pub(crate) fn choose(processors: usize) -> anyhow::Result<Self> {
+    pub(crate) fn choose_processors(processors: usize) -> anyhow::Result<Self> {
         let all = sched_getaffinity(None).context("could not read the processors of this process")?;
         let usable: Vec<_> = (0..CpuSet::MAX_CPU)
             .filter(|number| all.is_set(*number))
@@ -66,18 +66,18 @@ impl Placement {
         let (load, server) = usable.split_at(usable.len() - processors);
         let load = if load.is_empty() { server } else { load };
         Ok(Self {
-            server: set_of(server),
-            load: set_of(load),
+            server: cpu_set_of(server),
+            load: cpu_set_of(load),
         })
     }
 
     /// Moves this process to the processors of the load.
-    pub(crate) fn move_load(&self) -> anyhow::Result<()> {
+    pub(crate) fn move_load_to_its_processors(&self) -> anyhow::Result<()> {
         sched_setaffinity(None, &self.load).context("could not change the processors of this process")
     }
 }
 
-fn set_of(numbers: &[usize]) -> CpuSet {
+fn cpu_set_of(numbers: &[usize]) -> CpuSet {
     let mut set = CpuSet::new();
     for number in numbers {
         set.set(*number);
@@ -86,8 +86,8 @@ fn set_of(numbers: &[usize]) -> CpuSet {
 }
 
 /// A measured server that runs in a process. Dropping it kills the process.
-pub(crate) struct Server {
-    kind: Kind,
+pub(crate) struct MeasuredServer {
+    kind: ServerKind,
     process: Child,
     pid: Pid,
     address: SocketAddr,
@@ -95,9 +95,12 @@ pub(crate) struct Server {
     _output: BufReader<ChildStdout>,
 }
 
-impl Server {
+impl MeasuredServer {
     /// Starts a measured server and waits until it listens.
-    pub(crate) async fn start(kind: Kind, placement: &Placement) -> anyhow::Result<Self> {
+    pub(crate) async fn start_and_wait(
+        kind: ServerKind,
+        placement: &ProcessorPlacement,
+    ) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("could not find this program")?;
         // A child inherits its parent's processors, and starts a thread for each. So this process moves to the server's
         // processors, starts the child, and moves back.
@@ -114,14 +117,14 @@ impl Server {
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn();
-        placement.move_load()?;
+        placement.move_load_to_its_processors()?;
         let mut process = process.context("could not start the server")?;
         let pid = process
             .id()
             .and_then(|pid| Pid::from_raw(pid.cast_signed()))
             .context("the server has exited")?;
         let mut output = BufReader::new(process.stdout.take().context("the server has no output")?);
-        let port = tokio::time::timeout(TIMEOUT, port_of(&mut output))
+        let port = tokio::time::timeout(START_OR_STOP_TIMEOUT, read_port_from_log(&mut output))
             .await
             .context("the server does not listen in time")??;
         Ok(Self {
@@ -133,7 +136,7 @@ impl Server {
         })
     }
 
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> ServerKind {
         self.kind
     }
 
@@ -142,7 +145,7 @@ impl Server {
     }
 
     /// Returns the processor time that the server has used, in user and kernel mode.
-    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn processor_time_used(&self) -> anyhow::Result<Duration> {
         let path = format!("/proc/{}/stat", self.pid.as_raw_nonzero());
         let text = std::fs::read_to_string(path)?;
         // Fields 14 and 15 of proc_pid_stat(5), counted from the end of field 2, a name that may contain spaces.
@@ -157,7 +160,7 @@ impl Server {
     }
 
     /// Returns the peak of the server's resident memory, in KiB.
-    pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
+    pub(crate) fn peak_memory_kib(&self) -> anyhow::Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()))?;
         let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
@@ -165,9 +168,9 @@ impl Server {
     }
 
     /// Stops the server with SIGTERM, as a provider does.
-    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop_with_sigterm(mut self) -> anyhow::Result<()> {
         kill_process(self.pid, Signal::TERM)?;
-        let status = tokio::time::timeout(TIMEOUT, self.process.wait())
+        let status = tokio::time::timeout(START_OR_STOP_TIMEOUT, self.process.wait())
             .await
             .context("the server does not exit in time")??;
         ensure!(status.success(), "the server exited with {status}");
@@ -176,7 +179,7 @@ impl Server {
 }
 
 /// Reads the server's log up to the line with its port, and returns the port.
-async fn port_of(output: &mut BufReader<ChildStdout>) -> anyhow::Result<u16> {
+async fn read_port_from_log(output: &mut BufReader<ChildStdout>) -> anyhow::Result<u16> {
     let mut line = String::new();
     while output.read_line(&mut line).await? > 0 {
         let value: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();

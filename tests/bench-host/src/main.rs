@@ -16,14 +16,14 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 
-use child::{Kind, Placement, Server};
-use report::{Pair, Round};
+use child::{MeasuredServer, ProcessorPlacement, ServerKind};
+use report::{LoadRound, RoundPair};
 
 /// Compares the function host with a plain hyper server.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
-    serve: Option<Serve>,
+    serve: Option<ServedKind>,
     /// Number of rounds of load on each server.
     #[arg(long, default_value_t = 60)]
     rounds: usize,
@@ -43,7 +43,7 @@ struct Arguments {
 
 /// The servers that are measured, each in a process of its own.
 #[derive(Subcommand)]
-enum Serve {
+enum ServedKind {
     /// Serve the handler on the host.
     #[command(hide = true)]
     ServeHost,
@@ -55,11 +55,11 @@ enum Serve {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.serve {
-        Some(Serve::ServeHost) => return child::serve_host(),
-        Some(Serve::ServePlain) => return plain::serve(),
+        Some(ServedKind::ServeHost) => return child::serve_host(),
+        Some(ServedKind::ServePlain) => return plain::serve_on_hyper(),
         None => {}
     }
-    match compare(&arguments) {
+    match run_comparison(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report::print_error(&error);
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn compare(arguments: &Arguments) -> anyhow::Result<()> {
+fn run_comparison(arguments: &Arguments) -> anyhow::Result<()> {
     let (rounds, duration) = match arguments.quick {
         true => (2, Duration::from_millis(100)),
         false => (arguments.rounds, Duration::from_millis(arguments.milliseconds)),
@@ -77,26 +77,26 @@ fn compare(arguments: &Arguments) -> anyhow::Result<()> {
         rounds > 0 && !duration.is_zero() && arguments.connections > 0,
         "--rounds, --milliseconds and --connections should be at least 1"
     );
-    let placement = Placement::choose(arguments.processors)?;
-    placement.move_load()?;
+    let placement = ProcessorPlacement::choose_processors(arguments.processors)?;
+    placement.move_load_to_its_processors()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let plain = Server::start(Kind::Plain, &placement).await?;
-        let host = Server::start(Kind::Host, &placement).await?;
-        let round = async |server: &Server| {
-            let before = server.processor_time()?;
-            let load = load::run(server.address(), arguments.connections, duration).await;
+        let plain = MeasuredServer::start_and_wait(ServerKind::Plain, &placement).await?;
+        let host = MeasuredServer::start_and_wait(ServerKind::Host, &placement).await?;
+        let round = async |server: &MeasuredServer| {
+            let before = server.processor_time_used()?;
+            let load = load::run_load(server.address(), arguments.connections, duration).await;
             let load = load.with_context(|| format!("the {} server failed", server.kind()))?;
             ensure!(
                 load.requests > 0,
                 "the {} server answered no request",
                 server.kind()
             );
-            Ok(Round {
+            Ok(LoadRound {
                 load,
-                processor_time: server.processor_time()? - before,
+                processor_time: server.processor_time_used()? - before,
             })
         };
         // Warms up caches and branch predictors.
@@ -107,20 +107,20 @@ fn compare(arguments: &Arguments) -> anyhow::Result<()> {
             // The servers take turns at going first.
             pairs.push(if number % 2 == 0 {
                 let plain = round(&plain).await?;
-                Pair {
+                RoundPair {
                     plain,
                     host: round(&host).await?,
                 }
             } else {
                 let host = round(&host).await?;
-                Pair {
+                RoundPair {
                     plain: round(&plain).await?,
                     host,
                 }
             });
         }
-        report::print_summary(&pairs, plain.peak_memory()?, host.peak_memory()?);
-        plain.stop().await?;
-        host.stop().await
+        report::print_summary(&pairs, plain.peak_memory_kib()?, host.peak_memory_kib()?);
+        plain.stop_with_sigterm().await?;
+        host.stop_with_sigterm().await
     })
 }

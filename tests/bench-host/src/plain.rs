@@ -18,12 +18,12 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::child::BODY_LIMIT;
+use crate::child::BODY_LIMIT_BYTES;
 use crate::report;
 
 /// Serves the handler on hyper alone, until SIGTERM.
-pub(crate) fn serve() -> ExitCode {
-    let served = runtime()
+pub(crate) fn serve_on_hyper() -> ExitCode {
+    let served = create_runtime_like_host()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(serve_until_terminated()));
     match served {
@@ -36,7 +36,7 @@ pub(crate) fn serve() -> ExitCode {
 }
 
 /// Creates the same runtime as the host, so that the runtime does not affect the comparison.
-fn runtime() -> std::io::Result<Runtime> {
+fn create_runtime_like_host() -> std::io::Result<Runtime> {
     let processors = available_parallelism().map_or(1, NonZero::get);
     let mut builder = match processors {
         1 => Builder::new_current_thread(),
@@ -55,21 +55,23 @@ async fn serve_until_terminated() -> anyhow::Result<()> {
         serde_json::json!({"message": "listening", "port": port})
     )?;
     tokio::select! {
-        accepting = accept(&listener) => accepting,
+        accepting = accept_connections(&listener) => accepting,
         _ = terminate.recv() => Ok(()),
     }
 }
 
-async fn accept(listener: &TcpListener) -> anyhow::Result<()> {
+async fn accept_connections(listener: &TcpListener) -> anyhow::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(hello)));
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer_hello)));
     }
 }
 
-async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = Limited::new(request.into_body(), BODY_LIMIT).collect().await;
+async fn answer_hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let body = Limited::new(request.into_body(), BODY_LIMIT_BYTES)
+        .collect()
+        .await;
     let name = body
         .ok()
         .and_then(|body| String::from_utf8(body.to_bytes().into()).ok())

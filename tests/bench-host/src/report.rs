@@ -7,29 +7,29 @@
 
 use std::time::Duration;
 
-use crate::load::Load;
+use crate::load::LoadResult;
 
 /// The figures of one round of load on a server.
-pub(crate) struct Round {
-    pub(crate) load: Load,
+pub(crate) struct LoadRound {
+    pub(crate) load: LoadResult,
     pub(crate) processor_time: Duration,
 }
 
-impl Round {
+impl LoadRound {
     fn requests_per_second(&self) -> f64 {
         self.load.requests as f64 / self.load.duration.as_secs_f64()
     }
 }
 
 /// Two rounds of load on the two servers, one right after the other.
-pub(crate) struct Pair {
-    pub(crate) plain: Round,
-    pub(crate) host: Round,
+pub(crate) struct RoundPair {
+    pub(crate) plain: LoadRound,
+    pub(crate) host: LoadRound,
 }
 
 /// Prints the figures of all rounds. The peaks of memory are in KiB.
-pub(crate) fn print_summary(pairs: &[Pair], plain_peak: u64, host_peak: u64) {
-    let median_of = |value: fn(&Pair) -> f64| median(pairs.iter().map(value).collect());
+pub(crate) fn print_summary(pairs: &[RoundPair], plain_peak: u64, host_peak: u64) {
+    let median_of = |value: fn(&RoundPair) -> f64| median(pairs.iter().map(value).collect());
     println!(
         "requests per second: plain {:.0}, host {:.0}, median ratio {:.3}",
         median_of(|pair| pair.plain.requests_per_second()),
@@ -50,7 +50,7 @@ pub(crate) fn print_summary(pairs: &[Pair], plain_peak: u64, host_peak: u64) {
 }
 
 /// Returns the mean processor time per request in several rounds, in microseconds.
-fn microseconds_per_request<'a>(rounds: impl Iterator<Item = &'a Round>) -> f64 {
+fn microseconds_per_request<'a>(rounds: impl Iterator<Item = &'a LoadRound>) -> f64 {
     let (requests, time) = rounds.fold((0, Duration::ZERO), |(requests, time), round| {
         (requests + round.load.requests, time + round.processor_time)
     });

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 #[test]
-fn a_short_run_reports_all_figures() {
+fn a_short_benchmark_run_reports_all_figures() {
     let output = Command::new(env!("CARGO_BIN_EXE_slipway-bench-host"))
         .arg("--quick")
         .output()

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 ///
 /// # Errors
 /// Fails if the answer's status is not 200.
-pub fn post(url: &str, signature: &str, tar: &[u8]) -> Result<()> {
+pub fn post_signed_tar(url: &str, signature: &str, tar: &[u8]) -> Result<()> {
     let host = url.strip_prefix("http://").context("not an http:// URL")?;
     let head = format!(
         "POST /build HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/octet-stream\r\n\

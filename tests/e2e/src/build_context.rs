@@ -25,7 +25,7 @@ impl BuildContext {
 
     /// Returns a context with this Dockerfile.
     pub fn dockerfile(text: impl Into<String>) -> Self {
-        Self::new().file("Dockerfile", text.into())
+        Self::new().with_file("Dockerfile", text.into())
     }
 
     /// Returns the context of a function that serves static pages on port 8080: the smallest function that answers.
@@ -34,49 +34,49 @@ impl BuildContext {
     ///
     /// Process 1 is a shell that exits on SIGTERM. httpd installs no handler for it, and the kernel delivers to
     /// process 1 only signals that it handles, so the provider would wait for its whole stop timeout.
-    pub fn pages(base: &str, page: &str) -> Self {
+    pub fn static_page_function(base: &str, page: &str) -> Self {
         Self::dockerfile(format!(
             "FROM {base}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
              CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
         ))
-        .file("www/index.html", page)
-        .file("www/_/health", "OK\n")
-        .file("www/_/ready", "OK\n")
+        .with_file("www/index.html", page)
+        .with_file("www/_/health", "OK\n")
+        .with_file("www/_/ready", "OK\n")
     }
 
-    /// Returns a context with a step that runs until its [gate](gated) is opened.
-    pub fn gated(base: &str, gate: &str) -> Self {
-        Self::dockerfile(format!("FROM {base}\nRUN {}\n", gated(gate)))
+    /// Returns a context with a step that runs until its [gate](with_gated_step) is opened.
+    pub fn with_gated_step(base: &str, gate: &str) -> Self {
+        Self::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)))
     }
 
     /// Replaces the Dockerfile.
     #[must_use]
     pub fn with_dockerfile(mut self, text: &str) -> Self {
         self.files.retain(|(path, _, _)| path != "Dockerfile");
-        self.file("Dockerfile", text)
+        self.with_file("Dockerfile", text)
     }
 
     /// Adds a regular file with mode 0644; `path` is relative to the context.
-    pub fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
-        self.file_with_mode(path, content, 0o644)
+    pub fn with_file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.with_file_of_mode(path, content, 0o644)
     }
 
     /// Adds a regular file with these permission bits.
-    pub fn file_with_mode(mut self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Self {
+    pub fn with_file_of_mode(mut self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Self {
         self.files.push((path.to_owned(), content.into(), mode));
         self
     }
 
     /// Adds a symbolic link; `path` is relative to the context.
-    pub fn link(mut self, path: &str, target: &str) -> Self {
+    pub fn with_link(mut self, path: &str, target: &str) -> Self {
         self.links.push((path.to_owned(), target.to_owned()));
         self
     }
 
     /// Returns the tar with this config as its last entry, as the Go SDK lays it out.
-    pub fn tar(&self, config: &Value) -> Result<Vec<u8>> {
-        let mut builder = self.context_entries()?;
-        append(
+    pub fn tar_with_config(&self, config: &Value) -> Result<Vec<u8>> {
+        let mut builder = self.tar_of_context_entries()?;
+        append_entry(
             &mut builder,
             "com.openfaas.docker.config",
             config.to_string().as_bytes(),
@@ -88,24 +88,26 @@ impl BuildContext {
 
     /// Returns the tar with this config, followed by this envelope of sealed secrets, as faas-cli lays it out.
     pub fn tar_with_secrets(&self, config: &Value, envelope: &str) -> Result<Vec<u8>> {
-        let mut builder = self.context_entries()?;
+        let mut builder = self.tar_of_context_entries()?;
         for (name, text, mode) in [
             ("com.openfaas.docker.config", config.to_string().as_str(), 0o664),
             ("com.openfaas.secrets", envelope, 0o600),
         ] {
-            append(&mut builder, name, text.as_bytes(), mode, tar::EntryType::Regular)?;
+            append_entry(&mut builder, name, text.as_bytes(), mode, tar::EntryType::Regular)?;
         }
         builder.into_inner().context("closing the tar")
     }
 
     /// Returns a tar without a config, which builder-fn rejects.
     pub fn tar_without_config(&self) -> Result<Vec<u8>> {
-        self.context_entries()?.into_inner().context("closing the tar")
+        self.tar_of_context_entries()?
+            .into_inner()
+            .context("closing the tar")
     }
 
     /// Writes the context to the folder `context` inside `folder`, with the tar's modification times, for
     /// `buildctl`.
-    pub fn extract(&self, folder: &Path) -> Result<PathBuf> {
+    pub fn write_to_folder(&self, folder: &Path) -> Result<PathBuf> {
         let tar = self.tar_without_config()?;
         let mut archive = tar::Archive::new(tar.as_slice());
         archive.set_preserve_mtime(true);
@@ -116,13 +118,13 @@ impl BuildContext {
 
     /// Returns a tar with all entries of the context. Folders get entries of their own, as in a tar from GNU tar: a
     /// folder without one has no time, and extraction would give it the time of the extraction.
-    fn context_entries(&self) -> Result<tar::Builder<Vec<u8>>> {
+    fn tar_of_context_entries(&self) -> Result<tar::Builder<Vec<u8>>> {
         let mut builder = tar::Builder::new(Vec::new());
-        for folder in self.folders() {
-            append(&mut builder, &folder, &[], 0o755, tar::EntryType::Directory)?;
+        for folder in self.folder_paths() {
+            append_entry(&mut builder, &folder, &[], 0o755, tar::EntryType::Directory)?;
         }
         for (path, content, mode) in &self.files {
-            append(
+            append_entry(
                 &mut builder,
                 &format!("context/{path}"),
                 content,
@@ -143,7 +145,7 @@ impl BuildContext {
         Ok(builder)
     }
 
-    fn folders(&self) -> BTreeSet<String> {
+    fn folder_paths(&self) -> BTreeSet<String> {
         let above = |path: &str| {
             path.match_indices('/')
                 .map(|(at, _)| format!("context/{}/", &path[..at]))
@@ -155,17 +157,17 @@ impl BuildContext {
 }
 
 /// Returns a command for a build step that runs until
-/// [`open_gate`](crate::testbed::Testbed::open_gate) is called with `gate`.
+/// [`open_gate_of_step`](crate::testbed::Testbed::open_gate_of_step) is called with `gate`.
 ///
 /// The step is never cached. Only one running step at a time may have a gate with this name.
-pub fn gated(gate: &str) -> String {
+pub fn gated_command(gate: &str) -> String {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     format!(": {}; until [ -e /{gate} ]; do sleep 0.1; done", now.as_nanos())
 }
 
-fn append(
+fn append_entry(
     builder: &mut tar::Builder<Vec<u8>>,
     path: &str,
     content: &[u8],

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{buildkit::BuildkitDaemon, registry::Registry, testbed::Testbed};
+use crate::{buildkit::BuildkitDaemon, registry::RegistryClient, testbed::Testbed};
 
 /// A `buildctl` client of one daemon, with one Docker `config.json`.
 pub struct Buildctl {
@@ -17,7 +17,7 @@ impl Buildctl {
     /// Returns `buildctl` with the credentials of the stack's registry.
     pub fn new(testbed: &Testbed, daemon: &BuildkitDaemon) -> Result<Self> {
         let registry = &testbed.stack.registry;
-        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
         Self::with_docker_config(testbed, daemon, &credentials)
     }
 
@@ -39,11 +39,11 @@ impl Buildctl {
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.
-    pub fn build(&self, folder: &Path, image: &str, options: &[&str]) -> Result<()> {
+    pub fn build_and_push(&self, folder: &Path, image: &str, options: &[&str]) -> Result<()> {
         self.build_with_output(folder, image, options, "")
     }
 
-    /// Builds like [`build`](Self::build); `output` is appended to the output option and starts with a comma.
+    /// Builds like [`build_and_push`](Self::build_and_push); `output` is appended to the output option and starts with a comma.
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.
@@ -54,7 +54,7 @@ impl Buildctl {
         options: &[&str],
         output: &str,
     ) -> Result<()> {
-        self.run(&["prune", "--filter", "type==source.local"])?;
+        self.run_buildctl(&["prune", "--filter", "type==source.local"])?;
         let folder = folder.to_str().context("the folder's path is not UTF-8")?;
         let (context, dockerfile) = (format!("context={folder}"), format!("dockerfile={folder}"));
         let output = format!("type=image,name={image},push=true,registry.insecure=true{output}");
@@ -67,10 +67,10 @@ impl Buildctl {
         ];
         arguments.extend(["--local", &context, "--local", &dockerfile, "--output", &output]);
         arguments.extend(options.iter().flat_map(|option| ["--opt", option]));
-        self.run(&arguments)
+        self.run_buildctl(&arguments)
     }
 
-    fn run(&self, arguments: &[&str]) -> Result<()> {
+    fn run_buildctl(&self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(&self.program);
         command
             .env("DOCKER_CONFIG", self.docker.path())

@@ -11,9 +11,11 @@ use anyhow::{Context as _, Result, bail};
 use reqwest::StatusCode;
 
 use crate::{
-    client::Client,
-    process::{binary, free_port, unlinked_open_files, wait_for_status, wait_for_success, wait_until_alive},
-    registry::Registry,
+    client::SigningClient,
+    process::{
+        binary, free_port, unlinked_open_files, wait_for_status, wait_for_success, wait_until_function_alive,
+    },
+    registry::RegistryClient,
     testbed::Testbed,
 };
 
@@ -28,19 +30,23 @@ pub struct BuilderProcess {
 
 impl BuilderProcess {
     /// Starts builder-fn with the stack's BuildKit, the stack's registry credentials and more settings.
-    pub async fn with_settings(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<Self> {
+    pub async fn start_with_settings(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<Self> {
         let registry = &testbed.stack.registry;
-        let docker_config = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-        Self::start(testbed, &docker_config, settings).await
+        let docker_config = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
+        Self::start_with_docker_config(testbed, &docker_config, settings).await
     }
 
     /// Starts builder-fn with the stack's BuildKit, this Docker `config.json` and more settings.
-    pub async fn start(testbed: &Testbed, docker_config: &str, settings: &[(&str, &str)]) -> Result<Self> {
-        Self::with_secrets(testbed, settings, &[("registry-config", docker_config)]).await
+    pub async fn start_with_docker_config(
+        testbed: &Testbed,
+        docker_config: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::start_with_secrets(testbed, settings, &[("registry-config", docker_config)]).await
     }
 
     /// Starts builder-fn with the stack's BuildKit, more settings and more secrets.
-    pub async fn with_secrets(
+    pub async fn start_with_secrets(
         testbed: &Testbed,
         settings: &[(&str, &str)],
         more_secrets: &[(&str, &str)],
@@ -82,7 +88,7 @@ impl BuilderProcess {
             url: format!("http://127.0.0.1:{port}"),
             metrics: format!("http://127.0.0.1:{metrics}/metrics"),
         };
-        wait_until_alive(&builder.url).await?;
+        wait_until_function_alive(&builder.url).await?;
         Ok(builder)
     }
 
@@ -92,9 +98,9 @@ impl BuilderProcess {
     }
 
     /// Returns a client that signs with the stack's key.
-    pub fn client(&self) -> Result<Client> {
+    pub fn client(&self) -> Result<SigningClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
-        Client::new(format!("{}/build", self.url), &key)
+        SigningClient::new(format!("{}/build", self.url), &key)
     }
 
     /// Sends a GET request to the builder; returns status and text.
@@ -117,14 +123,14 @@ impl BuilderProcess {
     }
 
     /// Returns all metrics of the builder in Prometheus' text format.
-    pub async fn metrics(&self) -> Result<String> {
+    pub async fn metrics_text(&self) -> Result<String> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(http.get(&self.metrics).send().await?.text().await?)
     }
 
     /// Returns the value of one metric of the builder; `name` includes its labels, if any.
-    pub async fn metric(&self, name: &str) -> Result<f64> {
-        let text = self.metrics().await?;
+    pub async fn metric_value(&self, name: &str) -> Result<f64> {
+        let text = self.metrics_text().await?;
         let value = text
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -134,7 +140,7 @@ impl BuilderProcess {
     }
 
     /// Returns the process ID of the builder.
-    pub fn process(&self) -> u32 {
+    pub fn process_id(&self) -> u32 {
         self.child.id()
     }
 
@@ -146,13 +152,13 @@ impl BuilderProcess {
     }
 
     /// Sends SIGTERM to the builder process, as providers do.
-    pub fn terminate(&self) -> Result<()> {
+    pub fn send_sigterm(&self) -> Result<()> {
         let status = Command::new("kill").arg(self.child.id().to_string()).status()?;
         anyhow::ensure!(status.success(), "kill: {status}");
         Ok(())
     }
 
-    /// Waits until the builder process has exited, or fails after `limit`. Call [`terminate`](Self::terminate)
+    /// Waits until the builder process has exited, or fails after `limit`. Call [`send_sigterm`](Self::send_sigterm)
     /// first.
     pub async fn wait_until_exited(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + limit;
@@ -168,7 +174,7 @@ impl BuilderProcess {
     }
 
     /// Returns the builder process's peak resident memory so far, in bytes.
-    pub fn peak_memory(&self) -> Result<usize> {
+    pub fn peak_memory_bytes(&self) -> Result<usize> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kibibytes: usize = line
@@ -180,7 +186,7 @@ impl BuilderProcess {
     }
 
     /// Returns the files in the builder's spool folder, and the process's open files that have no name.
-    pub fn leftover_files(&self) -> Result<Vec<PathBuf>> {
+    pub fn leftover_spool_files(&self) -> Result<Vec<PathBuf>> {
         let mut left = fs::read_dir(self.spool.path())?
             .map(|entry| Ok(entry?.path()))
             .collect::<Result<Vec<_>>>()?;

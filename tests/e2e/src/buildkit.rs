@@ -25,11 +25,11 @@ impl BuildkitDaemon {
     ///
     /// The daemon pulls from the stack's registry over plain HTTP, as the stack's own daemon does.
     pub async fn start(testbed: &Testbed, config: &str) -> Result<Self> {
-        Self::with_grpc(testbed, "", config).await
+        Self::start_with_grpc_settings(testbed, "", config).await
     }
 
     /// Starts a daemon with more settings for the table `grpc`; `grpc` may contain subtables.
-    pub async fn with_grpc(testbed: &Testbed, grpc: &str, config: &str) -> Result<Self> {
+    pub async fn start_with_grpc_settings(testbed: &Testbed, grpc: &str, config: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let text = format!(
@@ -62,7 +62,7 @@ impl BuildkitDaemon {
     }
 
     /// Returns the daemon's log so far.
-    pub fn log(&self) -> Result<String> {
+    pub fn log_text(&self) -> Result<String> {
         Ok(fs::read_to_string(self.dir.path().join("log"))?)
     }
 
@@ -72,11 +72,11 @@ impl BuildkitDaemon {
             "running server on {}",
             socket_url(&self.dir).trim_start_matches("unix://")
         );
-        while !self.log()?.contains(&ready) {
+        while !self.log_text()?.contains(&ready) {
             if Instant::now() > end {
                 bail!(
                     "buildkitd did not start listening within 30 s; its log: {}",
-                    self.log()?
+                    self.log_text()?
                 );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

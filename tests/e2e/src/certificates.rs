@@ -6,17 +6,17 @@ use rcgen::{
 };
 
 /// A certificate authority.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct CertificateAuthority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate with its private key, both PEM.
-pub struct Identity {
+pub struct CertificateWithKey {
     /// The certificate in PEM.
     pub certificate: String,
     /// The certificate's private key in PEM.
     pub key: String,
 }
 
-impl Authority {
+impl CertificateAuthority {
     /// Returns a new authority with this common name.
     pub fn new(name: &str) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
@@ -26,23 +26,23 @@ impl Authority {
     }
 
     /// Returns a self-signed certificate, for signing tokens rather than for connections.
-    pub fn self_signed(name: &str) -> Result<Identity> {
+    pub fn self_signed(name: &str) -> Result<CertificateWithKey> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate()?;
-        Ok(Identity {
+        Ok(CertificateWithKey {
             certificate: params.self_signed(&key)?.pem(),
             key: key.serialize_pem(),
         })
     }
 
     /// Returns the authority's own certificate in PEM.
-    pub fn pem(&self) -> String {
+    pub fn certificate_pem(&self) -> String {
         self.0.pem()
     }
 
     /// Issues a certificate for this host name or address, valid for servers and for clients.
-    pub fn issue(&self, name: &str) -> Result<Identity> {
+    pub fn issue_certificate(&self, name: &str) -> Result<CertificateWithKey> {
         let mut params = CertificateParams::new([name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![
@@ -50,7 +50,7 @@ impl Authority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         let key = KeyPair::generate()?;
-        Ok(Identity {
+        Ok(CertificateWithKey {
             certificate: params.signed_by(&key, &self.0)?.pem(),
             key: key.serialize_pem(),
         })

@@ -11,7 +11,7 @@ use crate::record_stream::RecordStream;
 
 /// An HTTP answer of builder-fn.
 #[derive(Debug)]
-pub struct Reply {
+pub struct BuilderReply {
     /// The answer's HTTP status.
     pub status: u16,
     /// The answer's header `X-Call-Id`.
@@ -22,7 +22,7 @@ pub struct Reply {
     pub text: String,
 }
 
-impl Reply {
+impl BuilderReply {
     /// Returns the answer's body as JSON. A body that is not JSON becomes a string that shows it, so that
     /// assertions print it.
     pub fn json(&self) -> Value {
@@ -33,7 +33,7 @@ impl Reply {
     }
 
     /// Returns a text field of the answer's JSON body, or an empty text.
-    pub fn field(&self, name: &str) -> String {
+    pub fn text_field(&self, name: &str) -> String {
         self.json()
             .get(name)
             .and_then(Value::as_str)
@@ -44,13 +44,13 @@ impl Reply {
 
 /// A client that posts tars to one URL and signs them with one key.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct SigningClient {
     url: String,
     key: Vec<u8>,
     http: reqwest::Client,
 }
 
-impl Client {
+impl SigningClient {
     /// Returns a client for this URL (with path) and key; white space around the key is trimmed.
     pub fn new(url: impl Into<String>, key: &[u8]) -> Result<Self> {
         let http = reqwest::Client::builder()
@@ -65,32 +65,32 @@ impl Client {
     }
 
     /// Posts a signed tar.
-    pub async fn post(&self, tar: Vec<u8>) -> Result<Reply> {
-        let signature = signature(&self.key, &tar)?;
-        self.post_with(tar, Some(&signature), &[]).await
+    pub async fn post_signed(&self, tar: Vec<u8>) -> Result<BuilderReply> {
+        let signature = sign_body(&self.key, &tar)?;
+        self.post_with_signature(tar, Some(&signature), &[]).await
     }
 
     /// Posts a signed tar with more headers.
-    pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<Reply> {
-        let signature = signature(&self.key, &tar)?;
-        self.post_with(tar, Some(&signature), headers).await
+    pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<BuilderReply> {
+        let signature = sign_body(&self.key, &tar)?;
+        self.post_with_signature(tar, Some(&signature), headers).await
     }
 
     /// Posts a signed tar and returns the stream of records in this media type.
-    pub async fn stream(&self, tar: Vec<u8>, accept: &str) -> Result<RecordStream> {
-        let signature = signature(&self.key, &tar)?;
+    pub async fn post_and_stream_records(&self, tar: Vec<u8>, accept: &str) -> Result<RecordStream> {
+        let signature = sign_body(&self.key, &tar)?;
         let request = self.http.post(&self.url).header("Accept", accept);
         let request = request.header("X-Build-Signature", signature).body(tar);
         RecordStream::new(request.send().await?, accept)
     }
 
     /// Posts a tar with this signature, or with none.
-    pub async fn post_with(
+    pub async fn post_with_signature(
         &self,
         tar: Vec<u8>,
         signature: Option<&str>,
         headers: &[(&str, &str)],
-    ) -> Result<Reply> {
+    ) -> Result<BuilderReply> {
         let mut request = self
             .http
             .post(&self.url)
@@ -112,7 +112,7 @@ impl Client {
             value.to_str().ok().map(str::to_owned)
         };
         let (call_id, retry_after) = (header("X-Call-Id"), header("Retry-After"));
-        Ok(Reply {
+        Ok(BuilderReply {
             status,
             call_id,
             retry_after,
@@ -122,7 +122,7 @@ impl Client {
 }
 
 /// Returns the value of `X-Build-Signature`: `sha256=` and the HMAC-SHA256 in hexadecimal.
-pub fn signature(key: &[u8], body: &[u8]) -> Result<String> {
+pub fn sign_body(key: &[u8], body: &[u8]) -> Result<String> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key)?;
     mac.update(body);
     Ok(format!("sha256={}", hex::encode(mac.finalize().into_bytes())))

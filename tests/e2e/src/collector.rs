@@ -18,21 +18,21 @@ use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 
 /// A collector that keeps all spans it receives; it stops on drop.
 #[derive(Debug)]
-pub struct Collector {
+pub struct TraceCollector {
     address: SocketAddr,
-    inner: Arc<Inner>,
+    inner: Arc<ReceivedExports>,
     serving: JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    received: Mutex<(Vec<Span>, Vec<HeaderMap>)>,
+struct ReceivedExports {
+    received: Mutex<(Vec<ReceivedSpan>, Vec<HeaderMap>)>,
     changed: Notify,
 }
 
 /// A span that the collector received.
 #[derive(Debug, Clone)]
-pub struct Span {
+pub struct ReceivedSpan {
     /// The attribute `service.name` of the sender.
     pub service: String,
     /// The trace id in hexadecimal.
@@ -50,7 +50,7 @@ pub struct Span {
     attributes: Vec<KeyValue>,
 }
 
-impl Span {
+impl ReceivedSpan {
     fn of(service: &str, span: otlp::Span) -> Self {
         let status = span.status.unwrap_or_default();
         Self {
@@ -67,11 +67,11 @@ impl Span {
 
     /// Returns an attribute of the span as text.
     pub fn attribute(&self, key: &str) -> Option<String> {
-        attribute(&self.attributes, key)
+        attribute_text(&self.attributes, key)
     }
 }
 
-fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
+fn attribute_text(attributes: &[KeyValue], key: &str) -> Option<String> {
     let found = attributes.iter().find(|attribute| attribute.key == key)?;
     Some(match found.value.as_ref()?.value.as_ref()? {
         Value::StringValue(text) => text.clone(),
@@ -81,14 +81,14 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     })
 }
 
-impl Collector {
+impl TraceCollector {
     /// Starts a collector on a free port.
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let inner = Arc::new(Inner::default());
+        let inner = Arc::new(ReceivedExports::default());
         let app = Router::new()
-            .route("/v1/traces", post(receive))
+            .route("/v1/traces", post(receive_export))
             .with_state(Arc::clone(&inner));
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).await.ok();
@@ -106,7 +106,7 @@ impl Collector {
     }
 
     /// Returns the headers of all export requests so far.
-    pub fn headers(&self) -> Vec<HeaderMap> {
+    pub fn export_headers(&self) -> Vec<HeaderMap> {
         self.inner
             .received
             .lock()
@@ -116,7 +116,7 @@ impl Collector {
     }
 
     /// Returns all spans received so far.
-    pub fn spans(&self) -> Vec<Span> {
+    pub fn received_spans(&self) -> Vec<ReceivedSpan> {
         self.inner
             .received
             .lock()
@@ -131,12 +131,12 @@ impl Collector {
         &self,
         service: &str,
         name: &str,
-        matches: impl Fn(&Span) -> bool,
-    ) -> Result<Vec<Span>> {
+        matches: impl Fn(&ReceivedSpan) -> bool,
+    ) -> Result<Vec<ReceivedSpan>> {
         let arrives = async {
             loop {
                 let changed = self.inner.changed.notified();
-                let spans = self.spans();
+                let spans = self.received_spans();
                 let found = spans
                     .iter()
                     .find(|span| span.service == service && span.name == name && matches(span));
@@ -154,22 +154,26 @@ impl Collector {
         arrived.with_context(|| {
             format!(
                 "no matching span {name:?} of {service} arrived; received {:#?}",
-                self.spans()
+                self.received_spans()
             )
         })
     }
 }
 
-async fn receive(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn receive_export(
+    State(inner): State<Arc<ReceivedExports>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
     let Ok(request) = ExportTraceServiceRequest::decode(body) else {
         return StatusCode::BAD_REQUEST;
     };
     let mut spans = Vec::new();
     for resource in request.resource_spans {
         let attributes = resource.resource.unwrap_or_default().attributes;
-        let service = attribute(&attributes, "service.name").unwrap_or_default();
+        let service = attribute_text(&attributes, "service.name").unwrap_or_default();
         let received = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-        spans.extend(received.map(|span| Span::of(&service, span)));
+        spans.extend(received.map(|span| ReceivedSpan::of(&service, span)));
     }
     let mut received = inner.received.lock().unwrap_or_else(PoisonError::into_inner);
     received.0.extend(spans);
@@ -178,7 +182,7 @@ async fn receive(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Byte
     StatusCode::OK
 }
 
-impl Drop for Collector {
+impl Drop for TraceCollector {
     fn drop(&mut self) {
         self.serving.abort();
     }

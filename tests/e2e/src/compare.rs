@@ -1,4 +1,4 @@
-//! Benchmark from context to pushed image: builder-fn against `buildctl`, with the same content and the same
+//! Benchmark from context to pushed image: builder-fn against `seconds_with_buildctl`, with the same content and the same
 //! daemon, in one run.
 //!
 //! Both push to the stack's registry with the same compression. Each round has new content, and each client its own
@@ -16,25 +16,25 @@ use std::{fmt, fs, path::Path, process::Command, time::Instant};
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
-use self::folder::Folder;
+use self::folder::UniqueContextFolder;
 use crate::{
-    blocking_client, builder_process::BuilderProcess, buildkit::BuildkitDaemon, client::signature,
-    registry::Registry, testbed::Testbed,
+    blocking_client, builder_process::BuilderProcess, buildkit::BuildkitDaemon, client::sign_body,
+    registry::RegistryClient, testbed::Testbed,
 };
 
-/// The repository of builder-fn's images. `buildctl` has another: layers are equal, and the second client would
+/// The repository of builder-fn's images. `seconds_with_buildctl` has another: layers are equal, and the second client would
 /// find them pushed already.
 const BUILDER_FN_REPOSITORY: &str = "e2e/compare/builder-fn";
 
-/// The repository of `buildctl`'s images.
+/// The repository of `seconds_with_buildctl`'s images.
 const BUILDCTL_REPOSITORY: &str = "e2e/compare/buildctl";
 
-/// The output options with which `buildctl` pushes the same format as builder-fn.
-const ZSTD: &str = ",compression=zstd,oci-mediatypes=true";
+/// The output options with which `seconds_with_buildctl` pushes the same format as builder-fn.
+const BUILDCTL_ZSTD_OPTIONS: &str = ",compression=zstd,oci-mediatypes=true";
 
 /// The shape of a context: a number of files of one size.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
+pub struct ContextShape {
     /// The shape's name in the report.
     pub name: &'static str,
     /// The number of files in the context.
@@ -44,18 +44,18 @@ pub struct Shape {
 }
 
 /// The shapes that the benchmark measures.
-pub const SHAPES: [Shape; 3] = [
-    Shape {
+pub const MEASURED_SHAPES: [ContextShape; 3] = [
+    ContextShape {
         name: "30 KB",
         files: 6,
         bytes: 5_000,
     },
-    Shape {
+    ContextShape {
         name: "10,000 x 4 KB",
         files: 10_000,
         bytes: 4_096,
     },
-    Shape {
+    ContextShape {
         name: "64 x 8 MiB",
         files: 64,
         bytes: 8 << 20,
@@ -63,18 +63,18 @@ pub const SHAPES: [Shape; 3] = [
 ];
 
 /// Small shapes for the test that the benchmark works.
-pub const REDUCED: [Shape; 3] = [
-    Shape {
+pub const REDUCED_SHAPES: [ContextShape; 3] = [
+    ContextShape {
         name: "30 KB",
         files: 6,
         bytes: 5_000,
     },
-    Shape {
+    ContextShape {
         name: "200 x 4 KB",
         files: 200,
         bytes: 4_096,
     },
-    Shape {
+    ContextShape {
         name: "2 x 1 MiB",
         files: 2,
         bytes: 1 << 20,
@@ -83,22 +83,22 @@ pub const REDUCED: [Shape; 3] = [
 
 /// The durations of one build by both clients, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub struct Timings {
+pub struct BuildSeconds {
     /// The duration with builder-fn.
     pub builder_fn: f64,
-    /// The duration with `buildctl`.
+    /// The duration with `seconds_with_buildctl`.
     pub buildctl: f64,
 }
 
 /// The measurements of one shape.
 #[derive(Debug, Default)]
-pub struct Measurements {
+pub struct ShapeMeasurements {
     /// The durations of builds with an empty cache.
-    pub cold: Vec<Timings>,
+    pub cold: Vec<BuildSeconds>,
     /// The durations of builds of unchanged content.
-    pub warm: Vec<Timings>,
+    pub warm: Vec<BuildSeconds>,
     /// The durations of builds after one file changed.
-    pub changed: Vec<Timings>,
+    pub changed: Vec<BuildSeconds>,
     /// The seconds that one processor takes to hash the body once.
     pub hash: Vec<f64>,
     /// The peak memory of builder-fn in bytes.
@@ -106,7 +106,7 @@ pub struct Measurements {
 }
 
 /// A daemon, and both clients with the stack's registry.
-pub struct Comparison {
+pub struct BuildBenchmark {
     testbed: Testbed,
     daemon: BuildkitDaemon,
     docker: tempfile::TempDir,
@@ -114,13 +114,13 @@ pub struct Comparison {
     salt: u64,
 }
 
-impl Comparison {
+impl BuildBenchmark {
     /// Starts a comparison with its own daemon, whose cache is empty.
     pub async fn start() -> Result<Self> {
-        let testbed = Testbed::find()?;
+        let testbed = Testbed::find_running_stack()?;
         let docker = tempfile::tempdir()?;
         let registry = &testbed.stack.registry;
-        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
         fs::write(docker.path().join("config.json"), credentials)?;
         let salt = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)?
@@ -134,31 +134,34 @@ impl Comparison {
     }
 
     /// Measures cold, warm and changed builds of one shape; the clients take turns.
-    pub async fn measure_shape(&self, shape: Shape, rounds: usize) -> Result<Measurements> {
-        let builder = self.builder().await?;
-        let mut all = Measurements::default();
+    pub async fn measure_shape(&self, shape: ContextShape, rounds: usize) -> Result<ShapeMeasurements> {
+        let builder = self.start_builder().await?;
+        let mut all = ShapeMeasurements::default();
         for round in 0..rounds {
-            let folder = Folder::new(shape, self.salt ^ ((round as u64) << 32))?;
-            let changed = Folder::new(shape, self.salt ^ ((round as u64) << 32))?;
-            changed.change()?;
-            let (first, second) = (folder.tar(self, "zstd")?, changed.tar(self, "zstd")?);
+            let folder = UniqueContextFolder::of_shape(shape, self.salt ^ ((round as u64) << 32))?;
+            let changed = UniqueContextFolder::of_shape(shape, self.salt ^ ((round as u64) << 32))?;
+            changed.change_one_file()?;
+            let (first, second) = (
+                folder.tar_for_builder(self, "zstd")?,
+                changed.tar_for_builder(self, "zstd")?,
+            );
             let begun = Instant::now();
             std::hint::black_box(Sha256::digest(&first));
             all.hash.push(begun.elapsed().as_secs_f64());
             let mut builder_fn = Vec::new();
             let mut buildctl = Vec::new();
             for turn in [round % 2, (round + 1) % 2] {
-                self.prune()?;
+                self.prune_cache()?;
                 let is_ours = turn == 0;
                 for (tar, folder) in [(&first, &folder), (&first, &folder), (&second, &changed)] {
                     equalize_machine_state(tar.len())?;
                     match is_ours {
-                        true => builder_fn.push(self.post(&builder, tar)?),
-                        false => buildctl.push(self.buildctl(folder, ZSTD)?),
+                        true => builder_fn.push(self.seconds_with_builder(&builder, tar)?),
+                        false => buildctl.push(self.seconds_with_buildctl(folder, BUILDCTL_ZSTD_OPTIONS)?),
                     }
                 }
             }
-            let pair = |at: usize| Timings {
+            let pair = |at: usize| BuildSeconds {
                 builder_fn: builder_fn[at],
                 buildctl: buildctl[at],
             };
@@ -166,73 +169,75 @@ impl Comparison {
             all.warm.push(pair(1));
             all.changed.push(pair(2));
         }
-        all.peak = builder.peak_memory()?;
+        all.peak = builder.peak_memory_bytes()?;
         Ok(all)
     }
 
     /// Measures `builds` concurrent builds; the clients take turns.
     pub async fn measure_concurrent_builds(
         &self,
-        shape: Shape,
+        shape: ContextShape,
         builds: usize,
         rounds: usize,
-    ) -> Result<(Vec<Timings>, usize)> {
-        let builder = self.builder().await?;
+    ) -> Result<(Vec<BuildSeconds>, usize)> {
+        let builder = self.start_builder().await?;
         let mut pairs = Vec::new();
         for round in 0..rounds {
             let salt = |build: usize| self.salt ^ ((1000 + round * builds + build) as u64);
             let folders = (0..builds)
-                .map(|build| Folder::new(shape, salt(build)))
+                .map(|build| UniqueContextFolder::of_shape(shape, salt(build)))
                 .collect::<Result<Vec<_>>>()?;
             let tars = folders
                 .iter()
-                .map(|folder| folder.tar(self, "zstd"))
+                .map(|folder| folder.tar_for_builder(self, "zstd"))
                 .collect::<Result<Vec<_>>>()?;
-            let mut pair = Timings {
+            let mut pair = BuildSeconds {
                 builder_fn: 0.0,
                 buildctl: 0.0,
             };
             for turn in [round % 2, (round + 1) % 2] {
-                self.prune()?;
+                self.prune_cache()?;
                 let begun = Instant::now();
                 if turn == 0 {
-                    run_concurrently(&tars, |tar| self.post(&builder, tar))?;
+                    run_concurrently(&tars, |tar| self.seconds_with_builder(&builder, tar))?;
                     pair.builder_fn = begun.elapsed().as_secs_f64();
                 } else {
-                    run_concurrently(&folders, |folder| self.buildctl(folder, ZSTD))?;
+                    run_concurrently(&folders, |folder| {
+                        self.seconds_with_buildctl(folder, BUILDCTL_ZSTD_OPTIONS)
+                    })?;
                     pair.buildctl = begun.elapsed().as_secs_f64();
                 }
             }
             pairs.push(pair);
         }
-        Ok((pairs, builder.peak_memory()?))
+        Ok((pairs, builder.peak_memory_bytes()?))
     }
 
     /// Measures cold builds of a local folder; each client uses its default compression.
-    pub async fn measure_folder(&self, source: &Path, rounds: usize) -> Result<(Vec<Timings>, usize)> {
-        let builder = self.builder().await?;
+    pub async fn measure_folder(&self, source: &Path, rounds: usize) -> Result<(Vec<BuildSeconds>, usize)> {
+        let builder = self.start_builder().await?;
         let mut pairs = Vec::new();
         for round in 0..rounds {
-            let folder = Folder::copy(source, self.salt + round as u64)?;
-            let tar = folder.tar(self, "")?;
-            let mut pair = Timings {
+            let folder = UniqueContextFolder::copy_of(source, self.salt + round as u64)?;
+            let tar = folder.tar_for_builder(self, "")?;
+            let mut pair = BuildSeconds {
                 builder_fn: 0.0,
                 buildctl: 0.0,
             };
             for turn in [round % 2, (round + 1) % 2] {
-                self.prune()?;
+                self.prune_cache()?;
                 equalize_machine_state(tar.len())?;
                 match turn {
-                    0 => pair.builder_fn = self.post(&builder, &tar)?,
-                    _ => pair.buildctl = self.buildctl(&folder, "")?,
+                    0 => pair.builder_fn = self.seconds_with_builder(&builder, &tar)?,
+                    _ => pair.buildctl = self.seconds_with_buildctl(&folder, "")?,
                 }
             }
             pairs.push(pair);
         }
-        Ok((pairs, builder.peak_memory()?))
+        Ok((pairs, builder.peak_memory_bytes()?))
     }
 
-    async fn builder(&self) -> Result<BuilderProcess> {
+    async fn start_builder(&self) -> Result<BuilderProcess> {
         let most = (4u64 << 30).to_string();
         let settings = [
             ("buildkit_url", self.daemon.url()),
@@ -243,46 +248,47 @@ impl Comparison {
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        BuilderProcess::with_settings(&self.testbed, &settings).await
+        BuilderProcess::start_with_settings(&self.testbed, &settings).await
     }
 
     /// Posts a tar to builder-fn; returns the seconds from the first byte sent to the end of the answer.
     /// Signing is not included.
-    fn post(&self, builder: &BuilderProcess, tar: &[u8]) -> Result<f64> {
+    fn seconds_with_builder(&self, builder: &BuilderProcess, tar: &[u8]) -> Result<f64> {
         let key = fs::read(&self.testbed.stack.payload_secret)?;
-        let signature = signature(key.trim_ascii(), tar)?;
+        let signature = sign_body(key.trim_ascii(), tar)?;
         let begun = Instant::now();
-        blocking_client::post(builder.url(), &signature, tar)?;
+        blocking_client::post_signed_tar(builder.url(), &signature, tar)?;
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Builds a folder with `buildctl`; returns the seconds. `more` is appended to the output option and starts
+    /// Builds a folder with `seconds_with_buildctl`; returns the seconds. `more` is appended to the output option and starts
     /// with a comma.
-    fn buildctl(&self, folder: &Folder, more: &str) -> Result<f64> {
-        let local = |name: &str| format!("{name}={}", folder.path().display());
+    fn seconds_with_buildctl(&self, folder: &UniqueContextFolder, more: &str) -> Result<f64> {
+        let local = |name: &str| format!("{name}={}", folder.context_path().display());
         let image = self.testbed.image(BUILDCTL_REPOSITORY, &folder.salt.to_string());
         let begun = Instant::now();
-        run(self
-            .command()
-            .args(["build", "--progress=plain", "--frontend", "dockerfile.v0"])
-            .args([
-                "--local",
-                &local("context"),
-                "--local",
-                &local("dockerfile"),
-                "--output",
-            ])
-            .arg(format!(
-                "type=image,name={image},push=true,registry.insecure=true{more}"
-            )))?;
+        run_command(
+            self.buildctl_command()
+                .args(["build", "--progress=plain", "--frontend", "dockerfile.v0"])
+                .args([
+                    "--local",
+                    &local("context"),
+                    "--local",
+                    &local("dockerfile"),
+                    "--output",
+                ])
+                .arg(format!(
+                    "type=image,name={image},push=true,registry.insecure=true{more}"
+                )),
+        )?;
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    fn prune(&self) -> Result<()> {
-        run(self.command().args(["prune", "--all"]))
+    fn prune_cache(&self) -> Result<()> {
+        run_command(self.buildctl_command().args(["prune", "--all"]))
     }
 
-    fn command(&self) -> Command {
+    fn buildctl_command(&self) -> Command {
         let mut command = Command::new(&self.testbed.stack.tools.buildctl);
         command
             .env("DOCKER_CONFIG", self.docker.path())
@@ -294,7 +300,7 @@ impl Comparison {
 /// Gives every build the same initial state of the machine: flushes the disk and touches memory for the spooled
 /// tar, the daemon's copy of its files and the layer.
 fn equalize_machine_state(tar: usize) -> Result<()> {
-    run(&mut Command::new("sync"))?;
+    run_command(&mut Command::new("sync"))?;
     std::hint::black_box(vec![1u8; 3 * tar]);
     Ok(())
 }
@@ -310,7 +316,7 @@ fn run_concurrently<T: Sync>(all: &[T], build: impl Fn(&T) -> Result<f64> + Sync
     })
 }
 
-fn run(command: &mut Command) -> Result<()> {
+fn run_command(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     ensure!(
         output.status.success(),
@@ -330,21 +336,21 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 }
 
 /// Displays the median seconds of both clients, and the median of their ratios.
-pub struct Medians<'a>(pub &'a [Timings]);
+pub struct DisplayedMedians<'a>(pub &'a [BuildSeconds]);
 
-impl fmt::Display for Medians<'_> {
+impl fmt::Display for DisplayedMedians<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = |number: fn(&Timings) -> f64| median(self.0.iter().map(number).collect());
+        let of = |number: fn(&BuildSeconds) -> f64| median(self.0.iter().map(number).collect());
         let (builder_fn, buildctl) = (of(|pair| pair.builder_fn), of(|pair| pair.buildctl));
         let ratio = of(|pair| pair.builder_fn / pair.buildctl);
         write!(f, "{builder_fn:.3} s / {buildctl:.3} s, ratio {ratio:.2}")
     }
 }
 
-impl fmt::Display for Measurements {
+impl fmt::Display for ShapeMeasurements {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  cold     {}", Medians(&self.cold))?;
-        writeln!(f, "  warm     {}", Medians(&self.warm))?;
+        writeln!(f, "  cold     {}", DisplayedMedians(&self.cold))?;
+        writeln!(f, "  warm     {}", DisplayedMedians(&self.warm))?;
         let with_hash = self.warm.iter().zip(&self.hash);
         let with_hash = median(
             with_hash
@@ -356,7 +362,7 @@ impl fmt::Display for Measurements {
             f,
             "           {with_hash:.2} x (buildctl + {hash:.3} s to hash the body once)"
         )?;
-        writeln!(f, "  changed  {}", Medians(&self.changed))?;
+        writeln!(f, "  changed  {}", DisplayedMedians(&self.changed))?;
         write!(f, "  peak     {:.1} MiB", self.peak as f64 / f64::from(1 << 20))
     }
 }
@@ -366,10 +372,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ratio_is_the_median_of_ratios_not_the_ratio_of_medians() {
+    fn the_displayed_ratio_is_the_median_of_ratios_not_the_ratio_of_medians() {
         let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)]
-            .map(|(builder_fn, buildctl)| Timings { builder_fn, buildctl });
-        assert_eq!(Medians(&pairs).to_string(), "3.000 s / 1.000 s, ratio 2.00");
+            .map(|(builder_fn, buildctl)| BuildSeconds { builder_fn, buildctl });
+        assert_eq!(
+            DisplayedMedians(&pairs).to_string(),
+            "3.000 s / 1.000 s, ratio 2.00"
+        );
         assert_eq!(median(vec![4.0, 1.0]), 2.5);
     }
 }

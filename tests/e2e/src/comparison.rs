@@ -1,4 +1,4 @@
-//! builder-fn and `buildctl` on one daemon, to compare what they build.
+//! builder-fn and `build_with_buildctl` on one daemon, to compare what they build.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -9,19 +9,19 @@ use crate::{
     buildctl::Buildctl,
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
-    client::Reply,
-    context_tree::{Node, read_image},
+    client::BuilderReply,
+    context_tree::{TreeEntry, read_image_files},
     testbed::Testbed,
 };
 
 /// The files of an image by path.
-pub type Files = BTreeMap<String, Node>;
+pub type ImageFiles = BTreeMap<String, TreeEntry>;
 
 /// The result of one client: the image's files, or the reason why there is no image.
-pub type Outcome = Result<Files, String>;
+pub type ClientOutcome = Result<ImageFiles, String>;
 
-/// Both clients, builder-fn and `buildctl`, and a daemon of their own.
-pub struct Comparison {
+/// Both clients, builder-fn and `build_with_buildctl`, and a daemon of their own.
+pub struct ClientComparison {
     /// The stack with the registry.
     pub testbed: Testbed,
     /// The BuildKit daemon of both clients.
@@ -32,12 +32,13 @@ pub struct Comparison {
     repository: &'static str,
 }
 
-impl Comparison {
+impl ClientComparison {
     /// Starts a daemon and builder-fn. Both clients push to `repository` of the stack's registry.
     pub async fn start(repository: &'static str) -> Result<Self> {
-        let testbed = Testbed::find()?;
+        let testbed = Testbed::find_running_stack()?;
         let daemon = BuildkitDaemon::start(&testbed, "").await?;
-        let builder = BuilderProcess::with_settings(&testbed, &[("buildkit_url", &daemon.url())]).await?;
+        let builder =
+            BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &daemon.url())]).await?;
         let buildctl = Buildctl::new(&testbed, &daemon)?;
         Ok(Self {
             testbed,
@@ -50,31 +51,36 @@ impl Comparison {
 
     /// Returns the config for builder-fn's image with this tag. The build uses no cache, because its keys depend on
     /// content only.
-    pub fn config(&self, tag: &str) -> Value {
+    pub fn config_without_cache(&self, tag: &str) -> Value {
         json!({ "image": self.testbed.image(self.repository, tag), "noCache": true })
     }
 
-    /// Builds a tar with builder-fn; `tag` is the one in the tar's [`config`](Self::config).
-    pub async fn post(&self, tar: Vec<u8>, tag: &str) -> Result<(Reply, Outcome)> {
-        let reply = self.builder.client()?.post(tar).await?;
+    /// Builds a tar with builder-fn; `tag` is the one in the tar's [`config_without_cache`](Self::config_without_cache).
+    pub async fn build_with_builder(&self, tar: Vec<u8>, tag: &str) -> Result<(BuilderReply, ClientOutcome)> {
+        let reply = self.builder.client()?.post_signed(tar).await?;
         let outcome = match reply.status {
-            200 => Ok(self.files(tag).await?),
-            status => Err(format!("{status}: {}", reply.field("error"))),
+            200 => Ok(self.files_of_image(tag).await?),
+            status => Err(format!("{status}: {}", reply.text_field("error"))),
         };
         Ok((reply, outcome))
     }
 
-    /// Builds a folder with `buildctl`, under this tag, with these options of the frontend.
-    pub async fn buildctl(&self, folder: &Path, tag: &str, options: &[&str]) -> Result<Outcome> {
+    /// Builds a folder with `build_with_buildctl`, under this tag, with these options of the frontend.
+    pub async fn build_with_buildctl(
+        &self,
+        folder: &Path,
+        tag: &str,
+        options: &[&str],
+    ) -> Result<ClientOutcome> {
         let image = self.testbed.image(self.repository, tag);
-        match self.buildctl.build(folder, &image, options) {
-            Ok(()) => Ok(Ok(self.files(tag).await?)),
+        match self.buildctl.build_and_push(folder, &image, options) {
+            Ok(()) => Ok(Ok(self.files_of_image(tag).await?)),
             Err(error) => Ok(Err(error.to_string())),
         }
     }
 
-    async fn files(&self, tag: &str) -> Result<Files> {
-        let files = read_image(&self.testbed.registry, self.repository, tag).await;
+    async fn files_of_image(&self, tag: &str) -> Result<ImageFiles> {
+        let files = read_image_files(&self.testbed.registry, self.repository, tag).await;
         files.with_context(|| format!("reading {}:{tag}", self.repository))
     }
 }

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, io::Read as _};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 
 /// An entry of a context's tree or of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Node {
+pub enum TreeEntry {
     /// A file with its content and mode.
     File(Vec<u8>, u32),
     /// A folder with its mode.
@@ -24,7 +24,7 @@ pub enum Node {
 #[derive(Debug, Clone, Default)]
 pub struct ContextTree {
     /// The tree's entries by path. Parent folders need no entry.
-    pub entries: BTreeMap<String, Node>,
+    pub entries: BTreeMap<String, TreeEntry>,
     /// The modification time of all entries in seconds since 1970.
     pub mtime: u64,
 }
@@ -32,24 +32,24 @@ pub struct ContextTree {
 impl ContextTree {
     /// Returns a tree that contains only this Dockerfile.
     pub fn dockerfile(text: &str) -> Self {
-        Self::default().with("Dockerfile", Node::File(text.into(), 0o644))
+        Self::default().with_entry("Dockerfile", TreeEntry::File(text.into(), 0o644))
     }
 
     /// Adds an entry, or replaces the one at the same path.
     #[must_use]
-    pub fn with(mut self, path: &str, node: Node) -> Self {
+    pub fn with_entry(mut self, path: &str, node: TreeEntry) -> Self {
         self.entries.insert(path.to_owned(), node);
         self
     }
 
     /// Adds a file with mode 0644.
     #[must_use]
-    pub fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
-        self.with(path, Node::File(content.into(), 0o644))
+    pub fn with_file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.with_entry(path, TreeEntry::File(content.into(), 0o644))
     }
 
     /// Returns the tree's tar with this config as its last entry.
-    pub fn tar(&self, config: &Value) -> Result<Vec<u8>> {
+    pub fn tar_with_config(&self, config: &Value) -> Result<Vec<u8>> {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, node) in &self.entries {
             let path = format!("context/{path}");
@@ -57,21 +57,21 @@ impl ContextTree {
             header.set_mtime(self.mtime);
             header.set_size(0);
             match node {
-                Node::File(content, mode) => {
+                TreeEntry::File(content, mode) => {
                     header.set_mode(*mode);
                     header.set_size(content.len() as u64);
                     builder.append_data(&mut header, path, content.as_slice())?;
                 }
-                Node::Folder(mode) => {
+                TreeEntry::Folder(mode) => {
                     header.set_mode(*mode);
                     header.set_entry_type(tar::EntryType::Directory);
                     builder.append_data(&mut header, path, [].as_slice())?;
                 }
-                Node::Link(target) => {
+                TreeEntry::Link(target) => {
                     header.set_entry_type(tar::EntryType::Symlink);
                     builder.append_link(&mut header, path, target)?;
                 }
-                Node::HardLink(target) => {
+                TreeEntry::HardLink(target) => {
                     header.set_entry_type(tar::EntryType::Link);
                     builder.append_link(&mut header, path, format!("context/{target}"))?;
                 }
@@ -85,16 +85,16 @@ impl ContextTree {
     }
 
     /// Returns the tree's entries as they appear in an image: hard links as files, and with all parent folders.
-    pub fn image_entries(&self) -> BTreeMap<String, Node> {
+    pub fn entries_in_image(&self) -> BTreeMap<String, TreeEntry> {
         let mut entries = BTreeMap::new();
         for (path, node) in &self.entries {
             for (at, _) in path.match_indices('/') {
                 entries
                     .entry(path[..at].to_owned())
-                    .or_insert(Node::Folder(0o755));
+                    .or_insert(TreeEntry::Folder(0o755));
             }
             let node = match node {
-                Node::HardLink(target) => self.entries.get(target).unwrap_or(node),
+                TreeEntry::HardLink(target) => self.entries.get(target).unwrap_or(node),
                 other => other,
             };
             entries.insert(path.clone(), node.clone());
@@ -104,23 +104,27 @@ impl ContextTree {
 }
 
 /// Returns the files of an image. The image's layers may only add files.
-pub async fn read_image(registry: &Registry, repository: &str, tag: &str) -> Result<BTreeMap<String, Node>> {
+pub async fn read_image_files(
+    registry: &RegistryClient,
+    repository: &str,
+    tag: &str,
+) -> Result<BTreeMap<String, TreeEntry>> {
     let manifest = registry
-        .manifest(repository, tag)
+        .get_manifest(repository, tag)
         .await?
         .context("the image is not in the registry")?;
     let mut files = BTreeMap::new();
-    for layer in manifest.layers() {
-        let packed = registry.blob(repository, &layer).await?;
-        let mut archive = tar::Archive::new(std::io::Cursor::new(decompress(&packed)?));
+    for layer in manifest.layer_digests() {
+        let packed = registry.get_blob(repository, &layer).await?;
+        let mut archive = tar::Archive::new(std::io::Cursor::new(decompress_layer(&packed)?));
         for entry in archive.entries()? {
             let mut entry = entry?;
             let path = entry.path()?.to_string_lossy().trim_end_matches('/').to_owned();
             let mode = entry.header().mode()? & 0o7777;
             let link = entry.link_name()?.map(|link| link.to_string_lossy().into_owned());
             let node = match (entry.header().entry_type(), link) {
-                (tar::EntryType::Directory, _) => Node::Folder(mode),
-                (tar::EntryType::Symlink, Some(target)) => Node::Link(target),
+                (tar::EntryType::Directory, _) => TreeEntry::Folder(mode),
+                (tar::EntryType::Symlink, Some(target)) => TreeEntry::Link(target),
                 (tar::EntryType::Link, Some(target)) => files
                     .get(&target)
                     .cloned()
@@ -128,7 +132,7 @@ pub async fn read_image(registry: &Registry, repository: &str, tag: &str) -> Res
                 (tar::EntryType::Regular, _) => {
                     let mut content = Vec::new();
                     entry.read_to_end(&mut content)?;
-                    Node::File(content, mode)
+                    TreeEntry::File(content, mode)
                 }
                 (other, _) => bail!("{path}: unsupported entry type {other:?}"),
             };
@@ -139,7 +143,7 @@ pub async fn read_image(registry: &Registry, repository: &str, tag: &str) -> Res
 }
 
 /// Returns a layer's tar, decompressed.
-pub fn decompress(packed: &[u8]) -> Result<Vec<u8>> {
+pub fn decompress_layer(packed: &[u8]) -> Result<Vec<u8>> {
     let mut tar = Vec::new();
     match packed {
         [0x1f, 0x8b, ..] => {

@@ -9,18 +9,18 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use slipway_stack::Registry;
+use slipway_stack::RegistryAccess;
 use tempfile::TempDir;
 
 use crate::{
-    client::{Reply, signature},
-    process::{binary, free_port, wait_until_alive},
+    client::{BuilderReply, sign_body},
+    process::{binary, free_port, wait_until_function_alive},
     registry,
     testbed::Testbed,
 };
 
 /// The client's timeout for a hand-over, longer than any rollout of a test.
-const LONGEST: Duration = Duration::from_secs(180);
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running deployer-fn process, killed on drop.
 #[derive(Debug)]
@@ -41,11 +41,11 @@ pub struct HandOverClient {
 impl DeployerProcess {
     /// Starts deployer-fn with the stack's secrets, this gateway and more settings.
     pub async fn start(testbed: &Testbed, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
-        Self::with_secrets(testbed, gateway, settings, &[]).await
+        Self::start_with_more_secrets(testbed, gateway, settings, &[]).await
     }
 
     /// Starts deployer-fn with the stack's secrets and more secrets.
-    pub async fn with_secrets(
+    pub async fn start_with_more_secrets(
         testbed: &Testbed,
         gateway: &str,
         settings: &[(&str, &str)],
@@ -61,19 +61,23 @@ impl DeployerProcess {
             secrets.path().join("basic-auth-password"),
             &testbed.stack.gateway.password,
         )?;
-        let Registry { host, user, password } = &testbed.stack.registry;
+        let RegistryAccess { host, user, password } = &testbed.stack.registry;
         fs::write(
             secrets.path().join("registry-pull-config"),
-            registry::Registry::docker_config(host, user, password),
+            registry::RegistryClient::docker_config(host, user, password),
         )?;
         for (name, content) in more_secrets {
             fs::write(secrets.path().join(name), content)?;
         }
-        Self::start_with(secrets, gateway, settings).await
+        Self::start_with_only_secrets(secrets, gateway, settings).await
     }
 
     /// Starts deployer-fn with only these secrets.
-    pub async fn start_with(secrets: TempDir, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
+    pub async fn start_with_only_secrets(
+        secrets: TempDir,
+        gateway: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let (port, metrics) = (free_port()?, free_port()?);
         let child = Command::new(binary("deployer-fn").await?)
             .env_clear()
@@ -92,7 +96,7 @@ impl DeployerProcess {
             secrets,
             url: format!("http://127.0.0.1:{port}"),
         };
-        wait_until_alive(&deployer.url).await?;
+        wait_until_function_alive(&deployer.url).await?;
         Ok(deployer)
     }
 
@@ -108,13 +112,16 @@ impl DeployerProcess {
             key: fs::read(self.secrets.path().join("deploy-secret"))?
                 .trim_ascii()
                 .to_vec(),
-            http: reqwest::Client::builder().no_proxy().timeout(LONGEST).build()?,
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .timeout(HAND_OVER_TIMEOUT)
+                .build()?,
         })
     }
 
     /// Sends a hand-over and returns the answer.
-    pub async fn deploy(&self, hand_over: &Value) -> Result<Reply> {
-        self.hand_over_client()?.deploy(hand_over).await
+    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<BuilderReply> {
+        self.hand_over_client()?.send_hand_over(hand_over).await
     }
 
     /// Kills the deployer process, as a crash does.
@@ -135,18 +142,18 @@ impl Drop for DeployerProcess {
 
 impl HandOverClient {
     /// Sends a hand-over and returns the answer.
-    pub async fn deploy(&self, hand_over: &Value) -> Result<Reply> {
+    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<BuilderReply> {
         let body = hand_over.to_string();
         let response = self
             .http
             .post(&self.url)
-            .header("X-Deploy-Signature", signature(&self.key, body.as_bytes())?)
+            .header("X-Deploy-Signature", sign_body(&self.key, body.as_bytes())?)
             .header("Content-Type", "application/json")
             .body(body)
             .send()
             .await
             .with_context(|| format!("POST {}", self.url))?;
-        Ok(Reply {
+        Ok(BuilderReply {
             status: response.status().as_u16(),
             call_id: None,
             retry_after: None,

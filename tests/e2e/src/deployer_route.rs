@@ -18,39 +18,42 @@ use axum::{
 use serde_json::Value;
 
 /// The timeout of a forwarded call, longer than any rollout of a test.
-const LONGEST: Duration = Duration::from_secs(180);
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running server with the one route `/function/deployer-fn`; it stops on drop.
 pub struct DeployerRoute {
     url: String,
-    inner: Arc<Inner>,
+    inner: Arc<RouteState>,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-struct Inner {
+struct RouteState {
     deployer: String,
     http: reqwest::Client,
-    state: Mutex<Recorded>,
+    state: Mutex<RecordedHandOvers>,
 }
 
 #[derive(Default)]
-struct Recorded {
+struct RecordedHandOvers {
     hand_overs: Vec<Value>,
     faults: VecDeque<StatusCode>,
 }
 
 impl DeployerRoute {
     /// Starts a server that forwards calls to the deployer at this URL.
-    pub async fn to(deployer: &str) -> Result<Self> {
+    pub async fn start_forwarding_to(deployer: &str) -> Result<Self> {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(RouteState {
             deployer: format!("{deployer}/"),
-            http: reqwest::Client::builder().no_proxy().timeout(LONGEST).build()?,
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .timeout(FORWARD_TIMEOUT)
+                .build()?,
             state: Mutex::default(),
         });
         let app = Router::new()
-            .route("/function/deployer-fn", post(forward))
+            .route("/function/deployer-fn", post(forward_hand_over))
             .with_state(Arc::clone(&inner));
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
         Ok(Self { url, inner, serving })
@@ -62,12 +65,12 @@ impl DeployerRoute {
     }
 
     /// Answers the next hand-overs with these statuses, without a deployer's JSON; dry runs are forwarded.
-    pub fn fail_next(&self, statuses: &[StatusCode]) {
+    pub fn fail_next_hand_overs(&self, statuses: &[StatusCode]) {
         self.inner.lock().faults.extend(statuses);
     }
 
     /// Returns all hand-overs so far, failed ones and dry runs included.
-    pub fn hand_overs(&self) -> Vec<Value> {
+    pub fn recorded_hand_overs(&self) -> Vec<Value> {
         self.inner.lock().hand_overs.clone()
     }
 }
@@ -78,13 +81,17 @@ impl Drop for DeployerRoute {
     }
 }
 
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Recorded> {
+impl RouteState {
+    fn lock(&self) -> MutexGuard<'_, RecordedHandOvers> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn forward(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn forward_hand_over(
+    State(inner): State<Arc<RouteState>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let hand_over: Value = serde_json::from_slice(&body).unwrap_or_default();
     let fault = {
         let mut state = inner.lock();

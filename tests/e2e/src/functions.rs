@@ -9,14 +9,14 @@ use slipway_stack::Stack;
 
 /// A client of the gateway with the administrator's credentials.
 #[derive(Debug, Clone)]
-pub struct Functions {
+pub struct FunctionsClient {
     url: String,
     user: String,
     password: String,
     http: reqwest::Client,
 }
 
-impl Functions {
+impl FunctionsClient {
     /// Returns a client of this stack's gateway.
     pub fn for_stack(stack: &Stack) -> Result<Self> {
         let gateway = &stack.gateway;
@@ -32,17 +32,17 @@ impl Functions {
     }
 
     /// Returns the URL of a function.
-    pub fn url(&self, name: &str) -> String {
+    pub fn function_url(&self, name: &str) -> String {
         format!("{}/function/{name}", self.url)
     }
 
     /// Returns the URL that calls a function through the queue.
-    pub fn async_url(&self, name: &str) -> String {
+    pub fn queued_call_url(&self, name: &str) -> String {
         format!("{}/async-function/{name}", self.url)
     }
 
     /// Returns the gateway's status of a function, or `None` if there is no such function.
-    pub async fn status(&self, name: &str) -> Result<Option<Value>> {
+    pub async fn function_status(&self, name: &str) -> Result<Option<Value>> {
         let url = format!("{}/system/function/{name}", self.url);
         let response = self
             .http
@@ -61,7 +61,7 @@ impl Functions {
     pub async fn wait_until_ready(&self, name: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
-            let last = self.get(name, "/_/ready").await;
+            let last = self.get_path(name, "/_/ready").await;
             if matches!(&last, Ok((200, _))) {
                 return Ok(());
             }
@@ -73,8 +73,8 @@ impl Functions {
     }
 
     /// Posts to a function; returns status and text.
-    pub async fn call(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
-        let url = format!("{}{path}", self.url(name));
+    pub async fn post_to_function(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let url = format!("{}{path}", self.function_url(name));
         let response = self
             .http
             .post(&url)
@@ -86,23 +86,28 @@ impl Functions {
     }
 
     /// Gets a function's page `/`; returns status and text.
-    pub async fn page(&self, name: &str) -> Result<(u16, String)> {
-        self.get(name, "/").await
+    pub async fn get_front_page(&self, name: &str) -> Result<(u16, String)> {
+        self.get_path(name, "/").await
     }
 
     /// Gets a path of a function; returns status and text.
-    pub async fn get(&self, name: &str, path: &str) -> Result<(u16, String)> {
-        let url = format!("{}{path}", self.url(name));
+    pub async fn get_path(&self, name: &str, path: &str) -> Result<(u16, String)> {
+        let url = format!("{}{path}", self.function_url(name));
         let response = self.http.get(&url).send().await.with_context(|| url.clone())?;
         Ok((response.status().as_u16(), response.text().await?))
     }
 
     /// Gets a path of a function that has just been deployed, and retries on 5xx until `limit` is over.
-    pub async fn get_with_retry(&self, name: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
+    pub async fn get_path_with_retry(
+        &self,
+        name: &str,
+        path: &str,
+        limit: Duration,
+    ) -> Result<(u16, String)> {
         let end = Instant::now() + limit;
         loop {
             let is_last = Instant::now() > end;
-            match self.get(name, path).await? {
+            match self.get_path(name, path).await? {
                 (500..=599, _) if !is_last => tokio::time::sleep(Duration::from_millis(100)).await,
                 answer => return Ok(answer),
             }
@@ -113,7 +118,7 @@ impl Functions {
     pub async fn wait_for_page(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
-            let last = self.page(name).await;
+            let last = self.get_front_page(name).await;
             if matches!(&last, Ok((200, page)) if page == text) {
                 return Ok(());
             }
@@ -125,24 +130,28 @@ impl Functions {
     }
 
     /// Asks the gateway to create a function; returns the status.
-    pub async fn create(&self, deployment: &Value) -> Result<u16> {
-        self.api(Method::POST, "/system/functions", deployment).await
+    pub async fn create_function(&self, deployment: &Value) -> Result<u16> {
+        self.call_system_api(Method::POST, "/system/functions", deployment)
+            .await
     }
 
     /// Asks the gateway to update a function; returns the status.
-    pub async fn update(&self, deployment: &Value) -> Result<u16> {
-        self.api(Method::PUT, "/system/functions", deployment).await
+    pub async fn update_function(&self, deployment: &Value) -> Result<u16> {
+        self.call_system_api(Method::PUT, "/system/functions", deployment)
+            .await
     }
 
     /// Removes a function if it exists.
-    pub async fn remove(&self, name: &str) -> Result<()> {
+    pub async fn remove_function(&self, name: &str) -> Result<()> {
         let body = json!({ "functionName": name });
-        let status = self.api(Method::DELETE, "/system/functions", &body).await?;
+        let status = self
+            .call_system_api(Method::DELETE, "/system/functions", &body)
+            .await?;
         anyhow::ensure!(status < 300 || status == 404, "removing {name}: {status}");
         Ok(())
     }
 
-    async fn api(&self, method: Method, path: &str, body: &Value) -> Result<u16> {
+    async fn call_system_api(&self, method: Method, path: &str, body: &Value) -> Result<u16> {
         let request = self
             .http
             .request(method, format!("{}{path}", self.url))

@@ -4,18 +4,18 @@
 //! separate builder-fn runs behind a proxy that drops connections, which looks the same to builder-fn.
 
 use anyhow::{Context as _, Result};
-use slipway_stack::Part;
+use slipway_stack::StackPart;
 
-use crate::{builder_process::BuilderProcess, client::Client, tcp_proxy::TcpProxy, testbed::Testbed};
+use crate::{builder_process::BuilderProcess, client::SigningClient, tcp_proxy::TcpProxy, testbed::Testbed};
 
 /// The builder's `deploy_timeout` during an outage of the gateway. The stack's own builder-fn sends hand-overs for
 /// minutes.
-const DEPLOY_TIMEOUT: &str = "5s";
+const OUTAGE_DEPLOY_TIMEOUT: &str = "5s";
 
 /// An outage of one part of the stack, and the builder-fn that is affected by it.
-pub struct Outage<'a> {
+pub struct PartOutage<'a> {
     testbed: &'a Testbed,
-    part: Part,
+    part: StackPart,
     /// The affected builder-fn of an outage of the gateway, if the launcher runs the part.
     short_timeout: Option<BuilderProcess>,
     /// A separate builder-fn behind proxies; `None` if the launcher runs the part and the stack's own
@@ -30,17 +30,18 @@ struct ProxiedBuilder {
     gateway: TcpProxy,
 }
 
-impl<'a> Outage<'a> {
+impl<'a> PartOutage<'a> {
     /// Prepares an outage of BuildKit or the gateway in a way that fits this stack.
-    pub async fn prepare(testbed: &'a Testbed, part: Part) -> Result<Self> {
+    pub async fn prepare(testbed: &'a Testbed, part: StackPart) -> Result<Self> {
         let proxied = match testbed.stack.has_parts() {
             true => None,
             false => Some(ProxiedBuilder::start(testbed).await?),
         };
         let short_timeout = match part {
-            Part::Gateway if proxied.is_none() => {
-                Some(BuilderProcess::with_settings(testbed, &[("deploy_timeout", DEPLOY_TIMEOUT)]).await?)
-            }
+            StackPart::Gateway if proxied.is_none() => Some(
+                BuilderProcess::start_with_settings(testbed, &[("deploy_timeout", OUTAGE_DEPLOY_TIMEOUT)])
+                    .await?,
+            ),
             _ => None,
         };
         Ok(Self {
@@ -52,7 +53,7 @@ impl<'a> Outage<'a> {
     }
 
     /// Returns a client of the affected builder-fn.
-    pub fn builder(&self) -> Result<Client> {
+    pub fn builder_client(&self) -> Result<SigningClient> {
         match (&self.short_timeout, &self.proxied) {
             (Some(builder), _) => builder.client(),
             (None, Some(proxied)) => proxied.builder.client(),
@@ -61,56 +62,56 @@ impl<'a> Outage<'a> {
     }
 
     /// Makes the part unavailable.
-    pub async fn begin(&self) -> Result<()> {
+    pub async fn make_unavailable(&self) -> Result<()> {
         match &self.proxied {
             None => self
                 .testbed
                 .stack
-                .stop(self.part)
+                .stop_part(self.part)
                 .await
                 .context("stopping a part"),
             Some(proxied) => {
-                proxied.proxy_for(self.part)?.disconnect();
+                proxied.proxy_for(self.part)?.drop_connections();
                 Ok(())
             }
         }
     }
 
     /// Makes the part available again.
-    pub async fn end(&self) -> Result<()> {
+    pub async fn make_available(&self) -> Result<()> {
         match &self.proxied {
             None => self
                 .testbed
                 .stack
-                .start(self.part)
+                .start_part(self.part)
                 .await
                 .context("starting a part"),
             Some(proxied) => {
-                proxied.proxy_for(self.part)?.reconnect();
+                proxied.proxy_for(self.part)?.accept_connections_again();
                 Ok(())
             }
         }
     }
 
     /// Returns the number of builder-fn's open connections to BuildKit: one for each build.
-    pub fn buildkit_connections(&self) -> Result<usize> {
+    pub fn open_buildkit_connections(&self) -> Result<usize> {
         match &self.proxied {
             None => self.testbed.buildkit_connections(),
-            Some(proxied) => Ok(proxied.buildkit.connections()),
+            Some(proxied) => Ok(proxied.buildkit.open_connections()),
         }
     }
 }
 
 impl ProxiedBuilder {
     async fn start(testbed: &Testbed) -> Result<Self> {
-        let buildkit = TcpProxy::to(&testbed.stack.buildkit_host).await?;
-        let gateway = TcpProxy::to(&testbed.stack.gateway.url).await?;
+        let buildkit = TcpProxy::start_to(&testbed.stack.buildkit_host).await?;
+        let gateway = TcpProxy::start_to(&testbed.stack.gateway.url).await?;
         let settings = [
             ("buildkit_url", buildkit.url()),
             ("gateway_url", gateway.url()),
-            ("deploy_timeout", DEPLOY_TIMEOUT),
+            ("deploy_timeout", OUTAGE_DEPLOY_TIMEOUT),
         ];
-        let builder = BuilderProcess::with_settings(testbed, &settings).await?;
+        let builder = BuilderProcess::start_with_settings(testbed, &settings).await?;
         Ok(Self {
             builder,
             buildkit,
@@ -118,10 +119,10 @@ impl ProxiedBuilder {
         })
     }
 
-    fn proxy_for(&self, part: Part) -> Result<&TcpProxy> {
+    fn proxy_for(&self, part: StackPart) -> Result<&TcpProxy> {
         match part {
-            Part::Buildkit => Ok(&self.buildkit),
-            Part::Gateway => Ok(&self.gateway),
+            StackPart::Buildkit => Ok(&self.buildkit),
+            StackPart::Gateway => Ok(&self.gateway),
             other => anyhow::bail!("no proxy for {other:?}"),
         }
     }

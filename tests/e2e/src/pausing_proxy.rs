@@ -2,7 +2,7 @@
 //!
 //! The steps of a rollout are requests to the gateway, so a test can use the pause to stop a deployer, or a part of the
 //! stack, exactly between two steps. The proxy forwards everything unchanged, except what a test gives a
-//! [route](PausingProxy::route): another function process, or an answer of a provider that this stack does not have.
+//! [route](PausingProxy::add_route): another function process, or an answer of a provider that this stack does not have.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ use tokio::{
 };
 
 /// The timeout of one forwarded request, longer than any rollout of a test.
-const LONGEST: Duration = Duration::from_secs(180);
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Selects the request at which the proxy pauses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub enum PausePoint {
 
 /// A route for requests of one path, other than to the gateway.
 #[derive(Debug, Clone)]
-pub enum Route {
+pub enum ExtraRoute {
     /// Forwards requests to the path `/` of this URL, which has no trailing slash.
     Server(String),
     /// Answers requests with 200 and this JSON.
@@ -62,22 +62,22 @@ pub enum Route {
 #[derive(Debug)]
 pub struct PausingProxy {
     url: String,
-    inner: Arc<Inner>,
+    inner: Arc<ProxyShared>,
     serving: JoinHandle<()>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ProxyShared {
     gateway: String,
     http: reqwest::Client,
-    state: Mutex<State>,
+    state: Mutex<ProxyState>,
     routes: Mutex<Routes>,
     /// Whether a request is paused.
     is_paused: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ProxyState {
     requests: Vec<String>,
     pause: Option<(RequestSelector, PausePoint)>,
     /// The number of the selected request, once it has arrived.
@@ -85,19 +85,19 @@ struct State {
 }
 
 /// The routes by the path of their requests.
-type Routes = BTreeMap<String, Route>;
+type Routes = BTreeMap<String, ExtraRoute>;
 
 impl PausingProxy {
     /// Starts a proxy to this gateway on a free port.
-    pub async fn to(gateway: &str) -> Result<Self> {
+    pub async fn start_to_gateway(gateway: &str) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let inner = Inner::of(gateway)?;
+        let inner = ProxyShared::for_gateway(gateway)?;
         let serving = tokio::spawn({
             let inner = Arc::clone(&inner);
             async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(Arc::clone(&inner).serve(stream));
+                    tokio::spawn(Arc::clone(&inner).serve_connection(stream));
                 }
             }
         });
@@ -110,18 +110,18 @@ impl PausingProxy {
     }
 
     /// Gives requests for this path, without their query, a route other than the gateway.
-    pub fn route(&self, path: &str, route: Route) {
+    pub fn add_route(&self, path: &str, route: ExtraRoute) {
         self.inner.routes().insert(path.to_owned(), route);
     }
 
     /// Forgets all requests so far, and pauses at one of the following.
     pub fn pause_at(&self, request: RequestSelector, point: PausePoint) {
-        self.reset(Some((request, point)));
+        self.reset_and_set_pause(Some((request, point)));
     }
 
     /// Forgets all requests so far, and forwards the paused request and all following ones.
-    pub fn resume(&self) {
-        self.reset(None);
+    pub fn forward_again(&self) {
+        self.reset_and_set_pause(None);
     }
 
     /// Forgets all requests so far.
@@ -129,19 +129,19 @@ impl PausingProxy {
         self.inner.lock().requests.clear();
     }
 
-    fn reset(&self, pause: Option<(RequestSelector, PausePoint)>) {
-        *self.inner.lock() = State {
+    fn reset_and_set_pause(&self, pause: Option<(RequestSelector, PausePoint)>) {
+        *self.inner.lock() = ProxyState {
             pause,
-            ..State::default()
+            ..ProxyState::default()
         };
         self.inner.is_paused.send_replace(false);
     }
 
-    /// Waits until a request is paused. Fails if none is for [`LONGEST`].
+    /// Waits until a request is paused. Fails if none is for [`FORWARD_TIMEOUT`].
     pub async fn wait_until_paused(&self) -> Result<()> {
         let mut is_paused = self.inner.is_paused.subscribe();
         let paused = is_paused.wait_for(|is_paused| *is_paused);
-        tokio::time::timeout(LONGEST, paused)
+        tokio::time::timeout(FORWARD_TIMEOUT, paused)
             .await
             .with_context(|| format!("the selected request did not arrive, only {:?}", self.requests()))?
             .context("the proxy has stopped")?;
@@ -154,7 +154,7 @@ impl PausingProxy {
     }
 
     /// Returns the requests since the last reset that change a function.
-    pub fn writes(&self) -> Vec<String> {
+    pub fn changing_requests(&self) -> Vec<String> {
         let is_write = |line: &String| !line.starts_with("GET ") && line.contains(" /system/");
         self.requests().into_iter().filter(is_write).collect()
     }
@@ -166,8 +166,8 @@ impl Drop for PausingProxy {
     }
 }
 
-impl State {
-    fn count(&mut self, request: &Request<Incoming>) -> usize {
+impl ProxyState {
+    fn count_request(&mut self, request: &Request<Incoming>) -> usize {
         let number = self.requests.len();
         self.requests
             .push(format!("{} {}", request.method(), request.uri().path()));
@@ -183,13 +183,13 @@ impl State {
     }
 }
 
-impl Inner {
-    fn of(gateway: &str) -> Result<Arc<Self>> {
+impl ProxyShared {
+    fn for_gateway(gateway: &str) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             gateway: gateway.trim_end_matches('/').to_owned(),
             http: reqwest::Client::builder()
                 .no_proxy()
-                .timeout(LONGEST)
+                .timeout(FORWARD_TIMEOUT)
                 .redirect(reqwest::redirect::Policy::none())
                 .build()?,
             state: Mutex::default(),
@@ -198,7 +198,7 @@ impl Inner {
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ProxyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -206,10 +206,10 @@ impl Inner {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    async fn serve_connection(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let service = service_fn(|request| {
             let inner = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(inner.handle(request).await) }
+            async move { Ok::<_, Infallible>(inner.handle_request(request).await) }
         });
         // If a connection breaks, the caller has closed it.
         let connection =
@@ -217,10 +217,10 @@ impl Inner {
         drop(connection.await);
     }
 
-    async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let number = self.lock().count(&request);
+    async fn handle_request(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let number = self.lock().count_request(&request);
         self.pause_if_selected(number, PausePoint::BeforeForwarding).await;
-        let answer = self.forward(request).await;
+        let answer = self.forward_request(request).await;
         self.pause_if_selected(number, PausePoint::AfterResponse).await;
         answer.unwrap_or_else(|error| {
             let mut response = Response::new(Full::from(format!("{error:#}")));
@@ -229,7 +229,7 @@ impl Inner {
         })
     }
 
-    /// Waits until [`resume`](PausingProxy::resume) if the proxy pauses at this point of this request.
+    /// Waits until [`forward_again`](PausingProxy::forward_again) if the proxy pauses at this point of this request.
     async fn pause_if_selected(&self, number: usize, point: PausePoint) {
         {
             let state = self.lock();
@@ -241,14 +241,14 @@ impl Inner {
         drop(self.is_paused.subscribe().wait_for(|is_paused| !is_paused).await);
     }
 
-    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+    async fn forward_request(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let route = self.routes().get(head.uri.path()).cloned();
         let url = match route {
             None => format!("{}{path}", self.gateway),
-            Some(Route::Server(url)) => format!("{url}/"),
-            Some(Route::Answer(json)) => return Ok(Response::new(Full::from(json.to_string()))),
+            Some(ExtraRoute::Server(url)) => format!("{url}/"),
+            Some(ExtraRoute::Answer(json)) => return Ok(Response::new(Full::from(json.to_string()))),
         };
         let answer = self
             .http

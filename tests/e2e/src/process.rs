@@ -30,7 +30,7 @@ pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
 }
 
 /// Waits until the function at this URL answers its liveness probe.
-pub(crate) async fn wait_until_alive(url: &str) -> Result<()> {
+pub(crate) async fn wait_until_function_alive(url: &str) -> Result<()> {
     wait_for_success(&format!("{url}/_/health")).await
 }
 
@@ -65,18 +65,18 @@ pub(crate) fn free_port() -> Result<u16> {
 ///
 /// `SLIPWAY_BUILDER_PROFILE` names the Cargo profile, for measurements.
 pub(crate) async fn binary(package: &'static str) -> Result<PathBuf> {
-    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::const_new(BTreeMap::new());
-    let mut built = BUILT.lock().await;
+    static BUILT_BINARIES: Mutex<BTreeMap<&str, PathBuf>> = Mutex::const_new(BTreeMap::new());
+    let mut built = BUILT_BINARIES.lock().await;
     if let Some(binary) = built.get(package) {
         return Ok(binary.clone());
     }
     // Cargo may wait for another cargo. On the test's own thread, that would block what the test is waiting for.
-    let binary = tokio::task::spawn_blocking(move || build(package)).await??;
+    let binary = tokio::task::spawn_blocking(move || build_package(package)).await??;
     built.insert(package, binary.clone());
     Ok(binary)
 }
 
-fn build(package: &str) -> Result<PathBuf> {
+fn build_package(package: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let profile = env::var("SLIPWAY_BUILDER_PROFILE").unwrap_or_else(|_| "dev".to_owned());
     let mut cargo = Command::new("cargo")

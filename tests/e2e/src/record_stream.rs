@@ -28,7 +28,7 @@ impl RecordStream {
     }
 
     /// Returns the next record, or `None` at the end. Fails if a record is too long for OpenFaaS's SDK.
-    pub async fn next(&mut self) -> Result<Option<Value>> {
+    pub async fn next_record(&mut self) -> Result<Option<Value>> {
         let (start, end): (&[u8], &[u8]) = if self.events {
             (b"data: ", b"\n\n")
         } else {
@@ -61,31 +61,31 @@ impl RecordStream {
     }
 
     /// Reads until a line of the log contains `text`.
-    pub async fn read_until(&mut self, text: &str) -> Result<()> {
+    pub async fn read_until_log_contains(&mut self, text: &str) -> Result<()> {
         loop {
             let record = self
-                .next()
+                .next_record()
                 .await?
                 .with_context(|| format!("the stream ended before {text:?}"))?;
             ensure!(
                 record["status"] == "in_progress",
                 "the log has no line with {text:?} before {record}"
             );
-            if lines(&record)?.iter().any(|line| line.contains(text)) {
+            if log_lines(&record)?.iter().any(|line| line.contains(text)) {
                 return Ok(());
             }
         }
     }
 
     /// Reads to the end; returns the remaining log lines and the terminal record, and fails if anything follows it.
-    pub async fn read_to_end(mut self) -> Result<(Vec<String>, Value)> {
+    pub async fn read_to_terminal_record(mut self) -> Result<(Vec<String>, Value)> {
         let mut log = Vec::new();
-        while let Some(record) = self.next().await? {
+        while let Some(record) = self.next_record().await? {
             if record["status"] == "in_progress" {
-                log.extend(lines(&record)?);
+                log.extend(log_lines(&record)?);
                 continue;
             }
-            let after = self.next().await?;
+            let after = self.next_record().await?;
             ensure!(after.is_none(), "{after:?} after {record}");
             return Ok((log, record));
         }
@@ -93,6 +93,6 @@ impl RecordStream {
     }
 }
 
-fn lines(record: &Value) -> Result<Vec<String>> {
+fn log_lines(record: &Value) -> Result<Vec<String>> {
     serde_json::from_value(record["log"].clone()).with_context(|| format!("no log in {record}"))
 }

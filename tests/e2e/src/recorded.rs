@@ -11,9 +11,9 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use self::go_tar::{Header, Owner};
+use self::go_tar::{EntryOwner, HeaderFields};
 pub use self::outcome::{CliOutcome, cli_outcome};
-use crate::work_dir::in_repository;
+use crate::work_dir::path_in_repository;
 
 /// The parts of a request that differ between users.
 #[derive(Debug, Clone)]
@@ -28,41 +28,44 @@ pub struct RequestVariables {
 
 /// The recorded requests and secrets.
 #[derive(Debug)]
-pub struct RecordedCli {
+pub struct CliRecording {
     requests: Value,
     /// The recorded key pair, public key and sealed secrets.
     pub secrets: Value,
 }
 
-impl RecordedCli {
+impl CliRecording {
     /// Reads the recording from `tests/clients/recorded`.
-    pub fn read() -> Result<Self> {
+    pub fn read_recording() -> Result<Self> {
         Ok(Self {
-            requests: file("requests.json")?,
-            secrets: file("secrets.json")?,
+            requests: read_recorded_json("requests.json")?,
+            secrets: read_recorded_json("secrets.json")?,
         })
     }
 
     /// Returns all recorded commands in order.
-    pub fn commands(&self) -> &[Value] {
+    pub fn recorded_commands(&self) -> &[Value] {
         self.requests["requests"].as_array().map_or(&[], Vec::as_slice)
     }
 
     /// Returns the recorded command of this name.
-    pub fn command(&self, name: &str) -> Result<&Value> {
-        let found = self.commands().iter().find(|command| command["name"] == name);
+    pub fn recorded_command(&self, name: &str) -> Result<&Value> {
+        let found = self
+            .recorded_commands()
+            .iter()
+            .find(|command| command["name"] == name);
         found.with_context(|| format!("no command {name:?} was recorded"))
     }
 
     /// Writes the recorded private key to `folder` and returns its path, for `build_secrets_private_key_path`.
-    pub fn private_key(&self, folder: &Path) -> Result<String> {
+    pub fn write_private_key(&self, folder: &Path) -> Result<String> {
         let path = folder.join("private-key");
-        fs::write(&path, text(&self.secrets["private_key"])?)?;
+        fs::write(&path, text_of_value(&self.secrets["private_key"])?)?;
         Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
     }
 
     /// Returns the recorded headers of a request to `path`, without those that depend on body, host or user.
-    pub fn headers(&self, path: &str) -> Result<Vec<(&str, &str)>> {
+    pub fn request_headers(&self, path: &str) -> Result<Vec<(&str, &str)>> {
         let headers = self.requests["headers"][path].as_object();
         let headers = headers.with_context(|| format!("no headers for {path}"))?;
         let text = |(name, value)| Some((String::as_str(name), Value::as_str(value)?));
@@ -70,30 +73,30 @@ impl RecordedCli {
     }
 
     /// Returns the body of a recorded `POST /build`, with these variables.
-    pub fn tar(&self, send: &Value, variables: &RequestVariables) -> Result<Vec<u8>> {
+    pub fn build_request_body(&self, send: &Value, variables: &RequestVariables) -> Result<Vec<u8>> {
         let mut tar = Vec::new();
         let owner = &self.requests["owner"];
-        let owner = Owner {
+        let owner = EntryOwner {
             id: owner["uid"].as_u64().context("requests.json: no owner.uid")?,
-            name: text(&owner["user"])?,
+            name: text_of_value(&owner["user"])?,
         };
         for entry in self.requests["context"]
             .as_array()
             .context("requests.json: no context")?
         {
-            let path = text(&entry["path"])?;
+            let path = text_of_value(&entry["path"])?;
             let content = match (path, &variables.dockerfile) {
                 ("context/Dockerfile", Some(dockerfile)) => dockerfile.as_str(),
                 _ => entry["text"].as_str().unwrap_or_default(),
             };
             let folder = entry["folder"] == true;
-            let header = Header {
+            let header = HeaderFields {
                 kind: if folder { b'5' } else { b'0' },
-                mode: mode(entry)?,
+                mode: mode_of_entry(entry)?,
                 mtime: variables.mtime,
                 owner: &owner,
             };
-            go_tar::append(
+            go_tar::append_entry(
                 &mut tar,
                 path,
                 entry["long_name"].as_str(),
@@ -101,36 +104,45 @@ impl RecordedCli {
                 content.as_bytes(),
             )?;
         }
-        let no_owner = Owner { id: 0, name: "" };
+        let no_owner = EntryOwner { id: 0, name: "" };
         let mut last = |entry: &Value, content: &str| {
-            let header = Header {
+            let header = HeaderFields {
                 kind: b'0',
-                mode: mode(entry)?,
+                mode: mode_of_entry(entry)?,
                 mtime: 0,
                 owner: &no_owner,
             };
-            go_tar::append(&mut tar, text(&entry["path"])?, None, &header, content.as_bytes())
+            go_tar::append_entry(
+                &mut tar,
+                text_of_value(&entry["path"])?,
+                None,
+                &header,
+                content.as_bytes(),
+            )
         };
-        let config = text(&send["config"])?.replace("{repository}", &variables.repository);
+        let config = text_of_value(&send["config"])?.replace("{repository}", &variables.repository);
         last(&self.requests["config_entry"], &config)?;
         if send["secrets"] == true {
-            last(&self.requests["secrets_entry"], text(&self.secrets["sealed"])?)?;
+            last(
+                &self.requests["secrets_entry"],
+                text_of_value(&self.secrets["sealed"])?,
+            )?;
         }
-        go_tar::finish(&mut tar);
+        go_tar::append_end_marker(&mut tar);
         Ok(tar)
     }
 }
 
-fn mode(entry: &Value) -> Result<u64> {
-    u64::from_str_radix(text(&entry["mode"])?, 8).context("the mode is not an octal number")
+fn mode_of_entry(entry: &Value) -> Result<u64> {
+    u64::from_str_radix(text_of_value(&entry["mode"])?, 8).context("the mode is not an octal number")
 }
 
-fn text(value: &Value) -> Result<&str> {
+fn text_of_value(value: &Value) -> Result<&str> {
     value.as_str().with_context(|| format!("{value} is not a string"))
 }
 
-fn file(name: &str) -> Result<Value> {
-    let path = in_repository("tests/clients/recorded").join(name);
+fn read_recorded_json(name: &str) -> Result<Value> {
+    let path = path_in_repository("tests/clients/recorded").join(name);
     let text = fs::read(&path).with_context(|| format!("{path:?}"))?;
     serde_json::from_slice(&text).with_context(|| format!("{path:?}"))
 }
@@ -140,28 +152,30 @@ mod tests {
     use sha2::{Digest as _, Sha256};
 
     use super::*;
-    use crate::client::signature;
+    use crate::client::sign_body;
 
     #[test]
     fn every_recorded_request_is_reproduced_byte_for_byte() {
-        let recorded = RecordedCli::read().unwrap();
+        let recorded = CliRecording::read_recording().unwrap();
         let key = recorded.requests["payload_secret"].as_str().unwrap().trim();
         let variables = RequestVariables {
-            repository: text(&recorded.requests["repository"]).unwrap().to_owned(),
+            repository: text_of_value(&recorded.requests["repository"])
+                .unwrap()
+                .to_owned(),
             mtime: recorded.requests["mtime"].as_u64().unwrap(),
             dockerfile: None,
         };
         let mut checked = 0;
-        for command in recorded.commands() {
+        for command in recorded.recorded_commands() {
             for send in command["sends"].as_array().unwrap() {
                 if send["path"] != "/build" {
                     continue;
                 }
-                let tar = recorded.tar(send, &variables).unwrap();
+                let tar = recorded.build_request_body(send, &variables).unwrap();
                 assert_eq!(Some(tar.len() as u64), send["size"].as_u64(), "{command}");
                 assert_eq!(hex::encode(Sha256::digest(&tar)), send["sha256"], "{command}");
                 assert_eq!(
-                    signature(key.as_bytes(), &tar).unwrap(),
+                    sign_body(key.as_bytes(), &tar).unwrap(),
                     send["signature"],
                     "{command}"
                 );

@@ -5,21 +5,21 @@ use base64::Engine as _;
 use serde_json::Value;
 use slipway_stack::Stack;
 
-const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
+const ACCEPTED_MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// A manifest with its digest.
 #[derive(Debug, Clone)]
-pub struct Manifest {
+pub struct ManifestWithDigest {
     /// The manifest's digest, `sha256:…`, as the registry reports it.
     pub digest: String,
     /// The manifest's JSON.
     pub body: Value,
 }
 
-impl Manifest {
+impl ManifestWithDigest {
     /// Returns the digests of the manifest's layers, lowest first.
-    pub fn layers(&self) -> Vec<String> {
+    pub fn layer_digests(&self) -> Vec<String> {
         let layers = self.body["layers"].as_array();
         layers
             .into_iter()
@@ -31,13 +31,13 @@ impl Manifest {
 
 /// A client of a registry.
 #[derive(Debug, Clone)]
-pub struct Registry {
+pub struct RegistryClient {
     host: String,
     credentials: Option<(String, String)>,
     http: reqwest::Client,
 }
 
-impl Registry {
+impl RegistryClient {
     /// Returns a client of this stack's registry.
     pub fn for_stack(stack: &Stack) -> Result<Self> {
         let registry = &stack.registry;
@@ -50,9 +50,13 @@ impl Registry {
     }
 
     /// Returns the manifest with this tag or digest, or `None` if there is none.
-    pub async fn manifest(&self, repository: &str, reference: &str) -> Result<Option<Manifest>> {
+    pub async fn get_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+    ) -> Result<Option<ManifestWithDigest>> {
         let url = format!("http://{}/v2/{repository}/manifests/{reference}", self.host);
-        let response = self.get(&url).await?;
+        let response = self.get_authorized(&url).await?;
         match response.status().as_u16() {
             200 => {
                 let digest = response
@@ -60,7 +64,7 @@ impl Registry {
                     .get("Docker-Content-Digest")
                     .context("no digest header")?;
                 let digest = digest.to_str()?.to_owned();
-                Ok(Some(Manifest {
+                Ok(Some(ManifestWithDigest {
                     digest,
                     body: response.json().await?,
                 }))
@@ -73,25 +77,25 @@ impl Registry {
     /// Deletes the manifest with this digest, and with it all tags that name it.
     pub async fn delete_manifest(&self, repository: &str, digest: &str) -> Result<()> {
         let url = format!("http://{}/v2/{repository}/manifests/{digest}", self.host);
-        let request = self.authorized(self.http.delete(&url));
+        let request = self.with_credentials(self.http.delete(&url));
         let response = request.send().await.with_context(|| format!("DELETE {url}"))?;
         response.error_for_status()?;
         Ok(())
     }
 
     /// Returns the JSON blob with this digest: an image's configuration, an attestation.
-    pub async fn document(&self, repository: &str, digest: &str) -> Result<Value> {
+    pub async fn get_json_blob(&self, repository: &str, digest: &str) -> Result<Value> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
-        let response = self.get(&url).await?;
+        let response = self.get_authorized(&url).await?;
         Ok(response.error_for_status()?.json().await?)
     }
 
-    async fn get(&self, url: &str) -> Result<reqwest::Response> {
-        let request = self.authorized(self.http.get(url).header("Accept", MANIFESTS));
+    async fn get_authorized(&self, url: &str) -> Result<reqwest::Response> {
+        let request = self.with_credentials(self.http.get(url).header("Accept", ACCEPTED_MANIFEST_TYPES));
         request.send().await.with_context(|| format!("GET {url}"))
     }
 
-    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+    fn with_credentials(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         match &self.credentials {
             Some((user, password)) => request.basic_auth(user, Some(password)),
             None => request,
@@ -99,9 +103,9 @@ impl Registry {
     }
 
     /// Returns the content of the blob with this digest.
-    pub async fn blob(&self, repository: &str, digest: &str) -> Result<Vec<u8>> {
+    pub async fn get_blob(&self, repository: &str, digest: &str) -> Result<Vec<u8>> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
-        let response = self.get(&url).await?.error_for_status()?;
+        let response = self.get_authorized(&url).await?.error_for_status()?;
         Ok(response.bytes().await?.to_vec())
     }
 

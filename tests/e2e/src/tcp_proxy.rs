@@ -21,7 +21,7 @@ use tokio::{
 #[derive(Debug)]
 pub struct TcpProxy {
     url: String,
-    state: watch::Sender<State>,
+    state: watch::Sender<ProxyState>,
     connections: Arc<AtomicUsize>,
     serving: JoinHandle<()>,
 }
@@ -29,39 +29,44 @@ pub struct TcpProxy {
 /// The state of the proxy. Connections from before a disconnect are dropped even if the proxy reconnects at once:
 /// `disconnects` counts up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct State {
+struct ProxyState {
     is_open: bool,
     disconnects: usize,
 }
 
 /// The address to which connections are forwarded.
 #[derive(Debug, Clone)]
-enum Target {
+enum ProxyTarget {
     Tcp(String),
     Unix(PathBuf),
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 impl TcpProxy {
     /// Starts a proxy on a loopback address to a URL with the scheme `unix`, `tcp` or `http`.
-    pub async fn to(url: &str) -> Result<Self> {
+    pub async fn start_to(url: &str) -> Result<Self> {
         let (scheme, rest) = url
             .split_once("://")
             .with_context(|| format!("not a URL: {url}"))?;
         let (scheme, target) = match scheme {
-            "unix" => ("tcp", Target::Unix(Path::new(rest).to_owned())),
-            _ => (scheme, Target::Tcp(rest.trim_end_matches('/').to_owned())),
+            "unix" => ("tcp", ProxyTarget::Unix(Path::new(rest).to_owned())),
+            _ => (scheme, ProxyTarget::Tcp(rest.trim_end_matches('/').to_owned())),
         };
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let url = format!("{scheme}://{}", listener.local_addr()?);
-        let state = watch::Sender::new(State {
+        let state = watch::Sender::new(ProxyState {
             is_open: true,
             disconnects: 0,
         });
         let connections = Arc::<AtomicUsize>::default();
-        let serving = tokio::spawn(serve(listener, target, state.subscribe(), connections.clone()));
+        let serving = tokio::spawn(accept_and_forward(
+            listener,
+            target,
+            state.subscribe(),
+            connections.clone(),
+        ));
         Ok(Self {
             url,
             state,
@@ -75,8 +80,8 @@ impl TcpProxy {
         &self.url
     }
 
-    /// Drops all connections of the proxy, and new ones until [`reconnect`](Self::reconnect).
-    pub fn disconnect(&self) {
+    /// Drops all connections of the proxy, and new ones until [`accept_connections_again`](Self::accept_connections_again).
+    pub fn drop_connections(&self) {
         self.state.send_modify(|state| {
             state.is_open = false;
             state.disconnects += 1;
@@ -84,12 +89,12 @@ impl TcpProxy {
     }
 
     /// Lets the proxy forward new connections again.
-    pub fn reconnect(&self) {
+    pub fn accept_connections_again(&self) {
         self.state.send_modify(|state| state.is_open = true);
     }
 
     /// Returns the number of connections that are open through the proxy.
-    pub fn connections(&self) -> usize {
+    pub fn open_connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
@@ -100,8 +105,8 @@ impl Drop for TcpProxy {
     }
 }
 
-impl Target {
-    async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
+impl ProxyTarget {
+    async fn connect_to_target(&self) -> std::io::Result<Box<dyn ByteStream>> {
         Ok(match self {
             Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
@@ -109,10 +114,10 @@ impl Target {
     }
 }
 
-async fn serve(
+async fn accept_and_forward(
     listener: TcpListener,
-    target: Target,
-    state: watch::Receiver<State>,
+    target: ProxyTarget,
+    state: watch::Receiver<ProxyState>,
     connections: Arc<AtomicUsize>,
 ) {
     while let Ok((mut near, _)) = listener.accept().await {
@@ -121,7 +126,7 @@ async fn serve(
         tokio::spawn(async move {
             let forward = async {
                 // If the part is down, the client's connection is closed.
-                let Ok(mut far) = target.connect().await else {
+                let Ok(mut far) = target.connect_to_target().await else {
                     return;
                 };
                 connections.fetch_add(1, Ordering::SeqCst);

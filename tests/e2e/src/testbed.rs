@@ -11,38 +11,40 @@ use serde_json::json;
 use slipway_stack::Stack;
 use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::{build_context::BuildContext, client::Client, functions::Functions, registry::Registry};
+use crate::{
+    build_context::BuildContext, client::SigningClient, functions::FunctionsClient, registry::RegistryClient,
+};
 
 /// The lock on the stack's parts: shared for tests that need all parts, exclusive for tests that stop parts.
-static PARTS: RwLock<()> = RwLock::const_new(());
+static PARTS_LOCK: RwLock<()> = RwLock::const_new(());
 
 /// The longest time until a polled condition holds; a test that passes does not wait this long.
-const LIMIT: Duration = Duration::from_secs(60);
+const POLL_TIMEOUT: Duration = Duration::from_secs(60);
 
-static BUSYBOX: OnceCell<String> = OnceCell::const_new();
+static BUSYBOX_IMAGE: OnceCell<String> = OnceCell::const_new();
 
 /// The running stack and clients for it.
 pub struct Testbed {
     /// The launcher's handle of the stack.
     pub stack: Stack,
     /// A client that calls builder-fn directly.
-    pub builder: Client,
+    pub builder: SigningClient,
     /// A client of builder-fn through the gateway; it waits for the answer.
-    pub through_gateway: Client,
+    pub through_gateway: SigningClient,
     /// A client of builder-fn through the queue.
-    pub queued: Client,
+    pub queued: SigningClient,
     /// A client of the stack's registry.
-    pub registry: Registry,
+    pub registry: RegistryClient,
     /// A client of the stack's functions.
-    pub functions: Functions,
+    pub functions: FunctionsClient,
 }
 
 impl Testbed {
     /// Finds the stack named by `SLIPWAY_STACK` (default: `default`). Fails if it does not run, and names the
     /// command that starts it.
-    pub fn find() -> Result<Self> {
+    pub fn find_running_stack() -> Result<Self> {
         let name = env::var("SLIPWAY_STACK").unwrap_or_else(|_| "default".to_owned());
-        let mut stack = Stack::load(&name)
+        let mut stack = Stack::load_running(&name)
             .with_context(|| format!("reading the state of stack {name:?}"))?
             .with_context(|| {
                 format!("no stack {name:?} is running: `make test` starts one, `make up` the default one")
@@ -52,12 +54,12 @@ impl Testbed {
             stack.tools.faas_cli = fs::canonicalize(&faas_cli).with_context(|| format!("{faas_cli:?}"))?;
         }
         let key = fs::read(&stack.payload_secret).context("reading the payload secret")?;
-        let functions = Functions::for_stack(&stack)?;
+        let functions = FunctionsClient::for_stack(&stack)?;
         Ok(Self {
-            builder: Client::new(format!("{}/build", stack.builder_url), &key)?,
-            through_gateway: Client::new(functions.url("builder-fn"), &key)?,
-            queued: Client::new(functions.async_url("builder-fn"), &key)?,
-            registry: Registry::for_stack(&stack)?,
+            builder: SigningClient::new(format!("{}/build", stack.builder_url), &key)?,
+            through_gateway: SigningClient::new(functions.function_url("builder-fn"), &key)?,
+            queued: SigningClient::new(functions.queued_call_url("builder-fn"), &key)?,
+            registry: RegistryClient::for_stack(&stack)?,
             functions,
             stack,
         })
@@ -65,12 +67,12 @@ impl Testbed {
 
     /// Waits for the shared lock: no test stops a part while it is held.
     pub async fn share_parts(&self) -> RwLockReadGuard<'static, ()> {
-        PARTS.read().await
+        PARTS_LOCK.read().await
     }
 
     /// Waits for the exclusive lock, for tests that stop parts: no other test runs while it is held.
     pub async fn lock_parts(&self) -> RwLockWriteGuard<'static, ()> {
-        PARTS.write().await
+        PARTS_LOCK.write().await
     }
 
     /// Returns the name of an image in the stack's registry.
@@ -81,14 +83,14 @@ impl Testbed {
     /// Returns the name of an image that contains only this machine's static busybox; builder-fn builds it once a
     /// run.
     pub async fn busybox(&self) -> Result<&'static str> {
-        let name = BUSYBOX
+        let name = BUSYBOX_IMAGE
             .get_or_try_init(|| async {
                 let binary = fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
                 let image = self.image("e2e/busybox", "1");
                 let tar = BuildContext::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
-                    .file_with_mode("busybox", binary, 0o755)
-                    .tar(&json!({ "image": image }))?;
-                let reply = self.builder.post(tar).await?;
+                    .with_file_of_mode("busybox", binary, 0o755)
+                    .tar_with_config(&json!({ "image": image }))?;
+                let reply = self.builder.post_signed(tar).await?;
                 anyhow::ensure!(reply.status == 200, "building {image}: {} {}", reply.status, reply.text);
                 Ok(image)
             })
@@ -102,22 +104,23 @@ impl Testbed {
             "a build step with {command:?} {}",
             if running { "is running" } else { "has ended" }
         );
-        self.wait_until(&what, || Ok(step(command)?.is_some() == running))
+        self.wait_until_condition(&what, || Ok(step_process_folder(command)?.is_some() == running))
             .await
     }
 
     /// Ends a running step with a [`gated`](crate::build_context::gated) command: creates the file it waits for.
-    pub fn open_gate(&self, gate: &str) -> Result<()> {
-        let step = step(gate)?.with_context(|| format!("no build step with {gate:?} is running"))?;
+    pub fn open_gate_of_step(&self, gate: &str) -> Result<()> {
+        let step =
+            step_process_folder(gate)?.with_context(|| format!("no build step with {gate:?} is running"))?;
         fs::write(step.join("root").join(gate), "").with_context(|| format!("creating {gate} in {step:?}"))
     }
 
     /// Polls until a condition on another process holds, which sends no event to this one. Fails after a minute.
-    pub async fn wait_until(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
-        let end = Instant::now() + LIMIT;
+    pub async fn wait_until_condition(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + POLL_TIMEOUT;
         while !holds()? {
             if Instant::now() > end {
-                bail!("after {LIMIT:?}, this is still not the case: {what}");
+                bail!("after {POLL_TIMEOUT:?}, this is still not the case: {what}");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -127,21 +130,24 @@ impl Testbed {
     /// Returns the number of open connections to BuildKit's TCP port inside the stack: builder-fn has one for each
     /// build.
     pub fn buildkit_connections(&self) -> Result<usize> {
-        const ESTABLISHED: &str = "01";
-        const BUILDKIT_PORT: &str = ":04D2";
+        const TCP_ESTABLISHED_STATE: &str = "01";
+        const BUILDKIT_PORT_HEX: &str = ":04D2";
         let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.stack.supervisor_pid()?))?;
         let columns = table
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>());
         Ok(columns
-            .filter(|line| line.get(1).is_some_and(|local| local.ends_with(BUILDKIT_PORT)))
-            .filter(|line| line.get(3) == Some(&ESTABLISHED))
+            .filter(|line| {
+                line.get(1)
+                    .is_some_and(|local| local.ends_with(BUILDKIT_PORT_HEX))
+            })
+            .filter(|line| line.get(3) == Some(&TCP_ESTABLISHED_STATE))
             .count())
     }
 }
 
 /// Returns the folder in `/proc` of the shell that runs the build step with this command.
-fn step(command: &str) -> Result<Option<PathBuf>> {
+fn step_process_folder(command: &str) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
         // Most entries are not processes, and a process may exit while the list is read.

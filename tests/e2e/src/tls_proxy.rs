@@ -17,7 +17,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::certificates::Identity;
+use crate::certificates::CertificateWithKey;
 
 /// A running TLS proxy; it stops on drop.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct TlsProxy {
 
 impl TlsProxy {
     /// Starts a TLS proxy to an `http` URL. The certificate has to be for `localhost`.
-    pub async fn to(url: &str, identity: &Identity) -> Result<Self> {
+    pub async fn start_to(url: &str, identity: &CertificateWithKey) -> Result<Self> {
         let target = url
             .strip_prefix("http://")
             .with_context(|| format!("not an http URL: {url}"))?

@@ -30,17 +30,17 @@ use ring::{
 use serde_json::{Value, json};
 
 use crate::{
-    certificates::{Authority, Identity},
+    certificates::{CertificateAuthority, CertificateWithKey},
     testbed::Testbed,
 };
 
-const SERVICE: &str = "e2e";
-const ISSUER: &str = "e2e-tokens";
+const TOKEN_SERVICE: &str = "e2e";
+const TOKEN_ISSUER: &str = "e2e-tokens";
 
-/// The name of the user who gets tokens for [`PASSWORD`].
-pub const USER: &str = "ann";
-/// The password of [`USER`].
-pub const PASSWORD: &str = "the password of ann";
+/// The name of the user who gets tokens for [`TOKEN_USER_PASSWORD`].
+pub const TOKEN_USER: &str = "ann";
+/// The password of [`TOKEN_USER`].
+pub const TOKEN_USER_PASSWORD: &str = "the password of ann";
 /// The identity token that gets tokens without a user name.
 pub const IDENTITY_TOKEN: &str = "the identity token";
 
@@ -62,10 +62,10 @@ struct TokenServer {
 
 impl TokenRegistry {
     /// Starts the registry and its token server on the loopback address.
-    pub async fn start(testbed: &Testbed, authority: &Authority) -> Result<Self> {
+    pub async fn start(testbed: &Testbed, authority: &CertificateAuthority) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let identity = authority.issue("127.0.0.1")?;
-        let signing = Authority::self_signed("tokens")?;
+        let identity = authority.issue_certificate("127.0.0.1")?;
+        let signing = CertificateAuthority::self_signed("tokens")?;
         for (name, content) in [
             ("cert.pem", &identity.certificate),
             ("key.pem", &identity.key),
@@ -77,7 +77,10 @@ impl TokenRegistry {
         let realm = format!("http://{}/token", listener.local_addr()?);
         let tokens = Arc::new(TokenServer::new(&signing)?);
         let app = Router::new()
-            .route("/token", get(issue_for_password).post(issue_for_identity_token))
+            .route(
+                "/token",
+                get(issue_token_for_password).post(issue_token_for_identity_token),
+            )
             .with_state(tokens.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
 
@@ -89,7 +92,7 @@ impl TokenRegistry {
         let config = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {at}/data\n\
              http:\n  addr: {host}\n  tls:\n    certificate: {at}/cert.pem\n    key: {at}/key.pem\n\
-             auth:\n  token:\n    realm: {realm}\n    service: {SERVICE}\n    issuer: {ISSUER}\n    \
+             auth:\n  token:\n    realm: {realm}\n    service: {TOKEN_SERVICE}\n    issuer: {TOKEN_ISSUER}\n    \
              rootcertbundle: {at}/tokens.pem\n"
         );
         fs::write(dir.path().join("registry.yml"), config)?;
@@ -119,7 +122,7 @@ impl TokenRegistry {
     }
 
     /// Returns the tokens issued since the last call, each as `SUBJECT by METHOD for SCOPE`.
-    pub fn take_issued(&self) -> Vec<String> {
+    pub fn take_issued_tokens(&self) -> Vec<String> {
         std::mem::take(&mut self.tokens.issued.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -147,7 +150,7 @@ impl Drop for TokenRegistry {
 }
 
 impl TokenServer {
-    fn new(signing: &Identity) -> Result<Self> {
+    fn new(signing: &CertificateWithKey) -> Result<Self> {
         let der = |pem: &str| -> Result<Vec<u8>> {
             let lines: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
             Ok(STANDARD.decode(lines)?)
@@ -164,10 +167,10 @@ impl TokenServer {
         })
     }
 
-    fn issue(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
+    fn issue_token(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
         let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
         issued.push(format!("{who} by {how} for {scope}"));
-        match self.token(who, scope) {
+        match self.signed_token(who, scope) {
             Ok(token) => (
                 StatusCode::OK,
                 Json(json!({ "token": token, "access_token": token, "expires_in": 300 })),
@@ -180,7 +183,7 @@ impl TokenServer {
     }
 
     /// Returns a token for the scopes, each `repository:NAME:ACTIONS`, separated by spaces.
-    fn token(&self, who: &str, scope: &str) -> Result<String> {
+    fn signed_token(&self, who: &str, scope: &str) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let access: Vec<Value> = scope
             .split_whitespace()
@@ -193,7 +196,7 @@ impl TokenServer {
             .collect();
         let header = json!({ "typ": "JWT", "alg": "ES256", "x5c": [self.certificate] });
         let claims = json!({
-            "iss": ISSUER, "sub": who, "aud": SERVICE, "exp": now + 300, "nbf": now - 10, "iat": now,
+            "iss": TOKEN_ISSUER, "sub": who, "aud": TOKEN_SERVICE, "exp": now + 300, "nbf": now - 10, "iat": now,
             "jti": now.to_string(), "access": access,
         });
         let signed = format!(
@@ -207,37 +210,42 @@ impl TokenServer {
     }
 }
 
-fn unauthorized() -> (StatusCode, Json<Value>) {
+fn unauthorized_response() -> (StatusCode, Json<Value>) {
     (StatusCode::UNAUTHORIZED, Json(json!({ "error": "no" })))
 }
 
-async fn issue_for_password(
+async fn issue_token_for_password(
     State(tokens): State<Arc<TokenServer>>,
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Value>) {
-    let expected = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    let expected = format!(
+        "Basic {}",
+        STANDARD.encode(format!("{TOKEN_USER}:{TOKEN_USER_PASSWORD}"))
+    );
     let is_good = headers
         .get("authorization")
         .is_some_and(|given| given.as_bytes() == expected.as_bytes());
     if !is_good {
-        return unauthorized();
+        return unauthorized_response();
     }
     let scopes: Vec<&str> = query
         .iter()
         .filter(|(name, _)| name == "scope")
         .map(|(_, scope)| scope.as_str())
         .collect();
-    tokens.issue(USER, "password", &scopes.join(" "))
+    tokens.issue_token(TOKEN_USER, "password", &scopes.join(" "))
 }
 
-async fn issue_for_identity_token(
+async fn issue_token_for_identity_token(
     State(tokens): State<Arc<TokenServer>>,
     Form(form): Form<HashMap<String, String>>,
 ) -> (StatusCode, Json<Value>) {
     let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
     match (field("grant_type"), field("refresh_token")) {
-        ("refresh_token", IDENTITY_TOKEN) => tokens.issue("anonymous", "identity token", field("scope")),
-        _ => unauthorized(),
+        ("refresh_token", IDENTITY_TOKEN) => {
+            tokens.issue_token("anonymous", "identity token", field("scope"))
+        }
+        _ => unauthorized_response(),
     }
 }

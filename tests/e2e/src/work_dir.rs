@@ -34,18 +34,18 @@ impl ProgramOutput {
     }
 
     /// Returns the program's standard output followed by its standard error.
-    pub fn combined(&self) -> String {
+    pub fn stdout_and_stderr(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
     }
 }
 
 /// A folder in which a client runs, with a small template in `template/small`.
 #[derive(Debug)]
-pub struct WorkDir {
+pub struct ClientFolder {
     folder: tempfile::TempDir,
 }
 
-impl WorkDir {
+impl ClientFolder {
     /// Creates a folder that contains only the template. `base` is the stack's busybox image: functions of the
     /// template serve their handler's files.
     pub fn new(base: &str) -> Result<Self> {
@@ -65,7 +65,7 @@ impl WorkDir {
             ),
             ("template/small/function/index.html", "new"),
         ] {
-            work_dir.write(path, text)?;
+            work_dir.write_file(path, text)?;
         }
         Ok(work_dir)
     }
@@ -76,7 +76,7 @@ impl WorkDir {
     }
 
     /// Writes a file, and creates its parent folders.
-    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
+    pub fn write_file(&self, path: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.path().join(path);
         fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
         fs::write(&path, content)?;
@@ -84,13 +84,13 @@ impl WorkDir {
     }
 
     /// Writes a build context to the folder `name`; returns its path.
-    pub fn context(&self, name: &str, source: &BuildContext) -> Result<PathBuf> {
-        source.extract(&self.path().join(name))
+    pub fn write_build_context(&self, name: &str, source: &BuildContext) -> Result<PathBuf> {
+        source.write_to_folder(&self.path().join(name))
     }
 
     /// Runs a program in this folder, with the test's environment except the variables below, and with
     /// `environment`.
-    pub fn run(
+    pub fn run_program(
         &self,
         program: impl AsRef<OsStr>,
         arguments: &[&str],
@@ -137,13 +137,13 @@ impl WorkDir {
     }
 
     /// Runs the stack's faas-cli, logged in to the stack's gateway.
-    pub async fn faas_cli(
+    pub async fn run_faas_cli(
         &self,
         testbed: &Testbed,
         arguments: &[&str],
         input: &[u8],
     ) -> Result<ProgramOutput> {
-        let login = testbed.stack.login().await?;
+        let login = testbed.stack.login_with_faas_cli().await?;
         let environment = [
             (
                 "OPENFAAS_CONFIG",
@@ -151,11 +151,11 @@ impl WorkDir {
             ),
             ("OPENFAAS_URL", testbed.stack.gateway.url.as_str()),
         ];
-        self.run(&testbed.stack.tools.faas_cli, arguments, &environment, input)
+        self.run_program(&testbed.stack.tools.faas_cli, arguments, &environment, input)
     }
 }
 
 /// Returns a path inside this repository.
-pub fn in_repository(path: &str) -> PathBuf {
+pub fn path_in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }

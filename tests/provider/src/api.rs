@@ -17,44 +17,47 @@ use axum::{
     routing::{any, get, post},
 };
 
-pub(crate) use self::auth::Credentials;
+pub(crate) use self::auth::ApiCredentials;
 use crate::{
-    functions::Functions,
-    proxy::{self, Proxy},
+    functions::FunctionStore,
+    proxy::{self, FunctionProxy},
 };
 
 /// The longest body of a request to the API, in bytes. Calls of functions have no limit.
-const BODY_LIMIT: usize = 4 << 20;
+const API_BODY_MAX_BYTES: usize = 4 << 20;
 
 /// Creates the router with all routes of the provider. Those under `/system` require credentials; functions
 /// can be called without.
-pub(crate) fn router(functions: Functions, credentials: Credentials) -> Router {
+pub(crate) fn create_router(functions: FunctionStore, credentials: ApiCredentials) -> Router {
     let proxy = Router::new()
-        .route("/function/{*rest}", any(proxy::call))
+        .route("/function/{*rest}", any(proxy::proxy_call))
         .layer(DefaultBodyLimit::disable())
-        .with_state(Proxy::new(functions.clone()));
+        .with_state(FunctionProxy::new(functions.clone()));
     let system = Router::new()
         .route(
             "/system/functions",
-            get(functions::list)
-                .post(functions::create)
-                .put(functions::update)
-                .delete(functions::delete),
+            get(functions::list_functions)
+                .post(functions::create_function)
+                .put(functions::update_function)
+                .delete(functions::delete_function),
         )
-        .route("/system/function/{name}", get(functions::read))
-        .route("/system/scale-function/{name}", post(scale::scale))
-        .route("/system/info", get(info::info))
+        .route("/system/function/{name}", get(functions::read_function))
+        .route("/system/scale-function/{name}", post(scale::scale_function))
+        .route("/system/info", get(info::answer_info))
         .route(
             "/system/secrets",
-            get(secrets::list)
-                .post(secrets::set)
-                .put(secrets::set)
-                .delete(secrets::delete),
+            get(secrets::list_secrets)
+                .post(secrets::set_secret)
+                .put(secrets::set_secret)
+                .delete(secrets::delete_secret),
         )
-        .route("/system/logs", get(logs::logs))
-        .route("/system/namespaces", get(namespaces::list))
-        .route("/system/namespace/{name}", get(namespaces::not_implemented))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .route("/system/logs", get(logs::answer_logs))
+        .route("/system/namespaces", get(namespaces::list_namespaces))
+        .route(
+            "/system/namespace/{name}",
+            get(namespaces::answer_not_implemented),
+        )
+        .layer(DefaultBodyLimit::max(API_BODY_MAX_BYTES))
         .with_state(functions)
         .layer(middleware::from_fn_with_state(
             credentials,
@@ -62,7 +65,7 @@ pub(crate) fn router(functions: Functions, credentials: Credentials) -> Router {
         ));
     Router::new()
         .route("/healthz", get(async || ()))
-        .route("/api/v1/query", get(invocations::empty_result))
+        .route("/api/v1/query", get(invocations::answer_empty_invocations))
         .merge(proxy)
         .merge(system)
 }

@@ -13,16 +13,16 @@ use tokio::sync::watch;
 
 /// The address of a function's running instance, with the number of its calls in progress.
 #[derive(Debug, Default)]
-pub(crate) struct Backend {
+pub(crate) struct FunctionBackend {
     address: RwLock<Option<SocketAddr>>,
     calls: watch::Sender<usize>,
 }
 
 /// A guard for a call in progress; dropping it ends the call.
 #[derive(Debug)]
-pub(crate) struct CallGuard(Arc<Backend>);
+pub(crate) struct CallGuard(Arc<FunctionBackend>);
 
-impl Backend {
+impl FunctionBackend {
     pub(crate) fn set_address(&self, address: Option<SocketAddr>) {
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
     }
@@ -38,7 +38,7 @@ impl Backend {
     }
 
     /// Waits until no call of the instance is in progress.
-    pub(crate) async fn idle(&self) {
+    pub(crate) async fn wait_until_idle(&self) {
         // This fails only if the sender is dropped, and `self` holds the sender.
         let _ = self.calls.subscribe().wait_for(|calls| *calls == 0).await;
     }
@@ -58,8 +58,8 @@ mod tests {
 
     #[test]
     fn a_backend_is_idle_when_its_last_call_has_ended() {
-        let backend = Arc::new(Backend::default());
-        let is_idle = || backend.idle().now_or_never().is_some();
+        let backend = Arc::new(FunctionBackend::default());
+        let is_idle = || backend.wait_until_idle().now_or_never().is_some();
         assert!(is_idle());
         let (first, second) = (backend.begin_call(), backend.begin_call());
         drop(first);

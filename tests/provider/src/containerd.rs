@@ -25,13 +25,13 @@ use tonic::{
 
 pub(crate) use self::{
     containers::{Container, NewContainer},
-    tasks::{Exit, TaskState},
+    tasks::{TaskExit, TaskState},
     transfer::{PullSource, platform},
 };
-use crate::error::{ContainerdStatus, Error};
+use crate::error::{ContainerdStatus, ProviderError};
 
 /// The timeout of a short call to containerd, such as a look-up or a start.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+const SHORT_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to containerd, which reconnects by itself.
 #[derive(Clone, Debug)]
@@ -42,13 +42,14 @@ pub(crate) struct Containerd {
 
 impl Containerd {
     /// Connects to containerd's socket.
-    pub(crate) async fn connect(socket: &Path, snapshotter: &str) -> Result<Self, Error> {
-        let channel = containerd_client::connect(socket)
-            .await
-            .map_err(|source| Error::Unreachable {
-                socket: socket.display().to_string(),
-                source,
-            })?;
+    pub(crate) async fn connect(socket: &Path, snapshotter: &str) -> Result<Self, ProviderError> {
+        let channel =
+            containerd_client::connect(socket)
+                .await
+                .map_err(|source| ProviderError::Unreachable {
+                    socket: socket.display().to_string(),
+                    source,
+                })?;
         Ok(Self {
             channel,
             snapshotter: snapshotter.to_owned(),
@@ -56,8 +57,8 @@ impl Containerd {
     }
 
     /// Creates a client for one of containerd's namespaces, on the same connection.
-    pub(crate) fn namespace_client(&self, namespace: &str) -> Result<NamespaceClient, Error> {
-        let header = namespace.parse().map_err(|_| Error::NamespaceInvalid)?;
+    pub(crate) fn namespace_client(&self, namespace: &str) -> Result<NamespaceClient, ProviderError> {
+        let header = namespace.parse().map_err(|_| ProviderError::NamespaceInvalid)?;
         Ok(NamespaceClient {
             containerd: self.clone(),
             namespace: namespace.to_owned(),
@@ -90,7 +91,7 @@ impl NamespaceClient {
         self.containerd.snapshotter.clone()
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    fn request_in_namespace<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request
             .metadata_mut()
@@ -103,14 +104,14 @@ impl NamespaceClient {
 }
 
 /// Awaits a short call to containerd, up to the timeout; an error names the operation and its subject.
-async fn call<T>(
+async fn await_short_call<T>(
     operation: &'static str,
     subject: &str,
     answer: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Error> {
-    let answer = tokio::time::timeout(CALL_TIMEOUT, answer).await;
+) -> Result<T, ProviderError> {
+    let answer = tokio::time::timeout(SHORT_CALL_TIMEOUT, answer).await;
     let answer = answer.unwrap_or_else(|_| {
-        let seconds = CALL_TIMEOUT.as_secs();
+        let seconds = SHORT_CALL_TIMEOUT.as_secs();
         Err(Status::deadline_exceeded(format!("no answer within {seconds} s")))
     });
     answer
@@ -118,9 +119,9 @@ async fn call<T>(
         .map_err(containerd_error(operation, subject))
 }
 
-fn containerd_error(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Error {
+fn containerd_error(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> ProviderError {
     let subject = subject.to_owned();
-    move |source| Error::Containerd {
+    move |source| ProviderError::Containerd {
         operation,
         subject,
         source: ContainerdStatus::new(source),
@@ -128,16 +129,16 @@ fn containerd_error(operation: &'static str, subject: &str) -> impl FnOnce(Statu
 }
 
 /// Converts containerd's answer "not found" to success, for removals.
-fn ignore_not_found<T: Default>(answer: Result<T, Error>) -> Result<T, Error> {
+fn not_found_as_success<T: Default>(answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
     match answer {
         Err(error) if error.is_not_found() => Ok(T::default()),
         answer => answer,
     }
 }
 
-fn already_exists(error: &Error) -> bool {
-    matches!(error, Error::Containerd { source, .. } if source.code() == Code::AlreadyExists)
+fn is_already_exists(error: &ProviderError) -> bool {
+    matches!(error, ProviderError::Containerd { source, .. } if source.code() == Code::AlreadyExists)
 }
 
 /// The mounts of a root file system, as containerd's snapshotters describe them.
-pub(crate) type Mounts = Vec<Mount>;
+pub(crate) type SnapshotMounts = Vec<Mount>;

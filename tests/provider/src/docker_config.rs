@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The key of Docker Hub's credentials in a Docker `config.json`, and the host that they are for.
 const DOCKER_HUB_KEY: &str = "index.docker.io";
@@ -14,25 +14,25 @@ const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 /// The credentials of registries by host, from a Docker `config.json`; empty without a file.
 #[derive(Clone, Default)]
 pub(crate) struct DockerConfig {
-    by_host: Arc<HashMap<String, Credentials>>,
+    by_host: Arc<HashMap<String, RegistryCredentials>>,
 }
 
 /// The credentials for one image registry.
 #[derive(Clone, Eq, PartialEq)]
-pub(crate) enum Credentials {
+pub(crate) enum RegistryCredentials {
     Password { user: String, password: String },
     IdentityToken(String),
 }
 
 #[derive(Deserialize)]
-struct File {
+struct DockerConfigFile {
     #[serde(default)]
-    auths: HashMap<String, Entry>,
+    auths: HashMap<String, AuthEntry>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Entry {
+struct AuthEntry {
     auth: String,
     username: String,
     password: String,
@@ -41,14 +41,16 @@ struct Entry {
 
 impl DockerConfig {
     /// Reads the current content of a Docker `config.json`.
-    pub(crate) async fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = tokio::fs::read(path).await.map_err(Error::io("read", path))?;
-        Self::parse(&bytes)
+    pub(crate) async fn read_file(path: &Path) -> Result<Self, ProviderError> {
+        let bytes = tokio::fs::read(path)
+            .await
+            .map_err(ProviderError::io_error("read", path))?;
+        Self::parse_config(&bytes)
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let file: File = serde_json::from_slice(bytes).map_err(|error| {
-            Error::Invalid(format!(
+    fn parse_config(bytes: &[u8]) -> Result<Self, ProviderError> {
+        let file: DockerConfigFile = serde_json::from_slice(bytes).map_err(|error| {
+            ProviderError::Invalid(format!(
                 "registry_config: not valid JSON at line {}",
                 error.line()
             ))
@@ -56,7 +58,7 @@ impl DockerConfig {
         let mut by_host = HashMap::new();
         for (key, entry) in file.auths {
             if let Some(credentials) = entry.credentials() {
-                by_host.insert(host_of(&key).to_owned(), credentials);
+                by_host.insert(registry_host_of_key(&key).to_owned(), credentials);
             }
         }
         Ok(Self {
@@ -65,7 +67,7 @@ impl DockerConfig {
     }
 
     /// Returns the credentials for a registry's host.
-    pub(crate) fn for_host(&self, host: &str) -> Option<Credentials> {
+    pub(crate) fn credentials_for_host(&self, host: &str) -> Option<RegistryCredentials> {
         let key = if host == DOCKER_HUB_HOST {
             DOCKER_HUB_KEY
         } else {
@@ -75,20 +77,20 @@ impl DockerConfig {
     }
 }
 
-impl Entry {
-    fn credentials(self) -> Option<Credentials> {
+impl AuthEntry {
+    fn credentials(self) -> Option<RegistryCredentials> {
         if !self.identitytoken.is_empty() {
-            return Some(Credentials::IdentityToken(self.identitytoken));
+            return Some(RegistryCredentials::IdentityToken(self.identitytoken));
         }
         if !self.username.is_empty() {
-            return Some(Credentials::Password {
+            return Some(RegistryCredentials::Password {
                 user: self.username,
                 password: self.password,
             });
         }
         let decoded = String::from_utf8(STANDARD.decode(self.auth.trim()).ok()?).ok()?;
         let (user, password) = decoded.split_once(':')?;
-        Some(Credentials::Password {
+        Some(RegistryCredentials::Password {
             user: user.to_owned(),
             password: password.to_owned(),
         })
@@ -96,7 +98,7 @@ impl Entry {
 }
 
 /// Returns the registry host in a key of the Docker `config.json`, which is a host or a URL.
-fn host_of(key: &str) -> &str {
+fn registry_host_of_key(key: &str) -> &str {
     let key = key.trim_start_matches("https://").trim_start_matches("http://");
     key.split('/').next().unwrap_or(key)
 }
@@ -109,7 +111,7 @@ impl fmt::Debug for DockerConfig {
     }
 }
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for RegistryCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credentials(…)")
     }
@@ -119,42 +121,48 @@ impl fmt::Debug for Credentials {
 mod tests {
     use super::*;
 
-    fn config(text: &str) -> DockerConfig {
-        DockerConfig::parse(text.as_bytes()).unwrap()
+    fn parse_test_config(text: &str) -> DockerConfig {
+        DockerConfig::parse_config(text.as_bytes()).unwrap()
     }
 
     #[test]
     fn a_password_is_found_by_host_for_every_form_of_the_key() {
-        let password = Credentials::Password {
+        let password = RegistryCredentials::Password {
             user: "me".into(),
             password: "a:b".into(),
         };
         for key in ["reg:5000", "http://reg:5000", "https://reg:5000/v2/"] {
-            let config = config(&format!(r#"{{"auths":{{"{key}":{{"auth":"bWU6YTpi"}}}}}}"#));
-            assert!(config.for_host("reg:5000").unwrap() == password, "{key}");
+            let config = parse_test_config(&format!(r#"{{"auths":{{"{key}":{{"auth":"bWU6YTpi"}}}}}}"#));
+            assert!(
+                config.credentials_for_host("reg:5000").unwrap() == password,
+                "{key}"
+            );
         }
     }
 
     #[test]
     fn docker_hubs_credentials_are_found_under_its_old_name() {
-        let config = config(r#"{"auths":{"https://index.docker.io/v1/":{"identitytoken":"t"}}}"#);
-        assert!(config.for_host("registry-1.docker.io").unwrap() == Credentials::IdentityToken("t".into()));
+        let config = parse_test_config(r#"{"auths":{"https://index.docker.io/v1/":{"identitytoken":"t"}}}"#);
+        assert!(
+            config.credentials_for_host("registry-1.docker.io").unwrap()
+                == RegistryCredentials::IdentityToken("t".into())
+        );
     }
 
     #[test]
     fn an_unknown_host_has_no_credentials() {
         assert!(
-            config(r#"{"auths":{"a":{}},"credsStore":"x"}"#)
-                .for_host("a")
+            parse_test_config(r#"{"auths":{"a":{}},"credsStore":"x"}"#)
+                .credentials_for_host("a")
                 .is_none()
         );
-        assert!(config("{}").for_host("b").is_none());
+        assert!(parse_test_config("{}").credentials_for_host("b").is_none());
     }
 
     #[test]
     fn debug_output_has_no_secret() {
-        let config = config(r#"{"auths":{"a":{"username":"u","password":"secret"}}}"#);
-        let printed = format!("{config:?} {:?}", config.for_host("a"));
+        let config = parse_test_config(r#"{"auths":{"a":{"username":"u","password":"secret"}}}"#);
+        let printed = format!("{config:?} {:?}", config.credentials_for_host("a"));
         assert!(!printed.contains("secret"), "{printed}");
     }
 }

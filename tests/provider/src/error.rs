@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 
 /// An error of the provider, with the operation and its subject.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ProviderError {
     /// The function does not exist.
     #[error("service {0} not found")]
     FunctionNotFound(String),
@@ -118,8 +118,8 @@ pub enum Error {
     Stopping,
 }
 
-impl Error {
-    pub(crate) fn io(
+impl ProviderError {
+    pub(crate) fn io_error(
         operation: &'static str,
         path: impl AsRef<std::path::Path>,
     ) -> impl FnOnce(io::Error) -> Self {

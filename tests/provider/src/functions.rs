@@ -1,7 +1,7 @@
 //! The provider's functions on this machine, and the operations on them.
 //!
 //! The state of a function is stored with its containers in containerd, so that a restarted provider finds it
-//! again ([`restore`]). An operation runs to completion even if its caller disconnects, and operations on one
+//! again ([`restore_functions`]). An operation runs to completion even if its caller disconnects, and operations on one
 //! function run one after the other.
 
 mod deferred;
@@ -21,42 +21,42 @@ use jiff::Timestamp;
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::restore::remove_everything;
+pub(crate) use self::restore::remove_all_functions;
 use self::{
     deferred::Rollout,
-    deploy::{ContainerStage, LABEL_REPLICAS, LABEL_STAGE},
-    instance::{Instance, InstanceContext, Status, StoredFunction},
+    deploy::{ContainerStage, REPLICAS_LABEL, STAGE_LABEL},
+    instance::{Instance, InstanceContext, InstanceStatus, StoredFunction},
 };
 use crate::{
-    backend::{Backend, CallGuard},
+    backend::{CallGuard, FunctionBackend},
     containerd::{Containerd, NamespaceClient},
-    error::Error,
+    error::ProviderError,
     hosts,
-    image::Puller,
+    image::ImagePuller,
     key::FunctionKey,
-    logs::Logs,
+    logs::LogStore,
     model::{FunctionDeployment, FunctionStatus},
-    network::Network,
+    network::FunctionNetwork,
     scratch::ScratchDirectories,
-    secrets::Secrets,
-    settings::{Settings, UpdateStrategy},
+    secrets::SecretStore,
+    settings::{ProviderSettings, UpdateStrategy},
 };
 
 /// The pauses between attempts to remove a replaced instance after containerd failed, in seconds.
-const RETIRE_BACKOFFS: [u64; 6] = [1, 2, 4, 8, 16, 32];
+const RETIRE_BACKOFF_SECONDS: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
 /// All functions of the provider, with the operations on them; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Functions(Arc<Inner>);
+pub(crate) struct FunctionStore(Arc<FunctionStoreInner>);
 
 #[derive(Debug)]
-struct Inner {
-    settings: Settings,
+struct FunctionStoreInner {
+    settings: ProviderSettings,
     containerd: Containerd,
-    network: Arc<Network>,
-    puller: Puller,
-    secrets: Secrets,
-    logs: Logs,
+    network: Arc<FunctionNetwork>,
+    puller: ImagePuller,
+    secrets: SecretStore,
+    logs: LogStore,
     scratch: ScratchDirectories,
     resolv_conf: PathBuf,
     hosts: PathBuf,
@@ -71,26 +71,28 @@ struct Inner {
 
 /// The progress of a successful update at the time of its answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Update {
+pub(crate) enum UpdateProgress {
     /// The new version has replaced the old one.
     Done,
     /// The new version will replace the old one once it listens.
     Accepted,
 }
 
-impl Functions {
+impl FunctionStore {
     /// Connects to containerd and opens the stores that functions need.
-    pub(crate) async fn open(settings: Settings) -> Result<Self, Error> {
-        let settings = settings.prepared()?;
-        let secrets = Secrets::open(settings.secrets_dir())?;
+    pub(crate) async fn open(settings: ProviderSettings) -> Result<Self, ProviderError> {
+        let settings = settings.with_directories_created()?;
+        let secrets = SecretStore::open(settings.secrets_dir())?;
         let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
-        containerd.ensure_namespace(&settings.function_namespace).await?;
-        let network = Arc::new(Network::open(&settings)?);
-        let logs = Logs::open(settings.logs_dir())?;
+        containerd
+            .create_namespace_if_missing(&settings.function_namespace)
+            .await?;
+        let network = Arc::new(FunctionNetwork::write_configuration(&settings)?);
+        let logs = LogStore::open(settings.logs_dir())?;
         let scratch = ScratchDirectories::open(settings.scratch_dir())?;
         let (resolv_conf, hosts) = hosts::write_resolver_files(&settings)?;
-        Ok(Self(Arc::new(Inner {
-            puller: Puller::new(&settings),
+        Ok(Self(Arc::new(FunctionStoreInner {
+            puller: ImagePuller::new(&settings),
             containerd,
             network,
             secrets,
@@ -106,27 +108,27 @@ impl Functions {
         })))
     }
 
-    pub(crate) fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &ProviderSettings {
         &self.0.settings
     }
 
-    pub(crate) fn secrets(&self) -> &Secrets {
+    pub(crate) fn secrets(&self) -> &SecretStore {
         &self.0.secrets
     }
 
-    pub(crate) fn logs(&self) -> &Logs {
+    pub(crate) fn logs(&self) -> &LogStore {
         &self.0.logs
     }
 
     /// Creates the bridge of the functions' network, and restores the functions of an earlier provider.
-    pub(crate) async fn restore(&self) -> Result<(), Error> {
-        self.0.network.self_test().await?;
-        restore::restore(&self.0).await
+    pub(crate) async fn restore_functions(&self) -> Result<(), ProviderError> {
+        self.0.network.connect_test_namespace().await?;
+        restore::restore_functions(&self.0).await
     }
 
     /// Returns the namespaces that functions may be in.
-    pub(crate) async fn namespaces(&self) -> Result<Vec<String>, Error> {
-        let labelled = self.0.containerd.function_namespaces().await?;
+    pub(crate) async fn namespaces(&self) -> Result<Vec<String>, ProviderError> {
+        let labelled = self.0.containerd.list_function_namespaces().await?;
         let default = &self.0.settings.function_namespace;
         let others = labelled
             .into_iter()
@@ -136,21 +138,21 @@ impl Functions {
     }
 
     /// Fails if functions may not be in this namespace.
-    pub(crate) async fn check_namespace(&self, namespace: &str) -> Result<(), Error> {
+    pub(crate) async fn check_function_namespace(&self, namespace: &str) -> Result<(), ProviderError> {
         if namespace == self.0.settings.function_namespace {
             return Ok(());
         }
-        let labelled = self.0.containerd.function_namespaces().await?;
+        let labelled = self.0.containerd.list_function_namespaces().await?;
         let valid = |(name, value): &(String, String)| name == namespace && (value == "true" || value == "1");
         if labelled.iter().any(valid) {
             Ok(())
         } else {
-            Err(Error::NamespaceInvalid)
+            Err(ProviderError::NamespaceInvalid)
         }
     }
 
     /// Returns the status of all functions in a namespace.
-    pub(crate) fn list(&self, namespace: &str) -> Vec<FunctionStatus> {
+    pub(crate) fn list_statuses(&self, namespace: &str) -> Vec<FunctionStatus> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let here = table
             .values()
@@ -159,81 +161,92 @@ impl Functions {
     }
 
     /// Returns the status of a function.
-    pub(crate) fn get(&self, key: &FunctionKey) -> Result<FunctionStatus, Error> {
-        self.0.find(key).map(|instance| self.0.status_of(&instance))
+    pub(crate) fn get_status(&self, key: &FunctionKey) -> Result<FunctionStatus, ProviderError> {
+        self.0
+            .find_instance(key)
+            .map(|instance| self.0.status_of(&instance))
     }
 
     /// Returns the backend for a call of a function, and counts the call until the guard is dropped.
-    pub(crate) fn route(&self, key: &FunctionKey) -> Option<(Arc<Backend>, CallGuard)> {
+    pub(crate) fn route_call(&self, key: &FunctionKey) -> Option<(Arc<FunctionBackend>, CallGuard)> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let backend = table.get(key)?.backend();
         Some((Arc::clone(backend), backend.begin_call()))
     }
 
     /// Creates and starts a function, without waiting until it listens.
-    pub(crate) async fn create(&self, deployment: FunctionDeployment) -> Result<(), Error> {
+    pub(crate) async fn create_function(&self, deployment: FunctionDeployment) -> Result<(), ProviderError> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
         self.0
-            .run_exclusively(key, |key| async move { inner.create(&key, &deployment).await })
+            .run_exclusively(key, |key| async move {
+                inner.create_and_start(&key, &deployment).await
+            })
             .await
     }
 
     /// Updates a function with the strategy that its new version asks for.
-    pub(crate) async fn update(&self, deployment: FunctionDeployment) -> Result<Update, Error> {
+    pub(crate) async fn update_function(
+        &self,
+        deployment: FunctionDeployment,
+    ) -> Result<UpdateProgress, ProviderError> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
         let strategy = inner.settings.strategy_for(&deployment.annotations);
         let work = move |key: FunctionKey| async move {
             match strategy {
                 UpdateStrategy::Rolling => inner.rolling_update(&key, &deployment).await,
-                UpdateStrategy::Recreate => inner.recreate(&key, &deployment).await,
-                UpdateStrategy::Deferred => inner.deferred_update(&key, deployment).await,
+                UpdateStrategy::Recreate => inner.recreate_function(&key, &deployment).await,
+                UpdateStrategy::Deferred => inner.accept_deferred_update(&key, deployment).await,
             }
         };
         self.0.run_exclusively(key, work).await?;
         Ok(match strategy {
-            UpdateStrategy::Rolling | UpdateStrategy::Recreate => Update::Done,
-            UpdateStrategy::Deferred => Update::Accepted,
+            UpdateStrategy::Rolling | UpdateStrategy::Recreate => UpdateProgress::Done,
+            UpdateStrategy::Deferred => UpdateProgress::Accepted,
         })
     }
 
     /// Deletes a function after its calls in progress have finished; it gets no new calls, and is removed when
     /// this returns.
-    pub(crate) async fn delete(&self, key: FunctionKey) -> Result<(), Error> {
+    pub(crate) async fn delete_function(&self, key: FunctionKey) -> Result<(), ProviderError> {
         let inner = Arc::clone(&self.0);
         let work = |key: FunctionKey| async move {
             inner.stop_rollout(&key).await;
-            let instance = inner.find(&key)?;
+            let instance = inner.find_instance(&key)?;
             // If removing it fails half-way, the next provider must not restore it.
-            inner.set_stage(&instance, ContainerStage::Retiring).await?;
-            inner.remove(&key);
+            inner
+                .set_container_stage(&instance, ContainerStage::Retiring)
+                .await?;
+            inner.remove_instance(&key);
             if inner.strategy_of(&instance.info().record) != UpdateStrategy::Recreate {
-                inner.drain(&instance).await;
+                inner.drain_calls(&instance).await;
             }
-            let discarded = inner.discard(&instance, inner.settings.grace_period).await;
+            let discarded = inner
+                .stop_and_remove_instance(&instance, inner.settings.grace_period)
+                .await;
             if discarded.is_err() {
-                inner.retire(instance);
+                inner.retire_in_background(instance);
             }
-            inner.logs.delete(&key);
+            inner.logs.delete_logs_of_function(&key);
             discarded
         };
         self.0.run_exclusively(key, work).await
     }
 
     /// Starts a function, or stops it if `replicas` is 0. There is at most one replica.
-    pub(crate) async fn scale(&self, key: FunctionKey, replicas: u64) -> Result<(), Error> {
+    pub(crate) async fn scale_function(&self, key: FunctionKey, replicas: u64) -> Result<(), ProviderError> {
         let inner = Arc::clone(&self.0);
         let work = move |key: FunctionKey| async move {
-            let instance = inner.find(&key)?;
+            let instance = inner.find_instance(&key)?;
             let containerd = inner.namespace_client(&key)?;
             let label = if replicas == 0 { "0" } else { "1" };
             containerd
-                .label_container(instance.id(), LABEL_REPLICAS, label)
+                .set_container_label(instance.id(), REPLICAS_LABEL, label)
                 .await?;
             match replicas {
-                0 => instance.stop(inner.settings.grace_period).await,
-                _ => instance.start().await,
+                0 => instance.stop_process(inner.settings.grace_period).await,
+                _ => instance.start_process().await,
             }
         };
         self.0.run_exclusively(key, work).await
@@ -246,8 +259,8 @@ impl Functions {
     }
 }
 
-impl Inner {
-    fn namespace_client(&self, key: &FunctionKey) -> Result<NamespaceClient, Error> {
+impl FunctionStoreInner {
+    fn namespace_client(&self, key: &FunctionKey) -> Result<NamespaceClient, ProviderError> {
         self.containerd.namespace_client(&key.namespace)
     }
 
@@ -272,15 +285,15 @@ impl Inner {
         FunctionKey::new(&deployment.service, namespace)
     }
 
-    fn find(&self, key: &FunctionKey) -> Result<Arc<Instance>, Error> {
+    fn find_instance(&self, key: &FunctionKey) -> Result<Arc<Instance>, ProviderError> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table
             .get(key)
             .cloned()
-            .ok_or_else(|| Error::FunctionNotFound(key.name.clone()))
+            .ok_or_else(|| ProviderError::FunctionNotFound(key.name.clone()))
     }
 
-    fn insert(&self, instance: Arc<Instance>) {
+    fn insert_instance(&self, instance: Arc<Instance>) {
         let key = instance.info().key.clone();
         self.table
             .write()
@@ -288,24 +301,28 @@ impl Inner {
             .insert(key, instance);
     }
 
-    fn remove(&self, key: &FunctionKey) {
+    fn remove_instance(&self, key: &FunctionKey) {
         self.table
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(key);
     }
 
-    async fn set_stage(&self, instance: &Instance, stage: ContainerStage) -> Result<(), Error> {
+    async fn set_container_stage(
+        &self,
+        instance: &Instance,
+        stage: ContainerStage,
+    ) -> Result<(), ProviderError> {
         let containerd = self.namespace_client(&instance.info().key)?;
         containerd
-            .label_container(instance.id(), LABEL_STAGE, stage.as_str())
+            .set_container_label(instance.id(), STAGE_LABEL, stage.as_str())
             .await
     }
 
     /// Waits, up to the grace period, until an instance without new calls has finished those in progress.
-    async fn drain(&self, instance: &Instance) {
+    async fn drain_calls(&self, instance: &Instance) {
         let limit = self.settings.grace_period;
-        if tokio::time::timeout(limit, instance.backend().idle())
+        if tokio::time::timeout(limit, instance.backend().wait_until_idle())
             .await
             .is_err()
         {
@@ -318,9 +335,13 @@ impl Inner {
     }
 
     /// Stops an instance of a function and removes everything that belongs to it, except its log.
-    async fn discard(&self, instance: &Instance, grace: Duration) -> Result<(), Error> {
+    async fn stop_and_remove_instance(
+        &self,
+        instance: &Instance,
+        grace: Duration,
+    ) -> Result<(), ProviderError> {
         let containerd = self.namespace_client(&instance.info().key)?;
-        instance.stop(grace).await?;
+        instance.stop_process(grace).await?;
         containerd.delete_task(instance.id()).await?;
         containerd.delete_container(instance.id()).await?;
         self.scratch.remove(instance.id());
@@ -328,12 +349,15 @@ impl Inner {
     }
 
     /// Drains and removes a replaced instance in the background, while its successor serves.
-    fn retire(self: &Arc<Self>, instance: Arc<Instance>) {
+    fn retire_in_background(self: &Arc<Self>, instance: Arc<Instance>) {
         let inner = Arc::clone(self);
         self.retiring.spawn(async move {
-            inner.drain(&instance).await;
-            for backoff in RETIRE_BACKOFFS {
-                let Err(error) = inner.discard(&instance, inner.settings.grace_period).await else {
+            inner.drain_calls(&instance).await;
+            for backoff in RETIRE_BACKOFF_SECONDS {
+                let Err(error) = inner
+                    .stop_and_remove_instance(&instance, inner.settings.grace_period)
+                    .await
+                else {
                     return;
                 };
                 tracing::warn!(
@@ -352,20 +376,20 @@ impl Inner {
 
     /// Runs an operation on a function to completion, even if the caller disconnects. Operations on one
     /// function run one after the other.
-    async fn run_exclusively<F, W>(&self, key: FunctionKey, work: W) -> Result<(), Error>
+    async fn run_exclusively<F, W>(&self, key: FunctionKey, work: W) -> Result<(), ProviderError>
     where
         W: FnOnce(FunctionKey) -> F + Send + 'static,
-        F: Future<Output = Result<(), Error>> + Send + 'static,
+        F: Future<Output = Result<(), ProviderError>> + Send + 'static,
     {
-        let lock = self.lock(&key).await;
+        let lock = self.lock_function(&key).await;
         let task = tokio::spawn(async move {
             let _lock = lock;
             work(key).await
         });
-        task.await.unwrap_or(Err(Error::Stopping))
+        task.await.unwrap_or(Err(ProviderError::Stopping))
     }
 
-    async fn lock(&self, key: &FunctionKey) -> OwnedMutexGuard<()> {
+    async fn lock_function(&self, key: &FunctionKey) -> OwnedMutexGuard<()> {
         let mutex = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(locks.entry(key.clone()).or_default())
@@ -376,11 +400,12 @@ impl Inner {
     fn status_of(&self, instance: &Instance) -> FunctionStatus {
         let info = instance.info();
         let (replicas, available) = match (self.strategy_of(&info.record), instance.status()) {
-            (_, Status::Stopped) | (UpdateStrategy::Recreate, Status::Ended(_)) => (0, 0),
-            (UpdateStrategy::Rolling | UpdateStrategy::Deferred, Status::Starting | Status::Ended(_)) => {
-                (1, 0)
-            }
-            (UpdateStrategy::Recreate, Status::Starting) | (_, Status::Listening) => (1, 1),
+            (_, InstanceStatus::Stopped) | (UpdateStrategy::Recreate, InstanceStatus::Ended(_)) => (0, 0),
+            (
+                UpdateStrategy::Rolling | UpdateStrategy::Deferred,
+                InstanceStatus::Starting | InstanceStatus::Ended(_),
+            ) => (1, 0),
+            (UpdateStrategy::Recreate, InstanceStatus::Starting) | (_, InstanceStatus::Listening) => (1, 1),
         };
         let accepted = self.accepted_version(&info.key);
         let (image, record) = accepted.unwrap_or_else(|| (info.image.clone(), info.record.clone()));

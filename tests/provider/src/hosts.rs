@@ -2,12 +2,12 @@
 
 use std::{fs, net::IpAddr, path::PathBuf};
 
-use crate::{error::Error, settings::Settings};
+use crate::{error::ProviderError, settings::ProviderSettings};
 
 /// Writes the functions' `resolv.conf` and `hosts`, and returns the paths of the two files in this order.
-pub(crate) fn write_resolver_files(settings: &Settings) -> Result<(PathBuf, PathBuf), Error> {
+pub(crate) fn write_resolver_files(settings: &ProviderSettings) -> Result<(PathBuf, PathBuf), ProviderError> {
     let servers = match settings.nameservers.as_slice() {
-        [] => outside_servers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        [] => reachable_name_servers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         given => given.to_vec(),
     };
     let resolv_conf = settings.state_dir.join("resolv.conf");
@@ -24,15 +24,15 @@ pub(crate) fn write_resolver_files(settings: &Settings) -> Result<(PathBuf, Path
         .chain(extra_lines)
         .collect();
     for (path, lines) in [(&resolv_conf, server_lines), (&hosts, host_lines)] {
-        fs::write(path, lines).map_err(Error::io("write", path))?;
+        fs::write(path, lines).map_err(ProviderError::io_error("write", path))?;
     }
-    let absolute = |path: PathBuf| fs::canonicalize(&path).map_err(Error::io("resolve", &path));
+    let absolute = |path: PathBuf| fs::canonicalize(&path).map_err(ProviderError::io_error("resolve", &path));
     Ok((absolute(resolv_conf)?, absolute(hosts)?))
 }
 
 /// Returns the name servers that a function can reach. Inside a function, a loopback address is the function
 /// itself.
-fn outside_servers(resolv_conf: &str) -> Vec<IpAddr> {
+fn reachable_name_servers(resolv_conf: &str) -> Vec<IpAddr> {
     let values = resolv_conf
         .lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"));
@@ -47,8 +47,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_name_servers_are_left_out() {
+    fn loopback_name_servers_are_left_out_of_a_functions_resolv_conf() {
         let file = "# made by hand\nnameserver 127.0.0.53\nnameserver 10.0.2.3\nsearch lan\nnameserver ::1\n";
-        assert_eq!(outside_servers(file), [IpAddr::from([10, 0, 2, 3])]);
+        assert_eq!(reachable_name_servers(file), [IpAddr::from([10, 0, 2, 3])]);
     }
 }

@@ -12,13 +12,13 @@ use tonic::Status;
 use crate::{
     containerd::{NamespaceClient, PullSource, platform},
     docker_config::DockerConfig,
-    error::{ContainerdStatus, Error},
-    settings::Settings,
+    error::{ContainerdStatus, ProviderError},
+    settings::ProviderSettings,
 };
 
 /// An image that is unpacked in containerd's store.
 #[derive(Debug)]
-pub(crate) struct Image {
+pub(crate) struct UnpackedImage {
     /// The normalised reference of the image, which is also its name in the store.
     pub(crate) name: String,
     /// The snapshot on which a container's root file system is based; empty for an image without layers.
@@ -27,22 +27,22 @@ pub(crate) struct Image {
 }
 
 /// Parses an image reference and completes it by Docker's rules: `docker.io/library/NAME:latest`.
-pub(crate) fn normalise(image: &str) -> Result<Reference, Error> {
+pub(crate) fn normalise_reference(image: &str) -> Result<Reference, ProviderError> {
     image
         .parse()
-        .map_err(|error| Error::Invalid(format!("image: {image:?}: {error}")))
+        .map_err(|error| ProviderError::Invalid(format!("image: {image:?}: {error}")))
 }
 
 /// The puller of images, which uses the configured registry credentials.
 #[derive(Clone, Debug)]
-pub(crate) struct Puller {
+pub(crate) struct ImagePuller {
     registry_config: Option<std::path::PathBuf>,
     plain_http: Vec<String>,
     limit: Duration,
 }
 
-impl Puller {
-    pub(crate) fn new(settings: &Settings) -> Self {
+impl ImagePuller {
+    pub(crate) fn new(settings: &ProviderSettings) -> Self {
         Self {
             registry_config: settings.registry_config.clone(),
             plain_http: settings.plain_http_registries.clone(),
@@ -51,14 +51,14 @@ impl Puller {
     }
 
     /// Resolves an image's reference at the registry, and pulls the content that is missing.
-    pub(crate) async fn pull(
+    pub(crate) async fn pull_image(
         &self,
         containerd: &NamespaceClient,
         reference: &Reference,
-    ) -> Result<Image, Error> {
+    ) -> Result<UnpackedImage, ProviderError> {
         let name = reference.whole();
         let credentials = match &self.registry_config {
-            Some(path) => DockerConfig::read(path).await?,
+            Some(path) => DockerConfig::read_file(path).await?,
             None => DockerConfig::default(),
         };
         let plain_http = self.plain_http.iter().any(|host| host == reference.registry());
@@ -67,11 +67,11 @@ impl Puller {
             plain_http,
             credentials: &credentials,
         };
-        match tokio::time::timeout(self.limit, containerd.pull(source)).await {
+        match tokio::time::timeout(self.limit, containerd.pull_and_unpack(source)).await {
             Ok(pulled) => pulled?,
             Err(_) => {
                 let status = Status::deadline_exceeded(format!("not done within {} s", self.limit.as_secs()));
-                return Err(Error::Pull {
+                return Err(ProviderError::Pull {
                     image: name,
                     source: ContainerdStatus::new(status),
                 });
@@ -85,39 +85,42 @@ impl Puller {
         &self,
         containerd: &NamespaceClient,
         reference: &Reference,
-    ) -> Result<Image, Error> {
+    ) -> Result<UnpackedImage, ProviderError> {
         match stored_image(containerd, reference.whole()).await {
-            Err(error) if error.is_not_found() => self.pull(containerd, reference).await,
+            Err(error) if error.is_not_found() => self.pull_image(containerd, reference).await,
             stored => stored,
         }
     }
 }
 
-async fn stored_image(containerd: &NamespaceClient, name: String) -> Result<Image, Error> {
+async fn stored_image(containerd: &NamespaceClient, name: String) -> Result<UnpackedImage, ProviderError> {
     let target = containerd.image_target(&name).await?;
     let manifest = match target.media_type.as_str() {
         "application/vnd.oci.image.index.v1+json"
         | "application/vnd.docker.distribution.manifest.list.v2+json" => {
-            let index: ImageIndex = containerd.read_json(&target.digest).await?;
-            let chosen = choose(&index, &platform().architecture).ok_or_else(|| Error::Image {
-                image: name.clone(),
-                reason: "no manifest for this machine's platform".to_owned(),
-            })?;
+            let index: ImageIndex = containerd.read_json_blob(&target.digest).await?;
+            let chosen =
+                choose_manifest(&index, &platform().architecture).ok_or_else(|| ProviderError::Image {
+                    image: name.clone(),
+                    reason: "no manifest for this machine's platform".to_owned(),
+                })?;
             chosen.digest().to_string()
         }
         _ => target.digest,
     };
-    let manifest: ImageManifest = containerd.read_json(&manifest).await?;
-    let config: ImageConfiguration = containerd.read_json(manifest.config().digest().as_ref()).await?;
+    let manifest: ImageManifest = containerd.read_json_blob(&manifest).await?;
+    let config: ImageConfiguration = containerd
+        .read_json_blob(manifest.config().digest().as_ref())
+        .await?;
     let top_snapshot = chain_id(config.rootfs().diff_ids());
-    Ok(Image {
+    Ok(UnpackedImage {
         name,
         top_snapshot,
         config,
     })
 }
 
-fn choose<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descriptor> {
+fn choose_manifest<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descriptor> {
     let is_manifest = |descriptor: &&Descriptor| {
         matches!(descriptor.media_type(), MediaType::ImageManifest)
             || descriptor.media_type().to_string() == "application/vnd.docker.distribution.manifest.v2+json"
@@ -148,20 +151,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_normalised() {
+    fn image_references_are_completed_as_docker_does() {
         assert_eq!(
-            normalise("hello").unwrap().whole(),
+            normalise_reference("hello").unwrap().whole(),
             "docker.io/library/hello:latest"
         );
-        assert_eq!(normalise("reg:5000/a/b:1").unwrap().whole(), "reg:5000/a/b:1");
+        assert_eq!(
+            normalise_reference("reg:5000/a/b:1").unwrap().whole(),
+            "reg:5000/a/b:1"
+        );
         let pinned = format!("10.63.1.2:5000/hello@sha256:{}", "a".repeat(64));
-        assert_eq!(normalise(&pinned).unwrap().whole(), pinned);
-        assert_eq!(normalise(&pinned).unwrap().registry(), "10.63.1.2:5000");
-        assert!(normalise("Not An Image").is_err());
+        assert_eq!(normalise_reference(&pinned).unwrap().whole(), pinned);
+        assert_eq!(normalise_reference(&pinned).unwrap().registry(), "10.63.1.2:5000");
+        assert!(normalise_reference("Not An Image").is_err());
     }
 
     #[test]
-    fn chain_ids_match_the_specification() {
+    fn chain_ids_of_layers_match_the_image_specification() {
         assert_eq!(chain_id(&[]), "");
         assert_eq!(chain_id(&["sha256:aa".into()]), "sha256:aa");
         // printf 'sha256:aa sha256:bb' | sha256sum
@@ -172,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn attestations_in_an_index_are_ignored() {
+    fn attestations_in_an_image_index_are_ignored() {
         let index = serde_json::json!({"schemaVersion": 2, "manifests": [
             {"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 1,
              "digest": format!("sha256:{}", "1".repeat(64)),
@@ -182,12 +188,12 @@ mod tests {
              "platform": {"os": "linux", "architecture": "amd64"}}]});
         let index: ImageIndex = serde_json::from_value(index).unwrap();
         assert!(
-            choose(&index, "amd64")
+            choose_manifest(&index, "amd64")
                 .unwrap()
                 .digest()
                 .to_string()
                 .contains("222")
         );
-        assert!(choose(&index, "s390x").is_none());
+        assert!(choose_manifest(&index, "s390x").is_none());
     }
 }

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The longest name of a function, in characters. A container's id is made from it and has at most 76
 /// characters.
-const MAX_NAME: usize = 63;
+const FUNCTION_NAME_MAX_CHARS: usize = 63;
 
 /// The name and namespace that identify a function.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -33,19 +33,19 @@ impl FunctionKey {
 
     /// Fails if the function's name is not a valid identifier for containerd, or has a dot, which separates
     /// name and namespace.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check_name(&self) -> Result<(), ProviderError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
         let name = &self.name;
-        let ok = name.len() <= MAX_NAME
+        let ok = name.len() <= FUNCTION_NAME_MAX_CHARS
             && name.chars().all(allowed)
             && edge(name.chars().next())
             && edge(name.chars().last())
             && !["--", "__", "-_", "_-"].iter().any(|pair| name.contains(pair));
         match ok {
             true => Ok(()),
-            false => Err(Error::Invalid(format!(
-                "service: {name:?} is not a valid function name; use at most {MAX_NAME} letters, digits, and single - or _ \
+            false => Err(ProviderError::Invalid(format!(
+                "service: {name:?} is not a valid function name; use at most {FUNCTION_NAME_MAX_CHARS} letters, digits, and single - or _ \
                  between them"
             ))),
         }
@@ -79,12 +79,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_containerd_would_reject_are_rejected() {
+    fn function_names_that_containerd_would_reject_are_rejected() {
         for name in ["hello", "hello-world", "h2", "Under_score"] {
-            assert!(FunctionKey::new(name, "n").check().is_ok(), "{name}");
+            assert!(FunctionKey::new(name, "n").check_name().is_ok(), "{name}");
         }
         for name in ["", "-a", "a-", "a--b", "a.b", "a/b", "..", &"a".repeat(64)] {
-            assert!(FunctionKey::new(name, "n").check().is_err(), "{name}");
+            assert!(FunctionKey::new(name, "n").check_name().is_err(), "{name}");
         }
     }
 }

@@ -32,8 +32,8 @@ mod spec;
 mod unique;
 
 pub use self::{
-    error::Error,
-    logs::collect,
-    server::{remove_everything, serve},
-    settings::Settings,
+    error::ProviderError,
+    logs::collect_output,
+    server::{remove_all_functions_and_network, serve_api_until_stopped},
+    settings::ProviderSettings,
 };

@@ -18,25 +18,25 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time::Instant};
 
-pub use self::collect::collect;
+pub use self::collect::collect_output;
 use self::{follow::DirectoryWatch, read::LogReader};
-use crate::{error::Error, key::FunctionKey};
+use crate::{error::ProviderError, key::FunctionKey};
 
 /// The number of instances of a function whose logs are kept.
-const INSTANCES: usize = 5;
+const KEPT_INSTANCE_LOGS: usize = 5;
 
 /// A line of a function's output, as stored in a log file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct LogRecord {
     timestamp: Timestamp,
-    stream: Stream,
+    stream: OutputStream,
     text: String,
 }
 
 /// The output stream that a line was written to.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Stream {
+enum OutputStream {
     Stdout,
     Stderr,
 }
@@ -67,52 +67,57 @@ pub(crate) struct LogQuery {
 
 /// The store of the logs of all functions.
 #[derive(Clone, Debug)]
-pub(crate) struct Logs {
+pub(crate) struct LogStore {
     root: PathBuf,
     /// The path of this program, whose `collect` command writes the logs.
     program: PathBuf,
 }
 
-impl Logs {
+impl LogStore {
     /// Opens the directory with the functions' logs; creates the directory if it does not exist.
-    pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
-        fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
-        let root = root.canonicalize().map_err(Error::io("resolve", &root))?;
-        let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+    pub(crate) fn open(root: PathBuf) -> Result<Self, ProviderError> {
+        fs::create_dir_all(&root).map_err(ProviderError::io_error("create", &root))?;
+        let root = root
+            .canonicalize()
+            .map_err(ProviderError::io_error("resolve", &root))?;
+        let program = std::env::current_exe().map_err(ProviderError::io_error("find", "this program"))?;
         Ok(Self { root, program })
     }
 
     /// Returns the URI to which containerd's shim sends the output of a function's instance: a program to
     /// run.
     pub(crate) fn sink_uri(&self, function: &FunctionKey) -> String {
-        let directory = escaped(&self.directory(function));
-        format!("binary://{}?collect={directory}", escaped(&self.program))
+        let directory = percent_encoded_path(&self.directory_of_function(function));
+        format!(
+            "binary://{}?collect={directory}",
+            percent_encoded_path(&self.program)
+        )
     }
 
     /// Removes the oldest logs of a function, so that one more instance's log fits the limit.
-    pub(crate) fn prune(&self, function: &FunctionKey) {
-        let mut files = read::log_files(&self.directory(function));
+    pub(crate) fn remove_oldest_logs(&self, function: &FunctionKey) {
+        let mut files = read::list_log_files(&self.directory_of_function(function));
         // The names of later instances sort after those of earlier ones.
         files.sort_unstable();
-        let too_many = (files.len() + 1).saturating_sub(INSTANCES);
+        let too_many = (files.len() + 1).saturating_sub(KEPT_INSTANCE_LOGS);
         for path in &files[..too_many] {
             let _ = fs::remove_file(path);
-            let _ = fs::remove_file(read::rotated(path));
+            let _ = fs::remove_file(read::rotated_file_path(path));
         }
     }
 
     /// Deletes all logs of a function.
-    pub(crate) fn delete(&self, function: &FunctionKey) {
-        let _ = fs::remove_dir_all(self.directory(function));
+    pub(crate) fn delete_logs_of_function(&self, function: &FunctionKey) {
+        let _ = fs::remove_dir_all(self.directory_of_function(function));
     }
 
     /// Returns a channel of the log lines that a query selects. It ends after the last line, or, if the query
     /// follows the log, at the deadline or when the receiver is dropped.
-    pub(crate) fn stream(&self, query: LogQuery, deadline: Instant) -> mpsc::Receiver<LogMessage> {
+    pub(crate) fn stream_messages(&self, query: LogQuery, deadline: Instant) -> mpsc::Receiver<LogMessage> {
         let (sender, receiver) = mpsc::channel(64);
-        let reader = LogReader::new(self.directory(&query.function), query);
+        let reader = LogReader::new(self.directory_of_function(&query.function), query);
         tokio::spawn(async move {
-            let finished = tokio::time::timeout_at(deadline, send(reader, &sender));
+            let finished = tokio::time::timeout_at(deadline, send_messages(reader, &sender));
             if let Ok(Err(error)) = finished.await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot read a log");
             }
@@ -120,12 +125,15 @@ impl Logs {
         receiver
     }
 
-    fn directory(&self, function: &FunctionKey) -> PathBuf {
+    fn directory_of_function(&self, function: &FunctionKey) -> PathBuf {
         self.root.join(&function.namespace).join(&function.name)
     }
 }
 
-async fn send(mut reader: LogReader, sender: &mpsc::Sender<LogMessage>) -> Result<(), Error> {
+async fn send_messages(
+    mut reader: LogReader,
+    sender: &mpsc::Sender<LogMessage>,
+) -> Result<(), ProviderError> {
     // The watch starts before the first read, so that no line is missed in between.
     let mut watch = if reader.query().follow {
         DirectoryWatch::new(reader.directory()).ok()
@@ -142,22 +150,22 @@ async fn send(mut reader: LogReader, sender: &mpsc::Sender<LogMessage>) -> Resul
         }
         let Some(watch) = &mut watch else { return Ok(()) };
         tokio::select! {
-            changed = watch.changed() => changed?,
+            changed = watch.wait_for_change() => changed?,
             () = sender.closed() => return Ok(()),
         }
     }
 }
 
-async fn read_in_background(mut reader: LogReader) -> Result<(LogReader, Vec<LogMessage>), Error> {
+async fn read_in_background(mut reader: LogReader) -> Result<(LogReader, Vec<LogMessage>), ProviderError> {
     let task = tokio::task::spawn_blocking(move || {
-        let lines = reader.read();
+        let lines = reader.read_new_messages();
         (reader, lines)
     });
-    task.await.map_err(|_| Error::Stopping)
+    task.await.map_err(|_| ProviderError::Stopping)
 }
 
 /// Percent-encodes a path for a URI: all bytes except unreserved ones and slashes.
-fn escaped(path: &Path) -> String {
+fn percent_encoded_path(path: &Path) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let bytes = path.as_os_str().as_encoded_bytes().iter();
     let escape = |byte: &u8| match plain(*byte) {
@@ -173,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_sink_is_this_program_and_the_functions_directory() {
-        let logs = Logs {
+        let logs = LogStore {
             root: "/state dir/logs".into(),
             program: "/bin/provider".into(),
         };
@@ -186,14 +194,19 @@ mod tests {
     #[test]
     fn the_logs_of_the_oldest_instances_are_removed_first() {
         let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path().into()).unwrap();
+        let logs = LogStore::open(directory.path().into()).unwrap();
         let key = FunctionKey::new("hello", "fn");
-        fs::create_dir_all(logs.directory(&key)).unwrap();
+        fs::create_dir_all(logs.directory_of_function(&key)).unwrap();
         for generation in 1..=7 {
-            fs::write(logs.directory(&key).join(format!("hello.{generation}.log")), "").unwrap();
+            fs::write(
+                logs.directory_of_function(&key)
+                    .join(format!("hello.{generation}.log")),
+                "",
+            )
+            .unwrap();
         }
-        logs.prune(&key);
-        let mut left: Vec<_> = read::log_files(&logs.directory(&key));
+        logs.remove_oldest_logs(&key);
+        let mut left: Vec<_> = read::list_log_files(&logs.directory_of_function(&key));
         left.sort_unstable();
         let names: Vec<_> = left
             .iter()
@@ -203,24 +216,24 @@ mod tests {
             names,
             ["hello.4.log", "hello.5.log", "hello.6.log", "hello.7.log"]
         );
-        logs.delete(&key);
-        assert!(!logs.directory(&key).exists());
+        logs.delete_logs_of_function(&key);
+        assert!(!logs.directory_of_function(&key).exists());
     }
 
     #[tokio::test]
     async fn a_followed_log_includes_lines_that_are_written_later() {
         let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path().into()).unwrap();
+        let logs = LogStore::open(directory.path().into()).unwrap();
         let key = FunctionKey::new("hello", "fn");
-        fs::create_dir_all(logs.directory(&key)).unwrap();
+        fs::create_dir_all(logs.directory_of_function(&key)).unwrap();
         let write = |file: &str, text: &str| {
             let record = LogRecord {
                 timestamp: Timestamp::now(),
-                stream: Stream::Stdout,
+                stream: OutputStream::Stdout,
                 text: text.into(),
             };
             let line = format!("{}\n", serde_json::to_string(&record).unwrap());
-            let path = logs.directory(&key).join(file);
+            let path = logs.directory_of_function(&key).join(file);
             let before = fs::read_to_string(&path).unwrap_or_default();
             fs::write(path, before + &line).unwrap();
         };
@@ -232,7 +245,7 @@ mod tests {
             tail: 0,
             follow: true,
         };
-        let mut lines = logs.stream(query, Instant::now() + std::time::Duration::from_secs(20));
+        let mut lines = logs.stream_messages(query, Instant::now() + std::time::Duration::from_secs(20));
         assert_eq!(lines.recv().await.unwrap().text, "one");
         write("hello.1.log", "two");
         assert_eq!(lines.recv().await.unwrap().text, "two");

@@ -4,24 +4,26 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use slipway_dev_provider::{Settings, collect, remove_everything, serve};
+use slipway_dev_provider::{
+    ProviderSettings, collect_output, remove_all_functions_and_network, serve_api_until_stopped,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// A development provider for one machine: the faas-provider REST API over containerd and CNI.
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+struct ProviderArguments {
     #[command(subcommand)]
-    task: Task,
+    task: ProviderTask,
 }
 
 #[derive(Subcommand)]
-enum Task {
+enum ProviderTask {
     /// Serve the REST API and the function proxy until SIGTERM; functions continue to run afterwards.
-    Serve(Box<Settings>),
+    Serve(Box<ProviderSettings>),
     /// Remove all functions. No provider may be running.
-    Cleanup(Box<Settings>),
+    Cleanup(Box<ProviderSettings>),
     /// Collect the output of a function; containerd's shim runs this.
     #[command(hide = true)]
     Collect {
@@ -31,12 +33,12 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = ProviderArguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .with_writer(std::io::stderr)
         .init();
-    match run(arguments.task) {
+    match run_task(arguments.task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "the provider failed");
@@ -45,10 +47,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> anyhow::Result<()> {
+fn run_task(task: ProviderTask) -> anyhow::Result<()> {
     // Every function has a collector process, for which one thread is enough.
     let mut builder = match task {
-        Task::Collect { .. } => tokio::runtime::Builder::new_current_thread(),
+        ProviderTask::Collect { .. } => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = builder
@@ -57,7 +59,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         .context("cannot start the async runtime")?;
     runtime.block_on(async {
         match task {
-            Task::Serve(settings) => {
+            ProviderTask::Serve(settings) => {
                 let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
                 let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
                 let stop = async move {
@@ -66,10 +68,10 @@ fn run(task: Task) -> anyhow::Result<()> {
                         _ = interrupt.recv() => {}
                     }
                 };
-                serve(*settings, stop).await?;
+                serve_api_until_stopped(*settings, stop).await?;
             }
-            Task::Cleanup(settings) => remove_everything(*settings).await?,
-            Task::Collect { directory } => collect(&directory).await?,
+            ProviderTask::Cleanup(settings) => remove_all_functions_and_network(*settings).await?,
+            ProviderTask::Collect { directory } => collect_output(&directory).await?,
         }
         Ok(())
     })

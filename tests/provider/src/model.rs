@@ -8,35 +8,53 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// A map of names to values, for environments, labels and annotations.
-pub(crate) type Map = BTreeMap<String, String>;
+pub(crate) type NameValueMap = BTreeMap<String, String>;
 
 /// A request to create or update a function (`FunctionDeployment`).
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FunctionDeployment {
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     pub(crate) service: String,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     pub(crate) image: String,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub(crate) namespace: String,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub(crate) env_process: String,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "Map::is_empty")]
-    pub(crate) env_vars: Map,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "NameValueMap::is_empty"
+    )]
+    pub(crate) env_vars: NameValueMap,
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub(crate) constraints: Vec<String>,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub(crate) secrets: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub(crate) labels: Map,
-    #[serde(deserialize_with = "nullable")]
-    pub(crate) annotations: Map,
+    #[serde(deserialize_with = "deserialize_null_as_default")]
+    pub(crate) labels: NameValueMap,
+    #[serde(deserialize_with = "deserialize_null_as_default")]
+    pub(crate) annotations: NameValueMap,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limits: Option<FunctionResources>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) requests: Option<FunctionResources>,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "is_false")]
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "is_false"
+    )]
     pub(crate) read_only_root_filesystem: bool,
 }
 
@@ -44,9 +62,15 @@ pub(crate) struct FunctionDeployment {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub(crate) struct FunctionResources {
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub(crate) memory: String,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        deserialize_with = "deserialize_null_as_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub(crate) cpu: String,
 }
 
@@ -59,14 +83,14 @@ pub(crate) struct FunctionStatus {
     pub(crate) namespace: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) env_process: String,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    pub(crate) env_vars: Map,
+    #[serde(skip_serializing_if = "NameValueMap::is_empty")]
+    pub(crate) env_vars: NameValueMap,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) constraints: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) secrets: Vec<String>,
-    pub(crate) labels: Map,
-    pub(crate) annotations: Map,
+    pub(crate) labels: NameValueMap,
+    pub(crate) annotations: NameValueMap,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limits: Option<FunctionResources>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,9 +108,9 @@ pub(crate) struct FunctionStatus {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DeleteFunctionRequest {
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     pub(crate) function_name: String,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     pub(crate) namespace: String,
 }
 
@@ -94,11 +118,11 @@ pub(crate) struct DeleteFunctionRequest {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ScaleServiceRequest {
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     pub(crate) service_name: String,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     pub(crate) replicas: u64,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     pub(crate) namespace: String,
 }
 
@@ -124,7 +148,7 @@ pub(crate) struct SecretName {
     pub(crate) namespace: String,
 }
 
-pub(crate) fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn deserialize_null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
@@ -166,7 +190,7 @@ mod tests {
     fn a_stored_deployment_is_read_back_unchanged() {
         let deployment = FunctionDeployment {
             service: "hello".into(),
-            labels: Map::from([("a".into(), "b".into())]),
+            labels: NameValueMap::from([("a".into(), "b".into())]),
             ..Default::default()
         };
         let stored = serde_json::to_vec(&deployment).unwrap();
@@ -183,11 +207,11 @@ mod tests {
             image: "docker.io/library/hello:latest".into(),
             namespace: "openfaas-fn".into(),
             env_process: String::new(),
-            env_vars: Map::new(),
+            env_vars: NameValueMap::new(),
             constraints: vec![],
             secrets: vec![],
-            labels: Map::new(),
-            annotations: Map::new(),
+            labels: NameValueMap::new(),
+            annotations: NameValueMap::new(),
             limits: None,
             requests: None,
             read_only_root_filesystem: false,

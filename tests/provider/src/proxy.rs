@@ -32,30 +32,30 @@ use hyper_util::{
 };
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
-use crate::{backend::CallGuard, functions::Functions, key::FunctionKey};
+use crate::{backend::CallGuard, functions::FunctionStore, key::FunctionKey};
 
 /// The prefix of the paths that are forwarded to functions.
-const PREFIX: &str = "/function/";
+const FUNCTION_PATH_PREFIX: &str = "/function/";
 
 /// The longest time for which an idle connection to a function is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The timeout for connecting to a function.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The limit on reading the body of a call to a missing function, in bytes.
-const DISCARDED_BODY_LIMIT: usize = 256 << 10;
+const DISCARDED_BODY_MAX_BYTES: usize = 256 << 10;
 /// The timeout for reading the body of a call to a missing function.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The header that distinguishes the proxy's own answers from a function's.
-const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
+const INTERNAL_HEADER: HeaderName = HeaderName::from_static("x-openfaas-internal");
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The headers that are not forwarded, because they concern one connection only.
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-authenticate"),
@@ -68,21 +68,21 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 
 /// The proxy that forwards calls to functions.
 #[derive(Clone, Debug)]
-pub(crate) struct Proxy {
-    functions: Functions,
+pub(crate) struct FunctionProxy {
+    functions: FunctionStore,
     client: Client<HttpConnector, Body>,
     timeout: Duration,
     default_namespace: String,
 }
 
-impl Proxy {
-    pub(crate) fn new(functions: Functions) -> Self {
+impl FunctionProxy {
+    pub(crate) fn new(functions: FunctionStore) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
             .build(connector);
         let settings = functions.settings();
         let (timeout, default_namespace) = (settings.service_timeout, settings.function_namespace.clone());
@@ -96,8 +96,8 @@ impl Proxy {
 }
 
 /// Forwards a call to the function that its path names.
-pub(crate) async fn call(
-    State(proxy): State<Proxy>,
+pub(crate) async fn proxy_call(
+    State(proxy): State<FunctionProxy>,
     ConnectInfo(caller): ConnectInfo<SocketAddr>,
     request: Request,
 ) -> Response {
@@ -110,10 +110,10 @@ pub(crate) async fn call(
     let name = name.to_owned();
     let Some((backend, guard)) = proxy
         .functions
-        .route(&FunctionKey::from_path(&name, &proxy.default_namespace))
+        .route_call(&FunctionKey::from_path(&name, &proxy.default_namespace))
     else {
         // Closing the connection while the caller still sends its body would lose the answer.
-        let rest = Limited::new(request.into_body(), DISCARDED_BODY_LIMIT).collect();
+        let rest = Limited::new(request.into_body(), DISCARDED_BODY_MAX_BYTES).collect();
         let _ = timeout(DISCARD_TIMEOUT, rest).await;
         let text = format!("No endpoints available for: {name}.");
         return error_response(StatusCode::SERVICE_UNAVAILABLE, text);
@@ -179,12 +179,12 @@ fn is_unsupported(method: &Method) -> bool {
 }
 
 fn error_response(status: StatusCode, text: String) -> Response {
-    (status, [(INTERNAL, "proxy")], text + "\n").into_response()
+    (status, [(INTERNAL_HEADER, "proxy")], text + "\n").into_response()
 }
 
 /// Splits the URI of a call into the function's name, and the path and query for the function.
 fn split_uri(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
-    let rest = uri.path().strip_prefix(PREFIX)?;
+    let rest = uri.path().strip_prefix(FUNCTION_PATH_PREFIX)?;
     let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let in_names = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || !name.chars().all(in_names) {
@@ -234,7 +234,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    for name in named.iter().chain(&HOP_BY_HOP_HEADERS) {
         headers.remove(name);
     }
 }
@@ -284,9 +284,9 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::FunctionBackend;
 
-    fn parts(path: &str) -> Option<(String, String)> {
+    fn request_parts(path: &str) -> Option<(String, String)> {
         let uri: Uri = path.parse().unwrap();
         split_uri(&uri).map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
     }
@@ -294,15 +294,19 @@ mod tests {
     #[test]
     fn the_function_gets_the_path_after_its_name() {
         let expect = |path: &str, name: &str, rest: &str| {
-            assert_eq!(parts(path), Some((name.to_owned(), rest.to_owned())), "{path}");
+            assert_eq!(
+                request_parts(path),
+                Some((name.to_owned(), rest.to_owned())),
+                "{path}"
+            );
         };
         expect("/function/hello", "hello", "/");
         expect("/function/hello/", "hello", "/");
         expect("/function/hello.dev/a/b?x=1&y=%2F", "hello.dev", "/a/b?x=1&y=%2F");
         expect("/function/hello?x", "hello", "/?x");
         expect("/function/hello/a%20b//c", "hello", "/a%20b//c");
-        assert_eq!(parts("/function/"), None);
-        assert_eq!(parts("/function/a%2Fb"), None);
+        assert_eq!(request_parts("/function/"), None);
+        assert_eq!(request_parts("/function/a%2Fb"), None);
     }
 
     #[test]
@@ -355,7 +359,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_response_fails_at_the_deadline_and_its_call_ends() {
-        let backend = Arc::new(Backend::default());
+        let backend = Arc::new(FunctionBackend::default());
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let body = Body::from_stream(stream);
@@ -371,6 +375,6 @@ mod tests {
         let second = timeout(Duration::from_secs(120), body.frame()).await.unwrap();
         assert!(second.unwrap().is_err());
         drop(body);
-        assert!(backend.idle().now_or_never().is_some());
+        assert!(backend.wait_until_idle().now_or_never().is_some());
     }
 }

@@ -16,19 +16,20 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 
-use crate::{containerd::Mounts, error::Error, spec::user::UserFiles};
+use crate::{containerd::SnapshotMounts, error::ProviderError, spec::user::UserFiles};
 
 /// The number of bytes that are read of an image's file with users or groups.
-const LONGEST: u64 = 1 << 20;
+const USER_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// Mounts an image's root file system and reads its user and group files. A missing file counts as empty.
-pub(crate) async fn read_user_files(mounts: Mounts) -> Result<UserFiles, Error> {
+pub(crate) async fn read_user_files(mounts: SnapshotMounts) -> Result<UserFiles, ProviderError> {
     let read = tokio::task::spawn_blocking(move || mount_and_read(&mounts)).await;
-    read.unwrap_or(Err(Error::Stopping))
+    read.unwrap_or(Err(ProviderError::Stopping))
 }
 
-fn mount_and_read(mounts: &[Mount]) -> Result<UserFiles, Error> {
-    let directory = tempfile::tempdir().map_err(Error::io("create", "a temporary directory"))?;
+fn mount_and_read(mounts: &[Mount]) -> Result<UserFiles, ProviderError> {
+    let directory =
+        tempfile::tempdir().map_err(ProviderError::io_error("create", "a temporary directory"))?;
     let mounted = MountedRoot::mount(mounts, directory.path())?;
     let root = openat2(
         CWD,
@@ -37,7 +38,7 @@ fn mount_and_read(mounts: &[Mount]) -> Result<UserFiles, Error> {
         Mode::empty(),
         ResolveFlags::empty(),
     )
-    .map_err(|errno| Error::io("open", &mounted.0)(errno.into()))?;
+    .map_err(|errno| ProviderError::io_error("open", &mounted.0)(errno.into()))?;
     Ok(UserFiles {
         passwd: read_within_root(&root, "etc/passwd"),
         group: read_within_root(&root, "etc/group"),
@@ -50,7 +51,7 @@ fn read_within_root(root: &OwnedFd, path: &str) -> String {
     if let Ok(file) = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
         let file = std::fs::File::from(file);
         // An unreadable file has no names; the lookup then reports the missing one.
-        let _ = file.take(LONGEST).read_to_string(&mut text);
+        let _ = file.take(USER_FILE_MAX_BYTES).read_to_string(&mut text);
     }
     text
 }
@@ -59,7 +60,7 @@ fn read_within_root(root: &OwnedFd, path: &str) -> String {
 struct MountedRoot(PathBuf);
 
 impl MountedRoot {
-    fn mount(mounts: &[Mount], target: &Path) -> Result<Self, Error> {
+    fn mount(mounts: &[Mount], target: &Path) -> Result<Self, ProviderError> {
         for one in mounts {
             let (flags, data) = parse_mount_options(&one.options);
             let data = CString::new(data).unwrap_or_default();
@@ -70,7 +71,7 @@ impl MountedRoot {
                 flags,
                 data.as_c_str(),
             )
-            .map_err(|errno| Error::io("mount a snapshot on", target)(errno.into()))?;
+            .map_err(|errno| ProviderError::io_error("mount a snapshot on", target)(errno.into()))?;
         }
         Ok(Self(target.to_owned()))
     }
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_options_become_flags_or_data() {
+    fn mount_options_become_mount_flags_or_data() {
         let given = ["workdir=/w", "rw", "upperdir=/u", "lowerdir=/l"].map(str::to_owned);
         assert_eq!(
             parse_mount_options(&given),
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn links_cannot_lead_out_of_the_root() {
+    fn symbolic_links_cannot_lead_out_of_the_root_file_system() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("/proc/self/status", root.path().join("etc/passwd")).unwrap();

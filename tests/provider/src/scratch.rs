@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The mode of an instance's `/tmp`: every user may create files, and remove their own.
-const MODE: u32 = 0o1777;
+const SCRATCH_DIRECTORY_MODE: u32 = 0o1777;
 
 /// The parent directory of the instances' `/tmp` directories.
 #[derive(Debug)]
@@ -20,18 +20,18 @@ pub(crate) struct ScratchDirectories(PathBuf);
 
 impl ScratchDirectories {
     /// Opens the parent directory of the instances' `/tmp` directories; creates it if it does not exist.
-    pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
-        fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+    pub(crate) fn open(directory: PathBuf) -> Result<Self, ProviderError> {
+        fs::create_dir_all(&directory).map_err(ProviderError::io_error("create", &directory))?;
         Ok(Self(directory))
     }
 
     /// Creates the `/tmp` directory of an instance.
-    pub(crate) fn create(&self, id: &str) -> Result<PathBuf, Error> {
+    pub(crate) fn create(&self, id: &str) -> Result<PathBuf, ProviderError> {
         let directory = self.0.join(id);
-        fs::create_dir(&directory).map_err(Error::io("create", &directory))?;
+        fs::create_dir(&directory).map_err(ProviderError::io_error("create", &directory))?;
         // Set after creation, because the umask would remove bits.
-        fs::set_permissions(&directory, fs::Permissions::from_mode(MODE))
-            .map_err(Error::io("set the mode of", &directory))?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(SCRATCH_DIRECTORY_MODE))
+            .map_err(ProviderError::io_error("set the mode of", &directory))?;
         Ok(directory)
     }
 
@@ -70,7 +70,7 @@ mod tests {
         let directory = scratch.create("a.1").unwrap();
         assert_eq!(
             fs::metadata(&directory).unwrap().permissions().mode() & 0o7777,
-            MODE
+            SCRATCH_DIRECTORY_MODE
         );
         fs::write(directory.join("file"), "x").unwrap();
         let other = scratch.create("b.2").unwrap();

@@ -11,17 +11,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The store of the secrets of all namespaces.
 #[derive(Clone, Debug)]
-pub(crate) struct Secrets {
+pub(crate) struct SecretStore {
     root: PathBuf,
 }
 
-impl Secrets {
+impl SecretStore {
     /// Opens the directory of all secrets; creates it if it does not exist.
-    pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn open(root: PathBuf) -> Result<Self, ProviderError> {
         create_directory(&root)?;
         Ok(Self { root })
     }
@@ -32,12 +32,12 @@ impl Secrets {
     }
 
     /// Returns the names of a namespace's secrets, sorted.
-    pub(crate) fn names(&self, namespace: &str) -> Result<Vec<String>, Error> {
+    pub(crate) fn names(&self, namespace: &str) -> Result<Vec<String>, ProviderError> {
         let directory = self.directory(namespace);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io("list", &directory)(error)),
+            Err(error) => return Err(ProviderError::io_error("list", &directory)(error)),
         };
         let mut names: Vec<String> = entries
             .flatten()
@@ -48,9 +48,9 @@ impl Secrets {
     }
 
     /// Stores a secret, or changes its value.
-    pub(crate) fn set(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), Error> {
+    pub(crate) fn set(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), ProviderError> {
         let directory = self.directory(namespace);
-        let path = directory.join(checked_name(name)?);
+        let path = directory.join(check_secret_name(name)?);
         create_directory(&directory)?;
         let opened = OpenOptions::new()
             .write(true)
@@ -58,50 +58,54 @@ impl Secrets {
             .truncate(false)
             .mode(0o644)
             .open(&path);
-        let mut file = opened.map_err(Error::io("open", &path))?;
+        let mut file = opened.map_err(ProviderError::io_error("open", &path))?;
         // Independent of the umask.
         file.set_permissions(Permissions::from_mode(0o644))
-            .map_err(Error::io("set the mode of", &path))?;
-        file.write_all(value).map_err(Error::io("write", &path))?;
+            .map_err(ProviderError::io_error("set the mode of", &path))?;
+        file.write_all(value)
+            .map_err(ProviderError::io_error("write", &path))?;
         file.set_len(value.len() as u64)
-            .map_err(Error::io("write", &path))
+            .map_err(ProviderError::io_error("write", &path))
     }
 
     /// Deletes a secret from the store; fails if the secret does not exist.
-    pub(crate) fn delete(&self, namespace: &str, name: &str) -> Result<(), Error> {
-        let path = self.directory(namespace).join(checked_name(name)?);
-        fs::remove_file(&path).map_err(Error::io("delete", &path))
+    pub(crate) fn delete(&self, namespace: &str, name: &str) -> Result<(), ProviderError> {
+        let path = self.directory(namespace).join(check_secret_name(name)?);
+        fs::remove_file(&path).map_err(ProviderError::io_error("delete", &path))
     }
 
     /// Fails if one of the named secrets does not exist.
-    pub(crate) fn check_exist(&self, namespace: &str, names: &[String]) -> Result<(), Error> {
+    pub(crate) fn check_exist(&self, namespace: &str, names: &[String]) -> Result<(), ProviderError> {
         let directory = self.directory(namespace);
         for name in names {
-            if checked_name(name).is_err() || !directory.join(name).is_file() {
-                return Err(Error::SecretMissing(name.clone()));
+            if check_secret_name(name).is_err() || !directory.join(name).is_file() {
+                return Err(ProviderError::SecretMissing(name.clone()));
             }
         }
         Ok(())
     }
 }
 
-fn checked_name(name: &str) -> Result<&str, Error> {
+fn check_secret_name(name: &str) -> Result<&str, ProviderError> {
     if name.trim().is_empty() {
-        return Err(Error::Invalid("non-empty name is required".to_owned()));
+        return Err(ProviderError::Invalid("non-empty name is required".to_owned()));
     }
     if name.contains(['/', '\0']) || name.contains("..") || name == "." {
-        return Err(Error::Invalid("directory traversal found in name".to_owned()));
+        return Err(ProviderError::Invalid(
+            "directory traversal found in name".to_owned(),
+        ));
     }
     Ok(name)
 }
 
-fn create_directory(path: &Path) -> Result<(), Error> {
+fn create_directory(path: &Path) -> Result<(), ProviderError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(Error::io("create", path))?;
-    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(Error::io("set the mode of", path))
+        .map_err(ProviderError::io_error("create", path))?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))
+        .map_err(ProviderError::io_error("set the mode of", path))
 }
 
 #[cfg(test)]
@@ -110,9 +114,9 @@ mod tests {
 
     use super::*;
 
-    fn secrets() -> (tempfile::TempDir, Secrets) {
+    fn secrets() -> (tempfile::TempDir, SecretStore) {
         let directory = tempfile::tempdir().unwrap();
-        let secrets = Secrets::open(directory.path().join("secrets")).unwrap();
+        let secrets = SecretStore::open(directory.path().join("secrets")).unwrap();
         (directory, secrets)
     }
 
@@ -151,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_lead_out_of_the_directory() {
+    fn secret_names_cannot_lead_out_of_the_directory() {
         let (_directory, secrets) = secrets();
         for name in ["", " ", "../key", "a/b", "..", "."] {
             assert!(secrets.set("fn", name, b"v").is_err(), "{name}");

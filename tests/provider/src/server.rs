@@ -7,14 +7,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{self, Credentials},
-    error::Error,
-    functions::{self, Functions},
-    settings::Settings,
+    api::{self, ApiCredentials},
+    error::ProviderError,
+    functions::{self, FunctionStore},
+    settings::ProviderSettings,
 };
 
 /// The longest time for calls in progress to finish after the provider is asked to stop.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUESTS_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves the provider's API until `stop` resolves. Functions continue to run without the provider; the next
 /// one restores them.
@@ -23,15 +23,18 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Fails if a setting is invalid, containerd cannot be reached, the network plugins do not work, or the
 /// address is taken.
-pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) -> Result<(), Error> {
-    let credentials = Credentials::read(&settings.secret_mount_path)?;
+pub async fn serve_api_until_stopped(
+    settings: ProviderSettings,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ProviderError> {
+    let credentials = ApiCredentials::read_from_files(&settings.secret_mount_path)?;
     let address = settings.listen_address;
-    let functions = Functions::open(settings).await?;
+    let functions = FunctionStore::open(settings).await?;
     // Before listening, because the address may be the bridge's own.
-    functions.restore().await?;
+    functions.restore_functions().await?;
     let listener = TcpListener::bind(address)
         .await
-        .map_err(Error::io("listen on", address.to_string()))?;
+        .map_err(ProviderError::io_error("listen on", address.to_string()))?;
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -40,7 +43,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
     tracing::info!(%address, update_strategy = ?functions.settings().update_strategy, "ready");
 
     let stopping = CancellationToken::new();
-    let router = api::router(functions.clone(), credentials);
+    let router = api::create_router(functions.clone(), credentials);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, service)
         .with_graceful_shutdown(stopping.clone().cancelled_owned())
@@ -50,7 +53,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
         () = stop => {}
         ended = &mut server => {
             let ended = ended.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-            return ended.map_err(Error::io("serve on", address.to_string()));
+            return ended.map_err(ProviderError::io_error("serve on", address.to_string()));
         }
     }
     tracing::info!("stopping; functions continue to run");
@@ -59,7 +62,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
         let _ = (&mut server).await;
         functions.wait_for_removals().await;
     };
-    if tokio::time::timeout(STOP_TIMEOUT, finished).await.is_err() {
+    if tokio::time::timeout(REQUESTS_STOP_TIMEOUT, finished)
+        .await
+        .is_err()
+    {
         tracing::warn!("stopped before all calls and removals were done");
     }
     Ok(())
@@ -71,6 +77,6 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
 ///
 /// Fails if containerd cannot be reached, or if something could not be removed; everything else is removed
 /// nevertheless.
-pub async fn remove_everything(settings: Settings) -> Result<(), Error> {
-    functions::remove_everything(settings).await
+pub async fn remove_all_functions_and_network(settings: ProviderSettings) -> Result<(), ProviderError> {
+    functions::remove_all_functions(settings).await
 }

@@ -12,7 +12,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use crate::{error::Error, model::Map};
+use crate::{error::ProviderError, model::NameValueMap};
 
 /// The annotation with a function's own update strategy: `rolling`, `recreate` or `deferred`. With it, a test can
 /// use all strategies on one provider without affecting other functions.
@@ -20,7 +20,7 @@ const STRATEGY_ANNOTATION: &str = "dev.slipway.update-strategy";
 
 /// Settings of the provider.
 #[derive(Args, Clone, Debug)]
-pub struct Settings {
+pub struct ProviderSettings {
     /// Address of the REST API and the function proxy.
     #[arg(long, env = "listen_address", default_value = "10.62.0.1:8081")]
     pub(crate) listen_address: SocketAddr,
@@ -80,7 +80,7 @@ pub struct Settings {
     pub(crate) nameservers: Vec<IpAddr>,
 
     /// Additional lines for the functions' `/etc/hosts`: `name=address`, comma-separated.
-    #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = host_alias)]
+    #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = parse_host_alias)]
     pub(crate) extra_hosts: Vec<(String, IpAddr)>,
 
     /// The parent of the functions' cgroups.
@@ -93,19 +93,19 @@ pub struct Settings {
     pub(crate) update_strategy: UpdateStrategy,
 
     /// The timeout of a call of a function, and of a stream of logs.
-    #[arg(long, env = "service_timeout", default_value = "60s", value_parser = duration)]
+    #[arg(long, env = "service_timeout", default_value = "60s", value_parser = parse_duration)]
     pub(crate) service_timeout: Duration,
 
     /// The timeout of pulling an image.
-    #[arg(long, env = "pull_timeout", default_value = "5m", value_parser = duration)]
+    #[arg(long, env = "pull_timeout", default_value = "5m", value_parser = parse_duration)]
     pub(crate) pull_timeout: Duration,
 
     /// The time for an updated function to accept connections before the update fails.
-    #[arg(long, env = "ready_timeout", default_value = "30s", value_parser = duration)]
+    #[arg(long, env = "ready_timeout", default_value = "30s", value_parser = parse_duration)]
     pub(crate) ready_timeout: Duration,
 
     /// The time for a replaced function to finish its calls, and then the time between SIGTERM and SIGKILL.
-    #[arg(long, env = "grace_period", default_value = "30s", value_parser = duration)]
+    #[arg(long, env = "grace_period", default_value = "30s", value_parser = parse_duration)]
     pub(crate) grace_period: Duration,
 }
 
@@ -125,13 +125,15 @@ pub(crate) enum UpdateStrategy {
     Deferred,
 }
 
-impl Settings {
+impl ProviderSettings {
     /// Creates the directories for state and secrets and makes their paths absolute, because containers refer
     /// to them.
-    pub(crate) fn prepared(mut self) -> Result<Self, Error> {
+    pub(crate) fn with_directories_created(mut self) -> Result<Self, ProviderError> {
         let absolute = |directory: PathBuf| {
-            fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-            directory.canonicalize().map_err(Error::io("resolve", &directory))
+            fs::create_dir_all(&directory).map_err(ProviderError::io_error("create", &directory))?;
+            directory
+                .canonicalize()
+                .map_err(ProviderError::io_error("resolve", &directory))
         };
         let secrets_dir = self.secrets_dir();
         self.state_dir = absolute(self.state_dir)?;
@@ -140,7 +142,7 @@ impl Settings {
     }
 
     /// Returns the update strategy of a function with these annotations.
-    pub(crate) fn strategy_for(&self, annotations: &Map) -> UpdateStrategy {
+    pub(crate) fn strategy_for(&self, annotations: &NameValueMap) -> UpdateStrategy {
         let requested = annotations.get(STRATEGY_ANNOTATION);
         let own = requested.and_then(|text| UpdateStrategy::from_str(text, false).ok());
         own.unwrap_or(self.update_strategy)
@@ -171,7 +173,7 @@ impl Settings {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+fn parse_duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
@@ -183,7 +185,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "a duration cannot be negative".to_owned())
 }
 
-fn host_alias(text: &str) -> Result<(String, IpAddr), String> {
+fn parse_host_alias(text: &str) -> Result<(String, IpAddr), String> {
     let (name, address) = text.split_once('=').ok_or("not an alias; use name=address")?;
     let address = address
         .parse()
@@ -198,19 +200,19 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct SettingsLine {
         #[command(flatten)]
-        settings: Settings,
+        settings: ProviderSettings,
     }
 
-    fn parse(flags: &[&str]) -> Settings {
-        Line::try_parse_from([&["provider"], flags].concat())
+    fn parse(flags: &[&str]) -> ProviderSettings {
+        SettingsLine::try_parse_from([&["provider"], flags].concat())
             .unwrap()
             .settings
     }
 
     #[test]
-    fn defaults_are_those_of_faasd_where_faasd_has_them() {
+    fn settings_that_are_not_set_have_faasds_defaults() {
         let settings = parse(&[]);
         assert_eq!(settings.function_namespace, "openfaas-fn");
         assert_eq!(settings.service_timeout, Duration::from_secs(60));
@@ -224,8 +226,11 @@ mod tests {
     #[test]
     fn an_annotation_overrides_the_strategy_of_one_function() {
         let settings = parse(&[]);
-        let annotated = |text: &str| Map::from([(STRATEGY_ANNOTATION.to_owned(), text.to_owned())]);
-        assert_eq!(settings.strategy_for(&Map::new()), UpdateStrategy::Rolling);
+        let annotated = |text: &str| NameValueMap::from([(STRATEGY_ANNOTATION.to_owned(), text.to_owned())]);
+        assert_eq!(
+            settings.strategy_for(&NameValueMap::new()),
+            UpdateStrategy::Rolling
+        );
         assert_eq!(
             settings.strategy_for(&annotated("recreate")),
             UpdateStrategy::Recreate
@@ -246,16 +251,16 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_gos_or_whole_seconds() {
-        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("20"), Ok(Duration::from_secs(20)));
-        assert!(duration("soon").is_err());
-        assert!(duration("-1s").is_err());
+    fn durations_in_settings_are_gos_or_whole_seconds() {
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("20"), Ok(Duration::from_secs(20)));
+        assert!(parse_duration("soon").is_err());
+        assert!(parse_duration("-1s").is_err());
     }
 
     #[test]
-    fn lists_are_separated_by_commas() {
+    fn lists_in_settings_are_separated_by_commas() {
         let settings = parse(&[
             "--plain-http-registries",
             "a:5000,b:80",

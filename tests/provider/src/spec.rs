@@ -20,16 +20,16 @@ use oci_spec::{
 };
 
 use crate::{
-    error::Error,
-    model::{FunctionDeployment, Map},
+    error::ProviderError,
+    model::{FunctionDeployment, NameValueMap},
     quantity,
 };
 
 /// The directory of secrets inside a function's container.
-pub(crate) const SECRETS: &str = "/var/openfaas/secrets";
+pub(crate) const SECRETS_MOUNT_PATH: &str = "/var/openfaas/secrets";
 
 /// The variable `PATH` of a function whose image has none.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH_VARIABLE: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The input for the runtime specification of a container.
 #[derive(Debug)]
@@ -49,26 +49,26 @@ pub(crate) struct SpecInput<'a> {
 }
 
 /// Parses the memory limit of a deployment, in bytes.
-pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64>, Error> {
+pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64>, ProviderError> {
     let memory = deployment
         .limits
         .as_ref()
         .map_or("", |limits| limits.memory.as_str());
-    match (memory, quantity::parse(memory)) {
+    match (memory, quantity::parse_bytes(memory)) {
         ("", _) => Ok(None),
         (_, Some(bytes)) => Ok(Some(bytes)),
-        (_, None) => Err(Error::Invalid(format!(
+        (_, None) => Err(ProviderError::Invalid(format!(
             "limits.memory: {memory:?} is not a quantity; use one like 128Mi"
         ))),
     }
 }
 
 /// Builds the runtime specification of a function's container.
-pub(crate) fn build(input: SpecInput<'_>) -> Result<Spec, Error> {
+pub(crate) fn build_spec(input: SpecInput<'_>) -> Result<Spec, ProviderError> {
     let memory = memory_limit(input.deployment)?;
-    let args = command(input.config);
+    let args = process_command(input.config);
     if args.is_empty() {
-        return Err(Error::Image {
+        return Err(ProviderError::Image {
             image: input.deployment.image.clone(),
             reason: "neither an entrypoint nor a command".to_owned(),
         });
@@ -76,7 +76,7 @@ pub(crate) fn build(input: SpecInput<'_>) -> Result<Spec, Error> {
     let mounts = mounts(&input);
     let mut env = input.config.env().clone().unwrap_or_default();
     if !env.iter().any(|pair| pair.starts_with("PATH=")) {
-        env.insert(0, DEFAULT_PATH.to_owned());
+        env.insert(0, DEFAULT_PATH_VARIABLE.to_owned());
     }
     for (name, value) in added_env(input.deployment) {
         env.retain(|pair| pair.split('=').next() != Some(&name));
@@ -88,10 +88,10 @@ pub(crate) fn build(input: SpecInput<'_>) -> Result<Spec, Error> {
         .as_deref()
         .filter(|dir| !dir.is_empty())
         .unwrap_or("/");
-    assemble(args, env, cwd, mounts, memory, input).map_err(Error::Spec)
+    assemble_spec(args, env, cwd, mounts, memory, input).map_err(ProviderError::Spec)
 }
 
-fn assemble(
+fn assemble_spec(
     args: Vec<String>,
     env: Vec<String>,
     cwd: &str,
@@ -161,14 +161,14 @@ fn assemble(
         .build()
 }
 
-fn command(config: &Config) -> Vec<String> {
+fn process_command(config: &Config) -> Vec<String> {
     let entrypoint = config.entrypoint().iter().flatten();
     entrypoint.chain(config.cmd().iter().flatten()).cloned().collect()
 }
 
 /// Returns the variables that a deployment adds to the image's environment. `envProcess` is the classic
 /// watchdog's `fprocess`, unless that variable is given.
-fn added_env(deployment: &FunctionDeployment) -> Map {
+fn added_env(deployment: &FunctionDeployment) -> NameValueMap {
     let mut env = deployment.env_vars.clone();
     if !deployment.env_process.is_empty() {
         env.entry("fprocess".to_owned())
@@ -178,13 +178,13 @@ fn added_env(deployment: &FunctionDeployment) -> Map {
 }
 
 /// Returns the environment for a function's status, without `PATH` and `fprocess`, and the value of `fprocess`.
-pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (Map, String) {
+pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (NameValueMap, String) {
     let from_image = config
         .env()
         .iter()
         .flatten()
         .filter_map(|pair| pair.split_once('='));
-    let mut env: Map = from_image
+    let mut env: NameValueMap = from_image
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     env.extend(added_env(deployment));
@@ -205,7 +205,7 @@ fn mounts(input: &SpecInput<'_>) -> Vec<Mount> {
     for name in &input.deployment.secrets {
         mounts.push(read_only_bind_mount(
             &input.secrets.join(name),
-            Path::new(SECRETS).join(name),
+            Path::new(SECRETS_MOUNT_PATH).join(name),
         ));
     }
     mounts
@@ -251,7 +251,7 @@ mod tests {
         }
     }
 
-    fn spec_of(deployment: &FunctionDeployment) -> Result<Value, Error> {
+    fn spec_of_deployment(deployment: &FunctionDeployment) -> Result<Value, ProviderError> {
         let config = ConfigBuilder::default()
             .env(["PATH=/bin".to_owned(), "A=image".to_owned()])
             .entrypoint(["/app".to_owned()])
@@ -262,7 +262,7 @@ mod tests {
         let input = SpecInput {
             deployment,
             config: &config,
-            user: user::numeric(1000, 1000),
+            user: user::parse_id(1000, 1000),
             network: Path::new("/state/netns/hello.1"),
             cgroup: "/slipway-dev/hello.1".into(),
             resolv_conf: Path::new("/state/resolv.conf"),
@@ -272,15 +272,15 @@ mod tests {
                 .read_only_root_filesystem
                 .then_some(Path::new("/state/tmp/hello.1")),
         };
-        Ok(serde_json::to_value(build(input)?).unwrap())
+        Ok(serde_json::to_value(build_spec(input)?).unwrap())
     }
 
     #[test]
     fn the_process_is_the_images_with_the_deployments_variables() {
         let mut deployment = deployment();
         deployment.env_process = "cat".into();
-        deployment.env_vars = Map::from([("A".into(), "mine".into()), ("B".into(), "x=y".into())]);
-        let process = &spec_of(&deployment).unwrap()["process"];
+        deployment.env_vars = NameValueMap::from([("A".into(), "mine".into()), ("B".into(), "x=y".into())]);
+        let process = &spec_of_deployment(&deployment).unwrap()["process"];
         assert_eq!(process["args"], json!(["/app", "serve"]));
         assert_eq!(
             process["env"],
@@ -298,10 +298,10 @@ mod tests {
     fn only_the_named_secrets_are_mounted_and_read_only() {
         let mut deployment = deployment();
         deployment.secrets = vec!["key".into()];
-        let spec = spec_of(&deployment).unwrap();
+        let spec = spec_of_deployment(&deployment).unwrap();
         let mounts = spec["mounts"].as_array().unwrap().iter();
         let secrets: Vec<_> = mounts
-            .filter(|m| m["destination"].as_str().unwrap().starts_with(SECRETS))
+            .filter(|m| m["destination"].as_str().unwrap().starts_with(SECRETS_MOUNT_PATH))
             .collect();
         assert_eq!(
             secrets,
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_network_namespace_is_joined_and_the_others_are_new() {
-        let spec = spec_of(&deployment()).unwrap();
+        let spec = spec_of_deployment(&deployment()).unwrap();
         assert_eq!(
             spec["linux"]["namespaces"],
             json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
@@ -334,14 +334,14 @@ mod tests {
             memory: "64Mi".into(),
             ..Default::default()
         });
-        let spec = spec_of(&deployment).unwrap();
+        let spec = spec_of_deployment(&deployment).unwrap();
         assert_eq!(spec["linux"]["resources"]["memory"], json!({"limit": 67_108_864}));
         deployment.limits = Some(FunctionResources {
             memory: "much".into(),
             ..Default::default()
         });
         assert_eq!(
-            spec_of(&deployment).unwrap_err().to_string(),
+            spec_of_deployment(&deployment).unwrap_err().to_string(),
             r#"limits.memory: "much" is not a quantity; use one like 128Mi"#
         );
     }
@@ -350,11 +350,11 @@ mod tests {
     fn a_read_only_root_has_a_writable_tmp() {
         let mut deployment = deployment();
         assert_eq!(
-            spec_of(&deployment).unwrap()["root"],
+            spec_of_deployment(&deployment).unwrap()["root"],
             json!({"path": "rootfs", "readonly": false})
         );
         deployment.read_only_root_filesystem = true;
-        let spec = spec_of(&deployment).unwrap();
+        let spec = spec_of_deployment(&deployment).unwrap();
         assert_eq!(spec["root"]["readonly"], true);
         assert!(
             spec["mounts"]
@@ -373,11 +373,11 @@ mod tests {
             .unwrap();
         let mut deployment = deployment();
         deployment.env_process = "cat".into();
-        deployment.env_vars = Map::from([("B".into(), "2".into())]);
+        deployment.env_vars = NameValueMap::from([("B".into(), "2".into())]);
         let (env, process) = status_env(&config, &deployment);
         assert_eq!(
             env,
-            Map::from([("A".into(), "1".into()), ("B".into(), "2".into())])
+            NameValueMap::from([("A".into(), "1".into()), ("B".into(), "2".into())])
         );
         assert_eq!(process, "cat");
     }

@@ -9,9 +9,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// The subnet of the functions' network; the same as faasd's.
-pub(crate) const FUNCTIONS: &str = "10.62.0.0/16";
+pub(crate) const FUNCTIONS_SUBNET: &str = "10.62.0.0/16";
 /// The stack's address on the functions' network; functions use it for the gateway and BuildKit.
-pub(crate) const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
+pub(crate) const BRIDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
 /// The name of the bridge interface of the functions' network; the same as faasd's.
 pub(crate) const BRIDGE_INTERFACE: &str = "openfaas0";
 /// The name of the stack's end of the pair of interfaces that connects the stack to the machine.
@@ -19,7 +19,7 @@ pub(crate) const INNER_INTERFACE: &str = "host0";
 /// The name of the interface that slirp4netns creates for the stack's outgoing connections.
 pub(crate) const EGRESS_INTERFACE: &str = "tap0";
 /// The address of slirp4netns's resolver, which forwards queries to the machine's resolver.
-pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+pub(crate) const EGRESS_RESOLVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// The default port of the OpenFaaS gateway.
 pub(crate) const GATEWAY_PORT: u16 = 8080;
 /// The port of the stack's image registry.
@@ -46,10 +46,10 @@ pub(crate) struct StackNumber(u8);
 
 impl StackNumber {
     /// The number of the first stack on a machine.
-    pub(crate) const FIRST: Self = Self(1);
+    pub(crate) const FIRST_STACK_NUMBER: Self = Self(1);
 
     /// Returns the lowest stack number that is not taken.
-    pub(crate) fn lowest_free(taken: impl Fn(StackNumber) -> bool) -> Option<Self> {
+    pub(crate) fn lowest_free_number(taken: impl Fn(StackNumber) -> bool) -> Option<Self> {
         (1..=254).map(Self).find(|number| !taken(*number))
     }
 
@@ -58,8 +58,8 @@ impl StackNumber {
         Ipv4Addr::new(10, 63, self.0, 1)
     }
 
-    /// Returns the address of the stack's end of the pair of interfaces to the machine. It is the same for the
-    /// machine, BuildKit, the provider and functions.
+    /// Returns the IP address of the stack's own end of the interface pair that connects it to the machine. The machine,
+    /// BuildKit, the provider and functions all reach the stack's servers at this address.
     pub(crate) fn inner_address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 2)
     }
@@ -70,13 +70,13 @@ impl StackNumber {
     }
 
     /// Returns the address of the stack's registry for image references.
-    pub(crate) fn registry(self) -> SocketAddr {
+    pub(crate) fn registry_address(self) -> SocketAddr {
         (self.inner_address(), REGISTRY_PORT).into()
     }
 
     /// Returns the registry's address for faasd, which uses plain HTTP only with loopback addresses. The
     /// address is the same inside the stack and on the machine.
-    pub(crate) fn loopback_registry(self) -> SocketAddr {
+    pub(crate) fn loopback_registry_address(self) -> SocketAddr {
         (Ipv4Addr::new(127, 63, self.0, 2), REGISTRY_PORT).into()
     }
 
@@ -97,13 +97,13 @@ impl StackNumber {
 }
 
 /// Returns the URL of the stack's gateway for functions.
-pub(crate) fn gateway_for_functions() -> String {
-    format!("http://{BRIDGE}:{GATEWAY_PORT}")
+pub(crate) fn gateway_url_for_functions() -> String {
+    format!("http://{BRIDGE_ADDRESS}:{GATEWAY_PORT}")
 }
 
 /// Returns the URL of the stack's BuildKit daemon for functions.
-pub(crate) fn buildkit_for_functions() -> String {
-    format!("tcp://{BRIDGE}:{BUILDKIT_PORT}")
+pub(crate) fn buildkit_url_for_functions() -> String {
+    format!("tcp://{BRIDGE_ADDRESS}:{BUILDKIT_PORT}")
 }
 
 #[cfg(test)]
@@ -112,11 +112,11 @@ mod tests {
 
     #[test]
     fn stacks_get_different_addresses() {
-        let first = StackNumber::lowest_free(|_| false).unwrap();
-        let second = StackNumber::lowest_free(|number| number == first).unwrap();
-        assert_eq!(first.registry().to_string(), "10.63.1.2:5000");
-        assert!(second.loopback_registry().ip().is_loopback());
+        let first = StackNumber::lowest_free_number(|_| false).unwrap();
+        let second = StackNumber::lowest_free_number(|number| number == first).unwrap();
+        assert_eq!(first.registry_address().to_string(), "10.63.1.2:5000");
+        assert!(second.loopback_registry_address().ip().is_loopback());
         assert_eq!(second.gateway_url(), "http://10.63.2.2:8080");
-        assert_eq!(StackNumber::lowest_free(|_| true), None);
+        assert_eq!(StackNumber::lowest_free_number(|_| true), None);
     }
 }

@@ -15,14 +15,14 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::error::{IoResultExt as _, Result};
 
 /// The directory where cgroup hierarchies are mounted.
-const ROOT: &str = "/sys/fs/cgroup";
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// The longest time for the kernel to empty a control group whose processes were killed.
-const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
+const CGROUP_EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A mounted cgroup hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Hierarchy {
+struct CgroupHierarchy {
     /// The mount point of the cgroup hierarchy.
     mount: PathBuf,
     /// The path of the mounted control group within the hierarchy.
@@ -33,15 +33,18 @@ struct Hierarchy {
     controllers: String,
 }
 
-impl Hierarchy {
+impl CgroupHierarchy {
     /// Parses the mounted cgroup hierarchies from `/proc/self/mountinfo` (proc(5)).
-    fn parse(mountinfo: &str) -> Vec<Self> {
-        let mut found = mountinfo.lines().filter_map(Self::parse_line).collect::<Vec<_>>();
+    fn parse_mountinfo(mountinfo: &str) -> Vec<Self> {
+        let mut found = mountinfo
+            .lines()
+            .filter_map(Self::parse_mountinfo_line)
+            .collect::<Vec<_>>();
         found.dedup_by(|a, b| a.mount == b.mount);
         found
     }
 
-    fn parse_line(line: &str) -> Option<Self> {
+    fn parse_mountinfo_line(line: &str) -> Option<Self> {
         let (location, kind) = line.split_once(" - ")?;
         let mut location = location.split(' ').skip(3);
         let (root, mount) = (location.next()?, location.next()?);
@@ -52,7 +55,7 @@ impl Hierarchy {
             .split(',')
             .filter(|option| !flags.contains(option) && !option.contains('/'));
         mount
-            .starts_with(ROOT)
+            .starts_with(CGROUP_ROOT)
             .then(|| Self {
                 mount: mount.into(),
                 root: root.into(),
@@ -70,7 +73,7 @@ impl Hierarchy {
     ///
     /// In version 2 a group that has processes cannot delegate controllers, so this is the root. In version 1
     /// it is this process's own group, whose limits then apply.
-    fn parent(&self, own: &str) -> PathBuf {
+    fn parent_group_directory(&self, own: &str) -> PathBuf {
         if self.unified {
             return self.mount.clone();
         }
@@ -90,36 +93,40 @@ impl Hierarchy {
 
 /// The control groups of one stack.
 #[derive(Debug)]
-pub(crate) struct ControlGroups {
+pub(crate) struct StackControlGroups {
     /// The directory of the stack's control group in each hierarchy.
     dirs: Vec<PathBuf>,
 }
 
-impl ControlGroups {
+impl StackControlGroups {
     /// Returns the control groups of the named stack, as seen from outside its namespaces.
     pub(crate) fn of_stack(stack: &str) -> Result<Self> {
-        let own = read("/proc/self/cgroup")?;
-        let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
-        let dir = |hierarchy: &Hierarchy| hierarchy.parent(&own).join(format!("slipway-{stack}"));
+        let own = read_file("/proc/self/cgroup")?;
+        let hierarchies = CgroupHierarchy::parse_mountinfo(&read_file("/proc/self/mountinfo")?);
+        let dir = |hierarchy: &CgroupHierarchy| {
+            hierarchy
+                .parent_group_directory(&own)
+                .join(format!("slipway-{stack}"))
+        };
         Ok(Self {
             dirs: hierarchies.iter().map(dir).collect(),
         })
     }
 
     /// Returns the directories of the stack's control groups, which are stored for the clean-up.
-    pub(crate) fn dirs(&self) -> &[PathBuf] {
+    pub(crate) fn directories(&self) -> &[PathBuf] {
         &self.dirs
     }
 
     /// Creates the handle of control groups with these directories.
-    pub(crate) fn from_dirs(dirs: Vec<PathBuf>) -> Self {
+    pub(crate) fn from_directories(dirs: Vec<PathBuf>) -> Self {
         Self { dirs }
     }
 
     /// Creates the stack's control groups and moves this process into them.
-    pub(crate) fn enter(&self) -> Result<()> {
+    pub(crate) fn create_and_enter(&self) -> Result<()> {
         for dir in &self.dirs {
-            fs::create_dir_all(dir).at("create", dir)?;
+            fs::create_dir_all(dir).with_operation("create", dir)?;
             // A new cpuset is empty, and nothing can run in it until it has CPUs and memory nodes.
             for name in ["cpuset.cpus", "cpuset.mems"] {
                 let parent = dir.parent().unwrap_or(dir).join(name);
@@ -127,38 +134,38 @@ impl ControlGroups {
                     && !value.trim().is_empty()
                 {
                     let path = dir.join(name);
-                    fs::write(&path, value).at("write", path)?;
+                    fs::write(&path, value).with_operation("write", path)?;
                 }
             }
             let procs = dir.join("cgroup.procs");
-            fs::write(&procs, "0").at("write", procs)?;
+            fs::write(&procs, "0").with_operation("write", procs)?;
         }
         Ok(())
     }
 
     /// Moves the holder of the stack into a subgroup: in version 2 a group that delegates controllers may not
     /// have processes.
-    pub(crate) fn move_holder_aside(&self, holder: u32) -> Result<()> {
+    pub(crate) fn move_holder_to_subgroup(&self, holder: u32) -> Result<()> {
         for dir in self
             .dirs
             .iter()
             .filter(|dir| dir.join("cgroup.controllers").exists())
         {
             let subgroup = dir.join("holder");
-            fs::create_dir_all(&subgroup).at("create", &subgroup)?;
+            fs::create_dir_all(&subgroup).with_operation("create", &subgroup)?;
             let procs = subgroup.join("cgroup.procs");
-            fs::write(&procs, holder.to_string()).at("write", procs)?;
+            fs::write(&procs, holder.to_string()).with_operation("write", procs)?;
         }
         Ok(())
     }
 
     /// Removes the stack's control groups and their subgroups, once their processes have ended.
     pub(crate) fn remove(&self) -> Result<()> {
-        let end = Instant::now() + EMPTY_TIMEOUT;
+        let end = Instant::now() + CGROUP_EMPTY_TIMEOUT;
         for dir in &self.dirs {
-            while let Err(error) = remove_tree(dir) {
+            while let Err(error) = remove_group_tree(dir) {
                 if Instant::now() > end {
-                    return Err(error).at("remove", dir);
+                    return Err(error).with_operation("remove", dir);
                 }
                 // No event for "the last process has ended" exists in both versions.
                 thread::sleep(Duration::from_millis(20));
@@ -168,12 +175,12 @@ impl ControlGroups {
     }
 }
 
-fn read(path: &str) -> Result<String> {
-    fs::read_to_string(path).at("read", path)
+fn read_file(path: &str) -> Result<String> {
+    fs::read_to_string(path).with_operation("read", path)
 }
 
 /// Removes a control group and its subgroups. The files in a group are the kernel's and disappear with it.
-fn remove_tree(dir: &Path) -> io::Result<()> {
+fn remove_group_tree(dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -181,48 +188,48 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     for entry in entries {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
+            remove_group_tree(&entry.path())?;
         }
     }
     fs::remove_dir(dir)
 }
 
 /// Mounts the cgroup hierarchies again inside the namespaces, so that the stack's groups are the roots.
-pub(crate) fn mount() -> Result<()> {
-    let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
-    let links = controller_links(Path::new(ROOT));
-    rustix::mount::unmount(ROOT, UnmountFlags::DETACH).at("unmount", ROOT)?;
+pub(crate) fn mount_hierarchies() -> Result<()> {
+    let hierarchies = CgroupHierarchy::parse_mountinfo(&read_file("/proc/self/mountinfo")?);
+    let links = read_controller_links(Path::new(CGROUP_ROOT));
+    rustix::mount::unmount(CGROUP_ROOT, UnmountFlags::DETACH).with_operation("unmount", CGROUP_ROOT)?;
     let unified_only =
-        matches!(hierarchies.as_slice(), [only] if only.unified && only.mount == Path::new(ROOT));
+        matches!(hierarchies.as_slice(), [only] if only.unified && only.mount == Path::new(CGROUP_ROOT));
     if !unified_only {
         rustix::mount::mount(
             "tmpfs",
-            ROOT,
+            CGROUP_ROOT,
             "tmpfs",
             MountFlags::NOSUID | MountFlags::NODEV,
             Some(c"mode=755"),
         )
-        .at("mount", ROOT)?;
+        .with_operation("mount", CGROUP_ROOT)?;
     }
     for hierarchy in &hierarchies {
         let at = &hierarchy.mount;
         if !unified_only {
-            fs::create_dir_all(at).at("create", at)?;
+            fs::create_dir_all(at).with_operation("create", at)?;
         }
         let kind = if hierarchy.unified { "cgroup2" } else { "cgroup" };
         let options = std::ffi::CString::new(hierarchy.controllers.as_str()).unwrap_or_default();
         rustix::mount::mount(kind, at, kind, MountFlags::empty(), Some(options.as_c_str()))
-            .at("mount", at)?;
+            .with_operation("mount", at)?;
     }
     for (name, target) in links {
-        let at = Path::new(ROOT).join(name);
-        std::os::unix::fs::symlink(target, &at).at("create", at)?;
+        let at = Path::new(CGROUP_ROOT).join(name);
+        std::os::unix::fs::symlink(target, &at).with_operation("create", at)?;
     }
     Ok(())
 }
 
 /// Reads the symbolic links for cgroup hierarchies with several controllers, such as `cpu` → `cpu,cpuacct`.
-fn controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
+fn read_controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| Some((entry.file_name(), fs::read_link(entry.path()).ok()?)))
@@ -232,29 +239,29 @@ fn controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
 /// Enables every cgroup controller for subgroups, inside the namespaces, where only version 2 is mounted.
 ///
 /// The root's own processes have to move to a subgroup first.
-pub(crate) fn delegate() -> Result<()> {
-    let root = Path::new(ROOT);
+pub(crate) fn delegate_controllers() -> Result<()> {
+    let root = Path::new(CGROUP_ROOT);
     let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
         return Ok(());
     };
     let supervisor = root.join("supervisor");
-    fs::create_dir_all(&supervisor).at("create", &supervisor)?;
+    fs::create_dir_all(&supervisor).with_operation("create", &supervisor)?;
     let procs = supervisor.join("cgroup.procs");
-    fs::write(&procs, "0").at("write", procs)?;
+    fs::write(&procs, "0").with_operation("write", procs)?;
     let control = root.join("cgroup.subtree_control");
     let all = controllers
         .split_whitespace()
         .map(|name| format!("+{name}"))
         .collect::<Vec<_>>()
         .join(" ");
-    fs::write(&control, all).at("write", control)
+    fs::write(&control, all).with_operation("write", control)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FIRST_VERSION: &str = "\
+    const VERSION_1_MOUNTINFO: &str = "\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
 35 31 0:32 /a /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -265,13 +272,13 @@ mod tests {
 
     #[test]
     fn the_stacks_group_is_below_the_launchers_own_in_version_1() {
-        let found = Hierarchy::parse(FIRST_VERSION);
+        let found = CgroupHierarchy::parse_mountinfo(VERSION_1_MOUNTINFO);
         let own = "4:memory:/a/b\n3:cpu,cpuacct:/\n2:name=systemd:/s\n0::/\n";
         let parents = found
             .iter()
-            .map(|hierarchy| hierarchy.parent(own))
+            .map(|hierarchy| hierarchy.parent_group_directory(own))
             .collect::<Vec<_>>();
-        let below = |path| Path::new(ROOT).join(path);
+        let below = |path| Path::new(CGROUP_ROOT).join(path);
         assert_eq!(
             parents,
             ["cpu,cpuacct", "memory/b", "systemd/s", "unified"].map(below)
@@ -286,11 +293,11 @@ mod tests {
     fn the_stacks_group_is_at_the_root_in_version_2() {
         let line =
             "24 22 0:21 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
-        let found = Hierarchy::parse(line);
+        let found = CgroupHierarchy::parse_mountinfo(line);
         assert_eq!(found.len(), 1);
         assert_eq!(
-            found[0].parent("0::/user.slice/session-1.scope\n"),
-            Path::new(ROOT)
+            found[0].parent_group_directory("0::/user.slice/session-1.scope\n"),
+            Path::new(CGROUP_ROOT)
         );
     }
 }

@@ -3,7 +3,9 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use slipway_stack::{Directories, Error, Options, Part, Progress, Result, Stack, State};
+use slipway_stack::{
+    LauncherDirectories, LauncherError, PartState, ProgressSink, Result, Stack, StackOptions, StackPart,
+};
 
 use crate::console;
 
@@ -12,32 +14,32 @@ use crate::console;
 #[command(name = "slipway-stack", version)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: LauncherCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum LauncherCommand {
     /// Start the stack, deploy Slipway on it, and build, deploy and call a sample function.
     ///
     /// Parts that already run are not restarted; programs and images in the cache are reused.
-    Up(Up),
+    Up(UpArguments),
     /// Stop the stack. Its data (build cache, images, credentials) is kept, so the next start is faster.
     Down {
         #[command(flatten)]
-        stack: Name,
+        stack: StackNameArgument,
         /// Also remove the stack's data.
         #[arg(long)]
         purge: bool,
     },
     /// Print the environment for using the stack from a shell: eval "$(slipway-stack env)".
-    Env(Name),
+    Env(StackNameArgument),
     /// Print the state of each part of the stack.
-    Status(Name),
+    Status(StackNameArgument),
     /// Print the last lines of a part's log.
     Logs {
         #[command(flatten)]
-        stack: Name,
-        part: Part,
+        stack: StackNameArgument,
+        part: StackPart,
         /// Number of log lines to print.
         #[arg(short = 'n', long, default_value_t = 50)]
         lines: usize,
@@ -45,14 +47,14 @@ enum Command {
     /// Stop one part of the stack.
     Stop {
         #[command(flatten)]
-        stack: Name,
-        part: Part,
+        stack: StackNameArgument,
+        part: StackPart,
     },
     /// Start one part of the stack.
     Start {
         #[command(flatten)]
-        stack: Name,
-        part: Part,
+        stack: StackNameArgument,
+        part: StackPart,
     },
     /// Install the Debian packages that building and running need.
     Packages {
@@ -64,23 +66,23 @@ enum Command {
     Tool { module: String },
     /// Become the holder of the stack.
     #[command(hide = true)]
-    Hold(Name),
+    Hold(StackNameArgument),
     /// Supervise the stack, as the first process of its namespaces.
     #[command(hide = true)]
-    Supervise(Name),
+    Supervise(StackNameArgument),
 }
 
 #[derive(Debug, Args)]
-struct Name {
+struct StackNameArgument {
     /// Name of the stack.
     #[arg(long, default_value = "default", env = "SLIPWAY_STACK")]
     name: String,
 }
 
 #[derive(Debug, Args)]
-struct Up {
+struct UpArguments {
     #[command(flatten)]
-    stack: Name,
+    stack: StackNameArgument,
     /// Start the parts only, without deploying Slipway.
     #[arg(long)]
     bare: bool,
@@ -100,21 +102,23 @@ struct Up {
 
 impl Cli {
     /// Runs the command that the command line names.
-    pub(crate) fn run(self) -> Result<ExitCode> {
+    pub(crate) fn run_command_line(self) -> Result<ExitCode> {
         match self.command {
             // These two enter namespaces, which requires a process without threads.
-            Command::Hold(stack) => slipway_stack::hold(&Directories::from_env()?.stack(&stack.name)?)?,
-            Command::Supervise(stack) => {
-                slipway_stack::supervise(Directories::from_env()?.stack(&stack.name)?)?
+            LauncherCommand::Hold(stack) => {
+                slipway_stack::become_holder(&LauncherDirectories::from_env()?.stack_directory(&stack.name)?)?
+            }
+            LauncherCommand::Supervise(stack) => {
+                slipway_stack::supervise(LauncherDirectories::from_env()?.stack_directory(&stack.name)?)?
             }
             command => {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
                 let runtime = runtime.map_err(|error| {
-                    Error::Environment(format!("cannot start the async runtime: {error}"))
+                    LauncherError::Environment(format!("cannot start the async runtime: {error}"))
                 })?;
                 return runtime.block_on(async {
                     tokio::select! {
-                        done = command.run() => done.map(|()| ExitCode::SUCCESS),
+                        done = command.run_command() => done.map(|()| ExitCode::SUCCESS),
                         _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
                     }
                 });
@@ -124,19 +128,19 @@ impl Cli {
     }
 }
 
-impl Command {
-    async fn run(self) -> Result<()> {
-        let progress = Progress::stderr();
+impl LauncherCommand {
+    async fn run_command(self) -> Result<()> {
+        let progress = ProgressSink::to_stderr();
         match self {
-            Command::Up(up) => {
-                let mut options = Options::named(up.stack.name);
+            LauncherCommand::Up(up) => {
+                let mut options = StackOptions::with_stack_name(up.stack.name);
                 options.deploy = !up.bare;
                 (options.faasd, options.gateway, options.faas_cli) = (up.faasd, up.gateway, up.faas_cli);
                 if let Some(seconds) = up.ack_wait {
                     options.ack_wait = Duration::from_secs(seconds);
                 }
-                let stack = Stack::up(&options, &progress).await?;
-                progress.step(
+                let stack = Stack::start_stack(&options, &progress).await?;
+                progress.emit_step(
                     "stack",
                     format_args!(
                         "{} is running; its gateway is {}",
@@ -145,15 +149,17 @@ impl Command {
                     ),
                 );
             }
-            Command::Down { stack, purge } => slipway_stack::down(&stack.name, purge, &progress).await?,
-            Command::Env(name) => print_environment(&running(&name)?),
-            Command::Status(name) => {
-                for status in running(&name)?.status().await? {
+            LauncherCommand::Down { stack, purge } => {
+                slipway_stack::stop_named_stack(&stack.name, purge, &progress).await?
+            }
+            LauncherCommand::Env(name) => print_environment(&running_stack(&name)?),
+            LauncherCommand::Status(name) => {
+                for status in running_stack(&name)?.part_statuses().await? {
                     let state = match status.state {
-                        State::Stopped => "stopped".to_owned(),
-                        State::Starting => "starting".to_owned(),
-                        State::Running => "running".to_owned(),
-                        State::Ended { reason } => format!("ended by itself: {reason}"),
+                        PartState::Stopped => "stopped".to_owned(),
+                        PartState::Starting => "starting".to_owned(),
+                        PartState::Running => "running".to_owned(),
+                        PartState::Ended { reason } => format!("ended by itself: {reason}"),
                     };
                     console::print_line(&format!(
                         "{:<14}{state} for {} s",
@@ -162,44 +168,49 @@ impl Command {
                     ));
                 }
             }
-            Command::Logs { stack, part, lines } => {
+            LauncherCommand::Logs { stack, part, lines } => {
                 console::print_line(&slipway_stack::log_tail(&stack.name, part, lines)?)
             }
-            Command::Stop { stack, part } => running(&stack)?.stop(part).await?,
-            Command::Start { stack, part } => running(&stack)?.start(part).await?,
-            Command::Packages { tests: false } => slipway_stack::install_missing(&progress).await?,
-            Command::Packages { tests: true } => slipway_stack::install_missing_for_tests(&progress).await?,
-            Command::Tool { module } => {
-                let dir = slipway_stack::build_tool(&Directories::from_env()?, &module, &progress).await?;
+            LauncherCommand::Stop { stack, part } => running_stack(&stack)?.stop_part(part).await?,
+            LauncherCommand::Start { stack, part } => running_stack(&stack)?.start_part(part).await?,
+            LauncherCommand::Packages { tests: false } => {
+                slipway_stack::install_missing_packages(&progress).await?
+            }
+            LauncherCommand::Packages { tests: true } => {
+                slipway_stack::install_missing_packages_for_tests(&progress).await?
+            }
+            LauncherCommand::Tool { module } => {
+                let dir =
+                    slipway_stack::build_tool(&LauncherDirectories::from_env()?, &module, &progress).await?;
                 console::print_line(&dir.display().to_string());
             }
-            Command::Hold(_) | Command::Supervise(_) => {}
+            LauncherCommand::Hold(_) | LauncherCommand::Supervise(_) => {}
         }
         Ok(())
     }
 }
 
-fn running(name: &Name) -> Result<Stack> {
+fn running_stack(name: &StackNameArgument) -> Result<Stack> {
     let name = &name.name;
-    Stack::load(name)?.ok_or_else(|| {
-        Error::Environment(format!(
+    Stack::load_running(name)?.ok_or_else(|| {
+        LauncherError::Environment(format!(
             "stack {name:?} is not running; `make up` starts the default stack"
         ))
     })
 }
 
 fn print_environment(stack: &Stack) {
-    for (name, value) in stack.environment() {
-        console::print_line(&format!("export {name}={}", quoted(&value)));
+    for (name, value) in stack.environment_variables() {
+        console::print_line(&format!("export {name}={}", quote_for_shell(&value)));
     }
     console::print_line(&format!(
         "export PATH={}:\"$PATH\"",
-        quoted(&stack.bin().display().to_string())
+        quote_for_shell(&stack.programs_directory().display().to_string())
     ));
 }
 
 /// Quotes a value so that a shell takes it as one literal word.
-fn quoted(value: &str) -> String {
+fn quote_for_shell(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
 }
 
@@ -210,12 +221,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn clap_accepts_the_definition_of_the_command_line() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn a_value_stays_one_word_in_a_shell() {
-        assert_eq!(quoted("a'b $c"), r"'a'\''b $c'");
+    fn a_quoted_value_stays_one_word_in_a_shell() {
+        assert_eq!(quote_for_shell("a'b $c"), r"'a'\''b $c'");
     }
 }

@@ -8,31 +8,31 @@ use std::{
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::error::{Error, Result};
+use crate::error::{LauncherError, Result};
 
 /// The number of output lines in the error of a failed program.
-const TAIL_LINES: usize = 30;
+const OUTPUT_TAIL_LINES: usize = 30;
 
 /// The longest line of a program's output in an error, in bytes.
-const LONGEST_LINE: usize = 1000;
+const LONGEST_LINE_BYTES: usize = 1000;
 
 /// Creates a command without standard input, whose process is killed when its future is dropped.
-pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
+pub(crate) fn new_command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.kill_on_drop(true).stdin(Stdio::null());
     command
 }
 
 /// Runs a program and returns its standard output; fails unless it exits successfully.
-pub(crate) async fn run(command: &mut Command) -> Result<Vec<u8>> {
-    let name = displayed_name(command.as_std());
-    check_output(name, command.output().await)
+pub(crate) async fn run_program(command: &mut Command) -> Result<Vec<u8>> {
+    let name = displayed_command(command.as_std());
+    check_program_output(name, command.output().await)
 }
 
 /// Runs a program with the given standard input and returns its standard output.
-pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
-    let name = displayed_name(command.as_std());
-    let failed = |source| Error::Spawn {
+pub(crate) async fn run_program_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
+    let name = displayed_command(command.as_std());
+    let failed = |source| LauncherError::Spawn {
         program: name.clone(),
         source,
     };
@@ -51,17 +51,17 @@ pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Resul
         drop(stdin);
     };
     let ((), output) = tokio::join!(write, child.wait_with_output());
-    check_output(name, output)
+    check_program_output(name, output)
 }
 
-/// Runs a program as [`run`] does, without an async runtime.
-pub(crate) fn run_blocking(command: &mut std::process::Command) -> Result<Vec<u8>> {
-    let name = displayed_name(command);
-    check_output(name, command.stdin(Stdio::null()).output())
+/// Runs a program as [`run_program`] does, without an async runtime.
+pub(crate) fn run_program_blocking(command: &mut std::process::Command) -> Result<Vec<u8>> {
+    let name = displayed_command(command);
+    check_program_output(name, command.stdin(Stdio::null()).output())
 }
 
-fn check_output(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
-    let output = output.map_err(|source| Error::Spawn {
+fn check_program_output(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
+    let output = output.map_err(|source| LauncherError::Spawn {
         program: name.clone(),
         source,
     })?;
@@ -70,15 +70,15 @@ fn check_output(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
     }
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
-    Err(Error::Program {
+    Err(LauncherError::Program {
         program: name,
         status: output.status.to_string(),
-        output: tail(&text, TAIL_LINES),
+        output: last_lines(&text, OUTPUT_TAIL_LINES),
     })
 }
 
 /// Returns a command's program and first four arguments, which identify the command in errors.
-fn displayed_name(command: &std::process::Command) -> String {
+fn displayed_command(command: &std::process::Command) -> String {
     let words = [command.get_program()]
         .into_iter()
         .chain(command.get_args().take(4));
@@ -88,11 +88,11 @@ fn displayed_name(command: &std::process::Command) -> String {
         .join(" ")
 }
 
-/// Returns the last lines of a text, each cut to [`LONGEST_LINE`].
-pub(crate) fn tail(text: &str, lines: usize) -> String {
+/// Returns the last lines of a text, each cut to [`LONGEST_LINE_BYTES`].
+pub(crate) fn last_lines(text: &str, lines: usize) -> String {
     let all = text.trim_end().lines().collect::<Vec<_>>();
     let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
-    let cut = |line: &&str| line[..line.floor_char_boundary(LONGEST_LINE)].to_owned();
+    let cut = |line: &&str| line[..line.floor_char_boundary(LONGEST_LINE_BYTES)].to_owned();
     last.iter().map(cut).collect::<Vec<_>>().join("\n")
 }
 
@@ -101,9 +101,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_names_the_program_and_has_its_output() {
-        let error =
-            run_blocking(std::process::Command::new("sh").args(["-c", "echo out; echo no >&2; exit 3"]));
+    fn the_error_of_a_failed_program_names_it_and_has_its_output() {
+        let error = run_program_blocking(
+            std::process::Command::new("sh").args(["-c", "echo out; echo no >&2; exit 3"]),
+        );
         let text = error.unwrap_err().to_string();
         assert!(
             text.contains("sh -c") && text.contains("exit status: 3") && text.contains("out\nno"),
@@ -112,9 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_has_only_the_last_lines() {
-        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
-        assert_eq!(tail("a", 5), "a");
-        assert_eq!(tail("", 5), "");
+    fn last_lines_has_only_the_last_lines_of_a_text() {
+        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(last_lines("a", 5), "a");
+        assert_eq!(last_lines("", 5), "");
     }
 }

@@ -12,23 +12,23 @@ use tokio::{
 };
 
 use crate::{
-    error::{Error, IoResultExt as _, Result},
-    part::Part,
+    error::{IoResultExt as _, LauncherError, Result},
+    part::StackPart,
 };
 
 /// A command of the launcher for the stack's supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
-pub(crate) enum Command {
+pub(crate) enum SupervisorCommand {
     /// Start every part of the stack that does not run.
     #[serde(rename = "begin")]
     StartAll,
     /// Report the state of the stack's parts.
     Status,
     /// Start one part of the stack.
-    Start { part: Part },
+    Start { part: StackPart },
     /// Stop one part of the stack.
-    Stop { part: Part },
+    Stop { part: StackPart },
     /// Stop every part of the stack, then end the supervisor.
     #[serde(rename = "down")]
     Shutdown,
@@ -37,15 +37,15 @@ pub(crate) enum Command {
 /// An event in the supervisor's answer to a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-pub(crate) enum Event {
+pub(crate) enum SupervisorEvent {
     /// The supervisor is starting a part.
-    Starting { part: Part },
+    Starting { part: StackPart },
     /// A part of the stack is ready.
-    Ready { part: Part, seconds: f64 },
+    Ready { part: StackPart, seconds: f64 },
     /// The supervisor has stopped a part.
-    Stopped { part: Part },
+    Stopped { part: StackPart },
     /// A part did not become ready. This event ends the answer.
-    Failed { part: Part, reason: String },
+    Failed { part: StackPart, reason: String },
     /// The state of the stack's parts. This event ends the answer.
     Status { parts: Vec<PartStatus> },
     /// The command succeeded. This event ends the answer.
@@ -59,9 +59,9 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartStatus {
     /// The part whose state this is.
-    pub part: Part,
+    pub part: StackPart,
     /// The state of the part.
-    pub state: State,
+    pub state: PartState,
     /// The time since the part's state last changed, in seconds.
     pub seconds: u64,
 }
@@ -69,7 +69,7 @@ pub struct PartStatus {
 /// The state of a part of the stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
-pub enum State {
+pub enum PartState {
     /// The part was stopped on request.
     Stopped,
     /// The part was started, but is not ready yet.
@@ -92,16 +92,22 @@ pub(crate) struct ControlClient {
 
 impl ControlClient {
     /// Connects to a supervisor's control socket.
-    pub(crate) async fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).await.at("connect to", socket)?;
+    pub(crate) async fn connect_to_supervisor(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket)
+            .await
+            .with_operation("connect to", socket)?;
         Ok(Self {
             stream: BufReader::new(stream),
         })
     }
 
     /// Sends a command to the supervisor, passes progress events to `on_event`, and returns the final event.
-    pub(crate) async fn send(&mut self, command: Command, mut on_event: impl FnMut(Event)) -> Result<Event> {
-        let lost = Error::ConnectionLost;
+    pub(crate) async fn send_command(
+        &mut self,
+        command: SupervisorCommand,
+        mut on_event: impl FnMut(SupervisorEvent),
+    ) -> Result<SupervisorEvent> {
+        let lost = LauncherError::ConnectionLost;
         let mut line = serde_json::to_string(&command).map_err(|error| lost(error.to_string()))?;
         line.push('\n');
         let stream = self.stream.get_mut();
@@ -120,10 +126,10 @@ impl ControlClient {
                 return Err(lost("the supervisor closed it".into()));
             }
             match serde_json::from_str(&line).map_err(|error| lost(error.to_string()))? {
-                Event::Rejected { reason } => return Err(Error::Rejected(reason)),
-                event @ (Event::Starting { .. } | Event::Ready { .. } | Event::Stopped { .. }) => {
-                    on_event(event)
-                }
+                SupervisorEvent::Rejected { reason } => return Err(LauncherError::Rejected(reason)),
+                event @ (SupervisorEvent::Starting { .. }
+                | SupervisorEvent::Ready { .. }
+                | SupervisorEvent::Stopped { .. }) => on_event(event),
                 last => return Ok(last),
             }
         }
@@ -136,13 +142,13 @@ mod tests {
 
     #[test]
     fn commands_and_events_are_one_line_of_json() {
-        let command = serde_json::to_string(&Command::Stop {
-            part: Part::QueueWorker,
+        let command = serde_json::to_string(&SupervisorCommand::Stop {
+            part: StackPart::QueueWorker,
         })
         .unwrap();
         assert_eq!(command, r#"{"command":"stop","part":"queue-worker"}"#);
-        let event = serde_json::to_string(&Event::Failed {
-            part: Part::Nats,
+        let event = serde_json::to_string(&SupervisorEvent::Failed {
+            part: StackPart::Nats,
             reason: "a\nb".into(),
         })
         .unwrap();
@@ -150,16 +156,16 @@ mod tests {
     }
 
     #[test]
-    fn a_supervisor_of_an_earlier_build_understands_the_names() {
-        let command = |command: Command| serde_json::to_string(&command).unwrap();
-        assert_eq!(command(Command::StartAll), r#"{"command":"begin"}"#);
-        assert_eq!(command(Command::Shutdown), r#"{"command":"down"}"#);
-        let rejected: Event = serde_json::from_str(r#"{"event":"refused","reason":"r"}"#).unwrap();
-        assert_eq!(rejected, Event::Rejected { reason: "r".into() });
-        let state: State = serde_json::from_str(r#"{"state":"ended","how":"signal 9"}"#).unwrap();
+    fn the_names_of_commands_stay_those_of_earlier_builds() {
+        let command = |command: SupervisorCommand| serde_json::to_string(&command).unwrap();
+        assert_eq!(command(SupervisorCommand::StartAll), r#"{"command":"begin"}"#);
+        assert_eq!(command(SupervisorCommand::Shutdown), r#"{"command":"down"}"#);
+        let rejected: SupervisorEvent = serde_json::from_str(r#"{"event":"refused","reason":"r"}"#).unwrap();
+        assert_eq!(rejected, SupervisorEvent::Rejected { reason: "r".into() });
+        let state: PartState = serde_json::from_str(r#"{"state":"ended","how":"signal 9"}"#).unwrap();
         assert_eq!(
             state,
-            State::Ended {
+            PartState::Ended {
                 reason: "signal 9".into()
             }
         );

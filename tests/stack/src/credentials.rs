@@ -6,18 +6,18 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 
 use crate::{
-    command::{command, run_with_input},
-    directories::{StackDir, write_private},
+    command::{new_command, run_program_with_input},
+    directories::{StackDir, write_private_file},
     error::{IoResultExt as _, Result},
 };
 
 /// The user name of the gateway's administrator.
-const GATEWAY_USER: &str = "admin";
+const GATEWAY_USER_NAME: &str = "admin";
 /// The user name for the stack's registry.
-const REGISTRY_USER: &str = "slipway";
+const REGISTRY_USER_NAME: &str = "slipway";
 
 /// The names of the secrets that Slipway's functions mount.
-pub(crate) const SECRETS: [&str; 5] = [
+pub(crate) const FUNCTION_SECRET_NAMES: [&str; 5] = [
     "basic-auth-user",
     "basic-auth-password",
     "payload-secret",
@@ -42,13 +42,13 @@ impl fmt::Debug for Login {
 
 /// The credentials of one stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Credentials {
+pub(crate) struct StackCredentials {
     pub(crate) gateway: Login,
     /// The login for the stack's registry; `None` if the registry requires no password.
     pub(crate) registry: Option<Login>,
 }
 
-impl Credentials {
+impl StackCredentials {
     /// Reads the stack's credentials, and generates and stores those that are missing.
     ///
     /// `registry` is the registry's host and port; `registry_requires_password` is whether it requires a password.
@@ -57,22 +57,24 @@ impl Credentials {
         registry: &str,
         registry_requires_password: bool,
     ) -> Result<Self> {
-        let secrets = dir.secrets();
-        let random = |name: &str| read_or_write(&secrets.join(name), random_hex);
+        let secrets = dir.secrets_directory();
+        let random = |name: &str| read_or_write_file(&secrets.join(name), random_hex);
         random("payload-secret")?;
         random("deploy-secret")?;
-        let password = read_or_write(&dir.config().join("registry-password"), random_hex)?;
+        let password = read_or_write_file(&dir.config_directory().join("registry-password"), random_hex)?;
         let credentials = Self {
             gateway: Login {
-                user: read_or_write(&secrets.join("basic-auth-user"), || Ok(GATEWAY_USER.to_owned()))?,
+                user: read_or_write_file(&secrets.join("basic-auth-user"), || {
+                    Ok(GATEWAY_USER_NAME.to_owned())
+                })?,
                 password: random("basic-auth-password")?,
             },
             registry: registry_requires_password.then(|| Login {
-                user: REGISTRY_USER.to_owned(),
+                user: REGISTRY_USER_NAME.to_owned(),
                 password,
             }),
         };
-        write_private(
+        write_private_file(
             &secrets.join("registry-config"),
             credentials.docker_config(registry).as_bytes(),
         )?;
@@ -80,16 +82,16 @@ impl Credentials {
     }
 
     /// Reads the credentials of a stack that was started before.
-    pub(crate) fn read(dir: &StackDir, registry_requires_password: bool) -> Result<Self> {
-        let read = |path: &Path| fs::read_to_string(path).at("read", path);
-        let password = read(&dir.config().join("registry-password"))?;
+    pub(crate) fn read_existing(dir: &StackDir, registry_requires_password: bool) -> Result<Self> {
+        let read = |path: &Path| fs::read_to_string(path).with_operation("read", path);
+        let password = read(&dir.config_directory().join("registry-password"))?;
         Ok(Self {
             gateway: Login {
-                user: read(&dir.secrets().join("basic-auth-user"))?,
-                password: read(&dir.secrets().join("basic-auth-password"))?,
+                user: read(&dir.secrets_directory().join("basic-auth-user"))?,
+                password: read(&dir.secrets_directory().join("basic-auth-password"))?,
             },
             registry: registry_requires_password.then(|| Login {
-                user: REGISTRY_USER.to_owned(),
+                user: REGISTRY_USER_NAME.to_owned(),
                 password,
             }),
         })
@@ -108,21 +110,21 @@ impl Credentials {
 
     /// Generates the registry's password file: the user name and a bcrypt hash, the format that the registry
     /// reads.
-    pub(crate) async fn htpasswd(login: &Login) -> Result<Vec<u8>> {
-        run_with_input(
-            command("htpasswd").args(["-niB", &login.user]),
+    pub(crate) async fn generate_htpasswd(login: &Login) -> Result<Vec<u8>> {
+        run_program_with_input(
+            new_command("htpasswd").args(["-niB", &login.user]),
             login.password.as_bytes(),
         )
         .await
     }
 }
 
-fn read_or_write(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
+fn read_or_write_file(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
     match fs::read_to_string(path) {
         Ok(value) if !value.is_empty() => Ok(value),
         _ => {
             let value = make()?;
-            write_private(path, value.as_bytes())?;
+            write_private_file(path, value.as_bytes())?;
             Ok(value)
         }
     }
@@ -134,7 +136,7 @@ fn random_hex() -> Result<String> {
     let mut bytes = [0; 24];
     fs::File::open(source)
         .and_then(|mut file| file.read_exact(&mut bytes))
-        .at("read", source)?;
+        .with_operation("read", source)?;
     Ok(hex::encode(bytes))
 }
 
@@ -142,28 +144,28 @@ fn random_hex() -> Result<String> {
 mod tests {
     use super::*;
 
-    fn stack_dir() -> (tempfile::TempDir, StackDir) {
+    fn temporary_stack_dir() -> (tempfile::TempDir, StackDir) {
         let temp = tempfile::tempdir().unwrap();
         let dir = StackDir {
             name: "x".into(),
             root: temp.path().join("x"),
         };
-        dir.create().unwrap();
+        dir.create_directories().unwrap();
         (temp, dir)
     }
 
     #[test]
     fn credentials_are_generated_once_and_kept() {
-        let (_temp, dir) = stack_dir();
-        let first = Credentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap();
+        let (_temp, dir) = temporary_stack_dir();
+        let first = StackCredentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap();
         assert_eq!(
-            Credentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap(),
+            StackCredentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap(),
             first
         );
-        assert_eq!(Credentials::read(&dir, true).unwrap(), first);
-        for name in SECRETS {
+        assert_eq!(StackCredentials::read_existing(&dir, true).unwrap(), first);
+        for name in FUNCTION_SECRET_NAMES {
             assert!(
-                fs::metadata(dir.secrets().join(name)).unwrap().len() > 0,
+                fs::metadata(dir.secrets_directory().join(name)).unwrap().len() > 0,
                 "{name}"
             );
         }
@@ -171,11 +173,11 @@ mod tests {
 
     #[test]
     fn two_stacks_have_different_credentials() {
-        let ((_one, first), (_two, second)) = (stack_dir(), stack_dir());
-        let first = Credentials::read_or_generate(&first, "r", true).unwrap();
+        let ((_one, first), (_two, second)) = (temporary_stack_dir(), temporary_stack_dir());
+        let first = StackCredentials::read_or_generate(&first, "r", true).unwrap();
         assert_ne!(
             first.gateway.password,
-            Credentials::read_or_generate(&second, "r", true)
+            StackCredentials::read_or_generate(&second, "r", true)
                 .unwrap()
                 .gateway
                 .password
@@ -184,14 +186,16 @@ mod tests {
     }
 
     #[test]
-    fn an_open_registry_has_no_login() {
-        let (_temp, dir) = stack_dir();
+    fn a_registry_without_a_password_has_no_login() {
+        let (_temp, dir) = temporary_stack_dir();
         assert_eq!(
-            Credentials::read_or_generate(&dir, "r", false).unwrap().registry,
+            StackCredentials::read_or_generate(&dir, "r", false)
+                .unwrap()
+                .registry,
             None
         );
         assert_eq!(
-            fs::read_to_string(dir.secrets().join("registry-config")).unwrap(),
+            fs::read_to_string(dir.secrets_directory().join("registry-config")).unwrap(),
             r#"{"auths":{}}"#
         );
     }

@@ -17,68 +17,74 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::{
-    build::Builder,
-    context::Context,
-    faas_cli::FaasCli,
+    build::BuilderClient,
+    context::StackBuildContext,
+    faas_cli::FaasCliProject,
     gateway::{FunctionStatus, GatewayClient},
-    sample::Sample,
+    sample::SampleFunction,
 };
 use crate::{
-    address::{buildkit_for_functions, gateway_for_functions},
-    credentials::SECRETS,
-    error::{Error, IoResultExt as _, Result, with_causes},
+    address::{buildkit_url_for_functions, gateway_url_for_functions},
+    credentials::FUNCTION_SECRET_NAMES,
+    error::{IoResultExt as _, LauncherError, Result, error_with_causes},
     http,
     image::RegistryClient,
-    part::Part,
-    progress::Progress,
+    part::StackPart,
+    progress::ProgressSink,
     stack::Stack,
 };
 
 /// The names of Slipway's functions.
-const FUNCTIONS: [&str; 2] = ["builder-fn", "deployer-fn"];
+const SLIPWAY_FUNCTION_NAMES: [&str; 2] = ["builder-fn", "deployer-fn"];
 
 /// The registry's repository of Slipway's images and of the sample function's image.
-const REPOSITORY: &str = "slipway";
+const SLIPWAY_REPOSITORY: &str = "slipway";
 
 /// The annotation of a function with a hash of its deployment; it shows whether the function is up to date.
-const ANNOTATION: &str = "com.slipway.stack";
+const DEPLOYMENT_HASH_ANNOTATION: &str = "com.slipway.stack";
 
 /// The longest time from deploying a function to its readiness.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const FUNCTION_READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The interval between checks whether a deployed function is ready.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Deploys Slipway's functions and the sample function, except those that are already up to date.
-pub(crate) async fn deploy(stack: &Stack, registry: &RegistryClient, progress: &Progress) -> Result<()> {
-    let gateway = GatewayClient::new(http::client()?, stack);
-    put_secrets(stack, &gateway).await?;
-    let faas_cli = FaasCli::open(stack)?;
+pub(crate) async fn deploy_functions(
+    stack: &Stack,
+    registry: &RegistryClient,
+    progress: &ProgressSink,
+) -> Result<()> {
+    let gateway = GatewayClient::new(http::http_client_without_proxy()?, stack);
+    put_function_secrets(stack, &gateway).await?;
+    let faas_cli = FaasCliProject::create_project(stack)?;
     let mut planned = Vec::new();
     faas_cli.write_function_contexts(stack).await?;
-    for name in FUNCTIONS {
-        let context = Context::read(&faas_cli.context_directory(name))?;
+    for name in SLIPWAY_FUNCTION_NAMES {
+        let context = StackBuildContext::read_directory(&faas_cli.context_directory(name))?;
         planned.push(PlannedFunction::new(stack, name, context, &faas_cli)?);
     }
-    build_missing(stack, registry, &planned, progress).await?;
+    build_missing_images(stack, registry, &planned, progress).await?;
     for function in &planned {
-        function.deploy(stack, &gateway, &faas_cli, progress).await?;
+        function
+            .deploy_if_changed(stack, &gateway, &faas_cli, progress)
+            .await?;
     }
-    Sample {
+    SampleFunction {
         stack,
         registry,
         gateway: &gateway,
         progress,
     }
-    .run(&faas_cli)
+    .deploy_and_call(&faas_cli)
     .await
 }
 
-async fn put_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
-    let existing = gateway.secrets().await?;
-    for name in SECRETS {
-        let path = stack.secrets().join(name);
-        let value = std::fs::read_to_string(&path).at("read", &path)?;
+async fn put_function_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
+    let existing = gateway.secret_names().await?;
+    for name in FUNCTION_SECRET_NAMES {
+        let path = stack.secrets_directory().join(name);
+        let value = std::fs::read_to_string(&path).with_operation("read", &path)?;
         gateway
             .put_secret(name, &value, existing.iter().any(|other| other == name))
             .await?;
@@ -90,7 +96,7 @@ async fn put_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
 #[derive(Debug)]
 struct PlannedFunction {
     name: &'static str,
-    context: Context,
+    context: StackBuildContext,
     /// The tag of the function's image: a hash of its build context.
     tag: String,
     image: String,
@@ -99,10 +105,15 @@ struct PlannedFunction {
 }
 
 impl PlannedFunction {
-    fn new(stack: &Stack, name: &'static str, context: Context, faas_cli: &FaasCli) -> Result<Self> {
-        let tag = context.hash(&[&stack.rust_image()]);
-        let image = format!("{}/{REPOSITORY}/{name}:{tag}", stack.registry.host);
-        let deployment_hash = context::hash_of(&[&image, &faas_cli.stack_file()?]);
+    fn new(
+        stack: &Stack,
+        name: &'static str,
+        context: StackBuildContext,
+        faas_cli: &FaasCliProject,
+    ) -> Result<Self> {
+        let tag = context.tag_hash(&[&stack.rust_image()]);
+        let image = format!("{}/{SLIPWAY_REPOSITORY}/{name}:{tag}", stack.registry.host);
+        let deployment_hash = context::hash_of_texts(&[&image, &faas_cli.stack_yml_text()?]);
         Ok(Self {
             name,
             context,
@@ -113,32 +124,33 @@ impl PlannedFunction {
     }
 
     /// Returns the values of the variables in `stack.yml` for this function.
-    fn environment(&self, stack: &Stack) -> Vec<(&'static str, String)> {
-        let mut values = shared_environment(stack);
+    fn stack_yml_variables(&self, stack: &Stack) -> Vec<(&'static str, String)> {
+        let mut values = shared_stack_yml_variables(stack);
         values.push(("TAG", self.tag.clone()));
         values
     }
 
     /// Deploys the function, unless the same deployment already exists and is ready.
-    async fn deploy(
+    async fn deploy_if_changed(
         &self,
         stack: &Stack,
         gateway: &GatewayClient,
-        faas_cli: &FaasCli,
-        progress: &Progress,
+        faas_cli: &FaasCliProject,
+        progress: &ProgressSink,
     ) -> Result<()> {
         let same = |status: &FunctionStatus| {
-            status.image == self.image && status.annotation(ANNOTATION) == Some(&self.deployment_hash)
+            status.image == self.image
+                && status.annotation(DEPLOYMENT_HASH_ANNOTATION) == Some(&self.deployment_hash)
         };
         let up_to_date = gateway
-            .status(self.name)
+            .function_status(self.name)
             .await?
             .is_some_and(|status| same(&status));
-        if up_to_date && gateway.is_ready(self.name).await {
+        if up_to_date && gateway.function_is_ready(self.name).await {
             return Ok(());
         }
-        progress.step(self.name, "deploying");
-        let annotation = format!("{ANNOTATION}={}", self.deployment_hash);
+        progress.emit_step(self.name, "deploying");
+        let annotation = format!("{DEPLOYMENT_HASH_ANNOTATION}={}", self.deployment_hash);
         let public_url = format!("public_url={}", stack.gateway.url);
         let mut arguments = vec![
             "deploy",
@@ -152,49 +164,51 @@ impl PlannedFunction {
         if self.name == "deployer-fn" {
             arguments.extend(["--env", &public_url]);
         }
-        faas_cli.run(stack, &arguments, self.environment(stack)).await?;
+        faas_cli
+            .run_faas_cli(stack, &arguments, self.stack_yml_variables(stack))
+            .await?;
         let began = Instant::now();
-        while !gateway.is_ready(self.name).await {
-            if began.elapsed() > READY_TIMEOUT {
-                let log = gateway.log_tail(self.name).await;
-                return Err(Error::Timeout {
+        while !gateway.function_is_ready(self.name).await {
+            if began.elapsed() > FUNCTION_READY_TIMEOUT {
+                let log = gateway.function_log_tail(self.name).await;
+                return Err(LauncherError::Timeout {
                     operation: format!("the start of {}", self.name),
-                    seconds: READY_TIMEOUT.as_secs(),
+                    seconds: FUNCTION_READY_TIMEOUT.as_secs(),
                     details: format!("\nlast lines of its log:\n{log}"),
                 });
             }
-            tokio::time::sleep(POLL_INTERVAL).await;
+            tokio::time::sleep(READY_POLL_INTERVAL).await;
         }
-        progress.step(self.name, "ready");
+        progress.emit_step(self.name, "ready");
         Ok(())
     }
 }
 
 /// Returns the values of the variables in `stack.yml` that all functions of the stack share.
-fn shared_environment(stack: &Stack) -> Vec<(&'static str, String)> {
+fn shared_stack_yml_variables(stack: &Stack) -> Vec<(&'static str, String)> {
     vec![
         ("OPENFAAS_URL", stack.gateway.url.clone()),
         ("REGISTRY", stack.registry.host.clone()),
-        ("REPOSITORY", REPOSITORY.to_owned()),
+        ("REPOSITORY", SLIPWAY_REPOSITORY.to_owned()),
         ("RUST_IMAGE", stack.rust_image()),
-        ("BUILDKIT_URL", buildkit_for_functions()),
-        ("GATEWAY_URL", gateway_for_functions()),
+        ("BUILDKIT_URL", buildkit_url_for_functions()),
+        ("GATEWAY_URL", gateway_url_for_functions()),
         ("INSECURE", "true".to_owned()),
     ]
 }
 
 /// Builds the functions' images that the registry lacks, with builder-fn running as a plain process.
-async fn build_missing(
+async fn build_missing_images(
     stack: &Stack,
     registry: &RegistryClient,
     all: &[PlannedFunction],
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<()> {
     let mut missing = Vec::new();
     for function in all {
-        let repository = format!("{REPOSITORY}/{}", function.name);
+        let repository = format!("{SLIPWAY_REPOSITORY}/{}", function.name);
         if registry
-            .complete_digest(&repository, &function.tag)
+            .digest_if_complete(&repository, &function.tag)
             .await?
             .is_none()
         {
@@ -204,26 +218,34 @@ async fn build_missing(
     if missing.is_empty() {
         return Ok(());
     }
-    progress.step("builder", "starting builder-fn as a plain process");
-    stack.start(Part::Builder).await?;
-    let builder = Builder::new(http::client()?, stack.plain_builder_url()?, &stack.payload_secret);
+    progress.emit_step("builder", "starting builder-fn as a plain process");
+    stack.start_part(StackPart::Builder).await?;
+    let builder = BuilderClient::new(
+        http::http_client_without_proxy()?,
+        stack.plain_builder_url()?,
+        &stack.payload_secret,
+    );
     let builds = missing.iter().map(|function| async {
-        let config = build::config(&function.image, &stack.rust_image());
+        let config = build::build_config(&function.image, &stack.rust_image());
         let built = builder
-            .build(function.name, function.context.tar(&config)?, progress)
+            .build_and_wait(
+                function.name,
+                function.context.tar_of_build_request(&config)?,
+                progress,
+            )
             .await;
         built.map_err(|error| match error {
             // The connection broke or was not made: the process's log has the reason.
-            error @ Error::NoAnswer { .. } => Error::NotReady {
-                part: Part::Builder,
-                reason: with_causes(error),
-                log: stack.dir.log(Part::Builder.name()),
-                tail: stack.log_tail(Part::Builder, 30),
+            error @ LauncherError::NoAnswer { .. } => LauncherError::NotReady {
+                part: StackPart::Builder,
+                reason: error_with_causes(error),
+                log: stack.dir.part_log_file(StackPart::Builder.name()),
+                tail: stack.part_log_tail_of(StackPart::Builder, 30),
             },
             error => error,
         })
     });
     let built = futures_util::future::try_join_all(builds).await;
-    stack.stop(Part::Builder).await?;
+    stack.stop_part(StackPart::Builder).await?;
     built.map(drop)
 }

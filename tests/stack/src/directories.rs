@@ -7,18 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, IoResultExt as _, Result};
+use crate::error::{IoResultExt as _, LauncherError, Result};
 
 /// The directories in which the launcher stores files (XDG base directory specification).
 #[derive(Debug, Clone)]
-pub struct Directories {
+pub struct LauncherDirectories {
     /// The cache of tools and base images; safe to delete.
     pub cache: PathBuf,
     /// The parent directory of the stacks' directories.
     pub(crate) stacks: PathBuf,
 }
 
-impl Directories {
+impl LauncherDirectories {
     /// Reads the launcher's directories from `XDG_CACHE_HOME`, `XDG_STATE_HOME` and `HOME`.
     pub fn from_env() -> Result<Self> {
         let home = |under: &str| env::var_os("HOME").map(|home| PathBuf::from(home).join(under));
@@ -36,21 +36,21 @@ impl Directories {
                 cache: cache.join("slipway"),
                 stacks: state.join("slipway/stacks"),
             }),
-            _ => Err(Error::Environment(
+            _ => Err(LauncherError::Environment(
                 "HOME is not set; set it, or both XDG_CACHE_HOME and XDG_STATE_HOME".into(),
             )),
         }
     }
 
     /// Returns the directory of the stack with this name; fails if the name is invalid.
-    pub fn stack(&self, name: &str) -> Result<StackDir> {
+    pub fn stack_directory(&self, name: &str) -> Result<StackDir> {
         let valid = !name.is_empty()
             && name.len() <= 32
             && name
                 .bytes()
                 .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         if !valid {
-            return Err(Error::Environment(format!(
+            return Err(LauncherError::Environment(format!(
                 "{name:?} is not a valid stack name; use 1 to 32 of a-z, 0-9 and -"
             )));
         }
@@ -63,7 +63,7 @@ impl Directories {
 
 /// Returns the root of the repository that this launcher was built from, which has the Go modules, the
 /// template and the functions.
-pub(crate) fn repository() -> PathBuf {
+pub(crate) fn repository_root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
@@ -79,42 +79,42 @@ pub struct StackDir {
 
 impl StackDir {
     /// Returns the path of the stack's plan. A directory with this file is a stack's.
-    pub(crate) fn plan(&self) -> PathBuf {
+    pub(crate) fn plan_file(&self) -> PathBuf {
         self.root.join("plan.json")
     }
 
     /// Returns the path of the file with the state of the running stack.
-    pub(crate) fn running(&self) -> PathBuf {
+    pub(crate) fn running_state_file(&self) -> PathBuf {
         self.root.join("running.json")
     }
 
     /// Returns the path of the supervisor's control socket.
-    pub(crate) fn control(&self) -> PathBuf {
+    pub(crate) fn control_socket(&self) -> PathBuf {
         self.root.join("control.sock")
     }
 
     /// Returns the directory of the secrets of Slipway's functions, one file each.
-    pub(crate) fn secrets(&self) -> PathBuf {
+    pub(crate) fn secrets_directory(&self) -> PathBuf {
         self.root.join("secrets")
     }
 
     /// Returns the directory of the parts' generated configuration.
-    pub(crate) fn config(&self) -> PathBuf {
+    pub(crate) fn config_directory(&self) -> PathBuf {
         self.root.join("config")
     }
 
     /// Returns the directory of a part's data, which makes the next start faster.
-    pub(crate) fn data(&self, part: &str) -> PathBuf {
+    pub(crate) fn part_data_directory(&self, part: &str) -> PathBuf {
         self.root.join("data").join(part)
     }
 
     /// Returns the directory of the sockets for clients on the machine.
-    pub(crate) fn sockets(&self) -> PathBuf {
+    pub(crate) fn sockets_directory(&self) -> PathBuf {
         self.root.join("run")
     }
 
     /// Returns the directory of the programs for a user's `PATH`.
-    pub(crate) fn bin(&self) -> PathBuf {
+    pub(crate) fn programs_directory(&self) -> PathBuf {
         self.root.join("bin")
     }
 
@@ -124,70 +124,70 @@ impl StackDir {
     }
 
     /// Returns the `HOME` of the parts, with the logins of the stack's own clients.
-    pub(crate) fn home(&self) -> PathBuf {
+    pub(crate) fn home_of_parts(&self) -> PathBuf {
         self.root.join("home")
     }
 
     /// Returns the path of the log of a part or of the supervisor.
-    pub(crate) fn log(&self, of: &str) -> PathBuf {
+    pub(crate) fn part_log_file(&self, of: &str) -> PathBuf {
         self.root.join("log").join(format!("{of}.log"))
     }
 
     /// Creates the stack's directories, with access for their owner only.
-    pub(crate) fn create(&self) -> Result<()> {
-        private_dir(&self.root)?;
-        let parts =
-            ["registry", "buildkit", "containerd", "nats", "provider", "faasd"].map(|part| self.data(part));
+    pub(crate) fn create_directories(&self) -> Result<()> {
+        create_private_directory(&self.root)?;
+        let parts = ["registry", "buildkit", "containerd", "nats", "provider", "faasd"]
+            .map(|part| self.part_data_directory(part));
         let logs = self.root.join("log");
         for dir in [
-            self.secrets(),
-            self.config(),
-            self.sockets(),
-            self.bin(),
-            self.home(),
+            self.secrets_directory(),
+            self.config_directory(),
+            self.sockets_directory(),
+            self.programs_directory(),
+            self.home_of_parts(),
             logs,
         ]
         .iter()
         .chain(&parts)
         {
-            fs::create_dir_all(dir).at("create", dir)?;
+            fs::create_dir_all(dir).with_operation("create", dir)?;
         }
         Ok(())
     }
 
     /// Locks the stack against changes by other processes until the file is dropped.
-    pub(crate) async fn lock(&self) -> Result<File> {
-        private_dir(&self.root)?;
-        lock_waiting(self.root.join("lock")).await
+    pub(crate) async fn lock_stack(&self) -> Result<File> {
+        create_private_directory(&self.root)?;
+        lock_file_async(self.root.join("lock")).await
     }
 }
 
 /// Locks a file and waits while another process holds the lock.
-pub(crate) fn lock(path: &Path) -> Result<File> {
-    let file = File::create(path).at("create", path)?;
-    file.lock().at("lock", path)?;
+pub(crate) fn lock_file(path: &Path) -> Result<File> {
+    let file = File::create(path).with_operation("create", path)?;
+    file.lock().with_operation("lock", path)?;
     Ok(file)
 }
 
-/// Locks a file as [`lock`] does, without blocking other tasks.
-pub(crate) async fn lock_waiting(path: PathBuf) -> Result<File> {
+/// Locks a file as [`lock_stack`] does, without blocking other tasks.
+pub(crate) async fn lock_file_async(path: PathBuf) -> Result<File> {
     let at = path.clone();
-    let locked = tokio::task::spawn_blocking(move || lock(&path)).await;
-    locked.map_err(std::io::Error::other).at("lock", at)?
+    let locked = tokio::task::spawn_blocking(move || lock_file(&path)).await;
+    locked.map_err(std::io::Error::other).with_operation("lock", at)?
 }
 
 /// Creates a directory with access for its owner only.
-fn private_dir(path: &Path) -> Result<()> {
+fn create_private_directory(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .at("create", path)
+        .with_operation("create", path)
 }
 
 /// Writes a file that only its owner can read. The write is atomic: a reader sees the old content or the new.
-pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn write_private_file(path: &Path, content: &[u8]) -> Result<()> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     let mut name = OsString::from(path);
     name.push(".new");
@@ -198,9 +198,9 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&new)
-        .at("write", &new)?;
-    file.write_all(content).at("write", &new)?;
-    fs::rename(&new, path).at("write", path)
+        .with_operation("write", &new)?;
+    file.write_all(content).with_operation("write", &new)?;
+    fs::rename(&new, path).with_operation("write", path)
 }
 
 #[cfg(test)]
@@ -208,22 +208,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_could_leave_the_directory_is_rejected() {
-        let directories = Directories {
+    fn a_stack_name_that_could_leave_the_state_directory_is_rejected() {
+        let directories = LauncherDirectories {
             cache: "/c".into(),
             stacks: "/s".into(),
         };
         assert_eq!(
-            directories.stack("second-1").unwrap().control(),
+            directories.stack_directory("second-1").unwrap().control_socket(),
             Path::new("/s/second-1/control.sock")
         );
         for name in ["", "..", "a/b", "A", "a.b", &"x".repeat(33)] {
-            assert!(directories.stack(name).is_err(), "{name:?}");
+            assert!(directories.stack_directory(name).is_err(), "{name:?}");
         }
     }
 
     #[test]
     fn the_repository_is_the_workspaces_root() {
-        assert!(repository().join("tests/stack/Cargo.toml").is_file());
+        assert!(repository_root().join("tests/stack/Cargo.toml").is_file());
     }
 }

@@ -11,66 +11,66 @@ use rustix::process::{Pid, Signal};
 
 use crate::{
     address::StackNumber,
-    cgroup::ControlGroups,
-    control::{Command, ControlClient, Event},
-    directories::{Directories, StackDir},
-    error::{Error, IoResultExt as _, Result},
-    plan::RunningStack,
-    progress::Progress,
+    cgroup::StackControlGroups,
+    control::{ControlClient, SupervisorCommand, SupervisorEvent},
+    directories::{LauncherDirectories, StackDir},
+    error::{IoResultExt as _, LauncherError, Result},
+    plan::RunningStackState,
+    progress::ProgressSink,
     stack::{Stack, external},
 };
 
 /// The longest time for the parts of a stack to stop.
-const PARTS_TIMEOUT: Duration = Duration::from_secs(60);
+const PARTS_STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for the kernel to remove a stack's namespaces. When it unmounts, it writes out dirty pages,
 /// which took over half a minute after all tests had run.
-const KERNEL_TIMEOUT: Duration = Duration::from_secs(180);
+const NAMESPACE_REMOVAL_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The interval between checks of a condition that has no event.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const DOWN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
     /// Stops this stack and keeps its data.
     pub async fn down(self) -> Result<()> {
-        down(self.name(), false, &Progress::silent()).await
+        stop_named_stack(self.name(), false, &ProgressSink::discarding()).await
     }
 }
 
 /// Stops the named stack, whatever state it is in; with `purge`, removes its data too.
-pub async fn down(name: &str, purge: bool, progress: &Progress) -> Result<()> {
-    if name == external::NAME {
-        progress.step("stack", "external: not started by this launcher, so not stopped");
+pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) -> Result<()> {
+    if name == external::EXTERNAL_STACK_NAME {
+        progress.emit_step("stack", "external: not started by this launcher, so not stopped");
         return Ok(());
     }
-    let dir = Directories::from_env()?.stack(name)?;
+    let dir = LauncherDirectories::from_env()?.stack_directory(name)?;
     if !dir.root.exists() {
-        progress.step(
+        progress.emit_step(
             "stack",
             format_args!("no stack has the name {name}; nothing to stop"),
         );
         return Ok(());
     }
-    let lock = dir.lock().await?;
-    stop(&dir, progress).await?;
+    let lock = dir.lock_stack().await?;
+    stop_and_clean_up(&dir, progress).await?;
     if purge {
-        fs::remove_dir_all(&dir.root).at("remove", &dir.root)?;
-        progress.step("stack", "removed its data");
+        fs::remove_dir_all(&dir.root).with_operation("remove", &dir.root)?;
+        progress.emit_step("stack", "removed its data");
     }
     drop(lock);
     Ok(())
 }
 
 /// Stops a running stack and removes what a killed one left behind.
-pub(crate) async fn stop(dir: &StackDir, progress: &Progress) -> Result<()> {
-    let Some(running) = RunningStack::read(dir)? else {
+pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
+    let Some(running) = RunningStackState::read_running_state(dir)? else {
         return Ok(());
     };
-    if running.is_alive() {
-        progress.step("stack", "stopping");
+    if running.holder_is_alive() {
+        progress.emit_step("stack", "stopping");
         // A supervisor that fails or does not answer in time is killed below.
-        let _ = tokio::time::timeout(PARTS_TIMEOUT, stop_parts(dir, progress)).await;
-        if wait_until(Duration::from_secs(5), || !running.is_alive())
+        let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, stop_parts(dir, progress)).await;
+        if wait_until_condition(Duration::from_secs(5), || !running.holder_is_alive())
             .await
             .is_err()
             && let Some(pid) = i32::try_from(running.holder).ok().and_then(Pid::from_raw)
@@ -78,50 +78,50 @@ pub(crate) async fn stop(dir: &StackDir, progress: &Progress) -> Result<()> {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
-    let removed = || !running.is_alive() && !interface_path(running.number).exists();
-    let waited = wait_until(KERNEL_TIMEOUT, removed).await;
-    waited.map_err(|()| Error::Timeout {
+    let removed = || !running.holder_is_alive() && !sysfs_interface_path(running.number).exists();
+    let waited = wait_until_condition(NAMESPACE_REMOVAL_TIMEOUT, removed).await;
+    waited.map_err(|()| LauncherError::Timeout {
         operation: format!(
             "the end of process {} and of interface {}",
             running.holder,
             running.number.outer_interface()
         ),
-        seconds: KERNEL_TIMEOUT.as_secs(),
+        seconds: NAMESPACE_REMOVAL_TIMEOUT.as_secs(),
         details: "\nrun the command again: the kernel may still be writing data to disk".into(),
     })?;
-    ControlGroups::from_dirs(running.groups).remove()?;
-    for path in [dir.control(), dir.running()] {
+    StackControlGroups::from_directories(running.groups).remove()?;
+    for path in [dir.control_socket(), dir.running_state_file()] {
         let _ = fs::remove_file(path);
     }
-    progress.step("stack", "stopped");
+    progress.emit_step("stack", "stopped");
     Ok(())
 }
 
-async fn stop_parts(dir: &StackDir, progress: &Progress) -> Result<()> {
+async fn stop_parts(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let on_event = |event| {
-        if let Event::Stopped { part } = event {
-            progress.step(part, "stopped");
+        if let SupervisorEvent::Stopped { part } = event {
+            progress.emit_step(part, "stopped");
         }
     };
-    ControlClient::connect(&dir.control())
+    ControlClient::connect_to_supervisor(&dir.control_socket())
         .await?
-        .send(Command::Shutdown, on_event)
+        .send_command(SupervisorCommand::Shutdown, on_event)
         .await
         .map(drop)
 }
 
-async fn wait_until(limit: Duration, condition: impl Fn() -> bool) -> Result<(), ()> {
+async fn wait_until_condition(limit: Duration, condition: impl Fn() -> bool) -> Result<(), ()> {
     let end = Instant::now() + limit;
     while !condition() {
         if Instant::now() > end {
             return Err(());
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
+        tokio::time::sleep(DOWN_POLL_INTERVAL).await;
     }
     Ok(())
 }
 
 /// Returns the sysfs path of a stack's interface on this machine.
-pub(crate) fn interface_path(number: StackNumber) -> PathBuf {
+pub(crate) fn sysfs_interface_path(number: StackNumber) -> PathBuf {
     Path::new("/sys/class/net").join(number.outer_interface())
 }

@@ -2,11 +2,11 @@
 
 use std::{io, path::PathBuf};
 
-use crate::part::Part;
+use crate::part::StackPart;
 
 /// An error of the launcher.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum LauncherError {
     /// An operation on a file or directory failed.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -47,7 +47,7 @@ pub enum Error {
     #[error("{part} did not become ready: {reason}\nlast lines of {}:\n{tail}", log.display())]
     NotReady {
         /// The part that is not ready.
-        part: Part,
+        part: StackPart,
         /// The last observed state of the part.
         reason: String,
         /// The path of the part's log.
@@ -111,17 +111,17 @@ pub enum Error {
 }
 
 /// A result with an error of the launcher.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = LauncherError> = std::result::Result<T, E>;
 
-/// An extension that adds the operation and the file to an [`io::Error`].
+/// An extension that adds the operation and the file to an [`io::LauncherError`].
 pub(crate) trait IoResultExt<T> {
     /// Converts an I/O error to [`Error::File`], with the operation and the file.
-    fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
+    fn with_operation(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
 
 impl<T> IoResultExt<T> for io::Result<T> {
-    fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
-        self.map_err(|source| Error::File {
+    fn with_operation(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
+        self.map_err(|source| LauncherError::File {
             action,
             path: path.into(),
             source,
@@ -130,12 +130,12 @@ impl<T> IoResultExt<T> for io::Result<T> {
 }
 
 impl<T> IoResultExt<T> for rustix::io::Result<T> {
-    fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
-        self.map_err(io::Error::from).at(action, path)
+    fn with_operation(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
+        self.map_err(io::Error::from).with_operation(action, path)
     }
 }
 
 /// Returns an error and its causes in one line.
-pub(crate) fn with_causes(error: impl Into<anyhow::Error>) -> String {
+pub(crate) fn error_with_causes(error: impl Into<anyhow::Error>) -> String {
     format!("{:#}", error.into())
 }

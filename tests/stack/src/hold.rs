@@ -8,37 +8,37 @@
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
 use crate::{
-    cgroup::ControlGroups,
+    cgroup::StackControlGroups,
     directories::StackDir,
-    error::{Error, IoResultExt as _, Result},
-    plan::{Plan, RunningStack, start_time},
+    error::{IoResultExt as _, LauncherError, Result},
+    plan::{RunningStackState, StackPlan, process_start_ticks},
 };
 
 /// Turns this process into the holder of a stack; returns only if that fails.
-pub fn hold(dir: &StackDir) -> Result<()> {
+pub fn become_holder(dir: &StackDir) -> Result<()> {
     // The stack outlives the command that started it, so it must not get signals of that command's terminal.
-    rustix::process::setsid().at("start a session for", &dir.root)?;
-    let program = env::current_exe().at("find", "/proc/self/exe")?;
-    let groups = ControlGroups::of_stack(&dir.name)?;
+    rustix::process::setsid().with_operation("start a session for", &dir.root)?;
+    let program = env::current_exe().with_operation("find", "/proc/self/exe")?;
+    let groups = StackControlGroups::of_stack(&dir.name)?;
     let holder = std::process::id();
-    let plan = Plan::read(dir)?.ok_or_else(|| {
-        Error::Environment(format!(
+    let plan = StackPlan::read_plan(dir)?.ok_or_else(|| {
+        LauncherError::Environment(format!(
             "stack {:?} has no plan; `slipway-stack up` makes one",
             dir.name
         ))
     })?;
-    let running = RunningStack {
+    let running = RunningStackState {
         number: plan.number,
         holder,
-        started: start_time(holder).unwrap_or_default(),
-        groups: groups.dirs().to_vec(),
+        started: process_start_ticks(holder).unwrap_or_default(),
+        groups: groups.directories().to_vec(),
     };
-    running.write(dir)?;
-    groups.enter()?;
+    running.write_running_state(dir)?;
+    groups.create_and_enter()?;
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--pid", "--cgroup", "--fork", "--kill-child", "--"]);
     unshare.arg(program).args(["supervise", "--name", &dir.name]);
-    Err(Error::Spawn {
+    Err(LauncherError::Spawn {
         program: "unshare".into(),
         source: unshare.exec(),
     })

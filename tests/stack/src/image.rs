@@ -13,94 +13,104 @@ use serde_json::json;
 
 pub(crate) use self::registry::RegistryClient;
 use self::{
-    blob::{Blob, bytes_digest},
+    blob::{ImageBlob, bytes_digest},
     layer::Layer,
 };
 use crate::{
-    directories::Directories,
-    error::{Error, IoResultExt as _, Result},
-    progress::Progress,
+    directories::LauncherDirectories,
+    error::{IoResultExt as _, LauncherError, Result},
+    progress::ProgressSink,
 };
 
 /// The repository and tag of the Debian image: a release with the C library and linker that a Rust compiler
 /// needs.
-const DEBIAN: (&str, &str) = ("slipway/debian", "bookworm");
+const DEBIAN_REPOSITORY_AND_TAG: (&str, &str) = ("slipway/debian", "bookworm");
 
 /// The repository and tag of the Rust image, which has this workspace's toolchain.
-const RUST: (&str, &str) = ("slipway/rust", env!("CARGO_PKG_RUST_VERSION"));
+const RUST_REPOSITORY_AND_TAG: (&str, &str) = ("slipway/rust", env!("CARGO_PKG_RUST_VERSION"));
 
 /// The path of the toolchain in the Rust image; the official Rust images have cargo's caches there.
-const RUST_HOME: &str = "usr/local/rust";
-const CARGO_HOME: &str = "/usr/local/cargo";
+const TOOLCHAIN_PATH_IN_IMAGE: &str = "usr/local/rust";
+const CARGO_HOME_IN_IMAGE: &str = "/usr/local/cargo";
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PATH_IN_IMAGE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Returns the reference of the Rust image in a registry.
-pub(crate) fn rust(registry: &str) -> String {
-    format!("{registry}/{}:{}", RUST.0, RUST.1)
+pub(crate) fn rust_image_reference(registry: &str) -> String {
+    format!(
+        "{registry}/{}:{}",
+        RUST_REPOSITORY_AND_TAG.0, RUST_REPOSITORY_AND_TAG.1
+    )
 }
 
 /// The layers of the base images for sample functions.
 #[derive(Debug)]
-pub(crate) struct BaseImages {
+pub(crate) struct BaseImageLayers {
     debian: Layer,
     toolchain: Layer,
     machine: Layer,
 }
 
-impl BaseImages {
+impl BaseImageLayers {
     /// Loads the layers of the base images from the cache, and makes those that are missing.
-    pub(crate) async fn load_or_make(directories: &Directories, progress: &Progress) -> Result<Self> {
+    pub(crate) async fn load_or_make(
+        directories: &LauncherDirectories,
+        progress: &ProgressSink,
+    ) -> Result<Self> {
         let cache = directories.cache.join("images");
-        fs::create_dir_all(&cache).at("create", &cache)?;
-        let debian = layer::debian_layer(&cache, DEBIAN.1, progress).await?;
-        let toolchain = layer::toolchain_layer(&cache, RUST_HOME, progress).await?;
+        fs::create_dir_all(&cache).with_operation("create", &cache)?;
+        let debian = layer::debian_layer(&cache, DEBIAN_REPOSITORY_AND_TAG.1, progress).await?;
+        let toolchain = layer::toolchain_layer(&cache, TOOLCHAIN_PATH_IN_IMAGE, progress).await?;
         Ok(Self {
             debian,
             toolchain,
-            machine: layer::layer_from_files(network_files()?)?,
+            machine: layer::layer_from_files(network_access_files()?)?,
         })
     }
 
     /// Pushes the base images that the registry lacks.
-    pub(crate) async fn push(&self, registry: &RegistryClient, progress: &Progress) -> Result<()> {
-        let path = format!("/{RUST_HOME}/bin:{PATH}");
+    pub(crate) async fn push_missing(
+        &self,
+        registry: &RegistryClient,
+        progress: &ProgressSink,
+    ) -> Result<()> {
+        let path = format!("/{TOOLCHAIN_PATH_IN_IMAGE}/bin:{PATH_IN_IMAGE}");
         let images = [
             (
-                DEBIAN,
+                DEBIAN_REPOSITORY_AND_TAG,
                 vec![&self.debian, &self.machine],
-                vec![format!("PATH={PATH}")],
+                vec![format!("PATH={PATH_IN_IMAGE}")],
             ),
             (
-                RUST,
+                RUST_REPOSITORY_AND_TAG,
                 vec![&self.debian, &self.toolchain, &self.machine],
                 vec![
                     format!("PATH={path}"),
-                    format!("CARGO_HOME={CARGO_HOME}"),
+                    format!("CARGO_HOME={CARGO_HOME_IN_IMAGE}"),
                     "CARGO_TERM_COLOR=never".to_owned(),
                 ],
             ),
         ];
         for ((repository, tag), layers, environment) in images {
-            let image = Image::new(&layers, &environment);
+            let image = ImageDocuments::new(&layers, &environment);
             let is_there = async || {
-                Ok::<_, Error>(
-                    registry.complete_digest(repository, tag).await?.as_ref() == Some(&image.digest),
+                Ok::<_, LauncherError>(
+                    registry.digest_if_complete(repository, tag).await?.as_ref() == Some(&image.digest),
                 )
             };
             if is_there().await? {
                 continue;
             }
-            progress.step("registry", format_args!("pushing {repository}:{tag}"));
+            progress.emit_step("registry", format_args!("pushing {repository}:{tag}"));
             for layer in layers {
-                registry.push_blob(repository, &layer.blob()).await?;
+                registry.push_blob(repository, &layer.blob_to_push()).await?;
             }
             registry
-                .push_blob(repository, &Blob::from_bytes(image.config))
+                .push_blob(repository, &ImageBlob::from_bytes(image.config))
                 .await?;
             registry.push_manifest(repository, tag, image.manifest).await?;
             if !is_there().await? {
-                return Err(Error::Environment(format!(
+                return Err(LauncherError::Environment(format!(
                     "{repository}:{tag} was pushed, but the registry lacks some of its blobs: its store is damaged; \
                      `make purge` removes it"
                 )));
@@ -112,20 +122,20 @@ impl BaseImages {
 
 /// The configuration and manifest of an image (OCI image specification 1.1).
 #[derive(Debug)]
-struct Image {
+struct ImageDocuments {
     config: Vec<u8>,
     manifest: Vec<u8>,
     digest: String,
 }
 
-impl Image {
+impl ImageDocuments {
     fn new(layers: &[&Layer], environment: &[String]) -> Self {
         let diff_ids = layers
             .iter()
             .map(|layer| layer.diff_id.as_str())
             .collect::<Vec<_>>();
         let config = json!({
-            "architecture": architecture(),
+            "architecture": image_architecture(),
             "os": "linux",
             "config": { "Env": environment, "Cmd": ["/bin/sh"], "WorkingDir": "/" },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
@@ -136,7 +146,7 @@ impl Image {
         );
         let manifest = json!({
             "schemaVersion": 2,
-            "mediaType": registry::MANIFEST,
+            "mediaType": registry::MANIFEST_MEDIA_TYPE,
             "config": {
                 "mediaType": "application/vnd.oci.image.config.v1+json",
                 "digest": bytes_digest(&config),
@@ -154,7 +164,7 @@ impl Image {
 }
 
 /// Returns this machine's architecture in the notation of images.
-fn architecture() -> &'static str {
+fn image_architecture() -> &'static str {
     match env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -164,18 +174,21 @@ fn architecture() -> &'static str {
 
 /// Returns the files that give programs in the images this machine's network access: its certificate
 /// authorities, and its cargo configuration with the source of crates.
-fn network_files() -> Result<Vec<(String, Vec<u8>)>> {
+fn network_access_files() -> Result<Vec<(String, Vec<u8>)>> {
     let bundle = "etc/ssl/certs/ca-certificates.crt";
     let trusted =
         env::var_os("SSL_CERT_FILE").map_or_else(|| PathBuf::from(format!("/{bundle}")), PathBuf::from);
-    let mut files = vec![(bundle.to_owned(), fs::read(&trusted).at("read", &trusted)?)];
+    let mut files = vec![(
+        bundle.to_owned(),
+        fs::read(&trusted).with_operation("read", &trusted)?,
+    )];
     let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cargo = env::var_os("CARGO_HOME")
         .map_or_else(|| home.join(".cargo"), PathBuf::from)
         .join("config.toml");
     if let Ok(config) = fs::read(cargo) {
         files.push((
-            format!("{}/config.toml", CARGO_HOME.trim_start_matches('/')),
+            format!("{}/config.toml", CARGO_HOME_IN_IMAGE.trim_start_matches('/')),
             config,
         ));
     }
@@ -190,7 +203,7 @@ mod tests {
     fn an_image_has_its_layers_in_order_and_is_reproducible() {
         let layers =
             ["a", "b"].map(|name| layer::layer_from_files(vec![(name.to_owned(), name.into())]).unwrap());
-        let make = || Image::new(&[&layers[0], &layers[1]], &["A=b".to_owned()]);
+        let make = || ImageDocuments::new(&[&layers[0], &layers[1]], &["A=b".to_owned()]);
         let image = make();
         let manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
         assert_eq!(manifest["layers"][1]["digest"], layers[1].digest);
@@ -201,6 +214,6 @@ mod tests {
 
     #[test]
     fn the_tag_of_the_rust_image_is_the_workspaces_rust_version() {
-        assert!(rust("r:5000").starts_with("r:5000/slipway/rust:1."));
+        assert!(rust_image_reference("r:5000").starts_with("r:5000/slipway/rust:1."));
     }
 }

@@ -28,16 +28,16 @@ mod tools;
 mod up;
 
 pub use self::{
-    control::{PartStatus, State},
-    directories::{Directories, StackDir},
-    down::down,
-    error::{Error, Result},
-    hold::hold,
-    packages::{ensure_promtool, install_missing, install_missing_for_tests},
-    part::Part,
-    plan::Options,
-    progress::Progress,
-    stack::{Gateway, Registry, Stack, part_log_tail as log_tail},
+    control::{PartState, PartStatus},
+    directories::{LauncherDirectories, StackDir},
+    down::stop_named_stack,
+    error::{LauncherError, Result},
+    hold::become_holder,
+    packages::{install_missing_packages, install_missing_packages_for_tests, promtool_path},
+    part::StackPart,
+    plan::StackOptions,
+    progress::ProgressSink,
+    stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail as log_tail},
     supervisor::run_supervisor as supervise,
-    tools::{Tools, build as build_tool},
+    tools::{ToolPaths, build_go_program as build_tool},
 };

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    match cli::Cli::parse().run() {
+    match cli::Cli::parse().run_command_line() {
         Ok(code) => code,
         Err(error) => {
             console::print_error(&format!("{:#}", anyhow::Error::from(error)));

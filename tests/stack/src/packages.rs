@@ -6,14 +6,14 @@ use std::{
 };
 
 use crate::{
-    command::{command, run},
-    directories::Directories,
-    error::{Error, IoResultExt as _, Result},
-    progress::Progress,
+    command::{new_command, run_program},
+    directories::LauncherDirectories,
+    error::{IoResultExt as _, LauncherError, Result},
+    progress::ProgressSink,
 };
 
-/// The Debian packages that the stack needs. They install files only: none of them starts a service.
-const PACKAGES: &[&str] = &[
+/// The names of the Debian packages that the stack's programs need. The packages only install files and start no service.
+const STACK_PACKAGES: &[&str] = &[
     "apache2-utils",
     "busybox-static",
     "ca-certificates",
@@ -31,61 +31,64 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// The Debian packages that the clients of `tests/clients` need, for the end-to-end tests.
-const CLIENTS: &[&str] = &["curl", "nodejs", "openssl", "php-cli", "python3", "python3-venv"];
+const TEST_CLIENT_PACKAGES: &[&str] = &["curl", "nodejs", "openssl", "php-cli", "python3", "python3-venv"];
 
 /// The Debian packages of the registry and of promtool. Installing them would start servers that listen on
 /// every address, now and at each boot; they are unpacked into the cache instead, unless they are installed
 /// already.
-const REGISTRY: &str = "docker-registry";
-const PROMETHEUS: &str = "prometheus";
+const REGISTRY_PACKAGE: &str = "docker-registry";
+const PROMETHEUS_PACKAGE: &str = "prometheus";
 
 /// Installs the missing packages that the stack needs.
-pub async fn install_missing(progress: &Progress) -> Result<()> {
-    ensure_installed(PACKAGES, progress).await
+pub async fn install_missing_packages(progress: &ProgressSink) -> Result<()> {
+    install_packages_if_missing(STACK_PACKAGES, progress).await
 }
 
 /// Installs the missing packages that the stack and the end-to-end tests need.
-pub async fn install_missing_for_tests(progress: &Progress) -> Result<()> {
-    ensure_installed(&[PACKAGES, CLIENTS].concat(), progress).await
+pub async fn install_missing_packages_for_tests(progress: &ProgressSink) -> Result<()> {
+    install_packages_if_missing(&[STACK_PACKAGES, TEST_CLIENT_PACKAGES].concat(), progress).await
 }
 
-async fn ensure_installed(packages: &[&'static str], progress: &Progress) -> Result<()> {
+async fn install_packages_if_missing(packages: &[&'static str], progress: &ProgressSink) -> Result<()> {
     let missing = missing_packages(packages).await?;
     if missing.is_empty() {
         return Ok(());
     }
     let names = missing.join(" ");
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::Environment(format!(
+        return Err(LauncherError::Environment(format!(
             "packages are missing; as root, run: apt-get install {names}"
         )));
     }
-    progress.step("packages", format_args!("installing {names}"));
-    run_apt(
+    progress.emit_step("packages", format_args!("installing {names}"));
+    run_apt_get(
         &[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat(),
         None,
     )
     .await?;
-    progress.step("packages", "installed");
+    progress.emit_step("packages", "installed");
     Ok(())
 }
 
 /// Returns the path of the registry's program; downloads and unpacks its package if it is not installed.
-pub(crate) async fn ensure_registry(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
-    unpack_if_missing(REGISTRY, "docker-registry", directories, progress).await
+pub(crate) async fn registry_program_path(
+    directories: &LauncherDirectories,
+    progress: &ProgressSink,
+) -> Result<PathBuf> {
+    unpack_package_if_missing(REGISTRY_PACKAGE, "docker-registry", directories, progress).await
 }
 
 /// Returns the path of `promtool`, which checks metrics; downloads and unpacks its package if it is not
 /// installed.
-pub async fn ensure_promtool(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
-    unpack_if_missing(PROMETHEUS, "promtool", directories, progress).await
+pub async fn promtool_path(directories: &LauncherDirectories, progress: &ProgressSink) -> Result<PathBuf> {
+    unpack_package_if_missing(PROMETHEUS_PACKAGE, "promtool", directories, progress).await
 }
 
-async fn unpack_if_missing(
+async fn unpack_package_if_missing(
     package: &str,
     program: &str,
-    directories: &Directories,
-    progress: &Progress,
+    directories: &LauncherDirectories,
+    progress: &ProgressSink,
 ) -> Result<PathBuf> {
     let installed = Path::new("/usr/bin").join(program);
     if installed.exists() {
@@ -96,57 +99,60 @@ async fn unpack_if_missing(
     if program.exists() {
         return Ok(program);
     }
-    progress.step("packages", format_args!("unpacking {package}"));
+    progress.emit_step("packages", format_args!("unpacking {package}"));
     let tools = directories.cache.join("tools");
-    fs::create_dir_all(&tools).at("create", &tools)?;
-    let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
+    fs::create_dir_all(&tools).with_operation("create", &tools)?;
+    let new = tempfile::tempdir_in(&tools).with_operation("create a directory in", &tools)?;
     // apt downloads as a user of its own, which cannot write here; root avoids the warning about that.
-    run_apt(
+    run_apt_get(
         &["download", "-o", "APT::Sandbox::User=root", package],
         Some(new.path()),
     )
     .await?;
-    for entry in fs::read_dir(new.path()).at("read", new.path())? {
-        let file = entry.at("read", new.path())?.path();
-        run(command("dpkg").arg("-x").arg(&file).arg(new.path())).await?;
-        fs::remove_file(&file).at("remove", &file)?;
+    for entry in fs::read_dir(new.path()).with_operation("read", new.path())? {
+        let file = entry.with_operation("read", new.path())?.path();
+        run_program(new_command("dpkg").arg("-x").arg(&file).arg(new.path())).await?;
+        fs::remove_file(&file).with_operation("remove", &file)?;
     }
     let new = new.keep();
-    fs::rename(&new, &dir).at("rename", &new)?;
+    fs::rename(&new, &dir).with_operation("rename", &new)?;
     Ok(program)
 }
 
 /// Runs apt-get; if that fails, updates the package lists, which a new machine lacks, and runs it again.
-async fn run_apt(args: &[&str], dir: Option<&Path>) -> Result<()> {
+async fn run_apt_get(args: &[&str], dir: Option<&Path>) -> Result<()> {
     let apt = |args: &[&str]| {
-        let mut apt = command("apt-get");
+        let mut apt = new_command("apt-get");
         apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(args);
         if let Some(dir) = dir {
             apt.current_dir(dir);
         }
         apt
     };
-    if run(&mut apt(args)).await.is_ok() {
+    if run_program(&mut apt(args)).await.is_ok() {
         return Ok(());
     }
-    run(&mut apt(&["update"])).await?;
-    run(&mut apt(args)).await.map(drop)
+    run_program(&mut apt(&["update"])).await?;
+    run_program(&mut apt(args)).await.map(drop)
 }
 
 async fn missing_packages(packages: &[&'static str]) -> Result<Vec<&'static str>> {
-    let mut query = command("dpkg-query");
+    let mut query = new_command("dpkg-query");
     query
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
         .args(packages);
     // dpkg-query fails if it does not know one of the packages, but still lists the others.
-    let output = query.output().await.map_err(|source| Error::Spawn {
+    let output = query.output().await.map_err(|source| LauncherError::Spawn {
         program: "dpkg-query".into(),
         source,
     })?;
-    Ok(not_installed(packages, &String::from_utf8_lossy(&output.stdout)))
+    Ok(packages_not_installed(
+        packages,
+        &String::from_utf8_lossy(&output.stdout),
+    ))
 }
 
-fn not_installed(packages: &[&'static str], listed: &str) -> Vec<&'static str> {
+fn packages_not_installed(packages: &[&'static str], listed: &str) -> Vec<&'static str> {
     let installed = |name: &str| {
         listed
             .lines()
@@ -160,10 +166,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_removed_or_never_installed_package_is_missing() {
+    fn a_package_that_was_removed_or_never_installed_counts_as_missing() {
         let listed = "runc installed\nzstd config-files\nruncible installed\n";
         assert_eq!(
-            not_installed(&["runc", "zstd", "iptables"], listed),
+            packages_not_installed(&["runc", "zstd", "iptables"], listed),
             ["zstd", "iptables"]
         );
     }

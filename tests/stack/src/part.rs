@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
-pub enum Part {
+pub enum StackPart {
     /// slirp4netns, which provides outgoing connections to the package registries that builds need.
     Egress,
     /// The OCI image registry.
@@ -31,49 +31,49 @@ pub enum Part {
     Builder,
 }
 
-impl Part {
+impl StackPart {
     /// The parts of a running stack, in groups. The parts of one group do not depend on each other and start
     /// together; each group depends on the groups before it. Groups stop in the opposite order.
-    pub(crate) const GROUPS: &[&[Part]] = &[
+    pub(crate) const START_GROUPS: &[&[StackPart]] = &[
         &[
-            Part::Egress,
-            Part::Registry,
-            Part::Buildkit,
-            Part::Containerd,
-            Part::Nats,
+            StackPart::Egress,
+            StackPart::Registry,
+            StackPart::Buildkit,
+            StackPart::Containerd,
+            StackPart::Nats,
         ],
-        &[Part::Provider],
-        &[Part::Gateway],
-        &[Part::QueueWorker],
+        &[StackPart::Provider],
+        &[StackPart::Gateway],
+        &[StackPart::QueueWorker],
     ];
 
     /// Returns every part of a stack.
-    pub fn all() -> impl Iterator<Item = Part> {
-        Self::GROUPS
+    pub fn all_parts() -> impl Iterator<Item = StackPart> {
+        Self::START_GROUPS
             .iter()
             .copied()
             .flatten()
             .copied()
-            .chain([Part::Builder])
+            .chain([StackPart::Builder])
     }
 
     /// Returns the part's name, which the command line and the log files use.
     pub fn name(self) -> &'static str {
         match self {
-            Part::Egress => "egress",
-            Part::Registry => "registry",
-            Part::Buildkit => "buildkit",
-            Part::Containerd => "containerd",
-            Part::Nats => "nats",
-            Part::Provider => "provider",
-            Part::Gateway => "gateway",
-            Part::QueueWorker => "queue-worker",
-            Part::Builder => "builder",
+            StackPart::Egress => "egress",
+            StackPart::Registry => "registry",
+            StackPart::Buildkit => "buildkit",
+            StackPart::Containerd => "containerd",
+            StackPart::Nats => "nats",
+            StackPart::Provider => "provider",
+            StackPart::Gateway => "gateway",
+            StackPart::QueueWorker => "queue-worker",
+            StackPart::Builder => "builder",
         }
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for StackPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -86,11 +86,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_has_one_name_everywhere() {
-        for part in Part::all() {
+    fn a_part_has_the_same_name_in_commands_and_log_files() {
+        for part in StackPart::all_parts() {
             assert_eq!(serde_json::to_string(&part).unwrap(), format!("\"{part}\""));
             assert_eq!(part.to_possible_value().unwrap().get_name(), part.name());
         }
-        assert_eq!(Part::all().count(), Part::value_variants().len());
+        assert_eq!(StackPart::all_parts().count(), StackPart::value_variants().len());
     }
 }

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     address::StackNumber,
-    directories::{StackDir, write_private},
-    error::{Error, IoResultExt as _, Result},
-    tools::Tools,
+    directories::{StackDir, write_private_file},
+    error::{IoResultExt as _, LauncherError, Result},
+    tools::ToolPaths,
 };
 
 /// Options for starting a stack.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct StackOptions {
     /// The name of the stack; several stacks can run side by side.
     pub name: String,
     /// A `faasd` binary to use as the provider in place of the embedded one.
@@ -34,9 +34,9 @@ pub struct Options {
     pub deploy: bool,
 }
 
-impl Options {
+impl StackOptions {
     /// Returns the default options for a stack with this name: with base images and Slipway.
-    pub fn named(name: impl Into<String>) -> Self {
+    pub fn with_stack_name(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             faasd: None,
@@ -54,34 +54,34 @@ impl Options {
 /// The provider of a stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Provider {
+pub(crate) enum ProviderChoice {
     /// The development provider of this repository.
-    Embedded(ProgramFile),
+    Embedded(ProgramFileStamp),
     /// faasd, run as `faasd provider`.
-    Faasd(ProgramFile),
+    Faasd(ProgramFileStamp),
 }
 
 /// A program's file, with a stamp that changes when a newer program replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProgramFile {
+pub(crate) struct ProgramFileStamp {
     /// The path of the program.
     pub(crate) program: PathBuf,
     /// The size in bytes and the modification time of the program's file.
     stamp: (u64, SystemTime),
 }
 
-impl ProgramFile {
+impl ProgramFileStamp {
     /// Reads the current stamp of a program's file.
-    pub(crate) fn read(program: &Path) -> Result<Self> {
+    pub(crate) fn read_stamp(program: &Path) -> Result<Self> {
         let stamp = fs::metadata(program).and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
         Ok(Self {
             program: program.to_owned(),
-            stamp: stamp.at("read", program)?,
+            stamp: stamp.with_operation("read", program)?,
         })
     }
 }
 
-impl Provider {
+impl ProviderChoice {
     /// Returns whether the stack's registry requires a password. With faasd it cannot, because faasd pulls
     /// without credentials.
     pub(crate) fn registry_requires_password(&self) -> bool {
@@ -91,49 +91,50 @@ impl Provider {
 
 /// The plan of a stack, which is the supervisor's input; it contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Plan {
+pub(crate) struct StackPlan {
     pub(crate) number: StackNumber,
     /// The launcher that starts the supervisor. A supervisor of another build may not understand its
     /// commands.
-    pub(crate) launcher: ProgramFile,
-    pub(crate) tools: Tools,
+    pub(crate) launcher: ProgramFileStamp,
+    pub(crate) tools: ToolPaths,
     /// The path of the docker-registry program.
     pub(crate) registry: PathBuf,
-    pub(crate) provider: Provider,
+    pub(crate) provider: ProviderChoice,
     /// The path of the builder-fn program that runs as a plain process.
     pub(crate) builder: PathBuf,
     pub(crate) ack_wait_seconds: u64,
 }
 
-impl Plan {
+impl StackPlan {
     /// Reads the plan of a stack, or returns `None` if there is no such stack.
-    pub(crate) fn read(dir: &StackDir) -> Result<Option<Self>> {
-        read(dir.plan())
+    pub(crate) fn read_plan(dir: &StackDir) -> Result<Option<Self>> {
+        read_json_file(dir.plan_file())
     }
 
     /// Returns the registry's host and port in image references: the same on the machine, in BuildKit and in
     /// the provider (docs/pitfalls.md#names-of-the-registry).
-    pub(crate) fn registry_host(&self) -> String {
+    pub(crate) fn registry_host_and_port(&self) -> String {
         match self.provider {
-            Provider::Embedded(_) => self.number.registry().to_string(),
-            Provider::Faasd(_) => self.number.loopback_registry().to_string(),
+            ProviderChoice::Embedded(_) => self.number.registry_address().to_string(),
+            ProviderChoice::Faasd(_) => self.number.loopback_registry_address().to_string(),
         }
     }
 
-    /// Reads the plan of an earlier start of the stack; returns `None` if it is missing or of another version.
-    pub(crate) fn read_compatible(dir: &StackDir) -> Option<Self> {
-        Self::read(dir).ok().flatten()
+    /// Reads the plan that an earlier start of the stack has stored; returns `None` if there is none, or if this version of
+    /// the launcher cannot parse it.
+    pub(crate) fn read_earlier_plan(dir: &StackDir) -> Option<Self> {
+        Self::read_plan(dir).ok().flatten()
     }
 
     /// Writes the plan to the stack's directory.
-    pub(crate) fn write(&self, dir: &StackDir) -> Result<()> {
-        write(dir.plan(), self)
+    pub(crate) fn write_plan(&self, dir: &StackDir) -> Result<()> {
+        write_json_file(dir.plan_file(), self)
     }
 }
 
 /// The state of a running stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RunningStack {
+pub(crate) struct RunningStackState {
     /// The process id of the stack's holder, whose end ends the stack.
     pub(crate) holder: u32,
     /// The start time of the stack's holder in kernel ticks, because process ids are reused.
@@ -144,26 +145,26 @@ pub(crate) struct RunningStack {
     pub(crate) groups: Vec<PathBuf>,
 }
 
-impl RunningStack {
+impl RunningStackState {
     /// Reads the state of a running stack, or returns `None` if it was stopped.
-    pub(crate) fn read(dir: &StackDir) -> Result<Option<Self>> {
-        read(dir.running())
+    pub(crate) fn read_running_state(dir: &StackDir) -> Result<Option<Self>> {
+        read_json_file(dir.running_state_file())
     }
 
     /// Writes the state of the running stack to its directory.
-    pub(crate) fn write(&self, dir: &StackDir) -> Result<()> {
-        write(dir.running(), self)
+    pub(crate) fn write_running_state(&self, dir: &StackDir) -> Result<()> {
+        write_json_file(dir.running_state_file(), self)
     }
 
     /// Returns whether the stack's holder still runs.
-    pub(crate) fn is_alive(&self) -> bool {
-        start_time(self.holder) == Some(self.started)
+    pub(crate) fn holder_is_alive(&self) -> bool {
+        process_start_ticks(self.holder) == Some(self.started)
     }
 }
 
 /// Returns the start time of a process in kernel ticks, or `None` if it has ended (proc(5), `/proc/PID/stat`,
 /// fields 3 and 22).
-pub(crate) fn start_time(pid: u32) -> Option<u64> {
+pub(crate) fn process_start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may contain any character, including `)`.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
@@ -171,22 +172,22 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok().filter(|_| state != "Z")
 }
 
-fn read<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>> {
+fn read_json_file<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>> {
     let text = match fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        text => text.at("read", &path)?,
+        text => text.with_operation("read", &path)?,
     };
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|source| Error::InvalidFile { path, source })
+        .map_err(|source| LauncherError::InvalidFile { path, source })
 }
 
-fn write(path: PathBuf, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec_pretty(value).map_err(|source| Error::InvalidFile {
+fn write_json_file(path: PathBuf, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value).map_err(|source| LauncherError::InvalidFile {
         path: path.clone(),
         source,
     })?;
-    write_private(&path, &text)
+    write_private_file(&path, &text)
 }
 
 #[cfg(test)]
@@ -194,24 +195,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_running_process_has_a_start_time() {
-        assert!(start_time(std::process::id()).is_some());
+    fn only_a_running_process_has_start_ticks() {
+        assert!(process_start_ticks(std::process::id()).is_some());
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        assert_eq!(start_time(child.id()), None);
+        assert_eq!(process_start_ticks(child.id()), None);
     }
 
     #[test]
-    fn another_process_with_the_holders_id_is_not_the_holder() {
-        let started = start_time(std::process::id()).unwrap();
-        let mut running = RunningStack {
+    fn another_process_that_reuses_the_holders_id_is_not_the_holder() {
+        let started = process_start_ticks(std::process::id()).unwrap();
+        let mut running = RunningStackState {
             holder: std::process::id(),
             started,
-            number: StackNumber::FIRST,
+            number: StackNumber::FIRST_STACK_NUMBER,
             groups: Vec::new(),
         };
-        assert!(running.is_alive());
+        assert!(running.holder_is_alive());
         running.started += 1;
-        assert!(!running.is_alive());
+        assert!(!running.holder_is_alive());
     }
 }

@@ -5,27 +5,28 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::{
-    command::{command, run},
+    command::{new_command, run_program},
     directories,
-    error::{Error, IoResultExt as _, Result},
+    error::{IoResultExt as _, LauncherError, Result},
 };
 
 /// Builds programs of this workspace with cargo and returns their paths in the given order. A program has the
 /// name of its package.
-pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
-    let mut cargo = command("cargo");
-    cargo.current_dir(directories::repository());
+pub(crate) async fn build_programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
+    let mut cargo = new_command("cargo");
+    cargo.current_dir(directories::repository_root());
     cargo.args(["build", "--locked", "--message-format=json-render-diagnostics"]);
     for name in names {
         cargo.args(["--package", name, "--bin", name]);
     }
-    let output = run(&mut cargo).await?;
-    let built = executables(&String::from_utf8_lossy(&output));
+    let output = run_program(&mut cargo).await?;
+    let built = executables_in_messages(&String::from_utf8_lossy(&output));
     let mut found = names.map(|_| PathBuf::new());
     for (name, target) in names.iter().zip(&mut found) {
         let executable = built.iter().find(|(built, _)| built == name);
-        let (_, path) = executable
-            .ok_or_else(|| Error::Environment(format!("cargo build reported no executable for {name}")))?;
+        let (_, path) = executable.ok_or_else(|| {
+            LauncherError::Environment(format!("cargo build reported no executable for {name}"))
+        })?;
         target.clone_from(path);
     }
     Ok(found)
@@ -35,8 +36,8 @@ pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; 
 ///
 /// This is the current program, or, if the current program uses this crate as a library, `slipway-stack`
 /// beside it in cargo's directory.
-pub(crate) fn launcher() -> Result<PathBuf> {
-    let own = std::env::current_exe().at("find", "/proc/self/exe")?;
+pub(crate) fn launcher_path() -> Result<PathBuf> {
+    let own = std::env::current_exe().with_operation("find", "/proc/self/exe")?;
     let beside = own
         .ancestors()
         .skip(1)
@@ -45,26 +46,26 @@ pub(crate) fn launcher() -> Result<PathBuf> {
     let mut candidates = [own.clone()].into_iter().chain(beside);
     let found = candidates.find(|path| path.file_name() == Some("slipway-stack".as_ref()) && path.is_file());
     found.ok_or_else(|| {
-        Error::Environment("slipway-stack is not built; run: cargo build -p slipway-stack".into())
+        LauncherError::Environment("slipway-stack is not built; run: cargo build -p slipway-stack".into())
     })
 }
 
 /// A message of cargo's JSON output, of which most kinds lack these fields.
 #[derive(Deserialize)]
-struct Message {
-    target: Option<Target>,
+struct CargoMessage {
+    target: Option<CargoTarget>,
     executable: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
-struct Target {
+struct CargoTarget {
     name: String,
 }
 
-fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+fn executables_in_messages(messages: &str) -> Vec<(String, PathBuf)> {
     let messages = messages
         .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
+        .filter_map(|line| serde_json::from_str::<CargoMessage>(line).ok());
     messages
         .filter_map(|message| Some((message.target?.name, message.executable?)))
         .collect()
@@ -82,7 +83,7 @@ mod tests {
             "{\"reason\":\"build-finished\",\"success\":true}\n",
         );
         assert_eq!(
-            executables(messages),
+            executables_in_messages(messages),
             [("builder-fn".to_owned(), PathBuf::from("/t/builder-fn"))]
         );
     }

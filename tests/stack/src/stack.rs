@@ -9,20 +9,20 @@ use std::{
 };
 
 use crate::{
-    command::{command, run_with_input, tail},
-    control::{Command, ControlClient, Event, PartStatus},
-    credentials::Credentials,
-    directories::{Directories, StackDir},
-    error::{Error, IoResultExt as _, Result},
+    command::{last_lines, new_command, run_program_with_input},
+    control::{ControlClient, PartStatus, SupervisorCommand, SupervisorEvent},
+    credentials::StackCredentials,
+    directories::{LauncherDirectories, StackDir},
+    error::{IoResultExt as _, LauncherError, Result},
     image,
-    part::Part,
-    plan::{Plan, Provider, RunningStack},
+    part::StackPart,
+    plan::{ProviderChoice, RunningStackState, StackPlan},
     supervisor,
-    tools::Tools,
+    tools::ToolPaths,
 };
 
 /// The number of log lines in the error about a part.
-const TAIL_LINES: usize = 30;
+const PART_LOG_TAIL_LINES: usize = 30;
 
 /// A running stack, with the addresses of its parts and its credentials.
 #[derive(Debug, Clone)]
@@ -30,11 +30,11 @@ pub struct Stack {
     /// The directory of the stack.
     pub dir: StackDir,
     /// The stack's OpenFaaS gateway.
-    pub gateway: Gateway,
+    pub gateway: GatewayAccess,
     /// The URL of builder-fn without the gateway, without a trailing slash.
     pub builder_url: String,
     /// The stack's image registry.
-    pub registry: Registry,
+    pub registry: RegistryAccess,
     /// The address of the stack's BuildKit daemon, in the notation of `buildctl` and builder-fn.
     pub buildkit_host: String,
     /// The file with the key that signs build requests.
@@ -42,16 +42,16 @@ pub struct Stack {
     /// The file with the key that signs hand-overs.
     pub deploy_secret: PathBuf,
     /// The paths of the stack's programs.
-    pub tools: Tools,
+    pub tools: ToolPaths,
     /// The reference of the base image that compiles Rust.
     pub(crate) rust_image: String,
     /// The plan of the stack; `None` for an external stack.
-    pub(crate) plan: Option<Plan>,
+    pub(crate) plan: Option<StackPlan>,
 }
 
 /// The address and credentials of a stack's OpenFaaS gateway.
 #[derive(Clone)]
-pub struct Gateway {
+pub struct GatewayAccess {
     /// The URL of the gateway, without a trailing slash.
     pub url: String,
     /// The user name of the gateway's administrator.
@@ -62,7 +62,7 @@ pub struct Gateway {
 
 /// The address and credentials of a stack's registry, over plain HTTP.
 #[derive(Clone)]
-pub struct Registry {
+pub struct RegistryAccess {
     /// The host and port of the registry, as in image references.
     pub host: String,
     /// The user name for the registry; empty if no password is required.
@@ -76,15 +76,18 @@ impl Stack {
     ///
     /// The name `external` stands for an OpenFaaS that was not started by this launcher; the environment
     /// describes it.
-    pub fn load(name: &str) -> Result<Option<Self>> {
-        if name == external::NAME {
-            return external::from_env().map(Some);
+    pub fn load_running(name: &str) -> Result<Option<Self>> {
+        if name == external::EXTERNAL_STACK_NAME {
+            return external::external_stack_from_env().map(Some);
         }
-        let dir = Directories::from_env()?.stack(name)?;
-        let (Some(plan), Some(running)) = (Plan::read(&dir)?, RunningStack::read(&dir)?) else {
+        let dir = LauncherDirectories::from_env()?.stack_directory(name)?;
+        let (Some(plan), Some(running)) = (
+            StackPlan::read_plan(&dir)?,
+            RunningStackState::read_running_state(&dir)?,
+        ) else {
             return Ok(None);
         };
-        if !running.is_alive() {
+        if !running.holder_is_alive() {
             return Ok(None);
         }
         Self::from_plan(dir, plan).map(Some)
@@ -99,30 +102,33 @@ impl Stack {
     }
 
     /// Creates the handle of the stack with this plan, and reads the stack's credentials.
-    pub(crate) fn from_plan(dir: StackDir, plan: Plan) -> Result<Self> {
-        let credentials = Credentials::read(&dir, plan.provider.registry_requires_password())?;
+    pub(crate) fn from_plan(dir: StackDir, plan: StackPlan) -> Result<Self> {
+        let credentials = StackCredentials::read_existing(&dir, plan.provider.registry_requires_password())?;
         let (user, password) = credentials
             .registry
             .map(|login| (login.user, login.password))
             .unwrap_or_default();
         let number = plan.number;
         Ok(Self {
-            gateway: Gateway {
+            gateway: GatewayAccess {
                 url: number.gateway_url(),
                 user: credentials.gateway.user,
                 password: credentials.gateway.password,
             },
             builder_url: number.builder_url(),
-            registry: Registry {
-                host: plan.registry_host(),
+            registry: RegistryAccess {
+                host: plan.registry_host_and_port(),
                 user,
                 password,
             },
-            buildkit_host: format!("unix://{}", dir.sockets().join("buildkitd.sock").display()),
-            payload_secret: dir.secrets().join("payload-secret"),
-            deploy_secret: dir.secrets().join("deploy-secret"),
+            buildkit_host: format!(
+                "unix://{}",
+                dir.sockets_directory().join("buildkitd.sock").display()
+            ),
+            payload_secret: dir.secrets_directory().join("payload-secret"),
+            deploy_secret: dir.secrets_directory().join("deploy-secret"),
             tools: plan.tools.clone(),
-            rust_image: image::rust(&plan.registry_host()),
+            rust_image: image::rust_image_reference(&plan.registry_host_and_port()),
             dir,
             plan: Some(plan),
         })
@@ -149,8 +155,8 @@ impl Stack {
     pub fn has_rolling_updates(&self) -> bool {
         matches!(
             self.plan,
-            Some(Plan {
-                provider: Provider::Embedded(_),
+            Some(StackPlan {
+                provider: ProviderChoice::Embedded(_),
                 ..
             })
         )
@@ -162,18 +168,18 @@ impl Stack {
     }
 
     /// Returns the directory of the secrets that Slipway's functions mount, one file each, by name.
-    pub(crate) fn secrets(&self) -> PathBuf {
-        self.dir.secrets()
+    pub(crate) fn secrets_directory(&self) -> PathBuf {
+        self.dir.secrets_directory()
     }
 
     /// Returns the directory of the stack's programs for users, to be put in front of `PATH`.
-    pub fn bin(&self) -> PathBuf {
-        self.dir.bin()
+    pub fn programs_directory(&self) -> PathBuf {
+        self.dir.programs_directory()
     }
 
     /// Returns the environment variables for using the stack with ordinary tools. `PATH` is not among them:
-    /// [`Stack::bin`] is to be added to it.
-    pub fn environment(&self) -> Vec<(&'static str, String)> {
+    /// [`Stack::programs_directory`] is to be added to it.
+    pub fn environment_variables(&self) -> Vec<(&'static str, String)> {
         let Self {
             gateway, registry, ..
         } = self;
@@ -196,14 +202,14 @@ impl Stack {
     }
 
     /// Logs in to the gateway with faas-cli, and returns the directory for faas-cli's `OPENFAAS_CONFIG`.
-    pub async fn login(&self) -> Result<PathBuf> {
-        let config_dir = self.dir.home().join("openfaas");
+    pub async fn login_with_faas_cli(&self) -> Result<PathBuf> {
+        let config_dir = self.dir.home_of_parts().join("openfaas");
         // A stack that is started again may have another address, so an older login is replaced.
         let config = fs::read_to_string(config_dir.join("config.yml"));
         if config.is_ok_and(|config| config.contains(&self.gateway.url)) {
             return Ok(config_dir);
         }
-        let mut faas_cli = command(&self.tools.faas_cli);
+        let mut faas_cli = new_command(&self.tools.faas_cli);
         faas_cli.args([
             "login",
             "--gateway",
@@ -212,7 +218,7 @@ impl Stack {
             &self.gateway.user,
             "--password-stdin",
         ]);
-        run_with_input(
+        run_program_with_input(
             faas_cli.env("OPENFAAS_CONFIG", &config_dir),
             self.gateway.password.as_bytes(),
         )
@@ -223,73 +229,77 @@ impl Stack {
     /// Returns the process id of the stack's supervisor on this machine. `/proc/PID/net` is the stack's
     /// network, `/proc/PID/root` the stack's file system.
     pub fn supervisor_pid(&self) -> Result<u32> {
-        let socket = self.dir.control();
-        let stream = UnixStream::connect(&socket).at("connect to", &socket)?;
+        let socket = self.dir.control_socket();
+        let stream = UnixStream::connect(&socket).with_operation("connect to", &socket)?;
         let peer = rustix::net::sockopt::socket_peercred(&stream)
-            .at("read the process id of the listener on", &socket)?;
+            .with_operation("read the process id of the listener on", &socket)?;
         Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
     /// Returns the process id of the stack's holder, whose end ends the stack.
     pub fn holder_pid(&self) -> Result<u32> {
-        let running = RunningStack::read(&self.dir)?;
+        let running = RunningStackState::read_running_state(&self.dir)?;
         running
             .map(|running| running.holder)
-            .ok_or_else(|| Error::Environment(format!("stack {:?} is not running", self.name())))
+            .ok_or_else(|| LauncherError::Environment(format!("stack {:?} is not running", self.name())))
     }
 
     /// Asks the supervisor for the state of each part of the stack.
-    pub async fn status(&self) -> Result<Vec<PartStatus>> {
-        match self.send(Command::Status).await? {
-            Event::Status { parts } => Ok(parts),
-            other => Err(Error::UnexpectedAnswer(format!("{other:?}"))),
+    pub async fn part_statuses(&self) -> Result<Vec<PartStatus>> {
+        match self.send_command(SupervisorCommand::Status).await? {
+            SupervisorEvent::Status { parts } => Ok(parts),
+            other => Err(LauncherError::UnexpectedAnswer(format!("{other:?}"))),
         }
     }
 
     /// Stops a part of the stack, which stays stopped until it is started.
-    pub async fn stop(&self, part: Part) -> Result<()> {
-        self.send(Command::Stop { part }).await.map(drop)
+    pub async fn stop_part(&self, part: StackPart) -> Result<()> {
+        self.send_command(SupervisorCommand::Stop { part })
+            .await
+            .map(drop)
     }
 
     /// Starts a part of the stack and waits until it is ready.
-    pub async fn start(&self, part: Part) -> Result<()> {
-        self.send(Command::Start { part }).await.map(drop)
+    pub async fn start_part(&self, part: StackPart) -> Result<()> {
+        self.send_command(SupervisorCommand::Start { part })
+            .await
+            .map(drop)
     }
 
     /// Returns the last lines of a part's log.
-    pub fn log_tail(&self, part: Part, lines: usize) -> String {
-        log_tail(&self.dir.log(part.name()), lines)
+    pub fn part_log_tail_of(&self, part: StackPart, lines: usize) -> String {
+        log_file_tail(&self.dir.part_log_file(part.name()), lines)
     }
 
-    async fn send(&self, command: Command) -> Result<Event> {
+    async fn send_command(&self, command: SupervisorCommand) -> Result<SupervisorEvent> {
         self.plan()?;
-        let answer = ControlClient::connect(&self.dir.control())
+        let answer = ControlClient::connect_to_supervisor(&self.dir.control_socket())
             .await?
-            .send(command, |_| ())
+            .send_command(command, |_| ())
             .await?;
-        check_answer(&self.dir, answer)
+        check_supervisor_answer(&self.dir, answer)
     }
 
     /// Reads the credentials of the stack from its directory.
-    pub(crate) fn credentials(&self) -> Result<Credentials> {
-        Credentials::read(&self.dir, self.plan()?.provider.registry_requires_password())
+    pub(crate) fn credentials(&self) -> Result<StackCredentials> {
+        StackCredentials::read_existing(&self.dir, self.plan()?.provider.registry_requires_password())
     }
 
     /// Returns the stack's plan; fails for an external stack.
-    pub(crate) fn plan(&self) -> Result<&Plan> {
-        self.plan.as_ref().ok_or(Error::ExternalStack)
+    pub(crate) fn plan(&self) -> Result<&StackPlan> {
+        self.plan.as_ref().ok_or(LauncherError::ExternalStack)
     }
 }
 
 /// Converts a supervisor's answer that a part failed to an error with the end of the part's log.
-pub(crate) fn check_answer(dir: &StackDir, answer: Event) -> Result<Event> {
+pub(crate) fn check_supervisor_answer(dir: &StackDir, answer: SupervisorEvent) -> Result<SupervisorEvent> {
     match answer {
-        Event::Failed { part, reason } => {
-            let log = dir.log(part.name());
-            Err(Error::NotReady {
+        SupervisorEvent::Failed { part, reason } => {
+            let log = dir.part_log_file(part.name());
+            Err(LauncherError::NotReady {
                 part,
                 reason,
-                tail: log_tail(&log, TAIL_LINES),
+                tail: log_file_tail(&log, PART_LOG_TAIL_LINES),
                 log,
             })
         }
@@ -298,25 +308,27 @@ pub(crate) fn check_answer(dir: &StackDir, answer: Event) -> Result<Event> {
 }
 
 /// Returns the last lines of a part's log, whether the stack runs or not.
-pub fn part_log_tail(name: &str, part: Part, lines: usize) -> Result<String> {
-    let log = Directories::from_env()?.stack(name)?.log(part.name());
+pub fn part_log_tail(name: &str, part: StackPart, lines: usize) -> Result<String> {
+    let log = LauncherDirectories::from_env()?
+        .stack_directory(name)?
+        .part_log_file(part.name());
     let mut text = String::new();
     // A rotated log may be short; the older lines precede it.
     for path in [supervisor::rotated_log_path(&log), log] {
         text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
     }
-    Ok(tail(&text, lines))
+    Ok(last_lines(&text, lines))
 }
 
 /// Returns the last lines of a log file.
-pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
-    tail(
+pub(crate) fn log_file_tail(log: &Path, lines: usize) -> String {
+    last_lines(
         &String::from_utf8_lossy(&fs::read(log).unwrap_or_default()),
         lines,
     )
 }
 
-impl std::fmt::Debug for Gateway {
+impl std::fmt::Debug for GatewayAccess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gateway")
             .field("url", &self.url)
@@ -325,7 +337,7 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
-impl std::fmt::Debug for Registry {
+impl std::fmt::Debug for RegistryAccess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry")
             .field("host", &self.host)

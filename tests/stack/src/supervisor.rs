@@ -23,15 +23,15 @@ pub(crate) use self::logs::rotated_log_path;
 use self::{forward::Forwarder, part_spec::PartSpecSource, parts::PartsHandle, reaper::ProcessReaper};
 use crate::{
     directories::StackDir,
-    error::{Error, IoResultExt as _, Result},
-    plan::{Plan, Provider},
+    error::{IoResultExt as _, LauncherError, Result},
+    plan::{ProviderChoice, StackPlan},
 };
 
 /// Supervises the stack until a command or SIGTERM ends it. This process must be PID 1 of new mount, PID and
 /// cgroup namespaces.
 pub fn run_supervisor(dir: StackDir) -> Result<()> {
-    let plan = Plan::read(&dir)?.ok_or_else(|| {
-        Error::Environment(format!(
+    let plan = StackPlan::read_plan(&dir)?.ok_or_else(|| {
+        LauncherError::Environment(format!(
             "stack {:?} has no plan; `slipway-stack up` makes one",
             dir.name
         ))
@@ -39,7 +39,7 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
     let number = plan.number;
     let config = PartSpecSource { dir, plan };
     let resolver = mounts::mount_all_but_resolver()?;
-    if let Provider::Faasd(faasd) = &config.plan.provider {
+    if let ProviderChoice::Faasd(faasd) = &config.plan.provider {
         faasd::prepare_mounts_for_faasd(&config.dir, &faasd.program, &config.containerd_socket_path())?;
     }
     resolver.replace_with_stacks()?;
@@ -48,7 +48,7 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
     network::create_and_enter_stack_network(number)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime
-        .at("start the runtime of", &config.dir.root)?
+        .with_operation("start the runtime of", &config.dir.root)?
         .block_on(supervise_until_shutdown(config, loopback))
 }
 
@@ -56,16 +56,16 @@ async fn supervise_until_shutdown(
     config: PartSpecSource,
     loopback: Option<std::net::TcpListener>,
 ) -> Result<()> {
-    let socket = config.dir.control();
+    let socket = config.dir.control_socket();
     // An earlier supervisor may have left its socket.
     let _ = fs::remove_file(&socket);
-    let listener = tokio::net::UnixListener::bind(&socket).at("listen on", &socket)?;
-    let mut terminate = signal(SignalKind::terminate()).at("handle signals for", &socket)?;
+    let listener = tokio::net::UnixListener::bind(&socket).with_operation("listen on", &socket)?;
+    let mut terminate = signal(SignalKind::terminate()).with_operation("handle signals for", &socket)?;
     let reaper = ProcessReaper::default();
     let forwarders = forward::open_forwarders(&config, loopback).await?;
     let parts = PartsHandle::new(config, reaper.clone());
     tokio::select! {
-        ended = reaper.reap_until_dropped() => ended.at("reap children of", &socket),
+        ended = reaper.reap_until_dropped() => ended.with_operation("reap children of", &socket),
         ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward)) => ended.map(drop),
         ended = serve::serve_control_socket(&listener, &parts) => ended,
         _ = terminate.recv() => {

@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    command::{command, run},
-    directories::{self, Directories},
+    command::{new_command, run_program},
+    directories::{self, LauncherDirectories},
     error::{IoResultExt as _, Result},
-    progress::Progress,
+    progress::ProgressSink,
 };
 
 /// The paths of the Go programs that the stack runs or gives to its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tools {
+pub struct ToolPaths {
     /// The path of `buildkitd`, the BuildKit daemon.
     pub buildkitd: PathBuf,
     /// The path of `buildctl`, BuildKit's own client.
@@ -44,19 +44,22 @@ pub struct Tools {
     pub runc: PathBuf,
 }
 
-impl Tools {
+impl ToolPaths {
     /// Builds the Go modules that are not in the cache, one after the other, because `go build` uses every core
     /// by itself.
-    pub(crate) async fn build(directories: &Directories, progress: &Progress) -> Result<Self> {
+    pub(crate) async fn build_missing_tools(
+        directories: &LauncherDirectories,
+        progress: &ProgressSink,
+    ) -> Result<Self> {
         for module in ["openfaas", "faas-cli", "containerd", "runc", "buildkit"] {
-            build(directories, module, progress).await?;
+            build_go_program(directories, module, progress).await?;
         }
-        Self::locate(directories)
+        Self::locate_built_tools(directories)
     }
 
     /// Returns the paths that the Go programs have once they are built.
-    pub(crate) fn locate(directories: &Directories) -> Result<Self> {
-        let programs = |module| programs_directory(directories, module);
+    pub(crate) fn locate_built_tools(directories: &LauncherDirectories) -> Result<Self> {
+        let programs = |module| built_programs_directory(directories, module);
         let (openfaas, faas_cli) = (programs("openfaas")?, programs("faas-cli")?);
         let (containerd, runc) = (programs("containerd")?, programs("runc")?);
         let buildkit = programs("buildkit")?;
@@ -75,20 +78,27 @@ impl Tools {
 }
 
 /// Builds a Go module of `tools/` unless it is in the cache, and returns the directory of its programs.
-pub async fn build(directories: &Directories, module: &str, progress: &Progress) -> Result<PathBuf> {
-    let (source, built) = (module_source(module), programs_directory(directories, module)?);
+pub async fn build_go_program(
+    directories: &LauncherDirectories,
+    module: &str,
+    progress: &ProgressSink,
+) -> Result<PathBuf> {
+    let (source, built) = (
+        module_source_directory(module),
+        built_programs_directory(directories, module)?,
+    );
     let tools = directories.cache.join("tools");
     if built.exists() {
         return Ok(built);
     }
-    fs::create_dir_all(&tools).at("create", &tools)?;
-    let _lock = directories::lock_waiting(tools.join(format!(".{module}.lock"))).await?;
+    fs::create_dir_all(&tools).with_operation("create", &tools)?;
+    let _lock = directories::lock_file_async(tools.join(format!(".{module}.lock"))).await?;
     if built.exists() {
         return Ok(built);
     }
-    progress.step("tools", format_args!("building {module}"));
-    let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
-    let mut go = command("go");
+    progress.emit_step("tools", format_args!("building {module}"));
+    let new = tempfile::tempdir_in(&tools).with_operation("create a directory in", &tools)?;
+    let mut go = new_command("go");
     // runc enters namespaces in C, before Go's runtime starts threads, and filters system calls with libseccomp.
     let (cgo, tags) = match module {
         "runc" => ("1", "-tags=seccomp,urfave_cli_no_docs"),
@@ -104,31 +114,33 @@ pub async fn build(directories: &Directories, module: &str, progress: &Progress)
     go.args(["build", "-trimpath", "-ldflags=-s -w", tags, "-o"])
         .arg(new.path().join(""))
         .arg("tool");
-    run(&mut go).await?;
+    run_program(&mut go).await?;
     let new = new.keep();
-    fs::rename(&new, &built).at("rename", &new)?;
-    progress.step("tools", format_args!("built {module}"));
+    fs::rename(&new, &built).with_operation("rename", &new)?;
+    progress.emit_step("tools", format_args!("built {module}"));
     Ok(built)
 }
 
-fn module_source(module: &str) -> PathBuf {
-    directories::repository().join("tests/stack/tools").join(module)
+fn module_source_directory(module: &str) -> PathBuf {
+    directories::repository_root()
+        .join("tests/stack/tools")
+        .join(module)
 }
 
 /// Returns the directory of a Go module's programs, whether it exists or not.
-fn programs_directory(directories: &Directories, module: &str) -> Result<PathBuf> {
-    Ok(directories
-        .cache
-        .join("tools")
-        .join(format!("{module}-{}", module_hash(&module_source(module))?)))
+fn built_programs_directory(directories: &LauncherDirectories, module: &str) -> Result<PathBuf> {
+    Ok(directories.cache.join("tools").join(format!(
+        "{module}-{}",
+        hash_of_module(&module_source_directory(module))?
+    )))
 }
 
 /// Returns the hash of a Go module, which is part of the name of its programs' directory.
-fn module_hash(module: &Path) -> Result<String> {
+fn hash_of_module(module: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for name in ["go.mod", "go.sum"] {
         let path = module.join(name);
-        hash.update(fs::read(&path).at("read", &path)?);
+        hash.update(fs::read(&path).with_operation("read", &path)?);
     }
     let mut text = hex::encode(hash.finalize());
     text.truncate(16);

@@ -10,28 +10,30 @@ use std::{
 
 use crate::{
     address::StackNumber,
-    cgroup::ControlGroups,
-    control::{Command, ControlClient, Event},
-    credentials::Credentials,
+    cgroup::StackControlGroups,
+    control::{ControlClient, SupervisorCommand, SupervisorEvent},
+    credentials::StackCredentials,
     deploy,
-    directories::{self, Directories, StackDir, write_private},
+    directories::{self, LauncherDirectories, StackDir, write_private_file},
     down,
-    error::{Error, IoResultExt as _, Result},
+    error::{IoResultExt as _, LauncherError, Result},
     http,
-    image::{BaseImages, RegistryClient},
+    image::{BaseImageLayers, RegistryClient},
     packages,
-    plan::{Options, Plan, ProgramFile, Provider, RunningStack, start_time},
+    plan::{
+        ProgramFileStamp, ProviderChoice, RunningStackState, StackOptions, StackPlan, process_start_ticks,
+    },
     programs,
-    progress::Progress,
-    stack::{Stack, check_answer, external, log_tail},
-    tools::Tools,
+    progress::ProgressSink,
+    stack::{Stack, check_supervisor_answer, external, log_file_tail},
+    tools::ToolPaths,
 };
 
 /// The longest time until the stack's supervisor accepts connections.
-const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(20);
+const SUPERVISOR_START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The interval between checks of a condition that has no event.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const SUPERVISOR_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
     /// Starts a stack or its missing parts, and deploys Slipway on the stack if the options say so.
@@ -39,77 +41,79 @@ impl Stack {
     /// A stack that does not start is stopped again; so is one whose start is dropped before it is done.
     ///
     /// For an external stack (the name `external`) nothing is started; the credentials are checked.
-    pub async fn up(options: &Options, progress: &Progress) -> Result<Self> {
-        if options.name == external::NAME {
-            return external::check(progress).await;
+    pub async fn start_stack(options: &StackOptions, progress: &ProgressSink) -> Result<Self> {
+        if options.name == external::EXTERNAL_STACK_NAME {
+            return external::check_required_variables(progress).await;
         }
         if !rustix::process::geteuid().is_root() {
-            return Err(Error::Environment(
+            return Err(LauncherError::Environment(
                 "starting a stack needs root, for namespaces and mounts; run the command as root".into(),
             ));
         }
-        let directories = Directories::from_env()?;
-        let dir = directories.stack(&options.name)?;
-        packages::install_missing(progress).await?;
-        let (mut plan, images) = prepare(options, &directories, progress).await?;
-        let _one = dir.lock().await?;
-        plan.number = choose_number(&directories, &dir)?;
-        let stack = launch(&dir, plan, progress).await?;
+        let directories = LauncherDirectories::from_env()?;
+        let dir = directories.stack_directory(&options.name)?;
+        packages::install_missing_packages(progress).await?;
+        let (mut plan, images) = prepare_plan(options, &directories, progress).await?;
+        let _one = dir.lock_stack().await?;
+        plan.number = choose_stack_number(&directories, &dir)?;
+        let stack = launch_holder(&dir, plan, progress).await?;
         let registry = RegistryClient::new(
-            http::client()?,
+            http::http_client_without_proxy()?,
             stack.registry.host.clone(),
             stack.credentials()?.registry,
         );
         if let Some(images) = images {
-            images.push(&registry, progress).await?;
+            images.push_missing(&registry, progress).await?;
         }
         if options.deploy {
-            deploy::deploy(&stack, &registry, progress).await?;
+            deploy::deploy_functions(&stack, &registry, progress).await?;
         }
         Ok(stack)
     }
 }
 
 /// Builds the programs and images of a stack concurrently, and makes its plan.
-async fn prepare(
-    options: &Options,
-    directories: &Directories,
-    progress: &Progress,
-) -> Result<(Plan, Option<BaseImages>)> {
+async fn prepare_plan(
+    options: &StackOptions,
+    directories: &LauncherDirectories,
+    progress: &ProgressSink,
+) -> Result<(StackPlan, Option<BaseImageLayers>)> {
     let programs = async {
         // With one command, because cargo would rebuild shared dependencies with other features for each
         // package.
-        let [provider, builder] = programs::build(["slipway-dev-provider", "builder-fn"]).await?;
-        progress.step("programs", "built slipway-dev-provider and builder-fn");
+        let [provider, builder] = programs::build_programs(["slipway-dev-provider", "builder-fn"]).await?;
+        progress.emit_step("programs", "built slipway-dev-provider and builder-fn");
         Ok((provider, builder))
     };
     let images = async {
         match options.images || options.deploy {
-            true => BaseImages::load_or_make(directories, progress).await.map(Some),
+            true => BaseImageLayers::load_or_make(directories, progress)
+                .await
+                .map(Some),
             false => Ok(None),
         }
     };
     let (mut tools, registry, images, (provider, builder)) = tokio::try_join!(
-        Tools::build(directories, progress),
-        packages::ensure_registry(directories, progress),
+        ToolPaths::build_missing_tools(directories, progress),
+        packages::registry_program_path(directories, progress),
         images,
         programs,
     )?;
     let provider = match &options.faasd {
-        Some(faasd) => Provider::Faasd(ProgramFile::read(&absolute(faasd)?)?),
-        None => Provider::Embedded(ProgramFile::read(&provider)?),
+        Some(faasd) => ProviderChoice::Faasd(ProgramFileStamp::read_stamp(&absolute_path(faasd)?)?),
+        None => ProviderChoice::Embedded(ProgramFileStamp::read_stamp(&provider)?),
     };
     if let Some(gateway) = &options.gateway {
-        tools.gateway = absolute(gateway)?;
+        tools.gateway = absolute_path(gateway)?;
     }
     if let Some(faas_cli) = &options.faas_cli {
-        tools.faas_cli = absolute(faas_cli)?;
+        tools.faas_cli = absolute_path(faas_cli)?;
     }
     let ack_wait_seconds = options.ack_wait.as_secs();
     // A placeholder: the number is chosen once the stack is locked.
-    let plan = Plan {
-        number: StackNumber::FIRST,
-        launcher: ProgramFile::read(&programs::launcher()?)?,
+    let plan = StackPlan {
+        number: StackNumber::FIRST_STACK_NUMBER,
+        launcher: ProgramFileStamp::read_stamp(&programs::launcher_path()?)?,
         tools,
         registry,
         provider,
@@ -119,122 +123,125 @@ async fn prepare(
     Ok((plan, images))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
-    fs::canonicalize(path).at("find", path)
+fn absolute_path(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).with_operation("find", path)
 }
 
 /// Returns the stack's number from an earlier start, or a number that no other stack has.
-fn choose_number(directories: &Directories, dir: &StackDir) -> Result<StackNumber> {
-    let _one = directories::lock(&directories.stacks.join(".lock"))?;
-    if let Some(plan) = Plan::read_compatible(dir) {
+fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Result<StackNumber> {
+    let _one = directories::lock_file(&directories.stacks.join(".lock"))?;
+    if let Some(plan) = StackPlan::read_earlier_plan(dir) {
         return Ok(plan.number);
     }
     let mut taken = HashSet::new();
     for entry in fs::read_dir(&directories.stacks)
-        .at("read", &directories.stacks)?
+        .with_operation("read", &directories.stacks)?
         .flatten()
     {
-        if let Ok(other) = directories.stack(&entry.file_name().to_string_lossy())
-            && let Some(plan) = Plan::read_compatible(&other)
+        if let Ok(other) = directories.stack_directory(&entry.file_name().to_string_lossy())
+            && let Some(plan) = StackPlan::read_earlier_plan(&other)
         {
             taken.insert(plan.number);
         }
     }
-    let free =
-        StackNumber::lowest_free(|number| taken.contains(&number) || down::interface_path(number).exists());
+    let free = StackNumber::lowest_free_number(|number| {
+        taken.contains(&number) || down::sysfs_interface_path(number).exists()
+    });
     free.ok_or_else(|| {
-        Error::Environment(
+        LauncherError::Environment(
             "all 254 stack numbers are taken; `slipway-stack down --purge --name NAME` frees one".into(),
         )
     })
 }
 
 /// Starts the stack's supervisor, unless it runs, and the parts that do not run.
-async fn launch(dir: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack> {
-    dir.create()?;
-    let alive = RunningStack::read(dir)?.is_some_and(|running| running.is_alive());
-    let unchanged = Plan::read_compatible(dir).as_ref() == Some(&plan);
+async fn launch_holder(dir: &StackDir, plan: StackPlan, progress: &ProgressSink) -> Result<Stack> {
+    dir.create_directories()?;
+    let alive = RunningStackState::read_running_state(dir)?.is_some_and(|running| running.holder_is_alive());
+    let unchanged = StackPlan::read_earlier_plan(dir).as_ref() == Some(&plan);
     if alive && unchanged {
         let stack = Stack::from_plan(dir.clone(), plan)?;
-        start_parts(&stack, progress).await?;
+        start_all_parts(&stack, progress).await?;
         return Ok(stack);
     }
     if alive {
-        progress.step("stack", "its programs have changed; restarting");
+        progress.emit_step("stack", "its programs have changed; restarting");
     }
-    down::stop(dir, progress).await?;
-    write_configuration(dir, &plan).await?;
-    plan.write(dir)?;
+    down::stop_and_clean_up(dir, progress).await?;
+    write_stack_files(dir, &plan).await?;
+    plan.write_plan(dir)?;
     let stack = Stack::from_plan(dir.clone(), plan)?;
-    let holder = Holder::start(&stack)?;
+    let holder = HolderProcess::start_holder(&stack)?;
     holder.wait_for_supervisor(dir).await?;
-    if let Err(error) = start_parts(&stack, progress).await {
+    if let Err(error) = start_all_parts(&stack, progress).await {
         // The error is the reason for the failed start, whatever the clean-up returns; its failure would show
         // at the next start.
-        let _ = down::stop(dir, progress).await;
+        let _ = down::stop_and_clean_up(dir, progress).await;
         return Err(error);
     }
-    holder.keep();
+    holder.keep_running();
     Ok(stack)
 }
 
 /// Writes the stack's credentials, and links its programs for a user's `PATH`.
-async fn write_configuration(dir: &StackDir, plan: &Plan) -> Result<()> {
-    let credentials = Credentials::read_or_generate(
+async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
+    let credentials = StackCredentials::read_or_generate(
         dir,
-        &plan.registry_host(),
+        &plan.registry_host_and_port(),
         plan.provider.registry_requires_password(),
     )?;
     if let Some(login) = &credentials.registry {
-        write_private(
-            &dir.config().join("htpasswd"),
-            &Credentials::htpasswd(login).await?,
+        write_private_file(
+            &dir.config_directory().join("htpasswd"),
+            &StackCredentials::generate_htpasswd(login).await?,
         )?;
     }
     for (name, program) in [
         ("faas-cli", &plan.tools.faas_cli),
         ("buildctl", &plan.tools.buildctl),
     ] {
-        let link = dir.bin().join(name);
+        let link = dir.programs_directory().join(name);
         let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(program, &link).at("create", &link)?;
+        std::os::unix::fs::symlink(program, &link).with_operation("create", &link)?;
     }
     Ok(())
 }
 
 /// Starts the parts of the stack that do not run, and emits their progress.
-async fn start_parts(stack: &Stack, progress: &Progress) -> Result<()> {
-    let mut supervisor = ControlClient::connect(&stack.dir.control()).await?;
+async fn start_all_parts(stack: &Stack, progress: &ProgressSink) -> Result<()> {
+    let mut supervisor = ControlClient::connect_to_supervisor(&stack.dir.control_socket()).await?;
     let mut started = 0;
     let on_event = |event| match event {
-        Event::Starting { part } => progress.step(part, "starting"),
-        Event::Ready { part, seconds } => {
+        SupervisorEvent::Starting { part } => progress.emit_step(part, "starting"),
+        SupervisorEvent::Ready { part, seconds } => {
             started += 1;
-            progress.step(part, format_args!("ready after {seconds:.1} s"));
+            progress.emit_step(part, format_args!("ready after {seconds:.1} s"));
         }
         _ => {}
     };
-    let answer = supervisor.send(Command::StartAll, on_event).await?;
-    check_answer(&stack.dir, answer)?;
+    let answer = supervisor
+        .send_command(SupervisorCommand::StartAll, on_event)
+        .await?;
+    check_supervisor_answer(&stack.dir, answer)?;
     if started == 0 {
-        progress.step("stack", "all parts are running");
+        progress.emit_step("stack", "all parts are running");
     }
     Ok(())
 }
 
 /// The holder of a stack that was just started. Dropping it kills the holder, and with it the stack, unless
-/// [`Holder::keep`] was called.
+/// [`Holder::keep_running`] was called.
 #[derive(Debug)]
-struct Holder {
+struct HolderProcess {
     child: Option<std::process::Child>,
 }
 
-impl Holder {
-    fn start(stack: &Stack) -> Result<Self> {
+impl HolderProcess {
+    fn start_holder(stack: &Stack) -> Result<Self> {
         let (dir, program) = (&stack.dir, &stack.plan()?.launcher.program);
-        let log = dir.log("supervisor");
-        let output = File::create(&log).at("write", &log)?;
-        let errors = output.try_clone().at("write", &log)?;
+        let log = dir.part_log_file("supervisor");
+        let output = File::create(&log).with_operation("write", &log)?;
+        let errors = output.try_clone().with_operation("write", &log)?;
         let mut command = std::process::Command::new(program);
         command
             .args(["hold", "--name", &dir.name])
@@ -242,7 +249,7 @@ impl Holder {
             .stdout(output)
             .stderr(errors);
         let child = command.spawn();
-        let child = child.map_err(|source| Error::Spawn {
+        let child = child.map_err(|source| LauncherError::Spawn {
             program: program.display().to_string(),
             source,
         })?;
@@ -256,42 +263,45 @@ impl Holder {
             .as_ref()
             .map(std::process::Child::id)
             .unwrap_or_default();
-        let end = Instant::now() + SUPERVISOR_TIMEOUT;
-        while ControlClient::connect(&dir.control()).await.is_err() {
+        let end = Instant::now() + SUPERVISOR_START_TIMEOUT;
+        while ControlClient::connect_to_supervisor(&dir.control_socket())
+            .await
+            .is_err()
+        {
             let failed = |reason: String| {
-                let log = dir.log("supervisor");
-                Err(Error::Supervisor {
+                let log = dir.part_log_file("supervisor");
+                Err(LauncherError::Supervisor {
                     reason,
-                    tail: log_tail(&log, 30),
+                    tail: log_file_tail(&log, 30),
                     log,
                 })
             };
-            if start_time(holder).is_none() {
+            if process_start_ticks(holder).is_none() {
                 return failed("ended".into());
             }
             if Instant::now() > end {
                 return failed(format!(
                     "did not answer within {} s",
-                    SUPERVISOR_TIMEOUT.as_secs()
+                    SUPERVISOR_START_TIMEOUT.as_secs()
                 ));
             }
-            tokio::time::sleep(POLL_INTERVAL).await;
+            tokio::time::sleep(SUPERVISOR_POLL_INTERVAL).await;
         }
-        let running = RunningStack::read(dir)?;
-        ControlGroups::from_dirs(running.map(|running| running.groups).unwrap_or_default())
-            .move_holder_aside(holder)
+        let running = RunningStackState::read_running_state(dir)?;
+        StackControlGroups::from_directories(running.map(|running| running.groups).unwrap_or_default())
+            .move_holder_to_subgroup(holder)
     }
 
     /// Keeps the stack running after this process ends. As long as this process runs, a thread reaps the holder
     /// when it ends.
-    fn keep(mut self) {
+    fn keep_running(mut self) {
         if let Some(mut child) = self.child.take() {
             std::thread::spawn(move || child.wait());
         }
     }
 }
 
-impl Drop for Holder {
+impl Drop for HolderProcess {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.kill();

@@ -67,6 +67,6 @@ fn the_metrics_of_the_builder_are_documented_and_exist() {
 #[test]
 fn the_metrics_of_the_deployer_are_documented_and_exist() {
     let registry = Registry::new();
-    let _metrics = deployer_fn::Metrics::new(&registry).unwrap();
+    let _metrics = deployer_fn::DeploymentMetrics::new(&registry).unwrap();
     assert_documented("deployer-fn", "deployer-fn/src", &registry);
 }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use slipway_e2e::compare::{Comparison, Medians, SHAPES};
+use slipway_e2e::compare::{BuildBenchmark, DisplayedMedians, MEASURED_SHAPES};
 
 #[derive(Parser)]
-struct Options {
+struct BenchmarkOptions {
     /// Rounds of each shape
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -23,10 +23,10 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let options = Options::parse();
-    let comparison = Comparison::start().await?;
+    let options = BenchmarkOptions::parse();
+    let comparison = BuildBenchmark::start().await?;
     println!("builder-fn / buildctl, medians of {} rounds", options.rounds);
-    for shape in SHAPES
+    for shape in MEASURED_SHAPES
         .into_iter()
         .filter(|shape| shape.name.contains(&options.only))
     {
@@ -35,11 +35,11 @@ async fn main() -> Result<()> {
     }
     if "16 at once".contains(&options.only) {
         let (pairs, peak) = comparison
-            .measure_concurrent_builds(SHAPES[0], 16, options.rounds)
+            .measure_concurrent_builds(MEASURED_SHAPES[0], 16, options.rounds)
             .await?;
         println!(
             "16 at once\n  cold     {}\n  peak     {} KiB",
-            Medians(&pairs),
+            DisplayedMedians(&pairs),
             peak >> 10
         );
     }
@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
         println!(
             "{}, at the defaults\n  cold     {}\n  peak     {} KiB",
             folder.display(),
-            Medians(&pairs),
+            DisplayedMedians(&pairs),
             peak >> 10
         );
     }

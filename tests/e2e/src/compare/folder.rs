@@ -9,20 +9,20 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{BUILDER_FN_REPOSITORY, Comparison, Shape, run};
+use super::{BUILDER_FN_REPOSITORY, BuildBenchmark, ContextShape, run_command};
 
 /// A folder `context` with content that no cache knows.
-pub(super) struct Folder {
+pub(super) struct UniqueContextFolder {
     dir: tempfile::TempDir,
     /// The seed of the folder's content, also the image's tag.
     pub(super) salt: u64,
 }
 
-impl Folder {
-    pub(super) fn new(shape: Shape, salt: u64) -> Result<Self> {
+impl UniqueContextFolder {
+    pub(super) fn of_shape(shape: ContextShape, salt: u64) -> Result<Self> {
         let folder = Self::empty(salt)?;
         for number in 0..shape.files {
-            let path = folder.path().join(format!("{}/{number}", number % 100));
+            let path = folder.context_path().join(format!("{}/{number}", number % 100));
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
@@ -32,12 +32,14 @@ impl Folder {
         Ok(folder)
     }
 
-    pub(super) fn copy(source: &Path, salt: u64) -> Result<Self> {
+    pub(super) fn copy_of(source: &Path, salt: u64) -> Result<Self> {
         let folder = Self::empty(salt)?;
-        run(Command::new("cp")
-            .arg("--archive")
-            .arg(source)
-            .arg(folder.path().join("source")))?;
+        run_command(
+            Command::new("cp")
+                .arg("--archive")
+                .arg(source)
+                .arg(folder.context_path().join("source")),
+        )?;
         Ok(folder)
     }
 
@@ -46,31 +48,34 @@ impl Folder {
             dir: tempfile::tempdir()?,
             salt,
         };
-        fs::create_dir(folder.path())?;
-        fs::write(folder.path().join("Dockerfile"), "FROM scratch\nCOPY . /\n")?;
-        fs::write(folder.path().join("salt"), salt.to_string())?;
+        fs::create_dir(folder.context_path())?;
+        fs::write(
+            folder.context_path().join("Dockerfile"),
+            "FROM scratch\nCOPY . /\n",
+        )?;
+        fs::write(folder.context_path().join("salt"), salt.to_string())?;
         Ok(folder)
     }
 
-    pub(super) fn path(&self) -> PathBuf {
+    pub(super) fn context_path(&self) -> PathBuf {
         self.dir.path().join("context")
     }
 
     /// Replaces the content of one file in the folder.
-    pub(super) fn change(&self) -> Result<()> {
-        let path = self.path().join("0/0");
+    pub(super) fn change_one_file(&self) -> Result<()> {
+        let path = self.context_path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;
         fs::write(&path, content(bytes, !self.salt))?;
         self.set_times()?;
-        run(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
+        run_command(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
     }
 
     fn set_times(&self) -> Result<()> {
         let all = ["-depth", "-exec", "touch", "-h", "-d", "@1700000000", "{}", "+"];
-        run(Command::new("find").arg(self.path()).args(all))
+        run_command(Command::new("find").arg(self.context_path()).args(all))
     }
 
-    pub(super) fn tar(&self, comparison: &Comparison, compression: &str) -> Result<Vec<u8>> {
+    pub(super) fn tar_for_builder(&self, comparison: &BuildBenchmark, compression: &str) -> Result<Vec<u8>> {
         let image = comparison
             .testbed
             .image(BUILDER_FN_REPOSITORY, &self.salt.to_string());

@@ -2,29 +2,29 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-const BLOCK: usize = 512;
+const TAR_BLOCK_BYTES: usize = 512;
 
 /// The owner of an entry, as user and group.
-pub(super) struct Owner<'a> {
+pub(super) struct EntryOwner<'a> {
     pub(super) id: u64,
     pub(super) name: &'a str,
 }
 
 /// The fields of a header other than name and size.
-pub(super) struct Header<'a> {
+pub(super) struct HeaderFields<'a> {
     pub(super) kind: u8,
     pub(super) mode: u64,
     pub(super) mtime: u64,
-    pub(super) owner: &'a Owner<'a>,
+    pub(super) owner: &'a EntryOwner<'a>,
 }
 
 /// Appends an entry as Go's `archive/tar` writes it. `long` is the encoding of a name that is over 100 bytes long
 /// or not ASCII.
-pub(super) fn append(
+pub(super) fn append_entry(
     tar: &mut Vec<u8>,
     path: &str,
     long: Option<&str>,
-    header: &Header<'_>,
+    header: &HeaderFields<'_>,
     content: &[u8],
 ) -> Result<()> {
     match long {
@@ -38,20 +38,20 @@ pub(super) fn append(
         Some("pax") => {
             let (folder, name) = path.rsplit_once('/').context("the name has no folder")?;
             let record = record("path", path);
-            let extended = Header {
+            let extended = HeaderFields {
                 kind: b'x',
                 mode: 0,
                 mtime: 0,
-                owner: &Owner { id: 0, name: "" },
+                owner: &EntryOwner { id: 0, name: "" },
             };
-            let name = ascii(&format!("{folder}/PaxHeaders.0/{name}"));
+            let name = ascii_part(&format!("{folder}/PaxHeaders.0/{name}"));
             block(tar, "", &name, &extended, record.len(), false)?;
-            padded(tar, record.as_bytes());
-            block(tar, "", &ascii(path), header, content.len(), true)?;
+            append_padded(tar, record.as_bytes());
+            block(tar, "", &ascii_part(path), header, content.len(), true)?;
         }
         Some(other) => bail!("{path}: unknown encoding {other:?} of a long name"),
     }
-    padded(tar, content);
+    append_padded(tar, content);
     Ok(())
 }
 
@@ -59,11 +59,11 @@ fn block(
     tar: &mut Vec<u8>,
     prefix: &str,
     name: &str,
-    header: &Header<'_>,
+    header: &HeaderFields<'_>,
     size: usize,
     devices: bool,
 ) -> Result<()> {
-    let mut block = [0; BLOCK];
+    let mut block = [0; TAR_BLOCK_BYTES];
     let mut put = |at: usize, width: usize, bytes: &[u8]| -> Result<()> {
         ensure!(
             bytes.len() <= width,
@@ -95,9 +95,9 @@ fn block(
     Ok(())
 }
 
-fn padded(tar: &mut Vec<u8>, content: &[u8]) {
+fn append_padded(tar: &mut Vec<u8>, content: &[u8]) {
     tar.extend_from_slice(content);
-    tar.resize(tar.len().next_multiple_of(BLOCK), 0);
+    tar.resize(tar.len().next_multiple_of(TAR_BLOCK_BYTES), 0);
 }
 
 /// Returns a PAX record, which starts with its own length.
@@ -111,11 +111,11 @@ fn record(key: &str, value: &str) -> String {
 }
 
 /// Returns the part of a name that Go writes to an ASCII field.
-fn ascii(name: &str) -> String {
+fn ascii_part(name: &str) -> String {
     name.chars().filter(char::is_ascii).take(100).collect()
 }
 
 /// Appends the end-of-archive marker: two zero blocks.
-pub(super) fn finish(tar: &mut Vec<u8>) {
-    tar.resize(tar.len() + 2 * BLOCK, 0);
+pub(super) fn append_end_marker(tar: &mut Vec<u8>) {
+    tar.resize(tar.len() + 2 * TAR_BLOCK_BYTES, 0);
 }

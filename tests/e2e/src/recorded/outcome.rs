@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// The length of the longest line, with its end, that the SDK reads. It stops at a longer one without an error.
-const LONGEST_LINE: usize = 64 << 10;
+const SDK_LINE_MAX_BYTES: usize = 64 << 10;
 
 /// faas-cli's reaction to an answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub fn cli_outcome(function: &str, image: &str, status: u16, body: &str) -> CliO
         )));
     }
     for line in body.split_inclusive('\n') {
-        if line.len() > LONGEST_LINE {
+        if line.len() > SDK_LINE_MAX_BYTES {
             break;
         }
         let line = line.trim_end_matches('\n').trim_end_matches('\r');
@@ -52,11 +52,14 @@ pub fn cli_outcome(function: &str, image: &str, status: u16, body: &str) -> CliO
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recorded::file;
+    use crate::recorded::read_recorded_json;
 
     #[test]
-    fn the_computed_outcome_equals_the_recorded_one() {
-        let (image, answers) = ("registry.example/demo/hello:1", file("answers.json").unwrap());
+    fn the_computed_cli_outcome_equals_the_recorded_one() {
+        let (image, answers) = (
+            "registry.example/demo/hello:1",
+            read_recorded_json("answers.json").unwrap(),
+        );
         let function = answers["function"].as_str().unwrap();
         let filled = |text: &str| {
             text.replace("{image}", image)

@@ -13,17 +13,17 @@ use slipway_e2e::{
 };
 
 /// The number of failing builds that run at the same time.
-const CONCURRENT: usize = 6;
+const CONCURRENT_BUILDS: usize = 6;
 
 /// The status if the caller is to blame and the fault is found before the build.
-const INVALID: u16 = 400;
+const STATUS_INVALID_REQUEST: u16 = 400;
 /// The status if the caller is to blame and BuildKit reports the fault.
-const FAILED: u16 = 422;
+const STATUS_BUILD_FAILED: u16 = 422;
 /// The status if the platform is to blame.
-const PLATFORM: u16 = 502;
+const STATUS_PLATFORM_FAULT: u16 = 502;
 
 /// A build that fails, with the expected status and error.
-struct Case {
+struct FailingBuild {
     name: &'static str,
     source: BuildContext,
     /// The keys of the build's config in addition to the image.
@@ -33,24 +33,24 @@ struct Case {
     error: String,
 }
 
-impl Case {
+impl FailingBuild {
     /// Returns the case of a Dockerfile in a context with a file `a`.
     fn new(name: &'static str, status: u16, error: &str, dockerfile: &str) -> Self {
         Self {
             name,
-            source: BuildContext::dockerfile(dockerfile).file("a", "a"),
+            source: BuildContext::dockerfile(dockerfile).with_file("a", "a"),
             config: json!({ "skipPush": true }),
             status,
             error: error.to_owned(),
         }
     }
 
-    fn file(mut self, path: &str, text: &str) -> Self {
-        self.source = self.source.file(path, text);
+    fn with_file(mut self, path: &str, text: &str) -> Self {
+        self.source = self.source.with_file(path, text);
         self
     }
 
-    fn config(mut self, key: &str, value: impl Into<Value>) -> Self {
+    fn with_config(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.config[key] = value.into();
         self
     }
@@ -84,7 +84,7 @@ impl Drop for WebServer {
 }
 
 /// Creates a git repository with one commit that can be fetched as plain files.
-fn create_repository(folder: &Path) -> Result<()> {
+fn create_git_repository(folder: &Path) -> Result<()> {
     for arguments in [
         &["init", "--quiet", "--initial-branch=main"][..],
         &["config", "user.email", "e2e@example.com"],
@@ -100,14 +100,21 @@ fn create_repository(folder: &Path) -> Result<()> {
 }
 
 /// Returns failures that are found by the parser of Dockerfiles or by the frontend.
-fn failures_of_the_dockerfile(base: &str) -> Vec<Case> {
+fn failing_dockerfiles(base: &str) -> Vec<FailingBuild> {
     let scratch = |instruction: &str| format!("FROM scratch\n{instruction}\nCOPY a /\n");
-    let failed = |name, error: &str, instruction: &str| Case::new(name, FAILED, error, &scratch(instruction));
+    let failed = |name, error: &str, instruction: &str| {
+        FailingBuild::new(name, STATUS_BUILD_FAILED, error, &scratch(instruction))
+    };
     vec![
-        Case::new("empty Dockerfile", FAILED, "empty", ""),
-        Case::new("only comments", FAILED, "no instructions", "# nothing\n"),
-        Case::new("no FROM", FAILED, "no build stage", "COPY a /\n"),
-        Case::new("only ARG", FAILED, "no stages", "ARG X\n"),
+        FailingBuild::new("empty Dockerfile", STATUS_BUILD_FAILED, "empty", ""),
+        FailingBuild::new(
+            "only comments",
+            STATUS_BUILD_FAILED,
+            "no instructions",
+            "# nothing\n",
+        ),
+        FailingBuild::new("no FROM", STATUS_BUILD_FAILED, "no build stage", "COPY a /\n"),
+        FailingBuild::new("only ARG", STATUS_BUILD_FAILED, "no stages", "ARG X\n"),
         failed("unknown instruction", "unknown instruction: WHAT", "WHAT x"),
         failed(
             "unknown flag",
@@ -136,74 +143,79 @@ fn failures_of_the_dockerfile(base: &str) -> Vec<Case> {
         failed("invalid chmod", "chmod", "COPY --chmod=99999 a /x"),
         failed("open quote", "double-quote", "COPY \"a /x"),
         failed("invalid substitution", "unsupported modifier", "COPY a /${y"),
-        Case::new(
+        FailingBuild::new(
             "wrong escape",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "invalid escape token",
             "# escape=x\nFROM scratch\n",
         ),
-        Case::new(
+        FailingBuild::new(
             "failing check",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "lint violation",
             "# check=error=true\nFROM scratch\nmaintainer x\n",
         ),
-        Case::new(
+        FailingBuild::new(
             "invalid stage name",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "invalid name for build stage",
             "FROM scratch AS 1a\nCOPY a /\n",
         ),
-        Case::new(
+        FailingBuild::new(
             "blank base image",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "should not be blank",
             "ARG X\nFROM $X\n",
         ),
-        Case::new(
+        FailingBuild::new(
             "invalid base image",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "invalid reference format",
             "FROM a:b:c\n",
         ),
-        Case::new(
+        FailingBuild::new(
             "wrong platform of FROM",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "failed to parse platform",
             "FROM --platform=a/b/c/d scratch\n",
         ),
-        Case::new(
+        FailingBuild::new(
             "cyclic stages",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "circular dependency",
             "FROM scratch AS a\nCOPY --from=b x /\nFROM scratch AS b\nCOPY --from=a x /\n",
         ),
-        Case::new(
+        FailingBuild::new(
             "unknown target",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "target stage \"nowhere\"",
             "FROM scratch\nCOPY a /\n",
         )
-        .config("target", "nowhere"),
-        Case::new(
+        .with_config("target", "nowhere"),
+        FailingBuild::new(
             "invalid time of the source",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "SOURCE_DATE_EPOCH",
             "FROM scratch\nCOPY a /\n",
         )
-        .config("buildArgs", json!({ "SOURCE_DATE_EPOCH": "yesterday" })),
-        Case::new(
+        .with_config("buildArgs", json!({ "SOURCE_DATE_EPOCH": "yesterday" })),
+        FailingBuild::new(
             "invalid platform",
-            INVALID,
+            STATUS_INVALID_REQUEST,
             "platforms",
             "FROM scratch\nCOPY a /\n",
         )
-        .config("platforms", json!(["a/b/c/d"])),
-        Case::new("missing Dockerfile", INVALID, "context/missing", "FROM scratch\n")
-            .config("dockerfile", "missing"),
-        Case::new(
+        .with_config("platforms", json!(["a/b/c/d"])),
+        FailingBuild::new(
+            "missing Dockerfile",
+            STATUS_INVALID_REQUEST,
+            "context/missing",
+            "FROM scratch\n",
+        )
+        .with_config("dockerfile", "missing"),
+        FailingBuild::new(
             "not allowed frontend",
-            INVALID,
+            STATUS_INVALID_REQUEST,
             "syntax=",
             "# syntax=registry.invalid/x:1\nFROM scratch\n",
         ),
@@ -236,9 +248,15 @@ fn failures_of_the_dockerfile(base: &str) -> Vec<Case> {
 }
 
 /// Returns failures that are found while the build runs.
-fn failures_of_steps(base: &str) -> Vec<Case> {
-    let run =
-        |name, error: &str, step: &str| Case::new(name, FAILED, error, &format!("FROM {base}\n{step}\n"));
+fn failing_steps(base: &str) -> Vec<FailingBuild> {
+    let run = |name, error: &str, step: &str| {
+        FailingBuild::new(
+            name,
+            STATUS_BUILD_FAILED,
+            error,
+            &format!("FROM {base}\n{step}\n"),
+        )
+    };
     let comments = "# a line of a comment, in a file of 64 KiB\n".repeat(1500);
     vec![
         run("failing step", "exit code: 3", "RUN exit 3"),
@@ -272,10 +290,10 @@ fn failures_of_steps(base: &str) -> Vec<Case> {
             "/nowhere",
             "RUN --mount=type=bind,source=nowhere,target=/x true",
         ),
-        run("past its time limit", "time limit of 1s", "RUN sleep 30").config("timeout", "1s"),
-        Case::new(
+        run("past its time limit", "time limit of 1s", "RUN sleep 30").with_config("timeout", "1s"),
+        FailingBuild::new(
             "step without a shell",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "/bin/sh",
             "FROM scratch\nRUN true\n",
         ),
@@ -283,14 +301,19 @@ fn failures_of_steps(base: &str) -> Vec<Case> {
 }
 
 /// Returns failures that are found when files of the context are needed.
-fn failures_of_the_context() -> Vec<Case> {
+fn failing_contexts() -> Vec<FailingBuild> {
     let copy = |name, error: &str, instruction: &str| {
-        Case::new(name, FAILED, error, &format!("FROM scratch\n{instruction}\n"))
+        FailingBuild::new(
+            name,
+            STATUS_BUILD_FAILED,
+            error,
+            &format!("FROM scratch\n{instruction}\n"),
+        )
     };
     vec![
         copy("missing file", "/nowhere", "COPY nowhere /"),
         copy("file outside of the context", "/x", "COPY ../../x /"),
-        copy("ignored file", "/a", "COPY a /").file(".dockerignore", "a\n"),
+        copy("ignored file", "/a", "COPY a /").with_file(".dockerignore", "a\n"),
         copy("file as a folder", "not a directory", "COPY a /x\nCOPY a /x/y"),
         copy("unclosed class in a source", "a[", "COPY a[ /"),
         copy("tab in a source", "Dockerfile:2", "COPY [\"a\\tb\", \"/\"]"),
@@ -299,31 +322,32 @@ fn failures_of_the_context() -> Vec<Case> {
             "Dockerfile:2",
             "COPY [\"a\\u0001b\", \"/\"]",
         ),
-        Case::new(
+        FailingBuild::new(
             "tab in an ignore pattern",
-            FAILED,
+            STATUS_BUILD_FAILED,
             ".dockerignore:2",
             "FROM scratch\nCOPY a /\n",
         )
-        .file(".dockerignore", "# first\nx\ty\n"),
-        Case::new(
+        .with_file(".dockerignore", "# first\nx\ty\n"),
+        FailingBuild::new(
             "control character in an ignore pattern",
-            FAILED,
+            STATUS_BUILD_FAILED,
             ".dockerignore:1",
             "FROM scratch\nCOPY a /\n",
         )
-        .file(".dockerignore", "x\u{1}y\n"),
+        .with_file(".dockerignore", "x\u{1}y\n"),
     ]
 }
 
 /// Returns failures of what a build downloads.
-fn failures_of_downloads(registry: &str, web: &str) -> Vec<Case> {
-    let image =
-        |name, status, error: &str, image: &str| Case::new(name, status, error, &format!("FROM {image}\n"));
+fn failing_downloads(registry: &str, web: &str) -> Vec<FailingBuild> {
+    let image = |name, status, error: &str, image: &str| {
+        FailingBuild::new(name, status, error, &format!("FROM {image}\n"))
+    };
     let add = |name, error: &str, instruction: &str| {
-        Case::new(
+        FailingBuild::new(
             name,
-            FAILED,
+            STATUS_BUILD_FAILED,
             error,
             &format!("FROM scratch\nADD {instruction} /x\n"),
         )
@@ -332,43 +356,43 @@ fn failures_of_downloads(registry: &str, web: &str) -> Vec<Case> {
     vec![
         image(
             "unknown base image",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "not found",
             &format!("{registry}/e2e/nowhere:1"),
         ),
         image(
             "unknown tag of a base image",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "not found",
             &format!("{registry}/e2e/busybox:nowhere"),
         ),
         image(
             "unknown digest of a base image",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "not found",
             &format!("{registry}/e2e/busybox@{wrong}"),
         ),
         image(
             "registry that refuses connections",
-            PLATFORM,
+            STATUS_PLATFORM_FAULT,
             "connection refused",
             "127.0.0.1:1/x:1",
         ),
         image(
             "registry whose name does not resolve",
-            PLATFORM,
+            STATUS_PLATFORM_FAULT,
             "registry.invalid",
             "registry.invalid/x:1",
         ),
-        Case::new(
+        FailingBuild::new(
             "COPY from an unknown image",
-            FAILED,
+            STATUS_BUILD_FAILED,
             "not found",
             &format!("FROM scratch\nCOPY --from={registry}/e2e/nowhere:1 a /\n"),
         ),
-        Case::new(
+        FailingBuild::new(
             "COPY from an unreachable registry",
-            PLATFORM,
+            STATUS_PLATFORM_FAULT,
             "connection refused",
             "FROM scratch\nCOPY --from=127.0.0.1:1/x:1 a /\n",
         ),
@@ -393,34 +417,38 @@ fn failures_of_downloads(registry: &str, web: &str) -> Vec<Case> {
             "nowhere",
             &format!("{web}/files/repository/.git#nowhere"),
         ),
-        Case::new(
+        FailingBuild::new(
             "push to a registry that refuses",
-            PLATFORM,
+            STATUS_PLATFORM_FAULT,
             "connection refused",
             "FROM scratch\nCOPY a /\n",
         )
-        .config("skipPush", false)
-        .config("image", "127.0.0.1:1/x:1"),
-        Case::new(
+        .with_config("skipPush", false)
+        .with_config("image", "127.0.0.1:1/x:1"),
+        FailingBuild::new(
             "push to a registry without a name",
-            PLATFORM,
+            STATUS_PLATFORM_FAULT,
             "registry.invalid",
             "FROM scratch\nCOPY a /\n",
         )
-        .config("skipPush", false)
-        .config("image", "registry.invalid/x:1"),
-        Case::new(
+        .with_config("skipPush", false)
+        .with_config("image", "registry.invalid/x:1"),
+        FailingBuild::new(
             "cache of an unreachable registry",
-            PLATFORM,
+            STATUS_PLATFORM_FAULT,
             "connection refused",
             "FROM scratch\nCOPY a /\n",
         )
-        .config("cacheTo", json!(["type=registry,ref=127.0.0.1:1/cache:1"])),
+        .with_config("cacheTo", json!(["type=registry,ref=127.0.0.1:1/cache:1"])),
     ]
 }
 
 /// Builds all cases; returns a line for each one whose answer is another than expected.
-async fn differences(testbed: &Testbed, builder: &BuilderProcess, cases: Vec<Case>) -> Result<Vec<String>> {
+async fn differences_from_expected(
+    testbed: &Testbed,
+    builder: &BuilderProcess,
+    cases: Vec<FailingBuild>,
+) -> Result<Vec<String>> {
     let client = builder.client()?;
     let default_image = testbed.image("e2e/build-failures", "1");
     let (client, default_image) = (&client, &default_image);
@@ -429,54 +457,54 @@ async fn differences(testbed: &Testbed, builder: &BuilderProcess, cases: Vec<Cas
         for (key, value) in case.config.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
-        let reply = client.post(case.source.tar(&config)?).await?;
+        let reply = client.post_signed(case.source.tar_with_config(&config)?).await?;
         let is_expected = reply.status == case.status
-            && reply.field("status") == "failed"
-            && reply.field("error").contains(&case.error)
-            && !reply.field("error").contains("rpc error");
+            && reply.text_field("status") == "failed"
+            && reply.text_field("error").contains(&case.error)
+            && !reply.text_field("error").contains("rpc error");
         anyhow::Ok((!is_expected).then(|| {
             let expected = format!("{} with {:?}", case.status, case.error);
             format!(
                 "{}: expected {expected}: {} {}",
                 case.name,
                 reply.status,
-                reply.field("error")
+                reply.text_field("error")
             )
         }))
     });
-    let answers: Vec<Result<Option<String>>> = answers.buffer_unordered(CONCURRENT).collect().await;
+    let answers: Vec<Result<Option<String>>> = answers.buffer_unordered(CONCURRENT_BUILDS).collect().await;
     answers.into_iter().filter_map(Result::transpose).collect()
 }
 
 #[tokio::test]
 async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     // A daemon of this machine, which reaches the web server.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let settings = [
         ("buildkit_url", daemon.url()),
-        ("max_inflight", CONCURRENT.to_string()),
+        ("max_inflight", CONCURRENT_BUILDS.to_string()),
     ];
     let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("page"), "a page")?;
     std::fs::create_dir(folder.path().join("repository"))?;
-    create_repository(&folder.path().join("repository"))?;
+    create_git_repository(&folder.path().join("repository"))?;
     let web = WebServer::start(folder.path()).await?;
 
-    let cases: Vec<Case> = [
-        failures_of_the_dockerfile(base),
-        failures_of_steps(base),
-        failures_of_the_context(),
-        failures_of_downloads(&testbed.stack.registry.host, &web.url),
+    let cases: Vec<FailingBuild> = [
+        failing_dockerfiles(base),
+        failing_steps(base),
+        failing_contexts(),
+        failing_downloads(&testbed.stack.registry.host, &web.url),
     ]
     .into_iter()
     .flatten()
     .collect();
-    let differences = differences(&testbed, &builder, cases).await?;
+    let differences = differences_from_expected(&testbed, &builder, cases).await?;
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     Ok(())
 }
@@ -484,7 +512,7 @@ async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()
 /// The operator sets the credentials, so missing ones are not the caller's fault.
 #[tokio::test]
 async fn a_private_base_image_without_credentials_is_the_platforms_fault() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     if !testbed.stack.registry_requires_password() {
         // A stack with faasd has a registry without a password, so this fault cannot occur there.
@@ -492,15 +520,18 @@ async fn a_private_base_image_without_credentials_is_the_platforms_fault() -> Re
         return Ok(());
     }
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::start(&testbed, "{}", &[]).await?;
+    let builder = BuilderProcess::start_with_docker_config(&testbed, "{}", &[]).await?;
     let config = json!({ "image": testbed.image("e2e/build-failures", "1"), "skipPush": true });
     let source = BuildContext::dockerfile(format!("FROM {base}\n"));
 
-    let reply = builder.client()?.post(source.tar(&config)?).await?;
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
 
-    assert_eq!(reply.status, PLATFORM, "{}", reply.text);
-    assert!(reply.field("error").contains("401"), "{}", reply.text);
+    assert_eq!(reply.status, STATUS_PLATFORM_FAULT, "{}", reply.text);
+    assert!(reply.text_field("error").contains("401"), "{}", reply.text);
     let repository = base.rsplit_once(':').context("no tag")?.0;
-    assert!(reply.field("error").contains(repository), "{}", reply.text);
+    assert!(reply.text_field("error").contains(repository), "{}", reply.text);
     Ok(())
 }

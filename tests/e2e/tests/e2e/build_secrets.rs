@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
 
 /// Returns keys and secrets that faas-cli generated and sealed, from `tests/clients/recorded`.
-fn recorded() -> Result<Value> {
+fn read_recorded_secrets() -> Result<Value> {
     Ok(serde_json::from_str(include_str!(
         "../../../clients/recorded/secrets.json"
     ))?)
@@ -15,17 +15,17 @@ fn recorded() -> Result<Value> {
 
 #[tokio::test]
 async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let recorded = recorded()?;
+    let recorded = read_recorded_secrets()?;
     let text = |name: &str| recorded[name].as_str().with_context(|| name.to_owned());
     let keys = tempfile::tempdir()?;
     let key = keys.path().join("key");
     std::fs::write(&key, text("private_key")?)?;
     let path = key.to_str().context("the path is not UTF-8")?;
     let builder =
-        BuilderProcess::with_settings(&testbed, &[("build_secrets_private_key_path", path)]).await?;
+        BuilderProcess::start_with_settings(&testbed, &[("build_secrets_private_key_path", path)]).await?;
 
     // Mount secrets as a file and as a variable; the printed lengths show that both are complete. Then print them.
     let at = format!("{:?}", std::time::SystemTime::now());
@@ -38,7 +38,7 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
     ));
     let config = json!({ "image": testbed.image("e2e/sealed", "1") });
     let tar = source.tar_with_secrets(&config, text("sealed")?)?;
-    let reply = builder.client()?.post(tar).await?;
+    let reply = builder.client()?.post_signed(tar).await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
     let log: Vec<String> = serde_json::from_value(reply.json()["log"].clone())?;
@@ -61,17 +61,17 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
     }
     let manifest = testbed
         .registry
-        .manifest("e2e/sealed", "1")
+        .get_manifest("e2e/sealed", "1")
         .await?
         .context("the image is not in the registry")?;
     let config = manifest.body["config"]["digest"]
         .as_str()
         .context("the manifest has no config")?
         .to_owned();
-    let mut all = testbed.registry.blob("e2e/sealed", &config).await?;
-    for digest in manifest.layers() {
+    let mut all = testbed.registry.get_blob("e2e/sealed", &config).await?;
+    for digest in manifest.layer_digests() {
         let packed = keys.path().join("layer");
-        std::fs::write(&packed, testbed.registry.blob("e2e/sealed", &digest).await?)?;
+        std::fs::write(&packed, testbed.registry.get_blob("e2e/sealed", &digest).await?)?;
         // zstd decompresses gzip too, and with -f copies input that is not compressed.
         let unpacked = Command::new("zstd")
             .args(["-dcf", "--quiet"])
@@ -87,17 +87,19 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
     let wrong = text("sealed")?.replace("UWnDv86x", "ABCDEFGH");
     let refused = builder
         .client()?
-        .post(source.tar_with_secrets(
+        .post_signed(source.tar_with_secrets(
             &json!({ "image": testbed.image("e2e/sealed-wrong", "1") }),
             &wrong,
         )?)
         .await?;
     assert_eq!(refused.status, 400, "{}", refused.text);
-    assert!(refused.field("error").contains("ABCDEFGH") && refused.field("error").contains("UWnDv86x"));
+    assert!(
+        refused.text_field("error").contains("ABCDEFGH") && refused.text_field("error").contains("UWnDv86x")
+    );
     assert!(
         testbed
             .registry
-            .manifest("e2e/sealed-wrong", "1")
+            .get_manifest("e2e/sealed-wrong", "1")
             .await?
             .is_none()
     );

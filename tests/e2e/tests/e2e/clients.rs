@@ -7,24 +7,24 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    recorded::RecordedCli,
+    recorded::CliRecording,
     testbed::Testbed,
-    work_dir::{ProgramOutput, WorkDir, in_repository},
+    work_dir::{ClientFolder, ProgramOutput, path_in_repository},
 };
 use tokio::sync::OnceCell;
 
-static GO_SDK: OnceCell<PathBuf> = OnceCell::const_new();
+static GO_SDK_CLIENT: OnceCell<PathBuf> = OnceCell::const_new();
 
 /// Returns the program that uses the OpenFaaS Go SDK, built with the versions pinned in its `go.sum`.
-async fn go_sdk() -> Result<&'static PathBuf> {
-    GO_SDK
+async fn build_go_sdk_client() -> Result<&'static PathBuf> {
+    GO_SDK_CLIENT
         .get_or_try_init(|| async {
             let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("go-sdk");
             let built = std::process::Command::new("go")
                 .args(["build", "-mod=readonly", "-o"])
                 .arg(&program)
                 .arg(".")
-                .current_dir(in_repository("tests/clients/go-sdk"))
+                .current_dir(path_in_repository("tests/clients/go-sdk"))
                 .env("CGO_ENABLED", "0")
                 .output()
                 .context("running go")?;
@@ -42,7 +42,7 @@ async fn go_sdk() -> Result<&'static PathBuf> {
 struct ClientFixture<'a> {
     testbed: &'a Testbed,
     builder: BuilderProcess,
-    work_dir: WorkDir,
+    work_dir: ClientFolder,
     _keys: tempfile::TempDir,
     base: &'a str,
 }
@@ -51,20 +51,20 @@ impl<'a> ClientFixture<'a> {
     /// Starts a builder with the recorded private key.
     async fn new(testbed: &'a Testbed) -> Result<Self> {
         let keys = tempfile::tempdir()?;
-        let key = RecordedCli::read()?.private_key(keys.path())?;
+        let key = CliRecording::read_recording()?.write_private_key(keys.path())?;
         let settings = [("build_secrets_private_key_path", key.as_str())];
         let base = testbed.busybox().await?;
         Ok(Self {
             testbed,
-            builder: BuilderProcess::with_settings(testbed, &settings).await?,
+            builder: BuilderProcess::start_with_settings(testbed, &settings).await?,
             _keys: keys,
-            work_dir: WorkDir::new(base)?,
+            work_dir: ClientFolder::new(base)?,
             base,
         })
     }
 
     /// Runs a client with the builder's URL and the file with the stack's key.
-    fn run(&self, program: &str, arguments: &[&str], more: &[(&str, &str)]) -> Result<ProgramOutput> {
+    fn run_client(&self, program: &str, arguments: &[&str], more: &[(&str, &str)]) -> Result<ProgramOutput> {
         let text = |path: &PathBuf| path.to_str().map(str::to_owned).context("the path is not UTF-8");
         let (key, faas_cli) = (
             text(&self.testbed.stack.payload_secret)?,
@@ -78,45 +78,53 @@ impl<'a> ClientFixture<'a> {
         .into_iter()
         .chain(more.iter().copied())
         .collect();
-        self.work_dir.run(program, arguments, &environment, b"")
+        self.work_dir.run_program(program, arguments, &environment, b"")
     }
 
     /// Writes a context whose steps are never cached; returns its path.
-    fn context(&self, name: &str, steps: &str) -> Result<String> {
+    fn write_uncached_context(&self, name: &str, steps: &str) -> Result<String> {
         let at = format!("{:?}", SystemTime::now());
         let source = BuildContext::dockerfile(format!("FROM {}\nENV AT=\"{at}\"\n{steps}\n", self.base))
-            .file("a/b", "ab");
-        let path = self.work_dir.context(name, &source)?;
+            .with_file("a/b", "ab");
+        let path = self.work_dir.write_build_context(name, &source)?;
         Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
     }
 
-    async fn pushed(&self, repository: &str) -> Result<bool> {
-        Ok(self.testbed.registry.manifest(repository, "1").await?.is_some())
+    async fn is_pushed(&self, repository: &str) -> Result<bool> {
+        Ok(self
+            .testbed
+            .registry
+            .get_manifest(repository, "1")
+            .await?
+            .is_some())
     }
 }
 
 #[tokio::test]
 async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
-    let sdk = go_sdk().await?.to_str().context("the path is not UTF-8")?;
-    let good = fixture.context("good", "COPY a /a\nRUN echo one; sleep 1; echo two")?;
-    let bad = fixture.context("bad", "RUN echo before; exit 3")?;
-    let handler = fixture.work_dir.write("fn/index.html", "by the SDK")?;
+    let sdk = build_go_sdk_client()
+        .await?
+        .to_str()
+        .context("the path is not UTF-8")?;
+    let good = fixture.write_uncached_context("good", "COPY a /a\nRUN echo one; sleep 1; echo two")?;
+    let bad = fixture.write_uncached_context("bad", "RUN echo before; exit 3")?;
+    let handler = fixture.work_dir.write_file("fn/index.html", "by the SDK")?;
     let handler = handler
         .parent()
         .and_then(|path| path.to_str())
         .context("the handler has no folder")?;
     let image = |name: &str| testbed.image(&format!("e2e/go-sdk-{name}"), "1");
 
-    let output = fixture.run(sdk, &["build", &good, &image("build")], &[])?;
+    let output = fixture.run_client(sdk, &["build", &good, &image("build")], &[])?;
     let result = output.json();
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(result["status"], "success", "{result}");
     assert_eq!(result["image"], image("build").as_str(), "{result}");
     assert!(result["log_lines"].as_u64() > Some(3), "{result}");
-    assert!(fixture.pushed("e2e/go-sdk-build").await?);
+    assert!(fixture.is_pushed("e2e/go-sdk-build").await?);
 
     let stream = [
         "stream",
@@ -127,16 +135,16 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
         "NOTE=a=b",
         handler,
     ];
-    let output = fixture.run(sdk, &[&stream[..], &[&image("stream")]].concat(), &[])?;
+    let output = fixture.run_client(sdk, &[&stream[..], &[&image("stream")]].concat(), &[])?;
     let result = output.json();
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(result["image"], image("stream").as_str(), "{result}");
     assert_eq!(result["terminal"], true, "{result}");
     assert!(result["records"].as_u64() > Some(2), "{result}");
     assert!(output.stderr.contains("COPY function /www"), "{output:?}");
-    assert!(fixture.pushed("e2e/go-sdk-stream").await?);
+    assert!(fixture.is_pushed("e2e/go-sdk-stream").await?);
 
-    let output = fixture.run(sdk, &["stream", "-log", &bad, &image("bad")], &[])?;
+    let output = fixture.run_client(sdk, &["stream", "-log", &bad, &image("bad")], &[])?;
     let result = output.json();
     assert_eq!(
         (output.code, &result["status"]),
@@ -153,7 +161,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     );
 
     // For an answer that is not streamed, the SDK reports only the status.
-    let output = fixture.run(sdk, &["build", &bad, &image("bad")], &[])?;
+    let output = fixture.run_client(sdk, &["build", &bad, &image("bad")], &[])?;
     assert_eq!(output.code, 2, "{output:?}");
     assert!(
         output.json()["error"]
@@ -161,12 +169,12 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
             .is_some_and(|text| text.ends_with("status code 422")),
         "{output:?}"
     );
-    assert!(!fixture.pushed("e2e/go-sdk-bad").await?);
+    assert!(!fixture.is_pushed("e2e/go-sdk-bad").await?);
 
-    let wrong = fixture.work_dir.write("wrong", "another key")?;
+    let wrong = fixture.work_dir.write_file("wrong", "another key")?;
     let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("the path is not UTF-8")?)];
     for call in ["build", "stream"] {
-        let output = fixture.run(sdk, &[call, &good, &image("bad")], &wrong)?;
+        let output = fixture.run_client(sdk, &[call, &good, &image("bad")], &wrong)?;
         assert_eq!(output.code, 2, "{output:?}");
         assert!(
             output.json()["error"]
@@ -181,15 +189,18 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
 /// The program fetches the public key from the builder or reads it from a file, and gives it to the SDK.
 #[tokio::test]
 async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
-    let sdk = go_sdk().await?.to_str().context("the path is not UTF-8")?;
+    let sdk = build_go_sdk_client()
+        .await?
+        .to_str()
+        .context("the path is not UTF-8")?;
     let step = "RUN --mount=type=secret,id=token,required=true cat /run/secrets/token; grep -qx hush-hush /run/secrets/token";
-    let key = RecordedCli::read()?.secrets["public_key"].clone();
+    let key = CliRecording::read_recording()?.secrets["public_key"].clone();
     let key = fixture
         .work_dir
-        .write("key.pub", key.as_str().context("secrets.json: no public_key")?)?;
+        .write_file("key.pub", key.as_str().context("secrets.json: no public_key")?)?;
     let key = format!("-public-key={}", key.display());
     let image = testbed.image("e2e/go-sdk-secrets", "1");
     for (call, more) in [
@@ -197,31 +208,31 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
         ("secrets-stream", &[]),
         ("secrets-stream", &[key.as_str()]),
     ] {
-        let context = fixture.context("sealed", step)?;
+        let context = fixture.write_uncached_context("sealed", step)?;
         let given = [
             &[call, "-log", "-secret", "token=hush-hush"],
             more,
             &[&context, &image],
         ]
         .concat();
-        let output = fixture.run(sdk, &given, &[])?;
+        let output = fixture.run_client(sdk, &given, &[])?;
         assert_eq!(
             (output.code, &output.json()["status"]),
             (0, &json!("success")),
             "{given:?}: {output:?}"
         );
         assert!(
-            output.stderr.contains("***") && !output.combined().contains("hush-hush"),
+            output.stderr.contains("***") && !output.stdout_and_stderr().contains("hush-hush"),
             "{output:?}"
         );
     }
-    assert!(fixture.pushed("e2e/go-sdk-secrets").await?);
+    assert!(fixture.is_pushed("e2e/go-sdk-secrets").await?);
 
     let other = fixture
         .work_dir
-        .write("other.pub", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")?;
+        .write_file("other.pub", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")?;
     let other = format!("-public-key={}", other.display());
-    let context = fixture.context("sealed", step)?;
+    let context = fixture.write_uncached_context("sealed", step)?;
     let given = [
         "secrets-stream",
         "-secret",
@@ -230,7 +241,7 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
         &context,
         &image,
     ];
-    let output = fixture.run(sdk, &given, &[])?;
+    let output = fixture.run_client(sdk, &given, &[])?;
     assert_eq!(
         (output.code, &output.json()["status"]),
         (1, &json!("failed")),
@@ -246,21 +257,21 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
 /// Each client builds a function of a template, which faas-cli lays out, and a folder that is the context.
 #[tokio::test]
 async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
-    let bad = fixture.context("bad", "RUN exit 3")?;
-    fixture.work_dir.write("fn/index.html", "a page")?;
-    let wrong = fixture.work_dir.write("wrong", "another key")?;
+    let bad = fixture.write_uncached_context("bad", "RUN exit 3")?;
+    fixture.work_dir.write_file("fn/index.html", "a page")?;
+    let wrong = fixture.work_dir.write_file("wrong", "another key")?;
     let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("the path is not UTF-8")?)];
-    let path = |path: &str| in_repository(path).to_string_lossy().into_owned();
+    let path = |path: &str| path_in_repository(path).to_string_lossy().into_owned();
     let (node, python, php) = (
         path("tests/clients/node/index.js"),
         path("tests/clients/python/build.py"),
         path("tests/clients/php/build.php"),
     );
-    type Arguments<'a> = &'a dyn Fn(&str, &str, Option<&str>) -> Vec<String>;
-    let clients: [(&str, Arguments<'_>); 3] = [
+    type ClientArguments<'a> = &'a dyn Fn(&str, &str, Option<&str>) -> Vec<String>;
+    let clients: [(&str, ClientArguments<'_>); 3] = [
         ("node", &|image, folder, lang| {
             let given = [&node, image, folder].map(str::to_owned).into_iter();
             given.chain(lang.map(str::to_owned)).collect()
@@ -287,7 +298,7 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
         let run = |image: &str, folder: &str, lang, more: &[(&str, &str)]| -> Result<(i32, Value)> {
             let arguments = arguments(image, folder, lang);
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-            let output = fixture.run(program, &arguments, more)?;
+            let output = fixture.run_client(program, &arguments, more)?;
             let result = output.json();
             anyhow::ensure!(result.is_object(), "{program}: {output:?}");
             Ok((output.code, result))
@@ -303,7 +314,7 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
         );
         let (code, result) = run(&refused, &bad, None, &wrong)?;
         assert_eq!((code, &result["http"]), (1, &json!(401)), "{program}: {result}");
-        assert!(!fixture.pushed(&format!("{repository}-bad")).await?);
+        assert!(!fixture.is_pushed(&format!("{repository}-bad")).await?);
 
         let (code, result) = run(&image, "./fn", Some("small"), &[])?;
         assert_eq!(
@@ -313,42 +324,42 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
         );
         assert_eq!(result["image"], image.as_str(), "{program}: {result}");
         assert!(result["log_lines"].as_u64() > Some(3), "{program}: {result}");
-        assert!(fixture.pushed(&repository).await?);
+        assert!(fixture.is_pushed(&repository).await?);
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
-    let curl = in_repository("tests/clients/curl.sh");
+    let curl = path_in_repository("tests/clients/curl.sh");
     let curl = curl.to_str().context("the path is not UTF-8")?;
-    let good = fixture.context("good", "RUN echo one")?;
-    let bad = fixture.context("bad", "RUN exit 3")?;
+    let good = fixture.write_uncached_context("good", "RUN echo one")?;
+    let bad = fixture.write_uncached_context("bad", "RUN exit 3")?;
     let (image, refused) = (
         testbed.image("e2e/client-curl", "1"),
         testbed.image("e2e/client-curl-bad", "1"),
     );
 
-    let output = fixture.run(curl, &[&refused, &bad], &[])?;
+    let output = fixture.run_client(curl, &[&refused, &bad], &[])?;
     assert_eq!(output.code, 22, "{output:?}");
     assert_eq!(output.json()["status"], "failed", "{output:?}");
-    let output = fixture.run(curl, &[&refused, &bad], &[("ACCEPT", "application/x-ndjson")])?;
+    let output = fixture.run_client(curl, &[&refused, &bad], &[("ACCEPT", "application/x-ndjson")])?;
     assert_eq!(output.code, 1, "{output:?}");
     assert_eq!(output.json()["status"], "failed", "{output:?}");
-    let wrong = fixture.work_dir.write("wrong", "another key")?;
+    let wrong = fixture.work_dir.write_file("wrong", "another key")?;
     let wrong = wrong.to_str().context("the path is not UTF-8")?;
-    let output = fixture.run(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
+    let output = fixture.run_client(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
     assert_eq!(output.code, 22, "{output:?}");
     assert!(output.stderr.contains("401"), "{output:?}");
-    assert!(!fixture.pushed("e2e/client-curl-bad").await?);
+    assert!(!fixture.is_pushed("e2e/client-curl-bad").await?);
 
-    let output = fixture.run(curl, &[&image, &good], &[("ACCEPT", "application/x-ndjson")])?;
+    let output = fixture.run_client(curl, &[&image, &good], &[("ACCEPT", "application/x-ndjson")])?;
     assert_eq!(output.code, 0, "{output:?}");
     assert!(output.stdout.lines().count() > 2, "{output:?}");
-    assert!(fixture.pushed("e2e/client-curl").await?);
+    assert!(fixture.is_pushed("e2e/client-curl").await?);
 
     // The gateway strips the function's name from the path; /build remains.
     let through = format!("{}/function/builder-fn", testbed.stack.gateway.url);
@@ -361,9 +372,9 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
         "-H",
         "X-Call-Id: curl-through-the-gateway",
     ];
-    let output = fixture.run(curl, &arguments, &[("BUILDER_URL", &through)])?;
+    let output = fixture.run_client(curl, &arguments, &[("BUILDER_URL", &through)])?;
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(output.json()["image"], image.as_str(), "{output:?}");
-    assert!(fixture.pushed("e2e/client-curl-gateway").await?);
+    assert!(fixture.is_pushed("e2e/client-curl-gateway").await?);
     Ok(())
 }

@@ -6,51 +6,61 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext, builder_process::BuilderProcess, buildkit::BuildkitDaemon,
-    registry::Manifest, testbed::Testbed,
+    registry::ManifestWithDigest, testbed::Testbed,
 };
 
-async fn manifest(testbed: &Testbed, repository: &str, reference: &str) -> Result<Manifest> {
-    let found = testbed.registry.manifest(repository, reference).await?;
+async fn manifest_of_image(
+    testbed: &Testbed,
+    repository: &str,
+    reference: &str,
+) -> Result<ManifestWithDigest> {
+    let found = testbed.registry.get_manifest(repository, reference).await?;
     found.with_context(|| format!("{repository}:{reference} is not in the registry"))
 }
 
 /// Returns the configuration of the image with this manifest.
-async fn configuration(testbed: &Testbed, repository: &str, manifest: &Value) -> Result<Value> {
+async fn configuration_of_image(testbed: &Testbed, repository: &str, manifest: &Value) -> Result<Value> {
     let digest = manifest["config"]["digest"]
         .as_str()
         .context("the manifest has no config")?;
-    testbed.registry.document(repository, digest).await
+    testbed.registry.get_json_blob(repository, digest).await
 }
 
 /// The Dockerfile executes nothing, so this machine can build for all architectures.
 #[tokio::test]
 async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let repository = "e2e/platforms";
     let source = BuildContext::dockerfile(
         "FROM scratch AS first\nCOPY a /first\nFROM scratch AS second\nARG TARGETARCH\nCOPY a-$TARGETARCH /second\n",
     )
-    .file("a", "a")
-    .file("a-amd64", "for amd64")
-    .file("a-arm64", "for arm64");
+    .with_file("a", "a")
+    .with_file("a-amd64", "for amd64")
+    .with_file("a-arm64", "for arm64");
     let config = json!({
         "image": testbed.image(repository, "1"),
         "tags": ["2"],
         "platforms": [" linux/amd64", "linux/arm64 ", ""],
     });
-    let reply = builder.client()?.post(source.tar(&config)?).await?;
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
-    let index = manifest(&testbed, repository, "1").await?;
-    assert_eq!(reply.field("digest"), index.digest);
-    assert_eq!(manifest(&testbed, repository, "2").await?.digest, index.digest);
+    let index = manifest_of_image(&testbed, repository, "1").await?;
+    assert_eq!(reply.text_field("digest"), index.digest);
+    assert_eq!(
+        manifest_of_image(&testbed, repository, "2").await?.digest,
+        index.digest
+    );
     let mut architectures = Vec::new();
     for entry in index.body["manifests"].as_array().context("no index")? {
         let digest = entry["digest"].as_str().context("no digest")?;
-        let one = manifest(&testbed, repository, digest).await?;
-        let configuration = configuration(&testbed, repository, &one.body).await?;
+        let one = manifest_of_image(&testbed, repository, digest).await?;
+        let configuration = configuration_of_image(&testbed, repository, &one.body).await?;
         assert_eq!(configuration["architecture"], entry["platform"]["architecture"]);
         architectures.push(
             configuration["architecture"]
@@ -70,10 +80,13 @@ async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
         "labels": { "org.example.label": "with = and \"quotes\"" },
         "noCache": true,
     });
-    let reply = builder.client()?.post(source.tar(&config)?).await?;
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let first = manifest(&testbed, repository, "first").await?;
-    let configuration = configuration(&testbed, repository, &first.body).await?;
+    let first = manifest_of_image(&testbed, repository, "first").await?;
+    let configuration = configuration_of_image(&testbed, repository, &first.body).await?;
     assert_eq!(
         configuration["config"]["Labels"]["org.example.label"],
         "with = and \"quotes\""
@@ -90,7 +103,7 @@ async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
 /// can only have it from the registry.
 #[tokio::test]
 async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let repository = "e2e/cached";
@@ -108,11 +121,14 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
         config
     };
 
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let to = json!({ "cacheTo": [format!("type=registry,ref={cache},mode=max")] });
-    let reply = builder.client()?.post(source.tar(&config("1", to))?).await?;
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config("1", to))?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let kept = manifest(&testbed, repository, "cache").await?;
+    let kept = manifest_of_image(&testbed, repository, "cache").await?;
     assert_eq!(
         kept.body["config"]["mediaType"], "application/vnd.buildkit.cacheconfig.v0",
         "{:?}",
@@ -120,9 +136,12 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
     );
 
     let other = BuildkitDaemon::start(&testbed, "").await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[("buildkit_url", &other.url())]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &other.url())]).await?;
     let from = json!({ "cacheFrom": [cache] });
-    let reply = builder.client()?.post(source.tar(&config("2", from))?).await?;
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config("2", from))?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(
         reply.text.contains("importing cache manifest from"),
@@ -130,20 +149,20 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
         reply.text
     );
     let (first, second) = (
-        manifest(&testbed, repository, "1").await?,
-        manifest(&testbed, repository, "2").await?,
+        manifest_of_image(&testbed, repository, "1").await?,
+        manifest_of_image(&testbed, repository, "2").await?,
     );
-    assert_eq!(first.layers(), second.layers());
+    assert_eq!(first.layer_digests(), second.layer_digests());
     Ok(())
 }
 
 #[tokio::test]
 async fn the_index_has_the_requested_attestations() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let generator = testbed.image("e2e/generator", "1");
-    let small = BuildContext::pages(base, "attested").file("a", "a");
+    let small = BuildContext::static_page_function(base, "attested").with_file("a", "a");
     let repository = "e2e/attested";
     let config = json!({
         "image": testbed.image(repository, "1"),
@@ -154,42 +173,52 @@ async fn the_index_has_the_requested_attestations() -> Result<()> {
         "deploy": { "service": "attested" },
     });
 
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
-    let reply = builder.client()?.post(small.tar(&config)?).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
+    let reply = builder
+        .client()?
+        .post_signed(small.tar_with_config(&config)?)
+        .await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
-    assert!(reply.field("error").contains("sbom_generator"), "{}", reply.text);
+    assert!(
+        reply.text_field("error").contains("sbom_generator"),
+        "{}",
+        reply.text
+    );
     // The protocol: BuildKit docs/attestations/sbom-protocol.md.
     let scan = "#!/bin/sh\nexec > $BUILDKIT_SCAN_DESTINATION/scan.spdx.json\n\
                 echo '{\"_type\": \"https://in-toto.io/Statement/v0.1\", \"predicateType\": \"https://spdx.dev/Document\", \
                 \"predicate\": {\"name\": \"scanned\"}}'\n";
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY scan /scan\nENTRYPOINT [\"/scan\"]\n"))
-        .file_with_mode("scan", scan, 0o755);
+        .with_file_of_mode("scan", scan, 0o755);
     let reply = builder
         .client()?
-        .post(source.tar(&json!({ "image": generator }))?)
+        .post_signed(source.tar_with_config(&json!({ "image": generator }))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
-    let builder = BuilderProcess::with_settings(&testbed, &[("sbom_generator", &generator)]).await?;
-    let reply = builder.client()?.post(small.tar(&config)?).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("sbom_generator", &generator)]).await?;
+    let reply = builder
+        .client()?
+        .post_signed(small.tar_with_config(&config)?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let index = manifest(&testbed, repository, "1").await?;
-    assert_eq!(reply.field("digest"), index.digest);
+    let index = manifest_of_image(&testbed, repository, "1").await?;
+    assert_eq!(reply.text_field("digest"), index.digest);
     let entries = index.body["manifests"].as_array().context("no index")?;
     let attestations = entries
         .iter()
         .find(|entry| entry["annotations"]["vnd.docker.reference.type"] == "attestation-manifest")
         .context("no attestations")?;
     let digest = attestations["digest"].as_str().context("no digest")?;
-    let attestations = manifest(&testbed, repository, digest).await?;
+    let attestations = manifest_of_image(&testbed, repository, digest).await?;
     let mut kinds = Vec::new();
     for (layer, digest) in attestations.body["layers"]
         .as_array()
         .context("no layers")?
         .iter()
-        .zip(attestations.layers())
+        .zip(attestations.layer_digests())
     {
-        let statement = testbed.registry.document(repository, &digest).await?;
+        let statement = testbed.registry.get_json_blob(repository, &digest).await?;
         let kind = layer["annotations"]["in-toto.io/predicate-type"].clone();
         assert_eq!(statement["predicateType"], kind);
         assert!(
@@ -209,18 +238,23 @@ async fn the_index_has_the_requested_attestations() -> Result<()> {
 /// The frontends' names do not resolve here: if BuildKit tried to pull them, the build would fail.
 #[tokio::test]
 async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let config = json!({ "image": testbed.image("e2e/frontend", "1"), "skipPush": true });
     let evil = "# syntax=registry.invalid/frontend:1\nFROM scratch\nCOPY a /a\n";
-    let post = async |source: BuildContext| builder.client()?.post(source.file("a", "a").tar(&config)?).await;
+    let post = async |source: BuildContext| {
+        builder
+            .client()?
+            .post_signed(source.with_file("a", "a").tar_with_config(&config)?)
+            .await
+    };
 
     let reply = post(BuildContext::dockerfile(evil)).await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
     assert!(
         reply
-            .field("error")
+            .text_field("error")
             .contains("syntax=registry.invalid/frontend:1"),
         "{}",
         reply.text
@@ -230,8 +264,8 @@ async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
     assert_eq!(reply.status, 200, "{}", reply.text);
     let reply = post(
         BuildContext::new()
-            .file("hidden", evil)
-            .link("Dockerfile", "hidden"),
+            .with_file("hidden", evil)
+            .with_link("Dockerfile", "hidden"),
     )
     .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -240,10 +274,10 @@ async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
 
 #[tokio::test]
 async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[("exec_timeout", "6s")]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("exec_timeout", "6s")]).await?;
     let at = format!("{:?}", SystemTime::now());
     let limited = async |seconds: u32, more: Value| {
         let source =
@@ -252,19 +286,25 @@ async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
         for (key, value) in more.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
-        builder.client()?.post(source.tar(&config)?).await
+        builder
+            .client()?
+            .post_signed(source.tar_with_config(&config)?)
+            .await
     };
 
     let reply = limited(311, json!({ "timeout": "1s" })).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
-    assert_eq!(reply.field("error"), "the build ran past its time limit of 1s");
+    assert_eq!(
+        reply.text_field("error"),
+        "the build ran past its time limit of 1s"
+    );
     testbed.wait_for_step("sleep 311", false).await?;
 
     // The limit of the function itself, minus the two seconds that it reserves for the answer.
     let reply = limited(312, json!({ "timeout": "5m" })).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     assert!(
-        reply.field("error").contains("its time limit of "),
+        reply.text_field("error").contains("its time limit of "),
         "{}",
         reply.text
     );
@@ -274,7 +314,7 @@ async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
         reply.text
     );
     assert_eq!(
-        reply.field("status"),
+        reply.text_field("status"),
         "failed",
         "not the host's answer to a timeout"
     );
@@ -283,7 +323,7 @@ async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
     let reply = limited(313, json!({ "notAfter": "2020-01-01T00:00:00Z" })).await?;
     assert_eq!(reply.status, 401, "{}", reply.text);
     assert!(
-        reply.field("error").contains("2020-01-01T00:00:00Z"),
+        reply.text_field("error").contains("2020-01-01T00:00:00Z"),
         "{}",
         reply.text
     );

@@ -2,16 +2,16 @@
 
 use anyhow::Result;
 use slipway_e2e::{
-    compare::{Comparison, REDUCED},
+    compare::{BuildBenchmark, REDUCED_SHAPES},
     testbed::Testbed,
 };
 
 #[tokio::test]
 async fn both_clients_build_every_shape_of_the_benchmark() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let comparison = Comparison::start().await?;
-    for shape in REDUCED {
+    let comparison = BuildBenchmark::start().await?;
+    for shape in REDUCED_SHAPES {
         let rounds = comparison.measure_shape(shape, 1).await?;
         assert_eq!(
             [&rounds.cold, &rounds.warm, &rounds.changed].map(Vec::len),
@@ -19,7 +19,9 @@ async fn both_clients_build_every_shape_of_the_benchmark() -> Result<()> {
         );
         assert!(rounds.peak > 0);
     }
-    let (pairs, _) = comparison.measure_concurrent_builds(REDUCED[0], 3, 1).await?;
+    let (pairs, _) = comparison
+        .measure_concurrent_builds(REDUCED_SHAPES[0], 3, 1)
+        .await?;
     assert!(
         pairs
             .iter()

@@ -6,21 +6,21 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
     builder_process::BuilderProcess,
-    context_tree::{self, ContextTree, Node},
-    registry::Registry,
+    context_tree::{self, ContextTree, TreeEntry},
+    registry::RegistryClient,
     testbed::Testbed,
 };
 
-const COPY: &str = "FROM scratch\nCOPY . /\n";
+const COPY_DOCKERFILE: &str = "FROM scratch\nCOPY . /\n";
 
-async fn builder(testbed: &Testbed) -> Result<BuilderProcess> {
+async fn start_builder(testbed: &Testbed) -> Result<BuilderProcess> {
     let registry = &testbed.stack.registry;
-    let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-    BuilderProcess::start(testbed, &credentials, &[]).await
+    let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
+    BuilderProcess::start_with_docker_config(testbed, &credentials, &[]).await
 }
 
 /// Builds `tree` and compares the image with it.
-async fn build(
+async fn build_and_compare(
     testbed: &Testbed,
     builder: &BuilderProcess,
     repository: &str,
@@ -30,12 +30,12 @@ async fn build(
     let image = testbed.image(repository, tag);
     let reply = builder
         .client()?
-        .post(tree.tar(&json!({ "image": image }))?)
+        .post_signed(tree.tar_with_config(&json!({ "image": image }))?)
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
-    let files = context_tree::read_image(&testbed.registry, repository, tag).await?;
+    let files = context_tree::read_image_files(&testbed.registry, repository, tag).await?;
     ensure!(
-        files == tree.image_entries(),
+        files == tree.entries_in_image(),
         "the image {image} has {files:#?}, not the files of its context {tree:#?}"
     );
     Ok(())
@@ -43,66 +43,66 @@ async fn build(
 
 #[tokio::test]
 async fn files_of_equal_size_and_time_are_never_mixed_up() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let (one, two) = tokio::try_join!(builder(&testbed), builder(&testbed))?;
+    let (one, two) = tokio::try_join!(start_builder(&testbed), start_builder(&testbed))?;
     let tree = |content: &str| {
-        ContextTree::dockerfile(COPY)
-            .file("a/same", "1")
-            .file("a/file", content)
-            .file("z", content)
+        ContextTree::dockerfile(COPY_DOCKERFILE)
+            .with_file("a/same", "1")
+            .with_file("a/file", content)
+            .with_file("z", content)
     };
     let (red, blue) = (tree("red!"), tree("blue"));
     // Sequential builds of the same image and of another one.
     for (tag, tree) in [("1", &red), ("2", &blue), ("3", &red), ("4", &blue), ("5", &blue)] {
-        build(&testbed, &one, "e2e/alike", tag, tree).await?;
-        build(&testbed, &one, "e2e/alike-too", tag, &red).await?;
+        build_and_compare(&testbed, &one, "e2e/alike", tag, tree).await?;
+        build_and_compare(&testbed, &one, "e2e/alike-too", tag, &red).await?;
     }
     // Concurrent builds by one builder and by two.
     tokio::try_join!(
-        build(&testbed, &one, "e2e/alike", "6", &red),
-        build(&testbed, &one, "e2e/alike", "7", &blue),
-        build(&testbed, &two, "e2e/alike", "8", &red),
-        build(&testbed, &two, "e2e/alike", "9", &blue),
-        build(&testbed, &two, "e2e/alike-too", "6", &blue),
+        build_and_compare(&testbed, &one, "e2e/alike", "6", &red),
+        build_and_compare(&testbed, &one, "e2e/alike", "7", &blue),
+        build_and_compare(&testbed, &two, "e2e/alike", "8", &red),
+        build_and_compare(&testbed, &two, "e2e/alike", "9", &blue),
+        build_and_compare(&testbed, &two, "e2e/alike-too", "6", &blue),
     )?;
     for (builder, tree) in [(&one, &blue), (&two, &red), (&one, &red), (&two, &blue)] {
-        build(&testbed, builder, "e2e/alike", "10", tree).await?;
+        build_and_compare(&testbed, builder, "e2e/alike", "10", tree).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn only_changed_files_are_sent_again() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = builder(&testbed).await?;
-    let mut tree = ContextTree::dockerfile(COPY);
+    let builder = start_builder(&testbed).await?;
+    let mut tree = ContextTree::dockerfile(COPY_DOCKERFILE);
     for number in 0..200 {
-        tree = tree.file(&format!("folder/{number}"), vec![number; 5000]);
+        tree = tree.with_file(&format!("folder/{number}"), vec![number; 5000]);
     }
     let sent = async |tree: &ContextTree| {
-        let before = builder.metric("slipway_context_sent_bytes_total").await?;
-        build(&testbed, &builder, "e2e/warm", "1", tree).await?;
+        let before = builder.metric_value("slipway_context_sent_bytes_total").await?;
+        build_and_compare(&testbed, &builder, "e2e/warm", "1", tree).await?;
         // The frontend reads the Dockerfile in every build.
-        let dockerfile = COPY.len() as f64;
-        anyhow::Ok(builder.metric("slipway_context_sent_bytes_total").await? - before - dockerfile)
+        let dockerfile = COPY_DOCKERFILE.len() as f64;
+        anyhow::Ok(builder.metric_value("slipway_context_sent_bytes_total").await? - before - dockerfile)
     };
-    let all = 200.0 * 5000.0 + COPY.len() as f64;
+    let all = 200.0 * 5000.0 + COPY_DOCKERFILE.len() as f64;
     assert_eq!(sent(&tree).await?, all, "cold");
     assert_eq!(sent(&tree).await?, 0.0, "no file has changed");
-    tree = tree.file("folder/7", vec![0; 4999]);
+    tree = tree.with_file("folder/7", vec![0; 4999]);
     assert_eq!(sent(&tree).await?, 4999.0, "one file has changed");
     assert_eq!(sent(&tree).await?, 0.0, "no file has changed");
-    tree = tree.file("folder/8", vec![1; 5000]);
+    tree = tree.with_file("folder/8", vec![1; 5000]);
     assert_eq!(
         sent(&tree).await?,
         5000.0,
         "one file has changed, with the same size and time"
     );
     tree = tree
-        .with("folder/7", Node::Link("8".into()))
-        .file("folder/new", "new");
+        .with_entry("folder/7", TreeEntry::Link("8".into()))
+        .with_file("folder/new", "new");
     assert!(
         sent(&tree).await? <= 5003.0,
         "a file that once had the size and time of another may be sent again"
@@ -112,22 +112,22 @@ async fn only_changed_files_are_sent_again() -> Result<()> {
 
 #[tokio::test]
 async fn an_aborted_transfer_does_not_affect_later_builds() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = builder(&testbed).await?;
+    let builder = start_builder(&testbed).await?;
     let large = |seed: u8| -> Vec<u8> { (0..12u32 << 20).map(|at| (at >> 7) as u8 ^ seed).collect() };
     let tree = |seed| {
-        ContextTree::dockerfile(COPY)
-            .file("small", [seed; 4])
-            .file("large", large(seed))
+        ContextTree::dockerfile(COPY_DOCKERFILE)
+            .with_file("small", [seed; 4])
+            .with_file("large", large(seed))
     };
-    build(&testbed, &builder, "e2e/broken", "1", &tree(1)).await?;
+    build_and_compare(&testbed, &builder, "e2e/broken", "1", &tree(1)).await?;
 
-    let sent = builder.metric("slipway_context_sent_bytes_total").await?;
-    let tar = tree(2).tar(&json!({ "image": testbed.image("e2e/broken", "2") }))?;
+    let sent = builder.metric_value("slipway_context_sent_bytes_total").await?;
+    let tar = tree(2).tar_with_config(&json!({ "image": testbed.image("e2e/broken", "2") }))?;
     let client = builder.client()?;
-    let posting = tokio::spawn(async move { client.post(tar).await });
-    while builder.metric("slipway_context_sent_bytes_total").await? < sent + 1e5 {
+    let posting = tokio::spawn(async move { client.post_signed(tar).await });
+    while builder.metric_value("slipway_context_sent_bytes_total").await? < sent + 1e5 {
         ensure!(
             !posting.is_finished(),
             "the build ended before it was aborted: {:?}",
@@ -138,49 +138,50 @@ async fn an_aborted_transfer_does_not_affect_later_builds() -> Result<()> {
     posting.abort();
     let _ = posting.await;
 
-    build(&testbed, &builder, "e2e/broken", "3", &tree(3)).await?;
-    build(&testbed, &builder, "e2e/broken", "4", &tree(2)).await
+    build_and_compare(&testbed, &builder, "e2e/broken", "3", &tree(3)).await?;
+    build_and_compare(&testbed, &builder, "e2e/broken", "4", &tree(2)).await
 }
 
 /// Returns a random entry for one path of a tree, or `None`.
-fn random_node(random: &mut Random, path: &str) -> Option<Node> {
-    let content = |random: &mut Random| vec![b'a' + random.below(2) as u8; 1 + random.below(2)];
-    Some(match random.below(8) {
+fn random_entry(random: &mut SeededRandom, path: &str) -> Option<TreeEntry> {
+    let content =
+        |random: &mut SeededRandom| vec![b'a' + random.random_below(2) as u8; 1 + random.random_below(2)];
+    Some(match random.random_below(8) {
         0 => return None,
-        1 => Node::Link(["x", "a", "../b"][random.below(3)].into()),
-        2 => Node::Folder([0o755, 0o700][random.below(2)]),
-        3 if path > "a" => Node::HardLink("a".into()),
-        4 => Node::File(content(random), 0o755),
-        _ => Node::File(content(random), 0o644),
+        1 => TreeEntry::Link(["x", "a", "../b"][random.random_below(3)].into()),
+        2 => TreeEntry::Folder([0o755, 0o700][random.random_below(2)]),
+        3 if path > "a" => TreeEntry::HardLink("a".into()),
+        4 => TreeEntry::File(content(random), 0o755),
+        _ => TreeEntry::File(content(random), 0o644),
     })
 }
 
-fn random_tree(random: &mut Random) -> ContextTree {
-    let mut tree = ContextTree::dockerfile(COPY);
-    tree.mtime = random.below(2) as u64;
+fn random_tree(random: &mut SeededRandom) -> ContextTree {
+    let mut tree = ContextTree::dockerfile(COPY_DOCKERFILE);
+    tree.mtime = random.random_below(2) as u64;
     for path in ["a", "b", "c", "d", "e"] {
-        let Some(node) = random_node(random, path) else {
+        let Some(node) = random_entry(random, path) else {
             continue;
         };
         let is_possible = match &node {
-            Node::HardLink(target) => matches!(tree.entries.get(target), Some(Node::File(..))),
+            TreeEntry::HardLink(target) => matches!(tree.entries.get(target), Some(TreeEntry::File(..))),
             _ => true,
         };
         if !is_possible {
             continue;
         }
-        if matches!(node, Node::Folder(_)) {
+        if matches!(node, TreeEntry::Folder(_)) {
             for name in ["a", "b"] {
-                if let Some(Node::File(content, mode)) = random_node(random, "") {
-                    tree = tree.with(&format!("{path}/{name}"), Node::File(content, mode));
+                if let Some(TreeEntry::File(content, mode)) = random_entry(random, "") {
+                    tree = tree.with_entry(&format!("{path}/{name}"), TreeEntry::File(content, mode));
                 }
             }
         }
-        tree = tree.with(path, node);
+        tree = tree.with_entry(path, node);
     }
-    if random.below(3) == 0 {
-        let ignored = ["b\n", "c\n!c/a\n", "**/a\n"][random.below(3)];
-        tree = tree.file(".dockerignore", ignored);
+    if random.random_below(3) == 0 {
+        let ignored = ["b\n", "c\n!c/a\n", "**/a\n"][random.random_below(3)];
+        tree = tree.with_file(".dockerignore", ignored);
     }
     tree
 }
@@ -188,9 +189,9 @@ fn random_tree(random: &mut Random) -> ContextTree {
 /// Builds random trees one after the other. Ignored files are never in an image, whatever earlier builds had.
 #[tokio::test]
 async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = builder(&testbed).await?;
+    let builder = start_builder(&testbed).await?;
     let seed = std::env::var("SLIPWAY_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -198,14 +199,14 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
     let builds = std::env::var("SLIPWAY_BUILDS")
         .ok()
         .and_then(|builds| builds.parse().ok());
-    let mut random = Random(seed);
+    let mut random = SeededRandom(seed);
     for turn in 0..builds.unwrap_or(16) {
         let tree = random_tree(&mut random);
         let tag = format!("t{}", turn % 4);
         let mut posted = tree.clone();
-        let fails = random.below(5) == 0;
+        let fails = random.random_below(5) == 0;
         if fails {
-            posted = posted.file(
+            posted = posted.with_file(
                 "Dockerfile",
                 "FROM scratch\nCOPY . /\nCOPY nothing-of-this-name /\n",
             );
@@ -213,7 +214,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
         let image = testbed.image("e2e/random", &tag);
         let reply = builder
             .client()?
-            .post(posted.tar(&json!({ "image": image }))?)
+            .post_signed(posted.tar_with_config(&json!({ "image": image }))?)
             .await?;
         ensure!(
             reply.status == if fails { 422 } else { 200 },
@@ -223,8 +224,8 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
         if fails {
             continue;
         }
-        let files = context_tree::read_image(&testbed.registry, "e2e/random", &tag).await?;
-        let expected = without_ignored(&tree);
+        let files = context_tree::read_image_files(&testbed.registry, "e2e/random", &tag).await?;
+        let expected = entries_without_ignored(&tree);
         ensure!(
             files == expected,
             "SLIPWAY_SEED={seed}, {turn}: {files:#?}, made of {tree:#?}"
@@ -233,10 +234,10 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
     Ok(())
 }
 
-fn without_ignored(tree: &ContextTree) -> std::collections::BTreeMap<String, Node> {
-    let mut seen = tree.image_entries();
+fn entries_without_ignored(tree: &ContextTree) -> std::collections::BTreeMap<String, TreeEntry> {
+    let mut seen = tree.entries_in_image();
     let rule = match tree.entries.get(".dockerignore") {
-        Some(Node::File(rule, _)) => rule.first().copied(),
+        Some(TreeEntry::File(rule, _)) => rule.first().copied(),
         _ => None,
     };
     let within = |path: &str, folder: &str| path.starts_with(&format!("{folder}/"));
@@ -255,10 +256,10 @@ fn without_ignored(tree: &ContextTree) -> std::collections::BTreeMap<String, Nod
 }
 
 /// A generator of the same numbers for the same seed.
-struct Random(u64);
+struct SeededRandom(u64);
 
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
+impl SeededRandom {
+    fn random_below(&mut self, limit: usize) -> usize {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

@@ -8,21 +8,21 @@ use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
-    certificates::Authority,
-    registry::Registry,
+    certificates::CertificateAuthority,
+    registry::RegistryClient,
     testbed::Testbed,
-    token_registry::{IDENTITY_TOKEN, PASSWORD, TokenRegistry, USER},
+    token_registry::{IDENTITY_TOKEN, TOKEN_USER, TOKEN_USER_PASSWORD, TokenRegistry},
 };
 
 #[tokio::test]
 async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let authority = Authority::new("private")?;
+    let authority = CertificateAuthority::new("private")?;
     let registry = TokenRegistry::start(&testbed, &authority).await?;
     let host = &registry.host;
     let folder = tempfile::tempdir()?;
-    fs::write(folder.path().join("ca.pem"), authority.pem())?;
+    fs::write(folder.path().join("ca.pem"), authority.certificate_pem())?;
     // BuildKit uses plain HTTP for registries on the loopback address unless the configuration says otherwise.
     let trust = format!(
         "\n[registry.\"{host}\"]\n  http = false\n  ca = [\"{}/ca.pem\"]\n",
@@ -31,7 +31,7 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
     let daemon = BuildkitDaemon::start(&testbed, &trust).await?;
     let helper = format!(
         "#!/bin/sh\nread -r server\n[ \"$1 $server\" = \"get {host}\" ] || exit 1\n\
-         echo '{{\"ServerURL\": \"{host}\", \"Username\": \"{USER}\", \"Secret\": \"{PASSWORD}\"}}'\n"
+         echo '{{\"ServerURL\": \"{host}\", \"Username\": \"{TOKEN_USER}\", \"Secret\": \"{TOKEN_USER_PASSWORD}\"}}'\n"
     );
     let program = folder.path().join("docker-credential-e2e");
     fs::write(&program, helper)?;
@@ -45,7 +45,7 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
     );
     let helpers = folder.path().to_str().context("the path is not UTF-8")?;
 
-    let builder = BuilderProcess::with_secrets(
+    let builder = BuilderProcess::start_with_secrets(
         &testbed,
         &[
             ("buildkit_url", &daemon.url()),
@@ -59,17 +59,22 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
     )
     .await?;
     let build = async |tag: &str, from: &str| {
-        let source = BuildContext::dockerfile(format!("FROM {from}\nCOPY a /a\n")).file("a", tag);
+        let source = BuildContext::dockerfile(format!("FROM {from}\nCOPY a /a\n")).with_file("a", tag);
         let config = json!({ "image": format!("{host}/team/app:{tag}") });
-        builder.client()?.post(source.tar(&config)?).await
+        builder
+            .client()?
+            .post_signed(source.tar_with_config(&config)?)
+            .await
     };
 
     let reply = build("helper", "scratch").await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(registry.has_tag("team/app", "helper"));
-    let given = registry.take_issued();
+    let given = registry.take_issued_tokens();
     assert!(
-        given.contains(&format!("{USER} by password for repository:team/app:pull,push")),
+        given.contains(&format!(
+            "{TOKEN_USER} by password for repository:team/app:pull,push"
+        )),
         "{given:?}"
     );
 
@@ -80,7 +85,10 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
     assert!(registry.has_tag("team/app", "store"));
 
     // Pulls from a private image, with the password in the credentials file.
-    builder.replace_secret("registry-config", &Registry::docker_config(host, USER, PASSWORD))?;
+    builder.replace_secret(
+        "registry-config",
+        &RegistryClient::docker_config(host, TOKEN_USER, TOKEN_USER_PASSWORD),
+    )?;
     let reply = build("password", &format!("{host}/team/app:helper")).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(registry.has_tag("team/app", "password"));
@@ -90,11 +98,11 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
         "registry-config",
         &with(json!({ "identitytoken": IDENTITY_TOKEN })),
     )?;
-    registry.take_issued();
+    registry.take_issued_tokens();
     let reply = build("identity", "scratch").await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(registry.has_tag("team/app", "identity"));
-    let given = registry.take_issued();
+    let given = registry.take_issued_tokens();
     assert!(
         given
             .iter()
@@ -103,7 +111,7 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
     );
 
     for wrong in [
-        Registry::docker_config(host, USER, "the wrong one"),
+        RegistryClient::docker_config(host, TOKEN_USER, "the wrong one"),
         json!({ "credsStore": "nowhere" }).to_string(),
         with(json!({})),
     ] {
@@ -119,32 +127,38 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
 /// The daemon does not trust the registry's authority, so nothing is sent to the registry.
 #[tokio::test]
 async fn credentials_are_not_sent_to_a_registry_with_an_untrusted_certificate() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let registry = TokenRegistry::start(&testbed, &Authority::new("unknown")?).await?;
+    let registry = TokenRegistry::start(&testbed, &CertificateAuthority::new("unknown")?).await?;
     let host = &registry.host;
     let daemon =
         BuildkitDaemon::start(&testbed, &format!("\n[registry.\"{host}\"]\n  http = false\n")).await?;
-    let builder = BuilderProcess::with_secrets(
+    let builder = BuilderProcess::start_with_secrets(
         &testbed,
         &[("buildkit_url", &daemon.url()), ("insecure", "false")],
-        &[("registry-config", &Registry::docker_config(host, USER, PASSWORD))],
+        &[(
+            "registry-config",
+            &RegistryClient::docker_config(host, TOKEN_USER, TOKEN_USER_PASSWORD),
+        )],
     )
     .await?;
-    let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a");
+    let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "a");
     let config = json!({ "image": format!("{host}/team/app:1") });
 
-    let reply = builder.client()?.post(source.tar(&config)?).await?;
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
 
     assert_eq!(reply.status, 502, "{}", reply.text);
     assert!(
         reply
-            .field("error")
+            .text_field("error")
             .contains("certificate signed by unknown authority"),
         "{}",
         reply.text
     );
-    assert_eq!(registry.take_issued(), Vec::<String>::new());
+    assert_eq!(registry.take_issued_tokens(), Vec::<String>::new());
     assert!(!registry.has_tag("team/app", "1"));
     Ok(())
 }

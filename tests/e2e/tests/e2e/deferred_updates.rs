@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use slipway_e2e::{build_context::BuildContext, testbed::Testbed};
 
 /// A timeout longer than a small function takes to start on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const FUNCTION_START_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_version() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     if !testbed.stack.has_rolling_updates() {
         return Ok(());
@@ -23,48 +23,60 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
         let image = testbed.image(&format!("e2e/deferred-{name}"), "1");
         let reply = testbed
             .builder
-            .post(context.tar(&json!({ "image": image }))?)
+            .post_signed(context.tar_with_config(&json!({ "image": image }))?)
             .await?;
         ensure!(reply.status == 200, "{name}: {} {}", reply.status, reply.text);
         Ok(image)
     };
-    let first = build("first", BuildContext::pages(base, "first")).await?;
-    let second = build("second", BuildContext::pages(base, "second")).await?;
+    let first = build("first", BuildContext::static_page_function(base, "first")).await?;
+    let second = build("second", BuildContext::static_page_function(base, "second")).await?;
     let crash = format!("FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"exit 3\"]\n");
     let crash = build("crash", BuildContext::dockerfile(crash)).await?;
     let absent = format!("{first}-not-there");
 
     let name = "deferred";
-    functions.remove(name).await?;
+    functions.remove_function(name).await?;
     let deployment = |image: &str| {
         json!({
             "service": name, "image": image, "envVars": { "IMAGE": image },
             "annotations": { "dev.slipway.update-strategy": "deferred" },
         })
     };
-    ensure!(functions.create(&deployment(&first)).await? < 300);
-    functions.wait_for_page(name, "first", TIMEOUT).await?;
+    ensure!(functions.create_function(&deployment(&first)).await? < 300);
+    functions
+        .wait_for_page(name, "first", FUNCTION_START_TIMEOUT)
+        .await?;
 
     for image in [&crash, &absent] {
-        assert_eq!(functions.update(&deployment(image)).await?, 202, "{image}");
-        let status = functions.status(name).await?.unwrap_or_default();
+        assert_eq!(
+            functions.update_function(&deployment(image)).await?,
+            202,
+            "{image}"
+        );
+        let status = functions.function_status(name).await?.unwrap_or_default();
         assert_eq!(status["image"], **image, "{status:#}");
         assert_eq!(status["envVars"]["IMAGE"], **image, "{status:#}");
         assert_eq!(status["availableReplicas"], 1, "{status:#}");
-        assert_eq!(functions.page(name).await?, (200, "first".to_owned()), "{image}");
+        assert_eq!(
+            functions.get_front_page(name).await?,
+            (200, "first".to_owned()),
+            "{image}"
+        );
     }
     let missing_secret = json!({ "service": name, "image": second, "secrets": ["not-there"],
         "annotations": deployment(&second)["annotations"] });
-    assert_eq!(functions.update(&missing_secret).await?, 400);
+    assert_eq!(functions.update_function(&missing_secret).await?, 400);
 
     // A later update replaces one that cannot complete.
-    assert_eq!(functions.update(&deployment(&second)).await?, 202);
-    functions.wait_for_page(name, "second", TIMEOUT).await?;
-    let status: Value = functions.status(name).await?.unwrap_or_default();
+    assert_eq!(functions.update_function(&deployment(&second)).await?, 202);
+    functions
+        .wait_for_page(name, "second", FUNCTION_START_TIMEOUT)
+        .await?;
+    let status: Value = functions.function_status(name).await?.unwrap_or_default();
     assert_eq!(status["image"], second, "{status:#}");
 
-    assert_eq!(functions.update(&deployment(&crash)).await?, 202);
-    functions.remove(name).await?;
-    assert_eq!(functions.status(name).await?, None);
+    assert_eq!(functions.update_function(&deployment(&crash)).await?, 202);
+    functions.remove_function(name).await?;
+    assert_eq!(functions.function_status(name).await?, None);
     Ok(())
 }

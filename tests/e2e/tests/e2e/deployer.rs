@@ -13,10 +13,10 @@ mod unverified;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    build_context::BuildContext, client::Reply, deployer_process::DeployerProcess,
+    build_context::BuildContext, client::BuilderReply, deployer_process::DeployerProcess,
     pausing_proxy::PausingProxy, tcp_proxy::TcpProxy, testbed::Testbed,
 };
-use slipway_stack::Part;
+use slipway_stack::StackPart;
 use tokio::sync::{OnceCell, RwLockReadGuard, RwLockWriteGuard};
 
 /// The annotation that selects the embedded provider's update strategy for one function.
@@ -43,7 +43,7 @@ use for_both_update_strategies;
 
 /// The images that the tests deploy, by digest.
 #[derive(Debug)]
-struct Images {
+struct DeployedImages {
     /// The image of the first function, which answers with its name.
     first: String,
     /// The image of the second function, which answers with its name.
@@ -56,10 +56,10 @@ struct Images {
     absent: String,
 }
 
-static IMAGES: OnceCell<Images> = OnceCell::const_new();
+static DEPLOYED_IMAGES: OnceCell<DeployedImages> = OnceCell::const_new();
 
-impl Images {
-    async fn build(testbed: &Testbed) -> Result<Self> {
+impl DeployedImages {
+    async fn build_images(testbed: &Testbed) -> Result<Self> {
         let base = testbed.busybox().await?;
         let runs = |command: &str| {
             BuildContext::dockerfile(format!(
@@ -68,14 +68,14 @@ impl Images {
         };
         let repository = |name: &str| format!("{}/e2e/deployed/{name}", testbed.stack.registry.host);
         let pushed = async |name: &str, source: BuildContext| {
-            let tar = source.tar(&json!({ "image": format!("{}:1", repository(name)) }))?;
-            let reply = testbed.builder.post(tar).await?;
+            let tar = source.tar_with_config(&json!({ "image": format!("{}:1", repository(name)) }))?;
+            let reply = testbed.builder.post_signed(tar).await?;
             anyhow::ensure!(reply.status == 200, "{name}: {} {}", reply.status, reply.text);
-            anyhow::Ok(format!("{}@{}", repository(name), reply.field("digest")))
+            anyhow::Ok(format!("{}@{}", repository(name), reply.text_field("digest")))
         };
         Ok(Self {
-            first: pushed("first", BuildContext::pages(base, "first")).await?,
-            second: pushed("second", BuildContext::pages(base, "second")).await?,
+            first: pushed("first", BuildContext::static_page_function(base, "first")).await?,
+            second: pushed("second", BuildContext::static_page_function(base, "second")).await?,
             crash: pushed("crash", runs("exit 3")).await?,
             silent: pushed("silent", runs("trap 'exit 0' TERM; sleep 3600 & wait")).await?,
             absent: format!("{}@sha256:{}", repository("first"), "0".repeat(64)),
@@ -86,39 +86,43 @@ impl Images {
 /// A function under test, and a deployer with a pausing proxy to the gateway.
 struct DeployerFixture {
     testbed: Testbed,
-    images: &'static Images,
+    images: &'static DeployedImages,
     proxy: PausingProxy,
     /// The TCP proxy between the pausing proxy and the gateway; `None` if the launcher runs the stack's parts.
     tcp_proxy: Option<TcpProxy>,
     deployer: DeployerProcess,
-    settings: Vec<Setting>,
+    settings: Vec<SettingNameAndValue>,
     name: String,
     strategy: &'static str,
-    _parts: Parts,
+    _parts: PartsLockGuard,
 }
 
 /// The lock on the stack's parts, held for the whole test.
-enum Parts {
+enum PartsLockGuard {
     Shared { _held: RwLockReadGuard<'static, ()> },
     Exclusive { _held: RwLockWriteGuard<'static, ()> },
 }
 
-type Setting = (&'static str, &'static str);
+type SettingNameAndValue = (&'static str, &'static str);
 
 impl DeployerFixture {
     /// Removes the function and starts a deployer, with the shared lock on the parts.
-    async fn open(case: &str, strategy: &'static str, settings: &[Setting]) -> Result<Self> {
-        let testbed = Testbed::find()?;
-        let parts = Parts::Shared {
+    async fn open(case: &str, strategy: &'static str, settings: &[SettingNameAndValue]) -> Result<Self> {
+        let testbed = Testbed::find_running_stack()?;
+        let parts = PartsLockGuard::Shared {
             _held: testbed.share_parts().await,
         };
         Self::open_with(testbed, parts, case, strategy, settings).await
     }
 
     /// Removes the function and starts a deployer, with the exclusive lock, for tests that stop parts.
-    async fn open_exclusively(case: &str, strategy: &'static str, settings: &[Setting]) -> Result<Self> {
-        let testbed = Testbed::find()?;
-        let parts = Parts::Exclusive {
+    async fn open_exclusively(
+        case: &str,
+        strategy: &'static str,
+        settings: &[SettingNameAndValue],
+    ) -> Result<Self> {
+        let testbed = Testbed::find_running_stack()?;
+        let parts = PartsLockGuard::Exclusive {
             _held: testbed.lock_parts().await,
         };
         Self::open_with(testbed, parts, case, strategy, settings).await
@@ -126,22 +130,24 @@ impl DeployerFixture {
 
     async fn open_with(
         testbed: Testbed,
-        parts: Parts,
+        parts: PartsLockGuard,
         case: &str,
         strategy: &'static str,
-        settings: &[Setting],
+        settings: &[SettingNameAndValue],
     ) -> Result<Self> {
-        let images = IMAGES.get_or_try_init(|| Images::build(&testbed)).await?;
+        let images = DEPLOYED_IMAGES
+            .get_or_try_init(|| DeployedImages::build_images(&testbed))
+            .await?;
         let name = format!("{case}-{strategy}");
-        testbed.functions.remove(&name).await?;
+        testbed.functions.remove_function(&name).await?;
         let tcp_proxy = match testbed.stack.has_parts() {
             true => None,
-            false => Some(TcpProxy::to(&testbed.stack.gateway.url).await?),
+            false => Some(TcpProxy::start_to(&testbed.stack.gateway.url).await?),
         };
         let gateway = tcp_proxy
             .as_ref()
             .map_or(testbed.stack.gateway.url.as_str(), TcpProxy::url);
-        let proxy = PausingProxy::to(gateway).await?;
+        let proxy = PausingProxy::start_to_gateway(gateway).await?;
         let deployer = DeployerProcess::start(&testbed, proxy.url(), settings).await?;
         Ok(Self {
             testbed,
@@ -159,9 +165,9 @@ impl DeployerFixture {
     /// Stops the provider, or drops all connections to the gateway if the launcher does not run the provider.
     async fn stop_provider(&self) -> Result<()> {
         match &self.tcp_proxy {
-            None => Ok(self.testbed.stack.stop(Part::Provider).await?),
+            None => Ok(self.testbed.stack.stop_part(StackPart::Provider).await?),
             Some(tcp_proxy) => {
-                tcp_proxy.disconnect();
+                tcp_proxy.drop_connections();
                 Ok(())
             }
         }
@@ -170,16 +176,16 @@ impl DeployerFixture {
     /// Starts the provider again, or lets new connections to the gateway through.
     async fn start_provider(&self) -> Result<()> {
         match &self.tcp_proxy {
-            None => Ok(self.testbed.stack.start(Part::Provider).await?),
+            None => Ok(self.testbed.stack.start_part(StackPart::Provider).await?),
             Some(tcp_proxy) => {
-                tcp_proxy.reconnect();
+                tcp_proxy.accept_connections_again();
                 Ok(())
             }
         }
     }
 
     /// Returns a hand-over as builder-fn sends it. A greater number is a newer build.
-    fn hand_over(&self, image: &str, number: usize) -> Value {
+    fn hand_over_with_number(&self, image: &str, number: usize) -> Value {
         json!({
             "image": image,
             "callId": format!("{}-{number}", self.name),
@@ -193,13 +199,15 @@ impl DeployerFixture {
     }
 
     /// Deploys this image as the build with this number.
-    async fn deploy(&self, image: &str, number: usize) -> Result<Reply> {
-        self.deployer.deploy(&self.hand_over(image, number)).await
+    async fn deploy_image(&self, image: &str, number: usize) -> Result<BuilderReply> {
+        self.deployer
+            .send_hand_over(&self.hand_over_with_number(image, number))
+            .await
     }
 
     /// Deploys this image and asserts that the function becomes ready.
     async fn assert_becomes_ready(&self, image: &str, number: usize) -> Result<Value> {
-        let reply = self.deploy(image, number).await?;
+        let reply = self.deploy_image(image, number).await?;
         anyhow::ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
         let report = reply.json();
         assert_eq!(report["status"], "ready", "{report:#}");
@@ -211,25 +219,30 @@ impl DeployerFixture {
 
     /// Asserts that the provider reports the build with this number and that it answers.
     async fn assert_runs(&self, image: &str, number: usize) -> Result<()> {
-        let status = self.status().await?;
+        let status = self.function_status().await?;
         assert_eq!(status["image"], image, "{status:#}");
         assert_eq!(status["envVars"]["NUMBER"], number.to_string(), "{status:#}");
         let page = match image {
             image if image == self.images.first => "first",
             _ => "second",
         };
-        let answer = self.testbed.functions.page(&self.name).await?;
+        let answer = self.testbed.functions.get_front_page(&self.name).await?;
         assert_eq!(answer, (200, page.to_owned()));
         Ok(())
     }
 
-    async fn status(&self) -> Result<Value> {
-        let status = self.testbed.functions.status(&self.name).await?;
+    async fn function_status(&self) -> Result<Value> {
+        let status = self.testbed.functions.function_status(&self.name).await?;
         status.with_context(|| format!("there is no function {}", self.name))
     }
 
-    async fn is_absent(&self) -> Result<bool> {
-        Ok(self.testbed.functions.status(&self.name).await?.is_none())
+    async fn function_is_absent(&self) -> Result<bool> {
+        Ok(self
+            .testbed
+            .functions
+            .function_status(&self.name)
+            .await?
+            .is_none())
     }
 
     /// Kills the deployer and starts another one, without the memory of the first.
@@ -239,14 +252,14 @@ impl DeployerFixture {
         Ok(self)
     }
 
-    async fn close(self) -> Result<()> {
-        self.testbed.functions.remove(&self.name).await
+    async fn remove_function(self) -> Result<()> {
+        self.testbed.functions.remove_function(&self.name).await
     }
 }
 
 /// Asserts that a build failed and that the image of before runs. With the strategy `rolling`, the embedded provider
 /// detects that a version does not start and rejects the update, so that nothing changes.
-fn assert_rolled_back(reply: &Reply, before: &str) {
+fn assert_rolled_back(reply: &BuilderReply, before: &str) {
     let report = reply.json();
     assert_eq!(reply.status, 422, "{report:#}");
     let status = match report["changed"].as_bool() {

@@ -1,12 +1,12 @@
-//! Images equal those of `buildctl`, digest for digest, if timestamps are pinned.
+//! Images equal those of `build_with_buildctl`, digest for digest, if timestamps are pinned.
 //!
-//! GNU tar packs a folder with every kind of entry for builder-fn; `buildctl` gets the folder itself.
+//! GNU tar packs a folder with every kind of entry for builder-fn; `build_with_buildctl` gets the folder itself.
 //!
 //! Known differences:
 //!
 //! - Owners: both clients send all files as 0:0, and ignore the owners in a tar or a folder.
-//! - Devices and fifos: `buildctl` sends them, builder-fn rejects a tar with them.
-//! - Sockets: `buildctl` sends them as empty files, tar leaves them out.
+//! - Devices and fifos: `build_with_buildctl` sends them, builder-fn rejects a tar with them.
+//! - Sockets: `build_with_buildctl` sends them as empty files, tar leaves them out.
 //! - Sparse files: builder-fn rejects a tar made with `--sparse`. Without it, holes are zeros and the images are
 //!   equal.
 //! - Extended attributes other than `user.*` and `security.capability`: builder-fn drops them.
@@ -27,79 +27,83 @@ use slipway_e2e::{
     buildctl::Buildctl,
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
-    registry::{Manifest, Registry},
+    registry::{ManifestWithDigest, RegistryClient},
     testbed::Testbed,
 };
 
-const EPOCH: &str = "1700000000";
-const REPOSITORY: &str = "e2e/digests";
+const SOURCE_DATE_EPOCH_TEXT: &str = "1700000000";
+const DIGESTS_REPOSITORY: &str = "e2e/digests";
 
 /// A folder `context` to build from.
-struct Folder {
+struct ContextFolder {
     dir: tempfile::TempDir,
 }
 
-impl Folder {
+impl ContextFolder {
     fn new(dockerfile: &str) -> Result<Self> {
         let folder = Self {
             dir: tempfile::tempdir()?,
         };
-        fs::create_dir(folder.path())?;
-        folder.file("Dockerfile", dockerfile)?;
+        fs::create_dir(folder.context_path())?;
+        folder.write_file("Dockerfile", dockerfile)?;
         Ok(folder)
     }
 
-    fn path(&self) -> PathBuf {
+    fn context_path(&self) -> PathBuf {
         self.dir.path().join("context")
     }
 
     fn create_parents(&self, path: &str) -> Result<PathBuf> {
-        let path = self.path().join(path);
+        let path = self.context_path().join(path);
         fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
         Ok(path)
     }
 
-    fn file(&self, path: &str, content: impl AsRef<[u8]>) -> Result<()> {
+    fn write_file(&self, path: &str, content: impl AsRef<[u8]>) -> Result<()> {
         Ok(fs::write(self.create_parents(path)?, content)?)
     }
 
-    fn file_with_mode(&self, path: &str, mode: u32) -> Result<()> {
-        self.file(path, path)?;
+    fn write_file_with_mode(&self, path: &str, mode: u32) -> Result<()> {
+        self.write_file(path, path)?;
         Ok(fs::set_permissions(
             self.create_parents(path)?,
             Permissions::from_mode(mode),
         )?)
     }
 
-    fn link(&self, path: &str, target: &str) -> Result<()> {
+    fn write_link(&self, path: &str, target: &str) -> Result<()> {
         Ok(symlink(target, self.create_parents(path)?)?)
     }
 
     /// Sets the same time on all files, folders and links.
     fn set_times(&self, time: &str) -> Result<()> {
-        run(Command::new("find")
-            .arg(self.path())
-            .args(["-depth", "-exec", "touch", "-h", "-d", time, "{}", "+"]))
+        run_command(
+            Command::new("find")
+                .arg(self.context_path())
+                .args(["-depth", "-exec", "touch", "-h", "-d", time, "{}", "+"]),
+        )
     }
 
-    fn tar(&self, config: &Value, options: &[&str]) -> Result<Vec<u8>> {
+    fn tar_with_gnu_tar(&self, config: &Value, options: &[&str]) -> Result<Vec<u8>> {
         fs::write(
             self.dir.path().join("com.openfaas.docker.config"),
             config.to_string(),
         )?;
         let tar = self.dir.path().join("tar");
-        run(Command::new("tar")
-            .arg("-C")
-            .arg(self.dir.path())
-            .arg("-cf")
-            .arg(&tar)
-            .args(options)
-            .args(["com.openfaas.docker.config", "context"]))?;
+        run_command(
+            Command::new("tar")
+                .arg("-C")
+                .arg(self.dir.path())
+                .arg("-cf")
+                .arg(&tar)
+                .args(options)
+                .args(["com.openfaas.docker.config", "context"]),
+        )?;
         Ok(fs::read(tar)?)
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+fn run_command(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     ensure!(
         output.status.success(),
@@ -109,23 +113,23 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Both clients, builder-fn and `buildctl`, and a daemon of their own.
-struct Comparison {
+/// Both clients, builder-fn and `build_with_buildctl`, and a daemon of their own.
+struct DigestComparison {
     testbed: Testbed,
     builder: BuilderProcess,
     buildctl: Buildctl,
     _daemon: BuildkitDaemon,
 }
 
-impl Comparison {
+impl DigestComparison {
     async fn start() -> Result<Self> {
-        let testbed = Testbed::find()?;
+        let testbed = Testbed::find_running_stack()?;
         let registry = &testbed.stack.registry;
-        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
         let daemon = BuildkitDaemon::start(&testbed, "").await?;
         let settings = [("buildkit_url", daemon.url())];
         let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let builder = BuilderProcess::start(&testbed, &credentials, &settings).await?;
+        let builder = BuilderProcess::start_with_docker_config(&testbed, &credentials, &settings).await?;
         Ok(Self {
             buildctl: Buildctl::new(&testbed, &daemon)?,
             testbed,
@@ -136,21 +140,31 @@ impl Comparison {
 
     /// Builds with both clients, without the cache: its keys depend on the content only, so the second build would
     /// get the layers of the first.
-    async fn compare(&self, name: &str, folder: &Folder, tar: &[&str], more: Value) -> Result<()> {
+    async fn build_with_both(
+        &self,
+        name: &str,
+        folder: &ContextFolder,
+        tar: &[&str],
+        more: Value,
+    ) -> Result<()> {
         let (ours, theirs) = (format!("{name}-builder-fn"), format!("{name}-buildctl"));
         let mut config = json!({
-            "image": self.testbed.image(REPOSITORY, &ours),
+            "image": self.testbed.image(DIGESTS_REPOSITORY, &ours),
             "noCache": true,
-            "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
+            "buildArgs": { "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH_TEXT },
         });
         let text = |key: &str, default: &str| more[key].as_str().unwrap_or(default).to_owned();
         let (dockerfile, compression) = (text("dockerfile", "Dockerfile"), text("compression", "zstd"));
         if let (Value::Object(config), Value::Object(more)) = (&mut config, more) {
             config.extend(more);
         }
-        let reply = self.builder.client()?.post(folder.tar(&config, tar)?).await?;
+        let reply = self
+            .builder
+            .client()?
+            .post_signed(folder.tar_with_gnu_tar(&config, tar)?)
+            .await?;
         ensure!(reply.status == 200, "{name}: {}", reply.text);
-        self.buildctl(&folder.path(), &theirs, &dockerfile, &compression)?;
+        self.build_with_buildctl(&folder.context_path(), &theirs, &dockerfile, &compression)?;
         let manifest = self.assert_same_digest(name).await?;
         let media_type = manifest.body["layers"][0]["mediaType"]
             .as_str()
@@ -166,27 +180,33 @@ impl Comparison {
         Ok(())
     }
 
-    fn buildctl(&self, folder: &Path, tag: &str, dockerfile: &str, compression: &str) -> Result<()> {
+    fn build_with_buildctl(
+        &self,
+        folder: &Path,
+        tag: &str,
+        dockerfile: &str,
+        compression: &str,
+    ) -> Result<()> {
         let options = [
             format!("filename={dockerfile}"),
-            format!("build-arg:SOURCE_DATE_EPOCH={EPOCH}"),
+            format!("build-arg:SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH_TEXT}"),
         ];
         let output = format!(",rewrite-timestamp=true,oci-mediatypes=true,compression={compression}");
         self.buildctl.build_with_output(
             folder,
-            &self.testbed.image(REPOSITORY, tag),
+            &self.testbed.image(DIGESTS_REPOSITORY, tag),
             &options.each_ref().map(String::as_str),
             &output,
         )
     }
 
     /// Asserts that both images have the same digest; returns the manifest.
-    async fn assert_same_digest(&self, name: &str) -> Result<Manifest> {
+    async fn assert_same_digest(&self, name: &str) -> Result<ManifestWithDigest> {
         let manifest = async |by: &str| {
             let manifest = self
                 .testbed
                 .registry
-                .manifest(REPOSITORY, &format!("{name}-{by}"))
+                .get_manifest(DIGESTS_REPOSITORY, &format!("{name}-{by}"))
                 .await?;
             manifest.context("the image is not in the registry")
         };
@@ -197,18 +217,18 @@ impl Comparison {
 }
 
 /// Returns a folder with everything that all tar formats can hold.
-fn folder_with_portable_entries() -> Result<Folder> {
-    let folder = Folder::new("FROM scratch\nCOPY . /\nCOPY --chown=7:8 nested/ /again/\n")?;
-    folder.file("nested/deep/er/file", "deep")?;
+fn folder_with_portable_entries() -> Result<ContextFolder> {
+    let folder = ContextFolder::new("FROM scratch\nCOPY . /\nCOPY --chown=7:8 nested/ /again/\n")?;
+    folder.write_file("nested/deep/er/file", "deep")?;
     for name in ["a-b", "a/b", "a.b", "a b", "a!", "A", "a0/x"] {
-        folder.file(&format!("nested/{name}"), "sorts apart by byte and by component")?;
+        folder.write_file(&format!("nested/{name}"), "sorts apart by byte and by component")?;
     }
-    folder.file("ünïcode ☂/näme", "unicode")?;
-    folder.file(
+    folder.write_file("ünïcode ☂/näme", "unicode")?;
+    folder.write_file(
         &format!("long/{}/{}", "d".repeat(60), "f".repeat(90)),
         "in ustar's prefix",
     )?;
-    folder.file("empty", "")?;
+    folder.write_file("empty", "")?;
     fs::create_dir_all(folder.create_parents("no/thing/here")?)?;
     for (name, mode) in [
         ("run", 0o755),
@@ -217,7 +237,7 @@ fn folder_with_portable_entries() -> Result<Folder> {
         ("setgid", 0o2711),
         ("none", 0),
     ] {
-        folder.file_with_mode(&format!("modes/{name}"), mode)?;
+        folder.write_file_with_mode(&format!("modes/{name}"), mode)?;
     }
     fs::create_dir_all(folder.create_parents("modes/sticky")?)?;
     fs::set_permissions(
@@ -232,9 +252,9 @@ fn folder_with_portable_entries() -> Result<Folder> {
         ("broken", "nothing"),
         ("loop", "loop"),
     ] {
-        folder.link(&format!("links/{name}"), target)?;
+        folder.write_link(&format!("links/{name}"), target)?;
     }
-    folder.file("hard/first", "one file")?;
+    folder.write_file("hard/first", "one file")?;
     fs::hard_link(
         folder.create_parents("hard/first")?,
         folder.create_parents("hard/second")?,
@@ -245,32 +265,32 @@ fn folder_with_portable_entries() -> Result<Folder> {
     )?;
     let sparse = fs::File::create(folder.create_parents("sparse")?)?;
     sparse.set_len(3 << 20)?;
-    folder.file("large", vec![0x5a; 300_000])?;
+    folder.write_file("large", vec![0x5a; 300_000])?;
     Ok(folder)
 }
 
 #[tokio::test]
 async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Result<()> {
-    let comparison = Comparison::start().await?;
+    let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
     let folder = folder_with_portable_entries()?;
     folder.set_times("@1600000000")?;
     for (format, compression) in [("ustar", "gzip"), ("gnu", "uncompressed"), ("pax", "zstd")] {
         let more = json!({ "compression": compression });
         comparison
-            .compare(&format!("plain-{format}"), &folder, &["--format", format], more)
+            .build_with_both(&format!("plain-{format}"), &folder, &["--format", format], more)
             .await?;
     }
 
     // Entries that only some formats can hold.
-    folder.file(
+    folder.write_file(
         &format!("longer/{}/{}", "d".repeat(200), "f".repeat(250)),
         "in no header",
     )?;
-    folder.link("links/long", &"t/".repeat(150))?;
+    folder.write_link("links/long", &"t/".repeat(150))?;
     folder.set_times("@1600000000")?;
     comparison
-        .compare("long-gnu", &folder, &["--format=gnu"], Value::Null)
+        .build_with_both("long-gnu", &folder, &["--format=gnu"], Value::Null)
         .await?;
     let attributed = folder.create_parents("nested/a/b")?;
     rustix::fs::setxattr(
@@ -281,13 +301,13 @@ async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Resu
     )?;
     folder.set_times("@1600000000.123456789")?;
     comparison
-        .compare("all-pax", &folder, &["--format=pax", "--xattrs"], Value::Null)
+        .build_with_both("all-pax", &folder, &["--format=pax", "--xattrs"], Value::Null)
         .await
 }
 
 #[tokio::test]
 async fn ignore_patterns_give_the_same_digest() -> Result<()> {
-    let comparison = Comparison::start().await?;
+    let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
     let files = [
         "a.log",
@@ -324,90 +344,94 @@ async fn ignore_patterns_give_the_same_digest() -> Result<()> {
             json!({ "dockerfile": "docker/Release" }),
         ),
     ] {
-        let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
-        folder.file("docker/Release", "FROM scratch\nCOPY . /\nCOPY ke*/ /other/\n")?;
-        files.iter().try_for_each(|file| folder.file(file, file))?;
-        folder.file(in_file, ignore)?;
+        let folder = ContextFolder::new("FROM scratch\nCOPY . /\n")?;
+        folder.write_file("docker/Release", "FROM scratch\nCOPY . /\nCOPY ke*/ /other/\n")?;
+        files.iter().try_for_each(|file| folder.write_file(file, file))?;
+        folder.write_file(in_file, ignore)?;
         if in_file != ".dockerignore" {
-            folder.file(".dockerignore", "# not this one\n*\n")?;
+            folder.write_file(".dockerignore", "# not this one\n*\n")?;
         }
         folder.set_times("@1600000000")?;
-        comparison.compare(name, &folder, &[], config).await?;
+        comparison.build_with_both(name, &folder, &[], config).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn the_last_of_several_entries_for_a_path_counts() -> Result<()> {
-    let comparison = Comparison::start().await?;
+async fn of_several_tar_entries_for_a_path_the_last_one_is_in_the_image() -> Result<()> {
+    let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
-    let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
-    folder.file("file", "first")?;
-    folder.file("kind", "a file first")?;
+    let folder = ContextFolder::new("FROM scratch\nCOPY . /\n")?;
+    folder.write_file("file", "first")?;
+    folder.write_file("kind", "a file first")?;
     folder.set_times("@1500000000")?;
     let config = json!({
-        "image": comparison.testbed.image(REPOSITORY, "twice-builder-fn"),
+        "image": comparison.testbed.image(DIGESTS_REPOSITORY, "twice-builder-fn"),
         "noCache": true,
-        "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
+        "buildArgs": { "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH_TEXT },
     });
-    folder.tar(&config, &[])?;
-    folder.file("file", "and last")?;
+    folder.tar_with_gnu_tar(&config, &[])?;
+    folder.write_file("file", "and last")?;
     fs::remove_file(folder.create_parents("kind")?)?;
-    folder.link("kind", "file")?;
+    folder.write_link("kind", "file")?;
     folder.set_times("@1600000000")?;
     let tar = folder.dir.path().join("tar");
-    run(Command::new("tar")
-        .arg("-C")
-        .arg(folder.dir.path())
-        .arg("-rf")
-        .arg(&tar)
-        .arg("context"))?;
-    let reply = comparison.builder.client()?.post(fs::read(&tar)?).await?;
+    run_command(
+        Command::new("tar")
+            .arg("-C")
+            .arg(folder.dir.path())
+            .arg("-rf")
+            .arg(&tar)
+            .arg("context"),
+    )?;
+    let reply = comparison.builder.client()?.post_signed(fs::read(&tar)?).await?;
     ensure!(reply.status == 200, "{}", reply.text);
 
-    comparison.buildctl(&folder.path(), "twice-buildctl", "Dockerfile", "zstd")?;
+    comparison.build_with_buildctl(&folder.context_path(), "twice-buildctl", "Dockerfile", "zstd")?;
     comparison.assert_same_digest("twice").await.map(drop)
 }
 
 #[tokio::test]
 async fn twenty_thousand_files_give_the_same_digest() -> Result<()> {
-    let comparison = Comparison::start().await?;
+    let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
-    let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
+    let folder = ContextFolder::new("FROM scratch\nCOPY . /\n")?;
     for number in 0..20_000 {
-        folder.file(
+        folder.write_file(
             &format!("{}/{}/{number}", number % 7, number % 130),
             number.to_string(),
         )?;
     }
     folder.set_times("@1600000000")?;
-    comparison.compare("many", &folder, &[], Value::Null).await
+    comparison
+        .build_with_both("many", &folder, &[], Value::Null)
+        .await
 }
 
 #[tokio::test]
 async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
-    let comparison = Comparison::start().await?;
+    let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
     let base = comparison.testbed.busybox().await?;
-    let folder = Folder::new(&format!(
+    let folder = ContextFolder::new(&format!(
         "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /output\nCOPY nested/ /nested/\n"
     ))?;
-    folder.file("tool", "#!/bin/sh\necho output\n")?;
+    folder.write_file("tool", "#!/bin/sh\necho output\n")?;
     fs::set_permissions(folder.create_parents("tool")?, Permissions::from_mode(0o755))?;
-    folder.file("nested/deep/er/file", "deep")?;
+    folder.write_file("nested/deep/er/file", "deep")?;
     folder.set_times("@1600000000")?;
     // Layers of the base image keep their compression, which is that of the stack's builder.
     let config = json!({
-        "image": comparison.testbed.image(REPOSITORY, "steps-builder-fn"),
+        "image": comparison.testbed.image(DIGESTS_REPOSITORY, "steps-builder-fn"),
         "noCache": true,
-        "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
+        "buildArgs": { "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH_TEXT },
     });
     let reply = comparison
         .builder
         .client()?
-        .post(folder.tar(&config, &[])?)
+        .post_signed(folder.tar_with_gnu_tar(&config, &[])?)
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
-    comparison.buildctl(&folder.path(), "steps-buildctl", "Dockerfile", "zstd")?;
+    comparison.build_with_buildctl(&folder.context_path(), "steps-buildctl", "Dockerfile", "zstd")?;
     comparison.assert_same_digest("steps").await.map(drop)
 }

@@ -9,7 +9,7 @@ use slipway_e2e::{
 };
 
 /// An odd Docker config with the credentials of one registry.
-struct Odd {
+struct OddDockerConfig {
     name: &'static str,
     text: String,
     /// Whether `buildctl` accepts the config. It rejects a file for one bad entry of another registry; Slipway
@@ -18,11 +18,11 @@ struct Odd {
 }
 
 /// Returns configs with these credentials, each odd in one way.
-fn odd_configs(host: &str, user: &str, password: &str) -> Vec<Odd> {
+fn odd_configs(host: &str, user: &str, password: &str) -> Vec<OddDockerConfig> {
     let auth = STANDARD.encode(format!("{user}:{password}"));
     let (first, second) = auth.split_at(auth.len() / 2);
     let wrong = STANDARD.encode("nobody:wrong");
-    let odd = |name, is_accepted_by_buildctl, text: String| Odd {
+    let odd = |name, is_accepted_by_buildctl, text: String| OddDockerConfig {
         name,
         text,
         is_accepted_by_buildctl,
@@ -77,7 +77,7 @@ fn odd_configs(host: &str, user: &str, password: &str) -> Vec<Odd> {
 
 #[tokio::test]
 async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let registry = &testbed.stack.registry;
     if !testbed.stack.registry_requires_password() {
@@ -88,13 +88,13 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
     let base = testbed.busybox().await?;
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let repository = "e2e/docker-config";
-    let source = BuildContext::pages(base, "odd credentials");
+    let source = BuildContext::static_page_function(base, "odd credentials");
     let folder = tempfile::tempdir()?;
-    let folder = source.extract(folder.path())?;
+    let folder = source.write_to_folder(folder.path())?;
     for odd in odd_configs(&registry.host, &registry.user, &registry.password) {
-        let Odd { name, text, .. } = &odd;
+        let OddDockerConfig { name, text, .. } = &odd;
         let buildctl = Buildctl::with_docker_config(&testbed, &daemon, text)?;
-        let pushed = buildctl.build(
+        let pushed = buildctl.build_and_push(
             &folder,
             &testbed.image(repository, &format!("{name}-buildctl")),
             &[],
@@ -105,35 +105,41 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         }
 
         // The base image is private, so the build pulls with the same credentials.
-        let builder = BuilderProcess::start(&testbed, text, &[("buildkit_url", &daemon.url())])
-            .await
-            .with_context(|| format!("builder-fn with {name}"))?;
+        let builder =
+            BuilderProcess::start_with_docker_config(&testbed, text, &[("buildkit_url", &daemon.url())])
+                .await
+                .with_context(|| format!("builder-fn with {name}"))?;
         let image = testbed.image(repository, name);
         let reply = builder
             .client()?
-            .post(source.tar(&json!({ "image": image, "noCache": true }))?)
+            .post_signed(source.tar_with_config(&json!({ "image": image, "noCache": true }))?)
             .await?;
         assert_eq!(reply.status, 200, "{name}: {}", reply.text);
-        let digest = reply.field("digest");
+        let digest = reply.text_field("digest");
         assert!(
-            testbed.registry.manifest(repository, &digest).await?.is_some(),
+            testbed
+                .registry
+                .get_manifest(repository, &digest)
+                .await?
+                .is_some(),
             "{name}"
         );
 
         // The deployer reads the same dialect: it rejects an image that it cannot find in the registry.
         let function = format!("docker-config-{name}");
         let secret = [("registry-pull-config", text.clone())];
-        let deployer = DeployerProcess::with_secrets(&testbed, &testbed.stack.gateway.url, &[], &secret)
-            .await
-            .with_context(|| format!("deployer-fn with {name}"))?;
+        let deployer =
+            DeployerProcess::start_with_more_secrets(&testbed, &testbed.stack.gateway.url, &[], &secret)
+                .await
+                .with_context(|| format!("deployer-fn with {name}"))?;
         let hand_over = json!({
             "image": format!("{}@{digest}", testbed.image(repository, "").trim_end_matches(':')),
             "callId": name,
             "builtAt": "2026-01-01T00:00:00Z",
             "deploy": { "service": function },
         });
-        let reply = deployer.deploy(&hand_over).await?;
-        testbed.functions.remove(&function).await?;
+        let reply = deployer.send_hand_over(&hand_over).await?;
+        testbed.functions.remove_function(&function).await?;
         assert_eq!(reply.status, 200, "{name}: {}", reply.text);
         let absent = format!(
             "{}@sha256:{}",
@@ -142,7 +148,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         );
         let mut hand_over = hand_over;
         hand_over["image"] = json!(absent);
-        let reply = deployer.deploy(&hand_over).await?;
+        let reply = deployer.send_hand_over(&hand_over).await?;
         assert_eq!(reply.status, 422, "{name}: {}", reply.text);
         assert!(
             reply.text.contains("not in the registry") || reply.text.contains("registry"),

@@ -1,11 +1,11 @@
-//! Which file of a context is the Dockerfile: the one that `buildctl` finds under the same name.
+//! Tests that builder-fn builds the same file of a context as `buildctl` when both are given the same Dockerfile name.
 
 use anyhow::Result;
 use serde_json::json;
-use slipway_e2e::{build_context::BuildContext, comparison::Comparison};
+use slipway_e2e::{build_context::BuildContext, comparison::ClientComparison};
 
 /// The Dockerfiles of the contexts; each image says in `/which` which one was read.
-const CONTEXTS: [&[&str]; 6] = [
+const DOCKERFILES_OF_CONTEXTS: [&[&str]; 6] = [
     &["Dockerfile"],
     &["dockerfile"],
     &["build/dockerfile"],
@@ -15,7 +15,7 @@ const CONTEXTS: [&[&str]; 6] = [
 ];
 
 /// The names that a config can give.
-const NAMES: [Option<&str>; 9] = [
+const CONFIGURED_NAMES: [Option<&str>; 9] = [
     None,
     Some("Dockerfile"),
     Some("./Dockerfile"),
@@ -27,37 +27,39 @@ const NAMES: [Option<&str>; 9] = [
     Some("Other"),
 ];
 
-fn context(dockerfiles: &[&str], first_line: &str) -> BuildContext {
+fn context_with_dockerfiles(dockerfiles: &[&str], first_line: &str) -> BuildContext {
     dockerfiles
         .iter()
-        .fold(BuildContext::new().file("a", "a"), |context, path| {
+        .fold(BuildContext::new().with_file("a", "a"), |context, path| {
             let text = format!("{first_line}FROM scratch\nCOPY a /which/{path}\n");
-            context.file(path, text)
+            context.with_file(path, text)
         })
 }
 
 #[tokio::test]
 async fn every_name_finds_the_dockerfile_that_buildctl_finds() -> Result<()> {
-    let comparison = Comparison::start("e2e/dockerfile-names").await?;
+    let comparison = ClientComparison::start("e2e/dockerfile-names").await?;
     let _parts = comparison.testbed.share_parts().await;
     let mut found = 0;
-    for (number, dockerfiles) in CONTEXTS.iter().enumerate() {
-        let source = context(dockerfiles, "");
+    for (number, dockerfiles) in DOCKERFILES_OF_CONTEXTS.iter().enumerate() {
+        let source = context_with_dockerfiles(dockerfiles, "");
         let folder = tempfile::tempdir()?;
-        let folder = source.extract(folder.path())?;
-        for (name_number, name) in NAMES.iter().enumerate() {
+        let folder = source.write_to_folder(folder.path())?;
+        for (name_number, name) in CONFIGURED_NAMES.iter().enumerate() {
             let what = format!("{name:?} in {dockerfiles:?}");
             let tag = format!("{number}-{name_number}");
             let option = name.map(|name| format!("filename={name}"));
             let options: Vec<&str> = option.iter().map(String::as_str).collect();
             let theirs = comparison
-                .buildctl(&folder, &format!("{tag}-buildctl"), &options)
+                .build_with_buildctl(&folder, &format!("{tag}-buildctl"), &options)
                 .await?;
-            let mut config = comparison.config(&tag);
+            let mut config = comparison.config_without_cache(&tag);
             if let Some(name) = name {
                 config["dockerfile"] = json!(name);
             }
-            let (reply, ours) = comparison.post(source.tar(&config)?, &tag).await?;
+            let (reply, ours) = comparison
+                .build_with_builder(source.tar_with_config(&config)?, &tag)
+                .await?;
             match theirs {
                 Ok(theirs) => {
                     assert_eq!(ours, Ok(theirs), "{what}: {}", reply.text);
@@ -72,27 +74,32 @@ async fn every_name_finds_the_dockerfile_that_buildctl_finds() -> Result<()> {
             }
         }
     }
-    assert!(found > NAMES.len(), "only {found} of the combinations build");
+    assert!(
+        found > CONFIGURED_NAMES.len(),
+        "only {found} of the combinations build"
+    );
     Ok(())
 }
 
 /// The file that is built decides which frontend would read it.
 #[tokio::test]
 async fn a_syntax_line_is_found_in_the_file_that_is_built() -> Result<()> {
-    let comparison = Comparison::start("e2e/dockerfile-names").await?;
+    let comparison = ClientComparison::start("e2e/dockerfile-names").await?;
     let _parts = comparison.testbed.share_parts().await;
     for (path, name) in [
         ("dockerfile", "Dockerfile"),
         ("dockerfile", "./Dockerfile"),
         ("build/dockerfile", "build/Dockerfile"),
     ] {
-        let mut config = comparison.config("syntax");
+        let mut config = comparison.config_without_cache("syntax");
         config["dockerfile"] = json!(name);
-        let source = context(&[path], "# syntax=registry.invalid/frontend:1\n");
-        let (reply, _) = comparison.post(source.tar(&config)?, "syntax").await?;
+        let source = context_with_dockerfiles(&[path], "# syntax=registry.invalid/frontend:1\n");
+        let (reply, _) = comparison
+            .build_with_builder(source.tar_with_config(&config)?, "syntax")
+            .await?;
         assert_eq!(reply.status, 400, "{name}: {}", reply.text);
         assert!(
-            reply.field("error").contains("registry.invalid/frontend:1"),
+            reply.text_field("error").contains("registry.invalid/frontend:1"),
             "{name}: {}",
             reply.text
         );

@@ -10,18 +10,18 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     builder_process::BuilderProcess,
-    client::signature,
-    recorded::{RecordedCli, RequestVariables, cli_outcome},
-    registry::Manifest,
+    client::sign_body,
+    recorded::{CliRecording, RequestVariables, cli_outcome},
+    registry::ManifestWithDigest,
     testbed::Testbed,
-    work_dir::WorkDir,
+    work_dir::ClientFolder,
 };
 
 /// A path of the deployed function, and the page there.
-const PAGE: (&str, &str) = ("/handler.txt", "hello\n");
+const PAGE_PATH_AND_TEXT: (&str, &str) = ("/handler.txt", "hello\n");
 
 /// The time that a deployed function may take until it listens, on a busy machine.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const FUNCTION_START_LIMIT: Duration = Duration::from_secs(30);
 
 /// The result of a faas-cli command.
 #[derive(Debug)]
@@ -31,13 +31,13 @@ struct CommandResult {
 }
 
 /// A function to build: its name, its image without a tag, and its Dockerfile.
-struct Function<'a> {
+struct FunctionToBuild<'a> {
     name: &'a str,
     repository: String,
     dockerfile: String,
 }
 
-impl<'a> Function<'a> {
+impl<'a> FunctionToBuild<'a> {
     /// Returns a function that serves its handler's folder; `steps` are additional steps of its Dockerfile.
     fn new(testbed: &Testbed, base: &str, name: &'a str, steps: &str) -> Self {
         Self {
@@ -54,35 +54,41 @@ impl<'a> Function<'a> {
 }
 
 /// A faas-cli that supports `--remote-builder`.
-enum Current<'a> {
+enum CurrentFaasCli<'a> {
     /// The stack's faas-cli, if `SLIPWAY_FAAS_CLI` named a current one.
     Program(&'a Testbed),
     /// The recorded faas-cli.
-    Recorded(&'a Testbed, RecordedCli),
+    Recorded(&'a Testbed, CliRecording),
 }
 
-impl<'a> Current<'a> {
+impl<'a> CurrentFaasCli<'a> {
     /// Returns the recorded faas-cli, and the stack's if it is a current one.
-    async fn all(testbed: &'a Testbed) -> Result<Vec<Self>> {
-        let mut all = vec![Self::Recorded(testbed, RecordedCli::read()?)];
-        if is_current(testbed, &WorkDir::new("scratch")?).await? {
+    async fn all_current(testbed: &'a Testbed) -> Result<Vec<Self>> {
+        let mut all = vec![Self::Recorded(testbed, CliRecording::read_recording()?)];
+        if stacks_faas_cli_is_current(testbed, &ClientFolder::new("scratch")?).await? {
             all.push(Self::Program(testbed));
         }
         Ok(all)
     }
 
     /// Runs one of the recorded commands.
-    async fn run(&self, command: &str, builder: &str, function: &Function<'_>) -> Result<CommandResult> {
+    async fn run_recorded_command(
+        &self,
+        command: &str,
+        builder: &str,
+        function: &FunctionToBuild<'_>,
+    ) -> Result<CommandResult> {
         match self {
             Self::Program(testbed) => {
-                let recorded = RecordedCli::read()?;
-                let work_dir = work_dir(testbed, function, has_secrets(command), &recorded)?;
+                let recorded = CliRecording::read_recording()?;
+                let work_dir =
+                    create_recorded_project(testbed, function, command_has_secrets(command), &recorded)?;
                 let key = testbed
                     .stack
                     .payload_secret
                     .to_str()
                     .context("the path is not UTF-8")?;
-                let mut arguments: Vec<&str> = recorded.command(command)?["arguments"]
+                let mut arguments: Vec<&str> = recorded.recorded_command(command)?["arguments"]
                     .as_array()
                     .context("requests.json: no arguments")?
                     .iter()
@@ -98,35 +104,37 @@ impl<'a> Current<'a> {
                     "-f",
                     "stack.yaml",
                 ]);
-                let output = work_dir.faas_cli(testbed, &arguments, b"").await?;
+                let output = work_dir.run_faas_cli(testbed, &arguments, b"").await?;
                 Ok(CommandResult {
                     code: output.code,
-                    output: output.combined(),
+                    output: output.stdout_and_stderr(),
                 })
             }
-            Self::Recorded(testbed, recorded) => replay(testbed, recorded, command, builder, function).await,
+            Self::Recorded(testbed, recorded) => {
+                replay_recorded_requests(testbed, recorded, command, builder, function).await
+            }
         }
     }
 }
 
-fn has_secrets(command: &str) -> bool {
+fn command_has_secrets(command: &str) -> bool {
     command.contains("secrets")
 }
 
 /// Creates a project like the recorded one.
-fn work_dir(
+fn create_recorded_project(
     testbed: &Testbed,
-    function: &Function<'_>,
+    function: &FunctionToBuild<'_>,
     secrets: bool,
-    recorded: &RecordedCli,
-) -> Result<WorkDir> {
-    let work_dir = WorkDir::new("scratch")?;
-    work_dir.write("template/small/Dockerfile", &function.dockerfile)?;
-    work_dir.write(
+    recorded: &CliRecording,
+) -> Result<ClientFolder> {
+    let work_dir = ClientFolder::new("scratch")?;
+    work_dir.write_file("template/small/Dockerfile", &function.dockerfile)?;
+    work_dir.write_file(
         "template/small/template.yml",
         "language: small\nfprocess: /server\nbuild_options:\n  - name: dev\n    packages:\n      - make\n      - gcc\n",
     )?;
-    work_dir.write("fn/handler.txt", PAGE.1)?;
+    work_dir.write_file("fn/handler.txt", PAGE_PATH_AND_TEXT.1)?;
     let mut stack = format!(
         "version: 1.0\nprovider:\n  name: openfaas\n  gateway: {}\nfunctions:\n  {}:\n    lang: small\n    handler: ./fn\n    image: {}:0.1.0\n",
         testbed.stack.gateway.url, function.name, function.repository,
@@ -137,30 +145,30 @@ fn work_dir(
             .as_object()
             .context("secrets.json: no values")?
         {
-            work_dir.write(
+            work_dir.write_file(
                 &format!(".secrets/{name}"),
                 value.as_str().context("secrets.json: a value is not a string")?,
             )?;
             stack.push_str(&format!("      {name}: .secrets/{name}\n"));
         }
-        work_dir.write(
+        work_dir.write_file(
             "key.pub",
             recorded.secrets["public_key"]
                 .as_str()
                 .context("secrets.json: no public_key")?,
         )?;
     }
-    work_dir.write("stack.yaml", stack)?;
+    work_dir.write_file("stack.yaml", stack)?;
     Ok(work_dir)
 }
 
 /// Sends the recorded requests of a command in order, and stops where faas-cli would.
-async fn replay(
+async fn replay_recorded_requests(
     testbed: &Testbed,
-    recorded: &RecordedCli,
+    recorded: &CliRecording,
     command: &str,
     builder: &str,
-    function: &Function<'_>,
+    function: &FunctionToBuild<'_>,
 ) -> Result<CommandResult> {
     let http = reqwest::Client::builder().no_proxy().build()?;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
@@ -171,7 +179,7 @@ async fn replay(
         mtime: now.as_secs() + 1,
         dockerfile: Some(function.dockerfile.clone()),
     };
-    for send in recorded.command(command)?["sends"]
+    for send in recorded.recorded_command(command)?["sends"]
         .as_array()
         .context("requests.json: no sends")?
     {
@@ -186,7 +194,7 @@ async fn replay(
             .context("requests.json: no method")?
             .parse()?;
         let mut request = http.request(method, format!("{to}{path}"));
-        for (name, value) in recorded.headers(path)? {
+        for (name, value) in recorded.request_headers(path)? {
             request = request.header(name, value);
         }
         let result = match path {
@@ -196,8 +204,8 @@ async fn replay(
                 continue;
             }
             "/build" => {
-                let tar = recorded.tar(send, &variables)?;
-                let request = request.header("X-Build-Signature", signature(key.trim_ascii(), &tar)?);
+                let tar = recorded.build_request_body(send, &variables)?;
+                let request = request.header("X-Build-Signature", sign_body(key.trim_ascii(), &tar)?);
                 let answer = request.body(tar).send().await?;
                 let status = answer.status().as_u16();
                 let packed = answer.headers().get("content-encoding");
@@ -207,7 +215,7 @@ async fn replay(
                 );
                 let body = answer.text().await?;
                 if status == 200 {
-                    check_stream(&body)?;
+                    check_record_stream(&body)?;
                 }
                 let config: Value =
                     serde_json::from_str(send["config"].as_str().context("requests.json: no config")?)?;
@@ -256,7 +264,7 @@ async fn replay(
 
 /// Checks what these clients need without checking it: one object a line, no empty lines, and a terminal record at
 /// the end.
-fn check_stream(body: &str) -> Result<()> {
+fn check_record_stream(body: &str) -> Result<()> {
     ensure!(body.ends_with('\n'), "{body}");
     let records: Vec<Value> = body
         .lines()
@@ -278,45 +286,50 @@ fn check_stream(body: &str) -> Result<()> {
     Ok(())
 }
 
-async fn manifest(testbed: &Testbed, name: &str, tag: &str) -> Result<Manifest> {
-    let found = testbed.registry.manifest(&format!("e2e/{name}"), tag).await?;
+async fn manifest_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<ManifestWithDigest> {
+    let found = testbed.registry.get_manifest(&format!("e2e/{name}"), tag).await?;
     found.with_context(|| format!("no {name}:{tag} in the registry"))
 }
 
-async fn labels(testbed: &Testbed, name: &str, tag: &str) -> Result<Value> {
-    let manifest = manifest(testbed, name, tag).await?;
+async fn labels_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<Value> {
+    let manifest = manifest_of_image(testbed, name, tag).await?;
     let manifest = match manifest.body["manifests"][0]["digest"].as_str() {
-        Some(digest) => self::manifest(testbed, name, digest).await?,
+        Some(digest) => self::manifest_of_image(testbed, name, digest).await?,
         None => manifest,
     };
     let config = manifest.body["config"]["digest"].as_str().context("no config")?;
-    let config = testbed.registry.document(&format!("e2e/{name}"), config).await?;
+    let config = testbed
+        .registry
+        .get_json_blob(&format!("e2e/{name}"), config)
+        .await?;
     Ok(config["config"]["Labels"].clone())
 }
 
 #[tokio::test]
 async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
-    for (at, client) in Current::all(&testbed).await?.iter().enumerate() {
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
+    for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
         let name = format!("cli-publish-{at}");
-        let function = Function::new(&testbed, base, &name, "");
+        let function = FunctionToBuild::new(&testbed, base, &name, "");
         let run = async |command: &str| -> Result<()> {
-            let result = client.run(command, builder.url(), &function).await?;
+            let result = client
+                .run_recorded_command(command, builder.url(), &function)
+                .await?;
             ensure!(result.code == 0, "{command}: {result:?}");
             Ok(())
         };
         run("publish").await?;
-        let plain = manifest(&testbed, &name, "0.1.0").await?;
+        let plain = manifest_of_image(&testbed, &name, "0.1.0").await?;
         assert!(plain.body["layers"].is_array(), "{plain:?}");
         for command in [
             "publish for two platforms",
             "publish for platforms written with a space",
         ] {
             run(command).await?;
-            let index = manifest(&testbed, &name, "0.1.0").await?;
+            let index = manifest_of_image(&testbed, &name, "0.1.0").await?;
             let platforms: Vec<_> = index.body["manifests"]
                 .as_array()
                 .into_iter()
@@ -326,14 +339,14 @@ async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
             assert_eq!(platforms, ["amd64", "arm64"], "{command}: {index:?}");
         }
         run("publish with build arguments").await?;
-        let labels = labels(&testbed, &name, "0.1.0").await?;
+        let labels = labels_of_image(&testbed, &name, "0.1.0").await?;
         assert_eq!(labels["note"], "a<b>&c=\"d\" é", "{labels}");
         assert_eq!(labels["packages"], "curl gcc make zlib", "{labels}");
         run("publish for the daemon's own platform").await?;
         run("publish with flags that are not sent").await?;
         run("publish tagged by digest").await?;
-        if let Current::Recorded(..) = client {
-            manifest(&testbed, &name, "b1a8526a1686343525b0fe0e83d322a8").await?;
+        if let CurrentFaasCli::Recorded(..) = client {
+            manifest_of_image(&testbed, &name, "b1a8526a1686343525b0fe0e83d322a8").await?;
         }
     }
     Ok(())
@@ -342,13 +355,13 @@ async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
 /// The public key comes from the builder or from a file. The steps read exactly the bytes of the secrets' files.
 #[tokio::test]
 async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let (base, recorded) = (testbed.busybox().await?, RecordedCli::read()?);
+    let (base, recorded) = (testbed.busybox().await?, CliRecording::read_recording()?);
     let keys = tempfile::tempdir()?;
-    let key = recorded.private_key(keys.path())?;
+    let key = recorded.write_private_key(keys.path())?;
     let settings = [("build_secrets_private_key_path", key.as_str())];
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let mut steps = String::new();
     for (name, value) in recorded.secrets["values"]
         .as_object()
@@ -360,7 +373,7 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
             "RUN --mount=type=secret,id={name},required=true sha256sum /run/secrets/{name} | grep {sum}\n"
         );
     }
-    for (at, client) in Current::all(&testbed).await?.iter().enumerate() {
+    for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
         let name = format!("cli-sealed-{at}");
         for command in [
             "publish with secrets",
@@ -368,26 +381,30 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
         ] {
             // A cached step would need no secret.
             let fresh = format!("ENV AT=\"{:?}\"\n{steps}", std::time::SystemTime::now());
-            let function = Function::new(&testbed, base, &name, &fresh);
-            let result = client.run(command, builder.url(), &function).await?;
+            let function = FunctionToBuild::new(&testbed, base, &name, &fresh);
+            let result = client
+                .run_recorded_command(command, builder.url(), &function)
+                .await?;
             assert_eq!(result.code, 0, "{command}: {result:?}");
         }
-        manifest(&testbed, &name, "0.1.0").await?;
+        manifest_of_image(&testbed, &name, "0.1.0").await?;
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
-    for (at, client) in Current::all(&testbed).await?.iter().enumerate() {
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
+    for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
         let bad = format!("cli-bad-{at}");
-        let failing = Function::new(&testbed, base, &bad, "RUN echo before; exit 3");
+        let failing = FunctionToBuild::new(&testbed, base, &bad, "RUN echo before; exit 3");
         for command in ["publish", "up", "up --publish"] {
-            let result = client.run(command, builder.url(), &failing).await?;
+            let result = client
+                .run_recorded_command(command, builder.url(), &failing)
+                .await?;
             assert_eq!(result.code, 1, "{command}: {result:?}");
             let message = format!(
                 "{bad} failure while building or pushing image {}:0.1.0: ",
@@ -399,34 +416,38 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
         assert!(
             testbed
                 .registry
-                .manifest(&format!("e2e/{bad}"), "0.1.0")
+                .get_manifest(&format!("e2e/{bad}"), "0.1.0")
                 .await?
                 .is_none()
         );
-        assert_eq!(testbed.functions.status(&bad).await?, None);
+        assert_eq!(testbed.functions.function_status(&bad).await?, None);
 
         let name = format!("cli-up-{at}");
-        let function = Function::new(&testbed, base, &name, "");
-        testbed.functions.remove(&name).await?;
+        let function = FunctionToBuild::new(&testbed, base, &name, "");
+        testbed.functions.remove_function(&name).await?;
         for command in ["up", "up --publish", "up --skip-push"] {
-            let result = client.run(command, builder.url(), &function).await?;
+            let result = client
+                .run_recorded_command(command, builder.url(), &function)
+                .await?;
             assert_eq!(result.code, 0, "{command}: {result:?}");
             assert_eq!(
                 testbed
                     .functions
-                    .get_with_retry(&name, PAGE.0, START_LIMIT)
+                    .get_path_with_retry(&name, PAGE_PATH_AND_TEXT.0, FUNCTION_START_LIMIT)
                     .await?,
-                (200, PAGE.1.to_owned()),
+                (200, PAGE_PATH_AND_TEXT.1.to_owned()),
                 "{command}"
             );
         }
-        testbed.functions.remove(&name).await?;
+        testbed.functions.remove_function(&name).await?;
     }
     Ok(())
 }
 
 /// Returns whether the stack's faas-cli supports `--remote-builder`.
-async fn is_current(testbed: &Testbed, work_dir: &WorkDir) -> Result<bool> {
-    let help = work_dir.faas_cli(testbed, &["publish", "--help"], b"").await?;
-    Ok(help.combined().contains("--remote-builder"))
+async fn stacks_faas_cli_is_current(testbed: &Testbed, work_dir: &ClientFolder) -> Result<bool> {
+    let help = work_dir
+        .run_faas_cli(testbed, &["publish", "--help"], b"")
+        .await?;
+    Ok(help.stdout_and_stderr().contains("--remote-builder"))
 }

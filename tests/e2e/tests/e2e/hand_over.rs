@@ -1,4 +1,4 @@
-//! What happens between builder-fn and deployer-fn: the dry run before a build, and the hand-over after it.
+//! Tests of the requests from builder-fn to deployer-fn: the dry run before a build, and the hand-over after it.
 //!
 //! Both are processes beside the stack, with its gateway, its provider and its registry.
 
@@ -8,13 +8,13 @@ use anyhow::{Context as _, Result};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use slipway_e2e::{
-    build_context::BuildContext, builder_process::BuilderProcess, client::Reply,
+    build_context::BuildContext, builder_process::BuilderProcess, client::BuilderReply,
     deployer_process::DeployerProcess, deployer_route::DeployerRoute, pausing_proxy::PausingProxy,
     testbed::Testbed,
 };
 
 /// A builder, its route to a deployer, and the deployer with a recording proxy to the gateway.
-struct Fixture {
+struct HandOverFixture {
     testbed: Testbed,
     builder: BuilderProcess,
     route: DeployerRoute,
@@ -22,13 +22,13 @@ struct Fixture {
     _deployer: DeployerProcess,
 }
 
-impl Fixture {
+impl HandOverFixture {
     async fn start() -> Result<Self> {
-        let testbed = Testbed::find()?;
-        let gateway = PausingProxy::to(&testbed.stack.gateway.url).await?;
+        let testbed = Testbed::find_running_stack()?;
+        let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer = DeployerProcess::start(&testbed, gateway.url(), &[]).await?;
-        let route = DeployerRoute::to(deployer.url()).await?;
-        let builder = BuilderProcess::with_settings(&testbed, &[("gateway_url", route.url())]).await?;
+        let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
+        let builder = BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.url())]).await?;
         Ok(Self {
             testbed,
             builder,
@@ -39,17 +39,20 @@ impl Fixture {
     }
 
     /// Builds pages with this text; the image is `e2e/hand-over:TAG`.
-    async fn build(&self, tag: &str, text: &str, deploy: Value) -> Result<Reply> {
+    async fn build_page(&self, tag: &str, text: &str, deploy: Value) -> Result<BuilderReply> {
         let config = json!({ "image": self.testbed.image("e2e/hand-over", tag), "deploy": deploy });
-        let source = BuildContext::pages(self.testbed.busybox().await?, text);
-        self.builder.client()?.post(source.tar(&config)?).await
+        let source = BuildContext::static_page_function(self.testbed.busybox().await?, text);
+        self.builder
+            .client()?
+            .post_signed(source.tar_with_config(&config)?)
+            .await
     }
 
     async fn has_image(&self, tag: &str) -> Result<bool> {
         Ok(self
             .testbed
             .registry
-            .manifest("e2e/hand-over", tag)
+            .get_manifest("e2e/hand-over", tag)
             .await?
             .is_some())
     }
@@ -58,7 +61,7 @@ impl Fixture {
 /// A Dockerfile whose step would run for minutes, so an early answer can only come from before the build.
 #[tokio::test]
 async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
-    let fixture = Fixture::start().await?;
+    let fixture = HandOverFixture::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let base = fixture.testbed.busybox().await?;
     let tag = format!("refused-{}", std::process::id());
@@ -93,42 +96,47 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
         fixture.gateway.clear_requests();
         let image = fixture.testbed.image("e2e/hand-over", &tag);
         let source = BuildContext::dockerfile(format!("FROM {base}\nRUN sleep 317\n"));
-        let tar =
-            source.tar(&json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": "40s" }))?;
+        let tar = source.tar_with_config(
+            &json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": "40s" }),
+        )?;
         let started = Instant::now();
-        let reply = fixture.builder.client()?.post(tar).await?;
+        let reply = fixture.builder.client()?.post_signed(tar).await?;
 
         assert_eq!(reply.status, 422, "{what}: {}", reply.text);
-        assert!(reply.field("error").contains(part), "{what}: {}", reply.text);
-        assert_eq!(reply.field("status"), "failed", "{what}: {}", reply.text);
+        assert!(reply.text_field("error").contains(part), "{what}: {}", reply.text);
+        assert_eq!(reply.text_field("status"), "failed", "{what}: {}", reply.text);
         // The step alone takes minutes. Other tests use the machine too, so the limit is generous.
         assert!(started.elapsed() < Duration::from_secs(20), "{what}");
         assert!(!reply.text.contains("sleep 317"), "{what}: built: {}", reply.text);
         assert!(!fixture.has_image(&tag).await?, "{what}: pushed");
-        assert_eq!(fixture.gateway.writes(), Vec::<String>::new(), "{what}");
-        let last = fixture.route.hand_overs().pop().context("no dry run")?;
+        assert_eq!(
+            fixture.gateway.changing_requests(),
+            Vec::<String>::new(),
+            "{what}"
+        );
+        let last = fixture.route.recorded_hand_overs().pop().context("no dry run")?;
         assert_eq!(last["dryRun"], true, "{what}: {last}");
         assert_eq!(last.get("image"), None, "{what}: {last}");
     }
-    assert!(fixture.testbed.functions.status(valid).await?.is_none());
+    assert!(fixture.testbed.functions.function_status(valid).await?.is_none());
     Ok(())
 }
 
 #[tokio::test]
 async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()> {
-    let fixture = Fixture::start().await?;
+    let fixture = HandOverFixture::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let name = "after-a-dry-run";
-    fixture.testbed.functions.remove(name).await?;
+    fixture.testbed.functions.remove_function(name).await?;
 
     let reply = fixture
-        .build("dry", "after a dry run", json!({ "service": name }))
+        .build_page("dry", "after a dry run", json!({ "service": name }))
         .await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
     let [dry, real] = fixture
         .route
-        .hand_overs()
+        .recorded_hand_overs()
         .try_into()
         .map_err(|all| anyhow::anyhow!("not a dry run and a hand-over: {all:?}"))?;
     assert_eq!(dry["dryRun"], true, "{dry}");
@@ -141,70 +149,77 @@ async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()>
             .is_some_and(|image| image.contains("@sha256:")),
         "{real}"
     );
-    let page = fixture.testbed.functions.page(name).await?;
+    let page = fixture.testbed.functions.get_front_page(name).await?;
     assert_eq!(page, (200, "after a dry run".to_owned()));
     // One creation, by the hand-over: the dry run wrote nothing.
-    let creations = fixture.gateway.writes();
+    let creations = fixture.gateway.changing_requests();
     let creations = creations
         .iter()
         .filter(|write| write.starts_with("POST "))
         .count();
-    assert_eq!(creations, 1, "{:?}", fixture.gateway.writes());
-    fixture.testbed.functions.remove(name).await
+    assert_eq!(creations, 1, "{:?}", fixture.gateway.changing_requests());
+    fixture.testbed.functions.remove_function(name).await
 }
 
 /// Gateways answer so while their provider or the deployer starts. The hand-over changes nothing when it is repeated.
 #[tokio::test]
 async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
-    let fixture = Fixture::start().await?;
+    let fixture = HandOverFixture::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let name = "retried-hand-over";
-    fixture.testbed.functions.remove(name).await?;
+    fixture.testbed.functions.remove_function(name).await?;
     let faults = [
         StatusCode::SERVICE_UNAVAILABLE,
         StatusCode::TOO_MANY_REQUESTS,
         StatusCode::BAD_GATEWAY,
         StatusCode::GATEWAY_TIMEOUT,
     ];
-    fixture.route.fail_next(&faults);
+    fixture.route.fail_next_hand_overs(&faults);
 
     let reply = fixture
-        .build("retried", "retried", json!({ "service": name }))
+        .build_page("retried", "retried", json!({ "service": name }))
         .await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.json()["deployment"]["status"], "ready", "{}", reply.text);
     assert_eq!(
-        fixture.testbed.functions.page(name).await?,
+        fixture.testbed.functions.get_front_page(name).await?,
         (200, "retried".to_owned())
     );
-    let all = fixture.route.hand_overs();
+    let all = fixture.route.recorded_hand_overs();
     let real: Vec<&Value> = all.iter().filter(|one| one["dryRun"] != true).collect();
     assert_eq!(real.len(), faults.len() + 1, "{all:#?}");
     assert!(real.iter().all(|one| *one == real[0]), "{real:#?}");
     let log = reply.json()["log"].to_string();
     assert!(log.contains("503"), "the log does not show the retries: {log}");
-    fixture.testbed.functions.remove(name).await
+    fixture.testbed.functions.remove_function(name).await
 }
 
 /// A deployer's own refusal is final, whatever the status.
 #[tokio::test]
 async fn a_refused_hand_over_is_not_retried() -> Result<()> {
-    let fixture = Fixture::start().await?;
+    let fixture = HandOverFixture::start().await?;
     let _parts = fixture.testbed.share_parts().await;
-    fixture.route.fail_next(&[StatusCode::BAD_REQUEST]);
+    fixture.route.fail_next_hand_overs(&[StatusCode::BAD_REQUEST]);
 
     let reply = fixture
-        .build("not-retried", "x", json!({ "service": "not-retried" }))
+        .build_page("not-retried", "x", json!({ "service": "not-retried" }))
         .await?;
 
     assert_ne!(reply.status, 200, "{}", reply.text);
-    let all = fixture.route.hand_overs();
+    let all = fixture.route.recorded_hand_overs();
     assert_eq!(
         all.iter().filter(|one| one["dryRun"] != true).count(),
         1,
         "{all:#?}"
     );
-    assert!(fixture.testbed.functions.status("not-retried").await?.is_none());
+    assert!(
+        fixture
+            .testbed
+            .functions
+            .function_status("not-retried")
+            .await?
+            .is_none()
+    );
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! Ignore patterns, well-formed and malformed: builder-fn ignores what `buildctl` ignores, and rejects what it rejects.
 
 use anyhow::Result;
-use slipway_e2e::{build_context::BuildContext, comparison::Comparison};
+use slipway_e2e::{build_context::BuildContext, comparison::ClientComparison};
 
 /// Patterns that moby's matcher takes apart in different ways. Some are malformed only where a path gets as far as the
 /// malformed part; the context has such paths.
-const PATTERNS: [&str; 40] = [
+const TESTED_IGNORE_PATTERNS: [&str; 40] = [
     // A malformed part that no path reaches, or that every path does.
     "a*/b\\",
     "!a*/b\\",
@@ -54,45 +54,54 @@ const PATTERNS: [&str; 40] = [
 ];
 
 /// Returns a context that the patterns match in parts.
-fn context(ignore: &str) -> BuildContext {
+fn context_for_patterns(ignore: &str) -> BuildContext {
     [
         "a", "b", "aab", "a+b", "a.b", "axb", "{a,b}", "(a|b)", "$", "[", "a[", "x", "-", "!a",
     ]
     .iter()
     .fold(
-        BuildContext::dockerfile("FROM scratch\nCOPY . /\n").file(".dockerignore", ignore),
-        |context, name| context.file(name, *name).file(&format!("folder/{name}"), *name),
+        BuildContext::dockerfile("FROM scratch\nCOPY . /\n").with_file(".dockerignore", ignore),
+        |context, name| {
+            context
+                .with_file(name, *name)
+                .with_file(&format!("folder/{name}"), *name)
+        },
     )
-    .file("ab/b/c", "deep")
-    .file("ab/a/b", "deep")
+    .with_file("ab/b/c", "deep")
+    .with_file("ab/a/b", "deep")
 }
 
 #[tokio::test]
 async fn every_ignore_pattern_has_the_effect_that_it_has_for_buildctl() -> Result<()> {
-    let comparison = Comparison::start("e2e/ignore-patterns").await?;
+    let comparison = ClientComparison::start("e2e/ignore-patterns").await?;
     let _parts = comparison.testbed.share_parts().await;
     let mut differences = Vec::new();
     // An exception is looked at only where an earlier pattern matches.
-    let after_another = PATTERNS.iter().filter(|pattern| pattern.starts_with('!'));
+    let after_another = TESTED_IGNORE_PATTERNS
+        .iter()
+        .filter(|pattern| pattern.starts_with('!'));
     let after_another = after_another.map(|pattern| format!("folder\n{pattern}\n"));
-    let files: Vec<String> = PATTERNS
+    let files: Vec<String> = TESTED_IGNORE_PATTERNS
         .iter()
         .map(|pattern| format!("{pattern}\n"))
         .chain(after_another)
         .collect();
     for (number, ignore) in files.iter().enumerate() {
-        let source = context(ignore);
+        let source = context_for_patterns(ignore);
         let folder = tempfile::tempdir()?;
         let theirs = comparison
-            .buildctl(
-                &source.extract(folder.path())?,
+            .build_with_buildctl(
+                &source.write_to_folder(folder.path())?,
                 &format!("buildctl-{number}"),
                 &[],
             )
             .await?;
         let tag = number.to_string();
         let (reply, ours) = comparison
-            .post(source.tar(&comparison.config(&tag))?, &tag)
+            .build_with_builder(
+                source.tar_with_config(&comparison.config_without_cache(&tag))?,
+                &tag,
+            )
             .await?;
         let is_same = match (&ours, &theirs) {
             (Ok(ours), Ok(theirs)) => ours == theirs,
@@ -100,7 +109,7 @@ async fn every_ignore_pattern_has_the_effect_that_it_has_for_buildctl() -> Resul
             _ => false,
         };
         if !is_same {
-            let short = |outcome: &slipway_e2e::comparison::Outcome| match outcome {
+            let short = |outcome: &slipway_e2e::comparison::ClientOutcome| match outcome {
                 Ok(files) => format!("{:?}", files.keys().collect::<Vec<_>>()),
                 Err(error) => error.clone(),
             };
@@ -118,12 +127,15 @@ async fn every_ignore_pattern_has_the_effect_that_it_has_for_buildctl() -> Resul
 /// A malformed pattern that has no effect is likely a mistake, so the log names it.
 #[tokio::test]
 async fn a_malformed_pattern_is_a_warning_that_names_it() -> Result<()> {
-    let comparison = Comparison::start("e2e/ignore-patterns").await?;
+    let comparison = ClientComparison::start("e2e/ignore-patterns").await?;
     let _parts = comparison.testbed.share_parts().await;
     for pattern in ["a*/b\\", "![z-a]"] {
-        let source = context(&format!("{pattern}\n"));
+        let source = context_for_patterns(&format!("{pattern}\n"));
         let (reply, _) = comparison
-            .post(source.tar(&comparison.config("warned"))?, "warned")
+            .build_with_builder(
+                source.tar_with_config(&comparison.config_without_cache("warned"))?,
+                "warned",
+            )
             .await?;
         assert_eq!(reply.status, 200, "{pattern}: {}", reply.text);
         let log = reply.json()["log"].to_string();

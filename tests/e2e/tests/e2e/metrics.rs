@@ -9,15 +9,15 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
-use slipway_stack::{Directories, Progress, ensure_promtool};
+use slipway_stack::{LauncherDirectories, ProgressSink, promtool_path};
 
 #[tokio::test]
 async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
-    let value = async |name: &str| builder.metric(name).await;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
+    let value = async |name: &str| builder.metric_value(name).await;
     let success = "slipway_builds_total{outcome=\"success\"}";
     let failed = "slipway_builds_total{outcome=\"failed\"}";
     assert_eq!(
@@ -28,12 +28,12 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
 
     let at = format!("{:?}", SystemTime::now());
     let source = BuildContext::dockerfile(format!("FROM {base}\nARG AT\nCOPY a /a\nRUN echo $AT\n"))
-        .file("a", vec![1; 5000]);
+        .with_file("a", vec![1; 5000]);
     let config = json!({
         "image": testbed.image("e2e/metrics", "1"), "buildArgs": { "AT": at }, "skipPush": true,
     });
-    let tar = source.tar(&config)?;
-    let reply = builder.client()?.post(tar.clone()).await?;
+    let tar = source.tar_with_config(&config)?;
+    let reply = builder.client()?.post_signed(tar.clone()).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let executed = value("slipway_build_steps_total{result=\"executed\"}").await?;
     let cached = value("slipway_build_steps_total{result=\"cached\"}").await?;
@@ -42,23 +42,23 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
     assert!(value("slipway_context_sent_bytes_total").await? >= 5000.0);
 
     // The same context again: its steps are cached.
-    let reply = builder.client()?.post(tar).await?;
+    let reply = builder.client()?.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(value("slipway_build_steps_total{result=\"cached\"}").await? >= cached + 2.0);
-    let failing = BuildContext::dockerfile(format!("FROM {base}\nRUN exit 3\n")).tar(&config)?;
-    assert_eq!(builder.client()?.post(failing).await?.status, 422);
+    let failing = BuildContext::dockerfile(format!("FROM {base}\nRUN exit 3\n")).tar_with_config(&config)?;
+    assert_eq!(builder.client()?.post_signed(failing).await?.status, 422);
     assert_eq!((value(success).await?, value(failed).await?), (2.0, 1.0));
     assert_eq!(value("slipway_builds_in_flight").await?, 0.0);
     assert_eq!(value("slipway_queue_duration_seconds_count").await?, 3.0);
     let successes = "slipway_build_duration_seconds_count{outcome=\"success\"}";
     assert_eq!(value(successes).await?, 2.0);
 
-    check(&builder.metrics().await?).await
+    assert_promtool_accepts(&builder.metrics_text().await?).await
 }
 
 /// Asserts that `promtool check metrics` reports nothing.
-async fn check(metrics: &str) -> Result<()> {
-    let promtool = ensure_promtool(&Directories::from_env()?, &Progress::stderr()).await?;
+async fn assert_promtool_accepts(metrics: &str) -> Result<()> {
+    let promtool = promtool_path(&LauncherDirectories::from_env()?, &ProgressSink::to_stderr()).await?;
     let mut child = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

@@ -6,19 +6,22 @@ use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{
     build_context::BuildContext, builder_process::BuilderProcess, buildkit::BuildkitDaemon,
-    certificates::Authority, registry::Registry, testbed::Testbed,
+    certificates::CertificateAuthority, registry::RegistryClient, testbed::Testbed,
 };
 
 #[tokio::test]
 async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_without_a_restart() -> Result<()>
 {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let (ours, other) = (Authority::new("ours")?, Authority::new("another")?);
+    let (ours, other) = (
+        CertificateAuthority::new("ours")?,
+        CertificateAuthority::new("another")?,
+    );
     let certificates = tempfile::tempdir()?;
-    let daemon = ours.issue("buildkit.example")?;
+    let daemon = ours.issue_certificate("buildkit.example")?;
     for (name, content) in [
-        ("ca.pem", &ours.pem()),
+        ("ca.pem", &ours.certificate_pem()),
         ("cert.pem", &daemon.certificate),
         ("key.pem", &daemon.key),
     ] {
@@ -28,11 +31,11 @@ async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_wi
     let tls = format!(
         "  [grpc.tls]\n    ca = \"{at}/ca.pem\"\n    cert = \"{at}/cert.pem\"\n    key = \"{at}/key.pem\"\n"
     );
-    let daemon = BuildkitDaemon::with_grpc(&testbed, &tls, "").await?;
+    let daemon = BuildkitDaemon::start_with_grpc_settings(&testbed, &tls, "").await?;
 
-    let good = ours.issue("builder")?;
+    let good = ours.issue_certificate("builder")?;
     let registry = &testbed.stack.registry;
-    let builder = BuilderProcess::with_secrets(
+    let builder = BuilderProcess::start_with_secrets(
         &testbed,
         &[
             ("buildkit_url", &format!("tcp://127.0.0.1:{}", daemon.port)),
@@ -40,32 +43,36 @@ async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_wi
             ("buildkit_cert", "client.crt"),
         ],
         &[
-            ("buildkit-ca", &ours.pem()),
+            ("buildkit-ca", &ours.certificate_pem()),
             ("client.crt", &good.certificate),
             ("buildkit-key", &good.key),
             (
                 "registry-config",
-                &Registry::docker_config(&registry.host, &registry.user, &registry.password),
+                &RegistryClient::docker_config(&registry.host, &registry.user, &registry.password),
             ),
         ],
     )
     .await?;
     let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
-        .file("a", "a")
-        .tar(&json!({ "image": testbed.image("e2e/secured", "1") }))?;
-    let post = async || builder.client()?.post(tar.clone()).await;
+        .with_file("a", "a")
+        .tar_with_config(&json!({ "image": testbed.image("e2e/secured", "1") }))?;
+    let post = async || builder.client()?.post_signed(tar.clone()).await;
     let assert_fails = async |reason: &str| -> Result<()> {
         let reply = post().await?;
         assert_eq!(reply.status, 502, "{}", reply.text);
-        assert!(reply.field("error").contains(reason), "{reason}: {}", reply.text);
+        assert!(
+            reply.text_field("error").contains(reason),
+            "{reason}: {}",
+            reply.text
+        );
         Ok(())
     };
 
     let reply = post().await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(testbed.registry.manifest("e2e/secured", "1").await?.is_some());
+    assert!(testbed.registry.get_manifest("e2e/secured", "1").await?.is_some());
 
-    let strange = other.issue("builder")?;
+    let strange = other.issue_certificate("builder")?;
     builder.replace_secret("buildkit-key", &strange.key)?;
     assert_fails("the key in secret buildkit-key does not belong to the certificate in secret client.crt")
         .await?;
@@ -76,9 +83,9 @@ async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_wi
     assert_fails("asks for a client certificate, and this builder was given none").await?;
     builder.replace_secret("client.crt", &good.certificate)?;
     builder.replace_secret("buildkit-key", &good.key)?;
-    builder.replace_secret("buildkit-ca", &other.pem())?;
+    builder.replace_secret("buildkit-ca", &other.certificate_pem())?;
     assert_fails("the daemon's certificate is not signed by the authority that this builder trusts").await?;
-    builder.replace_secret("buildkit-ca", &ours.pem())?;
+    builder.replace_secret("buildkit-ca", &ours.certificate_pem())?;
     let reply = post().await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())

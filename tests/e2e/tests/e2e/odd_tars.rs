@@ -13,23 +13,23 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    client::Reply,
-    comparison::{Comparison, Outcome},
+    client::BuilderReply,
+    comparison::{ClientComparison, ClientOutcome},
 };
 
-const BLOCK: usize = 512;
-const CONFIG: &str = "com.openfaas.docker.config";
-const REPOSITORY: &str = "e2e/odd-tars";
+const TAR_BLOCK_BYTES: usize = 512;
+const CONFIG_ENTRY_NAME: &str = "com.openfaas.docker.config";
+const ODD_TARS_REPOSITORY: &str = "e2e/odd-tars";
 
 /// The bytes of the name in a tar header, and of the prefix in a ustar header.
-const NAME: std::ops::Range<usize> = 0..100;
-const PREFIX: std::ops::Range<usize> = 345..500;
+const NAME_FIELD: std::ops::Range<usize> = 0..100;
+const PREFIX_FIELD: std::ops::Range<usize> = 345..500;
 
 /// The magic and the version of a tar header.
-type Magic = [u8; 8];
-const USTAR: Magic = *b"ustar\x0000";
-const GNU: Magic = *b"ustar  \0";
-const V7: Magic = [0; 8];
+type TarMagic = [u8; 8];
+const USTAR_MAGIC: TarMagic = *b"ustar\x0000";
+const GNU_MAGIC: TarMagic = *b"ustar  \0";
+const V7_MAGIC: TarMagic = [0; 8];
 
 /// A tar that a test writes block by block.
 #[derive(Debug, Clone, Default)]
@@ -37,98 +37,101 @@ struct RawTar(Vec<u8>);
 
 /// A tar header that a test writes field by field.
 #[derive(Debug, Clone)]
-struct Header([u8; BLOCK]);
+struct Header([u8; TAR_BLOCK_BYTES]);
 
 impl Header {
-    fn new(magic: Magic, kind: u8, name: &str, size: usize) -> Self {
-        let mut header = Self([0; BLOCK])
-            .with(100, b"0000644\0")
-            .with(108, b"0000000\0")
-            .with(116, b"0000000\0")
-            .with(124, format!("{size:011o}\0").as_bytes())
-            .with(136, b"14524770400\0")
-            .with(156, &[kind])
-            .with(257, &magic);
+    fn new(magic: TarMagic, kind: u8, name: &str, size: usize) -> Self {
+        let mut header = Self([0; TAR_BLOCK_BYTES])
+            .with_bytes_at(100, b"0000644\0")
+            .with_bytes_at(108, b"0000000\0")
+            .with_bytes_at(116, b"0000000\0")
+            .with_bytes_at(124, format!("{size:011o}\0").as_bytes())
+            .with_bytes_at(136, b"14524770400\0")
+            .with_bytes_at(156, &[kind])
+            .with_bytes_at(257, &magic);
         if kind == b'5' {
-            header = header.with(100, b"0000755\0");
+            header = header.with_bytes_at(100, b"0000755\0");
         }
-        header.with(NAME.start, name.as_bytes())
+        header.with_bytes_at(NAME_FIELD.start, name.as_bytes())
     }
 
     /// Writes bytes at an offset of the header. The formats are fixed, so a wrong offset is an error of the
     /// test.
-    fn with(mut self, at: usize, bytes: &[u8]) -> Self {
+    fn with_bytes_at(mut self, at: usize, bytes: &[u8]) -> Self {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
         self
     }
 
-    fn prefix(self, prefix: &str) -> Self {
-        self.with(PREFIX.start, prefix.as_bytes())
+    fn with_ustar_prefix(self, prefix: &str) -> Self {
+        self.with_bytes_at(PREFIX_FIELD.start, prefix.as_bytes())
     }
 
-    fn link(self, target: &str) -> Self {
-        self.with(157, target.as_bytes())
+    fn with_link_target(self, target: &str) -> Self {
+        self.with_bytes_at(157, target.as_bytes())
     }
 
-    fn bytes(&self) -> [u8; BLOCK] {
-        let blank = self.clone().with(148, b"        ");
+    fn header_block(&self) -> [u8; TAR_BLOCK_BYTES] {
+        let blank = self.clone().with_bytes_at(148, b"        ");
         let sum: u32 = blank.0.iter().copied().map(u32::from).sum();
-        blank.with(148, format!("{sum:06o}\0 ").as_bytes()).0
+        blank.with_bytes_at(148, format!("{sum:06o}\0 ").as_bytes()).0
     }
 }
 
 impl RawTar {
     /// Returns a tar with a Dockerfile that copies the whole context.
     fn new() -> Self {
-        Self::default().file("context/Dockerfile", "FROM scratch\nCOPY . /\n")
+        Self::default().with_file("context/Dockerfile", "FROM scratch\nCOPY . /\n")
     }
 
-    fn entry(mut self, header: &Header, content: &[u8]) -> Self {
-        self.0.extend(header.bytes());
+    fn with_entry(mut self, header: &Header, content: &[u8]) -> Self {
+        self.0.extend(header.header_block());
         self.0.extend(content);
-        self.0.resize(self.0.len().next_multiple_of(BLOCK), 0);
+        self.0.resize(self.0.len().next_multiple_of(TAR_BLOCK_BYTES), 0);
         self
     }
 
-    fn file(self, path: &str, content: &str) -> Self {
-        self.entry(&Header::new(USTAR, b'0', path, content.len()), content.as_bytes())
+    fn with_file(self, path: &str, content: &str) -> Self {
+        self.with_entry(
+            &Header::new(USTAR_MAGIC, b'0', path, content.len()),
+            content.as_bytes(),
+        )
     }
 
     /// Adds the config and the two blocks of zeros that end a tar.
-    fn finished(self, config: &Value) -> Vec<u8> {
-        let mut tar = self.file(CONFIG, &config.to_string()).0;
-        tar.resize(tar.len() + 2 * BLOCK, 0);
+    fn with_config_and_end(self, config: &Value) -> Vec<u8> {
+        let mut tar = self.with_file(CONFIG_ENTRY_NAME, &config.to_string()).0;
+        tar.resize(tar.len() + 2 * TAR_BLOCK_BYTES, 0);
         tar
     }
 }
 
 /// Returns a folder's path of 90 bytes below `context/`, for a ustar prefix.
-fn deep_folder() -> String {
+fn deep_folder_path() -> String {
     format!("context/{}/{}", "d".repeat(40), "e".repeat(41))
 }
 
 /// Returns the tars whose odd part is an entry, by name. builder-fn has to build each of them.
 fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
-    let deep = deep_folder();
-    let long = |magic: Magic| {
+    let deep = deep_folder_path();
+    let long = |magic: TarMagic| {
         let name = format!("{}.txt", "f".repeat(60));
-        let header = Header::new(magic, b'0', &name, 4).prefix(&deep);
-        RawTar::new().entry(&header, b"deep")
+        let header = Header::new(magic, b'0', &name, 4).with_ustar_prefix(&deep);
+        RawTar::new().with_entry(&header, b"deep")
     };
     let magic = |version: [u8; 2]| {
-        let mut magic = USTAR;
+        let mut magic = USTAR_MAGIC;
         magic[6..].copy_from_slice(&version);
         magic
     };
     let pax = |record: &str| {
         let record = format!("{} {record}\n", record.len() + 4);
-        let header = Header::new(USTAR, b'g', "pax_global_header", record.len());
+        let header = Header::new(USTAR_MAGIC, b'g', "pax_global_header", record.len());
         RawTar::default()
-            .entry(&header, record.as_bytes())
-            .file("context/Dockerfile", "FROM scratch\nCOPY . /\n")
+            .with_entry(&header, record.as_bytes())
+            .with_file("context/Dockerfile", "FROM scratch\nCOPY . /\n")
     };
     vec![
-        ("ustar-00", long(USTAR)),
+        ("ustar-00", long(USTAR_MAGIC)),
         ("ustar-nul-nul", long(magic(*b"\0\0"))),
         ("ustar-blanks", long(magic(*b"  "))),
         ("ustar-blank-nul", long(magic(*b" \0"))),
@@ -137,100 +140,104 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
         // What is the prefix in a ustar header are times in an old GNU header.
         (
             "old-gnu-with-times-in-the-prefix",
-            RawTar::new().entry(
-                &Header::new(GNU, b'0', "context/gnu", 3)
-                    .prefix("14524770400\0")
-                    .with(357, b"14524770400\0"),
+            RawTar::new().with_entry(
+                &Header::new(GNU_MAGIC, b'0', "context/gnu", 3)
+                    .with_ustar_prefix("14524770400\0")
+                    .with_bytes_at(357, b"14524770400\0"),
                 b"gnu",
             ),
         ),
         (
             "a-config-below-a-long-prefix-is-a-file",
-            [USTAR, magic(*b"\0\0"), magic(*b"  "), magic(*b" \0")]
+            [USTAR_MAGIC, magic(*b"\0\0"), magic(*b"  "), magic(*b" \0")]
                 .iter()
                 .enumerate()
                 .fold(RawTar::new(), |tar, (number, magic)| {
                     let other = json!({ "image": "elsewhere.example/stolen:1" }).to_string();
                     let below = format!("{deep}/{number}");
-                    let header = Header::new(*magic, b'0', CONFIG, other.len()).prefix(&below);
-                    tar.entry(&header, other.as_bytes())
+                    let header =
+                        Header::new(*magic, b'0', CONFIG_ENTRY_NAME, other.len()).with_ustar_prefix(&below);
+                    tar.with_entry(&header, other.as_bytes())
                 }),
         ),
         (
             "a-config-in-the-context-is-a-file",
-            RawTar::new().file(&format!("context/{CONFIG}"), "{}"),
+            RawTar::new().with_file(&format!("context/{CONFIG_ENTRY_NAME}"), "{}"),
         ),
         (
             "a-directory-with-a-size",
             RawTar::new()
-                .entry(&Header::new(USTAR, b'5', "context/sized/", 4096), b"")
-                .file("context/sized/file", "after"),
+                .with_entry(&Header::new(USTAR_MAGIC, b'5', "context/sized/", 4096), b"")
+                .with_file("context/sized/file", "after"),
         ),
         (
             "an-old-directory",
             RawTar::new()
-                .entry(
-                    &Header::new(V7, 0, "context/old/", 0).with(100, b"0000755\0"),
+                .with_entry(
+                    &Header::new(V7_MAGIC, 0, "context/old/", 0).with_bytes_at(100, b"0000755\0"),
                     b"",
                 )
-                .file("context/old/file", "in it"),
+                .with_file("context/old/file", "in it"),
         ),
         (
             "a-hard-link-with-a-size",
             RawTar::new()
-                .file("context/target", "linked")
-                .entry(
-                    &Header::new(USTAR, b'1', "context/link", 6).link("context/target"),
+                .with_file("context/target", "linked")
+                .with_entry(
+                    &Header::new(USTAR_MAGIC, b'1', "context/link", 6).with_link_target("context/target"),
                     b"",
                 )
-                .file("context/zlast", "after"),
+                .with_file("context/zlast", "after"),
         ),
         (
             "a-symbolic-link-with-a-size",
             RawTar::new()
-                .entry(&Header::new(USTAR, b'2', "context/link", 6).link("zlast"), b"")
-                .file("context/zlast", "after"),
+                .with_entry(
+                    &Header::new(USTAR_MAGIC, b'2', "context/link", 6).with_link_target("zlast"),
+                    b"",
+                )
+                .with_file("context/zlast", "after"),
         ),
         (
             "a-contiguous-file",
-            RawTar::new().entry(&Header::new(USTAR, b'7', "context/contiguous", 3), b"one"),
+            RawTar::new().with_entry(&Header::new(USTAR_MAGIC, b'7', "context/contiguous", 3), b"one"),
         ),
         (
             "an-unnamed-kind-of-file",
-            RawTar::new().entry(&Header::new(USTAR, 0, "context/kind-nul", 3), b"nul"),
+            RawTar::new().with_entry(&Header::new(USTAR_MAGIC, 0, "context/kind-nul", 3), b"nul"),
         ),
         (
             "sizes-in-blanks-and-base-256",
             RawTar::new()
-                .entry(
-                    &Header::new(USTAR, b'0', "context/blanks", 0).with(124, b"         5 \0"),
+                .with_entry(
+                    &Header::new(USTAR_MAGIC, b'0', "context/blanks", 0).with_bytes_at(124, b"         5 \0"),
                     b"blank",
                 )
-                .entry(
-                    &Header::new(GNU, b'0', "context/base-256", 0)
-                        .with(124, &[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]),
+                .with_entry(
+                    &Header::new(GNU_MAGIC, b'0', "context/base-256", 0)
+                        .with_bytes_at(124, &[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]),
                     b"base2",
                 ),
         ),
         (
             "paths-with-dots-and-double-slashes",
             RawTar::new()
-                .file("./context/dotted", "1")
-                .file("context//double", "2")
-                .file("context/./inner", "3"),
+                .with_file("./context/dotted", "1")
+                .with_file("context//double", "2")
+                .with_file("context/./inner", "3"),
         ),
         (
             "the-last-of-two-entries",
             RawTar::new()
-                .file("context/twice", "first")
-                .file("context/twice", "second and longer"),
+                .with_file("context/twice", "first")
+                .with_file("context/twice", "second and longer"),
         ),
         ("a-global-header", pax("comment=a commit's hash")),
         (
             "a-volume-label",
             RawTar::default()
-                .entry(&Header::new(GNU, b'V', "a label of a volume", 0), b"")
-                .file("context/Dockerfile", "FROM scratch\nCOPY . /\n"),
+                .with_entry(&Header::new(GNU_MAGIC, b'V', "a label of a volume", 0), b"")
+                .with_file("context/Dockerfile", "FROM scratch\nCOPY . /\n"),
         ),
     ]
 }
@@ -239,12 +246,15 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
 fn ambiguous_tars() -> Vec<(&'static str, RawTar)> {
     vec![(
         "v7-with-rubbish-in-the-prefix",
-        RawTar::new().entry(&Header::new(V7, b'0', "context/v7", 2).prefix("rubbish"), b"v7"),
+        RawTar::new().with_entry(
+            &Header::new(V7_MAGIC, b'0', "context/v7", 2).with_ustar_prefix("rubbish"),
+            b"v7",
+        ),
     )]
 }
 
 /// Extracts a tar with GNU tar; returns the context's folder.
-fn extract(tar: &[u8], to: &Path, options: &[&str]) -> Result<PathBuf> {
+fn extract_with_gnu_tar(tar: &[u8], to: &Path, options: &[&str]) -> Result<PathBuf> {
     let file = to.join("tar");
     fs::write(&file, tar)?;
     let folder = to.join("extracted");
@@ -266,7 +276,7 @@ fn extract(tar: &[u8], to: &Path, options: &[&str]) -> Result<PathBuf> {
 }
 
 /// Pipes bytes through a program.
-fn pipe(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+fn pipe_through_program(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -286,24 +296,24 @@ fn pipe(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
 
 /// Returns builder-fn's answer to `tar` and its outcome, and the outcome of `buildctl` with what GNU tar extracts.
 async fn build_with_both(
-    comparison: &Comparison,
+    comparison: &ClientComparison,
     name: &str,
     tar: Vec<u8>,
     options: &[&str],
-) -> Result<(Reply, Outcome, Outcome)> {
+) -> Result<(BuilderReply, ClientOutcome, ClientOutcome)> {
     let dir = tempfile::tempdir()?;
-    let folder = extract(&tar, dir.path(), options).with_context(|| name.to_owned())?;
+    let folder = extract_with_gnu_tar(&tar, dir.path(), options).with_context(|| name.to_owned())?;
     let theirs = comparison
-        .buildctl(&folder, &format!("{name}-buildctl"), &[])
+        .build_with_buildctl(&folder, &format!("{name}-buildctl"), &[])
         .await?;
-    let (reply, ours) = comparison.post(tar, name).await?;
+    let (reply, ours) = comparison.build_with_builder(tar, name).await?;
     ensure!(theirs.is_ok(), "{name}: {theirs:?}");
     Ok((reply, ours, theirs))
 }
 
 /// Asserts that builder-fn builds `tar`, and that the image is the one that `buildctl` builds of what GNU tar extracts.
 async fn assert_same_image(
-    comparison: &Comparison,
+    comparison: &ClientComparison,
     name: &str,
     tar: Vec<u8>,
     options: &[&str],
@@ -315,18 +325,18 @@ async fn assert_same_image(
 
 #[tokio::test]
 async fn no_file_of_an_odd_tar_is_lost_or_taken_for_the_config() -> Result<()> {
-    let comparison = Comparison::start(REPOSITORY).await?;
+    let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
     let mut differences = Vec::new();
     for (name, tar) in tars_with_odd_entries() {
-        let tar = tar.finished(&comparison.config(name));
+        let tar = tar.with_config_and_end(&comparison.config_without_cache(name));
         let (_, ours, theirs) = build_with_both(&comparison, name, tar, &[]).await?;
         if ours != theirs {
             differences.push(format!("{name}: {ours:?}\n    buildctl: {theirs:?}"));
         }
     }
     for (name, tar) in ambiguous_tars() {
-        let tar = tar.finished(&comparison.config(name));
+        let tar = tar.with_config_and_end(&comparison.config_without_cache(name));
         let (reply, ours, theirs) = build_with_both(&comparison, name, tar, &[]).await?;
         if reply.status != 400 && ours != theirs {
             differences.push(format!("{name}: {ours:?}\n    buildctl: {theirs:?}"));
@@ -338,12 +348,12 @@ async fn no_file_of_an_odd_tar_is_lost_or_taken_for_the_config() -> Result<()> {
 
 #[tokio::test]
 async fn every_compression_that_gnu_tar_reads_is_read() -> Result<()> {
-    let comparison = Comparison::start(REPOSITORY).await?;
+    let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
     let tar = |name: &str| {
         RawTar::new()
-            .file("context/file", "content")
-            .finished(&comparison.config(name))
+            .with_file("context/file", "content")
+            .with_config_and_end(&comparison.config_without_cache(name))
     };
     let padded = |mut packed: Vec<u8>, zeros: usize| {
         packed.resize(packed.len() + zeros, 0);
@@ -357,10 +367,13 @@ async fn every_compression_that_gnu_tar_reads_is_read() -> Result<()> {
     };
     let (gzip, zstd): (&[&str], &[&str]) = (&["--gzip"], &["--zstd"]);
     for (name, packed, options) in [
-        ("gzip", pipe("gzip", &["-c"], &tar("gzip"))?, gzip),
+        ("gzip", pipe_through_program("gzip", &["-c"], &tar("gzip"))?, gzip),
         (
             "gzip-with-zeros",
-            padded(pipe("gzip", &["-c"], &tar("gzip-with-zeros"))?, 10_240 - 1),
+            padded(
+                pipe_through_program("gzip", &["-c"], &tar("gzip-with-zeros"))?,
+                10_240 - 1,
+            ),
             gzip,
         ),
         (
@@ -368,16 +381,20 @@ async fn every_compression_that_gnu_tar_reads_is_read() -> Result<()> {
             {
                 let tar = tar("two-gzip-members");
                 let (first, second) = tar.split_at(700);
-                [pipe("gzip", &["-c"], first)?, pipe("gzip", &["-c"], second)?].concat()
+                [
+                    pipe_through_program("gzip", &["-c"], first)?,
+                    pipe_through_program("gzip", &["-c"], second)?,
+                ]
+                .concat()
             },
             gzip,
         ),
-        ("zstd", pipe("zstd", &["-c"], &tar("zstd"))?, zstd),
+        ("zstd", pipe_through_program("zstd", &["-c"], &tar("zstd"))?, zstd),
         (
             "zstd-after-a-skippable-frame",
             [
                 skippable.clone(),
-                pipe("zstd", &["-c"], &tar("zstd-after-a-skippable-frame"))?,
+                pipe_through_program("zstd", &["-c"], &tar("zstd-after-a-skippable-frame"))?,
             ]
             .concat(),
             zstd,
@@ -385,13 +402,17 @@ async fn every_compression_that_gnu_tar_reads_is_read() -> Result<()> {
         (
             "zstd-before-a-skippable-frame",
             [
-                pipe("zstd", &["-c"], &tar("zstd-before-a-skippable-frame"))?,
+                pipe_through_program("zstd", &["-c"], &tar("zstd-before-a-skippable-frame"))?,
                 skippable,
             ]
             .concat(),
             zstd,
         ),
-        ("pzstd", pipe("pzstd", &["-c"], &tar("pzstd"))?, zstd),
+        (
+            "pzstd",
+            pipe_through_program("pzstd", &["-c"], &tar("pzstd"))?,
+            zstd,
+        ),
     ] {
         assert_same_image(&comparison, name, packed, options).await?;
     }
@@ -401,30 +422,30 @@ async fn every_compression_that_gnu_tar_reads_is_read() -> Result<()> {
 /// The default limit is 8 MiB; `zstd --long=27` makes a window of 128 MiB, if the content is as large.
 #[tokio::test]
 async fn a_zstd_window_over_the_limit_is_rejected_by_name() -> Result<()> {
-    let comparison = Comparison::start(REPOSITORY).await?;
+    let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
     let pad = "x".repeat(20 << 20);
     let tar = RawTar::new()
-        .file("context/pad", &pad)
-        .finished(&comparison.config("window"));
-    let packed = pipe("zstd", &["-c", "--long=27"], &tar)?;
+        .with_file("context/pad", &pad)
+        .with_config_and_end(&comparison.config_without_cache("window"));
+    let packed = pipe_through_program("zstd", &["-c", "--long=27"], &tar)?;
 
-    let (reply, _) = comparison.post(packed, "window").await?;
+    let (reply, _) = comparison.build_with_builder(packed, "window").await?;
 
     assert_eq!(reply.status, 400, "{}", reply.text);
-    assert!(reply.field("error").contains("window"), "{}", reply.text);
+    assert!(reply.text_field("error").contains("window"), "{}", reply.text);
     Ok(())
 }
 
 /// A tar without its last blocks is one whose end may be missing, which is worth a warning.
 #[tokio::test]
 async fn a_tar_without_its_end_builds_with_a_warning() -> Result<()> {
-    let comparison = Comparison::start(REPOSITORY).await?;
+    let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
     let mut tar = RawTar::new()
-        .file("context/file", "content")
-        .finished(&comparison.config("no-end"));
-    tar.truncate(tar.len() - 2 * BLOCK);
+        .with_file("context/file", "content")
+        .with_config_and_end(&comparison.config_without_cache("no-end"));
+    tar.truncate(tar.len() - 2 * TAR_BLOCK_BYTES);
 
     let (reply, ours, theirs) = build_with_both(&comparison, "no-end", tar, &[]).await?;
 
@@ -439,33 +460,35 @@ async fn a_tar_without_its_end_builds_with_a_warning() -> Result<()> {
 
 #[tokio::test]
 async fn a_tar_with_two_different_configs_or_envelopes_is_rejected() -> Result<()> {
-    let comparison = Comparison::start(REPOSITORY).await?;
+    let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
-    let config = comparison.config("two");
+    let config = comparison.config_without_cache("two");
     let mut other = config.clone();
     other["target"] = json!("other");
     for (what, name, tar) in [
         (
             "two configs",
-            CONFIG,
-            RawTar::new().file(CONFIG, &other.to_string()),
+            CONFIG_ENTRY_NAME,
+            RawTar::new().with_file(CONFIG_ENTRY_NAME, &other.to_string()),
         ),
         (
             "two configs, one of them with ./",
-            CONFIG,
-            RawTar::new().file(&format!("./{CONFIG}"), &other.to_string()),
+            CONFIG_ENTRY_NAME,
+            RawTar::new().with_file(&format!("./{CONFIG_ENTRY_NAME}"), &other.to_string()),
         ),
         (
             "two envelopes",
             "com.openfaas.secrets",
             RawTar::new()
-                .file("com.openfaas.secrets", "version: v1\n")
-                .file("com.openfaas.secrets", "version: v1\nsecrets: {}\n"),
+                .with_file("com.openfaas.secrets", "version: v1\n")
+                .with_file("com.openfaas.secrets", "version: v1\nsecrets: {}\n"),
         ),
     ] {
-        let (reply, _) = comparison.post(tar.finished(&config), "two").await?;
+        let (reply, _) = comparison
+            .build_with_builder(tar.with_config_and_end(&config), "two")
+            .await?;
         assert_eq!(reply.status, 400, "{what}: {}", reply.text);
-        assert!(reply.field("error").contains(name), "{what}: {}", reply.text);
+        assert!(reply.text_field("error").contains(name), "{what}: {}", reply.text);
     }
     Ok(())
 }

@@ -7,18 +7,18 @@ use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     builder_process::BuilderProcess,
-    recorded::RecordedCli,
+    recorded::CliRecording,
     testbed::Testbed,
-    work_dir::{WorkDir, in_repository},
+    work_dir::{ClientFolder, path_in_repository},
 };
-use slipway_stack::Directories;
+use slipway_stack::LauncherDirectories;
 
 /// Returns a Python with schemathesis, installed on first use into a folder named by the hash of its requirements.
-fn python() -> Result<PathBuf> {
-    let requirements = in_repository("tests/openapi/requirements.txt");
+fn install_schemathesis_python() -> Result<PathBuf> {
+    let requirements = path_in_repository("tests/openapi/requirements.txt");
     let mut name = hex::encode(Sha256::digest(fs::read(&requirements)?));
     name.truncate(16);
-    let folder = Directories::from_env()?
+    let folder = LauncherDirectories::from_env()?
         .cache
         .join("tools")
         .join(format!("schemathesis-{name}"));
@@ -55,23 +55,23 @@ fn python() -> Result<PathBuf> {
 /// that it allows may be rejected: no description can say what a tar has to contain.
 #[tokio::test]
 async fn every_answer_matches_the_openapi_description() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let keys = tempfile::tempdir()?;
-    let key = RecordedCli::read()?.private_key(keys.path())?;
+    let key = CliRecording::read_recording()?.write_private_key(keys.path())?;
     let settings = [("build_secrets_private_key_path", key.as_str())];
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let text = |path: PathBuf| {
         path.into_os_string()
             .into_string()
             .ok()
             .context("the path is not UTF-8")
     };
-    let description = text(in_repository("builder-fn/openapi.yaml"))?;
-    let work_dir = WorkDir::new("scratch")?;
+    let description = text(path_in_repository("builder-fn/openapi.yaml"))?;
+    let work_dir = ClientFolder::new("scratch")?;
     let environment = [
         ("SCHEMATHESIS_HOOKS", "hooks"),
-        ("PYTHONPATH", &text(in_repository("tests/openapi"))?),
+        ("PYTHONPATH", &text(path_in_repository("tests/openapi"))?),
         ("PYTHONDONTWRITEBYTECODE", "1"),
         ("DESCRIPTION", &description),
         ("PAYLOAD_SECRET", &text(testbed.stack.payload_secret.clone())?),
@@ -85,10 +85,10 @@ async fn every_answer_matches_the_openapi_description() -> Result<()> {
     );
     let arguments: Vec<_> = arguments.split_whitespace().collect();
 
-    let output = work_dir.run(python()?, &arguments, &environment, b"")?;
+    let output = work_dir.run_program(install_schemathesis_python()?, &arguments, &environment, b"")?;
 
-    assert_eq!(output.code, 0, "{}", output.combined());
+    assert_eq!(output.code, 0, "{}", output.stdout_and_stderr());
     // If all requests had been rejected early, no build would have been compared.
-    assert!(builder.metric("slipway_context_sent_bytes_total").await? > 0.0);
+    assert!(builder.metric_value("slipway_context_sent_bytes_total").await? > 0.0);
     Ok(())
 }

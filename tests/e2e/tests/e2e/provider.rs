@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use slipway_e2e::{build_context::BuildContext, functions::Functions, testbed::Testbed};
+use slipway_e2e::{build_context::BuildContext, functions::FunctionsClient, testbed::Testbed};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -16,19 +16,21 @@ async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
     let image = testbed.image(&format!("e2e/provider-{text}"), "1");
     let reply = testbed
         .builder
-        .post(BuildContext::pages(base, text).tar(&json!({ "image": image }))?)
+        .post_signed(
+            BuildContext::static_page_function(base, text).tar_with_config(&json!({ "image": image }))?,
+        )
         .await?;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     Ok(image)
 }
 
-async fn deployed_image(functions: &Functions, name: &str) -> Result<Value> {
-    Ok(functions.status(name).await?.unwrap_or_default()["image"].take())
+async fn deployed_image(functions: &FunctionsClient, name: &str) -> Result<Value> {
+    Ok(functions.function_status(name).await?.unwrap_or_default()["image"].take())
 }
 
 /// Calls a function 200 times a second until stopped; returns the number of calls and the failed answers.
 async fn call_continuously(
-    functions: Functions,
+    functions: FunctionsClient,
     name: &'static str,
     stop: watch::Receiver<bool>,
 ) -> (usize, Vec<String>) {
@@ -39,7 +41,7 @@ async fn call_continuously(
     while !*stop.borrow() {
         tick.tick().await;
         let functions = Arc::clone(&functions);
-        calls.spawn(async move { functions.page(name).await });
+        calls.spawn(async move { functions.get_front_page(name).await });
     }
     let all = calls.join_all().await;
     let failed = |called: &Result<(u16, String)>| match called {
@@ -51,7 +53,7 @@ async fn call_continuously(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     if !testbed.stack.has_rolling_updates() {
         return Ok(());
@@ -62,9 +64,9 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
         build_page(&testbed, "two").await?,
     ];
     let name = "live-update";
-    functions.remove(name).await?;
+    functions.remove_function(name).await?;
     let deployment = |image: &str| json!({ "service": name, "image": image });
-    ensure!(functions.create(&deployment(&images[0])).await? < 300);
+    ensure!(functions.create_function(&deployment(&images[0])).await? < 300);
     functions
         .wait_for_page(name, "one", Duration::from_secs(30))
         .await?;
@@ -73,13 +75,13 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
 
     for round in 1..=4 {
         let image = &images[round % 2];
-        ensure!(functions.update(&deployment(image)).await? < 300);
+        ensure!(functions.update_function(&deployment(image)).await? < 300);
         assert_eq!(deployed_image(functions, name).await?, **image);
     }
     let missing_image = deployment(&format!("{}-not-there", images[0]));
-    assert_eq!(functions.update(&missing_image).await?, 500);
+    assert_eq!(functions.update_function(&missing_image).await?, 500);
     let missing_secret = json!({ "service": name, "image": images[0], "secrets": ["not-there"] });
-    assert_eq!(functions.update(&missing_secret).await?, 400);
+    assert_eq!(functions.update_function(&missing_secret).await?, 400);
     assert_eq!(deployed_image(functions, name).await?, *images[0]);
 
     stop.send(true)?;
@@ -89,12 +91,12 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
         "{} of {calls} calls failed: {failed:?}",
         failed.len()
     );
-    functions.remove(name).await
+    functions.remove_function(name).await
 }
 
 #[tokio::test]
 async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     if !testbed.stack.has_rolling_updates() {
         return Ok(());
@@ -102,20 +104,20 @@ async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Re
     let functions = &testbed.functions;
     let image = build_page(&testbed, "life").await?;
     let name = "live-life";
-    functions.remove(name).await?;
+    functions.remove_function(name).await?;
     let deployment = json!({ "service": name, "image": image });
-    ensure!(functions.create(&deployment).await? < 300);
+    ensure!(functions.create_function(&deployment).await? < 300);
     functions
         .wait_for_page(name, "life", Duration::from_secs(30))
         .await?;
     assert_eq!(
-        functions.create(&deployment).await?,
+        functions.create_function(&deployment).await?,
         400,
         "the function exists already"
     );
 
-    functions.remove(name).await?;
-    assert_eq!(functions.status(name).await?, None);
-    assert_eq!(functions.update(&deployment).await?, 404);
+    functions.remove_function(name).await?;
+    assert_eq!(functions.function_status(name).await?, None);
+    assert_eq!(functions.update_function(&deployment).await?, 404);
     Ok(())
 }

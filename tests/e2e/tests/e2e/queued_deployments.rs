@@ -7,28 +7,28 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
-    client::{Client, Reply},
+    client::{BuilderReply, SigningClient},
     testbed::Testbed,
 };
 
-const TIMEOUT: Duration = Duration::from_secs(90);
+const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A second builder-fn on the stack, with another value of `deploy_via`.
-struct Builder<'b> {
+struct BuilderWithRoute<'b> {
     testbed: &'b Testbed,
     name: String,
     /// A client through the gateway, which waits for the answer.
-    waiting: Client,
+    waiting: SigningClient,
     /// A client through the queue.
-    queued: Client,
+    queued: SigningClient,
 }
 
-impl<'b> Builder<'b> {
-    async fn via(testbed: &'b Testbed, via: &str) -> Result<Self> {
+impl<'b> BuilderWithRoute<'b> {
+    async fn start_with_deploy_via(testbed: &'b Testbed, via: &str) -> Result<Self> {
         let functions = &testbed.functions;
         let name = format!("builder-{via}");
-        functions.remove(&name).await?;
-        let own = functions.status("builder-fn").await?;
+        functions.remove_function(&name).await?;
+        let own = functions.function_status("builder-fn").await?;
         let own = own.context("the stack has no builder-fn")?;
         let mut variables = own["envVars"].clone();
         anyhow::ensure!(variables.is_object(), "the provider shows no environment: {own}");
@@ -37,44 +37,46 @@ impl<'b> Builder<'b> {
             "service": name, "image": own["image"], "envVars": variables, "secrets": own["secrets"],
             "readOnlyRootFilesystem": own["readOnlyRootFilesystem"] == true,
         });
-        let created = functions.create(&deployment).await?;
+        let created = functions.create_function(&deployment).await?;
         anyhow::ensure!(created < 300, "{name} was not created: {created}");
-        functions.wait_until_ready(&name, TIMEOUT).await?;
+        functions
+            .wait_until_ready(&name, QUEUED_DEPLOYMENT_TIMEOUT)
+            .await?;
         let key = std::fs::read(&testbed.stack.payload_secret)?;
         Ok(Self {
-            waiting: Client::new(functions.url(&name), &key)?,
-            queued: Client::new(functions.async_url(&name), &key)?,
+            waiting: SigningClient::new(functions.function_url(&name), &key)?,
+            queued: SigningClient::new(functions.queued_call_url(&name), &key)?,
             name,
             testbed,
         })
     }
 
     /// Returns a tar of pages with this text, to be deployed as this function.
-    async fn tar(&self, function: &str, text: &str) -> Result<Vec<u8>> {
-        self.testbed.functions.remove(function).await?;
+    async fn tar_of_page(&self, function: &str, text: &str) -> Result<Vec<u8>> {
+        self.testbed.functions.remove_function(function).await?;
         let config = json!({
             "image": self.testbed.image(&format!("e2e/{function}"), "1"),
             "deploy": { "service": function },
             "probe": { "path": "/index.html", "successes": 2 },
         });
-        BuildContext::pages(self.testbed.busybox().await?, text).tar(&config)
+        BuildContext::static_page_function(self.testbed.busybox().await?, text).tar_with_config(&config)
     }
 
-    async fn close(self, function: &str) -> Result<()> {
-        self.testbed.functions.remove(function).await?;
-        self.testbed.functions.remove(&self.name).await
+    async fn remove_function(self, function: &str) -> Result<()> {
+        self.testbed.functions.remove_function(function).await?;
+        self.testbed.functions.remove_function(&self.name).await
     }
 }
 
 #[tokio::test]
 async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = Builder::via(&testbed, "async-function").await?;
+    let builder = BuilderWithRoute::start_with_deploy_via(&testbed, "async-function").await?;
     let name = "handed-over-queued";
     let reply = builder
         .waiting
-        .post(builder.tar(name, "queued hand-over").await?)
+        .post_signed(builder.tar_of_page(name, "queued hand-over").await?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let result = reply.json();
@@ -83,19 +85,19 @@ async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
     assert_eq!(result["deployment"]["function"], name, "{result}");
     testbed
         .functions
-        .wait_for_page(name, "queued hand-over", TIMEOUT)
+        .wait_for_page(name, "queued hand-over", QUEUED_DEPLOYMENT_TIMEOUT)
         .await?;
-    builder.close(name).await
+    builder.remove_function(name).await
 }
 
 /// The queue-worker forwards headers and body of the builder's answer unchanged, so the signature stays valid.
 #[tokio::test]
 async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = Builder::via(&testbed, "callback").await?;
+    let builder = BuilderWithRoute::start_with_deploy_via(&testbed, "callback").await?;
     let name = "called-back";
-    let tar = builder.tar(name, "called back").await?;
+    let tar = builder.tar_of_page(name, "called back").await?;
     let callback = format!("{}/function/deployer-fn", testbed.stack.gateway.url);
     let reply = builder
         .queued
@@ -105,23 +107,27 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     let call_id = reply.call_id.context("the answer has no call id")?;
     testbed
         .functions
-        .wait_for_page(name, "called back", TIMEOUT)
+        .wait_for_page(name, "called back", QUEUED_DEPLOYMENT_TIMEOUT)
         .await?;
-    let status = testbed.functions.status(name).await?.context("no function")?;
+    let status = testbed
+        .functions
+        .function_status(name)
+        .await?
+        .context("no function")?;
     assert_eq!(status["annotations"]["slipway/call-id"], call_id, "{status}");
 
     // Without a callback, the answer reports the build, and nothing is deployed.
-    testbed.functions.remove(name).await?;
-    let answer: Reply = builder.waiting.post(tar).await?;
+    testbed.functions.remove_function(name).await?;
+    let answer: BuilderReply = builder.waiting.post_signed(tar).await?;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let deployment: Value = answer.json()["deployment"].clone();
     assert_eq!(deployment["status"], "handed_over", "{deployment}");
-    assert!(testbed.functions.status(name).await?.is_none());
+    assert!(testbed.functions.function_status(name).await?.is_none());
 
     // The deployer rejects the builder's answer without its signature.
     let http = reqwest::Client::builder().no_proxy().build()?;
     let forged = http.post(&callback).body(answer.text).send().await?;
     assert_eq!(forged.status().as_u16(), 401);
-    assert!(testbed.functions.status(name).await?.is_none());
-    builder.close(name).await
+    assert!(testbed.functions.function_status(name).await?.is_none());
+    builder.remove_function(name).await
 }

@@ -2,48 +2,53 @@
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use slipway_e2e::{build_context::BuildContext, client::Reply, testbed::Testbed};
+use slipway_e2e::{build_context::BuildContext, client::BuilderReply, testbed::Testbed};
 
 /// The expected answer to one error of a caller.
-struct Rejection {
+struct ExpectedRejection {
     what: &'static str,
     status: u16,
     message: &'static [&'static str],
 }
 
-fn config(testbed: &Testbed, name: &str) -> Value {
+fn config_with_image(testbed: &Testbed, name: &str) -> Value {
     json!({ "image": testbed.image(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
 }
 
-async fn assert_rejected(testbed: &Testbed, name: &str, expected: Rejection, reply: Reply) -> Result<()> {
-    let Rejection {
+async fn assert_rejected(
+    testbed: &Testbed,
+    name: &str,
+    expected: ExpectedRejection,
+    reply: BuilderReply,
+) -> Result<()> {
+    let ExpectedRejection {
         what,
         status,
         message,
     } = expected;
     assert_eq!(reply.status, status, "{what}: {}", reply.text);
-    assert_eq!(reply.field("status"), "failed", "{what}: {}", reply.text);
+    assert_eq!(reply.text_field("status"), "failed", "{what}: {}", reply.text);
     for part in message {
         assert!(
-            reply.field("error").contains(part),
+            reply.text_field("error").contains(part),
             "{what}: {:?} is not in {}",
             part,
             reply.text
         );
     }
-    assert_nothing_left(testbed, name).await
+    assert_no_image_and_no_function(testbed, name).await
 }
 
-async fn assert_nothing_left(testbed: &Testbed, name: &str) -> Result<()> {
+async fn assert_no_image_and_no_function(testbed: &Testbed, name: &str) -> Result<()> {
     let manifest = testbed
         .registry
-        .manifest(&format!("e2e/refused-{name}"), "1")
+        .get_manifest(&format!("e2e/refused-{name}"), "1")
         .await?;
     assert!(manifest.is_none(), "an image was pushed: {manifest:?}");
     assert!(
         testbed
             .functions
-            .status(&format!("refused-{name}"))
+            .function_status(&format!("refused-{name}"))
             .await?
             .is_none(),
         "a function was deployed"
@@ -52,74 +57,77 @@ async fn assert_nothing_left(testbed: &Testbed, name: &str) -> Result<()> {
 }
 
 fn valid_context() -> BuildContext {
-    BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a")
+    BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "a")
 }
 
 #[tokio::test]
 async fn a_wrong_signature_is_rejected() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let tar = valid_context().tar(&config(&testbed, "wrong-signature"))?;
-    let signature = slipway_e2e::client::signature(b"another key", &tar)?;
-    let expected = Rejection {
+    let tar = valid_context().tar_with_config(&config_with_image(&testbed, "wrong-signature"))?;
+    let signature = slipway_e2e::client::sign_body(b"another key", &tar)?;
+    let expected = ExpectedRejection {
         what: "wrong signature",
         status: 401,
         message: &["X-Build-Signature", "does not match"],
     };
-    let reply = testbed.builder.post_with(tar, Some(&signature), &[]).await?;
+    let reply = testbed
+        .builder
+        .post_with_signature(tar, Some(&signature), &[])
+        .await?;
     assert_rejected(&testbed, "wrong-signature", expected, reply).await
 }
 
 #[tokio::test]
 async fn a_body_without_a_signature_is_rejected() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let tar = valid_context().tar(&config(&testbed, "no-signature"))?;
-    let expected = Rejection {
+    let tar = valid_context().tar_with_config(&config_with_image(&testbed, "no-signature"))?;
+    let expected = ExpectedRejection {
         what: "no signature",
         status: 401,
         message: &["X-Build-Signature"],
     };
-    let reply = testbed.builder.post_with(tar, None, &[]).await?;
+    let reply = testbed.builder.post_with_signature(tar, None, &[]).await?;
     assert_rejected(&testbed, "no-signature", expected, reply).await
 }
 
 #[tokio::test]
 async fn a_truncated_tar_is_rejected() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let mut tar = valid_context()
-        .file("b", vec![7; 4096])
-        .tar(&config(&testbed, "truncated"))?;
+        .with_file("b", vec![7; 4096])
+        .tar_with_config(&config_with_image(&testbed, "truncated"))?;
     tar.truncate(512 * 6 + 100);
-    let expected = Rejection {
+    let expected = ExpectedRejection {
         what: "truncated tar",
         status: 400,
         message: &["context/b"],
     };
-    let reply = testbed.builder.post(tar).await?;
+    let reply = testbed.builder.post_signed(tar).await?;
     assert_rejected(&testbed, "truncated", expected, reply).await
 }
 
 #[tokio::test]
 async fn a_tar_without_a_config_is_rejected() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let expected = Rejection {
+    let expected = ExpectedRejection {
         what: "no config",
         status: 400,
         message: &["com.openfaas.docker.config"],
     };
     let reply = testbed
         .builder
-        .post(valid_context().tar_without_config()?)
+        .post_signed(valid_context().tar_without_config()?)
         .await?;
     assert_rejected(&testbed, "no-config", expected, reply).await
 }
 
 #[tokio::test]
 async fn an_invalid_image_name_is_rejected() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     for image in [
         "",
@@ -129,12 +137,15 @@ async fn an_invalid_image_name_is_rejected() -> Result<()> {
         "-",
     ] {
         let config = json!({ "image": image, "deploy": { "service": "refused-bad-image" } });
-        let expected = Rejection {
+        let expected = ExpectedRejection {
             what: image,
             status: 400,
             message: &["image"],
         };
-        let reply = testbed.builder.post(valid_context().tar(&config)?).await?;
+        let reply = testbed
+            .builder
+            .post_signed(valid_context().tar_with_config(&config)?)
+            .await?;
         assert_rejected(&testbed, "bad-image", expected, reply).await?;
     }
     Ok(())
@@ -142,17 +153,17 @@ async fn an_invalid_image_name_is_rejected() -> Result<()> {
 
 #[tokio::test]
 async fn a_failing_step_is_reported_with_its_log_and_nothing_is_deployed() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN echo this is said before; exit 3\n"));
     let reply = testbed
         .builder
-        .post(source.tar(&config(&testbed, "failing-step"))?)
+        .post_signed(source.tar_with_config(&config_with_image(&testbed, "failing-step"))?)
         .await?;
     let log = reply.json()["log"].to_string();
     assert!(log.contains("this is said before"), "{}", reply.text);
-    let expected = Rejection {
+    let expected = ExpectedRejection {
         what: "failing step",
         status: 422,
         message: &["exit code: 3"],
@@ -162,14 +173,14 @@ async fn a_failing_step_is_reported_with_its_log_and_nothing_is_deployed() -> Re
 
 #[tokio::test]
 async fn a_syntax_error_in_the_dockerfile_is_reported_with_the_instruction() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let source = BuildContext::dockerfile("FROM scratch\nNONSENSE here\n");
     let reply = testbed
         .builder
-        .post(source.tar(&config(&testbed, "no-parse"))?)
+        .post_signed(source.tar_with_config(&config_with_image(&testbed, "no-parse"))?)
         .await?;
-    let expected = Rejection {
+    let expected = ExpectedRejection {
         what: "unknown instruction",
         status: 422,
         message: &["NONSENSE"],
@@ -179,17 +190,17 @@ async fn a_syntax_error_in_the_dockerfile_is_reported_with_the_instruction() -> 
 
 #[tokio::test]
 async fn a_context_without_a_dockerfile_is_rejected_before_the_build() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let reply = testbed
         .builder
-        .post(
+        .post_signed(
             BuildContext::new()
-                .file("a", "a")
-                .tar(&config(&testbed, "no-dockerfile"))?,
+                .with_file("a", "a")
+                .tar_with_config(&config_with_image(&testbed, "no-dockerfile"))?,
         )
         .await?;
-    let expected = Rejection {
+    let expected = ExpectedRejection {
         what: "no Dockerfile",
         status: 400,
         message: &["context/Dockerfile"],

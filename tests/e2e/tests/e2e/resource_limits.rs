@@ -5,33 +5,41 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
-    build_context::gated, builder_process::BuilderProcess, client::Reply, context_tree::ContextTree,
-    registry::Registry, testbed::Testbed,
+    build_context::gated_command, builder_process::BuilderProcess, client::BuilderReply,
+    context_tree::ContextTree, registry::RegistryClient, testbed::Testbed,
 };
 
-const MIB: usize = 1 << 20;
+const BYTES_PER_MIB: usize = 1 << 20;
 
-async fn builder(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<BuilderProcess> {
+async fn start_builder(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<BuilderProcess> {
     let registry = &testbed.stack.registry;
-    let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-    BuilderProcess::start(testbed, &credentials, settings).await
+    let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
+    BuilderProcess::start_with_docker_config(testbed, &credentials, settings).await
 }
 
 /// Returns a context whose content compresses quickly.
-fn context(dockerfile: &str, bytes: usize, files: usize) -> ContextTree {
+fn compressible_context(dockerfile: &str, bytes: usize, files: usize) -> ContextTree {
     let file = |tree: ContextTree, number: usize| {
-        tree.file(&format!("files/{number}"), vec![number as u8; bytes / files])
+        tree.with_file(&format!("files/{number}"), vec![number as u8; bytes / files])
     };
     (0..files).fold(ContextTree::dockerfile(dockerfile), file)
 }
 
-async fn post(testbed: &Testbed, builder: &BuilderProcess, name: &str, tree: &ContextTree) -> Result<Reply> {
+async fn post_context(
+    testbed: &Testbed,
+    builder: &BuilderProcess,
+    name: &str,
+    tree: &ContextTree,
+) -> Result<BuilderReply> {
     let config = json!({ "image": testbed.image("e2e/lean", name), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
-    builder.client()?.post(tree.tar(&config)?).await
+    builder
+        .client()?
+        .post_signed(tree.tar_with_config(&config)?)
+        .await
 }
 
 /// Returns whether builder-fn is built like a release: with `SLIPWAY_BUILDER_PROFILE=function`.
-fn is_optimized() -> bool {
+fn builder_is_optimized() -> bool {
     matches!(
         std::env::var("SLIPWAY_BUILDER_PROFILE").as_deref(),
         Ok("function" | "release")
@@ -39,36 +47,40 @@ fn is_optimized() -> bool {
 }
 
 /// Asserts that builder-fn's peak memory is within the limit for a build of any context.
-fn assert_peak(builder: &BuilderProcess) -> Result<()> {
+fn assert_peak_memory(builder: &BuilderProcess) -> Result<()> {
     // An unoptimised build needs 7 MiB before its first request, and has larger futures and deeper stacks.
-    let most = if is_optimized() { 32 * MIB } else { 42 * MIB };
-    let peak = builder.peak_memory()?;
+    let most = if builder_is_optimized() {
+        32 * BYTES_PER_MIB
+    } else {
+        42 * BYTES_PER_MIB
+    };
+    let peak = builder.peak_memory_bytes()?;
     assert!(peak <= most, "{} KiB", peak >> 10);
     Ok(())
 }
 
 #[tokio::test]
-async fn memory_does_not_grow_with_the_context() -> Result<()> {
-    let testbed = Testbed::find()?;
+async fn peak_memory_does_not_grow_with_the_context() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = builder(&testbed, &[]).await?;
+    let builder = start_builder(&testbed, &[]).await?;
 
-    let reply = post(
+    let reply = post_context(
         &testbed,
         &builder,
         "large",
-        &context("FROM scratch\nCOPY . /\n", 512 * MIB, 64),
+        &compressible_context("FROM scratch\nCOPY . /\n", 512 * BYTES_PER_MIB, 64),
     )
     .await?;
 
     ensure!(reply.status == 200, "{}", reply.text);
     assert!(
-        builder.peak_memory()? <= 32 * MIB,
+        builder.peak_memory_bytes()? <= 32 * BYTES_PER_MIB,
         "{} KiB",
-        builder.peak_memory()? >> 10
+        builder.peak_memory_bytes()? >> 10
     );
-    assert!(builder.leftover_files()?.is_empty());
-    assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
+    assert!(builder.leftover_spool_files()?.is_empty());
+    assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
     Ok(())
 }
 
@@ -77,43 +89,46 @@ async fn memory_does_not_grow_with_the_context() -> Result<()> {
 fn context_with_most_files() -> ContextTree {
     let file = |tree: ContextTree, number: usize| {
         let path = format!("module-{:04}/source-{number:06}.rs", number / 100);
-        tree.file(&path, *b"fn main() {}\n")
+        tree.with_file(&path, *b"fn main() {}\n")
     };
     (0..197_000).fold(ContextTree::dockerfile("FROM scratch\nCOPY . /\n"), file)
 }
 
 #[tokio::test]
 async fn peak_memory_is_bounded_with_the_largest_number_of_files() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = builder(&testbed, &[]).await?;
+    let builder = start_builder(&testbed, &[]).await?;
     let tree = context_with_most_files();
 
     for _ in ["cold", "warm"] {
-        let reply = post(&testbed, &builder, "many", &tree).await?;
+        let reply = post_context(&testbed, &builder, "many", &tree).await?;
         ensure!(reply.status == 200, "{}", reply.text);
-        assert_peak(&builder)?;
+        assert_peak_memory(&builder)?;
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn each_concurrent_build_needs_little_memory() -> Result<()> {
-    const AT_ONCE: usize = 16;
-    let testbed = Testbed::find()?;
+    const CONCURRENT_BUILDS: usize = 16;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = builder(&testbed, &[]).await?;
+    let builder = start_builder(&testbed, &[]).await?;
     let base = testbed.busybox().await?;
     let tree = |gate: &str| {
         // The gate is the file /{gate}, so the context needs another name.
-        let dockerfile = format!("FROM {base}\nCOPY . /context-{gate}\nRUN {}\n", gated(gate));
-        context(&dockerfile, 4 * MIB, 500)
+        let dockerfile = format!(
+            "FROM {base}\nCOPY . /context-{gate}\nRUN {}\n",
+            gated_command(gate)
+        );
+        compressible_context(&dockerfile, 4 * BYTES_PER_MIB, 500)
     };
     // Every step runs until all builds have come to theirs.
     let build_at_once = async |gates: &[String]| -> Result<()> {
         let trees: Vec<_> = gates.iter().map(|gate| tree(gate)).collect();
         let builds = gates.iter().zip(&trees).map(async |(gate, tree)| {
-            let reply = post(&testbed, &builder, gate, tree).await?;
+            let reply = post_context(&testbed, &builder, gate, tree).await?;
             ensure!(reply.status == 200, "{gate}: {}", reply.text);
             Ok(())
         });
@@ -121,23 +136,27 @@ async fn each_concurrent_build_needs_little_memory() -> Result<()> {
             for gate in gates {
                 testbed.wait_for_step(gate, true).await?;
             }
-            gates.iter().try_for_each(|gate| testbed.open_gate(gate))
+            gates.iter().try_for_each(|gate| testbed.open_gate_of_step(gate))
         };
         // A build that fails ends the wait for its step.
         tokio::try_join!(futures_util::future::try_join_all(builds), open_gates)?;
         Ok(())
     };
     build_at_once(&["one-alone".to_owned()]).await?;
-    let one = builder.peak_memory()?;
+    let one = builder.peak_memory_bytes()?;
 
-    let gates: Vec<_> = (0..AT_ONCE)
+    let gates: Vec<_> = (0..CONCURRENT_BUILDS)
         .map(|number| format!("at-once-{number:02}"))
         .collect();
     build_at_once(&gates).await?;
 
     // Unoptimised code has larger futures and deeper stacks.
-    let most = if is_optimized() { 2 * MIB } else { 4 * MIB };
-    let growth = builder.peak_memory()?.saturating_sub(one) / (AT_ONCE - 1);
+    let most = if builder_is_optimized() {
+        2 * BYTES_PER_MIB
+    } else {
+        4 * BYTES_PER_MIB
+    };
+    let growth = builder.peak_memory_bytes()?.saturating_sub(one) / (CONCURRENT_BUILDS - 1);
     assert!(
         growth <= most,
         "{} KiB for each build, and {} KiB for the first",
@@ -148,7 +167,7 @@ async fn each_concurrent_build_needs_little_memory() -> Result<()> {
 }
 
 /// Returns the headers of a million empty files with different names: 512 MB.
-fn a_million_empty_files() -> Vec<u8> {
+fn headers_of_a_million_empty_files() -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
     header.as_old_mut().name[..14].copy_from_slice(b"context/000000");
     header.set_mode(0o644);
@@ -177,23 +196,23 @@ fn a_million_empty_files() -> Vec<u8> {
 
 #[tokio::test]
 async fn a_tar_with_a_million_entries_is_rejected_within_the_memory_limit() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = builder(&testbed, &[]).await?;
+    let builder = start_builder(&testbed, &[]).await?;
     let config = json!({ "image": testbed.image("e2e/lean", "million"), "skipPush": true });
-    let mut tar = ContextTree::dockerfile("FROM scratch\n").tar(&config)?;
+    let mut tar = ContextTree::dockerfile("FROM scratch\n").tar_with_config(&config)?;
     // Remove the end-of-archive marker.
     tar.truncate(tar.len() - 1024);
-    tar.extend(a_million_empty_files());
+    tar.extend(headers_of_a_million_empty_files());
 
-    let reply = builder.client()?.post(tar).await?;
+    let reply = builder.client()?.post_signed(tar).await?;
 
     assert_eq!(reply.status, 400, "{}", reply.text);
-    assert_eq!(reply.field("error"), "the tar has more than 200000 entries");
+    assert_eq!(reply.text_field("error"), "the tar has more than 200000 entries");
     // The index holds 200,000 entries; nothing is kept of those after them.
-    assert_peak(&builder)?;
-    assert!(builder.leftover_files()?.is_empty());
-    assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
+    assert_peak_memory(&builder)?;
+    assert!(builder.leftover_spool_files()?.is_empty());
+    assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
     Ok(())
 }
 
@@ -211,12 +230,12 @@ impl SmallDisk {
         Ok(disk)
     }
 
-    fn path(&self) -> &Path {
+    fn mount_path(&self) -> &Path {
         self.0.path()
     }
 
-    fn used(&self) -> Result<u64> {
-        let state = rustix::fs::statvfs(self.path())?;
+    fn used_bytes(&self) -> Result<u64> {
+        let state = rustix::fs::statvfs(self.mount_path())?;
         Ok((state.f_blocks - state.f_bfree) * state.f_frsize)
     }
 }
@@ -234,82 +253,99 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn neither_a_full_disk_nor_a_kill_leaves_spooled_files() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let disk = SmallDisk::new(8 * MIB)?;
-    let spool = disk.path().to_string_lossy().into_owned();
-    let builder = builder(&testbed, &[("spool_dir", &spool)]).await?;
+    let disk = SmallDisk::new(8 * BYTES_PER_MIB)?;
+    let spool = disk.mount_path().to_string_lossy().into_owned();
+    let builder = start_builder(&testbed, &[("spool_dir", &spool)]).await?;
     let base = testbed.busybox().await?;
     let copy = "FROM scratch\nCOPY . /\n";
 
-    let reply = post(&testbed, &builder, "full", &context(copy, 16 * MIB, 4)).await?;
+    let reply = post_context(
+        &testbed,
+        &builder,
+        "full",
+        &compressible_context(copy, 16 * BYTES_PER_MIB, 4),
+    )
+    .await?;
     assert_eq!(reply.status, 507, "{}", reply.text);
     assert!(
-        reply.field("error").contains("no space left in the spool folder"),
+        reply
+            .text_field("error")
+            .contains("no space left in the spool folder"),
         "{}",
         reply.text
     );
-    assert_eq!((disk.used()?, builder.leftover_files()?.len()), (0, 0));
-    assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
+    assert_eq!(
+        (disk.used_bytes()?, builder.leftover_spool_files()?.len()),
+        (0, 0)
+    );
+    assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
 
-    let reply = post(&testbed, &builder, "fits", &context(copy, 4 * MIB, 4)).await?;
+    let reply = post_context(
+        &testbed,
+        &builder,
+        "fits",
+        &compressible_context(copy, 4 * BYTES_PER_MIB, 4),
+    )
+    .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
-    let waits = context(
+    let waits = compressible_context(
         &format!("FROM {base}\nCOPY . /x\nRUN sleep 306; true\n"),
-        4 * MIB,
+        4 * BYTES_PER_MIB,
         4,
     );
     let config = json!({ "image": testbed.image("e2e/lean", "killed"), "skipPush": true, "noCache": true });
-    let (client, tar) = (builder.client()?, waits.tar(&config)?);
-    let build = tokio::spawn(async move { client.post(tar).await });
+    let (client, tar) = (builder.client()?, waits.tar_with_config(&config)?);
+    let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step("sleep 306; true", true).await?;
-    assert!(disk.used()? >= 4 * MIB as u64);
+    assert!(disk.used_bytes()? >= 4 * BYTES_PER_MIB as u64);
     assert!(
-        fs::read_dir(disk.path())?.next().is_none(),
+        fs::read_dir(disk.mount_path())?.next().is_none(),
         "the spool has a name"
     );
     drop(builder);
     ensure!(build.await?.is_err(), "the builder was killed");
     testbed
-        .wait_until("the spool's disk is empty", || Ok(disk.used()? == 0))
+        .wait_until_condition("the spool's disk is empty", || Ok(disk.used_bytes()? == 0))
         .await?;
     testbed.wait_for_step("sleep 306; true", false).await
 }
 
 #[tokio::test]
 async fn concurrent_requests_share_the_spool_limit() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let limit = (8 * MIB).to_string();
-    let builder = builder(&testbed, &[("spool_limit", &limit), ("max_body", &limit)]).await?;
+    let limit = (8 * BYTES_PER_MIB).to_string();
+    let builder = start_builder(&testbed, &[("spool_limit", &limit), ("max_body", &limit)]).await?;
     let base = testbed.busybox().await?;
     let gate = "gate-of-spool-limit";
-    let waits = context(
-        &format!("FROM {base}\nCOPY . /x\nRUN {}\n", gated(gate)),
-        5 * MIB,
+    let waits = compressible_context(
+        &format!("FROM {base}\nCOPY . /x\nRUN {}\n", gated_command(gate)),
+        5 * BYTES_PER_MIB,
         4,
     );
     let config = json!({ "image": testbed.image("e2e/lean", "waits"), "skipPush": true, "noCache": true });
-    let (client, tar) = (builder.client()?, waits.tar(&config)?);
-    let build = tokio::spawn(async move { client.post(tar).await });
+    let (client, tar) = (builder.client()?, waits.tar_with_config(&config)?);
+    let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step(gate, true).await?;
 
-    let second = context("FROM scratch\nCOPY . /\n", 4 * MIB, 4);
-    let reply = post(&testbed, &builder, "no-room", &second).await?;
+    let second = compressible_context("FROM scratch\nCOPY . /\n", 4 * BYTES_PER_MIB, 4);
+    let reply = post_context(&testbed, &builder, "no-room", &second).await?;
     assert_eq!(reply.status, 507, "{}", reply.text);
     assert!(
         reply
-            .field("error")
+            .text_field("error")
             .contains("8388608 bytes that this builder may spool"),
         "{}",
         reply.text
     );
-    testbed.open_gate(gate)?;
+    testbed.open_gate_of_step(gate)?;
     let first = build.await??;
     assert_eq!(first.status, 200, "{}", first.text);
 
-    let reply = post(&testbed, &builder, "room-again", &second).await?;
+    let reply = post_context(&testbed, &builder, "room-again", &second).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }

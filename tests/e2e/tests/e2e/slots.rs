@@ -3,47 +3,47 @@
 use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{
-    build_context::BuildContext, builder_process::BuilderProcess, client::Reply, testbed::Testbed,
+    build_context::BuildContext, builder_process::BuilderProcess, client::BuilderReply, testbed::Testbed,
 };
 
-const LIMIT_REACHED: &str = "Concurrent request limit exceeded. Max concurrent requests: 1\n";
+const LIMIT_REACHED_TEXT: &str = "Concurrent request limit exceeded. Max concurrent requests: 1\n";
 
 /// Starts a build in the background, and waits until its step runs. It runs until `gate` is opened.
 async fn start_gated_build(
     testbed: &Testbed,
     builder: &BuilderProcess,
     gate: &str,
-) -> Result<tokio::task::JoinHandle<Result<Reply>>> {
-    let context = BuildContext::gated(testbed.busybox().await?, gate);
+) -> Result<tokio::task::JoinHandle<Result<BuilderReply>>> {
+    let context = BuildContext::with_gated_step(testbed.busybox().await?, gate);
     let config = json!({ "image": testbed.image("e2e/slots", "1"), "skipPush": true });
-    let (client, tar) = (builder.client()?, context.tar(&config)?);
-    let build = tokio::spawn(async move { client.post(tar).await });
+    let (client, tar) = (builder.client()?, context.tar_with_config(&config)?);
+    let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step(gate, true).await?;
     Ok(build)
 }
 
 fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
-        .file("a", "a")
-        .tar(&json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true }))
+        .with_file("a", "a")
+        .tar_with_config(&json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true }))
 }
 
-fn assert_rejected(reply: &Reply) {
-    assert_eq!((reply.status, reply.text.as_str()), (429, LIMIT_REACHED));
+fn assert_rejected(reply: &BuilderReply) {
+    assert_eq!((reply.status, reply.text.as_str()), (429, LIMIT_REACHED_TEXT));
     let seconds = reply.retry_after.as_deref().map(str::parse::<u32>);
     assert!(matches!(seconds, Some(Ok(1..))), "{reply:?}");
 }
 
 #[tokio::test]
 async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_ready() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderProcess::with_settings(&testbed, &[("max_inflight", "1")]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("max_inflight", "1")]).await?;
     builder.wait_until_ready().await?;
     let gate = "gate-of-max-inflight";
     let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_rejected(&builder.client()?.post(small_tar(&testbed)?).await?);
+    assert_rejected(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
     for path in ["/ready", "/_/ready"] {
         assert_eq!(builder.get(path).await?.0, 503, "{path}");
     }
@@ -52,28 +52,28 @@ async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_rea
     running.abort();
     testbed.wait_for_step(gate, false).await?;
     builder.wait_until_ready().await?;
-    let reply = builder.client()?.post(small_tar(&testbed)?).await?;
+    let reply = builder.client()?.post_signed(small_tar(&testbed)?).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }
 
 #[tokio::test]
 async fn with_queue_wait_a_call_waits_for_a_slot_and_calls_over_queue_length_are_rejected() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let settings = [("max_inflight", "1"), ("queue_wait", "5m"), ("queue_length", "1")];
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     builder.wait_until_ready().await?;
     let gate = "gate-of-queue-wait";
     let running = start_gated_build(&testbed, &builder, gate).await?;
     assert_eq!(builder.get("/ready").await?.0, 200, "one more call may wait");
 
     let (client, tar) = (builder.client()?, small_tar(&testbed)?);
-    let waiting = tokio::spawn(async move { client.post(tar).await });
+    let waiting = tokio::spawn(async move { client.post_signed(tar).await });
     builder.wait_until_not_ready().await?;
-    assert_rejected(&builder.client()?.post(small_tar(&testbed)?).await?);
+    assert_rejected(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
 
-    testbed.open_gate(gate)?;
+    testbed.open_gate_of_step(gate)?;
     for served in [running, waiting] {
         let reply = served.await??;
         assert_eq!(reply.status, 200, "{}", reply.text);
@@ -83,14 +83,14 @@ async fn with_queue_wait_a_call_waits_for_a_slot_and_calls_over_queue_length_are
 
 #[tokio::test]
 async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_does_not_wait() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let settings = [("max_inflight", "1"), ("queue_wait", "1s")];
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let gate = "gate-of-expired-wait";
     let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_rejected(&builder.client()?.post(small_tar(&testbed)?).await?);
+    assert_rejected(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
 
     running.abort();
     testbed.wait_for_step(gate, false).await
@@ -99,25 +99,25 @@ async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_do
 /// The terminal record needs time too, so the wait ends before `exec_timeout` cuts the answer.
 #[tokio::test]
 async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_record() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let settings = [
         ("max_inflight", "1"),
         ("queue_wait", "5m"),
         ("exec_timeout", "8s"),
     ];
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let gate = "gate-of-a-deadline";
     let running = start_gated_build(&testbed, &builder, gate).await?;
     // The first build ends at its own deadline, so the second may get the slot for a moment. It would not end either.
-    let context = BuildContext::gated(testbed.busybox().await?, "gate-of-a-later-deadline");
+    let context = BuildContext::with_gated_step(testbed.busybox().await?, "gate-of-a-later-deadline");
     let config = json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true });
 
     let waiting = builder
         .client()?
-        .stream(context.tar(&config)?, "application/x-ndjson")
+        .post_and_stream_records(context.tar_with_config(&config)?, "application/x-ndjson")
         .await?;
-    let (_, last) = waiting.read_to_end().await?;
+    let (_, last) = waiting.read_to_terminal_record().await?;
 
     assert_eq!(last["status"], "failed", "{last}");
     assert!(last["error"].is_string(), "{last}");

@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{
-    build_context::{BuildContext, gated},
+    build_context::{BuildContext, gated_command},
     builder_process::BuilderProcess,
-    client::{Client, signature},
+    client::{SigningClient, sign_body},
     testbed::Testbed,
 };
 use tokio::{
@@ -13,11 +13,11 @@ use tokio::{
     net::TcpSocket,
 };
 
-const LINES: &str = "application/x-ndjson";
-const EVENTS: &str = "text/event-stream";
+const JSON_LINES_MEDIA_TYPE: &str = "application/x-ndjson";
+const EVENT_STREAM_MEDIA_TYPE: &str = "text/event-stream";
 
 /// Returns a context whose steps are never cached.
-fn source(base: &str, steps: &str) -> BuildContext {
+fn uncached_context(base: &str, steps: &str) -> BuildContext {
     let at = format!("{:?}", std::time::SystemTime::now());
     BuildContext::dockerfile(format!("FROM {base}\nENV AT=\"{at}\"\n{steps}\n"))
 }
@@ -25,21 +25,22 @@ fn source(base: &str, steps: &str) -> BuildContext {
 /// Runs a build whose step waits until the test has read the step's output: output is not held back.
 async fn assert_output_arrives_during_the_build(
     testbed: &Testbed,
-    client: &Client,
+    client: &SigningClient,
     accept: &str,
     name: &str,
 ) -> Result<()> {
     let base = testbed.busybox().await?;
     let gate = format!("gate-of-{}", name.replace('/', "-"));
-    let steps = format!("RUN echo waiting; {}; echo through", gated(&gate));
-    let tar = source(base, &steps).tar(&json!({ "image": testbed.image(name, "1") }))?;
-    let mut records = client.stream(tar, accept).await?;
+    let steps = format!("RUN echo waiting; {}; echo through", gated_command(&gate));
+    let tar =
+        uncached_context(base, &steps).tar_with_config(&json!({ "image": testbed.image(name, "1") }))?;
+    let mut records = client.post_and_stream_records(tar, accept).await?;
 
-    let first = records.next().await?.context("the stream has no record")?;
+    let first = records.next_record().await?.context("the stream has no record")?;
     assert_eq!(first["status"], "in_progress", "{first}");
-    records.read_until("Z waiting").await?;
-    testbed.open_gate(&gate)?;
-    let (lines, last) = records.read_to_end().await?;
+    records.read_until_log_contains("Z waiting").await?;
+    testbed.open_gate_of_step(&gate)?;
+    let (lines, last) = records.read_to_terminal_record().await?;
 
     assert!(lines.iter().any(|line| line.ends_with("Z through")), "{lines:?}");
     assert_eq!(last["status"], "success", "{last}");
@@ -49,32 +50,44 @@ async fn assert_output_arrives_during_the_build(
         "{last}"
     );
     assert_eq!(last.get("log"), None, "{last}");
-    assert!(testbed.registry.manifest(name, "1").await?.is_some());
+    assert!(testbed.registry.get_manifest(name, "1").await?.is_some());
     Ok(())
 }
 
 #[tokio::test]
 async fn records_arrive_during_the_build() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
-    assert_output_arrives_during_the_build(&testbed, &builder.client()?, LINES, "e2e/stream-lines").await?;
-    assert_output_arrives_during_the_build(&testbed, &builder.client()?, EVENTS, "e2e/stream-events").await
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
+    assert_output_arrives_during_the_build(
+        &testbed,
+        &builder.client()?,
+        JSON_LINES_MEDIA_TYPE,
+        "e2e/stream-lines",
+    )
+    .await?;
+    assert_output_arrives_during_the_build(
+        &testbed,
+        &builder.client()?,
+        EVENT_STREAM_MEDIA_TYPE,
+        "e2e/stream-events",
+    )
+    .await
 }
 
 /// The Community Edition's gateway streams only events, and delivers those of a short build at its end.
 #[tokio::test]
 async fn events_pass_the_gateway_complete() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let config = json!({ "image": testbed.image("e2e/stream-gateway", "1"), "skipPush": true });
-    let tar = source(base, "RUN echo through the gateway").tar(&config)?;
+    let tar = uncached_context(base, "RUN echo through the gateway").tar_with_config(&config)?;
     let (lines, last) = testbed
         .through_gateway
-        .stream(tar, EVENTS)
+        .post_and_stream_records(tar, EVENT_STREAM_MEDIA_TYPE)
         .await?
-        .read_to_end()
+        .read_to_terminal_record()
         .await?;
     assert!(
         lines.iter().any(|line| line.ends_with("through the gateway")),
@@ -86,15 +99,20 @@ async fn events_pass_the_gateway_complete() -> Result<()> {
 
 #[tokio::test]
 async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
     let image = testbed.image("e2e/stream-failed", "1");
 
-    let tar = source(base, "RUN echo this is said before; exit 3").tar(&json!({ "image": image }))?;
-    let (lines, last) = client.stream(tar, LINES).await?.read_to_end().await?;
+    let tar = uncached_context(base, "RUN echo this is said before; exit 3")
+        .tar_with_config(&json!({ "image": image }))?;
+    let (lines, last) = client
+        .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
+        .await?
+        .read_to_terminal_record()
+        .await?;
     assert!(
         lines.iter().any(|line| line.ends_with("this is said before")),
         "{lines:?}"
@@ -107,13 +125,22 @@ async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
         "{last}"
     );
 
-    let tar = source(base, "RUN sleep 302; echo over").tar(&json!({ "image": image, "timeout": "3s" }))?;
-    let (_, last) = client.stream(tar, EVENTS).await?.read_to_end().await?;
+    let tar = uncached_context(base, "RUN sleep 302; echo over")
+        .tar_with_config(&json!({ "image": image, "timeout": "3s" }))?;
+    let (_, last) = client
+        .post_and_stream_records(tar, EVENT_STREAM_MEDIA_TYPE)
+        .await?
+        .read_to_terminal_record()
+        .await?;
     assert_eq!(last["error"], "the build ran past its time limit of 3s", "{last}");
     testbed.wait_for_step("sleep 302", false).await?;
 
-    let tar = source(base, "").tar_without_config()?;
-    let (_, last) = client.stream(tar, LINES).await?.read_to_end().await?;
+    let tar = uncached_context(base, "").tar_without_config()?;
+    let (_, last) = client
+        .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
+        .await?
+        .read_to_terminal_record()
+        .await?;
     assert!(
         last["error"]
             .as_str()
@@ -121,15 +148,17 @@ async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
         "{last}"
     );
 
-    let refused = client.post_with(Vec::new(), None, &[("Accept", LINES)]).await?;
+    let refused = client
+        .post_with_signature(Vec::new(), None, &[("Accept", JSON_LINES_MEDIA_TYPE)])
+        .await?;
     assert_eq!(
-        (refused.status, refused.field("status").as_str()),
+        (refused.status, refused.text_field("status").as_str()),
         (401, "failed")
     );
     assert!(
         testbed
             .registry
-            .manifest("e2e/stream-failed", "1")
+            .get_manifest("e2e/stream-failed", "1")
             .await?
             .is_none()
     );
@@ -139,24 +168,34 @@ async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
 /// Python's `splitlines`, for one, ends a line at each of these characters.
 #[tokio::test]
 async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
-    const LINE_ENDS: [char; 3] = ['\u{2028}', '\u{2029}', '\u{85}'];
-    let testbed = Testbed::find()?;
+    const UNICODE_LINE_ENDS: [char; 3] = ['\u{2028}', '\u{2029}', '\u{85}'];
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let printed = r"a\342\200\250b\342\200\251c\302\205d";
     let step = format!("RUN printf '{printed}\\n'; exit 3");
-    let tar = source(base, &step).tar(&json!({ "image": testbed.image("e2e/stream-unicode", "1") }))?;
-    for accept in [LINES, EVENTS, "application/json"] {
+    let tar = uncached_context(base, &step)
+        .tar_with_config(&json!({ "image": testbed.image("e2e/stream-unicode", "1") }))?;
+    for accept in [JSON_LINES_MEDIA_TYPE, EVENT_STREAM_MEDIA_TYPE, "application/json"] {
         let reply = builder
             .client()?
             .post_with_headers(tar.clone(), &[("Accept", accept)])
             .await?;
-        assert!(!reply.text.contains(LINE_ENDS), "{accept}: {}", reply.text);
+        assert!(
+            !reply.text.contains(UNICODE_LINE_ENDS),
+            "{accept}: {}",
+            reply.text
+        );
         let line = r"a\u2028b\u2029c\u0085d";
         assert!(reply.text.contains(line), "{accept}: {}", reply.text);
     }
-    let (lines, _) = builder.client()?.stream(tar, LINES).await?.read_to_end().await?;
+    let (lines, _) = builder
+        .client()?
+        .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
+        .await?
+        .read_to_terminal_record()
+        .await?;
     let line = "a\u{2028}b\u{2029}c\u{85}d";
     assert!(lines.iter().any(|one| one.ends_with(line)), "{lines:?}");
     Ok(())
@@ -164,7 +203,7 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
 
 #[tokio::test]
 async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let settings = [
@@ -172,15 +211,18 @@ async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result
         ("write_timeout", "4s"),
         ("healthcheck_interval", "1s"),
     ];
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
-    let tar = source(base, "RUN echo begun; sleep 303; echo over")
-        .tar(&json!({ "image": testbed.image("e2e/stream-ended", "1") }))?;
-    let mut records = builder.client()?.stream(tar, LINES).await?;
-    records.read_until("Z begun").await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
+    let tar = uncached_context(base, "RUN echo begun; sleep 303; echo over")
+        .tar_with_config(&json!({ "image": testbed.image("e2e/stream-ended", "1") }))?;
+    let mut records = builder
+        .client()?
+        .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
+        .await?;
+    records.read_until_log_contains("Z begun").await?;
 
-    builder.terminate()?;
+    builder.send_sigterm()?;
 
-    let (_, last) = records.read_to_end().await?;
+    let (_, last) = records.read_to_terminal_record().await?;
     assert_eq!(last["status"], "failed", "{last}");
     assert!(
         last["error"]
@@ -193,14 +235,17 @@ async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result
 
 #[tokio::test]
 async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
-    let tar = source(base, "RUN echo begun; sleep 304; echo over")
-        .tar(&json!({ "image": testbed.image("e2e/stream-gone", "1") }))?;
-    let mut records = builder.client()?.stream(tar, LINES).await?;
-    records.read_until("Z begun").await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
+    let tar = uncached_context(base, "RUN echo begun; sleep 304; echo over")
+        .tar_with_config(&json!({ "image": testbed.image("e2e/stream-gone", "1") }))?;
+    let mut records = builder
+        .client()?
+        .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
+        .await?;
+    records.read_until_log_contains("Z begun").await?;
     testbed.wait_for_step("sleep 304", true).await?;
 
     drop(records);
@@ -210,19 +255,19 @@ async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_slot() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let settings = [("max_inflight", "1"), ("write_timeout", "2s")];
-    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     // More output than the buffers between builder and client hold.
     let steps = "RUN seq 1000000 1999999; sleep 305; echo over";
     let config = json!({ "image": testbed.image("e2e/stream-unread", "1"), "skipPush": true });
-    let tar = source(base, steps).tar(&config)?;
+    let tar = uncached_context(base, steps).tar_with_config(&config)?;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
-    let signature = signature(key.trim_ascii(), &tar)?;
+    let signature = sign_body(key.trim_ascii(), &tar)?;
     let head = format!(
-        "POST /build HTTP/1.1\r\nHost: builder\r\nAccept: {LINES}\r\nX-Build-Signature: {signature}\r\nContent-Length: {}\r\n\r\n",
+        "POST /build HTTP/1.1\r\nHost: builder\r\nAccept: {JSON_LINES_MEDIA_TYPE}\r\nX-Build-Signature: {signature}\r\nContent-Length: {}\r\n\r\n",
         tar.len()
     );
     let socket = TcpSocket::new_v4()?;
@@ -238,8 +283,13 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     testbed.wait_for_step("sleep 305", false).await?;
 
     builder.wait_until_ready().await?;
-    let tar = source(base, "RUN echo next").tar(&config)?;
-    let (_, last) = builder.client()?.stream(tar, LINES).await?.read_to_end().await?;
+    let tar = uncached_context(base, "RUN echo next").tar_with_config(&config)?;
+    let (_, last) = builder
+        .client()?
+        .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
+        .await?
+        .read_to_terminal_record()
+        .await?;
     assert_eq!(last["status"], "success", "{last}");
     // The answer is truncated, so that no client can take it for a successful one.
     let mut sent = Vec::new();
@@ -253,19 +303,22 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
 /// The limit is generous, and far below the size of all lines together: 20 MB.
 #[tokio::test]
 async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> Result<()> {
-    const LONG: usize = 200_000;
-    let testbed = Testbed::find()?;
+    const LONG_LINE_BYTES: usize = 200_000;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
 
-    let steps = format!("RUN head -c {LONG} /dev/zero | tr '\\0' x; echo");
+    let steps = format!("RUN head -c {LONG_LINE_BYTES} /dev/zero | tr '\\0' x; echo");
     let config = json!({ "image": testbed.image("e2e/stream-long", "1"), "skipPush": true });
     let (lines, last) = client
-        .stream(source(base, &steps).tar(&config)?, LINES)
+        .post_and_stream_records(
+            uncached_context(base, &steps).tar_with_config(&config)?,
+            JSON_LINES_MEDIA_TYPE,
+        )
         .await?
-        .read_to_end()
+        .read_to_terminal_record()
         .await?;
     assert_eq!(last["status"], "success", "{last}");
     let long: usize = lines
@@ -273,24 +326,27 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
         .filter(|line| line.starts_with("l: "))
         .map(|line| line.matches('x').count())
         .sum();
-    assert_eq!(long, LONG);
+    assert_eq!(long, LONG_LINE_BYTES);
 
     // BuildKit keeps 2 MiB of a step's output, so several steps are needed.
     let gate = "gate-of-unread-output";
     let mut many_lines: String = (0..9)
         .map(|step| format!("RUN seq {step}000000 {step}999999\n"))
         .collect();
-    many_lines += &format!("RUN seq 9000000 9999999; {}\n", gated(gate));
-    let before = builder.peak_memory()?;
+    many_lines += &format!("RUN seq 9000000 9999999; {}\n", gated_command(gate));
+    let before = builder.peak_memory_bytes()?;
     let mut records = client
-        .stream(source(base, &many_lines).tar(&config)?, LINES)
+        .post_and_stream_records(
+            uncached_context(base, &many_lines).tar_with_config(&config)?,
+            JSON_LINES_MEDIA_TYPE,
+        )
         .await?;
-    records.next().await?.context("the stream has no record")?;
+    records.next_record().await?.context("the stream has no record")?;
     // The client reads nothing until BuildKit has run the last step.
     testbed.wait_for_step(gate, true).await?;
-    testbed.open_gate(gate)?;
+    testbed.open_gate_of_step(gate)?;
     testbed.wait_for_step(gate, false).await?;
-    let (lines, last) = records.read_to_end().await?;
+    let (lines, last) = records.read_to_terminal_record().await?;
     assert_eq!(last["status"], "success", "{last}");
     assert!(
         lines
@@ -299,7 +355,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
         "{}",
         lines.len()
     );
-    let grown = builder.peak_memory()? - before;
+    let grown = builder.peak_memory_bytes()? - before;
     assert!(grown < 24 << 20, "{grown} bytes more");
     Ok(())
 }

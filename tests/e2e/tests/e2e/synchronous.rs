@@ -2,14 +2,14 @@
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use slipway_e2e::{build_context::BuildContext, client::Client, testbed::Testbed};
+use slipway_e2e::{build_context::BuildContext, client::SigningClient, testbed::Testbed};
 
-async fn assert_builds_and_deploys(testbed: &Testbed, client: &Client, name: &str) -> Result<()> {
+async fn assert_builds_and_deploys(testbed: &Testbed, client: &SigningClient, name: &str) -> Result<()> {
     let base = testbed.busybox().await?;
     let image = testbed.image(&format!("e2e/{name}"), "1");
     let config = json!({ "image": image, "deploy": { "service": name } });
     let reply = client
-        .post(BuildContext::pages(base, "first").tar(&config)?)
+        .post_signed(BuildContext::static_page_function(base, "first").tar_with_config(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
@@ -29,7 +29,7 @@ async fn assert_builds_and_deploys(testbed: &Testbed, client: &Client, name: &st
 
     let manifest = testbed
         .registry
-        .manifest(&format!("e2e/{name}"), "1")
+        .get_manifest(&format!("e2e/{name}"), "1")
         .await?
         .context("the image is not in the registry")?;
     let deployed = result["deployment"]["image"].as_str().unwrap_or_default();
@@ -38,38 +38,47 @@ async fn assert_builds_and_deploys(testbed: &Testbed, client: &Client, name: &st
         "not deployed by the manifest's digest: {deployed}, {}",
         manifest.digest
     );
-    assert_eq!(testbed.functions.page(name).await?, (200, "first".to_owned()));
-    testbed.functions.remove(name).await
+    assert_eq!(
+        testbed.functions.get_front_page(name).await?,
+        (200, "first".to_owned())
+    );
+    testbed.functions.remove_function(name).await
 }
 
 #[tokio::test]
 async fn a_build_through_the_gateway_returns_its_result_and_the_function_runs() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     assert_builds_and_deploys(&testbed, &testbed.through_gateway, "through-gateway").await
 }
 
 #[tokio::test]
 async fn a_build_sent_to_the_builder_directly_returns_its_result_and_the_function_runs() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     assert_builds_and_deploys(&testbed, &testbed.builder, "straight-at-builder").await
 }
 
 #[tokio::test]
 async fn the_root_path_builds_because_the_gateway_strips_the_functions_path() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
-    let root = Client::new(format!("{}/", testbed.stack.builder_url), &key)?;
+    let root = SigningClient::new(format!("{}/", testbed.stack.builder_url), &key)?;
     let image = testbed.image("e2e/root-path", "1");
-    let reply = root.post(
+    let reply = root.post_signed(
         BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
-            .file("a", "a")
-            .tar(&json!({ "image": image }))?,
+            .with_file("a", "a")
+            .tar_with_config(&json!({ "image": image }))?,
     );
     assert_eq!(reply.await?.status, 200);
-    assert!(testbed.registry.manifest("e2e/root-path", "1").await?.is_some());
+    assert!(
+        testbed
+            .registry
+            .get_manifest("e2e/root-path", "1")
+            .await?
+            .is_some()
+    );
     Ok(())
 }
 
@@ -77,7 +86,7 @@ async fn the_root_path_builds_because_the_gateway_strips_the_functions_path() ->
 /// last longer.
 #[tokio::test]
 async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let image = testbed.image("e2e/long", "1");
@@ -87,10 +96,10 @@ async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
     let config = json!({ "image": image, "buildArgs": { "AT": at } });
     let reply = testbed
         .builder
-        .post(
+        .post_signed(
             BuildContext::dockerfile(dockerfile)
-                .file("late", "late")
-                .tar(&config)?,
+                .with_file("late", "late")
+                .tar_with_config(&config)?,
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -101,7 +110,7 @@ async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
         "{}",
         reply.text
     );
-    assert!(testbed.registry.manifest("e2e/long", "1").await?.is_some());
+    assert!(testbed.registry.get_manifest("e2e/long", "1").await?.is_some());
     Ok(())
 }
 
@@ -109,58 +118,67 @@ async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
 /// as memory.
 #[tokio::test]
 async fn a_context_may_be_larger_than_the_builders_memory_limit() -> Result<()> {
-    const MEMORY_LIMIT: usize = 256 << 20;
-    let testbed = Testbed::find()?;
+    const BUILDER_MEMORY_LIMIT_BYTES: usize = 256 << 20;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let config = json!({ "image": testbed.image("e2e/large", "1"), "skipPush": true });
     let tar = BuildContext::dockerfile("FROM scratch\nCOPY Dockerfile /\n")
-        .file("pad", vec![7; MEMORY_LIMIT + (8 << 20)])
-        .tar(&config)?;
-    let reply = testbed.builder.post(tar).await?;
+        .with_file("pad", vec![7; BUILDER_MEMORY_LIMIT_BYTES + (8 << 20)])
+        .tar_with_config(&config)?;
+    let reply = testbed.builder.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }
 
 #[tokio::test]
 async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let name = "dockerignored";
-    let source = BuildContext::pages(base, "kept")
-        .file("www/secret.txt", "must not be seen")
-        .file("www/logs/a.log", "must not be seen")
-        .file("www/logs/keep.log", "seen")
-        .file(
+    let source = BuildContext::static_page_function(base, "kept")
+        .with_file("www/secret.txt", "must not be seen")
+        .with_file("www/logs/a.log", "must not be seen")
+        .with_file("www/logs/keep.log", "seen")
+        .with_file(
             ".dockerignore",
             "# a comment\n**/secret.txt\nwww/logs/*.log\n!www/logs/keep.log\n",
         );
     let config = json!({ "image": testbed.image("e2e/dockerignored", "1"), "deploy": { "service": name } });
-    let reply = testbed.builder.post(source.tar(&config)?).await?;
+    let reply = testbed
+        .builder
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let call = |path: &'static str| testbed.functions.get(name, path);
+    let call = |path: &'static str| testbed.functions.get_path(name, path);
     assert_eq!(call("/").await?, (200, "kept".to_owned()));
     assert_eq!(call("/logs/keep.log").await?, (200, "seen".to_owned()));
     assert_eq!(call("/secret.txt").await?.0, 404);
     assert_eq!(call("/logs/a.log").await?.0, 404);
-    testbed.functions.remove(name).await
+    testbed.functions.remove_function(name).await
 }
 
 #[tokio::test]
 async fn skip_push_leaves_the_registry_unchanged() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let image = testbed.image("e2e/not-pushed", "1");
     let config = json!({ "image": image, "skipPush": true });
     let reply = testbed
         .builder
-        .post(
+        .post_signed(
             BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
-                .file("a", "a")
-                .tar(&config)?,
+                .with_file("a", "a")
+                .tar_with_config(&config)?,
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(testbed.registry.manifest("e2e/not-pushed", "1").await?.is_none());
+    assert!(
+        testbed
+            .registry
+            .get_manifest("e2e/not-pushed", "1")
+            .await?
+            .is_none()
+    );
     Ok(())
 }

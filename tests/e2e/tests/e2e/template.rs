@@ -27,7 +27,7 @@ impl<'a> TemplateProject<'a> {
         Ok(Self { testbed, folder })
     }
 
-    fn faas_cli(&self, arguments: &[&str]) -> Result<String> {
+    fn run_faas_cli(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.testbed.stack.tools.faas_cli)
             .args(arguments)
             .current_dir(self.folder.path())
@@ -40,10 +40,10 @@ impl<'a> TemplateProject<'a> {
     }
 
     /// Returns the shrinkwrapped context of a function.
-    fn shrinkwrap(&self, name: &str) -> Result<BuildContext> {
-        self.faas_cli(&["build", "--shrinkwrap", "-f", &format!("{name}.yml")])?;
+    fn shrinkwrap_function(&self, name: &str) -> Result<BuildContext> {
+        self.run_faas_cli(&["build", "--shrinkwrap", "-f", &format!("{name}.yml")])?;
         let root = self.folder.path().join("build").join(name);
-        add(BuildContext::new(), &root, &root)
+        add_folder(BuildContext::new(), &root, &root)
     }
 
     async fn build_and_call(&self, name: &str, body: &str) -> Result<(u16, String)> {
@@ -55,27 +55,27 @@ impl<'a> TemplateProject<'a> {
         let reply = self
             .testbed
             .builder
-            .post(self.shrinkwrap(name)?.tar(&config)?)
+            .post_signed(self.shrinkwrap_function(name)?.tar_with_config(&config)?)
             .await?;
         anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
-        self.testbed.functions.call(name, "", body).await
+        self.testbed.functions.post_to_function(name, "", body).await
     }
 }
 
-fn add(mut source: BuildContext, root: &Path, folder: &Path) -> Result<BuildContext> {
+fn add_folder(mut source: BuildContext, root: &Path, folder: &Path) -> Result<BuildContext> {
     let mut entries = fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(fs::DirEntry::path);
     for entry in entries {
         let path = entry.path();
         if path.is_dir() {
-            source = add(source, root, &path)?;
+            source = add_folder(source, root, &path)?;
         } else {
             let name = path
                 .strip_prefix(root)?
                 .to_str()
                 .context("the path is not UTF-8")?
                 .to_owned();
-            source = source.file(&name, fs::read(&path)?);
+            source = source.with_file(&name, fs::read(&path)?);
         }
     }
     Ok(source)
@@ -85,11 +85,11 @@ fn add(mut source: BuildContext, root: &Path, folder: &Path) -> Result<BuildCont
 /// up in the image (docs/pitfalls.md#stub-sources).
 #[tokio::test]
 async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let project = TemplateProject::new(&testbed)?;
     let name = "from-template";
-    project.faas_cli(&["new", "--lang", "rust-hyper", name])?;
+    project.run_faas_cli(&["new", "--lang", "rust-hyper", name])?;
 
     let (status, first) = project.build_and_call(name, "there").await?;
     assert_eq!(status, 200, "{first}");
@@ -108,15 +108,15 @@ async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() 
     let (status, second) = project.build_and_call(name, "there").await?;
     assert_eq!((status, second), (200, first.replace("Hello", "Good day")));
 
-    let size = image_size(&testbed, &format!("e2e/{name}")).await?;
+    let size = image_size_bytes(&testbed, &format!("e2e/{name}")).await?;
     assert!(size < 2_000_000, "the hello image is {size} bytes compressed");
-    testbed.functions.remove(name).await
+    testbed.functions.remove_function(name).await
 }
 
-async fn image_size(testbed: &Testbed, repository: &str) -> Result<u64> {
+async fn image_size_bytes(testbed: &Testbed, repository: &str) -> Result<u64> {
     let manifest = testbed
         .registry
-        .manifest(repository, "1")
+        .get_manifest(repository, "1")
         .await?
         .context("the image is not in the registry")?;
     let layers = manifest.body["layers"]

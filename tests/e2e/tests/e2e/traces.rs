@@ -8,19 +8,19 @@ use serde_json::json;
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    collector::{Collector, Span},
+    collector::{ReceivedSpan, TraceCollector},
     deployer_process::DeployerProcess,
     testbed::Testbed,
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-const CALLER: &str = "00f067aa0ba902b7";
+const CALLER_TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER_SPAN_ID: &str = "00f067aa0ba902b7";
 
 /// Secrets that must not appear in traces.
-const TOKEN: &str = "collectors-own-token";
-const ARGUMENT: &str = "value-of-an-argument";
-const CONTENT: &str = "content-of-a-file";
+const SECRET_COLLECTOR_TOKEN: &str = "collectors-own-token";
+const SECRET_BUILD_ARGUMENT: &str = "value-of-an-argument";
+const SECRET_FILE_CONTENT: &str = "content-of-a-file";
 
 /// A stand-in for the gateway that forwards calls of deployer-fn to a deployer process.
 struct GatewayStub {
@@ -29,7 +29,7 @@ struct GatewayStub {
 }
 
 impl GatewayStub {
-    async fn to(deployer: &DeployerProcess) -> Result<Self> {
+    async fn start_forwarding_to(deployer: &DeployerProcess) -> Result<Self> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let to = format!("{}/", deployer.url());
         let pass = async move |headers: HeaderMap, body: Bytes| {
@@ -55,11 +55,11 @@ impl Drop for GatewayStub {
 }
 
 /// The spans of one trace.
-struct Trace(Vec<Span>);
+struct SpansOfTrace(Vec<ReceivedSpan>);
 
-impl Trace {
+impl SpansOfTrace {
     /// Returns the child of `parent` with this name.
-    fn child(&self, parent: &Span, name: &str) -> Result<&Span> {
+    fn child_of(&self, parent: &ReceivedSpan, name: &str) -> Result<&ReceivedSpan> {
         let found = self
             .0
             .iter()
@@ -68,39 +68,44 @@ impl Trace {
     }
 
     /// Returns the descendant of `from` at the end of this path of names.
-    fn descendant<'s>(&'s self, from: &'s Span, names: &[&str]) -> Result<&'s Span> {
-        names.iter().try_fold(from, |span, name| self.child(span, name))
+    fn descendant_of<'s>(&'s self, from: &'s ReceivedSpan, names: &[&str]) -> Result<&'s ReceivedSpan> {
+        names
+            .iter()
+            .try_fold(from, |span, name| self.child_of(span, name))
     }
 }
 
 #[tokio::test]
 async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
     let name = "e2e-traces";
-    testbed.functions.remove(name).await?;
-    let collector = Collector::start().await?;
+    testbed.functions.remove_function(name).await?;
+    let collector = TraceCollector::start().await?;
     let endpoint = collector.url();
     let settings = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
     ];
-    let headers = format!("authorization=Bearer%20{TOKEN}");
-    let deployer = DeployerProcess::with_secrets(
+    let headers = format!("authorization=Bearer%20{SECRET_COLLECTOR_TOKEN}");
+    let deployer = DeployerProcess::start_with_more_secrets(
         &testbed,
         &testbed.stack.gateway.url,
         &settings,
         &[("otel-headers", headers.clone())],
     )
     .await?;
-    let gateway = GatewayStub::to(&deployer).await?;
+    let gateway = GatewayStub::start_forwarding_to(&deployer).await?;
     let registry = &testbed.stack.registry;
-    let docker_config =
-        slipway_e2e::registry::Registry::docker_config(&registry.host, &registry.user, &registry.password);
+    let docker_config = slipway_e2e::registry::RegistryClient::docker_config(
+        &registry.host,
+        &registry.user,
+        &registry.password,
+    );
     let mut builder_settings = settings.to_vec();
     builder_settings.push(("gateway_url", &gateway.url));
-    let builder = BuilderProcess::with_secrets(
+    let builder = BuilderProcess::start_with_secrets(
         &testbed,
         &builder_settings,
         &[("otel-headers", &headers), ("registry-config", &docker_config)],
@@ -110,7 +115,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     let at = format!("{:?}", SystemTime::now());
     let config = json!({
         "image": testbed.image(&format!("e2e/{name}"), "1"),
-        "buildArgs": { "AT": at, "SHOWN": ARGUMENT, "JOBS": "4" },
+        "buildArgs": { "AT": at, "SHOWN": SECRET_BUILD_ARGUMENT, "JOBS": "4" },
         "deploy": { "service": name },
         "probe": { "path": "/index.html" },
     });
@@ -118,9 +123,9 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         "FROM {base}\nARG AT\nARG SHOWN\nARG JOBS\nRUN echo $AT $SHOWN -j $JOBS > /at\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
          CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
     );
-    let source = BuildContext::pages(base, CONTENT);
-    let tar = source.with_dockerfile(&dockerfile).tar(&config)?;
-    let parent = format!("00-{TRACE}-{CALLER}-01");
+    let source = BuildContext::static_page_function(base, SECRET_FILE_CONTENT);
+    let tar = source.with_dockerfile(&dockerfile).tar_with_config(&config)?;
+    let parent = format!("00-{CALLER_TRACE_ID}-{CALLER_SPAN_ID}-01");
     let reply = builder
         .client()?
         .post_with_headers(tar, &[("traceparent", &parent), ("X-Call-Id", "traced-1")])
@@ -128,11 +133,11 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     assert_eq!(reply.status, 200, "{}", reply.text);
 
     collector
-        .wait_for_trace("builder-fn", "POST /build", |span| span.trace == TRACE)
+        .wait_for_trace("builder-fn", "POST /build", |span| span.trace == CALLER_TRACE_ID)
         .await?;
     // The deployer has two requests: the dry run, and the hand-over, which has the deployment.
     let spans = collector
-        .wait_for_trace("deployer-fn", "deployment", |span| span.trace == TRACE)
+        .wait_for_trace("deployer-fn", "deployment", |span| span.trace == CALLER_TRACE_ID)
         .await?;
     let hand_over = spans
         .into_iter()
@@ -142,10 +147,15 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     collector
         .wait_for_trace("deployer-fn", "POST /", |span| span.id == hand_over)
         .await?;
-    let all = collector.spans();
-    let trace = Trace(all.iter().filter(|span| span.trace == TRACE).cloned().collect());
+    let all = collector.received_spans();
+    let trace = SpansOfTrace(
+        all.iter()
+            .filter(|span| span.trace == CALLER_TRACE_ID)
+            .cloned()
+            .collect(),
+    );
     assert_eq!(trace.0.len(), all.len(), "more than one trace: {all:#?}");
-    let known = |id: &str| id == CALLER || trace.0.iter().any(|span| span.id == id);
+    let known = |id: &str| id == CALLER_SPAN_ID || trace.0.iter().any(|span| span.id == id);
     for span in &trace.0 {
         assert!(known(&span.parent), "the parent of {span:?} is missing: {all:#?}");
         // A function that is starting may be asked too early.
@@ -157,7 +167,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     let root = trace
         .0
         .iter()
-        .find(|span| span.parent == CALLER)
+        .find(|span| span.parent == CALLER_SPAN_ID)
         .context("no span of the request")?;
     assert_eq!((&*root.service, &*root.name), ("builder-fn", "POST /build"));
     assert_eq!(root.attribute("faas.invocation_id").as_deref(), Some("traced-1"));
@@ -165,21 +175,21 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         root.attribute("http.response.status_code").as_deref(),
         Some("200")
     );
-    trace.child(root, "receive")?;
-    trace.descendant(root, &["build", "queue"])?;
-    let solve = trace.descendant(root, &["build", "solve"])?;
-    let run = trace.child(solve, "[2/3] RUN echo *** *** -j *** > /at")?;
+    trace.child_of(root, "receive")?;
+    trace.descendant_of(root, &["build", "queue"])?;
+    let solve = trace.descendant_of(root, &["build", "solve"])?;
+    let run = trace.child_of(solve, "[2/3] RUN echo *** *** -j *** > /at")?;
     assert_eq!(run.attribute("buildkit.cached").as_deref(), Some("false"));
     assert!(
         run.duration_ns > 0 && run.duration_ns < solve.duration_ns,
         "{run:?} in {solve:?}"
     );
-    trace.child(solve, "[3/3] COPY www /www")?;
-    trace.child(solve, "exporting to image")?;
-    trace.child(solve, "pushing layers")?;
+    trace.child_of(solve, "[3/3] COPY www /www")?;
+    trace.child_of(solve, "exporting to image")?;
+    trace.child_of(solve, "pushing layers")?;
 
     // The deployer's spans, below the builder's call.
-    let deployment = trace.descendant(
+    let deployment = trace.descendant_of(
         root,
         &["build", "deploy", "POST /function", "POST /", "deployment"],
     )?;
@@ -190,21 +200,21 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     );
     assert_eq!(deployment.attribute("slipway.status").as_deref(), Some("ready"));
     for step in ["queue", "check image", "check", "apply", "watch"] {
-        assert_eq!(trace.child(deployment, step)?.service, "deployer-fn");
+        assert_eq!(trace.child_of(deployment, step)?.service, "deployer-fn");
     }
-    trace.descendant(deployment, &["apply", "PUT /system/functions"])?;
-    trace.descendant(deployment, &["watch", "GET /system/function"])?;
-    trace.descendant(deployment, &["watch", "probe", "GET /function"])?;
+    trace.descendant_of(deployment, &["apply", "PUT /system/functions"])?;
+    trace.descendant_of(deployment, &["watch", "GET /system/function"])?;
+    trace.descendant_of(deployment, &["watch", "probe", "GET /function"])?;
 
     // A failed build has the error in its spans.
-    let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar(&json!({
-        "image": testbed.image(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": ARGUMENT }, "skipPush": true,
+    let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar_with_config(&json!({
+        "image": testbed.image(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": SECRET_BUILD_ARGUMENT }, "skipPush": true,
     }))?;
-    assert_eq!(builder.client()?.post(failing).await?.status, 422);
+    assert_eq!(builder.client()?.post_signed(failing).await?.status, 422);
     let failed = collector
-        .wait_for_trace("builder-fn", "POST /build", |span| span.trace != TRACE)
+        .wait_for_trace("builder-fn", "POST /build", |span| span.trace != CALLER_TRACE_ID)
         .await?;
-    let failed = Trace(failed);
+    let failed = SpansOfTrace(failed);
     let root = failed
         .0
         .iter()
@@ -215,7 +225,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         ("", &None),
         "an error of the caller is not an error of the server"
     );
-    let solve = failed.descendant(root, &["build", "solve"])?;
+    let solve = failed.descendant_of(root, &["build", "solve"])?;
     assert!(
         solve
             .error
@@ -231,18 +241,18 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     assert!(step.error.is_some(), "{step:?}");
 
     // The collector's token is sent, and no secret is in the spans.
-    let headers = collector.headers();
+    let headers = collector.export_headers();
     assert!(
         headers
             .iter()
-            .all(|headers| headers["authorization"] == format!("Bearer {TOKEN}"))
+            .all(|headers| headers["authorization"] == format!("Bearer {SECRET_COLLECTOR_TOKEN}"))
     );
-    let spans = format!("{:?}", collector.spans());
+    let spans = format!("{:?}", collector.received_spans());
     let key = |path: &std::path::Path| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
     let secrets = [
-        TOKEN,
-        ARGUMENT,
-        CONTENT,
+        SECRET_COLLECTOR_TOKEN,
+        SECRET_BUILD_ARGUMENT,
+        SECRET_FILE_CONTENT,
         &registry.password,
         &testbed.stack.gateway.password,
         &key(&testbed.stack.payload_secret)?,
@@ -252,12 +262,12 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
         assert!(!spans.contains(secret), "{secret:?} is in {spans}");
     }
-    testbed.functions.remove(name).await
+    testbed.functions.remove_function(name).await
 }
 
 #[tokio::test]
 async fn a_collector_that_refuses_connections_or_hangs_does_not_affect_builds() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let silent = TcpListener::bind(("127.0.0.1", 0)).await?;
     let closed = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -273,16 +283,19 @@ async fn a_collector_that_refuses_connections_or_hangs_does_not_affect_builds() 
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2"),
             ("healthcheck_interval", "0s"),
         ];
-        let mut builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+        let mut builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
         let config = json!({ "image": testbed.image("e2e/traces-nowhere", "1"), "skipPush": true });
         for number in 0..3 {
             let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
-                .file("a", format!("{number} {address}"));
-            let reply = builder.client()?.post(source.tar(&config)?).await?;
+                .with_file("a", format!("{number} {address}"));
+            let reply = builder
+                .client()?
+                .post_signed(source.tar_with_config(&config)?)
+                .await?;
             assert_eq!(reply.status, 200, "{}", reply.text);
         }
         // Much less than the timeout of an export, which is five minutes here.
-        builder.terminate()?;
+        builder.send_sigterm()?;
         let status = builder.wait_until_exited(Duration::from_secs(120)).await?;
         assert!(status.success(), "{status}");
     }

@@ -13,20 +13,20 @@ use anyhow::{Context as _, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    build_context::{BuildContext, gated},
+    build_context::{BuildContext, gated_command},
     builder_process::BuilderProcess,
-    client::Reply,
+    client::BuilderReply,
     deployer_process::DeployerProcess,
-    pausing_proxy::{PausingProxy, Route},
+    pausing_proxy::{ExtraRoute, PausingProxy},
     testbed::Testbed,
 };
 use tokio::{sync::RwLockReadGuard, task::JoinHandle};
 
-type Setting = (&'static str, &'static str);
+type SettingNameAndValue = (&'static str, &'static str);
 
 /// Settings of the deployer with a ready timeout that is long enough for a version that works, and short for
 /// one that never becomes ready.
-const DEPLOYER_SETTINGS: &[Setting] = &[("ready_timeout", "15s")];
+const DEPLOYER_SETTINGS: &[SettingNameAndValue] = &[("ready_timeout", "15s")];
 
 /// Two builders, a deployer, and one function that they build and deploy.
 struct TwoBuilders {
@@ -35,21 +35,21 @@ struct TwoBuilders {
     deployer: DeployerProcess,
     /// The proxy between builders, deployer and gateway; hand-overs go to the deployer.
     proxy: PausingProxy,
-    settings: Vec<Setting>,
+    settings: Vec<SettingNameAndValue>,
     function: String,
     _parts: RwLockReadGuard<'static, ()>,
 }
 
 impl TwoBuilders {
     /// Removes the function, and starts the builders and the deployer.
-    async fn open(function: &str, settings: &[Setting]) -> Result<Self> {
-        let testbed = Testbed::find()?;
+    async fn start_for_function(function: &str, settings: &[SettingNameAndValue]) -> Result<Self> {
+        let testbed = Testbed::find_running_stack()?;
         let parts = testbed.share_parts().await;
-        testbed.functions.remove(function).await?;
-        let proxy = PausingProxy::to(&testbed.stack.gateway.url).await?;
+        testbed.functions.remove_function(function).await?;
+        let proxy = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer = DeployerProcess::start(&testbed, proxy.url(), DEPLOYER_SETTINGS).await?;
-        let to_deployer = Route::Server(deployer.url().to_owned());
-        proxy.route("/function/deployer-fn", to_deployer);
+        let to_deployer = ExtraRoute::Server(deployer.url().to_owned());
+        proxy.add_route("/function/deployer-fn", to_deployer);
         let builders = [
             start_builder(&testbed, &proxy, settings).await?,
             start_builder(&testbed, &proxy, settings).await?,
@@ -78,72 +78,78 @@ impl TwoBuilders {
     }
 
     /// Returns the repository of the function's images, without the registry's host.
-    fn repository(&self) -> String {
+    fn repository_of_function(&self) -> String {
         format!("e2e/two-builders/{}", self.function)
     }
 
     /// Returns a config that deploys the image with this tag.
-    fn config(&self, tag: &str) -> Value {
+    fn config_with_deployment(&self, tag: &str) -> Value {
         json!({
-            "image": self.testbed.image(&self.repository(), tag),
+            "image": self.testbed.image(&self.repository_of_function(), tag),
             "deploy": { "service": self.function },
         })
     }
 
     /// Returns a config that only builds the image with this tag.
     fn config_without_deployment(&self, tag: &str) -> Value {
-        json!({ "image": self.testbed.image(&self.repository(), tag) })
+        json!({ "image": self.testbed.image(&self.repository_of_function(), tag) })
     }
 
     /// Returns a tar of a function whose page is this text.
-    async fn pages(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
-        BuildContext::pages(self.testbed.busybox().await?, page).tar(config)
+    async fn tar_of_page(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
+        BuildContext::static_page_function(self.testbed.busybox().await?, page).tar_with_config(config)
     }
 
     /// Returns a tar of a function whose page is this text, and whose build runs until the gate is opened.
-    async fn gated_pages(&self, page: &str, gate: &str, config: &Value) -> Result<Vec<u8>> {
+    async fn tar_of_gated_page(&self, page: &str, gate: &str, config: &Value) -> Result<Vec<u8>> {
         let base = self.testbed.busybox().await?;
         let dockerfile = format!(
             "FROM {base}\nRUN {}\nCOPY www /www\nUSER 1000\n\
              CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n",
-            gated(gate)
+            gated_command(gate)
         );
-        BuildContext::pages(base, page)
+        BuildContext::static_page_function(base, page)
             .with_dockerfile(&dockerfile)
-            .tar(config)
+            .tar_with_config(config)
     }
 
     /// Sends a build to one of the builders and waits for its answer.
-    async fn build(&self, index: usize, tar: &[u8], call_id: &str) -> Result<Reply> {
-        self.build_with(index, tar, &[("X-Call-Id", call_id)]).await
+    async fn build_at(&self, index: usize, tar: &[u8], call_id: &str) -> Result<BuilderReply> {
+        self.build_at_with_headers(index, tar, &[("X-Call-Id", call_id)])
+            .await
     }
 
     /// Sends a build with these headers to one of the builders and waits for its answer.
-    async fn build_with(&self, index: usize, tar: &[u8], headers: &[(&str, &str)]) -> Result<Reply> {
+    async fn build_at_with_headers(
+        &self,
+        index: usize,
+        tar: &[u8],
+        headers: &[(&str, &str)],
+    ) -> Result<BuilderReply> {
         let client = self.builders[index].client()?;
         client.post_with_headers(tar.to_vec(), headers).await
     }
 
     /// Sends a build with a gate to one of the builders, and waits until its step runs.
-    async fn start_gated(
+    async fn start_gated_build(
         &self,
         index: usize,
         tar: &[u8],
         gate: &str,
         headers: &[(&'static str, &str)],
-    ) -> Result<JoinHandle<Result<Reply>>> {
-        let build = self.start(index, tar, headers)?;
+    ) -> Result<JoinHandle<Result<BuilderReply>>> {
+        let build = self.start_build(index, tar, headers)?;
         self.testbed.wait_for_step(gate, true).await?;
         Ok(build)
     }
 
     /// Sends a build to one of the builders in the background.
-    fn start(
+    fn start_build(
         &self,
         index: usize,
         tar: &[u8],
         headers: &[(&'static str, &str)],
-    ) -> Result<JoinHandle<Result<Reply>>> {
+    ) -> Result<JoinHandle<Result<BuilderReply>>> {
         let (client, tar) = (self.builders[index].client()?, tar.to_vec());
         let headers: Vec<_> = headers
             .iter()
@@ -159,49 +165,53 @@ impl TwoBuilders {
     }
 
     /// Returns the time at which the provider created the running version of the function.
-    async fn created_at(&self) -> Result<Value> {
-        let status = self.testbed.functions.status(&self.function).await?;
+    async fn creation_time_of_function(&self) -> Result<Value> {
+        let status = self.testbed.functions.function_status(&self.function).await?;
         Ok(status.context("there is no such function")?["createdAt"].take())
     }
 
-    async fn page(&self) -> Result<(u16, String)> {
-        self.testbed.functions.page(&self.function).await
+    async fn get_front_page(&self) -> Result<(u16, String)> {
+        self.testbed.functions.get_front_page(&self.function).await
     }
 
     /// Asserts that no image was pushed under this tag.
     async fn assert_not_pushed(&self, tag: &str) -> Result<()> {
-        let manifest = self.testbed.registry.manifest(&self.repository(), tag).await?;
+        let manifest = self
+            .testbed
+            .registry
+            .get_manifest(&self.repository_of_function(), tag)
+            .await?;
         ensure!(manifest.is_none(), "{tag} was pushed: {manifest:?}");
         Ok(())
     }
 
     /// Removes the manifest of this tag, which an earlier run of the tests may have pushed.
-    async fn remove_image(&self, tag: &str) -> Result<()> {
-        let repository = self.repository();
+    async fn remove_image_manifest(&self, tag: &str) -> Result<()> {
+        let repository = self.repository_of_function();
         let registry = &self.testbed.registry;
-        if let Some(manifest) = registry.manifest(&repository, tag).await? {
+        if let Some(manifest) = registry.get_manifest(&repository, tag).await? {
             registry.delete_manifest(&repository, &manifest.digest).await?;
         }
         Ok(())
     }
 
-    async fn close(self) -> Result<()> {
-        self.testbed.functions.remove(&self.function).await
+    async fn remove_function(self) -> Result<()> {
+        self.testbed.functions.remove_function(&self.function).await
     }
 }
 
 async fn start_builder(
     testbed: &Testbed,
     proxy: &PausingProxy,
-    settings: &[Setting],
+    settings: &[SettingNameAndValue],
 ) -> Result<BuilderProcess> {
     let mut all = vec![("gateway_url", proxy.url())];
     all.extend_from_slice(settings);
-    BuilderProcess::with_settings(testbed, &all).await
+    BuilderProcess::start_with_settings(testbed, &all).await
 }
 
 /// Asserts that a build was successful and its version runs; returns the result.
-fn assert_ready(reply: &Reply) -> Result<Value> {
+fn assert_ready(reply: &BuilderReply) -> Result<Value> {
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     let result = reply.json();
     assert_eq!(result["status"], "success", "{result:#}");
@@ -210,7 +220,7 @@ fn assert_ready(reply: &Reply) -> Result<Value> {
 }
 
 /// Asserts that a build ended because the build with this call ID is newer.
-fn assert_superseded(reply: &Reply, by: &str) -> Result<()> {
+fn assert_superseded(reply: &BuilderReply, by: &str) -> Result<()> {
     ensure!(reply.status == 409, "{} {}", reply.status, reply.text);
     let result = reply.json();
     assert_eq!(result["status"], "failed", "{result:#}");
@@ -219,13 +229,13 @@ fn assert_superseded(reply: &Reply, by: &str) -> Result<()> {
 }
 
 /// Returns a call id that no earlier run has used: BuildKit remembers the builds of earlier runs.
-fn call_id(name: &str) -> Result<String> {
+fn unused_call_id(name: &str) -> Result<String> {
     let now = Timestamp::now();
     Ok(format!("{name}-{}", now.as_nanosecond()))
 }
 
 /// Returns the time so many seconds from now, in RFC 3339.
-fn seconds_from_now(seconds: i64) -> Result<String> {
+fn time_seconds_from_now(seconds: i64) -> Result<String> {
     let time = Timestamp::now().checked_add(SignedDuration::from_secs(seconds));
     Ok(time.context("no such time")?.to_string())
 }

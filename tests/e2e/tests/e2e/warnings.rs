@@ -4,21 +4,21 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
 
-const LINES: &str = "application/x-ndjson";
+const JSON_LINES_MEDIA_TYPE: &str = "application/x-ndjson";
 
 /// Returns the warnings of a result or a record.
-fn warnings(record: &Value) -> Vec<&str> {
+fn warnings_of_record(record: &Value) -> Vec<&str> {
     let list = record["warnings"].as_array().into_iter().flatten();
     list.filter_map(Value::as_str).collect()
 }
 
 #[tokio::test]
 async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
-    let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a");
+    let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "a");
     let image = testbed.image("e2e/warnings", "1");
     let with = |key: &str| {
         let mut config = json!({ "image": image, "skipPush": true });
@@ -33,23 +33,31 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
             "SkipPush",
         ),
     ] {
-        let tar = source.tar(&config)?;
-        let reply = client.post(tar.clone()).await?;
+        let tar = source.tar_with_config(&config)?;
+        let reply = client.post_signed(tar.clone()).await?;
         assert_eq!(reply.status, 200, "{what}: {}", reply.text);
         let result = reply.json();
         assert!(
-            warnings(&result).iter().any(|one| one.contains(part)),
+            warnings_of_record(&result).iter().any(|one| one.contains(part)),
             "{what}: {result}"
         );
         assert!(result["log"].to_string().contains(part), "{what}: {result}");
 
-        let (lines, last) = client.stream(tar, LINES).await?.read_to_end().await?;
-        assert_eq!(warnings(&last), warnings(&result), "{what}: {last}");
+        let (lines, last) = client
+            .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
+            .await?
+            .read_to_terminal_record()
+            .await?;
+        assert_eq!(
+            warnings_of_record(&last),
+            warnings_of_record(&result),
+            "{what}: {last}"
+        );
         assert!(lines.iter().any(|line| line.contains(part)), "{what}: {lines:?}");
     }
 
     let reply = client
-        .post(source.tar(&json!({ "image": image, "skipPush": true }))?)
+        .post_signed(source.tar_with_config(&json!({ "image": image, "skipPush": true }))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.json().get("warnings"), None, "{}", reply.text);
@@ -58,18 +66,23 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
 
 #[tokio::test]
 async fn a_failed_build_has_its_warnings_too() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let source = BuildContext::dockerfile("FROM scratch\nCOPY nowhere /\n");
     let config = json!({ "image": testbed.image("e2e/warnings", "1"), "nonsense": 1 });
 
-    let reply = builder.client()?.post(source.tar(&config)?).await?;
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
 
     assert_eq!(reply.status, 422, "{}", reply.text);
     let result = reply.json();
     assert!(
-        warnings(&result).iter().any(|one| one.contains("nonsense")),
+        warnings_of_record(&result)
+            .iter()
+            .any(|one| one.contains("nonsense")),
         "{result}"
     );
     Ok(())

@@ -7,57 +7,57 @@ use function_host::Secrets;
 use function_host::registry::{AllowedTokenHosts, RegistryClient, RegistryCredentials, RegistryError};
 use serde_json::json;
 
-use crate::server::{Answer, Received, Server};
+use crate::server::{ReceivedRequest, ScriptedAnswer, TestServer};
 
-const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+const MANIFEST_DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
-fn ok() -> Answer {
+fn ok_answer() -> ScriptedAnswer {
     (200, r#"{"schemaVersion": 2}"#.to_owned(), None)
 }
 
-fn unauthorized(challenge: String) -> Answer {
+fn unauthorized_answer(challenge: String) -> ScriptedAnswer {
     (401, r#"{"errors": []}"#.to_owned(), Some(challenge))
 }
 
-fn token(text: &str) -> Answer {
+fn token_answer(text: &str) -> ScriptedAnswer {
     (200, json!({"token": text}).to_string(), None)
 }
 
 #[tokio::test]
 async fn a_manifest_is_looked_up_by_its_digest() {
-    let registry = Server::start("127.0.0.1", |_| ok()).await;
+    let registry = TestServer::start("127.0.0.1", |_| ok_answer()).await;
     assert!(
         registry
             .repository("", "", "")
-            .has_manifest(DIGEST)
+            .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
     );
     let manifest = registry
         .repository("", "", "")
-        .fetch_manifest(DIGEST)
+        .fetch_manifest(MANIFEST_DIGEST)
         .await
         .unwrap();
     assert_eq!(manifest.unwrap(), r#"{"schemaVersion": 2}"#);
     assert!(
         registry
             .repository("", "", "")
-            .fetch_blob(DIGEST)
+            .fetch_blob(MANIFEST_DIGEST)
             .await
             .unwrap()
             .is_some()
     );
     let lines: Vec<_> = registry
-        .requests()
+        .received_requests()
         .into_iter()
         .map(|request| request.line)
         .collect();
     assert_eq!(
         lines,
         [
-            format!("HEAD /v2/team/hello/manifests/{DIGEST}"),
-            format!("GET /v2/team/hello/manifests/{DIGEST}"),
-            format!("GET /v2/team/hello/blobs/{DIGEST}"),
+            format!("HEAD /v2/team/hello/manifests/{MANIFEST_DIGEST}"),
+            format!("GET /v2/team/hello/manifests/{MANIFEST_DIGEST}"),
+            format!("GET /v2/team/hello/blobs/{MANIFEST_DIGEST}"),
         ]
     );
 }
@@ -65,8 +65,12 @@ async fn a_manifest_is_looked_up_by_its_digest() {
 #[tokio::test]
 async fn only_not_found_means_that_there_is_no_manifest() {
     for status in [404, 302, 400, 403, 429, 500, 503] {
-        let registry = Server::start("127.0.0.1", move |_| (status, "hunter2".to_owned(), None)).await;
-        match registry.repository("", "", "").has_manifest(DIGEST).await {
+        let registry = TestServer::start("127.0.0.1", move |_| (status, "hunter2".to_owned(), None)).await;
+        match registry
+            .repository("", "", "")
+            .has_manifest(MANIFEST_DIGEST)
+            .await
+        {
             Ok(found) => assert_eq!((status, found), (404, false)),
             Err(error) => {
                 assert!(
@@ -79,13 +83,13 @@ async fn only_not_found_means_that_there_is_no_manifest() {
     }
     let client = RegistryClient::new(&Secrets::new("/nowhere"), true, AllowedTokenHosts::default()).unwrap();
     let mut nowhere = client.repository("127.0.0.1:9", "hello", RegistryCredentials::default());
-    let error = nowhere.has_manifest(DIGEST).await.unwrap_err();
+    let error = nowhere.has_manifest(MANIFEST_DIGEST).await.unwrap_err();
     assert!(matches!(error, RegistryError::Connect { .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn a_digest_cannot_name_another_path() {
-    let registry = Server::start("127.0.0.1", |_| ok()).await;
+    let registry = TestServer::start("127.0.0.1", |_| ok_answer()).await;
     for digest in ["../../../admin", "sha256:1/2", "x?y", "a#b", "a%2fb"] {
         let error = registry
             .repository("", "", "")
@@ -94,32 +98,32 @@ async fn a_digest_cannot_name_another_path() {
             .unwrap_err();
         assert!(matches!(error, RegistryError::Name { .. }), "{digest}");
     }
-    assert!(registry.requests().is_empty());
+    assert!(registry.received_requests().is_empty());
 }
 
 #[tokio::test]
 async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
-    let registry = Server::start("127.0.0.1", |request| match &*request.authorization {
-        "Basic dTpw" => ok(),
-        _ => unauthorized("Basic realm=\"slipway\"".to_owned()),
+    let registry = TestServer::start("127.0.0.1", |request| match &*request.authorization {
+        "Basic dTpw" => ok_answer(),
+        _ => unauthorized_answer("Basic realm=\"slipway\"".to_owned()),
     })
     .await;
     let error = registry
         .repository("", "", "")
-        .has_manifest(DIGEST)
+        .has_manifest(MANIFEST_DIGEST)
         .await
         .unwrap_err();
     assert!(matches!(error, RegistryError::NoCredentials { .. }), "{error}");
     assert!(
         registry
             .repository("u", "p", "")
-            .has_manifest(DIGEST)
+            .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
     );
     let error = registry
         .repository("u", "wrong", "")
-        .has_manifest(DIGEST)
+        .has_manifest(MANIFEST_DIGEST)
         .await
         .unwrap_err();
     assert!(
@@ -129,13 +133,13 @@ async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
 }
 
 /// Starts a registry whose token server is at `path` on the registry itself, and answers with `answer`.
-async fn registry_with_tokens(path: &'static str, answer: Answer) -> Server {
+async fn registry_with_tokens(path: &'static str, answer: ScriptedAnswer) -> TestServer {
     let host = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&host);
-    let registry = Server::start("127.0.0.1", move |request| match &*request.authorization {
-        "Bearer let-me-in" => ok(),
+    let registry = TestServer::start("127.0.0.1", move |request| match &*request.authorization {
+        "Bearer let-me-in" => ok_answer(),
         _ if request.line.contains(" /token") => answer.clone(),
-        _ => unauthorized(format!(
+        _ => unauthorized_answer(format!(
             "Bearer realm=\"http://{}{path}\",service=\"a b\"",
             own.lock().unwrap()
         )),
@@ -147,20 +151,26 @@ async fn registry_with_tokens(path: &'static str, answer: Answer) -> Server {
 
 #[tokio::test]
 async fn a_token_is_fetched_once_for_a_registry_that_asks_for_it() {
-    let registry = registry_with_tokens("/token", token("let-me-in")).await;
+    let registry = registry_with_tokens("/token", token_answer("let-me-in")).await;
     let mut repository = registry.repository("u", "p", "");
-    assert!(repository.has_manifest(DIGEST).await.unwrap());
-    assert!(repository.fetch_manifest(DIGEST).await.unwrap().is_some());
+    assert!(repository.has_manifest(MANIFEST_DIGEST).await.unwrap());
+    assert!(
+        repository
+            .fetch_manifest(MANIFEST_DIGEST)
+            .await
+            .unwrap()
+            .is_some()
+    );
     let seen: Vec<_> = registry
-        .requests()
+        .received_requests()
         .into_iter()
         .map(
-            |Received {
+            |ReceivedRequest {
                  line, authorization, ..
              }| (line, authorization),
         )
         .collect();
-    let head = format!("HEAD /v2/team/hello/manifests/{DIGEST}");
+    let head = format!("HEAD /v2/team/hello/manifests/{MANIFEST_DIGEST}");
     assert_eq!(
         seen,
         [
@@ -177,15 +187,15 @@ async fn a_token_is_fetched_once_for_a_registry_that_asks_for_it() {
 
 #[tokio::test]
 async fn a_token_for_nobody_is_fetched_without_credentials() {
-    let registry = registry_with_tokens("/token?account=x", token("let-me-in")).await;
+    let registry = registry_with_tokens("/token?account=x", token_answer("let-me-in")).await;
     assert!(
         registry
             .repository("", "", "")
-            .has_manifest(DIGEST)
+            .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
     );
-    let request = registry.requests().remove(1);
+    let request = registry.received_requests().remove(1);
     assert_eq!(
         request.line,
         "GET /token?account=x&scope=repository:team/hello:pull&service=a%20b"
@@ -195,15 +205,15 @@ async fn a_token_for_nobody_is_fetched_without_credentials() {
 
 #[tokio::test]
 async fn an_identity_token_is_exchanged_for_a_token() {
-    let registry = registry_with_tokens("/token", token("let-me-in")).await;
+    let registry = registry_with_tokens("/token", token_answer("let-me-in")).await;
     assert!(
         registry
             .repository("", "id&1", "")
-            .has_manifest(DIGEST)
+            .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
     );
-    let request = registry.requests().remove(1);
+    let request = registry.received_requests().remove(1);
     assert_eq!((&*request.line, &*request.authorization), ("POST /token", ""));
     assert_eq!(
         request.body,
@@ -217,7 +227,7 @@ async fn a_token_server_without_a_token_is_an_error_that_quotes_nothing() {
         let registry = registry_with_tokens("/token", (403, body.to_owned(), None)).await;
         let error = registry
             .repository("u", "p", "")
-            .has_manifest(DIGEST)
+            .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap_err();
         assert!(
@@ -230,11 +240,11 @@ async fn a_token_server_without_a_token_is_an_error_that_quotes_nothing() {
 
 #[tokio::test]
 async fn a_realm_on_another_host_is_followed_only_if_the_operator_names_it() {
-    let inside = Server::start("127.0.0.2", |_| token("of somebody else")).await;
+    let inside = TestServer::start("127.0.0.2", |_| token_answer("of somebody else")).await;
     let realm = format!("Bearer realm=\"http://{}/token\"", inside.host);
-    let registry = Server::start("127.0.0.1", move |request| match &*request.authorization {
-        "Bearer of somebody else" => ok(),
-        _ => unauthorized(realm.clone()),
+    let registry = TestServer::start("127.0.0.1", move |request| match &*request.authorization {
+        "Bearer of somebody else" => ok_answer(),
+        _ => unauthorized_answer(realm.clone()),
     })
     .await;
     let port = inside.host.rsplit(':').next().unwrap();
@@ -244,8 +254,11 @@ async fn a_realm_on_another_host_is_followed_only_if_the_operator_names_it() {
         ("127.0.0.3, 127.0.0.2", true),
         (&*format!("127.0.0.2:{port}"), true),
     ] {
-        let before = inside.requests().len();
-        let found = registry.repository("u", "p", realms).has_manifest(DIGEST).await;
+        let before = inside.received_requests().len();
+        let found = registry
+            .repository("u", "p", realms)
+            .has_manifest(MANIFEST_DIGEST)
+            .await;
         match is_allowed {
             true => assert!(found.unwrap(), "{realms}"),
             false => {
@@ -254,11 +267,11 @@ async fn a_realm_on_another_host_is_followed_only_if_the_operator_names_it() {
                     matches!(error, RegistryError::ForeignRealm { .. }),
                     "{realms}: {error}"
                 );
-                assert_eq!(inside.requests().len(), before, "{realms}");
+                assert_eq!(inside.received_requests().len(), before, "{realms}");
             }
         }
     }
-    let sent = registry.requests();
+    let sent = registry.received_requests();
     assert_eq!(
         sent.iter()
             .filter(|request| request.authorization.contains("somebody"))
@@ -277,13 +290,13 @@ async fn a_realm_that_is_no_address_or_hides_another_host_is_rejected() {
         "http:///token",
         "http://a b/",
     ] {
-        let registry = Server::start("127.0.0.1", move |_| {
-            unauthorized(format!("Bearer realm=\"{realm}\""))
+        let registry = TestServer::start("127.0.0.1", move |_| {
+            unauthorized_answer(format!("Bearer realm=\"{realm}\""))
         })
         .await;
         let error = registry
             .repository("", "", "127.0.0.2")
-            .has_manifest(DIGEST)
+            .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap_err();
         assert!(
@@ -302,27 +315,33 @@ async fn the_gateways_credentials_are_sent_to_no_registry_and_no_token_server() 
     for name in ["basic-auth-user", "basic-auth-password"] {
         fs::write(folder.path().join(name), "hunter2").unwrap();
     }
-    let registry = Server::start("127.0.0.1", |_| {
-        unauthorized("Bearer realm=\"http://127.0.0.1:1/\"".to_owned())
+    let registry = TestServer::start("127.0.0.1", |_| {
+        unauthorized_answer("Bearer realm=\"http://127.0.0.1:1/\"".to_owned())
     })
     .await;
-    let inside = Server::start("127.0.0.1", |_| token("x")).await;
+    let inside = TestServer::start("127.0.0.1", |_| token_answer("x")).await;
     let realm = format!("Bearer realm=\"http://{}/system/functions\"", inside.host);
-    let outside = Server::start("127.0.0.1", move |_| unauthorized(realm.clone())).await;
+    let outside = TestServer::start("127.0.0.1", move |_| unauthorized_answer(realm.clone())).await;
     let client =
         RegistryClient::new(&Secrets::new(folder.path()), true, AllowedTokenHosts::default()).unwrap();
     for server in [&registry, &outside] {
         let mut repository = client.repository(&server.host, "hello", RegistryCredentials::default());
-        repository.has_manifest(DIGEST).await.unwrap_err();
+        repository.has_manifest(MANIFEST_DIGEST).await.unwrap_err();
     }
-    assert_eq!(inside.requests().len(), 1);
-    for request in [registry.requests(), outside.requests(), inside.requests()].concat() {
+    assert_eq!(inside.received_requests().len(), 1);
+    for request in [
+        registry.received_requests(),
+        outside.received_requests(),
+        inside.received_requests(),
+    ]
+    .concat()
+    {
         assert!(matches!(&*request.authorization, "" | "Bearer x"), "{request:?}");
     }
 }
 
 #[test]
-fn realms_are_hosts() {
+fn allowed_realms_are_hosts_with_an_optional_port() {
     for text in ["", " auth.example , auth.example:8443, [::1]:5001,"] {
         assert!(text.parse::<AllowedTokenHosts>().is_ok(), "{text}");
     }

@@ -1,4 +1,4 @@
-//! What a `config.json` gives, compared with Docker's own reader.
+//! Tests that the credentials read from a Docker `config.json` are those that Docker's own reader finds in it.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// A case with what `docker-config/main.go` recorded of it.
 #[derive(Deserialize)]
-struct Case {
+struct RecordedDockerCase {
     name: String,
     host: String,
     config: String,
@@ -18,22 +18,23 @@ struct Case {
     fails: bool,
 }
 
-fn parse(content: &str) -> Logins {
+fn parse_logins(content: &str) -> Logins {
     Logins::parse_config(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
 }
 
-fn find(content: &str, host: &str) -> (String, String) {
-    let RegistryCredentials { username, secret } = parse(content).credentials_for(host).unwrap();
+fn find_credentials(content: &str, host: &str) -> (String, String) {
+    let RegistryCredentials { username, secret } = parse_logins(content).credentials_for(host).unwrap();
     (username, secret)
 }
 
-fn pair(username: &str, secret: &str) -> (String, String) {
+fn username_and_secret(username: &str, secret: &str) -> (String, String) {
     (username.to_owned(), secret.to_owned())
 }
 
 #[test]
 fn every_file_that_docker_reads_gives_the_same_credentials_here() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../../docker-config/cases.json")).unwrap();
+    let cases: Vec<RecordedDockerCase> =
+        serde_json::from_str(include_str!("../../docker-config/cases.json")).unwrap();
     assert!(cases.iter().any(|case| case.fails) && cases.iter().any(|case| !case.fails));
     for case in cases {
         let found = Logins::parse_config(case.config.as_bytes())
@@ -59,9 +60,12 @@ fn every_file_that_docker_reads_gives_the_same_credentials_here() {
 }
 
 #[test]
-fn auth_may_lack_its_padding() {
+fn the_base64_of_auth_may_lack_its_padding() {
     let content = r#"{"auths": {"r.example": {"auth": " dXNlcjpwYTpzcw "}}}"#;
-    assert_eq!(find(content, "r.example"), pair("user", "pa:ss"));
+    assert_eq!(
+        find_credentials(content, "r.example"),
+        username_and_secret("user", "pa:ss")
+    );
 }
 
 #[test]
@@ -82,12 +86,16 @@ fn a_registry_is_found_by_every_form_of_its_key() {
         ("registry-1.docker.io", "docker.io"),
     ] {
         let content = format!(r#"{{"auths": {{"{key}": {{"auth": "dXNlcjpwYXNz"}}}}}}"#);
-        assert_eq!(find(&content, host), pair("user", "pass"), "{key} for {host}");
+        assert_eq!(
+            find_credentials(&content, host),
+            username_and_secret("user", "pass"),
+            "{key} for {host}"
+        );
     }
 }
 
 #[test]
-fn another_registry_gets_no_credentials() {
+fn a_registry_without_an_entry_gets_no_credentials() {
     let content = r#"{"auths": {"example.com": {"auth": "dXNlcjpwYXNz"}}}"#;
     for host in [
         "example.com:5000",
@@ -97,12 +105,16 @@ fn another_registry_gets_no_credentials() {
         "",
         "docker.io",
     ] {
-        assert_eq!(find(content, host), pair("", ""), "{host}");
+        assert_eq!(
+            find_credentials(content, host),
+            username_and_secret("", ""),
+            "{host}"
+        );
     }
 }
 
 #[test]
-fn the_exact_key_precedes_the_others() {
+fn the_exact_key_of_a_registry_precedes_its_other_forms() {
     let content = r#"{"auths": {
         "https://index.docker.io/v1/access-token": {"username": "x", "password": "refresh"},
         "https://index.docker.io/v1/": {"username": "user", "password": "pass"},
@@ -113,13 +125,17 @@ fn the_exact_key_precedes_the_others() {
         "b.example.com/v2": {"username": "user", "password": "pass"}
     }}"#;
     for host in ["registry-1.docker.io", "a.example.com", "b.example.com"] {
-        assert_eq!(find(content, host), pair("user", "pass"), "{host}");
+        assert_eq!(
+            find_credentials(content, host),
+            username_and_secret("user", "pass"),
+            "{host}"
+        );
     }
 }
 
 #[test]
 fn the_helper_of_a_registry_precedes_the_one_for_all() {
-    let logins = parse(
+    let logins = parse_logins(
         r#"{"credsStore": "pass",
         "credHelpers": {"gcr.io": "gcloud", "docker.io": "hub", "none.example": "", "null.example": null, "wrong.example": 1}}"#,
     );
@@ -142,7 +158,7 @@ fn the_helper_of_a_registry_precedes_the_one_for_all() {
         "credHelpers.wrong.example should be the name of a credential helper"
     );
     assert_eq!(
-        parse(r#"{"credsStore": ""}"#)
+        parse_logins(r#"{"credsStore": ""}"#)
             .credential_helper("gcr.io")
             .unwrap(),
         None
@@ -179,7 +195,7 @@ fn an_unusable_entry_disables_its_own_registry_only() {
         let content = format!(
             r#"{{"auths": {{"a.example": {{"auth": "dXNlcjpwYXNz"}}, "bad.example": {entry}, "z.example": {{"auth": "dXNlcjpwYXNz"}}}}}}"#
         );
-        let logins = parse(&content);
+        let logins = parse_logins(&content);
         for host in ["a.example", "z.example"] {
             assert_eq!(logins.credentials_for(host).unwrap().secret, "pass", "{entry}");
         }
@@ -194,7 +210,7 @@ fn an_unusable_entry_disables_its_own_registry_only() {
 
 #[test]
 fn a_fault_does_not_show_the_password_in_a_key() {
-    let logins = parse(r#"{"auths": {"https://me:hunter2@bad.example/": {"auth": 1}}}"#);
+    let logins = parse_logins(r#"{"auths": {"https://me:hunter2@bad.example/": {"auth": 1}}}"#);
     assert_eq!(
         Vec::from_iter(logins.describe_faults()),
         ["auths.bad.example.auth should be text"]
@@ -202,9 +218,10 @@ fn a_fault_does_not_show_the_password_in_a_key() {
 }
 
 #[test]
-fn unsupported_keys_are_reported() {
-    let logins =
-        parse(r#"{"auths": {"example.com": {"registrytoken": "t"}, "gcr.io": {"registrytoken": ""}}}"#);
+fn unsupported_keys_of_a_docker_config_are_reported() {
+    let logins = parse_logins(
+        r#"{"auths": {"example.com": {"registrytoken": "t"}, "gcr.io": {"registrytoken": ""}}}"#,
+    );
     assert_eq!(
         Vec::from_iter(logins.describe_faults()),
         ["auths.example.com.registrytoken is not supported"]
@@ -232,9 +249,9 @@ fn the_error_of_a_malformed_file_names_the_place_and_quotes_nothing() {
 }
 
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Log {
+impl io::Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -245,7 +262,7 @@ impl io::Write for Log {
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
+impl<'a> MakeWriter<'a> for LogBuffer {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -255,7 +272,7 @@ impl<'a> MakeWriter<'a> for Log {
 
 #[test]
 fn an_unusable_entry_is_logged_once_for_each_content() {
-    let log = Log::default();
+    let log = LogBuffer::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
     let cache = LoginsCache::new("registry-config");
     tracing::subscriber::with_default(subscriber, || {

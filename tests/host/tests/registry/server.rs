@@ -14,31 +14,31 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 /// The answer to a request: status, body, and the challenge.
-pub(crate) type Answer = (u16, String, Option<String>);
+pub(crate) type ScriptedAnswer = (u16, String, Option<String>);
 
 /// A received request.
 #[derive(Clone, Debug)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedRequest {
     pub(crate) line: String,
     pub(crate) authorization: String,
     pub(crate) body: String,
 }
 
 /// A server that answers with a function, and remembers its requests.
-pub(crate) struct Server {
+pub(crate) struct TestServer {
     pub(crate) host: String,
-    requests: Arc<Mutex<Vec<Received>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
-impl Server {
+impl TestServer {
     /// Starts a server on `address`, an IP address of this machine.
     pub(crate) async fn start(
         address: &str,
-        answer: impl Fn(&Received) -> Answer + Send + Sync + 'static,
+        answer: impl Fn(&ReceivedRequest) -> ScriptedAnswer + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(format!("{address}:0")).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let requests: Arc<Mutex<Vec<Received>>> = Arc::default();
+        let requests: Arc<Mutex<Vec<ReceivedRequest>>> = Arc::default();
         let (answer, log) = (Arc::new(answer), Arc::clone(&requests));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -48,7 +48,7 @@ impl Server {
                     async move {
                         let (head, body) = request.into_parts();
                         let authorization = head.headers.get(header::AUTHORIZATION);
-                        let received = Received {
+                        let received = ReceivedRequest {
                             line: format!("{} {}", head.method, head.uri),
                             authorization: authorization
                                 .map_or("", |value| value.to_str().unwrap())
@@ -73,7 +73,7 @@ impl Server {
         Self { host, requests }
     }
 
-    pub(crate) fn requests(&self) -> Vec<Received> {
+    pub(crate) fn received_requests(&self) -> Vec<ReceivedRequest> {
         self.requests.lock().unwrap().clone()
     }
 

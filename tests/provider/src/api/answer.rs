@@ -6,11 +6,11 @@
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The operation that a request to the API asks for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Operation {
+pub(super) enum ApiOperation {
     Read,
     Create,
     Update,
@@ -21,26 +21,29 @@ pub(super) enum Operation {
 
 /// The HTTP response for an operation that failed.
 #[derive(Debug)]
-pub(super) struct ErrorResponse(Operation, Error);
+pub(super) struct ErrorResponse(ApiOperation, ProviderError);
 
-impl Operation {
-    pub(super) fn failed(self) -> impl FnOnce(Error) -> ErrorResponse {
+impl ApiOperation {
+    pub(super) fn to_error_response(self) -> impl FnOnce(ProviderError) -> ErrorResponse {
         move |error| ErrorResponse(self, error)
     }
 }
 
-fn status(operation: Operation, error: &Error) -> StatusCode {
+fn status_of_error(operation: ApiOperation, error: &ProviderError) -> StatusCode {
     match (operation, error) {
-        (_, Error::FunctionNotFound(_)) => StatusCode::NOT_FOUND,
-        (_, Error::Stopping) => StatusCode::SERVICE_UNAVAILABLE,
-        (Operation::Update, Error::Pull { .. }) | (Operation::Secret, Error::Json(_)) => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
-        (_, Error::NamespaceInvalid | Error::Invalid(_) | Error::Json(_) | Error::SecretMissing(_)) => {
-            StatusCode::BAD_REQUEST
-        }
-        (Operation::Delete | Operation::Secret, _) => StatusCode::INTERNAL_SERVER_ERROR,
-        (Operation::Read | Operation::Create | Operation::Update | Operation::Scale, _) => {
+        (_, ProviderError::FunctionNotFound(_)) => StatusCode::NOT_FOUND,
+        (_, ProviderError::Stopping) => StatusCode::SERVICE_UNAVAILABLE,
+        (ApiOperation::Update, ProviderError::Pull { .. })
+        | (ApiOperation::Secret, ProviderError::Json(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+        (
+            _,
+            ProviderError::NamespaceInvalid
+            | ProviderError::Invalid(_)
+            | ProviderError::Json(_)
+            | ProviderError::SecretMissing(_),
+        ) => StatusCode::BAD_REQUEST,
+        (ApiOperation::Delete | ApiOperation::Secret, _) => StatusCode::INTERNAL_SERVER_ERROR,
+        (ApiOperation::Read | ApiOperation::Create | ApiOperation::Update | ApiOperation::Scale, _) => {
             StatusCode::BAD_REQUEST
         }
     }
@@ -49,7 +52,7 @@ fn status(operation: Operation, error: &Error) -> StatusCode {
 impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let Self(operation, error) = self;
-        let status = status(operation, &error);
+        let status = status_of_error(operation, &error);
         let text = format!("{:#}", anyhow::Error::from(error));
         tracing::warn!(
             ?operation,
@@ -74,36 +77,48 @@ mod tests {
     use crate::error::ContainerdStatus;
 
     #[test]
-    fn statuses_are_those_of_faasd() {
-        let pull = || Error::Pull {
+    fn statuses_of_failed_operations_are_those_of_faasd() {
+        let pull = || ProviderError::Pull {
             image: "i".into(),
             source: ContainerdStatus::new(Status::not_found("gone")),
         };
-        let containerd = || Error::Containerd {
+        let containerd = || ProviderError::Containerd {
             operation: "create task",
             subject: "f".into(),
             source: ContainerdStatus::new(Status::unknown("exec failed")),
         };
-        let missing = || Error::FunctionNotFound("f".into());
+        let missing = || ProviderError::FunctionNotFound("f".into());
         let cases = [
-            (Operation::Create, pull(), 400),
-            (Operation::Create, containerd(), 400),
-            (Operation::Create, Error::FunctionExists("f".into()), 400),
-            (Operation::Create, Error::SecretMissing("s".into()), 400),
-            (Operation::Update, missing(), 404),
-            (Operation::Update, Error::SecretMissing("s".into()), 400),
-            (Operation::Update, pull(), 500),
-            (Operation::Update, containerd(), 400),
-            (Operation::Delete, missing(), 404),
-            (Operation::Delete, containerd(), 500),
-            (Operation::Scale, missing(), 404),
-            (Operation::Scale, containerd(), 400),
-            (Operation::Read, Error::NamespaceInvalid, 400),
-            (Operation::Secret, Error::Invalid("name".into()), 400),
+            (ApiOperation::Create, pull(), 400),
+            (ApiOperation::Create, containerd(), 400),
+            (
+                ApiOperation::Create,
+                ProviderError::FunctionExists("f".into()),
+                400,
+            ),
+            (
+                ApiOperation::Create,
+                ProviderError::SecretMissing("s".into()),
+                400,
+            ),
+            (ApiOperation::Update, missing(), 404),
+            (
+                ApiOperation::Update,
+                ProviderError::SecretMissing("s".into()),
+                400,
+            ),
+            (ApiOperation::Update, pull(), 500),
+            (ApiOperation::Update, containerd(), 400),
+            (ApiOperation::Delete, missing(), 404),
+            (ApiOperation::Delete, containerd(), 500),
+            (ApiOperation::Scale, missing(), 404),
+            (ApiOperation::Scale, containerd(), 400),
+            (ApiOperation::Read, ProviderError::NamespaceInvalid, 400),
+            (ApiOperation::Secret, ProviderError::Invalid("name".into()), 400),
         ];
         for (operation, error, expected) in cases {
             assert_eq!(
-                status(operation, &error).as_u16(),
+                status_of_error(operation, &error).as_u16(),
                 expected,
                 "{operation:?} {error}"
             );

@@ -11,20 +11,23 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, StatusCode, header};
 use subtle::ConstantTimeEq;
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The credentials for the API.
 #[derive(Clone)]
-pub(crate) struct Credentials(Arc<(String, String)>);
+pub(crate) struct ApiCredentials(Arc<(String, String)>);
 
-impl Credentials {
+impl ApiCredentials {
     /// Reads the API's credentials from the files `basic-auth-user` and `basic-auth-password`.
-    pub(crate) fn read(directory: &Path) -> Result<Self, Error> {
+    pub(crate) fn read_from_files(directory: &Path) -> Result<Self, ProviderError> {
         let read = |name: &str| {
             let path = directory.join(name);
-            let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+            let text = fs::read_to_string(&path).map_err(ProviderError::io_error("read", &path))?;
             match text.trim() {
-                "" => Err(Error::Invalid(format!("{}: the file is empty", path.display()))),
+                "" => Err(ProviderError::Invalid(format!(
+                    "{}: the file is empty",
+                    path.display()
+                ))),
                 text => Ok(text.to_owned()),
             }
         };
@@ -34,7 +37,7 @@ impl Credentials {
         ))))
     }
 
-    fn authorize(&self, headers: &HeaderMap) -> bool {
+    fn is_authorized(&self, headers: &HeaderMap) -> bool {
         let Some((user, password)) = parse_basic_auth(headers) else {
             return false;
         };
@@ -44,7 +47,7 @@ impl Credentials {
     }
 }
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for ApiCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credentials(…)")
     }
@@ -63,11 +66,11 @@ fn parse_basic_auth(headers: &HeaderMap) -> Option<(String, String)> {
 
 /// Rejects requests to the API without the right credentials.
 pub(super) async fn require_credentials(
-    State(credentials): State<Credentials>,
+    State(credentials): State<ApiCredentials>,
     request: Request,
     next: Next,
 ) -> Response {
-    if credentials.authorize(request.headers()) {
+    if credentials.is_authorized(request.headers()) {
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, r#"Basic realm="Restricted""#)];
@@ -78,35 +81,35 @@ pub(super) async fn require_credentials(
 mod tests {
     use super::*;
 
-    fn credentials() -> Credentials {
+    fn test_credentials() -> ApiCredentials {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("basic-auth-user"), "admin\n").unwrap();
         fs::write(directory.path().join("basic-auth-password"), "pass:word\n").unwrap();
-        Credentials::read(directory.path()).unwrap()
+        ApiCredentials::read_from_files(directory.path()).unwrap()
     }
 
-    fn headers(value: &str) -> HeaderMap {
+    fn headers_with_authorization(value: &str) -> HeaderMap {
         HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
     }
 
     #[test]
     fn only_the_right_user_and_password_are_accepted() {
-        let credentials = credentials();
-        let basic = |text: &str| headers(&format!("Basic {}", STANDARD.encode(text)));
-        assert!(credentials.authorize(&basic("admin:pass:word")));
+        let credentials = test_credentials();
+        let basic = |text: &str| headers_with_authorization(&format!("Basic {}", STANDARD.encode(text)));
+        assert!(credentials.is_authorized(&basic("admin:pass:word")));
         for wrong in ["admin:pass", "other:pass:word", "admin", ""] {
-            assert!(!credentials.authorize(&basic(wrong)), "{wrong}");
+            assert!(!credentials.is_authorized(&basic(wrong)), "{wrong}");
         }
-        assert!(!credentials.authorize(&headers("Bearer x")));
-        assert!(!credentials.authorize(&HeaderMap::new()));
+        assert!(!credentials.is_authorized(&headers_with_authorization("Bearer x")));
+        assert!(!credentials.is_authorized(&HeaderMap::new()));
     }
 
     #[test]
     fn debug_output_has_no_password_and_an_empty_password_is_rejected() {
-        assert_eq!(format!("{:?}", credentials()), "Credentials(…)");
+        assert_eq!(format!("{:?}", test_credentials()), "Credentials(…)");
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("basic-auth-user"), "admin").unwrap();
         fs::write(directory.path().join("basic-auth-password"), "\n").unwrap();
-        assert!(Credentials::read(directory.path()).is_err());
+        assert!(ApiCredentials::read_from_files(directory.path()).is_err());
     }
 }

@@ -9,10 +9,10 @@ use axum::{
 use http::StatusCode;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::answer::{ErrorResponse, Operation};
+use super::answer::{ApiOperation, ErrorResponse};
 use crate::{
-    error::Error,
-    functions::{Functions, Update},
+    error::ProviderError,
+    functions::{FunctionStore, UpdateProgress},
     key::FunctionKey,
     model::{DeleteFunctionRequest, FunctionDeployment, FunctionStatus},
 };
@@ -20,84 +20,96 @@ use crate::{
 /// The query parameters of requests that name a namespace.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct NamespaceQuery {
+pub(super) struct NamespaceParameters {
     pub(super) namespace: String,
 }
 
 /// Returns the namespace of a request: the given one, or the default if it is empty; fails if functions may
 /// not be in it.
-pub(super) async fn resolve_namespace(functions: &Functions, given: String) -> Result<String, Error> {
+pub(super) async fn resolve_namespace(
+    functions: &FunctionStore,
+    given: String,
+) -> Result<String, ProviderError> {
     if given.is_empty() {
         return Ok(functions.settings().function_namespace.clone());
     }
-    functions.check_namespace(&given).await?;
+    functions.check_function_namespace(&given).await?;
     Ok(given)
 }
 
 /// Parses a request's body as JSON, whatever its content type is.
-pub(super) fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
-    serde_json::from_slice(body).map_err(|error| Error::Invalid(error.to_string()))
+pub(super) fn parse_json_body<T: DeserializeOwned>(body: &Bytes) -> Result<T, ProviderError> {
+    serde_json::from_slice(body).map_err(|error| ProviderError::Invalid(error.to_string()))
 }
 
-pub(super) async fn list(
-    State(functions): State<Functions>,
-    Query(query): Query<NamespaceQuery>,
+pub(super) async fn list_functions(
+    State(functions): State<FunctionStore>,
+    Query(query): Query<NamespaceParameters>,
 ) -> Result<Json<Vec<FunctionStatus>>, ErrorResponse> {
     let namespace = resolve_namespace(&functions, query.namespace)
         .await
-        .map_err(Operation::Read.failed())?;
-    Ok(Json(functions.list(&namespace)))
+        .map_err(ApiOperation::Read.to_error_response())?;
+    Ok(Json(functions.list_statuses(&namespace)))
 }
 
-pub(super) async fn read(
-    State(functions): State<Functions>,
+pub(super) async fn read_function(
+    State(functions): State<FunctionStore>,
     Path(name): Path<String>,
-    Query(query): Query<NamespaceQuery>,
+    Query(query): Query<NamespaceParameters>,
 ) -> Result<Response, ErrorResponse> {
     let namespace = resolve_namespace(&functions, query.namespace)
         .await
-        .map_err(Operation::Read.failed())?;
-    Ok(match functions.get(&FunctionKey::new(name, namespace)) {
+        .map_err(ApiOperation::Read.to_error_response())?;
+    Ok(match functions.get_status(&FunctionKey::new(name, namespace)) {
         Ok(status) => Json(status).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     })
 }
 
-pub(super) async fn create(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
+pub(super) async fn create_function(
+    State(functions): State<FunctionStore>,
+    body: Bytes,
+) -> Result<(), ErrorResponse> {
     let created = async {
-        let deployment = deployment(&functions, &body).await?;
-        functions.create(deployment).await
+        let deployment = parse_deployment(&functions, &body).await?;
+        functions.create_function(deployment).await
     };
-    created.await.map_err(Operation::Create.failed())
+    created.await.map_err(ApiOperation::Create.to_error_response())
 }
 
-pub(super) async fn update(
-    State(functions): State<Functions>,
+pub(super) async fn update_function(
+    State(functions): State<FunctionStore>,
     body: Bytes,
 ) -> Result<StatusCode, ErrorResponse> {
     let updated = async {
-        let deployment = deployment(&functions, &body).await?;
-        functions.update(deployment).await
+        let deployment = parse_deployment(&functions, &body).await?;
+        functions.update_function(deployment).await
     };
-    match updated.await.map_err(Operation::Update.failed())? {
-        Update::Done => Ok(StatusCode::OK),
-        Update::Accepted => Ok(StatusCode::ACCEPTED),
+    match updated.await.map_err(ApiOperation::Update.to_error_response())? {
+        UpdateProgress::Done => Ok(StatusCode::OK),
+        UpdateProgress::Accepted => Ok(StatusCode::ACCEPTED),
     }
 }
 
-pub(super) async fn delete(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
+pub(super) async fn delete_function(
+    State(functions): State<FunctionStore>,
+    body: Bytes,
+) -> Result<(), ErrorResponse> {
     let deleted = async {
-        let request: DeleteFunctionRequest = json(&body)?;
+        let request: DeleteFunctionRequest = parse_json_body(&body)?;
         let namespace = resolve_namespace(&functions, request.namespace).await?;
         functions
-            .delete(FunctionKey::new(request.function_name, namespace))
+            .delete_function(FunctionKey::new(request.function_name, namespace))
             .await
     };
-    deleted.await.map_err(Operation::Delete.failed())
+    deleted.await.map_err(ApiOperation::Delete.to_error_response())
 }
 
-async fn deployment(functions: &Functions, body: &Bytes) -> Result<FunctionDeployment, Error> {
-    let mut deployment: FunctionDeployment = json(body)?;
+async fn parse_deployment(
+    functions: &FunctionStore,
+    body: &Bytes,
+) -> Result<FunctionDeployment, ProviderError> {
+    let mut deployment: FunctionDeployment = parse_json_body(body)?;
     deployment.namespace = resolve_namespace(functions, deployment.namespace).await?;
     Ok(deployment)
 }

@@ -6,12 +6,12 @@
 use axum::{Json, extract::State};
 
 use crate::{
-    functions::Functions,
+    functions::FunctionStore,
     model::{ProviderInfo, VersionInfo},
     settings::UpdateStrategy,
 };
 
-pub(super) async fn info(State(functions): State<Functions>) -> Json<ProviderInfo> {
+pub(super) async fn answer_info(State(functions): State<FunctionStore>) -> Json<ProviderInfo> {
     Json(provider_info(functions.settings().update_strategy))
 }
 

@@ -8,6 +8,6 @@
 use axum::Json;
 use serde_json::{Value, json};
 
-pub(super) async fn empty_result() -> Json<Value> {
+pub(super) async fn answer_empty_invocations() -> Json<Value> {
     Json(json!({"status": "success", "data": {"resultType": "vector", "result": []}}))
 }

@@ -15,18 +15,18 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    functions::Functions,
+    functions::FunctionStore,
     key::FunctionKey,
     logs::{LogMessage, LogQuery},
 };
 
 /// The age of the oldest log line in an answer if the request has no `since`; the same as faasd's.
-const DEFAULT_SINCE: Duration = Duration::from_secs(300);
+const DEFAULT_LOG_AGE: Duration = Duration::from_secs(300);
 
 /// The query parameters of a request for logs, all of them as text.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Parameters {
+pub(super) struct LogParameters {
     name: String,
     namespace: String,
     instance: String,
@@ -35,16 +35,16 @@ pub(super) struct Parameters {
     follow: String,
 }
 
-impl Parameters {
+impl LogParameters {
     /// Parses the query parameters as faas-provider does; returns `None` if a number, a time or a name is
     /// malformed.
-    fn parse(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
+    fn parse_log_query(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
         let tail: i64 = if self.tail.is_empty() {
             0
         } else {
             self.tail.parse().ok()?
         };
-        let default_since = now.checked_sub(DEFAULT_SINCE).unwrap_or(Timestamp::UNIX_EPOCH);
+        let default_since = now.checked_sub(DEFAULT_LOG_AGE).unwrap_or(Timestamp::UNIX_EPOCH);
         let since = match self.since.as_str() {
             "" => default_since,
             given => Some(given.parse().ok()?)
@@ -71,13 +71,13 @@ impl Parameters {
     }
 }
 
-pub(super) async fn logs(
-    State(functions): State<Functions>,
-    Query(parameters): Query<Parameters>,
+pub(super) async fn answer_logs(
+    State(functions): State<FunctionStore>,
+    Query(parameters): Query<LogParameters>,
 ) -> Response {
     let settings = functions.settings();
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-    let Some(query) = parameters.parse(&settings.function_namespace, now) else {
+    let Some(query) = parameters.parse_log_query(&settings.function_namespace, now) else {
         return (
             StatusCode::UNPROCESSABLE_ENTITY,
             "could not parse the log request\n",
@@ -86,12 +86,12 @@ pub(super) async fn logs(
     };
     let lines = functions
         .logs()
-        .stream(query, Instant::now() + settings.service_timeout);
-    let body = Body::from_stream(ReceiverStream::new(lines).map(|message| line(&message)));
+        .stream_messages(query, Instant::now() + settings.service_timeout);
+    let body = Body::from_stream(ReceiverStream::new(lines).map(|message| json_line(&message)));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
-fn line(message: &LogMessage) -> Result<Bytes, serde_json::Error> {
+fn json_line(message: &LogMessage) -> Result<Bytes, serde_json::Error> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(line.into())
@@ -101,20 +101,20 @@ fn line(message: &LogMessage) -> Result<Bytes, serde_json::Error> {
 mod tests {
     use super::*;
 
-    fn parse(parameters: Parameters) -> Option<LogQuery> {
-        parameters.parse("openfaas-fn", "2025-01-01T12:00:00Z".parse().unwrap())
+    fn parse_at_fixed_time(parameters: LogParameters) -> Option<LogQuery> {
+        parameters.parse_log_query("openfaas-fn", "2025-01-01T12:00:00Z".parse().unwrap())
     }
 
-    fn hello() -> Parameters {
-        Parameters {
+    fn hello_parameters() -> LogParameters {
+        LogParameters {
             name: "hello".into(),
             ..Default::default()
         }
     }
 
     #[test]
-    fn the_default_is_the_last_five_minutes() {
-        let query = parse(hello()).unwrap();
+    fn without_since_logs_of_the_last_five_minutes_are_returned() {
+        let query = parse_at_fixed_time(hello_parameters()).unwrap();
         assert_eq!(query.since.to_string(), "2025-01-01T11:55:00Z");
         assert_eq!((query.tail, query.follow, query.instance), (0, false, None));
         assert_eq!(query.function, FunctionKey::new("hello", "openfaas-fn"));
@@ -122,9 +122,9 @@ mod tests {
 
     #[test]
     fn times_can_have_any_offset() {
-        let query = parse(Parameters {
+        let query = parse_at_fixed_time(LogParameters {
             since: "2025-01-01T12:30:00+02:00".into(),
-            ..hello()
+            ..hello_parameters()
         })
         .unwrap();
         assert_eq!(query.since.to_string(), "2025-01-01T10:30:00Z");
@@ -133,38 +133,38 @@ mod tests {
     #[test]
     fn malformed_numbers_times_and_names_are_rejected_but_a_malformed_follow_is_false() {
         assert!(
-            parse(Parameters {
+            parse_at_fixed_time(LogParameters {
                 tail: "some".into(),
-                ..hello()
+                ..hello_parameters()
             })
             .is_none()
         );
         assert!(
-            parse(Parameters {
+            parse_at_fixed_time(LogParameters {
                 since: "yesterday".into(),
-                ..hello()
+                ..hello_parameters()
             })
             .is_none()
         );
         assert!(
-            parse(Parameters {
+            parse_at_fixed_time(LogParameters {
                 name: "../hello".into(),
-                ..hello()
+                ..hello_parameters()
             })
             .is_none()
         );
         assert!(
-            !parse(Parameters {
+            !parse_at_fixed_time(LogParameters {
                 follow: "maybe".into(),
-                ..hello()
+                ..hello_parameters()
             })
             .unwrap()
             .follow
         );
         assert_eq!(
-            parse(Parameters {
+            parse_at_fixed_time(LogParameters {
                 tail: "-1".into(),
-                ..hello()
+                ..hello_parameters()
             })
             .unwrap()
             .tail,

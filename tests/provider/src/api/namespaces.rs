@@ -4,19 +4,21 @@
 use axum::{Json, extract::State};
 use http::StatusCode;
 
-use super::answer::{ErrorResponse, Operation};
-use crate::functions::Functions;
+use super::answer::{ApiOperation, ErrorResponse};
+use crate::functions::FunctionStore;
 
-pub(super) async fn list(State(functions): State<Functions>) -> Result<Json<Vec<String>>, ErrorResponse> {
+pub(super) async fn list_namespaces(
+    State(functions): State<FunctionStore>,
+) -> Result<Json<Vec<String>>, ErrorResponse> {
     functions
         .namespaces()
         .await
         .map(Json)
-        .map_err(Operation::Read.failed())
+        .map_err(ApiOperation::Read.to_error_response())
 }
 
 /// Answers, as faas-provider does, that the provider cannot change namespaces.
-pub(super) async fn not_implemented() -> (StatusCode, &'static str) {
+pub(super) async fn answer_not_implemented() -> (StatusCode, &'static str) {
     (
         StatusCode::NOT_IMPLEMENTED,
         "Feature not implemented in this version of OpenFaaS\n",

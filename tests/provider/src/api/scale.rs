@@ -3,21 +3,24 @@
 use axum::{body::Bytes, extract::State};
 
 use super::{
-    answer::{ErrorResponse, Operation},
-    functions::{json, resolve_namespace},
+    answer::{ApiOperation, ErrorResponse},
+    functions::{parse_json_body, resolve_namespace},
 };
-use crate::{functions::Functions, key::FunctionKey, model::ScaleServiceRequest};
+use crate::{functions::FunctionStore, key::FunctionKey, model::ScaleServiceRequest};
 
-pub(super) async fn scale(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
+pub(super) async fn scale_function(
+    State(functions): State<FunctionStore>,
+    body: Bytes,
+) -> Result<(), ErrorResponse> {
     let scaled = async {
-        let request: ScaleServiceRequest = json(&body)?;
+        let request: ScaleServiceRequest = parse_json_body(&body)?;
         let namespace = resolve_namespace(&functions, request.namespace).await?;
         functions
-            .scale(
+            .scale_function(
                 FunctionKey::new(request.service_name, namespace),
                 request.replicas,
             )
             .await
     };
-    scaled.await.map_err(Operation::Scale.failed())
+    scaled.await.map_err(ApiOperation::Scale.to_error_response())
 }

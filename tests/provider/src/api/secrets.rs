@@ -9,47 +9,47 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
 use super::{
-    answer::{ErrorResponse, Operation},
-    functions::{NamespaceQuery, resolve_namespace},
+    answer::{ApiOperation, ErrorResponse},
+    functions::{NamespaceParameters, resolve_namespace},
 };
 use crate::{
-    error::Error,
-    functions::Functions,
-    model::{SecretName, nullable},
+    error::ProviderError,
+    functions::FunctionStore,
+    model::{SecretName, deserialize_null_as_default},
 };
 
-/// A secret in a request (`Secret`). `rawValue` is bytes in base64 and takes precedence over `value`.
+/// A secret in a request (`SecretRequest`). `rawValue` is bytes in base64 and takes precedence over `value`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Secret {
-    #[serde(deserialize_with = "nullable")]
+struct SecretRequest {
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     name: String,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     namespace: String,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     value: String,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "deserialize_null_as_default")]
     raw_value: String,
 }
 
-impl Secret {
-    fn read(body: &Bytes) -> Result<Self, Error> {
-        serde_json::from_slice(body).map_err(Error::Json)
+impl SecretRequest {
+    fn parse_secret_request(body: &Bytes) -> Result<Self, ProviderError> {
+        serde_json::from_slice(body).map_err(ProviderError::Json)
     }
 
-    fn bytes(&self) -> Result<Vec<u8>, Error> {
+    fn value_bytes(&self) -> Result<Vec<u8>, ProviderError> {
         if self.raw_value.is_empty() {
             return Ok(self.value.clone().into_bytes());
         }
         STANDARD
             .decode(&self.raw_value)
-            .map_err(|_| Error::Invalid("rawValue is not base64".to_owned()))
+            .map_err(|_| ProviderError::Invalid("rawValue is not base64".to_owned()))
     }
 }
 
-pub(super) async fn list(
-    State(functions): State<Functions>,
-    Query(query): Query<NamespaceQuery>,
+pub(super) async fn list_secrets(
+    State(functions): State<FunctionStore>,
+    Query(query): Query<NamespaceParameters>,
 ) -> Result<Json<Vec<SecretName>>, ErrorResponse> {
     let listed = async {
         let namespace = resolve_namespace(&functions, query.namespace).await?;
@@ -60,29 +60,32 @@ pub(super) async fn list(
         };
         Ok(Json(names.into_iter().map(named).collect()))
     };
-    listed.await.map_err(Operation::Secret.failed())
+    listed.await.map_err(ApiOperation::Secret.to_error_response())
 }
 
-pub(super) async fn set(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
+pub(super) async fn set_secret(
+    State(functions): State<FunctionStore>,
+    body: Bytes,
+) -> Result<(), ErrorResponse> {
     let set = async {
-        let secret = Secret::read(&body)?;
+        let secret = SecretRequest::parse_secret_request(&body)?;
         let namespace = resolve_namespace(&functions, secret.namespace.clone()).await?;
         functions
             .secrets()
-            .set(&namespace, &secret.name, &secret.bytes()?)
+            .set(&namespace, &secret.name, &secret.value_bytes()?)
     };
-    set.await.map_err(Operation::Secret.failed())
+    set.await.map_err(ApiOperation::Secret.to_error_response())
 }
 
 /// Deletes a secret. faasd reads the namespace from the query, faas-cli sends it in the body; both work here,
 /// and the query takes precedence.
-pub(super) async fn delete(
-    State(functions): State<Functions>,
-    Query(query): Query<NamespaceQuery>,
+pub(super) async fn delete_secret(
+    State(functions): State<FunctionStore>,
+    Query(query): Query<NamespaceParameters>,
     body: Bytes,
 ) -> Result<(), ErrorResponse> {
     let deleted = async {
-        let secret = Secret::read(&body)?;
+        let secret = SecretRequest::parse_secret_request(&body)?;
         let given = if query.namespace.is_empty() {
             secret.namespace
         } else {
@@ -91,28 +94,28 @@ pub(super) async fn delete(
         let namespace = resolve_namespace(&functions, given).await?;
         functions.secrets().delete(&namespace, &secret.name)
     };
-    deleted.await.map_err(Operation::Secret.failed())
+    deleted.await.map_err(ApiOperation::Secret.to_error_response())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn bytes(json: &'static str) -> Result<Vec<u8>, Error> {
-        Secret::read(&Bytes::from(json))?.bytes()
+    fn value_bytes_of_json(json: &'static str) -> Result<Vec<u8>, ProviderError> {
+        SecretRequest::parse_secret_request(&Bytes::from(json))?.value_bytes()
     }
 
     #[test]
     fn a_raw_value_is_base64_and_takes_precedence() {
-        assert_eq!(bytes(r#"{"name":"a","value":"v"}"#).unwrap(), b"v");
+        assert_eq!(value_bytes_of_json(r#"{"name":"a","value":"v"}"#).unwrap(), b"v");
         assert_eq!(
-            bytes(r#"{"name":"a","value":"v","rawValue":"AAH/"}"#).unwrap(),
+            value_bytes_of_json(r#"{"name":"a","value":"v","rawValue":"AAH/"}"#).unwrap(),
             [0, 1, 255]
         );
         assert_eq!(
-            bytes(r#"{"name":"a","value":"v","rawValue":null}"#).unwrap(),
+            value_bytes_of_json(r#"{"name":"a","value":"v","rawValue":null}"#).unwrap(),
             b"v"
         );
-        assert!(bytes(r#"{"name":"a","rawValue":"?"}"#).is_err());
+        assert!(value_bytes_of_json(r#"{"name":"a","rawValue":"?"}"#).is_err());
     }
 }

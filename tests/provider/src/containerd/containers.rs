@@ -8,14 +8,14 @@ use containerd_client::services::v1::{
 };
 use prost_types::{Any, FieldMask};
 
-use super::{NamespaceClient, call, ignore_not_found};
-use crate::error::Error;
+use super::{NamespaceClient, await_short_call, not_found_as_success};
+use crate::error::ProviderError;
 
 /// The name of the runtime for functions' tasks.
-const RUNTIME: &str = "io.containerd.runc.v2";
+const RUNTIME_NAME: &str = "io.containerd.runc.v2";
 
 /// containerd's type URL of a runtime specification in JSON.
-const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const SPEC_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// The description of a container to create.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct Container {
 
 impl Container {
     /// Returns the bytes of the container's extension with this name.
-    pub(crate) fn extension(&self, name: &str) -> Option<&[u8]> {
+    pub(crate) fn extension_bytes(&self, name: &str) -> Option<&[u8]> {
         self.extensions.get(name).map(|any| any.value.as_slice())
     }
 
@@ -61,7 +61,7 @@ impl Container {
 
 impl NamespaceClient {
     /// Creates a container in containerd's store, without a task.
-    pub(crate) async fn create_container(&self, new: NewContainer<'_>) -> Result<Container, Error> {
+    pub(crate) async fn create_container(&self, new: NewContainer<'_>) -> Result<Container, ProviderError> {
         let id = new.id;
         let (extension, bytes) = new.extension;
         let any = Any {
@@ -73,11 +73,11 @@ impl NamespaceClient {
             labels: new.labels,
             image: new.image.to_owned(),
             runtime: Some(Runtime {
-                name: RUNTIME.to_owned(),
+                name: RUNTIME_NAME.to_owned(),
                 options: None,
             }),
             spec: Some(Any {
-                type_url: SPEC_TYPE.to_owned(),
+                type_url: SPEC_TYPE_URL.to_owned(),
                 value: new.spec,
             }),
             snapshotter: self.snapshotter(),
@@ -86,18 +86,18 @@ impl NamespaceClient {
             ..ContainerMessage::default()
         };
         let mut client = ContainersClient::new(self.channel());
-        let request = self.request(CreateContainerRequest {
+        let request = self.request_in_namespace(CreateContainerRequest {
             container: Some(container),
         });
-        let answer = call("create container", id, client.create(request)).await?;
+        let answer = await_short_call("create container", id, client.create(request)).await?;
         Ok(Container::from_message(answer.container.unwrap_or_default()))
     }
 
     /// Returns all containers of the namespace.
-    pub(crate) async fn containers(&self) -> Result<Vec<Container>, Error> {
+    pub(crate) async fn list_containers(&self) -> Result<Vec<Container>, ProviderError> {
         let mut client = ContainersClient::new(self.channel());
-        let request = self.request(ListContainersRequest::default());
-        let answer = call("list containers of", self.namespace(), client.list(request)).await?;
+        let request = self.request_in_namespace(ListContainersRequest::default());
+        let answer = await_short_call("list containers of", self.namespace(), client.list(request)).await?;
         Ok(answer
             .containers
             .into_iter()
@@ -106,7 +106,12 @@ impl NamespaceClient {
     }
 
     /// Sets a label of a container.
-    pub(crate) async fn label_container(&self, id: &str, label: &str, value: &str) -> Result<(), Error> {
+    pub(crate) async fn set_container_label(
+        &self,
+        id: &str,
+        label: &str,
+        value: &str,
+    ) -> Result<(), ProviderError> {
         let container = ContainerMessage {
             id: id.to_owned(),
             labels: HashMap::from([(label.to_owned(), value.to_owned())]),
@@ -115,22 +120,22 @@ impl NamespaceClient {
         let update_mask = Some(FieldMask {
             paths: vec![format!("labels.{label}")],
         });
-        let request = self.request(UpdateContainerRequest {
+        let request = self.request_in_namespace(UpdateContainerRequest {
             container: Some(container),
             update_mask,
         });
         let mut client = ContainersClient::new(self.channel());
-        call("label container", id, client.update(request))
+        await_short_call("label container", id, client.update(request))
             .await
             .map(drop)
     }
 
     /// Deletes a container, whose task must have been deleted. Succeeds if the container does not exist.
-    pub(crate) async fn delete_container(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn delete_container(&self, id: &str) -> Result<(), ProviderError> {
         let mut client = ContainersClient::new(self.channel());
-        let request = self.request(DeleteContainerRequest { id: id.to_owned() });
-        ignore_not_found(
-            call("delete container", id, client.delete(request))
+        let request = self.request_in_namespace(DeleteContainerRequest { id: id.to_owned() });
+        not_found_as_success(
+            await_short_call("delete container", id, client.delete(request))
                 .await
                 .map(drop),
         )

@@ -12,11 +12,11 @@ use std::{
 
 use containerd_client::services::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient};
 
-use super::{NamespaceClient, call};
-use crate::{error::Error, unique};
+use super::{NamespaceClient, await_short_call};
+use crate::{error::ProviderError, unique};
 
 /// The time after which a containerd lease expires if its holder died.
-const EXPIRY: Duration = Duration::from_secs(3600);
+const LEASE_EXPIRY: Duration = Duration::from_secs(3600);
 
 /// A containerd lease; call [`Lease::release`] when it is no longer needed.
 #[derive(Debug)]
@@ -27,16 +27,16 @@ pub(crate) struct Lease {
 
 impl NamespaceClient {
     /// Creates a containerd lease.
-    pub(crate) async fn lease(&self) -> Result<Lease, Error> {
+    pub(crate) async fn create_lease(&self) -> Result<Lease, ProviderError> {
         let id = unique::unique_name("slipway-dev");
-        let expiry = jiff::Timestamp::try_from(SystemTime::now() + EXPIRY).unwrap_or_default();
+        let expiry = jiff::Timestamp::try_from(SystemTime::now() + LEASE_EXPIRY).unwrap_or_default();
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expiry.to_string())]);
         let mut leases = LeasesClient::new(self.channel());
-        let request = self.request(CreateRequest {
+        let request = self.request_in_namespace(CreateRequest {
             id: id.clone(),
             labels,
         });
-        call("create lease", &id, leases.create(request)).await?;
+        await_short_call("create lease", &id, leases.create(request)).await?;
         let mut client = self.clone();
         client.lease = id.parse().ok();
         Ok(Lease { id, client })
@@ -45,7 +45,7 @@ impl NamespaceClient {
 
 impl Lease {
     /// Returns the containerd client whose requests are under this lease.
-    pub(crate) fn client(&self) -> &NamespaceClient {
+    pub(crate) fn leased_client(&self) -> &NamespaceClient {
         &self.client
     }
 
@@ -60,8 +60,8 @@ impl Lease {
             lease: None,
             ..self.client
         }
-        .request(request);
-        if let Err(error) = call("delete lease", &self.id, leases.delete(request)).await {
+        .request_in_namespace(request);
+        if let Err(error) = await_short_call("delete lease", &self.id, leases.delete(request)).await {
             tracing::warn!(
                 lease = self.id,
                 error = &error as &dyn std::error::Error,

@@ -7,38 +7,38 @@ use containerd_client::services::v1::{
 };
 use tonic::Request;
 
-use super::{Containerd, already_exists, call};
-use crate::error::Error;
+use super::{Containerd, await_short_call, is_already_exists};
+use crate::error::ProviderError;
 
 /// The label of containerd namespaces that may hold functions.
-const LABEL: &str = "openfaas";
+const FUNCTION_NAMESPACE_LABEL: &str = "openfaas";
 
 impl Containerd {
     /// Returns the containerd namespaces that may hold functions, each with the value of its label.
-    pub(crate) async fn function_namespaces(&self) -> Result<Vec<(String, String)>, Error> {
+    pub(crate) async fn list_function_namespaces(&self) -> Result<Vec<(String, String)>, ProviderError> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(ListNamespacesRequest::default());
-        let answer = call("list namespaces", "", client.list(request)).await?;
+        let answer = await_short_call("list namespaces", "", client.list(request)).await?;
         let labelled = |mut namespace: Namespace| {
             namespace
                 .labels
-                .remove(LABEL)
+                .remove(FUNCTION_NAMESPACE_LABEL)
                 .map(|value| (namespace.name, value))
         };
         Ok(answer.namespaces.into_iter().filter_map(labelled).collect())
     }
 
     /// Creates a containerd namespace for functions, unless it exists.
-    pub(crate) async fn ensure_namespace(&self, name: &str) -> Result<(), Error> {
-        let labels = HashMap::from([(LABEL.to_owned(), "true".to_owned())]);
+    pub(crate) async fn create_namespace_if_missing(&self, name: &str) -> Result<(), ProviderError> {
+        let labels = HashMap::from([(FUNCTION_NAMESPACE_LABEL.to_owned(), "true".to_owned())]);
         let namespace = Some(Namespace {
             name: name.to_owned(),
             labels,
         });
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(CreateNamespaceRequest { namespace });
-        match call("create namespace", name, client.create(request)).await {
-            Err(error) if !already_exists(&error) => Err(error),
+        match await_short_call("create namespace", name, client.create(request)).await {
+            Err(error) if !is_already_exists(&error) => Err(error),
             _ => Ok(()),
         }
     }

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{NamespaceClient, call, containerd_error};
-use crate::{docker_config::Credentials, error::Error, unique};
+use super::{NamespaceClient, await_short_call, containerd_error};
+use crate::{docker_config::RegistryCredentials, error::ProviderError, unique};
 
 /// A stream that answers containerd's requests for registry credentials until it is dropped.
 pub(super) struct CredentialStream {
@@ -27,44 +27,44 @@ impl NamespaceClient {
     /// Opens a stream that answers containerd's requests for the credentials of registry hosts.
     ///
     /// `credentials` is called with the host's name, such as `registry-1.docker.io` or `registry:5000`.
-    pub(super) async fn credential_stream(
+    pub(super) async fn open_credential_stream(
         &self,
-        credentials: impl Fn(&str) -> Option<Credentials> + Send + 'static,
-    ) -> Result<CredentialStream, Error> {
+        credentials: impl Fn(&str) -> Option<RegistryCredentials> + Send + 'static,
+    ) -> Result<CredentialStream, ProviderError> {
         let name = unique::unique_name("creds");
         let (sender, receiver) = mpsc::channel(1);
         let open = to_any(&StreamInit { id: name.clone() });
         // The channel has capacity for this one message.
         let _ = sender.try_send(open);
         let mut client = StreamingClient::new(self.channel());
-        let request = self.request(ReceiverStream::new(receiver));
-        let mut requests = call("open stream", &name, client.stream(request)).await?;
+        let request = self.request_in_namespace(ReceiverStream::new(receiver));
+        let mut requests = await_short_call("open stream", &name, client.stream(request)).await?;
         // The name may be used only after containerd has confirmed the stream.
         requests
             .message()
             .await
             .map_err(containerd_error("open stream", &name))?;
-        let answering = Box::pin(answer(requests, sender, credentials));
+        let answering = Box::pin(answer_credential_request(requests, sender, credentials));
         Ok(CredentialStream { name, answering })
     }
 }
 
-async fn answer(
+async fn answer_credential_request(
     mut requests: Streaming<Any>,
     answers: mpsc::Sender<Any>,
-    credentials: impl Fn(&str) -> Option<Credentials> + Send,
+    credentials: impl Fn(&str) -> Option<RegistryCredentials> + Send,
 ) -> Result<(), Status> {
     while let Some(any) = requests.message().await? {
         let request: AuthRequest = prost::Message::decode(any.value.as_slice())
             .map_err(|_| Status::internal("containerd sent a request that is not for credentials"))?;
         let response = match credentials(&request.host) {
-            Some(Credentials::Password { user, password }) => AuthResponse {
+            Some(RegistryCredentials::Password { user, password }) => AuthResponse {
                 auth_type: AuthType::Credentials.into(),
                 username: user,
                 secret: password,
                 expire_at: None,
             },
-            Some(Credentials::IdentityToken(token)) => AuthResponse {
+            Some(RegistryCredentials::IdentityToken(token)) => AuthResponse {
                 auth_type: AuthType::Refresh.into(),
                 secret: token,
                 ..AuthResponse::default()

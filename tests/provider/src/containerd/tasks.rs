@@ -8,12 +8,12 @@ use containerd_client::{
     types::v1::Status,
 };
 
-use super::{Mounts, NamespaceClient, call, containerd_error, ignore_not_found};
-use crate::error::Error;
+use super::{NamespaceClient, SnapshotMounts, await_short_call, containerd_error, not_found_as_success};
+use crate::error::ProviderError;
 
 /// The exit status of a container's task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Exit {
+pub(crate) struct TaskExit {
     pub(crate) status: u32,
 }
 
@@ -25,49 +25,58 @@ pub(crate) enum TaskState {
     /// The container's task is created, running or paused.
     Alive,
     /// The container's task has ended, but is not deleted yet.
-    Ended(Exit),
+    Ended(TaskExit),
 }
 
 impl NamespaceClient {
     /// Creates a container's task; its process waits to be started.
     ///
     /// `log` is the destination of its output, as a URI that containerd's shim supports.
-    pub(crate) async fn create_task(&self, id: &str, rootfs: Mounts, log: &str) -> Result<(), Error> {
+    pub(crate) async fn create_task(
+        &self,
+        id: &str,
+        rootfs: SnapshotMounts,
+        log: &str,
+    ) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request(CreateTaskRequest {
+        let request = self.request_in_namespace(CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
             stdout: log.to_owned(),
             stderr: log.to_owned(),
             ..CreateTaskRequest::default()
         });
-        call("create task", id, client.create(request)).await.map(drop)
+        await_short_call("create task", id, client.create(request))
+            .await
+            .map(drop)
     }
 
     /// Starts the process of a container's task that was created.
-    pub(crate) async fn start_task(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn start_task(&self, id: &str) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request(StartRequest {
+        let request = self.request_in_namespace(StartRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         });
-        call("start task", id, client.start(request)).await.map(drop)
+        await_short_call("start task", id, client.start(request))
+            .await
+            .map(drop)
     }
 
     /// Returns the state of a container's task.
-    pub(crate) async fn task_state(&self, id: &str) -> Result<TaskState, Error> {
+    pub(crate) async fn task_state(&self, id: &str) -> Result<TaskState, ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request(GetRequest {
+        let request = self.request_in_namespace(GetRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         });
-        let process = match call("get task", id, client.get(request)).await {
+        let process = match await_short_call("get task", id, client.get(request)).await {
             Ok(answer) => answer.process.unwrap_or_default(),
             Err(error) if error.is_not_found() => return Ok(TaskState::None),
             Err(error) => return Err(error),
         };
         Ok(match process.status() {
-            Status::Stopped => TaskState::Ended(Exit {
+            Status::Stopped => TaskState::Ended(TaskExit {
                 status: process.exit_status,
             }),
             _ => TaskState::Alive,
@@ -75,9 +84,9 @@ impl NamespaceClient {
     }
 
     /// Waits without a timeout until a container's task ends.
-    pub(crate) async fn wait_task(&self, id: &str) -> Result<Exit, Error> {
+    pub(crate) async fn wait_until_task_ends(&self, id: &str) -> Result<TaskExit, ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request(WaitRequest {
+        let request = self.request_in_namespace(WaitRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         });
@@ -86,30 +95,34 @@ impl NamespaceClient {
             .await
             .map_err(containerd_error("wait for task", id))?
             .into_inner();
-        Ok(Exit {
+        Ok(TaskExit {
             status: answer.exit_status,
         })
     }
 
     /// Sends a signal to the first process of a container's task, or to all. Succeeds if the task has ended.
-    pub(crate) async fn kill_task(&self, id: &str, signal: u32, all: bool) -> Result<(), Error> {
+    pub(crate) async fn signal_task(&self, id: &str, signal: u32, all: bool) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
         let container_id = id.to_owned();
-        let request = self.request(KillRequest {
+        let request = self.request_in_namespace(KillRequest {
             container_id,
             exec_id: String::new(),
             signal,
             all,
         });
-        ignore_not_found(call("kill task", id, client.kill(request)).await)
+        not_found_as_success(await_short_call("kill task", id, client.kill(request)).await)
     }
 
     /// Deletes a container's ended task. Succeeds if the task does not exist.
-    pub(crate) async fn delete_task(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn delete_task(&self, id: &str) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request(DeleteTaskRequest {
+        let request = self.request_in_namespace(DeleteTaskRequest {
             container_id: id.to_owned(),
         });
-        ignore_not_found(call("delete task", id, client.delete(request)).await.map(drop))
+        not_found_as_success(
+            await_short_call("delete task", id, client.delete(request))
+                .await
+                .map(drop),
+        )
     }
 }

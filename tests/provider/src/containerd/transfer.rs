@@ -13,7 +13,7 @@ use tonic::Status;
 use super::NamespaceClient;
 use crate::{
     docker_config::DockerConfig,
-    error::{ContainerdStatus, Error},
+    error::{ContainerdStatus, ProviderError},
 };
 
 /// The image to pull, with its registry's credentials and protocol.
@@ -27,11 +27,11 @@ pub(crate) struct PullSource<'a> {
 
 impl NamespaceClient {
     /// Pulls an image from its registry and unpacks it for the snapshotter.
-    pub(crate) async fn pull(&self, source: PullSource<'_>) -> Result<(), Error> {
+    pub(crate) async fn pull_and_unpack(&self, source: PullSource<'_>) -> Result<(), ProviderError> {
         let image = source.image;
         let credentials = source.credentials.clone();
         let stream = self
-            .credential_stream(move |host| credentials.for_host(host))
+            .open_credential_stream(move |host| credentials.credentials_for_host(host))
             .await?;
         let registry = OciRegistry {
             reference: image.to_owned(),
@@ -52,14 +52,14 @@ impl NamespaceClient {
             unpacks: vec![unpack],
             ..ImageStore::default()
         };
-        let request = self.request(TransferRequest {
+        let request = self.request_in_namespace(TransferRequest {
             source: Some(to_any(&registry)),
             destination: Some(to_any(&store)),
             options: Some(TransferOptions::default()),
         });
         let mut client = TransferClient::new(self.channel());
         let transfer = client.transfer(request);
-        let failed = |source: Status| Error::Pull {
+        let failed = |source: Status| ProviderError::Pull {
             image: image.to_owned(),
             source: ContainerdStatus::new(source),
         };

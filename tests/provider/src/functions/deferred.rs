@@ -14,13 +14,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Inner,
+    FunctionStoreInner,
     instance::{Instance, StoredFunction},
 };
-use crate::{error::Error, image::normalise, key::FunctionKey, model::FunctionDeployment};
+use crate::{error::ProviderError, image::normalise_reference, key::FunctionKey, model::FunctionDeployment};
 
 /// The pause before another attempt to pull an image or to start a process.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const ROLLOUT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The rollout of an accepted update whose new version does not serve yet.
 #[derive(Debug)]
@@ -31,24 +31,24 @@ pub(super) struct Rollout {
     task: JoinHandle<()>,
 }
 
-impl Inner {
+impl FunctionStoreInner {
     /// Accepts an update of a function and starts its rollout, which replaces a rollout in progress.
-    pub(super) async fn deferred_update(
+    pub(super) async fn accept_deferred_update(
         self: &Arc<Self>,
         key: &FunctionKey,
         deployment: FunctionDeployment,
-    ) -> Result<(), Error> {
-        self.find(key)?;
+    ) -> Result<(), ProviderError> {
+        self.find_instance(key)?;
         self.check_deployment(key, &deployment)?;
         self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
-        let image = normalise(&deployment.image)?.to_string();
+        let image = normalise_reference(&deployment.image)?.to_string();
         self.stop_rollout(key).await;
         let stop = CancellationToken::new();
         let work = {
             let (inner, key) = (Arc::clone(self), key.clone());
             let (deployment, stop) = (deployment.clone(), stop.clone());
             async move {
-                inner.roll_out(&key, &deployment, &stop).await;
+                inner.roll_out_in_background(&key, &deployment, &stop).await;
                 inner.rollouts().remove(&key);
             }
         };
@@ -94,19 +94,19 @@ impl Inner {
 
     /// Starts a function's new version beside the old one, and routes calls to it once it listens. A failed
     /// pull or start is retried until `stop`.
-    async fn roll_out(
+    async fn roll_out_in_background(
         self: &Arc<Self>,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
         stop: &CancellationToken,
     ) {
         let new = loop {
-            match self.make_pending(key, deployment).await {
+            match self.make_pending_instance(key, deployment).await {
                 Ok(new) => break new,
-                Err(error) => log_retry(key, &error),
+                Err(error) => log_rollout_retry(key, &error),
             }
             if stop
-                .run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL))
+                .run_until_cancelled(tokio::time::sleep(ROLLOUT_RETRY_INTERVAL))
                 .await
                 .is_none()
             {
@@ -115,10 +115,10 @@ impl Inner {
         };
         let listening = stop.run_until_cancelled(start_until_listening(key, &new)).await;
         let replaced = match listening {
-            Some(Ok(())) => self.replace_with(new).await,
+            Some(Ok(())) => self.replace_old_version_with(new).await,
             Some(Err(error)) => Err(error),
             None => {
-                self.discard_failed(&new).await;
+                self.remove_failed_instance(&new).await;
                 Ok(())
             }
         };
@@ -136,15 +136,15 @@ impl Inner {
     }
 }
 
-async fn start_until_listening(key: &FunctionKey, new: &Instance) -> Result<(), Error> {
-    while let Err(error) = new.start().await {
-        log_retry(key, &error);
-        tokio::time::sleep(RETRY_INTERVAL).await;
+async fn start_until_listening(key: &FunctionKey, new: &Instance) -> Result<(), ProviderError> {
+    while let Err(error) = new.start_process().await {
+        log_rollout_retry(key, &error);
+        tokio::time::sleep(ROLLOUT_RETRY_INTERVAL).await;
     }
-    new.eventually_listening().await
+    new.wait_until_eventually_listening().await
 }
 
-fn log_retry(key: &FunctionKey, error: &Error) {
+fn log_rollout_retry(key: &FunctionKey, error: &ProviderError) {
     tracing::warn!(
         function = %key,
         error = error as &dyn std::error::Error,

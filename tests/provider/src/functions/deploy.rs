@@ -3,35 +3,35 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
-    Inner,
+    FunctionStoreInner,
     instance::{InitialState, Instance, InstanceInfo, StoredFunction},
 };
 use crate::{
     containerd::{Container, NamespaceClient, NewContainer},
-    error::Error,
-    image::{Image, normalise},
+    error::ProviderError,
+    image::{UnpackedImage, normalise_reference},
     key::FunctionKey,
     model::FunctionDeployment,
     rootfs,
     settings::UpdateStrategy,
-    spec::{self, SpecInput, user::UserSpec},
+    spec::{self, SpecInput, user::ImageUser},
     unique,
 };
 
 /// The label of a container with its function's name.
-pub(super) const LABEL_FUNCTION: &str = "slipway.dev/function";
+pub(super) const FUNCTION_NAME_LABEL: &str = "slipway.dev/function";
 
 /// The label of a container with the desired number of replicas: `0` or `1`.
-pub(super) const LABEL_REPLICAS: &str = "slipway.dev/replicas";
+pub(super) const REPLICAS_LABEL: &str = "slipway.dev/replicas";
 
 /// The label of a container with its [`ContainerStage`].
-pub(super) const LABEL_STAGE: &str = "slipway.dev/stage";
+pub(super) const STAGE_LABEL: &str = "slipway.dev/stage";
 
 /// The extension of a container that holds its [`Record`], as JSON.
-pub(super) const EXTENSION: &str = "slipway.dev/function.v1";
+pub(super) const FUNCTION_EXTENSION: &str = "slipway.dev/function.v1";
 
 /// The grace period for stopping an instance that never served.
-const FAILED_GRACE: Duration = Duration::from_secs(2);
+const FAILED_INSTANCE_GRACE: Duration = Duration::from_secs(2);
 
 /// The stage of a container in its function's life; a restarted provider uses it to decide which containers
 /// to keep.
@@ -55,25 +55,31 @@ impl ContainerStage {
     }
 }
 
-impl Inner {
-    pub(super) async fn create(
+impl FunctionStoreInner {
+    pub(super) async fn create_and_start(
         &self,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ProviderError> {
         self.check_deployment(key, deployment)?;
         self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
-        if self.find(key).is_ok() {
-            return Err(Error::FunctionExists(key.name.clone()));
+        if self.find_instance(key).is_ok() {
+            return Err(ProviderError::FunctionExists(key.name.clone()));
         }
-        let lease = self.namespace_client(key)?.lease().await?;
+        let lease = self.namespace_client(key)?.create_lease().await?;
         let made = async {
             let image = self
                 .puller
-                .pull(lease.client(), &normalise(&deployment.image)?)
+                .pull_image(lease.leased_client(), &normalise_reference(&deployment.image)?)
                 .await?;
-            self.make_instance(lease.client(), key, deployment, &image, ContainerStage::Serving)
-                .await
+            self.make_instance(
+                lease.leased_client(),
+                key,
+                deployment,
+                &image,
+                ContainerStage::Serving,
+            )
+            .await
         };
         let made = made.await;
         lease.release().await;
@@ -82,12 +88,12 @@ impl Inner {
 
     /// Starts the only instance of a function and adds the function. If the start fails, the instance is
     /// removed instead, unless the strategy is [`UpdateStrategy::Recreate`]: faasd keeps it.
-    pub(super) async fn start_only_instance(&self, instance: Arc<Instance>) -> Result<(), Error> {
-        let started = instance.start().await;
+    pub(super) async fn start_only_instance(&self, instance: Arc<Instance>) -> Result<(), ProviderError> {
+        let started = instance.start_process().await;
         if started.is_ok() || self.strategy_of(&instance.info().record) == UpdateStrategy::Recreate {
-            self.insert(instance);
+            self.insert_instance(instance);
         } else {
-            self.discard_failed(&instance).await;
+            self.remove_failed_instance(&instance).await;
         }
         started
     }
@@ -97,9 +103,9 @@ impl Inner {
         &self,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
-    ) -> Result<(), Error> {
-        key.check()?;
-        normalise(&deployment.image)?;
+    ) -> Result<(), ProviderError> {
+        key.check_name()?;
+        normalise_reference(&deployment.image)?;
         spec::memory_limit(deployment).map(drop)
     }
 
@@ -109,9 +115,9 @@ impl Inner {
         containerd: &NamespaceClient,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
-        image: &Image,
+        image: &UnpackedImage,
         stage: ContainerStage,
-    ) -> Result<Arc<Instance>, Error> {
+    ) -> Result<Arc<Instance>, ProviderError> {
         let id = format!("{}.{}", key.name, unique::instance_suffix());
         let made = self
             .make_container(containerd, &id, key, deployment, image, stage)
@@ -139,7 +145,7 @@ impl Inner {
         };
         // The instance outlives the lease, so it gets a client without one.
         let context = self.instance_context(self.namespace_client(key)?, &info.record);
-        Ok(Arc::new(Instance::supervise(
+        Ok(Arc::new(Instance::spawn_supervisor(
             info,
             context,
             InitialState::Stopped,
@@ -152,21 +158,21 @@ impl Inner {
         id: &str,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
-        image: &Image,
+        image: &UnpackedImage,
         stage: ContainerStage,
-    ) -> Result<(Container, StoredFunction), Error> {
+    ) -> Result<(Container, StoredFunction), ProviderError> {
         let config = image.config.config().clone().unwrap_or_default();
         let mounts = containerd.prepare_snapshot(id, &image.top_snapshot).await?;
-        let user_spec = UserSpec::new(config.user().as_deref().unwrap_or_default());
+        let user_spec = ImageUser::new(config.user().as_deref().unwrap_or_default());
         let user = match user_spec.numeric() {
             Some(user) => user,
-            None => user_spec.resolve(&rootfs::read_user_files(mounts).await?)?,
+            None => user_spec.resolve_ids(&rootfs::read_user_files(mounts).await?)?,
         };
         let scratch = match deployment.read_only_root_filesystem {
             true => Some(self.scratch.create(id)?),
             false => None,
         };
-        let spec = spec::build(SpecInput {
+        let spec = spec::build_spec(SpecInput {
             deployment,
             config: &config,
             user,
@@ -184,25 +190,31 @@ impl Inner {
             env_process,
         };
         let labels = [
-            (LABEL_FUNCTION, key.name.as_str()),
-            (LABEL_STAGE, stage.as_str()),
-            (LABEL_REPLICAS, "1"),
+            (FUNCTION_NAME_LABEL, key.name.as_str()),
+            (STAGE_LABEL, stage.as_str()),
+            (REPLICAS_LABEL, "1"),
         ];
         let new = NewContainer {
             id,
             image: &image.name,
             snapshot: id,
             labels: HashMap::from(labels.map(|(label, value)| (label.to_owned(), value.to_owned()))),
-            spec: serde_json::to_vec(&spec).map_err(Error::Json)?,
-            extension: (EXTENSION, serde_json::to_vec(&record).map_err(Error::Json)?),
+            spec: serde_json::to_vec(&spec).map_err(ProviderError::Json)?,
+            extension: (
+                FUNCTION_EXTENSION,
+                serde_json::to_vec(&record).map_err(ProviderError::Json)?,
+            ),
         };
         Ok((containerd.create_container(new).await?, record))
     }
 
     /// Removes an instance that failed to start. Errors are logged only, because the caller reports the
     /// failure itself.
-    pub(super) async fn discard_failed(&self, instance: &Instance) {
-        if let Err(error) = self.discard(instance, FAILED_GRACE).await {
+    pub(super) async fn remove_failed_instance(&self, instance: &Instance) {
+        if let Err(error) = self
+            .stop_and_remove_instance(instance, FAILED_INSTANCE_GRACE)
+            .await
+        {
             tracing::error!(
                 instance = instance.id(),
                 error = &error as &dyn std::error::Error,

@@ -17,17 +17,17 @@ use tokio::{
 };
 
 use crate::{
-    backend::Backend,
-    containerd::{Exit, NamespaceClient, TaskState},
-    error::Error,
+    backend::FunctionBackend,
+    containerd::{NamespaceClient, TaskExit, TaskState},
+    error::ProviderError,
     key::FunctionKey,
-    logs::Logs,
-    model::{FunctionDeployment, Map},
-    network::Network,
+    logs::LogStore,
+    model::{FunctionDeployment, NameValueMap},
+    network::FunctionNetwork,
 };
 
 /// The port on which functions listen.
-const PORT: u16 = 8080;
+const FUNCTION_PORT: u16 = 8080;
 
 pub(super) const SIGTERM: u32 = 15;
 pub(super) const SIGKILL: u32 = 9;
@@ -40,21 +40,21 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The backoff before a process that ended is restarted. It doubles each time up to the limit, and is reset
 /// after a run that is longer than the limit.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const FIRST_RESTART_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_RESTART_BACKOFF: Duration = Duration::from_secs(60);
 
 /// The data about a function that is stored with its container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct StoredFunction {
     pub(super) deployment: FunctionDeployment,
     /// The function's environment as its status reports it.
-    pub(super) env: Map,
+    pub(super) env: NameValueMap,
     pub(super) env_process: String,
 }
 
 /// The status of a function's instance.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Status {
+pub(super) enum InstanceStatus {
     /// The instance was stopped on request.
     Stopped,
     /// The instance's process runs, but does not accept connections yet.
@@ -62,7 +62,7 @@ pub(super) enum Status {
     /// The instance's process accepts connections.
     Listening,
     /// The instance's process ended by itself.
-    Ended(Exit),
+    Ended(TaskExit),
 }
 
 /// The identity and stored data of an instance.
@@ -79,8 +79,8 @@ pub(super) struct InstanceInfo {
 #[derive(Clone, Debug)]
 pub(super) struct InstanceContext {
     pub(super) containerd: NamespaceClient,
-    pub(super) network: Arc<Network>,
-    pub(super) logs: Logs,
+    pub(super) network: Arc<FunctionNetwork>,
+    pub(super) logs: LogStore,
     /// Whether to restart the instance's process if it ends by itself.
     pub(super) restart: bool,
 }
@@ -89,17 +89,17 @@ pub(super) struct InstanceContext {
 #[derive(Debug)]
 pub(crate) struct Instance {
     info: InstanceInfo,
-    backend: Arc<Backend>,
-    status: watch::Receiver<Status>,
-    commands: mpsc::Sender<Command>,
+    backend: Arc<FunctionBackend>,
+    status: watch::Receiver<InstanceStatus>,
+    commands: mpsc::Sender<InstanceCommand>,
 }
 
-type Reply = oneshot::Sender<Result<(), Error>>;
+type CommandReply = oneshot::Sender<Result<(), ProviderError>>;
 
 #[derive(Debug)]
-enum Command {
-    Start(Reply),
-    Stop(Duration, Reply),
+enum InstanceCommand {
+    Start(CommandReply),
+    Stop(Duration, CommandReply),
 }
 
 /// The initial state of an instance's supervisor.
@@ -113,25 +113,29 @@ pub(super) enum InitialState {
 
 impl Instance {
     /// Spawns the supervisor of a container, and returns the handle of the instance.
-    pub(super) fn supervise(info: InstanceInfo, context: InstanceContext, initial: InitialState) -> Self {
-        let backend = Arc::new(Backend::default());
+    pub(super) fn spawn_supervisor(
+        info: InstanceInfo,
+        context: InstanceContext,
+        initial: InitialState,
+    ) -> Self {
+        let backend = Arc::new(FunctionBackend::default());
         let first_status = if initial == InitialState::Stopped {
-            Status::Stopped
+            InstanceStatus::Stopped
         } else {
-            Status::Starting
+            InstanceStatus::Starting
         };
         let (status_sender, status) = watch::channel(first_status);
         let (commands, receiver) = mpsc::channel(4);
-        let supervisor = Supervisor {
+        let supervisor = InstanceSupervisor {
             id: info.id.clone(),
             key: info.key.clone(),
             context,
             backend: Arc::clone(&backend),
             status: status_sender,
             commands: receiver,
-            backoff: FIRST_BACKOFF,
+            backoff: FIRST_RESTART_BACKOFF,
         };
-        tokio::spawn(supervisor.run(initial));
+        tokio::spawn(supervisor.run_state_machine(initial));
         Self {
             info,
             backend,
@@ -148,34 +152,35 @@ impl Instance {
         &self.info
     }
 
-    pub(crate) fn backend(&self) -> &Arc<Backend> {
+    pub(crate) fn backend(&self) -> &Arc<FunctionBackend> {
         &self.backend
     }
 
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&self) -> InstanceStatus {
         *self.status.borrow()
     }
 
     /// Starts the instance's process, unless it runs.
-    pub(super) async fn start(&self) -> Result<(), Error> {
-        self.send_command(Command::Start).await
+    pub(super) async fn start_process(&self) -> Result<(), ProviderError> {
+        self.send_command(InstanceCommand::Start).await
     }
 
     /// Stops the instance's process with SIGTERM and, after `grace`, SIGKILL.
-    pub(super) async fn stop(&self, grace: Duration) -> Result<(), Error> {
-        self.send_command(|reply| Command::Stop(grace, reply)).await
+    pub(super) async fn stop_process(&self, grace: Duration) -> Result<(), ProviderError> {
+        self.send_command(|reply| InstanceCommand::Stop(grace, reply))
+            .await
     }
 
     /// Waits up to `limit` until the instance's process accepts connections; fails if the process ends.
-    pub(super) async fn wait_until_listening(&self, limit: Duration) -> Result<(), Error> {
+    pub(super) async fn wait_until_listening(&self, limit: Duration) -> Result<(), ProviderError> {
         let mut status = self.status.clone();
-        let settled = status.wait_for(|status| !matches!(status, Status::Starting));
+        let settled = status.wait_for(|status| !matches!(status, InstanceStatus::Starting));
         let instance = self.info.id.clone();
         match timeout(limit, settled).await {
-            Err(_) => Err(Error::NotListening { instance, limit }),
-            Ok(Err(_)) => Err(Error::Stopping),
+            Err(_) => Err(ProviderError::NotListening { instance, limit }),
+            Ok(Err(_)) => Err(ProviderError::Stopping),
             Ok(Ok(status)) => match *status {
-                Status::Ended(exit) => Err(Error::Exited {
+                InstanceStatus::Ended(exit) => Err(ProviderError::Exited {
                     instance,
                     status: exit.status,
                 }),
@@ -185,29 +190,34 @@ impl Instance {
     }
 
     /// Waits until the process accepts connections, however often it ends and is restarted before that.
-    pub(super) async fn eventually_listening(&self) -> Result<(), Error> {
+    pub(super) async fn wait_until_eventually_listening(&self) -> Result<(), ProviderError> {
         let mut status = self.status.clone();
-        let listening = status.wait_for(|status| *status == Status::Listening).await;
-        listening.map(drop).map_err(|_| Error::Stopping)
+        let listening = status
+            .wait_for(|status| *status == InstanceStatus::Listening)
+            .await;
+        listening.map(drop).map_err(|_| ProviderError::Stopping)
     }
 
-    async fn send_command(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
+    async fn send_command(
+        &self,
+        command: impl FnOnce(CommandReply) -> InstanceCommand,
+    ) -> Result<(), ProviderError> {
         let (reply, answer) = oneshot::channel();
         self.commands
             .send(command(reply))
             .await
-            .map_err(|_| Error::Stopping)?;
-        answer.await.unwrap_or(Err(Error::Stopping))
+            .map_err(|_| ProviderError::Stopping)?;
+        answer.await.unwrap_or(Err(ProviderError::Stopping))
     }
 }
 
-struct Supervisor {
+struct InstanceSupervisor {
     id: String,
     key: FunctionKey,
     context: InstanceContext,
-    backend: Arc<Backend>,
-    status: watch::Sender<Status>,
-    commands: mpsc::Receiver<Command>,
+    backend: Arc<FunctionBackend>,
+    status: watch::Sender<InstanceStatus>,
+    commands: mpsc::Receiver<InstanceCommand>,
     backoff: Duration,
 }
 
@@ -218,8 +228,8 @@ enum SupervisorState {
     BackingOff,
 }
 
-impl Supervisor {
-    async fn run(mut self, initial: InitialState) {
+impl InstanceSupervisor {
+    async fn run_state_machine(mut self, initial: InitialState) {
         let mut next = match initial {
             InitialState::Stopped => Some(SupervisorState::Stopped),
             InitialState::Running => Some(self.keep_or_start().await),
@@ -236,16 +246,18 @@ impl Supervisor {
     /// Keeps the instance's process from an earlier provider, or starts one.
     async fn keep_or_start(&mut self) -> SupervisorState {
         let state = self.context.containerd.task_state(&self.id).await;
-        if let (Ok(TaskState::Alive), Some(ip)) = (&state, self.context.network.address_of(&self.id)) {
+        if let (Ok(TaskState::Alive), Some(ip)) =
+            (&state, self.context.network.address_of_container(&self.id))
+        {
             return SupervisorState::Running {
-                address: SocketAddr::new(ip, PORT),
+                address: SocketAddr::new(ip, FUNCTION_PORT),
             };
         }
         if let Ok(TaskState::Ended(exit)) = state {
             self.remove_task_and_network().await;
-            return self.record_end(exit, Duration::ZERO);
+            return self.record_process_end(exit, Duration::ZERO);
         }
-        match self.start().await {
+        match self.start_task_and_network().await {
             Ok(address) => SupervisorState::Running { address },
             Err(error) => {
                 tracing::error!(
@@ -253,19 +265,19 @@ impl Supervisor {
                     error = &error as &dyn std::error::Error,
                     "cannot start an instance"
                 );
-                self.record_end(Exit { status: 128 }, Duration::ZERO)
+                self.record_process_end(TaskExit { status: 128 }, Duration::ZERO)
             }
         }
     }
 
     async fn run_while_stopped(&mut self) -> Option<SupervisorState> {
         self.backend.set_address(None);
-        self.status.send_replace(Status::Stopped);
+        self.status.send_replace(InstanceStatus::Stopped);
         loop {
             match self.commands.recv().await? {
-                Command::Stop(_, reply) => drop(reply.send(Ok(()))),
-                Command::Start(reply) => {
-                    if let Some(address) = self.start_for(reply).await {
+                InstanceCommand::Stop(_, reply) => drop(reply.send(Ok(()))),
+                InstanceCommand::Start(reply) => {
+                    if let Some(address) = self.start_and_reply(reply).await {
                         return Some(SupervisorState::Running { address });
                     }
                 }
@@ -276,7 +288,7 @@ impl Supervisor {
     async fn run_while_running(&mut self, address: SocketAddr) -> Option<SupervisorState> {
         let began = Instant::now();
         self.backend.set_address(Some(address));
-        self.status.send_replace(Status::Starting);
+        self.status.send_replace(InstanceStatus::Starting);
         let (context, id) = (self.context.clone(), self.id.clone());
         let mut exit = Box::pin(async move { wait_for_exit(&context.containerd, &id).await });
         let mut probe = Box::pin(wait_until_accepting(address));
@@ -287,23 +299,23 @@ impl Supervisor {
                     self.backend.set_address(None);
                     tracing::warn!(instance = self.id, status = exit.status, "an instance ended by itself");
                     self.remove_task_and_network().await;
-                    return Some(self.record_end(exit, began.elapsed()));
+                    return Some(self.record_process_end(exit, began.elapsed()));
                 }
                 () = &mut probe, if !listens => {
                     listens = true;
-                    self.status.send_replace(Status::Listening);
+                    self.status.send_replace(InstanceStatus::Listening);
                 }
                 command = self.commands.recv() => match command? {
-                    Command::Start(reply) => drop(reply.send(Ok(()))),
-                    Command::Stop(grace, reply) => {
-                        if let Err(error) = self.signal(SIGTERM).await {
+                    InstanceCommand::Start(reply) => drop(reply.send(Ok(()))),
+                    InstanceCommand::Stop(grace, reply) => {
+                        if let Err(error) = self.signal_process(SIGTERM).await {
                             // The process still runs, and another stop may succeed.
                             let _ = reply.send(Err(error));
                             continue;
                         }
                         self.backend.set_address(None);
-                        let stopped = self.wait_or_kill(grace, &mut exit).await;
-                        self.status.send_replace(Status::Stopped);
+                        let stopped = self.wait_for_exit_or_kill(grace, &mut exit).await;
+                        self.status.send_replace(InstanceStatus::Stopped);
                         let _ = reply.send(stopped);
                         return Some(SupervisorState::Stopped);
                     }
@@ -315,11 +327,11 @@ impl Supervisor {
     /// Waits, after the process ended by itself, for a command, or for the backoff before a restart.
     async fn run_while_backing_off(&mut self) -> Option<SupervisorState> {
         let until = Instant::now() + self.backoff;
-        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+        self.backoff = (self.backoff * 2).min(LONGEST_RESTART_BACKOFF);
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until), if self.context.restart => {
-                    match self.start().await {
+                    match self.start_task_and_network().await {
                         Ok(address) => return Some(SupervisorState::Running { address }),
                         Err(error) => {
                             tracing::error!(
@@ -332,13 +344,13 @@ impl Supervisor {
                     }
                 }
                 command = self.commands.recv() => match command? {
-                    Command::Stop(_, reply) => {
-                        self.status.send_replace(Status::Stopped);
+                    InstanceCommand::Stop(_, reply) => {
+                        self.status.send_replace(InstanceStatus::Stopped);
                         let _ = reply.send(Ok(()));
                         return Some(SupervisorState::Stopped);
                     }
-                    Command::Start(reply) => {
-                        if let Some(address) = self.start_for(reply).await {
+                    InstanceCommand::Start(reply) => {
+                        if let Some(address) = self.start_and_reply(reply).await {
                             return Some(SupervisorState::Running { address });
                         }
                     }
@@ -347,30 +359,30 @@ impl Supervisor {
         }
     }
 
-    fn record_end(&mut self, exit: Exit, after: Duration) -> SupervisorState {
-        self.status.send_replace(Status::Ended(exit));
-        if after >= LONGEST_BACKOFF {
-            self.backoff = FIRST_BACKOFF;
+    fn record_process_end(&mut self, exit: TaskExit, after: Duration) -> SupervisorState {
+        self.status.send_replace(InstanceStatus::Ended(exit));
+        if after >= LONGEST_RESTART_BACKOFF {
+            self.backoff = FIRST_RESTART_BACKOFF;
         }
         SupervisorState::BackingOff
     }
 
-    async fn start_for(&self, reply: Reply) -> Option<SocketAddr> {
-        let started = self.start().await;
+    async fn start_and_reply(&self, reply: CommandReply) -> Option<SocketAddr> {
+        let started = self.start_task_and_network().await;
         let address = started.as_ref().ok().copied();
         if address.is_some() {
             // Set before the reply, so that the caller never reads the status from before the start.
-            self.status.send_replace(Status::Starting);
+            self.status.send_replace(InstanceStatus::Starting);
         }
         let _ = reply.send(started.map(drop));
         address
     }
 
-    async fn start(&self) -> Result<SocketAddr, Error> {
+    async fn start_task_and_network(&self) -> Result<SocketAddr, ProviderError> {
         let containerd = &self.context.containerd;
         containerd.delete_task(&self.id).await?;
-        self.context.logs.prune(&self.key);
-        let ip = self.context.network.attach(&self.id).await?;
+        self.context.logs.remove_oldest_logs(&self.key);
+        let ip = self.context.network.connect_container(&self.id).await?;
         let started = async {
             let rootfs = containerd.snapshot_mounts(&self.id).await?;
             containerd
@@ -379,7 +391,7 @@ impl Supervisor {
             containerd.start_task(&self.id).await
         };
         match started.await {
-            Ok(()) => Ok(SocketAddr::new(ip, PORT)),
+            Ok(()) => Ok(SocketAddr::new(ip, FUNCTION_PORT)),
             Err(error) => {
                 self.remove_task_and_network().await;
                 Err(error)
@@ -387,30 +399,30 @@ impl Supervisor {
         }
     }
 
-    async fn signal(&self, signal: u32) -> Result<(), Error> {
+    async fn signal_process(&self, signal: u32) -> Result<(), ProviderError> {
         self.context
             .containerd
-            .kill_task(&self.id, signal, signal == SIGKILL)
+            .signal_task(&self.id, signal, signal == SIGKILL)
             .await
     }
 
     /// Waits until a signalled process ends; sends SIGKILL after the grace period.
-    async fn wait_or_kill(
+    async fn wait_for_exit_or_kill(
         &self,
         grace: Duration,
-        exit: &mut (impl Future<Output = Exit> + Unpin),
-    ) -> Result<(), Error> {
+        exit: &mut (impl Future<Output = TaskExit> + Unpin),
+    ) -> Result<(), ProviderError> {
         if timeout(grace, &mut *exit).await.is_err() {
             tracing::warn!(
                 instance = self.id,
                 seconds = grace.as_secs(),
                 "an instance still runs after SIGTERM and the grace period; sending SIGKILL"
             );
-            self.signal(SIGKILL).await?;
+            self.signal_process(SIGKILL).await?;
             let _ = timeout(KILL_TIMEOUT, exit).await;
         }
         let deleted = self.context.containerd.delete_task(&self.id).await;
-        self.context.network.detach(&self.id).await;
+        self.context.network.disconnect_container(&self.id).await;
         deleted
     }
 
@@ -423,21 +435,21 @@ impl Supervisor {
                 "cannot delete a task"
             );
         }
-        self.context.network.detach(&self.id).await;
+        self.context.network.disconnect_container(&self.id).await;
     }
 }
 
 /// Waits until a container's process ends, even if containerd is unreachable for a while.
-async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> Exit {
+async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> TaskExit {
     loop {
-        if let Ok(exit) = containerd.wait_task(id).await {
+        if let Ok(exit) = containerd.wait_until_task_ends(id).await {
             return exit;
         }
-        sleep(FIRST_BACKOFF).await;
+        sleep(FIRST_RESTART_BACKOFF).await;
         match containerd.task_state(id).await {
             Ok(TaskState::Ended(exit)) => return exit,
             Ok(TaskState::None) => {
-                return Exit {
+                return TaskExit {
                     status: 128 + SIGKILL,
                 };
             }
@@ -449,7 +461,7 @@ async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> Exit {
 /// Waits until connections to an address are accepted.
 async fn wait_until_accepting(address: SocketAddr) {
     while !matches!(
-        timeout(FIRST_BACKOFF, TcpStream::connect(address)).await,
+        timeout(FIRST_RESTART_BACKOFF, TcpStream::connect(address)).await,
         Ok(Ok(_))
     ) {
         sleep(PROBE_INTERVAL).await;

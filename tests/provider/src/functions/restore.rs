@@ -9,37 +9,37 @@ use std::{
 };
 
 use super::{
-    Inner,
-    deploy::{ContainerStage, EXTENSION, LABEL_FUNCTION, LABEL_REPLICAS, LABEL_STAGE},
+    FunctionStoreInner,
+    deploy::{ContainerStage, FUNCTION_EXTENSION, FUNCTION_NAME_LABEL, REPLICAS_LABEL, STAGE_LABEL},
     instance::{InitialState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredFunction},
 };
 use crate::{
     containerd::{Container, Containerd, NamespaceClient, TaskState},
-    error::Error,
+    error::ProviderError,
     key::FunctionKey,
-    network::Network,
-    settings::Settings,
+    network::FunctionNetwork,
+    settings::ProviderSettings,
 };
 
 /// Restores the functions of an earlier provider: keeps the serving instance of each function, and removes
 /// the instances of unfinished updates and replaced ones.
-pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
-    let found = find_containers(&inner.containerd, &inner.settings).await?;
+pub(super) async fn restore_functions(inner: &Arc<FunctionStoreInner>) -> Result<(), ProviderError> {
+    let found = find_function_containers(&inner.containerd, &inner.settings).await?;
     inner
         .network
-        .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id))
+        .disconnect_all_except(|id| found.iter().any(|(_, container, _)| container.id == id))
         .await;
     inner
         .scratch
         .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id));
-    let (serving, rest) = choose_serving(found);
+    let (serving, rest) = choose_serving_containers(found);
     for (key, (container, record)) in serving {
-        let initial = match container.labels.get(LABEL_REPLICAS).map(String::as_str) {
+        let initial = match container.labels.get(REPLICAS_LABEL).map(String::as_str) {
             Some("0") => InitialState::Stopped,
             _ => InitialState::Running,
         };
         tracing::info!(function = %key, instance = container.id, "restored a function");
-        inner.insert(Arc::new(inner.restore_instance(key, container, record, initial)?));
+        inner.insert_instance(Arc::new(inner.restore_instance(key, container, record, initial)?));
     }
     for (key, Container { id, .. }, _) in rest {
         tracing::info!(function = %key, instance = id, "removing a leftover instance");
@@ -52,21 +52,21 @@ pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
                     "cannot remove an instance"
                 );
             }
-            other_inner.network.detach(&id).await;
+            other_inner.network.disconnect_container(&id).await;
             other_inner.scratch.remove(&id);
         });
     }
     Ok(())
 }
 
-impl Inner {
+impl FunctionStoreInner {
     fn restore_instance(
         &self,
         key: FunctionKey,
         container: Container,
         record: StoredFunction,
         initial: InitialState,
-    ) -> Result<Instance, Error> {
+    ) -> Result<Instance, ProviderError> {
         let context = self.instance_context(self.namespace_client(&key)?, &record);
         let Container {
             id,
@@ -74,7 +74,7 @@ impl Inner {
             created_at,
             ..
         } = container;
-        Ok(Instance::supervise(
+        Ok(Instance::spawn_supervisor(
             InstanceInfo {
                 id,
                 key,
@@ -88,19 +88,22 @@ impl Inner {
     }
 }
 
-type Found = (FunctionKey, Container, StoredFunction);
+type FoundContainer = (FunctionKey, Container, StoredFunction);
 
-async fn find_containers(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>, Error> {
-    let mut namespaces = containerd.function_namespaces().await?;
+async fn find_function_containers(
+    containerd: &Containerd,
+    settings: &ProviderSettings,
+) -> Result<Vec<FoundContainer>, ProviderError> {
+    let mut namespaces = containerd.list_function_namespaces().await?;
     namespaces.retain(|(name, _)| *name != settings.function_namespace);
     namespaces.push((settings.function_namespace.clone(), String::new()));
     let mut found = Vec::new();
     for (namespace, _) in namespaces {
-        for container in containerd.namespace_client(&namespace)?.containers().await? {
+        for container in containerd.namespace_client(&namespace)?.list_containers().await? {
             let record = container
-                .extension(EXTENSION)
+                .extension_bytes(FUNCTION_EXTENSION)
                 .and_then(|bytes| serde_json::from_slice(bytes).ok());
-            match (record, container.labels.get(LABEL_FUNCTION)) {
+            match (record, container.labels.get(FUNCTION_NAME_LABEL)) {
                 (Some(record), Some(name)) => {
                     found.push((FunctionKey::new(name, &namespace), container, record))
                 }
@@ -112,13 +115,18 @@ async fn find_containers(containerd: &Containerd, settings: &Settings) -> Result
 }
 
 /// Returns the serving container of each function, the youngest if there are two, and all other containers.
-fn choose_serving(found: Vec<Found>) -> (BTreeMap<FunctionKey, (Container, StoredFunction)>, Vec<Found>) {
+fn choose_serving_containers(
+    found: Vec<FoundContainer>,
+) -> (
+    BTreeMap<FunctionKey, (Container, StoredFunction)>,
+    Vec<FoundContainer>,
+) {
     let mut serving: BTreeMap<FunctionKey, (Container, StoredFunction)> = BTreeMap::new();
     let mut rest = Vec::new();
     for (key, container, record) in found {
         let serves = container
             .labels
-            .get(LABEL_STAGE)
+            .get(STAGE_LABEL)
             .is_some_and(|stage| stage == ContainerStage::Serving.as_str());
         let is_youngest = serving
             .get(&key)
@@ -133,14 +141,14 @@ fn choose_serving(found: Vec<Found>) -> (BTreeMap<FunctionKey, (Container, Store
 }
 
 /// Kills and removes every function, with its network and log, and the parent cgroup.
-pub(crate) async fn remove_everything(settings: Settings) -> Result<(), Error> {
-    let settings = settings.prepared()?;
+pub(crate) async fn remove_all_functions(settings: ProviderSettings) -> Result<(), ProviderError> {
+    let settings = settings.with_directories_created()?;
     let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
-    let network = Network::open(&settings)?;
+    let network = FunctionNetwork::write_configuration(&settings)?;
     let mut worst = Ok(());
-    for (key, container, _) in find_containers(&containerd, &settings).await? {
+    for (key, container, _) in find_function_containers(&containerd, &settings).await? {
         let client = containerd.namespace_client(&key.namespace)?;
-        if let Err(error) = remove_container(&client, &container.id).await {
+        if let Err(error) = remove_container_and_snapshot(&client, &container.id).await {
             tracing::error!(
                 instance = container.id,
                 error = &error as &dyn std::error::Error,
@@ -148,9 +156,9 @@ pub(crate) async fn remove_everything(settings: Settings) -> Result<(), Error> {
             );
             worst = Err(error);
         }
-        network.detach(&container.id).await;
+        network.disconnect_container(&container.id).await;
     }
-    network.keep_only(|_| false).await;
+    network.disconnect_all_except(|_| false).await;
     let _ = fs::remove_dir_all(settings.logs_dir());
     let _ = fs::remove_dir_all(settings.scratch_dir());
     remove_cgroups(&settings.cgroup_parent);
@@ -158,19 +166,23 @@ pub(crate) async fn remove_everything(settings: Settings) -> Result<(), Error> {
 }
 
 /// Stops a container's process within the grace period, and removes the container.
-async fn stop_and_remove(containerd: &NamespaceClient, id: &str, grace: Duration) -> Result<(), Error> {
+async fn stop_and_remove(
+    containerd: &NamespaceClient,
+    id: &str,
+    grace: Duration,
+) -> Result<(), ProviderError> {
     if containerd.task_state(id).await? == TaskState::Alive {
-        containerd.kill_task(id, SIGTERM, false).await?;
+        containerd.signal_task(id, SIGTERM, false).await?;
         // After the limit, `remove` kills it.
-        let _ = tokio::time::timeout(grace, containerd.wait_task(id)).await;
+        let _ = tokio::time::timeout(grace, containerd.wait_until_task_ends(id)).await;
     }
-    remove_container(containerd, id).await
+    remove_container_and_snapshot(containerd, id).await
 }
 
-async fn remove_container(containerd: &NamespaceClient, id: &str) -> Result<(), Error> {
+async fn remove_container_and_snapshot(containerd: &NamespaceClient, id: &str) -> Result<(), ProviderError> {
     if containerd.task_state(id).await? == TaskState::Alive {
-        containerd.kill_task(id, SIGKILL, true).await?;
-        containerd.wait_task(id).await?;
+        containerd.signal_task(id, SIGKILL, true).await?;
+        containerd.wait_until_task_ends(id).await?;
     }
     containerd.delete_task(id).await?;
     containerd.delete_container(id).await?;

@@ -2,113 +2,123 @@
 
 use std::sync::Arc;
 
-use super::{Inner, deploy::ContainerStage, instance::Instance};
-use crate::{error::Error, image::normalise, key::FunctionKey, model::FunctionDeployment};
+use super::{FunctionStoreInner, deploy::ContainerStage, instance::Instance};
+use crate::{error::ProviderError, image::normalise_reference, key::FunctionKey, model::FunctionDeployment};
 
-impl Inner {
+impl FunctionStoreInner {
     /// Starts a function's new version beside the old one, and routes calls to it once it listens. If anything
     /// fails before that, the old version continues to serve.
     pub(super) async fn rolling_update(
         self: &Arc<Self>,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
-    ) -> Result<(), Error> {
-        self.find(key)?;
+    ) -> Result<(), ProviderError> {
+        self.find_instance(key)?;
         self.check_deployment(key, deployment)?;
         self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
         self.stop_rollout(key).await;
-        let new = self.make_pending(key, deployment).await?;
-        if let Err(error) = self.start_and_wait(&new).await {
-            self.discard_failed(&new).await;
+        let new = self.make_pending_instance(key, deployment).await?;
+        if let Err(error) = self.start_and_wait_until_listening(&new).await {
+            self.remove_failed_instance(&new).await;
             return Err(error);
         }
-        self.replace_with(new).await
+        self.replace_old_version_with(new).await
     }
 
     /// Pulls the image of a new version and makes its container, without starting it.
-    pub(super) async fn make_pending(
+    pub(super) async fn make_pending_instance(
         &self,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
-    ) -> Result<Arc<Instance>, Error> {
-        let lease = self.namespace_client(key)?.lease().await?;
+    ) -> Result<Arc<Instance>, ProviderError> {
+        let lease = self.namespace_client(key)?.create_lease().await?;
         let made = async {
             let image = self
                 .puller
-                .pull(lease.client(), &normalise(&deployment.image)?)
+                .pull_image(lease.leased_client(), &normalise_reference(&deployment.image)?)
                 .await?;
-            self.make_instance(lease.client(), key, deployment, &image, ContainerStage::Pending)
-                .await
+            self.make_instance(
+                lease.leased_client(),
+                key,
+                deployment,
+                &image,
+                ContainerStage::Pending,
+            )
+            .await
         };
         let made = made.await;
         lease.release().await;
         made
     }
 
-    async fn start_and_wait(&self, new: &Instance) -> Result<(), Error> {
-        new.start().await?;
+    async fn start_and_wait_until_listening(&self, new: &Instance) -> Result<(), ProviderError> {
+        new.start_process().await?;
         new.wait_until_listening(self.settings.ready_timeout).await
     }
 
     /// Routes calls to a new version that listens, and removes the old one. If that fails, the old version
     /// continues to serve.
-    pub(super) async fn replace_with(self: &Arc<Self>, new: Arc<Instance>) -> Result<(), Error> {
+    pub(super) async fn replace_old_version_with(
+        self: &Arc<Self>,
+        new: Arc<Instance>,
+    ) -> Result<(), ProviderError> {
         let replaced = async {
-            let old = self.find(&new.info().key)?;
-            self.set_stage(&new, ContainerStage::Serving).await?;
+            let old = self.find_instance(&new.info().key)?;
+            self.set_container_stage(&new, ContainerStage::Serving).await?;
             Ok(old)
         };
         let old = match replaced.await {
             Ok(old) => old,
             Err(error) => {
-                self.discard_failed(&new).await;
+                self.remove_failed_instance(&new).await;
                 return Err(error);
             }
         };
-        self.insert(new);
+        self.insert_instance(new);
         // If this fails, a restarted provider finds two serving instances and takes the younger.
-        if let Err(error) = self.set_stage(&old, ContainerStage::Retiring).await {
+        if let Err(error) = self.set_container_stage(&old, ContainerStage::Retiring).await {
             tracing::warn!(
                 instance = old.id(),
                 error = &error as &dyn std::error::Error,
                 "cannot mark a replaced instance"
             );
         }
-        self.retire(old);
+        self.retire_in_background(old);
         Ok(())
     }
 
     /// Deletes a function's old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls
     /// the image beforehand, but continues if that fails: the caller gets the first error, and the running
     /// function is removed nevertheless (docs/pitfalls.md#a-failed-update-removes-the-function).
-    pub(super) async fn recreate(
+    pub(super) async fn recreate_function(
         &self,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ProviderError> {
         self.stop_rollout(key).await;
-        let old = self.find(key)?;
+        let old = self.find_instance(key)?;
         let mut first_error = self
             .secrets
             .check_exist(&key.namespace, &deployment.secrets)
             .err();
         // Removing the old instance makes containerd collect garbage; without a lease, that could include the
         // new instance's content.
-        let lease = self.namespace_client(key)?.lease().await?;
-        let containerd = lease.client();
-        let reference = normalise(&deployment.image);
+        let lease = self.namespace_client(key)?.create_lease().await?;
+        let containerd = lease.leased_client();
+        let reference = normalise_reference(&deployment.image);
         let pulled = match &reference {
-            Ok(reference) => self.puller.pull(containerd, reference).await.map(drop),
-            Err(_) => Err(Error::Invalid(format!(
+            Ok(reference) => self.puller.pull_image(containerd, reference).await.map(drop),
+            Err(_) => Err(ProviderError::Invalid(format!(
                 "image: {:?} is not a reference",
                 deployment.image
             ))),
         };
         first_error = first_error.or(pulled.err());
 
-        self.remove(key);
+        self.remove_instance(key);
         let made = async {
-            self.discard(&old, self.settings.grace_period).await?;
+            self.stop_and_remove_instance(&old, self.settings.grace_period)
+                .await?;
             self.check_deployment(key, deployment)?;
             let image = self.puller.pull_if_missing(containerd, &reference?).await?;
             self.make_instance(containerd, key, deployment, &image, ContainerStage::Serving)

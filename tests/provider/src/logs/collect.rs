@@ -20,74 +20,81 @@ use tokio::{
     time::timeout,
 };
 
-use super::{LogRecord, Stream, read};
-use crate::error::Error;
+use super::{LogRecord, OutputStream, read};
+use crate::error::ProviderError;
 
 /// The size at which a log file is rotated, in bytes; one older file is kept.
-const FILE_LIMIT: u64 = 8 << 20;
+const LOG_FILE_MAX_BYTES: u64 = 8 << 20;
 
 /// The longest line in a log record, in bytes; a longer line continues in the next record.
-const LINE_LIMIT: usize = 32 << 10;
+const LOG_LINE_MAX_BYTES: usize = 32 << 10;
 
 /// The time limit for collecting each remaining record after SIGTERM.
-const REST_TIMEOUT: Duration = Duration::from_secs(2);
+const REMAINING_RECORD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Collects a container's output into a file in `directory` until the container has ended.
 ///
 /// # Errors
 ///
 /// Fails if containerd's shim did not start this process, or if the file cannot be written.
-pub async fn collect(directory: &Path) -> Result<(), Error> {
-    let id = std::env::var("CONTAINER_ID").map_err(|_| Error::Invalid("CONTAINER_ID is not set".into()))?;
-    let mut file = LogFile::open(directory, &id, FILE_LIMIT)?;
+pub async fn collect_output(directory: &Path) -> Result<(), ProviderError> {
+    let id = std::env::var("CONTAINER_ID")
+        .map_err(|_| ProviderError::Invalid("CONTAINER_ID is not set".into()))?;
+    let mut file = LogFile::open(directory, &id, LOG_FILE_MAX_BYTES)?;
     let (sender, mut records) = mpsc::channel(256);
-    for (descriptor, stream) in [(3, Stream::Stdout), (4, Stream::Stderr)] {
-        tokio::spawn(read_lines(inherited(descriptor)?, stream, sender.clone()));
+    for (descriptor, stream) in [(3, OutputStream::Stdout), (4, OutputStream::Stderr)] {
+        tokio::spawn(read_lines(
+            open_inherited_pipe(descriptor)?,
+            stream,
+            sender.clone(),
+        ));
     }
     drop(sender);
-    let mut terminated = signal(SignalKind::terminate()).map_err(Error::io("handle", "SIGTERM"))?;
+    let mut terminated =
+        signal(SignalKind::terminate()).map_err(ProviderError::io_error("handle", "SIGTERM"))?;
     signal_ready()?;
 
     loop {
         tokio::select! {
             record = records.recv() => match record {
-                Some(record) => file.append(&record)?,
+                Some(record) => file.append_record(&record)?,
                 None => return Ok(()),
             },
             _ = terminated.recv() => break,
         }
     }
-    while let Ok(Some(record)) = timeout(REST_TIMEOUT, records.recv()).await {
-        file.append(&record)?;
+    while let Ok(Some(record)) = timeout(REMAINING_RECORD_TIMEOUT, records.recv()).await {
+        file.append_record(&record)?;
     }
     Ok(())
 }
 
 /// Opens an inherited pipe for reading by its name in `/proc`, which makes a second descriptor of it.
-fn inherited(descriptor: u32) -> Result<pipe::Receiver, Error> {
+fn open_inherited_pipe(descriptor: u32) -> Result<pipe::Receiver, ProviderError> {
     let path = format!("/proc/self/fd/{descriptor}");
     pipe::OpenOptions::new()
         .open_receiver(&path)
-        .map_err(Error::io("open", path))
+        .map_err(ProviderError::io_error("open", path))
 }
 
-fn signal_ready() -> Result<(), Error> {
+fn signal_ready() -> Result<(), ProviderError> {
     let path = "/proc/self/fd/5";
     let mut pipe = OpenOptions::new()
         .write(true)
         .open(path)
-        .map_err(Error::io("open", path))?;
-    pipe.write_all(b"\n").map_err(Error::io("write", path))
+        .map_err(ProviderError::io_error("open", path))?;
+    pipe.write_all(b"\n")
+        .map_err(ProviderError::io_error("write", path))
 }
 
-async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sender<LogRecord>) {
+async fn read_lines(mut pipe: pipe::Receiver, stream: OutputStream, records: mpsc::Sender<LogRecord>) {
     let mut lines = LineAssembler::default();
-    let mut buffer = vec![0; LINE_LIMIT];
+    let mut buffer = vec![0; LOG_LINE_MAX_BYTES];
     loop {
         let read = pipe.read(&mut buffer).await.unwrap_or(0);
         let complete = match read {
             0 => lines.rest(),
-            read => lines.push(&buffer[..read]),
+            read => lines.push_chunk(&buffer[..read]),
         };
         for text in complete {
             let text = String::from_utf8_lossy(&text).into_owned();
@@ -116,14 +123,14 @@ struct LineAssembler {
 }
 
 impl LineAssembler {
-    fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
+    fn push_chunk(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
         let mut complete = Vec::new();
         for part in chunk.split_inclusive(|byte| *byte == b'\n') {
             self.partial.extend_from_slice(part);
             if self.partial.last() == Some(&b'\n') {
                 self.partial.pop();
                 complete.push(std::mem::take(&mut self.partial));
-            } else if self.partial.len() >= LINE_LIMIT {
+            } else if self.partial.len() >= LOG_LINE_MAX_BYTES {
                 complete.push(std::mem::take(&mut self.partial));
             }
         }
@@ -145,13 +152,13 @@ struct LogFile {
 }
 
 impl LogFile {
-    fn open(directory: &Path, id: &str, limit: u64) -> Result<Self, Error> {
-        fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
-        let path = read::log_file(directory, id);
-        let file = append_to(&path)?;
+    fn open(directory: &Path, id: &str, limit: u64) -> Result<Self, ProviderError> {
+        fs::create_dir_all(directory).map_err(ProviderError::io_error("create", directory))?;
+        let path = read::log_file_path(directory, id);
+        let file = open_for_appending(&path)?;
         let length = file
             .metadata()
-            .map_err(Error::io("read the size of", &path))?
+            .map_err(ProviderError::io_error("read the size of", &path))?
             .len();
         Ok(Self {
             path,
@@ -161,38 +168,38 @@ impl LogFile {
         })
     }
 
-    fn append(&mut self, record: &LogRecord) -> Result<(), Error> {
+    fn append_record(&mut self, record: &LogRecord) -> Result<(), ProviderError> {
         let Ok(mut line) = serde_json::to_vec(record) else {
             return Ok(());
         };
         line.push(b'\n');
         if self.length > 0 && self.length + line.len() as u64 > self.limit {
-            let rotated = read::rotated(&self.path);
-            fs::rename(&self.path, &rotated).map_err(Error::io("rotate", &self.path))?;
-            self.file = append_to(&self.path)?;
+            let rotated = read::rotated_file_path(&self.path);
+            fs::rename(&self.path, &rotated).map_err(ProviderError::io_error("rotate", &self.path))?;
+            self.file = open_for_appending(&self.path)?;
             self.length = 0;
         }
         self.file
             .write_all(&line)
-            .map_err(Error::io("write", &self.path))?;
+            .map_err(ProviderError::io_error("write", &self.path))?;
         self.length += line.len() as u64;
         Ok(())
     }
 }
 
-fn append_to(path: &Path) -> Result<File, Error> {
+fn open_for_appending(path: &Path) -> Result<File, ProviderError> {
     OpenOptions::new()
         .create(true)
         .append(true)
         .open(path)
-        .map_err(Error::io("open", path))
+        .map_err(ProviderError::io_error("open", path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn texts(lines: Vec<Vec<u8>>) -> Vec<String> {
+    fn lines_as_text(lines: Vec<Vec<u8>>) -> Vec<String> {
         lines
             .into_iter()
             .map(|line| String::from_utf8(line).unwrap())
@@ -200,39 +207,42 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_assembled_from_chunks() {
+    fn log_lines_are_assembled_from_chunks_of_output() {
         let mut lines = LineAssembler::default();
-        assert!(lines.push(b"on").is_empty());
-        assert_eq!(texts(lines.push(b"e\ntwo\n\nth")), ["one", "two", ""]);
-        assert_eq!(texts(lines.rest()), ["th"]);
+        assert!(lines.push_chunk(b"on").is_empty());
+        assert_eq!(
+            lines_as_text(lines.push_chunk(b"e\ntwo\n\nth")),
+            ["one", "two", ""]
+        );
+        assert_eq!(lines_as_text(lines.rest()), ["th"]);
         assert!(lines.rest().is_empty());
     }
 
     #[test]
-    fn a_line_longer_than_the_limit_is_split() {
+    fn a_log_line_longer_than_the_limit_is_split() {
         let mut lines = LineAssembler::default();
-        let long = vec![b'x'; LINE_LIMIT];
-        assert_eq!(lines.push(&long).len(), 1);
-        assert_eq!(texts(lines.push(b"rest\n")), ["rest"]);
+        let long = vec![b'x'; LOG_LINE_MAX_BYTES];
+        assert_eq!(lines.push_chunk(&long).len(), 1);
+        assert_eq!(lines_as_text(lines.push_chunk(b"rest\n")), ["rest"]);
     }
 
     #[test]
-    fn a_full_file_is_rotated() {
+    fn a_full_log_file_is_rotated() {
         let directory = tempfile::tempdir().unwrap();
         let mut file = LogFile::open(directory.path(), "hello.1", 200).unwrap();
         for number in 0..5 {
             let text = format!("line {number}");
-            file.append(&LogRecord {
+            file.append_record(&LogRecord {
                 timestamp: Timestamp::now(),
-                stream: Stream::Stdout,
+                stream: OutputStream::Stdout,
                 text,
             })
             .unwrap();
         }
-        let path = read::log_file(directory.path(), "hello.1");
+        let path = read::log_file_path(directory.path(), "hello.1");
         let (new, old) = (
             fs::read_to_string(&path).unwrap(),
-            fs::read_to_string(read::rotated(&path)).unwrap(),
+            fs::read_to_string(read::rotated_file_path(&path)).unwrap(),
         );
         assert!(new.contains("line 4") && !new.contains("line 3"), "{new}");
         assert!(old.contains("line 3"), "{old}");

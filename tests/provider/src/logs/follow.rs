@@ -5,7 +5,7 @@ use std::{io, os::fd::OwnedFd, path::Path};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 use tokio::io::unix::AsyncFd;
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// A watch for changes of the files in a directory.
 pub(super) struct DirectoryWatch {
@@ -13,8 +13,8 @@ pub(super) struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
-    pub(super) fn new(directory: &Path) -> Result<Self, Error> {
-        let failed = || Error::io("watch", directory);
+    pub(super) fn new(directory: &Path) -> Result<Self, ProviderError> {
+        let failed = || ProviderError::io_error("watch", directory);
         let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| failed()(e.into()))?;
         let what = WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::MOVED_TO;
         add_watch(&events, directory, what).map_err(|e| failed()(e.into()))?;
@@ -27,8 +27,8 @@ impl DirectoryWatch {
     }
 
     /// Waits for a change of the directory's files since the last call, or since the watch was created.
-    pub(super) async fn changed(&mut self) -> Result<(), Error> {
-        let failed = || Error::io("watch", "logs");
+    pub(super) async fn wait_for_change(&mut self) -> Result<(), ProviderError> {
+        let failed = || ProviderError::io_error("watch", "logs");
         let mut buffer = [0; 4096];
         loop {
             let mut ready = self.events.readable().await.map_err(failed())?;

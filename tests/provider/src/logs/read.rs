@@ -11,29 +11,29 @@ use std::{
 use super::{LogMessage, LogQuery, LogRecord};
 
 /// The suffix of a log file's name, after the instance's name.
-const SUFFIX: &str = ".log";
+const LOG_FILE_SUFFIX: &str = ".log";
 
 /// Returns the path of an instance's log.
-pub(super) fn log_file(directory: &Path, instance: &str) -> PathBuf {
-    directory.join(format!("{instance}{SUFFIX}"))
+pub(super) fn log_file_path(directory: &Path, instance: &str) -> PathBuf {
+    directory.join(format!("{instance}{LOG_FILE_SUFFIX}"))
 }
 
 /// Returns the path of a log file's rotated predecessor.
-pub(super) fn rotated(path: &Path) -> PathBuf {
+pub(super) fn rotated_file_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
 }
 
 /// Returns the log files in a directory, one for each instance, in no particular order.
-pub(super) fn log_files(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn list_log_files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory)
         .into_iter()
         .flatten()
         .flatten()
         .map(|entry| entry.path());
     entries
-        .filter(|path| path.to_string_lossy().ends_with(SUFFIX))
+        .filter(|path| path.to_string_lossy().ends_with(LOG_FILE_SUFFIX))
         .collect()
 }
 
@@ -67,11 +67,11 @@ impl LogReader {
 
     /// Returns the log lines that were not read yet, sorted by time. The first time, returns only the last
     /// `tail` lines if the query has a `tail`.
-    pub(super) fn read(&mut self) -> Vec<LogMessage> {
+    pub(super) fn read_new_messages(&mut self) -> Vec<LogMessage> {
         let mut lines = Vec::new();
-        for path in log_files(&self.directory) {
+        for path in list_log_files(&self.directory) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let instance = name.trim_end_matches(SUFFIX).to_owned();
+            let instance = name.trim_end_matches(LOG_FILE_SUFFIX).to_owned();
             if self
                 .query
                 .instance
@@ -80,12 +80,12 @@ impl LogReader {
             {
                 continue;
             }
-            for part in [rotated(&path), path] {
-                let records = self.read_part(&part);
+            for part in [rotated_file_path(&path), path] {
+                let records = self.read_new_records_of_file(&part);
                 let wanted = records
                     .into_iter()
                     .filter(|record| record.timestamp >= self.query.since);
-                lines.extend(wanted.map(|record| self.message(&instance, record)));
+                lines.extend(wanted.map(|record| self.message_of_record(&instance, record)));
             }
         }
         lines.sort_by_key(|line| line.timestamp);
@@ -96,7 +96,7 @@ impl LogReader {
         lines
     }
 
-    fn read_part(&mut self, path: &Path) -> Vec<LogRecord> {
+    fn read_new_records_of_file(&mut self, path: &Path) -> Vec<LogRecord> {
         let Ok(mut file) = File::open(path) else {
             return Vec::new();
         };
@@ -124,7 +124,7 @@ impl LogReader {
             .collect()
     }
 
-    fn message(&self, instance: &str, record: LogRecord) -> LogMessage {
+    fn message_of_record(&self, instance: &str, record: LogRecord) -> LogMessage {
         LogMessage {
             name: self.query.function.name.clone(),
             namespace: self.query.function.namespace.clone(),
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::key::FunctionKey;
 
-    fn query(tail: usize, since: i64, instance: Option<&str>) -> LogQuery {
+    fn log_query(tail: usize, since: i64, instance: Option<&str>) -> LogQuery {
         LogQuery {
             function: FunctionKey::new("hello", "fn"),
             instance: instance.map(str::to_owned),
@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    fn write(path: &Path, seconds: &[i64]) {
+    fn write_log_file(path: &Path, seconds: &[i64]) {
         let mut file = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -170,41 +170,44 @@ mod tests {
         }
     }
 
-    fn texts(lines: &[LogMessage]) -> Vec<&str> {
+    fn message_texts(lines: &[LogMessage]) -> Vec<&str> {
         lines.iter().map(|line| line.text.as_str()).collect()
     }
 
     #[test]
     fn lines_of_all_instances_are_sorted_by_time() {
         let directory = tempfile::tempdir().unwrap();
-        let first = log_file(directory.path(), "hello.1");
-        write(&rotated(&first), &[1]);
-        write(&first, &[2, 4]);
-        write(&log_file(directory.path(), "hello.2"), &[3, 5]);
-        let read = |query| LogReader::new(directory.path().into(), query).read();
-        assert_eq!(texts(&read(query(0, 0, None))), ["1", "2", "3", "4", "5"]);
-        assert_eq!(texts(&read(query(2, 0, None))), ["4", "5"]);
-        assert_eq!(texts(&read(query(0, 3, None))), ["3", "4", "5"]);
-        assert_eq!(texts(&read(query(0, 0, Some("hello.2")))), ["3", "5"]);
+        let first = log_file_path(directory.path(), "hello.1");
+        write_log_file(&rotated_file_path(&first), &[1]);
+        write_log_file(&first, &[2, 4]);
+        write_log_file(&log_file_path(directory.path(), "hello.2"), &[3, 5]);
+        let read = |query| LogReader::new(directory.path().into(), query).read_new_messages();
+        assert_eq!(
+            message_texts(&read(log_query(0, 0, None))),
+            ["1", "2", "3", "4", "5"]
+        );
+        assert_eq!(message_texts(&read(log_query(2, 0, None))), ["4", "5"]);
+        assert_eq!(message_texts(&read(log_query(0, 3, None))), ["3", "4", "5"]);
+        assert_eq!(message_texts(&read(log_query(0, 0, Some("hello.2")))), ["3", "5"]);
     }
 
     #[test]
     fn only_new_and_complete_lines_are_read_even_after_a_rotation() {
         let directory = tempfile::tempdir().unwrap();
-        let file = log_file(directory.path(), "hello.1");
-        write(&file, &[1, 2]);
-        let mut reader = LogReader::new(directory.path().into(), query(1, 0, None));
-        assert_eq!(texts(&reader.read()), ["2"]);
-        assert!(reader.read().is_empty());
-        write(&file, &[3]);
-        fs::rename(&file, rotated(&file)).unwrap();
-        write(&file, &[4]);
+        let file = log_file_path(directory.path(), "hello.1");
+        write_log_file(&file, &[1, 2]);
+        let mut reader = LogReader::new(directory.path().into(), log_query(1, 0, None));
+        assert_eq!(message_texts(&reader.read_new_messages()), ["2"]);
+        assert!(reader.read_new_messages().is_empty());
+        write_log_file(&file, &[3]);
+        fs::rename(&file, rotated_file_path(&file)).unwrap();
+        write_log_file(&file, &[4]);
         fs::OpenOptions::new()
             .append(true)
             .open(&file)
             .unwrap()
             .write_all(b"{\"timest")
             .unwrap();
-        assert_eq!(texts(&reader.read()), ["3", "4"]);
+        assert_eq!(message_texts(&reader.read_new_messages()), ["3", "4"]);
     }
 }

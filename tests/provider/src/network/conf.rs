@@ -5,19 +5,19 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 /// The name of the CNI configuration file.
-pub(super) const FILE: &str = "10-openfaas.conflist";
+pub(super) const CNI_CONF_FILE: &str = "10-openfaas.conflist";
 
 /// The name of the functions' network, which appears in comments of firewall rules.
-const NAME: &str = "openfaas-cni-bridge";
+const CNI_NETWORK_NAME: &str = "openfaas-cni-bridge";
 
 /// The version of CNI that both Debian's plugins and faasd's support.
-const VERSION: &str = "0.4.0";
+const CNI_VERSION: &str = "0.4.0";
 
 /// Returns the CNI configuration: the list of plugins with their settings.
-pub(super) fn plugin_list(bridge: &str, subnet: &str, leases: &Path) -> Value {
+pub(super) fn plugin_list_conf(bridge: &str, subnet: &str, leases: &Path) -> Value {
     json!({
-        "cniVersion": VERSION,
-        "name": NAME,
+        "cniVersion": CNI_VERSION,
+        "name": CNI_NETWORK_NAME,
         "plugins": [
             {
                 "type": "bridge",
@@ -54,7 +54,7 @@ pub(super) fn plugin_inputs(list: &Value) -> Vec<Value> {
 
 /// Returns the CNI configuration of the loopback interface.
 pub(super) fn loopback_conf() -> Value {
-    json!({"cniVersion": VERSION, "name": "cni-loopback", "type": "loopback"})
+    json!({"cniVersion": CNI_VERSION, "name": "cni-loopback", "type": "loopback"})
 }
 
 #[cfg(test)]
@@ -62,8 +62,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bridge_is_that_of_faasd() {
-        let list = plugin_list("openfaas0", "10.62.0.0/16", Path::new("/state/ipam"));
+    fn the_bridge_and_its_subnet_are_those_of_faasd() {
+        let list = plugin_list_conf("openfaas0", "10.62.0.0/16", Path::new("/state/ipam"));
         let bridge = &list["plugins"][0];
         assert_eq!(
             (&bridge["bridge"], &bridge["ipMasq"]),
@@ -75,12 +75,12 @@ mod tests {
 
     #[test]
     fn every_plugin_gets_the_networks_name_and_version() {
-        let confs = plugin_inputs(&plugin_list("b", "10.0.0.0/24", Path::new("/")));
+        let confs = plugin_inputs(&plugin_list_conf("b", "10.0.0.0/24", Path::new("/")));
         assert_eq!(confs.len(), 2);
         for conf in &confs {
             assert_eq!(
                 (&conf["name"], &conf["cniVersion"]),
-                (&json!(NAME), &json!(VERSION))
+                (&json!(CNI_NETWORK_NAME), &json!(CNI_VERSION))
             );
         }
         assert_eq!(confs[1]["type"], "firewall");

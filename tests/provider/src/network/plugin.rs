@@ -8,11 +8,11 @@ use std::{
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The CNI plugins in a directory.
 #[derive(Debug)]
-pub(super) struct Plugins {
+pub(super) struct CniPlugins {
     directory: PathBuf,
 }
 
@@ -25,7 +25,7 @@ pub(super) enum CniCommand {
 
 /// The environment of a CNI plugin's invocation.
 #[derive(Debug)]
-pub(super) struct Invocation<'a> {
+pub(super) struct PluginInvocation<'a> {
     pub(super) command: CniCommand,
     /// The id of the container that the plugin connects or disconnects.
     pub(super) id: &'a str,
@@ -33,7 +33,7 @@ pub(super) struct Invocation<'a> {
     pub(super) interface: &'a str,
 }
 
-impl Plugins {
+impl CniPlugins {
     pub(super) fn new(directory: &Path) -> Self {
         Self {
             directory: directory.to_owned(),
@@ -41,18 +41,18 @@ impl Plugins {
     }
 
     /// Runs the CNI plugin that the configuration names. `previous` is the result of the plugin before it.
-    pub(super) async fn run(
+    pub(super) async fn run_plugin(
         &self,
-        invocation: &Invocation<'_>,
+        invocation: &PluginInvocation<'_>,
         conf: &Value,
         previous: Option<&Value>,
-    ) -> Result<Option<Value>, Error> {
+    ) -> Result<Option<Value>, ProviderError> {
         let name = conf["type"].as_str().unwrap_or_default();
         let command = match invocation.command {
             CniCommand::Add => "ADD",
             CniCommand::Del => "DEL",
         };
-        let failed = |reason: String| Error::Network {
+        let failed = |reason: String| ProviderError::Network {
             operation: format!("{command} by plugin {name} for"),
             subject: invocation.id.to_owned(),
             reason,
@@ -69,9 +69,9 @@ impl Plugins {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(Error::io("run", &program))?;
+            .map_err(ProviderError::io_error("run", &program))?;
         if let Some(mut input) = child.stdin.take() {
-            let text = input_of(conf, previous).to_string();
+            let text = plugin_input(conf, previous).to_string();
             input
                 .write_all(text.as_bytes())
                 .await
@@ -82,13 +82,13 @@ impl Plugins {
             .await
             .map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
-            return Err(failed(error_message(&output.stdout, &output.stderr)));
+            return Err(failed(plugin_error_message(&output.stdout, &output.stderr)));
         }
         Ok(serde_json::from_slice(&output.stdout).ok())
     }
 }
 
-fn input_of(conf: &Value, previous: Option<&Value>) -> Value {
+fn plugin_input(conf: &Value, previous: Option<&Value>) -> Value {
     let mut input = conf.clone();
     if let Some(previous) = previous {
         input["prevResult"] = previous.clone();
@@ -98,7 +98,7 @@ fn input_of(conf: &Value, previous: Option<&Value>) -> Value {
 
 /// Returns the error message in a CNI plugin's output: from the JSON on standard output, or else from
 /// standard error.
-fn error_message(stdout: &[u8], stderr: &[u8]) -> String {
+fn plugin_error_message(stdout: &[u8], stderr: &[u8]) -> String {
     let error: Value = serde_json::from_slice(stdout).unwrap_or_else(|_| json!({}));
     match (error["msg"].as_str(), error["details"].as_str()) {
         (Some(message), Some(details)) if !details.is_empty() => format!("{message}; {details}"),
@@ -116,10 +116,10 @@ mod tests {
     #[test]
     fn a_plugin_gets_the_result_of_the_one_before_it() {
         let previous = json!({"ips": []});
-        let input = input_of(&json!({"type": "firewall"}), Some(&previous));
+        let input = plugin_input(&json!({"type": "firewall"}), Some(&previous));
         assert_eq!(input, json!({"type": "firewall", "prevResult": {"ips": []}}));
         assert_eq!(
-            input_of(&json!({"type": "bridge"}), None),
+            plugin_input(&json!({"type": "bridge"}), None),
             json!({"type": "bridge"})
         );
     }
@@ -127,14 +127,14 @@ mod tests {
     #[test]
     fn error_messages_are_found_on_both_outputs() {
         assert_eq!(
-            error_message(br#"{"code":11,"msg":"no range"}"#, b"x"),
+            plugin_error_message(br#"{"code":11,"msg":"no range"}"#, b"x"),
             "no range"
         );
         assert_eq!(
-            error_message(br#"{"code":11,"msg":"a","details":"b"}"#, b""),
+            plugin_error_message(br#"{"code":11,"msg":"a","details":"b"}"#, b""),
             "a; b"
         );
-        assert_eq!(error_message(b"", b"not found\n"), "not found");
+        assert_eq!(plugin_error_message(b"", b"not found\n"), "not found");
     }
 
     #[tokio::test]
@@ -145,15 +145,15 @@ mod tests {
             echo \"{\\\"said\\\": \\\"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME\\\", \\\"conf\\\": $conf}\"\n";
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let invocation = Invocation {
+        let invocation = PluginInvocation {
             command: CniCommand::Add,
             id: "hello.1",
             namespace: Path::new("/ns"),
             interface: "eth0",
         };
         let conf = json!({"type": "echo"});
-        let answer = Plugins::new(directory.path())
-            .run(&invocation, &conf, None)
+        let answer = CniPlugins::new(directory.path())
+            .run_plugin(&invocation, &conf, None)
             .await
             .unwrap()
             .unwrap();

@@ -2,11 +2,11 @@
 
 use oci_spec::runtime::User;
 
-use crate::error::Error;
+use crate::error::ProviderError;
 
 /// The `User` of an image's configuration: `user` or `user:group`, each by name or number, or empty.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct UserSpec<'a> {
+pub(crate) struct ImageUser<'a> {
     user: &'a str,
     group: Option<&'a str>,
 }
@@ -18,7 +18,7 @@ pub(crate) struct UserFiles {
     pub(crate) group: String,
 }
 
-impl<'a> UserSpec<'a> {
+impl<'a> ImageUser<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
         match text.split_once(':') {
             Some((user, group)) => Self {
@@ -35,25 +35,27 @@ impl<'a> UserSpec<'a> {
     /// Returns the numeric user of the process, if it needs no lookup in the image's files.
     pub(crate) fn numeric(&self) -> Option<User> {
         if self.user.is_empty() && self.group.is_none() {
-            return Some(numeric(0, 0));
+            return Some(parse_id(0, 0));
         }
-        Some(numeric(self.user.parse().ok()?, self.group?.parse().ok()?))
+        Some(parse_id(self.user.parse().ok()?, self.group?.parse().ok()?))
     }
 
     /// Looks up the user of the process in the image's files. An unknown number is used as it is, with group
     /// 0.
-    pub(crate) fn resolve(&self, files: &UserFiles) -> Result<User, Error> {
-        let entry = lines(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
+    pub(crate) fn resolve_ids(&self, files: &UserFiles) -> Result<User, ProviderError> {
+        let entry =
+            file_fields(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
         let number = |line: &[&str], field: usize| line.get(field).and_then(|text| text.parse().ok());
         let uid = match &entry {
             Some(line) => number(line, 2),
             None if self.user.is_empty() => Some(0),
             None => self.user.parse().ok(),
         };
-        let uid = uid.ok_or_else(|| Error::Invalid(format!("the image has no user {:?}", self.user)))?;
+        let uid =
+            uid.ok_or_else(|| ProviderError::Invalid(format!("the image has no user {:?}", self.user)))?;
         let gid = match self.group {
             Some(group) => {
-                let line = lines(&files.group).find(|line| line[0] == group);
+                let line = file_fields(&files.group).find(|line| line[0] == group);
                 line.as_deref()
                     .and_then(|line| number(line, 2))
                     .or_else(|| group.parse().ok())
@@ -61,7 +63,7 @@ impl<'a> UserSpec<'a> {
             None => Some(entry.as_deref().and_then(|line| number(line, 3)).unwrap_or(0)),
         };
         let gid = gid.ok_or_else(|| {
-            Error::Invalid(format!(
+            ProviderError::Invalid(format!(
                 "the image has no group {:?}",
                 self.group.unwrap_or_default()
             ))
@@ -71,11 +73,11 @@ impl<'a> UserSpec<'a> {
             line.get(3)
                 .is_some_and(|all| all.split(',').any(|one| one == name))
         };
-        let others = lines(&files.group)
+        let others = file_fields(&files.group)
             .filter(is_member)
             .filter_map(|line| number(&line, 2));
         let others: Vec<u32> = others.filter(|other| *other != gid).collect();
-        let mut user = numeric(uid, gid);
+        let mut user = parse_id(uid, gid);
         if !others.is_empty() {
             user.set_additional_gids(Some(others));
         }
@@ -84,13 +86,13 @@ impl<'a> UserSpec<'a> {
 }
 
 /// Creates a process's user from numeric ids.
-pub(crate) fn numeric(uid: u32, gid: u32) -> User {
+pub(crate) fn parse_id(uid: u32, gid: u32) -> User {
     let mut user = User::default();
     user.set_uid(uid).set_gid(gid);
     user
 }
 
-fn lines(file: &str) -> impl Iterator<Item = Vec<&str>> {
+fn file_fields(file: &str) -> impl Iterator<Item = Vec<&str>> {
     file.lines()
         .filter(|line| !line.is_empty())
         .map(|line| line.split(':').collect())
@@ -100,7 +102,7 @@ fn lines(file: &str) -> impl Iterator<Item = Vec<&str>> {
 mod tests {
     use super::*;
 
-    fn files() -> UserFiles {
+    fn test_user_files() -> UserFiles {
         UserFiles {
             passwd: "root:x:0:0::/root:/bin/sh\napp:x:100:101::/home/app:/sbin/nologin\n".into(),
             group: "root:x:0:\napp:x:101:\nextra:x:200:other,app\n".into(),
@@ -109,37 +111,52 @@ mod tests {
 
     #[test]
     fn numbers_and_an_empty_user_need_no_lookup() {
-        assert_eq!(UserSpec::new("").numeric(), Some(numeric(0, 0)));
+        assert_eq!(ImageUser::new("").numeric(), Some(parse_id(0, 0)));
         assert_eq!(
-            UserSpec::new("65532:65532").numeric(),
-            Some(numeric(65532, 65532))
+            ImageUser::new("65532:65532").numeric(),
+            Some(parse_id(65532, 65532))
         );
-        assert_eq!(UserSpec::new("100").numeric(), None);
-        assert_eq!(UserSpec::new("app:101").numeric(), None);
+        assert_eq!(ImageUser::new("100").numeric(), None);
+        assert_eq!(ImageUser::new("app:101").numeric(), None);
     }
 
     #[test]
     fn a_name_resolves_to_its_number_its_group_and_its_additional_groups() {
-        let mut app = numeric(100, 101);
+        let mut app = parse_id(100, 101);
         app.set_additional_gids(Some(vec![200]));
-        assert_eq!(UserSpec::new("app").resolve(&files()).unwrap(), app);
-        assert_eq!(UserSpec::new("100").resolve(&files()).unwrap(), app);
+        assert_eq!(
+            ImageUser::new("app").resolve_ids(&test_user_files()).unwrap(),
+            app
+        );
+        assert_eq!(
+            ImageUser::new("100").resolve_ids(&test_user_files()).unwrap(),
+            app
+        );
     }
 
     #[test]
     fn a_group_can_be_given_by_name() {
         assert_eq!(
-            UserSpec::new("root:app").resolve(&files()).unwrap(),
-            numeric(0, 101)
+            ImageUser::new("root:app")
+                .resolve_ids(&test_user_files())
+                .unwrap(),
+            parse_id(0, 101)
         );
-        assert!(UserSpec::new("root:nobody").resolve(&files()).is_err());
+        assert!(
+            ImageUser::new("root:nobody")
+                .resolve_ids(&test_user_files())
+                .is_err()
+        );
     }
 
     #[test]
     fn an_unknown_number_is_used_and_an_unknown_name_is_rejected() {
-        assert_eq!(UserSpec::new("1234").resolve(&files()).unwrap(), numeric(1234, 0));
-        let error = UserSpec::new("nobody")
-            .resolve(&UserFiles::default())
+        assert_eq!(
+            ImageUser::new("1234").resolve_ids(&test_user_files()).unwrap(),
+            parse_id(1234, 0)
+        );
+        let error = ImageUser::new("nobody")
+            .resolve_ids(&UserFiles::default())
             .unwrap_err();
         assert_eq!(error.to_string(), r#"the image has no user "nobody""#);
     }

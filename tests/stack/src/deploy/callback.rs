@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use crate::error::{IoResultExt as _, Result};
 
 /// The longest outcome of a queued call that is read, in bytes.
-const LONGEST_OUTCOME: usize = 16 << 20;
+const OUTCOME_MAX_BYTES: usize = 16 << 20;
 
 /// A listener for the outcome of one queued call.
 #[derive(Debug)]
@@ -23,24 +23,33 @@ pub(super) struct CallbackListener {
 
 impl CallbackListener {
     /// Opens a listener at the machine's end of the pair of interfaces that connects it to the stack.
-    pub(super) async fn listen(address: Ipv4Addr) -> Result<Self> {
+    pub(super) async fn open_on_outer_address(address: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0))
             .await
-            .at("listen on", address.to_string())?;
+            .with_operation("listen on", address.to_string())?;
         let url = format!(
             "http://{}/",
-            listener.local_addr().at("listen on", address.to_string())?
+            listener
+                .local_addr()
+                .with_operation("listen on", address.to_string())?
         );
         Ok(Self { listener, url })
     }
 
     /// Waits for the outcome of the queued call and returns its body.
-    pub(super) async fn wait(&self) -> Result<Vec<u8>> {
+    pub(super) async fn wait_for_outcome(&self) -> Result<Vec<u8>> {
         let (sender, mut bodies) = mpsc::channel(1);
         loop {
-            let (stream, _) = self.listener.accept().await.at("accept on", &self.url)?;
+            let (stream, _) = self
+                .listener
+                .accept()
+                .await
+                .with_operation("accept on", &self.url)?;
             let service = service_fn(|request: Request<Incoming>| async {
-                if let Ok(body) = Limited::new(request.into_body(), LONGEST_OUTCOME).collect().await {
+                if let Ok(body) = Limited::new(request.into_body(), OUTCOME_MAX_BYTES)
+                    .collect()
+                    .await
+                {
                     let _ = sender.try_send(body.to_bytes().to_vec());
                 }
                 Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
@@ -64,10 +73,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_posted_body_is_the_outcome() {
-        let callback = CallbackListener::listen(Ipv4Addr::LOCALHOST).await.unwrap();
+        let callback = CallbackListener::open_on_outer_address(Ipv4Addr::LOCALHOST)
+            .await
+            .unwrap();
         let url = callback.url.clone();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let both = async { tokio::join!(client.post(url).body("done").send(), callback.wait()) };
+        let both = async { tokio::join!(client.post(url).body("done").send(), callback.wait_for_outcome()) };
         // The limit only ends a test that would otherwise hang.
         let (posted, outcome) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
         assert!(posted.unwrap().status().is_success());

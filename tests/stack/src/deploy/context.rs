@@ -13,41 +13,41 @@ use crate::error::{IoResultExt as _, Result};
 
 /// The files of a build context, sorted by path.
 #[derive(Debug)]
-pub(super) struct Context {
-    files: Vec<File>,
+pub(super) struct StackBuildContext {
+    files: Vec<ContextFile>,
 }
 
 #[derive(Debug)]
-struct File {
+struct ContextFile {
     /// The path of the file, relative to the context's root.
     path: PathBuf,
     mode: u32,
     content: Vec<u8>,
 }
 
-impl Context {
+impl StackBuildContext {
     /// Reads the build context with all files of a directory.
-    pub(super) fn read(directory: &Path) -> Result<Self> {
+    pub(super) fn read_directory(directory: &Path) -> Result<Self> {
         let mut files = Vec::new();
-        read(directory, Path::new(""), &mut files)?;
+        read_files_below(directory, Path::new(""), &mut files)?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(Self { files })
     }
 
     /// Returns a hash of the context's files and of `inputs`, the other inputs of the image's build. The hash
     /// is valid as a tag.
-    pub(super) fn hash(&self, inputs: &[&str]) -> String {
-        let mut hash = Hash::new(inputs);
+    pub(super) fn tag_hash(&self, inputs: &[&str]) -> String {
+        let mut hash = PartsHash::new(inputs);
         for file in &self.files {
-            hash.add(file.path.as_os_str().as_encoded_bytes());
-            hash.add(&file.mode.to_be_bytes());
-            hash.add(&file.content);
+            hash.add_part(file.path.as_os_str().as_encoded_bytes());
+            hash.add_part(&file.mode.to_be_bytes());
+            hash.add_part(&file.content);
         }
-        hash.finish()
+        hash.into_hex()
     }
 
     /// Returns the tar of a build request: the configuration, then the files.
-    pub(super) fn tar(&self, config: &Value) -> Result<Vec<u8>> {
+    pub(super) fn tar_of_build_request(&self, config: &Value) -> Result<Vec<u8>> {
         let mut tar = tar::Builder::new(Vec::new());
         let mut append = |path: &Path, mode: u32, content: &[u8]| {
             let mut header = tar::Header::new_gnu();
@@ -56,7 +56,7 @@ impl Context {
             // The same time for all files, because the time of copying must not affect the image.
             header.set_mtime(1);
             tar.append_data(&mut header, path, content)
-                .at("add to the tar", path)
+                .with_operation("add to the tar", path)
         };
         append(
             Path::new("com.openfaas.docker.config"),
@@ -66,50 +66,55 @@ impl Context {
         for file in &self.files {
             append(&Path::new("context").join(&file.path), file.mode, &file.content)?;
         }
-        tar.into_inner().at("finish", "the tar")
+        tar.into_inner().with_operation("finish", "the tar")
     }
 }
 
 /// Returns a hash of texts, which changes if a boundary between them moves.
-pub(super) fn hash_of(texts: &[&str]) -> String {
-    Hash::new(texts).finish()
+pub(super) fn hash_of_texts(texts: &[&str]) -> String {
+    PartsHash::new(texts).into_hex()
 }
 
 /// A hash over length-prefixed parts, so that moving a boundary between parts changes it.
-struct Hash(Sha256);
+struct PartsHash(Sha256);
 
-impl Hash {
+impl PartsHash {
     fn new(parts: &[&str]) -> Self {
         let mut hash = Self(Sha256::new());
-        parts.iter().for_each(|part| hash.add(part.as_bytes()));
+        parts.iter().for_each(|part| hash.add_part(part.as_bytes()));
         hash
     }
 
-    fn add(&mut self, part: &[u8]) {
+    fn add_part(&mut self, part: &[u8]) {
         self.0.update((part.len() as u64).to_be_bytes());
         self.0.update(part);
     }
 
-    fn finish(self) -> String {
+    fn into_hex(self) -> String {
         let mut text = hex::encode(self.0.finalize());
         text.truncate(16);
         text
     }
 }
 
-fn read(directory: &Path, below: &Path, files: &mut Vec<File>) -> Result<()> {
-    for entry in fs::read_dir(directory).at("read", directory)? {
-        let entry = entry.at("read", directory)?;
+fn read_files_below(directory: &Path, below: &Path, files: &mut Vec<ContextFile>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_operation("read", directory)? {
+        let entry = entry.with_operation("read", directory)?;
         let (path, below) = (entry.path(), below.join(entry.file_name()));
         if path.is_dir() {
-            read(&path, &below, files)?;
+            read_files_below(&path, &below, files)?;
             continue;
         }
-        let mode = entry.metadata().at("read", &path)?.permissions().mode() & 0o777;
-        files.push(File {
+        let mode = entry
+            .metadata()
+            .with_operation("read", &path)?
+            .permissions()
+            .mode()
+            & 0o777;
+        files.push(ContextFile {
             path: below,
             mode,
-            content: fs::read(&path).at("read", &path)?,
+            content: fs::read(&path).with_operation("read", &path)?,
         });
     }
     Ok(())
@@ -119,35 +124,37 @@ fn read(directory: &Path, below: &Path, files: &mut Vec<File>) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn context(files: &[(&str, &str)]) -> Context {
+    fn context_with_files(files: &[(&str, &str)]) -> StackBuildContext {
         let directory = tempfile::tempdir().unwrap();
         for (path, content) in files {
             let path = directory.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        Context::read(directory.path()).unwrap()
+        StackBuildContext::read_directory(directory.path()).unwrap()
     }
 
     #[test]
-    fn the_hash_changes_with_names_contents_and_other_inputs() {
-        let first = context(&[("a/b", "c")]).hash(&["x"]);
-        assert_eq!(first, context(&[("a/b", "c")]).hash(&["x"]));
+    fn the_context_hash_changes_with_names_contents_and_other_inputs() {
+        let first = context_with_files(&[("a/b", "c")]).tag_hash(&["x"]);
+        assert_eq!(first, context_with_files(&[("a/b", "c")]).tag_hash(&["x"]));
         for other in [
-            context(&[("a/b", "d")]).hash(&["x"]),
-            context(&[("a/c", "c")]).hash(&["x"]),
-            context(&[("a/b", "c")]).hash(&["y"]),
-            context(&[("a/b", "c"), ("e", "")]).hash(&["x"]),
+            context_with_files(&[("a/b", "d")]).tag_hash(&["x"]),
+            context_with_files(&[("a/c", "c")]).tag_hash(&["x"]),
+            context_with_files(&[("a/b", "c")]).tag_hash(&["y"]),
+            context_with_files(&[("a/b", "c"), ("e", "")]).tag_hash(&["x"]),
         ] {
             assert_ne!(first, other);
         }
-        assert_ne!(hash_of(&["ab", "c"]), hash_of(&["a", "bc"]));
+        assert_ne!(hash_of_texts(&["ab", "c"]), hash_of_texts(&["a", "bc"]));
     }
 
     #[test]
     fn the_tar_has_the_configuration_first_and_the_files_under_context() {
-        let tar = context(&[("src/main.rs", "fn main() {}"), ("Dockerfile", "FROM scratch")]);
-        let tar = tar.tar(&serde_json::json!({ "image": "x" })).unwrap();
+        let tar = context_with_files(&[("src/main.rs", "fn main() {}"), ("Dockerfile", "FROM scratch")]);
+        let tar = tar
+            .tar_of_build_request(&serde_json::json!({ "image": "x" }))
+            .unwrap();
         let mut archive = tar::Archive::new(tar.as_slice());
         let names = archive
             .entries()

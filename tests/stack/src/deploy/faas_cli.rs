@@ -7,54 +7,54 @@ use std::{
 };
 
 use crate::{
-    command::{self, command},
+    command::{self, new_command},
     directories,
     error::{IoResultExt as _, Result},
     stack::Stack,
 };
 
-use super::{FUNCTIONS, shared_environment};
+use super::{SLIPWAY_FUNCTION_NAMES, shared_stack_yml_variables};
 
 /// The faas-cli program with its working directory.
 #[derive(Debug)]
-pub(super) struct FaasCli {
+pub(super) struct FaasCliProject {
     directory: PathBuf,
 }
 
-impl FaasCli {
+impl FaasCliProject {
     /// Copies the template, the handlers and `stack.yml` into faas-cli's working directory; replaces an earlier
     /// copy.
-    pub(super) fn open(stack: &Stack) -> Result<Self> {
+    pub(super) fn create_project(stack: &Stack) -> Result<Self> {
         let directory = stack.dir.faas_cli_directory();
         if directory.exists() {
-            fs::remove_dir_all(&directory).at("remove", &directory)?;
+            fs::remove_dir_all(&directory).with_operation("remove", &directory)?;
         }
-        let repository = directories::repository();
-        for name in ["template"].into_iter().chain(FUNCTIONS) {
-            copy(&repository.join(name), &directory.join(name))?;
+        let repository = directories::repository_root();
+        for name in ["template"].into_iter().chain(SLIPWAY_FUNCTION_NAMES) {
+            copy_without_targets(&repository.join(name), &directory.join(name))?;
         }
         let faas_cli = Self { directory };
         let from = repository.join("stack.yml");
-        fs::copy(&from, faas_cli.stack_yml()).at("copy", from)?;
+        fs::copy(&from, faas_cli.stack_yml_path()).with_operation("copy", from)?;
         Ok(faas_cli)
     }
 
     /// Writes the build contexts of Slipway's functions with faas-cli.
     pub(super) async fn write_function_contexts(&self, stack: &Stack) -> Result<()> {
-        self.run(
+        self.run_faas_cli(
             stack,
             &["build", "--shrinkwrap", "-f", "stack.yml"],
-            shared_environment(stack),
+            shared_stack_yml_variables(stack),
         )
         .await
     }
 
     /// Creates a sample function from the template and writes its build context with faas-cli.
     pub(super) async fn write_sample_context(&self, stack: &Stack, name: &str) -> Result<()> {
-        self.run(stack, &["new", "--lang", "rust-hyper", name], Vec::new())
+        self.run_faas_cli(stack, &["new", "--lang", "rust-hyper", name], Vec::new())
             .await?;
         let file = format!("{name}.yml");
-        self.run(stack, &["build", "--shrinkwrap", "-f", &file], Vec::new())
+        self.run_faas_cli(stack, &["build", "--shrinkwrap", "-f", &file], Vec::new())
             .await
     }
 
@@ -64,43 +64,43 @@ impl FaasCli {
     }
 
     /// Returns the text of `stack.yml`.
-    pub(super) fn stack_file(&self) -> Result<String> {
-        let path = self.stack_yml();
-        fs::read_to_string(&path).at("read", path)
+    pub(super) fn stack_yml_text(&self) -> Result<String> {
+        let path = self.stack_yml_path();
+        fs::read_to_string(&path).with_operation("read", path)
     }
 
     /// Runs faas-cli, logged in as the stack's administrator, with the values that `stack.yml` takes from the
     /// environment.
-    pub(super) async fn run(
+    pub(super) async fn run_faas_cli(
         &self,
         stack: &Stack,
         arguments: &[&str],
         environment: Vec<(&'static str, String)>,
     ) -> Result<()> {
-        let mut process = command(&stack.tools.faas_cli);
+        let mut process = new_command(&stack.tools.faas_cli);
         process
             .args(arguments)
             .current_dir(&self.directory)
             .envs(environment);
-        process.env("OPENFAAS_CONFIG", stack.login().await?);
-        command::run(&mut process).await.map(drop)
+        process.env("OPENFAAS_CONFIG", stack.login_with_faas_cli().await?);
+        command::run_program(&mut process).await.map(drop)
     }
 
-    fn stack_yml(&self) -> PathBuf {
+    fn stack_yml_path(&self) -> PathBuf {
         self.directory.join("stack.yml")
     }
 }
 
 /// Copies a directory without cargo's `target` directories.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to).at("create", to)?;
-    for entry in fs::read_dir(from).at("read", from)? {
-        let entry = entry.at("read", from)?;
+fn copy_without_targets(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_operation("create", to)?;
+    for entry in fs::read_dir(from).with_operation("read", from)? {
+        let entry = entry.with_operation("read", from)?;
         let (path, to) = (entry.path(), to.join(entry.file_name()));
-        match entry.file_type().at("read", &path)?.is_dir() {
+        match entry.file_type().with_operation("read", &path)?.is_dir() {
             true if entry.file_name() == "target" => {}
-            true => copy(&path, &to)?,
-            false => fs::copy(&path, &to).at("copy", &path).map(drop)?,
+            true => copy_without_targets(&path, &to)?,
+            false => fs::copy(&path, &to).with_operation("copy", &path).map(drop)?,
         }
     }
     Ok(())

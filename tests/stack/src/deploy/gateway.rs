@@ -7,14 +7,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    command::tail,
-    error::{Error, Result},
-    http::{expect_status, send},
+    command::last_lines,
+    error::{LauncherError, Result},
+    http::{expect_status, send_request},
     stack::Stack,
 };
 
 /// The timeout of a request to the gateway.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+const GATEWAY_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A client for the gateway with the administrator's credentials.
 #[derive(Debug)]
@@ -53,9 +53,9 @@ impl GatewayClient {
     }
 
     /// Returns the names of all secrets that the gateway lists.
-    pub(super) async fn secrets(&self) -> Result<Vec<String>> {
+    pub(super) async fn secret_names(&self) -> Result<Vec<String>> {
         let response = expect_status(
-            send(self.system_request(Method::GET, "secrets")).await?,
+            send_request(self.system_request(Method::GET, "secrets")).await?,
             &[StatusCode::OK],
         )
         .await?;
@@ -64,7 +64,7 @@ impl GatewayClient {
         let secrets: Option<Vec<SecretName>> = response
             .json()
             .await
-            .map_err(|source| Error::NoAnswer { request, source })?;
+            .map_err(|source| LauncherError::NoAnswer { request, source })?;
         Ok(secrets.into_iter().flatten().map(|secret| secret.name).collect())
     }
 
@@ -75,12 +75,14 @@ impl GatewayClient {
             .system_request(method, "secrets")
             .json(&json!({ "name": name, "value": value }));
         let expected = [StatusCode::OK, StatusCode::CREATED, StatusCode::ACCEPTED];
-        expect_status(send(request).await?, &expected).await.map(drop)
+        expect_status(send_request(request).await?, &expected)
+            .await
+            .map(drop)
     }
 
     /// Returns the gateway's status of a function, or `None` if the function does not exist.
-    pub(super) async fn status(&self, name: &str) -> Result<Option<FunctionStatus>> {
-        let response = send(self.system_request(Method::GET, &format!("function/{name}"))).await?;
+    pub(super) async fn function_status(&self, name: &str) -> Result<Option<FunctionStatus>> {
+        let response = send_request(self.system_request(Method::GET, &format!("function/{name}"))).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -90,25 +92,28 @@ impl GatewayClient {
             .json()
             .await
             .map(Some)
-            .map_err(|source| Error::NoAnswer { request, source })
+            .map_err(|source| LauncherError::NoAnswer { request, source })
     }
 
     /// Removes a function through the gateway.
-    pub(super) async fn remove(&self, name: &str) -> Result<()> {
+    pub(super) async fn remove_function(&self, name: &str) -> Result<()> {
         let request = self
             .system_request(Method::DELETE, "functions")
             .json(&json!({ "functionName": name }));
-        expect_status(send(request).await?, &[StatusCode::OK, StatusCode::ACCEPTED])
-            .await
-            .map(drop)
+        expect_status(
+            send_request(request).await?,
+            &[StatusCode::OK, StatusCode::ACCEPTED],
+        )
+        .await
+        .map(drop)
     }
 
     /// Returns whether a function's readiness probe succeeds.
-    pub(super) async fn is_ready(&self, name: &str) -> bool {
+    pub(super) async fn function_is_ready(&self, name: &str) -> bool {
         let request = self
             .client
-            .get(format!("{}/_/ready", self.url(name)))
-            .timeout(REQUEST_TIMEOUT);
+            .get(format!("{}/_/ready", self.function_url(name)))
+            .timeout(GATEWAY_REQUEST_TIMEOUT);
         request
             .send()
             .await
@@ -116,11 +121,11 @@ impl GatewayClient {
     }
 
     /// Calls a function through the gateway and returns the body of a successful answer.
-    pub(super) async fn call(&self, name: &str, body: &str) -> Option<String> {
+    pub(super) async fn call_function(&self, name: &str, body: &str) -> Option<String> {
         let request = self
             .client
-            .post(self.url(name))
-            .timeout(REQUEST_TIMEOUT)
+            .post(self.function_url(name))
+            .timeout(GATEWAY_REQUEST_TIMEOUT)
             .body(body.to_owned());
         request
             .send()
@@ -134,32 +139,32 @@ impl GatewayClient {
     }
 
     /// Returns the last lines of a function's log, or an empty string if the log cannot be read.
-    pub(super) async fn log_tail(&self, name: &str) -> String {
+    pub(super) async fn function_log_tail(&self, name: &str) -> String {
         #[derive(Deserialize)]
-        struct Line {
+        struct LogLine {
             text: String,
         }
         let request = self.system_request(Method::GET, &format!("logs?name={name}&follow=false&tail=40"));
-        let Ok(answer) = send(request).await else {
+        let Ok(answer) = send_request(request).await else {
             return String::new();
         };
         let text = answer.text().await.unwrap_or_default();
         let lines = text
             .lines()
-            .filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        tail(&lines.map(|line| line.text).collect::<Vec<_>>().join("\n"), 40)
+            .filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
+        last_lines(&lines.map(|line| line.text).collect::<Vec<_>>().join("\n"), 40)
     }
 
     /// Returns the gateway's URL of a function.
-    pub(super) fn url(&self, name: &str) -> String {
+    pub(super) fn function_url(&self, name: &str) -> String {
         format!("{}/function/{name}", self.stack.gateway.url)
     }
 
     /// Creates a request that calls a function through the gateway's queue.
-    pub(super) fn queued_call(&self, name: &str) -> RequestBuilder {
+    pub(super) fn queued_call_request(&self, name: &str) -> RequestBuilder {
         self.client
             .post(format!("{}/async-function/{name}", self.stack.gateway.url))
-            .timeout(REQUEST_TIMEOUT)
+            .timeout(GATEWAY_REQUEST_TIMEOUT)
     }
 
     fn system_request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -169,6 +174,6 @@ impl GatewayClient {
             .request(method, format!("{}/system/{path}", gateway.url));
         request
             .basic_auth(&gateway.user, Some(&gateway.password))
-            .timeout(REQUEST_TIMEOUT)
+            .timeout(GATEWAY_REQUEST_TIMEOUT)
     }
 }

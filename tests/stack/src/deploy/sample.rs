@@ -7,68 +7,81 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use super::{
-    REPOSITORY,
-    build::{self, BuildRecord, SIGNATURE, with_progress},
+    SLIPWAY_REPOSITORY,
+    build::{self, BuildRecord, SIGNATURE_HEADER, with_progress_lines},
     callback::CallbackListener,
-    context::Context,
-    faas_cli::FaasCli,
+    context::StackBuildContext,
+    faas_cli::FaasCliProject,
     gateway::GatewayClient,
 };
 use crate::{
-    command::{command, run_with_input},
-    error::{Error, Result},
-    http::{expect_status, send},
+    command::{new_command, run_program_with_input},
+    error::{LauncherError, Result},
+    http::{expect_status, send_request},
     image::RegistryClient,
-    progress::Progress,
+    progress::ProgressSink,
     stack::Stack,
 };
 
 /// The sample function's name.
-const NAME: &str = "hello";
+const SAMPLE_FUNCTION_NAME: &str = "hello";
 
 /// The body of the call to the sample function.
-const BODY: &str = "Slipway";
+const SAMPLE_CALL_BODY: &str = "Slipway";
 
 /// The longest body that the Community gateway accepts for its queue, in bytes
 /// (docs/pitfalls.md#size-limit-of-the-queue).
-const QUEUE_LIMIT: usize = 256_000;
+const QUEUED_BODY_MAX_BYTES: usize = 256_000;
 
 /// The longest time for the build and the deployment of the sample function.
-const DEPLOYED_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const SAMPLE_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// The interval between checks whether the sample function was deployed.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+const SAMPLE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The sample function, with the clients that build, deploy and call it.
 #[derive(Debug)]
-pub(super) struct Sample<'a> {
+pub(super) struct SampleFunction<'a> {
     pub(super) stack: &'a Stack,
     pub(super) registry: &'a RegistryClient,
     pub(super) gateway: &'a GatewayClient,
-    pub(super) progress: &'a Progress,
+    pub(super) progress: &'a ProgressSink,
 }
 
-impl Sample<'_> {
+impl SampleFunction<'_> {
     /// Builds and deploys the sample function unless it already runs, calls it, and reports its answer.
-    pub(super) async fn run(&self, faas_cli: &FaasCli) -> Result<()> {
-        faas_cli.write_sample_context(self.stack, NAME).await?;
-        let context = Context::read(&faas_cli.context_directory(NAME))?;
-        let tag = context.hash(&[&self.stack.rust_image()]);
+    pub(super) async fn deploy_and_call(&self, faas_cli: &FaasCliProject) -> Result<()> {
+        faas_cli
+            .write_sample_context(self.stack, SAMPLE_FUNCTION_NAME)
+            .await?;
+        let context = StackBuildContext::read_directory(&faas_cli.context_directory(SAMPLE_FUNCTION_NAME))?;
+        let tag = context.tag_hash(&[&self.stack.rust_image()]);
         if !self.is_deployed(&tag).await? {
             // faasd keeps functions whose processes ended with an earlier stack, and would treat them as
             // deployed.
-            if self.gateway.status(NAME).await?.is_some() && !self.gateway.is_ready(NAME).await {
-                self.gateway.remove(NAME).await?;
+            if self
+                .gateway
+                .function_status(SAMPLE_FUNCTION_NAME)
+                .await?
+                .is_some()
+                && !self.gateway.function_is_ready(SAMPLE_FUNCTION_NAME).await
+            {
+                self.gateway.remove_function(SAMPLE_FUNCTION_NAME).await?;
             }
-            self.send(&context, &tag).await?;
+            self.send_build_through_queue(&context, &tag).await?;
         }
-        let url = self.gateway.url(NAME);
-        match self.gateway.call(NAME, BODY).await {
-            Some(answer) => self
-                .progress
-                .step(NAME, format_args!("{url} answers: {}", answer.trim())),
+        let url = self.gateway.function_url(SAMPLE_FUNCTION_NAME);
+        match self
+            .gateway
+            .call_function(SAMPLE_FUNCTION_NAME, SAMPLE_CALL_BODY)
+            .await
+        {
+            Some(answer) => self.progress.emit_step(
+                SAMPLE_FUNCTION_NAME,
+                format_args!("{url} answers: {}", answer.trim()),
+            ),
             None => {
-                return Err(Error::Environment(format!(
+                return Err(LauncherError::Environment(format!(
                     "{url}: no successful answer to a call"
                 )));
             }
@@ -78,61 +91,76 @@ impl Sample<'_> {
 
     /// Returns whether the sample function runs the image with this tag and is ready.
     async fn is_deployed(&self, tag: &str) -> Result<bool> {
-        let built = self.registry.digest(&format!("{REPOSITORY}/{NAME}"), tag).await?;
-        let image = self.gateway.status(NAME).await?.map(|status| status.image);
+        let built = self
+            .registry
+            .manifest_digest(&format!("{SLIPWAY_REPOSITORY}/{SAMPLE_FUNCTION_NAME}"), tag)
+            .await?;
+        let image = self
+            .gateway
+            .function_status(SAMPLE_FUNCTION_NAME)
+            .await?
+            .map(|status| status.image);
         let same = built
             .zip(image)
             .is_some_and(|(digest, image)| image.ends_with(&digest));
-        Ok(same && self.gateway.is_ready(NAME).await)
+        Ok(same && self.gateway.function_is_ready(SAMPLE_FUNCTION_NAME).await)
     }
 
     /// Sends the sample's build context to builder-fn through the queue and waits for the outcome.
-    async fn send(&self, context: &Context, tag: &str) -> Result<()> {
-        let image = format!("{}/{REPOSITORY}/{NAME}:{tag}", self.stack.registry.host);
-        let mut config = build::config(&image, &self.stack.rust_image());
-        config["deploy"] = json!({ "service": NAME });
-        let body = run_with_input(command("gzip").args(["-9", "--stdout"]), &context.tar(&config)?).await?;
-        if body.len() > QUEUE_LIMIT {
+    async fn send_build_through_queue(&self, context: &StackBuildContext, tag: &str) -> Result<()> {
+        let image = format!(
+            "{}/{SLIPWAY_REPOSITORY}/{SAMPLE_FUNCTION_NAME}:{tag}",
+            self.stack.registry.host
+        );
+        let mut config = build::build_config(&image, &self.stack.rust_image());
+        config["deploy"] = json!({ "service": SAMPLE_FUNCTION_NAME });
+        let body = run_program_with_input(
+            new_command("gzip").args(["-9", "--stdout"]),
+            &context.tar_of_build_request(&config)?,
+        )
+        .await?;
+        if body.len() > QUEUED_BODY_MAX_BYTES {
             let size = body.len();
-            return Err(Error::Environment(format!(
-                "the source of {NAME} has {size} bytes; the queue accepts at most {QUEUE_LIMIT}"
+            return Err(LauncherError::Environment(format!(
+                "the source of {SAMPLE_FUNCTION_NAME} has {size} bytes; the queue accepts at most {QUEUED_BODY_MAX_BYTES}"
             )));
         }
-        let callback = CallbackListener::listen(self.stack.plan()?.number.outer_address()).await?;
-        let signature = build::signature(&self.stack.payload_secret, &body)?;
-        let step = |what: String| self.progress.step(NAME, what);
+        let callback =
+            CallbackListener::open_on_outer_address(self.stack.plan()?.number.outer_address()).await?;
+        let signature = build::sign_build_request(&self.stack.payload_secret, &body)?;
+        let step = |what: String| self.progress.emit_step(SAMPLE_FUNCTION_NAME, what);
         step(format!(
             "sending {} bytes of source to builder-fn through the queue",
             body.len()
         ));
         let request = self
             .gateway
-            .queued_call("builder-fn")
-            .header(SIGNATURE, signature);
+            .queued_call_request("builder-fn")
+            .header(SIGNATURE_HEADER, signature);
         let request = request.header("X-Callback-Url", &callback.url).body(body);
-        let queued = expect_status(send(request).await?, &[StatusCode::ACCEPTED]).await?;
+        let queued = expect_status(send_request(request).await?, &[StatusCode::ACCEPTED]).await?;
         let call = queued
             .headers()
             .get("x-call-id")
             .and_then(|id| id.to_str().ok())
             .unwrap_or_default();
         step(format!("queued as call {call}"));
-        let outcome = with_progress(NAME, self.progress, async {
+        let outcome = with_progress_lines(SAMPLE_FUNCTION_NAME, self.progress, async {
             tokio::select! {
-                posted = callback.wait() => posted.map(Some),
+                posted = callback.wait_for_outcome() => posted.map(Some),
                 // If a firewall of this machine blocks the callback, the deployed function shows the outcome.
                 deployed = self.wait_until_deployed(tag) => deployed.map(|()| None),
             }
         });
-        match tokio::time::timeout(DEPLOYED_TIMEOUT, outcome).await {
-            Ok(Ok(Some(body))) => self.check_outcome(call, &body).await,
+        match tokio::time::timeout(SAMPLE_DEPLOYMENT_TIMEOUT, outcome).await {
+            Ok(Ok(Some(body))) => self.check_build_outcome(call, &body).await,
             Ok(Ok(None)) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                let log = self.gateway.log_tail("builder-fn").await;
-                Err(Error::Timeout {
+                let log = self.gateway.function_log_tail("builder-fn").await;
+                Err(LauncherError::Timeout {
                     operation: format!("call {call}"),
-                    seconds: DEPLOYED_TIMEOUT.as_secs(),
+                    seconds: SAMPLE_DEPLOYMENT_TIMEOUT.as_secs(),
                     details: format!("\nlast lines of builder-fn's log:\n{log}"),
                 })
             }
@@ -141,25 +169,30 @@ impl Sample<'_> {
 
     async fn wait_until_deployed(&self, tag: &str) -> Result<()> {
         while !self.is_deployed(tag).await? {
-            tokio::time::sleep(POLL_INTERVAL).await;
+            tokio::time::sleep(SAMPLE_POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    async fn check_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
+    async fn check_build_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
         let Ok(record) = serde_json::from_slice::<BuildRecord>(outcome) else {
-            let log = self.gateway.log_tail("builder-fn").await;
+            let log = self.gateway.function_log_tail("builder-fn").await;
             let output = format!("{}\n{log}", String::from_utf8_lossy(outcome));
-            return Err(Error::Program {
+            return Err(LauncherError::Program {
                 program: format!("call {call}"),
                 status: "the outcome is not a build record".into(),
                 output,
             });
         };
-        let deployment = record.check_success(NAME)?.deployment.unwrap_or_default();
+        let deployment = record
+            .into_success(SAMPLE_FUNCTION_NAME)?
+            .deployment
+            .unwrap_or_default();
         let status = deployment["status"].as_str().unwrap_or("not deployed").to_owned();
-        self.progress
-            .step(NAME, format_args!("built; deployment status: {status}"));
+        self.progress.emit_step(
+            SAMPLE_FUNCTION_NAME,
+            format_args!("built; deployment status: {status}"),
+        );
         Ok(())
     }
 }

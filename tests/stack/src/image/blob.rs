@@ -6,25 +6,25 @@ use sha2::{Digest as _, Sha256};
 
 /// A blob: its content with digest and size.
 #[derive(Debug, Clone)]
-pub(super) struct Blob {
+pub(super) struct ImageBlob {
     pub(super) digest: String,
     pub(super) size: u64,
-    pub(super) content: Content,
+    pub(super) content: BlobContent,
 }
 
 /// The content of a blob.
 #[derive(Debug, Clone)]
-pub(super) enum Content {
+pub(super) enum BlobContent {
     Bytes(std::sync::Arc<[u8]>),
     File(PathBuf),
 }
 
-impl Blob {
+impl ImageBlob {
     pub(super) fn from_bytes(bytes: Vec<u8>) -> Self {
         Self {
             digest: bytes_digest(&bytes),
             size: bytes.len() as u64,
-            content: Content::Bytes(bytes.into()),
+            content: BlobContent::Bytes(bytes.into()),
         }
     }
 }

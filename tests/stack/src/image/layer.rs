@@ -5,19 +5,19 @@ use std::{fs, path::Path};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-use super::blob::{Blob, Content, bytes_digest};
+use super::blob::{BlobContent, ImageBlob, bytes_digest};
 use crate::{
-    command::{command, run},
-    directories::{self, write_private},
-    error::{Error, IoResultExt as _, Result},
-    progress::Progress,
+    command::{new_command, run_program},
+    directories::{self, write_private_file},
+    error::{IoResultExt as _, LauncherError, Result},
+    progress::ProgressSink,
 };
 
-const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
-const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+const PLAIN_LAYER_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+const ZSTD_LAYER_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// The paths of a Rust toolchain that builds do not need.
-const EXCLUDED: &[&str] = &[
+const EXCLUDED_TOOLCHAIN_PATHS: &[&str] = &[
     "./share",
     "./libexec",
     "./etc",
@@ -42,13 +42,13 @@ pub(super) struct Layer {
     pub(super) size: u64,
     /// The digest of the layer's uncompressed tar.
     pub(super) diff_id: String,
-    content: Content,
+    content: BlobContent,
 }
 
 impl Layer {
     /// Returns the layer's blob for a push.
-    pub(super) fn blob(&self) -> Blob {
-        Blob {
+    pub(super) fn blob_to_push(&self) -> ImageBlob {
+        ImageBlob {
             digest: self.digest.clone(),
             size: self.size,
             content: self.content.clone(),
@@ -58,14 +58,14 @@ impl Layer {
 
 /// The digests of a layer, stored in a file beside the layer in the cache.
 #[derive(Serialize, Deserialize)]
-struct Digests {
+struct LayerDigests {
     digest: String,
     size: u64,
     diff_id: String,
 }
 
 /// Loads or makes the Debian layer: essential packages, apt, certificates, a linker and the C library.
-pub(super) async fn debian_layer(cache: &Path, release: &str, progress: &Progress) -> Result<Layer> {
+pub(super) async fn debian_layer(cache: &Path, release: &str, progress: &ProgressSink) -> Result<Layer> {
     let arguments = [
         "--variant=apt",
         "--include=ca-certificates,gcc,libc6-dev",
@@ -76,8 +76,8 @@ pub(super) async fn debian_layer(cache: &Path, release: &str, progress: &Progres
         "--format=tar",
     ];
     let recipe = format!("{release} {}", arguments.join(" "));
-    load_or_make(cache, "debian", &recipe, progress, |tar| {
-        let mut make = command("mmdebstrap");
+    load_or_make_layer(cache, "debian", &recipe, progress, |tar| {
+        let mut make = new_command("mmdebstrap");
         make.args(arguments).arg(release).arg(tar);
         make
     })
@@ -85,18 +85,21 @@ pub(super) async fn debian_layer(cache: &Path, release: &str, progress: &Progres
 }
 
 /// Loads or makes the layer with this workspace's Rust toolchain.
-pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &Progress) -> Result<Layer> {
+pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &ProgressSink) -> Result<Layer> {
     let rustc = |argument: &'static [&'static str]| {
-        let mut rustc = command("rustc");
-        rustc.current_dir(directories::repository()).args(argument);
+        let mut rustc = new_command("rustc");
+        rustc.current_dir(directories::repository_root()).args(argument);
         rustc
     };
-    let version = run(&mut rustc(&["-Vv"])).await?;
-    let sysroot = run(&mut rustc(&["--print", "sysroot"])).await?;
+    let version = run_program(&mut rustc(&["-Vv"])).await?;
+    let sysroot = run_program(&mut rustc(&["--print", "sysroot"])).await?;
     let sysroot = String::from_utf8_lossy(&sysroot).trim().to_owned();
-    let recipe = format!("{home} {EXCLUDED:?} {}", String::from_utf8_lossy(&version));
-    load_or_make(cache, "rust", &recipe, progress, |tar| {
-        let mut make = command("tar");
+    let recipe = format!(
+        "{home} {EXCLUDED_TOOLCHAIN_PATHS:?} {}",
+        String::from_utf8_lossy(&version)
+    );
+    load_or_make_layer(cache, "rust", &recipe, progress, |tar| {
+        let mut make = new_command("tar");
         make.args([
             "--sort=name",
             "--mtime=@0",
@@ -104,7 +107,11 @@ pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &Progres
             "--group=0",
             "--numeric-owner",
         ]);
-        make.args(EXCLUDED.iter().map(|path| format!("--exclude={path}")));
+        make.args(
+            EXCLUDED_TOOLCHAIN_PATHS
+                .iter()
+                .map(|path| format!("--exclude={path}")),
+        );
         make.arg(format!("--transform=s,^\\.,{home},S"))
             .args(["-C", &sysroot, "-cf"])
             .arg(tar)
@@ -123,27 +130,27 @@ pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
         header.set_mode(0o644);
         header.set_mtime(0);
         tar.append_data(&mut header, &path, content.as_slice())
-            .at("add to the layer", path)?;
+            .with_operation("add to the layer", path)?;
     }
-    let bytes = tar.into_inner().at("finish", "the layer")?;
+    let bytes = tar.into_inner().with_operation("finish", "the layer")?;
     let digest = bytes_digest(&bytes);
     let (size, diff_id) = (bytes.len() as u64, digest.clone());
     Ok(Layer {
-        media_type: PLAIN,
+        media_type: PLAIN_LAYER_MEDIA_TYPE,
         digest,
         size,
         diff_id,
-        content: Content::Bytes(bytes.into()),
+        content: BlobContent::Bytes(bytes.into()),
     })
 }
 
 /// Loads a layer from the cache, or makes it with the program that `make` returns. A changed `recipe` makes a
 /// new layer.
-async fn load_or_make(
+async fn load_or_make_layer(
     cache: &Path,
     name: &str,
     recipe: &str,
-    progress: &Progress,
+    progress: &ProgressSink,
     make: impl FnOnce(&Path) -> Command,
 ) -> Result<Layer> {
     let fingerprint = bytes_digest(recipe.as_bytes());
@@ -153,61 +160,61 @@ async fn load_or_make(
         .unwrap_or_default();
     let dir = cache.join(format!("{name}-{short}"));
     if !dir.exists() {
-        let _lock = directories::lock_waiting(cache.join(format!(".{name}.lock"))).await?;
+        let _lock = directories::lock_file_async(cache.join(format!(".{name}.lock"))).await?;
         if !dir.exists() {
-            progress.step("images", format_args!("making the {name} layer"));
-            let new = tempfile::tempdir_in(cache).at("create a directory in", cache)?;
+            progress.emit_step("images", format_args!("making the {name} layer"));
+            let new = tempfile::tempdir_in(cache).with_operation("create a directory in", cache)?;
             let tar = new.path().join("layer.tar");
-            run(&mut make(&tar)).await?;
+            run_program(&mut make(&tar)).await?;
             let diff_id = file_digest(&tar).await?;
-            run(command("zstd").args(["-q", "-3", "-T0", "--rm"]).arg(&tar)).await?;
-            let blob = new.path().join(BLOB);
-            let size = fs::metadata(&blob).at("read", &blob)?.len();
-            let digests = Digests {
+            run_program(new_command("zstd").args(["-q", "-3", "-T0", "--rm"]).arg(&tar)).await?;
+            let blob = new.path().join(BLOB_FILE_NAME);
+            let size = fs::metadata(&blob).with_operation("read", &blob)?.len();
+            let digests = LayerDigests {
                 digest: file_digest(&blob).await?,
                 size,
                 diff_id,
             };
-            let path = new.path().join(DIGESTS);
-            let text = serde_json::to_vec(&digests).map_err(|source| Error::InvalidFile {
+            let path = new.path().join(DIGESTS_FILE_NAME);
+            let text = serde_json::to_vec(&digests).map_err(|source| LauncherError::InvalidFile {
                 path: path.clone(),
                 source,
             })?;
-            write_private(&path, &text)?;
+            write_private_file(&path, &text)?;
             let new = new.keep();
-            fs::rename(&new, &dir).at("rename", &new)?;
-            progress.step(
+            fs::rename(&new, &dir).with_operation("rename", &new)?;
+            progress.emit_step(
                 "images",
                 format_args!("made the {name} layer, {} MB", size / 1_000_000),
             );
         }
     }
-    load(&dir)
+    load_cached_layer(&dir)
 }
 
-const BLOB: &str = "layer.tar.zst";
-const DIGESTS: &str = "layer.json";
+const BLOB_FILE_NAME: &str = "layer.tar.zst";
+const DIGESTS_FILE_NAME: &str = "layer.json";
 
-fn load(dir: &Path) -> Result<Layer> {
-    let path = dir.join(DIGESTS);
-    let text = fs::read(&path).at("read", &path)?;
-    let Digests {
+fn load_cached_layer(dir: &Path) -> Result<Layer> {
+    let path = dir.join(DIGESTS_FILE_NAME);
+    let text = fs::read(&path).with_operation("read", &path)?;
+    let LayerDigests {
         digest,
         size,
         diff_id,
-    } = serde_json::from_slice(&text).map_err(|source| Error::InvalidFile { path, source })?;
+    } = serde_json::from_slice(&text).map_err(|source| LauncherError::InvalidFile { path, source })?;
     Ok(Layer {
-        media_type: ZSTD,
+        media_type: ZSTD_LAYER_MEDIA_TYPE,
         digest,
         size,
         diff_id,
-        content: Content::File(dir.join(BLOB)),
+        content: BlobContent::File(dir.join(BLOB_FILE_NAME)),
     })
 }
 
 /// Returns the SHA-256 digest of a large file. Uses the system's program, which is fast in every build profile.
 async fn file_digest(path: &Path) -> Result<String> {
-    let output = run(command("sha256sum").arg("--zero").arg(path)).await?;
+    let output = run_program(new_command("sha256sum").arg("--zero").arg(path)).await?;
     let hex = output.get(..64).map(String::from_utf8_lossy).unwrap_or_default();
     Ok(format!("sha256:{hex}"))
 }
@@ -220,21 +227,21 @@ mod tests {
     async fn a_layer_is_made_once_and_its_digests_match_the_stored_blob() {
         let cache = tempfile::tempdir().unwrap();
         let make = |tar: &Path| {
-            let mut make = command("cp");
+            let mut make = new_command("cp");
             make.arg("/bin/true").arg(tar);
             make
         };
-        let progress = Progress::silent();
-        let first = load_or_make(cache.path(), "x", "recipe", &progress, make)
+        let progress = ProgressSink::discarding();
+        let first = load_or_make_layer(cache.path(), "x", "recipe", &progress, make)
             .await
             .unwrap();
-        let never = |_: &Path| command("false");
-        let again = load_or_make(cache.path(), "x", "recipe", &progress, never)
+        let never = |_: &Path| new_command("false");
+        let again = load_or_make_layer(cache.path(), "x", "recipe", &progress, never)
             .await
             .unwrap();
         assert_eq!((&first.digest, &first.diff_id), (&again.digest, &again.diff_id));
         assert_eq!(first.diff_id, bytes_digest(&fs::read("/bin/true").unwrap()));
-        let Content::File(path) = &first.content else {
+        let BlobContent::File(path) = &first.content else {
             panic!("a cached layer is a file")
         };
         let stored = fs::read(path).unwrap();

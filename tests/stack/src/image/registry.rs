@@ -7,26 +7,26 @@ use reqwest::{
 };
 use serde::Deserialize;
 
-use super::blob::{Blob, Content};
+use super::blob::{BlobContent, ImageBlob};
 use crate::{
     credentials::Login,
-    error::{Error, IoResultExt as _, Result},
-    http::{expect_status, send},
+    error::{IoResultExt as _, LauncherError, Result},
+    http::{expect_status, send_request},
 };
 
 /// The media type of the manifests that the launcher makes.
-pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The blobs that a manifest refers to.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ManifestBlobs {
-    config: Option<Descriptor>,
-    layers: Vec<Descriptor>,
+    config: Option<BlobDescriptor>,
+    layers: Vec<BlobDescriptor>,
 }
 
 #[derive(Deserialize)]
-struct Descriptor {
+struct BlobDescriptor {
     digest: String,
     size: u64,
 }
@@ -49,18 +49,18 @@ impl RegistryClient {
     ///
     /// A store that was cleaned by hand, or whose disk was full, can have a manifest without its layers.
     /// BuildKit would fail in the middle of a build.
-    pub(crate) async fn complete_digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
-        let Some(digest) = self.digest(repository, tag).await? else {
+    pub(crate) async fn digest_if_complete(&self, repository: &str, tag: &str) -> Result<Option<String>> {
+        let Some(digest) = self.manifest_digest(repository, tag).await? else {
             return Ok(None);
         };
         let request = self.request(Method::GET, &format!("/v2/{repository}/manifests/{digest}"))?;
-        let response = send(request.header(ACCEPT, MANIFEST)).await?;
+        let response = send_request(request.header(ACCEPT, MANIFEST_MEDIA_TYPE)).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
         let response = expect_status(response, &[StatusCode::OK]).await?;
         let name = response.url().to_string();
-        let text = response.bytes().await.map_err(|source| Error::NoAnswer {
+        let text = response.bytes().await.map_err(|source| LauncherError::NoAnswer {
             request: name,
             source,
         })?;
@@ -75,9 +75,9 @@ impl RegistryClient {
     }
 
     /// Returns the digest of the manifest with a tag, or `None` if the tag does not exist.
-    pub(crate) async fn digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
+    pub(crate) async fn manifest_digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
         let request = self.request(Method::HEAD, &format!("/v2/{repository}/manifests/{tag}"))?;
-        let response = send(request.header(ACCEPT, MANIFEST)).await?;
+        let response = send_request(request.header(ACCEPT, MANIFEST_MEDIA_TYPE)).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -87,23 +87,26 @@ impl RegistryClient {
     }
 
     /// Pushes a blob to a repository of the registry, unless the repository has it.
-    pub(super) async fn push_blob(&self, repository: &str, blob: &Blob) -> Result<()> {
+    pub(super) async fn push_blob(&self, repository: &str, blob: &ImageBlob) -> Result<()> {
         if self.has_blob(repository, &blob.digest, blob.size).await? {
             return Ok(());
         }
         let begin = self.request(Method::POST, &format!("/v2/{repository}/blobs/uploads/"))?;
-        let response = expect_status(send(begin).await?, &[StatusCode::ACCEPTED]).await?;
+        let response = expect_status(send_request(begin).await?, &[StatusCode::ACCEPTED]).await?;
         let mut upload = self.upload_location(&response)?;
         upload.query_pairs_mut().append_pair("digest", &blob.digest);
         let body = match &blob.content {
-            Content::Bytes(bytes) => reqwest::Body::from(bytes.to_vec()),
-            Content::File(path) => tokio::fs::File::open(path).await.at("read", path)?.into(),
+            BlobContent::Bytes(bytes) => reqwest::Body::from(bytes.to_vec()),
+            BlobContent::File(path) => tokio::fs::File::open(path)
+                .await
+                .with_operation("read", path)?
+                .into(),
         };
         let put = self
-            .authorized(self.client.put(upload))
+            .with_credentials(self.client.put(upload))
             .header(CONTENT_LENGTH, blob.size);
         let put = put.header(CONTENT_TYPE, "application/octet-stream").body(body);
-        expect_status(send(put).await?, &[StatusCode::CREATED])
+        expect_status(send_request(put).await?, &[StatusCode::CREATED])
             .await
             .map(drop)
     }
@@ -111,7 +114,7 @@ impl RegistryClient {
     /// Returns whether a repository of the registry has a blob with this digest and size.
     async fn has_blob(&self, repository: &str, digest: &str, size: u64) -> Result<bool> {
         let head = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"))?;
-        let response = send(head).await?;
+        let response = send_request(head).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(false);
         }
@@ -125,21 +128,25 @@ impl RegistryClient {
     pub(super) async fn push_manifest(&self, repository: &str, tag: &str, manifest: Vec<u8>) -> Result<()> {
         let put = self.request(Method::PUT, &format!("/v2/{repository}/manifests/{tag}"))?;
         let put = put
-            .header(CONTENT_TYPE, HeaderValue::from_static(MANIFEST))
+            .header(CONTENT_TYPE, HeaderValue::from_static(MANIFEST_MEDIA_TYPE))
             .body(manifest);
-        expect_status(send(put).await?, &[StatusCode::CREATED])
+        expect_status(send_request(put).await?, &[StatusCode::CREATED])
             .await
             .map(drop)
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
-        Ok(self.authorized(self.client.request(
-            method,
-            self.base_url()?.join(path).map_err(|_| self.invalid_host())?,
-        )))
+        Ok(self.with_credentials(
+            self.client.request(
+                method,
+                self.base_url()?
+                    .join(path)
+                    .map_err(|_| self.invalid_host_error())?,
+            ),
+        ))
     }
 
-    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+    fn with_credentials(&self, request: RequestBuilder) -> RequestBuilder {
         match &self.login {
             Some(Login { user, password }) => request.basic_auth(user, Some(password)),
             None => request,
@@ -155,14 +162,14 @@ impl RegistryClient {
             .and_then(|location| location.to_str().ok());
         self.base_url()?
             .join(location.unwrap_or_default())
-            .map_err(|_| self.invalid_host())
+            .map_err(|_| self.invalid_host_error())
     }
 
     fn base_url(&self) -> Result<Url> {
-        Url::parse(&format!("http://{}/", self.host)).map_err(|_| self.invalid_host())
+        Url::parse(&format!("http://{}/", self.host)).map_err(|_| self.invalid_host_error())
     }
 
-    fn invalid_host(&self) -> Error {
-        Error::Environment(format!("{:?} is not the host and port of a registry", self.host))
+    fn invalid_host_error(&self) -> LauncherError {
+        LauncherError::Environment(format!("{:?} is not the host and port of a registry", self.host))
     }
 }

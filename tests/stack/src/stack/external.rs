@@ -8,20 +8,20 @@ use std::{collections::HashMap, env, path::PathBuf};
 
 use reqwest::StatusCode;
 
-use super::{Gateway, Registry, Stack};
+use super::{GatewayAccess, RegistryAccess, Stack};
 use crate::{
-    directories::Directories,
-    error::{Error, Result},
-    http::{self, expect_status, send},
-    progress::Progress,
-    tools::{self, Tools},
+    directories::LauncherDirectories,
+    error::{LauncherError, Result},
+    http::{self, expect_status, send_request},
+    progress::ProgressSink,
+    tools::{self, ToolPaths},
 };
 
 /// The stack name that selects the external stack.
-pub(crate) const NAME: &str = "external";
+pub(crate) const EXTERNAL_STACK_NAME: &str = "external";
 
 /// The environment variables that describe an external stack and must be set.
-const REQUIRED: [&str; 7] = [
+const REQUIRED_VARIABLES: [&str; 7] = [
     "OPENFAAS_URL",
     "OPENFAAS_USER",
     "OPENFAAS_PASSWORD",
@@ -32,34 +32,37 @@ const REQUIRED: [&str; 7] = [
 ];
 
 /// Creates the handle of the external stack from environment variables; fails if one is missing.
-pub(crate) fn from_env() -> Result<Stack> {
-    parse(&Directories::from_env()?, &env::vars().collect())
+pub(crate) fn external_stack_from_env() -> Result<Stack> {
+    parse_variables(&LauncherDirectories::from_env()?, &env::vars().collect())
 }
 
 /// Builds the client programs that tests use, and checks the external stack's gateway credentials.
-pub(crate) async fn check(progress: &Progress) -> Result<Stack> {
-    let stack = from_env()?;
-    let directories = Directories::from_env()?;
+pub(crate) async fn check_required_variables(progress: &ProgressSink) -> Result<Stack> {
+    let stack = external_stack_from_env()?;
+    let directories = LauncherDirectories::from_env()?;
     for module in ["faas-cli", "runc", "buildkit"] {
-        tools::build(&directories, module, progress).await?;
+        tools::build_go_program(&directories, module, progress).await?;
     }
-    let Gateway { url, user, password } = &stack.gateway;
-    let request = http::client()?
+    let GatewayAccess { url, user, password } = &stack.gateway;
+    let request = http::http_client_without_proxy()?
         .get(format!("{url}/system/functions"))
         .basic_auth(user, Some(password));
-    expect_status(send(request).await?, &[StatusCode::OK]).await?;
-    progress.step("stack", format_args!("{url} accepts the credentials"));
+    expect_status(send_request(request).await?, &[StatusCode::OK]).await?;
+    progress.emit_step("stack", format_args!("{url} accepts the credentials"));
     Ok(stack)
 }
 
-fn parse(directories: &Directories, environment: &HashMap<String, String>) -> Result<Stack> {
+fn parse_variables(
+    directories: &LauncherDirectories,
+    environment: &HashMap<String, String>,
+) -> Result<Stack> {
     let value = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
-    let missing = REQUIRED
+    let missing = REQUIRED_VARIABLES
         .into_iter()
         .filter(|name| value(name).is_none())
         .collect::<Vec<_>>();
     if !missing.is_empty() {
-        return Err(Error::Environment(format!(
+        return Err(LauncherError::Environment(format!(
             "an external stack needs these environment variables: {}",
             missing.join(", ")
         )));
@@ -67,16 +70,16 @@ fn parse(directories: &Directories, environment: &HashMap<String, String>) -> Re
     let text = |name: &str| value(name).unwrap_or_default();
     let url = text("OPENFAAS_URL").trim_end_matches('/').to_owned();
     let registry = text("REGISTRY");
-    let dir = directories.stack(NAME)?;
+    let dir = directories.stack_directory(EXTERNAL_STACK_NAME)?;
     Ok(Stack {
         builder_url: value("BUILDER_URL").unwrap_or_else(|| format!("{url}/function/builder-fn")),
-        gateway: Gateway {
+        gateway: GatewayAccess {
             url,
             user: text("OPENFAAS_USER"),
             password: text("OPENFAAS_PASSWORD"),
         },
-        rust_image: value("RUST_IMAGE").unwrap_or_else(|| crate::image::rust(&registry)),
-        registry: Registry {
+        rust_image: value("RUST_IMAGE").unwrap_or_else(|| crate::image::rust_image_reference(&registry)),
+        registry: RegistryAccess {
             host: registry,
             user: text("REGISTRY_USER"),
             password: text("REGISTRY_PASSWORD"),
@@ -84,7 +87,7 @@ fn parse(directories: &Directories, environment: &HashMap<String, String>) -> Re
         buildkit_host: text("BUILDKIT_HOST"),
         payload_secret: PathBuf::from(text("PAYLOAD_SECRET")),
         deploy_secret: PathBuf::from(text("DEPLOY_SECRET")),
-        tools: Tools::locate(directories)?,
+        tools: ToolPaths::locate_built_tools(directories)?,
         dir,
         plan: None,
     })
@@ -94,8 +97,8 @@ fn parse(directories: &Directories, environment: &HashMap<String, String>) -> Re
 mod tests {
     use super::*;
 
-    fn directories() -> Directories {
-        Directories {
+    fn external_directories() -> LauncherDirectories {
+        LauncherDirectories {
             cache: "/c".into(),
             stacks: "/s".into(),
         }
@@ -111,7 +114,9 @@ mod tests {
         let environment = environment
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
-        let error = parse(&directories(), &environment).unwrap_err().to_string();
+        let error = parse_variables(&external_directories(), &environment)
+            .unwrap_err()
+            .to_string();
         let expected = "OPENFAAS_PASSWORD, PAYLOAD_SECRET, DEPLOY_SECRET, REGISTRY, BUILDKIT_HOST";
         assert_eq!(
             error,
@@ -121,15 +126,15 @@ mod tests {
 
     #[tokio::test]
     async fn parts_of_an_external_stack_cannot_be_stopped() {
-        let environment = REQUIRED
+        let environment = REQUIRED_VARIABLES
             .map(|name| (name.to_owned(), "http://x/".to_owned()))
             .into();
-        let stack = parse(&directories(), &environment).unwrap();
+        let stack = parse_variables(&external_directories(), &environment).unwrap();
         assert_eq!(stack.builder_url, "http://x/function/builder-fn");
         assert!(!stack.registry_requires_password());
         assert!(matches!(
-            stack.stop(crate::Part::Gateway).await,
-            Err(Error::ExternalStack)
+            stack.stop_part(crate::StackPart::Gateway).await,
+            Err(LauncherError::ExternalStack)
         ));
     }
 }

@@ -21,11 +21,11 @@ const OVERLAY_DIRECTORIES: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt")
 /// Mounts the overlays for faasd and puts the plugins, the program and containerd's socket where faasd
 /// expects them.
 pub(crate) fn prepare_mounts_for_faasd(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
-    let data = dir.data("faasd");
+    let data = dir.part_data_directory("faasd");
     for (target, name) in OVERLAY_DIRECTORIES {
         let (upper, work) = (data.join(name), data.join(format!("{name}-work")));
         for dir in [Path::new(target), &upper, &work] {
-            fs::create_dir_all(dir).at("create", dir)?;
+            fs::create_dir_all(dir).with_operation("create", dir)?;
         }
         let options = format!(
             "lowerdir={target},upperdir={},workdir={}",
@@ -40,13 +40,13 @@ pub(crate) fn prepare_mounts_for_faasd(dir: &StackDir, program: &Path, container
             MountFlags::empty(),
             Some(options.as_c_str()),
         )
-        .at("mount", target)?;
+        .with_operation("mount", target)?;
     }
     let plugins = "/opt/cni/bin";
-    fs::create_dir_all(plugins).at("create", plugins)?;
-    mount_bind("/usr/lib/cni", plugins).at("mount", plugins)?;
-    fs::copy(program, FAASD_PATH).at("write", FAASD_PATH)?;
+    fs::create_dir_all(plugins).with_operation("create", plugins)?;
+    mount_bind("/usr/lib/cni", plugins).with_operation("mount", plugins)?;
+    fs::copy(program, FAASD_PATH).with_operation("write", FAASD_PATH)?;
     let socket = "/run/containerd/containerd.sock";
-    fs::create_dir_all("/run/containerd").at("create", "/run/containerd")?;
-    symlink(containerd, socket).at("create", socket)
+    fs::create_dir_all("/run/containerd").with_operation("create", "/run/containerd")?;
+    symlink(containerd, socket).with_operation("create", socket)
 }

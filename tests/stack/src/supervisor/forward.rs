@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     address::BUILDER_PORT,
     error::{IoResultExt as _, Result},
-    plan::Provider,
+    plan::ProviderChoice,
     supervisor::part_spec::PartSpecSource,
 };
 
@@ -45,14 +45,14 @@ enum ForwardTarget {
 /// Opens a listener at the registry's loopback address if the provider is faasd. A socket stays in the network
 /// namespace in which it was made, so this must run in the machine's.
 pub(crate) fn listen_for_loopback_registry(config: &PartSpecSource) -> Result<Option<std::net::TcpListener>> {
-    if matches!(config.plan.provider, Provider::Embedded(_)) {
+    if matches!(config.plan.provider, ProviderChoice::Embedded(_)) {
         return Ok(None);
     }
-    let address = config.plan.number.loopback_registry();
-    let listener = std::net::TcpListener::bind(address).at("listen on", address.to_string())?;
+    let address = config.plan.number.loopback_registry_address();
+    let listener = std::net::TcpListener::bind(address).with_operation("listen on", address.to_string())?;
     listener
         .set_nonblocking(true)
-        .at("listen on", address.to_string())?;
+        .with_operation("listen on", address.to_string())?;
     Ok(Some(listener))
 }
 
@@ -65,23 +65,23 @@ pub(crate) async fn open_forwarders(
     let address = SocketAddr::from((number.inner_address(), BUILDER_PORT));
     let listener = TcpListener::bind(address)
         .await
-        .at("listen on", address.to_string())?;
+        .with_operation("listen on", address.to_string())?;
     let addresses = match &config.plan.provider {
-        Provider::Embedded(_) => {
-            ContainerAddressFiles::Results(config.dir.data("provider").join("cni/results"))
+        ProviderChoice::Embedded(_) => {
+            ContainerAddressFiles::Results(config.dir.part_data_directory("provider").join("cni/results"))
         }
-        Provider::Faasd(_) => ContainerAddressFiles::Leases("/run/cni/openfaas-cni-bridge".into()),
+        ProviderChoice::Faasd(_) => ContainerAddressFiles::Leases("/run/cni/openfaas-cni-bridge".into()),
     };
     let mut all = vec![Forwarder {
         listener,
         target: ForwardTarget::Function(addresses),
     }];
     if let Some(loopback) = loopback {
-        let listener =
-            TcpListener::from_std(loopback).at("listen on", number.loopback_registry().to_string())?;
+        let listener = TcpListener::from_std(loopback)
+            .with_operation("listen on", number.loopback_registry_address().to_string())?;
         all.push(Forwarder {
             listener,
-            target: ForwardTarget::Address(number.registry()),
+            target: ForwardTarget::Address(number.registry_address()),
         });
     }
     Ok(all)
@@ -95,7 +95,7 @@ impl Forwarder {
                 .listener
                 .accept()
                 .await
-                .at("accept on", "a forwarder's address")?;
+                .with_operation("accept on", "a forwarder's address")?;
             tokio::spawn(forward_connection(client, self.target.current_addresses()));
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use rustix::mount::MountFlags;
 
 use crate::{
-    address::RESOLVER,
+    address::EGRESS_RESOLVER_ADDRESS,
     cgroup,
     error::{IoResultExt as _, Result},
 };
@@ -21,12 +21,14 @@ const RESOLV_CONF_PATH: &str = "/etc/resolv.conf";
 
 /// Mounts everything except `resolv.conf`: [`Resolver::replace_with_stacks`] must follow any other mount over `/etc`.
 pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
-    let machine = fs::read_to_string(RESOLV_CONF_PATH).at("read", RESOLV_CONF_PATH)?;
-    let target = fs::canonicalize(RESOLV_CONF_PATH).at("read", RESOLV_CONF_PATH)?;
+    let machine = fs::read_to_string(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
+    let target = fs::canonicalize(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("proc", "/proc", "proc", flags | MountFlags::NOEXEC, None).at("mount", "/proc")?;
-    rustix::mount::mount("tmpfs", "/run", "tmpfs", flags, Some(c"mode=755")).at("mount", "/run")?;
-    cgroup::mount()?;
+    rustix::mount::mount("proc", "/proc", "proc", flags | MountFlags::NOEXEC, None)
+        .with_operation("mount", "/proc")?;
+    rustix::mount::mount("tmpfs", "/run", "tmpfs", flags, Some(c"mode=755"))
+        .with_operation("mount", "/run")?;
+    cgroup::mount_hierarchies()?;
     Ok(MachineResolvConf { machine, target })
 }
 
@@ -47,7 +49,7 @@ impl MachineResolvConf {
         if !self.target.exists() {
             write_file(&self.target, "")?;
         }
-        rustix::mount::mount_bind(own, &self.target).at("mount", &self.target)
+        rustix::mount::mount_bind(own, &self.target).with_operation("mount", &self.target)
     }
 }
 
@@ -58,15 +60,15 @@ fn stack_resolv_conf(machine: &str) -> String {
         .lines()
         .filter(|line| line.starts_with("search") || line.starts_with("options"));
     kept.map(str::to_owned)
-        .chain([format!("nameserver {RESOLVER}")])
+        .chain([format!("nameserver {EGRESS_RESOLVER_ADDRESS}")])
         .map(|line| line + "\n")
         .collect()
 }
 
 fn write_file(path: &Path, content: &str) -> Result<()> {
     let dir = path.parent().unwrap_or(path);
-    fs::create_dir_all(dir).at("create", dir)?;
-    fs::write(path, content).at("write", path)
+    fs::create_dir_all(dir).with_operation("create", dir)?;
+    fs::write(path, content).with_operation("write", path)
 }
 
 #[cfg(test)]

@@ -8,14 +8,14 @@ use std::{
 
 use crate::{
     address::{
-        BRIDGE, BUILDKIT_PORT, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT, PLAIN_BUILDER_METRICS_PORT,
-        PLAIN_BUILDER_PORT, PROVIDER_PORT, REGISTRY_PORT,
+        BRIDGE_ADDRESS, BUILDKIT_PORT, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT,
+        PLAIN_BUILDER_METRICS_PORT, PLAIN_BUILDER_PORT, PROVIDER_PORT, REGISTRY_PORT,
     },
     directories::StackDir,
-    part::Part,
-    plan::{Plan, Provider},
+    part::StackPart,
+    plan::{ProviderChoice, StackPlan},
     supervisor::{faasd, mounts, network, ready::ReadyCheck},
-    tools::Tools,
+    tools::ToolPaths,
 };
 
 /// The timeout of a call in the gateway, the provider and builder-fn; a build is one call
@@ -47,33 +47,33 @@ pub(crate) struct PartSpec {
 #[derive(Debug, Clone)]
 pub(crate) struct PartSpecSource {
     pub(crate) dir: StackDir,
-    pub(crate) plan: Plan,
+    pub(crate) plan: StackPlan,
 }
 
 impl PartSpecSource {
     /// Returns the specification of a part of the stack.
-    pub(crate) fn spec_of(&self, part: Part) -> PartSpec {
+    pub(crate) fn spec_of(&self, part: StackPart) -> PartSpec {
         match part {
-            Part::Egress => self.egress_spec(),
-            Part::Registry => self.registry_spec(),
-            Part::Buildkit => self.buildkit_spec(),
-            Part::Containerd => self.containerd_spec(),
-            Part::Nats => self.nats_spec(),
-            Part::Provider => self.provider_spec(),
-            Part::Gateway => self.gateway_spec(),
-            Part::QueueWorker => self.queue_worker_spec(),
-            Part::Builder => self.builder_spec(),
+            StackPart::Egress => self.egress_spec(),
+            StackPart::Registry => self.registry_spec(),
+            StackPart::Buildkit => self.buildkit_spec(),
+            StackPart::Containerd => self.containerd_spec(),
+            StackPart::Nats => self.nats_spec(),
+            StackPart::Provider => self.provider_spec(),
+            StackPart::Gateway => self.gateway_spec(),
+            StackPart::QueueWorker => self.queue_worker_spec(),
+            StackPart::Builder => self.builder_spec(),
         }
     }
 
     /// Returns the path of BuildKit's socket for clients on the machine.
     pub(crate) fn buildkit_socket_path(&self) -> PathBuf {
-        self.dir.sockets().join("buildkitd.sock")
+        self.dir.sockets_directory().join("buildkitd.sock")
     }
 
     /// Returns the path of containerd's socket for clients on the machine.
     pub(crate) fn containerd_socket_path(&self) -> PathBuf {
-        self.dir.sockets().join("containerd.sock")
+        self.dir.sockets_directory().join("containerd.sock")
     }
 
     /// Creates a command with the environment of every part: nothing of the launcher's own, except the
@@ -83,8 +83,8 @@ impl PartSpecSource {
         command
             .env_clear()
             .current_dir(&self.dir.root)
-            .env("HOME", self.dir.home());
-        let Tools { containerd, runc, .. } = &self.plan.tools;
+            .env("HOME", self.dir.home_of_parts());
+        let ToolPaths { containerd, runc, .. } = &self.plan.tools;
         let tools = [containerd, runc]
             .into_iter()
             .filter_map(|program| program.parent())
@@ -127,9 +127,9 @@ impl PartSpecSource {
     }
 
     fn registry_spec(&self) -> PartSpec {
-        let config = self.dir.config().join("registry.yml");
+        let config = self.dir.config_directory().join("registry.yml");
         let with_password = self.plan.provider.registry_requires_password();
-        let passwords = self.dir.config().join("htpasswd");
+        let passwords = self.dir.config_directory().join("htpasswd");
         let auth = format!(
             "auth:\n  htpasswd:\n    realm: slipway\n    path: {}\n",
             passwords.display()
@@ -137,7 +137,7 @@ impl PartSpecSource {
         let text = format!(
             "version: 0.1\nlog:\n  accesslog:\n    disabled: true\n  level: warn\nstorage:\n  filesystem:\n    \
              rootdirectory: {data}\n  delete:\n    enabled: true\nhttp:\n  addr: {addr}\n{auth}",
-            data = self.dir.data("registry").display(),
+            data = self.dir.part_data_directory("registry").display(),
             // On every address of the stack, because faasd uses a loopback address.
             addr = format_args!(":{REGISTRY_PORT}"),
             auth = if with_password { auth.as_str() } else { "" },
@@ -149,7 +149,7 @@ impl PartSpecSource {
             // A registry that requires a password answers a request without one with 401, which shows that it
             // works.
             ready: ReadyCheck::Http {
-                url: format!("http://{}/v2/", self.plan.number.registry()),
+                url: format!("http://{}/v2/", self.plan.number.registry_address()),
                 status: if with_password { 401 } else { 200 },
             },
             files: vec![(config, text)],
@@ -157,15 +157,15 @@ impl PartSpecSource {
     }
 
     fn buildkit_spec(&self) -> PartSpec {
-        let config = self.dir.config().join("buildkitd.toml");
+        let config = self.dir.config_directory().join("buildkitd.toml");
         let socket = format!("unix://{}", self.buildkit_socket_path().display());
         let text = format!(
-            "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BRIDGE}:{BUILDKIT_PORT}\"]\n\n\
+            "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BRIDGE_ADDRESS}:{BUILDKIT_PORT}\"]\n\n\
              [history]\n  maxAge = {history}\n  maxEntries = {BUILDKIT_HISTORY_RECORDS}\n\n[worker.containerd]\n  enabled = false\n\n\
              [registry.\"{registry}\"]\n  http = true\n",
-            root = self.dir.data("buildkit").display(),
+            root = self.dir.part_data_directory("buildkit").display(),
             history = BUILDKIT_HISTORY_AGE.as_secs(),
-            registry = self.plan.registry_host(),
+            registry = self.plan.registry_host_and_port(),
         );
         let mut command = self.command_with_part_environment(&self.plan.tools.buildkitd);
         command.arg("--config").arg(&config);
@@ -179,14 +179,14 @@ impl PartSpecSource {
     }
 
     fn containerd_spec(&self) -> PartSpec {
-        let config = self.dir.config().join("containerd.toml");
+        let config = self.dir.config_directory().join("containerd.toml");
         let socket = self.containerd_socket_path();
         let text = format!(
             "version = 3\nroot = \"{root}\"\nstate = \"/run/containerd\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
              \"io.containerd.cri.v1.runtime\"]\n\n[grpc]\n  address = \"{socket}\"\n\n\
              [plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{root}/opt\"\n",
-            root = self.dir.data("containerd").display(),
+            root = self.dir.part_data_directory("containerd").display(),
             socket = socket.display(),
         );
         let mut command = self.command_with_part_environment(&self.plan.tools.containerd);
@@ -212,7 +212,7 @@ impl PartSpecSource {
         ]);
         command
             .args(["-cid", NATS_CLUSTER_NAME, "-store", "file", "-dir"])
-            .arg(self.dir.data("nats"));
+            .arg(self.dir.part_data_directory("nats"));
         let url = format!("http://127.0.0.1:{NATS_MONITOR_PORT}/streaming/serverz");
         PartSpec {
             command,
@@ -223,23 +223,31 @@ impl PartSpecSource {
 
     fn provider_spec(&self) -> PartSpec {
         match &self.plan.provider {
-            Provider::Embedded(provider) => self.embedded_provider_spec(&provider.program),
-            Provider::Faasd(_) => self.faasd_provider_spec(),
+            ProviderChoice::Embedded(provider) => self.embedded_provider_spec(&provider.program),
+            ProviderChoice::Faasd(_) => self.faasd_provider_spec(),
         }
     }
 
     fn embedded_provider_spec(&self, program: &Path) -> PartSpec {
         let mut command = self.command_with_part_environment(program);
-        command.args(["serve", "--listen-address", &format!("{BRIDGE}:{PROVIDER_PORT}")]);
+        command.args([
+            "serve",
+            "--listen-address",
+            &format!("{BRIDGE_ADDRESS}:{PROVIDER_PORT}"),
+        ]);
         command.arg("--sock").arg(self.containerd_socket_path());
-        command.arg("--state-dir").arg(self.dir.data("provider"));
-        command.arg("--secret-mount-path").arg(self.dir.secrets());
+        command
+            .arg("--state-dir")
+            .arg(self.dir.part_data_directory("provider"));
+        command
+            .arg("--secret-mount-path")
+            .arg(self.dir.secrets_directory());
         command
             .arg("--registry-config")
-            .arg(self.dir.secrets().join("registry-config"));
-        command.args(["--plain-http-registries", &self.plan.registry_host()]);
+            .arg(self.dir.secrets_directory().join("registry-config"));
+        command.args(["--plain-http-registries", &self.plan.registry_host_and_port()]);
         command.args(["--service-timeout", CALL_TIMEOUT_SETTING]);
-        command.args(["--extra-hosts", &format!("gateway.openfaas={BRIDGE}")]);
+        command.args(["--extra-hosts", &format!("gateway.openfaas={BRIDGE_ADDRESS}")]);
         PartSpec {
             command,
             ready: provider_ready_check(),
@@ -249,11 +257,11 @@ impl PartSpecSource {
 
     fn faasd_provider_spec(&self) -> PartSpec {
         let mut command = self.command_with_part_environment(faasd::FAASD_PATH);
-        let work = self.dir.data("faasd").join("provider");
+        let work = self.dir.part_data_directory("faasd").join("provider");
         command.arg("provider").current_dir(&work);
         command
             .env("hosts_dir", &work)
-            .env("secret_mount_path", self.dir.secrets());
+            .env("secret_mount_path", self.dir.secrets_directory());
         command
             .env("basic_auth", "true")
             .env("service_timeout", CALL_TIMEOUT_SETTING);
@@ -268,11 +276,11 @@ impl PartSpecSource {
         let mut command = self.command_with_part_environment(&self.plan.tools.gateway);
         command.env(
             "functions_provider_url",
-            format!("http://{BRIDGE}:{PROVIDER_PORT}/"),
+            format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}/"),
         );
         command
             .env("basic_auth", "true")
-            .env("secret_mount_path", self.dir.secrets());
+            .env("secret_mount_path", self.dir.secrets_directory());
         command
             .env("faas_nats_address", "127.0.0.1")
             .env("faas_nats_port", NATS_PORT.to_string());
@@ -280,7 +288,7 @@ impl PartSpecSource {
         // The gateway fails to list functions if its Prometheus query gets no answer; the provider answers it
         // with an empty result.
         command
-            .env("faas_prometheus_host", BRIDGE.to_string())
+            .env("faas_prometheus_host", BRIDGE_ADDRESS.to_string())
             .env("faas_prometheus_port", PROVIDER_PORT.to_string());
         for limit in ["read_timeout", "write_timeout", "upstream_timeout"] {
             command.env(limit, CALL_TIMEOUT_SETTING);
@@ -304,7 +312,7 @@ impl PartSpecSource {
             .env("gateway_invoke", "true");
         command
             .env("basic_auth", "true")
-            .env("secret_mount_path", self.dir.secrets());
+            .env("secret_mount_path", self.dir.secrets_directory());
         command
             .env("max_inflight", "1")
             .env("ack_wait", format!("{}s", self.plan.ack_wait_seconds));
@@ -324,7 +332,7 @@ impl PartSpecSource {
             format!("unix://{}", self.buildkit_socket_path().display()),
         );
         command.env("gateway_url", format!("{}/", self.plan.number.gateway_url()));
-        command.env("secret_mount_path", self.dir.secrets());
+        command.env("secret_mount_path", self.dir.secrets_directory());
         command.env("insecure", "true").env("log_format", "text");
         for limit in ["read_timeout", "write_timeout", "exec_timeout"] {
             command.env(limit, CALL_TIMEOUT_SETTING);
@@ -342,7 +350,7 @@ impl PartSpecSource {
 /// have.
 fn provider_ready_check() -> ReadyCheck {
     ReadyCheck::Http {
-        url: format!("http://{BRIDGE}:{PROVIDER_PORT}/healthz"),
+        url: format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}/healthz"),
         status: 200,
     }
 }

@@ -13,9 +13,9 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 
 use crate::{
-    control::{Event, PartStatus, State},
-    error::{IoResultExt as _, with_causes},
-    part::Part,
+    control::{PartState, PartStatus, SupervisorEvent},
+    error::{IoResultExt as _, error_with_causes},
+    part::StackPart,
     supervisor::{
         logs,
         part_spec::{PartSpec, PartSpecSource},
@@ -31,7 +31,7 @@ const PART_READY_TIMEOUT: Duration = Duration::from_secs(60);
 const PART_END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A function that receives events about parts.
-pub(crate) type PartEventListener<'a> = &'a (dyn Fn(Event) + Send + Sync);
+pub(crate) type PartEventListener<'a> = &'a (dyn Fn(SupervisorEvent) + Send + Sync);
 
 /// The outcome of starting a part.
 enum PartStartOutcome {
@@ -45,14 +45,14 @@ enum PartStartOutcome {
 pub(crate) struct PartsHandle {
     config: Arc<PartSpecSource>,
     reaper: ProcessReaper,
-    entries: Arc<Mutex<BTreeMap<Part, PartEntry>>>,
+    entries: Arc<Mutex<BTreeMap<StackPart, PartEntry>>>,
     /// A lock that is held while parts are started or stopped: one command at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
 struct PartEntry {
-    state: State,
+    state: PartState,
     since: Instant,
     child: Option<ChildProcess>,
 }
@@ -71,7 +71,7 @@ impl PartsHandle {
     /// Returns the state of every part of the stack that was started at least once.
     pub(crate) fn part_statuses(&self) -> Vec<PartStatus> {
         let entries = self.lock_entries();
-        let status = |(part, entry): (&Part, &PartEntry)| PartStatus {
+        let status = |(part, entry): (&StackPart, &PartEntry)| PartStatus {
             part: *part,
             state: entry.state.clone(),
             seconds: entry.since.elapsed().as_secs(),
@@ -81,9 +81,9 @@ impl PartsHandle {
 
     /// Starts all parts of the stack that do not run, group by group; fails with the first failure and its
     /// part.
-    pub(crate) async fn start_all(&self, on_event: PartEventListener<'_>) -> Result<(), (Part, String)> {
+    pub(crate) async fn start_all(&self, on_event: PartEventListener<'_>) -> Result<(), (StackPart, String)> {
         let _one = self.changing.lock().await;
-        for group in Part::GROUPS {
+        for group in StackPart::START_GROUPS {
             let starts = group.iter().map(|part| async {
                 self.start_part_while_locked(*part, on_event)
                     .await
@@ -98,13 +98,17 @@ impl PartsHandle {
     }
 
     /// Starts one part of the stack, unless it runs.
-    pub(crate) async fn start_part(&self, part: Part, on_event: PartEventListener<'_>) -> Result<(), String> {
+    pub(crate) async fn start_part(
+        &self,
+        part: StackPart,
+        on_event: PartEventListener<'_>,
+    ) -> Result<(), String> {
         let _one = self.changing.lock().await;
         self.start_part_while_locked(part, on_event).await
     }
 
     /// Stops one part of the stack.
-    pub(crate) async fn stop_part(&self, part: Part, on_event: PartEventListener<'_>) {
+    pub(crate) async fn stop_part(&self, part: StackPart, on_event: PartEventListener<'_>) {
         let _one = self.changing.lock().await;
         self.stop_part_while_locked(part, on_event).await;
     }
@@ -112,8 +116,8 @@ impl PartsHandle {
     /// Stops all parts of the stack, in the opposite order of their start.
     pub(crate) async fn stop_all(&self, on_event: PartEventListener<'_>) {
         let _one = self.changing.lock().await;
-        self.stop_part_while_locked(Part::Builder, on_event).await;
-        for group in Part::GROUPS.iter().rev() {
+        self.stop_part_while_locked(StackPart::Builder, on_event).await;
+        for group in StackPart::START_GROUPS.iter().rev() {
             join_all(
                 group
                     .iter()
@@ -125,21 +129,21 @@ impl PartsHandle {
 
     async fn start_part_while_locked(
         &self,
-        part: Part,
+        part: StackPart,
         on_event: PartEventListener<'_>,
     ) -> Result<(), String> {
         if self
             .lock_entries()
             .get(&part)
-            .is_some_and(|entry| entry.state == State::Running)
+            .is_some_and(|entry| entry.state == PartState::Running)
         {
             return Ok(());
         }
         let spec = self.config.spec_of(part);
-        on_event(Event::Starting { part });
+        on_event(SupervisorEvent::Starting { part });
         let began = Instant::now();
         let (mut child, log, ready) = self.start_process_of_part(part, spec)?;
-        self.set_part_state(part, State::Starting, Some(child.clone()));
+        self.set_part_state(part, PartState::Starting, Some(child.clone()));
         let mut last_failure = "the check was not done".to_owned();
         let outcome = tokio::select! {
             () = ready.wait_until_ready(&self.reaper, &log, &mut last_failure) => PartStartOutcome::Ready,
@@ -158,16 +162,16 @@ impl PartsHandle {
             child.signal_group(Signal::KILL);
             self.set_part_state(
                 part,
-                State::Ended {
+                PartState::Ended {
                     reason: reason.clone(),
                 },
                 None,
             );
             return result;
         }
-        self.set_part_state(part, State::Running, Some(child.clone()));
+        self.set_part_state(part, PartState::Running, Some(child.clone()));
         tokio::spawn(self.clone().record_unrequested_end(part, child));
-        on_event(Event::Ready {
+        on_event(SupervisorEvent::Ready {
             part,
             seconds: began.elapsed().as_secs_f64(),
         });
@@ -177,7 +181,7 @@ impl PartsHandle {
     /// Writes a part's configuration, starts its process, and copies its output to the part's log.
     fn start_process_of_part(
         &self,
-        part: Part,
+        part: StackPart,
         spec: PartSpec,
     ) -> Result<(ChildProcess, NewLogLines, ReadyCheck), String> {
         let PartSpec {
@@ -187,10 +191,14 @@ impl PartsHandle {
         } = spec;
         for (path, text) in files {
             let dir = path.parent().unwrap_or(&path);
-            fs::create_dir_all(dir).at("create", dir).map_err(with_causes)?;
-            fs::write(&path, text).at("write", &path).map_err(with_causes)?;
+            fs::create_dir_all(dir)
+                .with_operation("create", dir)
+                .map_err(error_with_causes)?;
+            fs::write(&path, text)
+                .with_operation("write", &path)
+                .map_err(error_with_causes)?;
         }
-        let log = self.config.dir.log(part.name());
+        let log = self.config.dir.part_log_file(part.name());
         let from = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let name = command.get_program().to_string_lossy().into_owned();
         let start = || {
@@ -211,31 +219,31 @@ impl PartsHandle {
     }
 
     /// Waits until a part's process ends, and records an end that was not requested.
-    async fn record_unrequested_end(self, part: Part, mut child: ChildProcess) {
+    async fn record_unrequested_end(self, part: StackPart, mut child: ChildProcess) {
         let reason = child.wait_until_ended().await;
         let mut entries = self.lock_entries();
         if let Some(entry) = entries.get_mut(&part)
-            && entry.state == State::Running
+            && entry.state == PartState::Running
             && entry
                 .child
                 .as_ref()
                 .is_some_and(|current| current.is_same_process(&child))
         {
             *entry = PartEntry {
-                state: State::Ended { reason },
+                state: PartState::Ended { reason },
                 since: Instant::now(),
                 child: None,
             };
         }
     }
 
-    async fn stop_part_while_locked(&self, part: Part, on_event: PartEventListener<'_>) {
+    async fn stop_part_while_locked(&self, part: StackPart, on_event: PartEventListener<'_>) {
         let child = self
             .lock_entries()
             .get_mut(&part)
             .and_then(|entry| entry.child.take());
         let Some(mut child) = child else { return };
-        self.set_part_state(part, State::Stopped, None);
+        self.set_part_state(part, PartState::Stopped, None);
         child.signal_group(Signal::TERM);
         if tokio::time::timeout(PART_END_TIMEOUT, child.wait_until_ended())
             .await
@@ -244,10 +252,10 @@ impl PartsHandle {
             child.signal_group(Signal::KILL);
             child.wait_until_ended().await;
         }
-        on_event(Event::Stopped { part });
+        on_event(SupervisorEvent::Stopped { part });
     }
 
-    fn set_part_state(&self, part: Part, state: State, child: Option<ChildProcess>) {
+    fn set_part_state(&self, part: StackPart, state: PartState, child: Option<ChildProcess>) {
         self.lock_entries().insert(
             part,
             PartEntry {
@@ -258,7 +266,7 @@ impl PartsHandle {
         );
     }
 
-    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<Part, PartEntry>> {
+    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<StackPart, PartEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

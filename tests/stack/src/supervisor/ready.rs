@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{error::with_causes, supervisor::reaper::ProcessReaper};
+use crate::{error::error_with_causes, supervisor::reaper::ProcessReaper};
 
 /// The timeout of one readiness check.
 const READY_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ impl ReadyCheck {
                     .timeout(READY_CHECK_TIMEOUT)
                     .build();
                 let client = client.map_err(|error| error.to_string())?;
-                let answer = client.get(&*url).send().await.map_err(with_causes)?;
+                let answer = client.get(&*url).send().await.map_err(error_with_causes)?;
                 let got = answer.status().as_u16();
                 (got == *status)
                     .then_some(())

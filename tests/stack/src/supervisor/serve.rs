@@ -8,8 +8,8 @@ use tokio::{
 
 use crate::{
     cgroup,
-    control::{Command, Event},
-    error::{IoResultExt as _, Result, with_causes},
+    control::{SupervisorCommand, SupervisorEvent},
+    error::{IoResultExt as _, Result, error_with_causes},
     supervisor::parts::PartsHandle,
 };
 
@@ -19,7 +19,7 @@ pub(crate) async fn serve_control_socket(listener: &UnixListener, parts: &PartsH
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (stream, _) = accepted.at("accept on", "the control socket")?;
+                let (stream, _) = accepted.with_operation("accept on", "the control socket")?;
                 tokio::spawn(serve_control_connection(stream, parts.clone(), end.clone()));
             }
             _ = ended.wait_for(|ended| *ended) => return Ok(()),
@@ -31,15 +31,15 @@ async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: w
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        let command = serde_json::from_str::<Command>(&line);
-        let shutdown = matches!(command, Ok(Command::Shutdown));
+        let command = serde_json::from_str::<SupervisorCommand>(&line);
+        let shutdown = matches!(command, Ok(SupervisorCommand::Shutdown));
         let (events, mut received) = mpsc::unbounded_channel();
         let parts = parts.clone();
         // A command runs to completion even if its client disconnects.
         let work = tokio::spawn(async move {
             let last = match command {
                 Ok(command) => execute_command(command, &parts, &events).await,
-                Err(error) => Event::Rejected {
+                Err(error) => SupervisorEvent::Rejected {
                     reason: error.to_string(),
                 },
             };
@@ -58,39 +58,39 @@ async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: w
 }
 
 async fn execute_command(
-    command: Command,
+    command: SupervisorCommand,
     parts: &PartsHandle,
-    events: &mpsc::UnboundedSender<Event>,
-) -> Event {
+    events: &mpsc::UnboundedSender<SupervisorEvent>,
+) -> SupervisorEvent {
     let on_event = |event| {
         let _ = events.send(event);
     };
     match command {
-        Command::StartAll => {
-            if let Err(error) = cgroup::delegate() {
-                return Event::Rejected {
-                    reason: with_causes(error),
+        SupervisorCommand::StartAll => {
+            if let Err(error) = cgroup::delegate_controllers() {
+                return SupervisorEvent::Rejected {
+                    reason: error_with_causes(error),
                 };
             }
             match parts.start_all(&on_event).await {
-                Ok(()) => Event::Done,
-                Err((part, reason)) => Event::Failed { part, reason },
+                Ok(()) => SupervisorEvent::Done,
+                Err((part, reason)) => SupervisorEvent::Failed { part, reason },
             }
         }
-        Command::Status => Event::Status {
+        SupervisorCommand::Status => SupervisorEvent::Status {
             parts: parts.part_statuses(),
         },
-        Command::Start { part } => match parts.start_part(part, &on_event).await {
-            Ok(()) => Event::Done,
-            Err(reason) => Event::Failed { part, reason },
+        SupervisorCommand::Start { part } => match parts.start_part(part, &on_event).await {
+            Ok(()) => SupervisorEvent::Done,
+            Err(reason) => SupervisorEvent::Failed { part, reason },
         },
-        Command::Stop { part } => {
+        SupervisorCommand::Stop { part } => {
             parts.stop_part(part, &on_event).await;
-            Event::Done
+            SupervisorEvent::Done
         }
-        Command::Shutdown => {
+        SupervisorCommand::Shutdown => {
             parts.stop_all(&on_event).await;
-            Event::Done
+            SupervisorEvent::Done
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, UdpSocket};
 
 use reqwest::StatusCode;
-use slipway_stack::{Error, Stack};
+use slipway_stack::{LauncherError, Stack};
 
 use crate::{machine::host_listeners, remove_stack, start_fresh_stack};
 
 #[tokio::test]
-async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -> Result<(), Error> {
+async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -> Result<(), LauncherError> {
     let (first, second) = (
         start_fresh_stack("test-first").await?,
         start_fresh_stack("test-second").await?,
@@ -35,7 +35,7 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
         );
         assert_eq!(host_listeners(stack), Vec::<String>::new());
         // From another address of this machine, like a packet from another machine.
-        if let Some(address) = outside_address() {
+        if let Some(address) = own_outside_address() {
             let client = reqwest::Client::builder().no_proxy().local_address(address);
             let client = client
                 .connect_timeout(std::time::Duration::from_millis(500))
@@ -85,7 +85,7 @@ async fn get_status(url: &str, user: &str, password: &str) -> StatusCode {
 }
 
 /// Returns the address that this machine uses to reach other machines, or `None` if it has no route.
-fn outside_address() -> Option<IpAddr> {
+fn own_outside_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     // Connecting a UDP socket sends nothing. The address is reserved for documentation (RFC 5737).
     socket.connect("203.0.113.1:9").ok()?;

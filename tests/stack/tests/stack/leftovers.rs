@@ -3,44 +3,47 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use slipway_stack::{Error, Part, Stack, State};
+use slipway_stack::{LauncherError, PartState, Stack, StackPart};
 
 use crate::{
     CLEAN_UP_TIMEOUT,
-    machine::{Footprint, HostState},
+    machine::{HostState, StackFootprint},
     remove_stack, start_fresh_stack, start_stack,
 };
 
 #[tokio::test]
-async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> Result<(), Error> {
+async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> Result<(), LauncherError> {
     let name = "test-down";
-    let before = HostState::now();
+    let before = HostState::current_host_state();
     let stack = start_fresh_stack(name).await?;
-    let footprint = Footprint::of(&stack);
+    let footprint = StackFootprint::footprint_of_stack(&stack);
     assert!(footprint.process_count() > 8, "{footprint:?}");
     assert_eq!(
         footprint.namespace_kinds().into_iter().collect::<Vec<_>>(),
         ["cgroup", "mnt", "net", "pid"]
     );
     assert!(!footprint.control_groups().is_empty());
-    assert_eq!(HostState::now(), before, "while the stack runs");
+    assert_eq!(HostState::current_host_state(), before, "while the stack runs");
     stack.down().await?;
-    assert_eq!(footprint.remaining(), Vec::<String>::new());
+    assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
     assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
-    assert_eq!(HostState::now(), before, "after it was stopped");
-    assert!(Stack::load(name)?.is_none());
+    assert_eq!(HostState::current_host_state(), before, "after it was stopped");
+    assert!(Stack::load_running(name)?.is_none());
     remove_stack(name).await
 }
 
 #[tokio::test]
-async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Result<(), Error> {
+async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Result<(), LauncherError> {
     let name = "test-kill";
     let stack = start_fresh_stack(name).await?;
-    let footprint = Footprint::of(&stack);
-    kill(stack.holder_pid()?);
-    assert_eq!(remaining_after_kill(&footprint).await, Vec::<String>::new());
+    let footprint = StackFootprint::footprint_of_stack(&stack);
+    kill_process_by_id(stack.holder_pid()?);
+    assert_eq!(
+        remaining_traces_after_kill(&footprint).await,
+        Vec::<String>::new()
+    );
     assert!(
-        Stack::load(name)?.is_none(),
+        Stack::load_running(name)?.is_none(),
         "a stack whose holder was killed does not count as running"
     );
 
@@ -49,8 +52,11 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
         again.gateway.password, stack.gateway.password,
         "credentials are kept as long as the data"
     );
-    let all = again.status().await?;
-    assert!(all.iter().all(|status| status.state == State::Running), "{all:?}");
+    let all = again.part_statuses().await?;
+    assert!(
+        all.iter().all(|status| status.state == PartState::Running),
+        "{all:?}"
+    );
     remove_stack(name).await?;
     assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
     assert!(!stack.dir.root.exists());
@@ -58,23 +64,26 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
 }
 
 #[tokio::test]
-async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), Error> {
+async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), LauncherError> {
     let name = "test-supervisor";
     let stack = start_fresh_stack(name).await?;
-    let footprint = Footprint::of(&stack);
-    kill(stack.supervisor_pid()?);
-    assert_eq!(remaining_after_kill(&footprint).await, Vec::<String>::new());
-    assert!(stack.start(Part::Gateway).await.is_err());
+    let footprint = StackFootprint::footprint_of_stack(&stack);
+    kill_process_by_id(stack.supervisor_pid()?);
+    assert_eq!(
+        remaining_traces_after_kill(&footprint).await,
+        Vec::<String>::new()
+    );
+    assert!(stack.start_part(StackPart::Gateway).await.is_err());
     remove_stack(name).await
 }
 
 /// Waits until the kernel has cleaned up after a killed stack, and returns what remains of it.
 ///
 /// The kernel has no event for the end of a namespace, so this polls.
-async fn remaining_after_kill(footprint: &Footprint) -> Vec<String> {
+async fn remaining_traces_after_kill(footprint: &StackFootprint) -> Vec<String> {
     let end = Instant::now() + CLEAN_UP_TIMEOUT;
     loop {
-        let remaining = footprint.remaining();
+        let remaining = footprint.remaining_traces();
         if remaining.is_empty() || Instant::now() > end {
             return remaining;
         }
@@ -82,7 +91,7 @@ async fn remaining_after_kill(footprint: &Footprint) -> Vec<String> {
     }
 }
 
-fn kill(pid: u32) {
+fn kill_process_by_id(pid: u32) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
 }

@@ -2,33 +2,33 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use slipway_stack::{Error, Options, Part, Progress, Stack, State};
+use slipway_stack::{LauncherError, PartState, ProgressSink, Stack, StackOptions, StackPart};
 
-use crate::{STARTING, machine::Footprint, remove_stack, start_fresh_stack, start_stack};
+use crate::{STACK_START_LOCK, machine::StackFootprint, remove_stack, start_fresh_stack, start_stack};
 
 #[tokio::test]
-async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(), Error> {
+async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(), LauncherError> {
     let name = "test-parts";
     let stack = start_fresh_stack(name).await?;
     let state = async |part| {
-        let all = stack.status().await?;
-        Ok::<_, Error>(
+        let all = stack.part_statuses().await?;
+        Ok::<_, LauncherError>(
             all.into_iter()
                 .find(|status| status.part == part)
                 .map(|status| status.state),
         )
     };
-    for part in Part::all().filter(|part| *part != Part::Builder) {
-        stack.stop(part).await?;
-        assert_eq!(state(part).await?, Some(State::Stopped));
-        stack.start(part).await?;
-        assert_eq!(state(part).await?, Some(State::Running));
+    for part in StackPart::all_parts().filter(|part| *part != StackPart::Builder) {
+        stack.stop_part(part).await?;
+        assert_eq!(state(part).await?, Some(PartState::Stopped));
+        stack.start_part(part).await?;
+        assert_eq!(state(part).await?, Some(PartState::Running));
     }
-    assert_eq!(stack.log_tail(Part::Buildkit, 5).lines().count(), 5);
-    let footprint = Footprint::of(&stack);
+    assert_eq!(stack.part_log_tail_of(StackPart::Buildkit, 5).lines().count(), 5);
+    let footprint = StackFootprint::footprint_of_stack(&stack);
     start_stack(name).await?;
     assert_eq!(
-        Footprint::of(&stack).process_count(),
+        StackFootprint::footprint_of_stack(&stack).process_count(),
         footprint.process_count(),
         "starting a running stack restarts no part"
     );
@@ -36,14 +36,15 @@ async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(
 }
 
 #[tokio::test]
-async fn a_layer_lost_from_the_registrys_store_is_pushed_again_at_the_next_start() -> Result<(), Error> {
+async fn a_layer_lost_from_the_registrys_store_is_pushed_again_at_the_next_start() -> Result<(), LauncherError>
+{
     let name = "test-lost-layer";
     remove_stack(name).await?;
     let with_images = async || {
-        let _one = STARTING.lock().await;
-        let mut options = Options::named(name);
+        let _one = STACK_START_LOCK.lock().await;
+        let mut options = StackOptions::with_stack_name(name);
         (options.images, options.deploy) = (true, false);
-        Stack::up(&options, &Progress::stderr()).await
+        Stack::start_stack(&options, &ProgressSink::to_stderr()).await
     };
     let stack = with_images().await?;
     let largest = || {
@@ -72,7 +73,8 @@ async fn a_layer_lost_from_the_registrys_store_is_pushed_again_at_the_next_start
 }
 
 #[tokio::test]
-async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left() -> Result<(), Error> {
+async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left() -> Result<(), LauncherError>
+{
     let name = "test-failing";
     let dir = tempfile::tempdir().unwrap();
     let gateway = dir.path().join("gateway");
@@ -83,13 +85,15 @@ async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left(
     .unwrap();
     fs::set_permissions(&gateway, fs::Permissions::from_mode(0o755)).unwrap();
     remove_stack(name).await?;
-    let mut options = Options::named(name);
+    let mut options = StackOptions::with_stack_name(name);
     (options.images, options.deploy, options.gateway) = (false, false, Some(gateway));
     let error = {
-        let _one = STARTING.lock().await;
-        Stack::up(&options, &Progress::stderr()).await.unwrap_err()
+        let _one = STACK_START_LOCK.lock().await;
+        Stack::start_stack(&options, &ProgressSink::to_stderr())
+            .await
+            .unwrap_err()
     };
-    let Error::NotReady {
+    let LauncherError::NotReady {
         part,
         reason,
         tail,
@@ -100,11 +104,11 @@ async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left(
     };
     assert_eq!(
         (part, reason.as_str()),
-        (Part::Gateway, "it ended: exit status 7")
+        (StackPart::Gateway, "it ended: exit status 7")
     );
     assert_eq!(tail, "first\nit is too early");
     assert!(log.ends_with("test-failing/log/gateway.log"));
-    assert!(Stack::load(name)?.is_none());
+    assert!(Stack::load_running(name)?.is_none());
     let plan = fs::read(log.ancestors().nth(2).unwrap().join("plan.json")).unwrap();
     let plan: serde_json::Value = serde_json::from_slice(&plan).unwrap();
     let interface = format!("slipway{}", plan["number"]);
@@ -116,17 +120,17 @@ async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left(
 }
 
 #[tokio::test]
-async fn a_dropped_start_leaves_no_running_stack() -> Result<(), Error> {
+async fn a_dropped_start_leaves_no_running_stack() -> Result<(), LauncherError> {
     let name = "test-given-up";
     remove_stack(name).await?;
-    let _one = STARTING.lock().await;
-    let mut options = Options::named(name);
+    let _one = STACK_START_LOCK.lock().await;
+    let mut options = StackOptions::with_stack_name(name);
     (options.images, options.deploy) = (false, false);
     let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
-    let progress = Progress::new(move |line| {
+    let progress = ProgressSink::new(move |line| {
         let _ = sender.send(line.to_owned());
     });
-    let up = Stack::up(&options, &progress);
+    let up = Stack::start_stack(&options, &progress);
     let gateway_starting = async {
         while let Some(line) = lines.recv().await {
             if line.contains("gateway: starting") {
@@ -138,6 +142,6 @@ async fn a_dropped_start_leaves_no_running_stack() -> Result<(), Error> {
         up = up => panic!("the start ended before the gateway was started: {up:?}"),
         () = gateway_starting => {}
     }
-    assert!(Stack::load(name)?.is_none(), "the holder was killed");
+    assert!(Stack::load_running(name)?.is_none(), "the holder was killed");
     remove_stack(name).await
 }

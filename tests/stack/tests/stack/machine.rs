@@ -12,7 +12,7 @@ use slipway_stack::Stack;
 
 /// The processes, namespaces and interface of a running stack.
 #[derive(Debug)]
-pub(crate) struct Footprint {
+pub(crate) struct StackFootprint {
     name: String,
     dir: PathBuf,
     /// The process id and start time (`PID START`) of every process of the stack.
@@ -33,7 +33,7 @@ pub(crate) struct HostState {
     directories: Vec<(&'static str, Vec<String>)>,
 }
 
-const DIRECTORIES: [&str; 10] = [
+const LEFTOVER_DIRECTORIES: [&str; 10] = [
     "/run",
     "/run/netns",
     "/run/containerd",
@@ -48,21 +48,23 @@ const DIRECTORIES: [&str; 10] = [
 
 impl HostState {
     /// Reads the current state of the machine.
-    pub(crate) fn now() -> Self {
+    pub(crate) fn current_host_state() -> Self {
         let firewall = Command::new("iptables-save").output().unwrap();
         let firewall = String::from_utf8(firewall.stdout).unwrap();
         Self {
             // Comments contain the time.
             firewall: firewall.lines().filter(|line| !line.starts_with('#')).collect(),
             forwarding: fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
-            directories: DIRECTORIES.map(|dir| (dir, entry_names(Path::new(dir)))).to_vec(),
+            directories: LEFTOVER_DIRECTORIES
+                .map(|dir| (dir, entry_names(Path::new(dir))))
+                .to_vec(),
         }
     }
 }
 
-impl Footprint {
+impl StackFootprint {
     /// Inspects the machine for the footprint of a running stack.
-    pub(crate) fn of(stack: &Stack) -> Self {
+    pub(crate) fn footprint_of_stack(stack: &Stack) -> Self {
         let own = process_ids()
             .into_iter()
             .filter(|pid| belongs_to_stack(pid, stack.name()))
@@ -79,10 +81,10 @@ impl Footprint {
         Self {
             name: stack.name().to_owned(),
             dir: stack.dir.root.clone(),
-            processes: own.iter().filter_map(|pid| pid_and_start(pid)).collect(),
+            processes: own.iter().filter_map(|pid| pid_and_start_ticks(pid)).collect(),
             all_processes: process_ids()
                 .iter()
-                .filter_map(|pid| pid_and_start(pid))
+                .filter_map(|pid| pid_and_start_ticks(pid))
                 .collect(),
             namespaces: own
                 .iter()
@@ -107,10 +109,10 @@ impl Footprint {
     }
 
     /// Returns the remains of the stack on the machine; empty once everything is removed.
-    pub(crate) fn remaining(&self) -> Vec<String> {
+    pub(crate) fn remaining_traces(&self) -> Vec<String> {
         let mut remaining = Vec::new();
         for pid in process_ids() {
-            let Some(identity) = pid_and_start(&pid) else {
+            let Some(identity) = pid_and_start_ticks(&pid) else {
                 continue;
             };
             if self.processes.contains(&identity) || belongs_to_stack(&pid, &self.name) {
@@ -140,7 +142,7 @@ impl Footprint {
     /// Returns the stack's control groups that still exist.
     pub(crate) fn control_groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        find_directories(
+        find_leftover_directories(
             Path::new("/sys/fs/cgroup"),
             &format!("slipway-{}", self.name),
             &mut found,
@@ -217,7 +219,7 @@ fn process_ids() -> Vec<String> {
 }
 
 /// Returns a process id with its start time, because ids are reused; `None` if the process has ended.
-fn pid_and_start(pid: &str) -> Option<String> {
+fn pid_and_start_ticks(pid: &str) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields = stat.rsplit_once(") ")?.1.split(' ').collect::<Vec<_>>();
     (fields[0] != "Z").then(|| format!("{pid} {}", fields[19]))
@@ -248,12 +250,12 @@ fn entry_names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn find_directories(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
+fn find_leftover_directories(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             match entry.file_name() == name {
                 true => found.push(entry.path()),
-                false => find_directories(&entry.path(), name, found),
+                false => find_leftover_directories(&entry.path(), name, found),
             }
         }
     }

@@ -3,42 +3,52 @@
 use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{
-    certificates::Authority, deployer_process::DeployerProcess, testbed::Testbed, tls_proxy::TlsProxy,
+    certificates::CertificateAuthority, deployer_process::DeployerProcess, testbed::Testbed,
+    tls_proxy::TlsProxy,
 };
 
-use super::{IMAGES, Images};
+use super::{DEPLOYED_IMAGES, DeployedImages};
 
 #[tokio::test]
 async fn only_the_configured_authority_is_trusted_for_the_gateway() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let images = IMAGES.get_or_try_init(|| Images::build(&testbed)).await?;
+    let images = DEPLOYED_IMAGES
+        .get_or_try_init(|| DeployedImages::build_images(&testbed))
+        .await?;
     let name = "secured";
-    testbed.functions.remove(name).await?;
-    let (ours, other) = (Authority::new("ours")?, Authority::new("another")?);
-    let front = TlsProxy::to(&testbed.stack.gateway.url, &ours.issue("localhost")?).await?;
+    testbed.functions.remove_function(name).await?;
+    let (ours, other) = (
+        CertificateAuthority::new("ours")?,
+        CertificateAuthority::new("another")?,
+    );
+    let front = TlsProxy::start_to(&testbed.stack.gateway.url, &ours.issue_certificate("localhost")?).await?;
     let hand_over = json!({
         "image": images.first,
         "callId": "secured-1",
         "builtAt": "2026-01-01T00:00:00Z",
         "deploy": { "service": name },
     });
-    let deploy = async |authority: &Authority| {
-        let secrets = [("gateway-ca", authority.pem())];
+    let deploy = async |authority: &CertificateAuthority| {
+        let secrets = [("gateway-ca", authority.certificate_pem())];
         // Waiting longer would not change the outcome.
         let settings = [("ready_timeout", "5s")];
-        let deployer = DeployerProcess::with_secrets(&testbed, front.url(), &settings, &secrets).await?;
-        deployer.deploy(&hand_over).await
+        let deployer =
+            DeployerProcess::start_with_more_secrets(&testbed, front.url(), &settings, &secrets).await?;
+        deployer.send_hand_over(&hand_over).await
     };
 
     let refused = deploy(&other).await?;
     assert_eq!(refused.status, 502, "{}", refused.text);
     assert!(refused.text.contains("certificate"), "{}", refused.text);
-    assert_eq!(testbed.functions.status(name).await?, None);
+    assert_eq!(testbed.functions.function_status(name).await?, None);
 
     let ready = deploy(&ours).await?;
     assert_eq!(ready.status, 200, "{}", ready.text);
-    assert_eq!(ready.field("status"), "ready", "{}", ready.text);
-    assert_eq!(testbed.functions.page(name).await?, (200, "first".to_owned()));
-    testbed.functions.remove(name).await
+    assert_eq!(ready.text_field("status"), "ready", "{}", ready.text);
+    assert_eq!(
+        testbed.functions.get_front_page(name).await?,
+        (200, "first".to_owned())
+    );
+    testbed.functions.remove_function(name).await
 }

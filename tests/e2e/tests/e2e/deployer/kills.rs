@@ -8,10 +8,10 @@ use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies};
 
 /// Settings with a ready timeout that is long enough for a version that works, and short for versions that
 /// never become ready.
-const SHORT_READY_TIMEOUT: &[(&str, &str)] = &[("ready_timeout", "8s")];
+const SHORT_READY_TIMEOUT_SETTINGS: &[(&str, &str)] = &[("ready_timeout", "8s")];
 
 /// A number of requests that no rollout reaches.
-const MAX_STEPS: usize = 60;
+const MAX_ROLLOUT_REQUESTS: usize = 60;
 
 for_both_update_strategies!(
     an_update_killed_at_any_step_completes_when_delivered_again,
@@ -35,22 +35,22 @@ impl DeployerFixture {
         request: RequestSelector,
         point: PausePoint,
     ) -> Result<(Self, KillOutcome)> {
-        let hand_over = self.hand_over(image, number);
+        let hand_over = self.hand_over_with_number(image, number);
         let hand_over_client = self.deployer.hand_over_client()?;
         self.proxy.pause_at(request, point);
-        let mut deployment = tokio::spawn(async move { hand_over_client.deploy(&hand_over).await });
+        let mut deployment = tokio::spawn(async move { hand_over_client.send_hand_over(&hand_over).await });
         let completed = tokio::select! {
             paused = self.proxy.wait_until_paused() => paused.map(|()| false)?,
             ended = &mut deployment => ended?.map(|_| true)?,
         };
         if completed {
-            self.proxy.resume();
+            self.proxy.forward_again();
             return Ok((self, KillOutcome::Completed));
         }
         let at = self.proxy.requests().pop().unwrap_or_default();
         let fixture = self.restart_deployer().await?;
         anyhow::ensure!(deployment.await?.is_err(), "the killed deployer answered");
-        fixture.proxy.resume();
+        fixture.proxy.forward_again();
         Ok((fixture, KillOutcome::At(at)))
     }
 }
@@ -61,7 +61,7 @@ async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &
     fixture.assert_becomes_ready(&images.first, 1).await?;
     let mut number = 1;
     let mut seen = Vec::new();
-    'steps: for step in 0..MAX_STEPS {
+    'steps: for step in 0..MAX_ROLLOUT_REQUESTS {
         // A request that only reads leaves the same state before and after.
         for point in [PausePoint::BeforeForwarding, PausePoint::AfterResponse] {
             number += 1;
@@ -87,13 +87,13 @@ async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &
     let changes = seen.iter().filter(|line| line.starts_with("PUT"));
     assert_eq!(changes.count(), 2, "before and after the update: {seen:?}");
     assert!(seen.len() >= 5, "{seen:?}");
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
     strategy: &'static str,
 ) -> Result<()> {
-    let mut fixture = DeployerFixture::open("killed-bad", strategy, SHORT_READY_TIMEOUT).await?;
+    let mut fixture = DeployerFixture::open("killed-bad", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
     let images = fixture.images;
     fixture.assert_becomes_ready(&images.first, 1).await?;
     for (number, point) in [(2, PausePoint::BeforeForwarding), (3, PausePoint::AfterResponse)] {
@@ -107,9 +107,9 @@ async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
             )
             .await?;
         assert!(matches!(killed, KillOutcome::At(_)));
-        let again = fixture.deploy(&images.crash, number).await?;
+        let again = fixture.deploy_image(&images.crash, number).await?;
         assert_rolled_back(&again, &images.first);
         fixture.assert_runs(&images.first, 1).await?;
     }
-    fixture.close().await
+    fixture.remove_function().await
 }

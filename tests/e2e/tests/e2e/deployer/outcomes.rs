@@ -10,7 +10,7 @@ use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies, joi
 
 /// Settings with a ready timeout that is long enough for a version that works, and short for versions that
 /// never become ready.
-const SHORT_READY_TIMEOUT: &[(&str, &str)] = &[("ready_timeout", "8s")];
+const SHORT_READY_TIMEOUT_SETTINGS: &[(&str, &str)] = &[("ready_timeout", "8s")];
 
 for_both_update_strategies!(
     a_hand_over_delivered_again_changes_nothing,
@@ -33,66 +33,66 @@ async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> 
     assert_eq!(updated["changed"], true, "{updated:#}");
     assert_eq!(updated["previousImage"], images.first, "{updated:#}");
 
-    let before = fixture.status().await?;
+    let before = fixture.function_status().await?;
     fixture.proxy.clear_requests();
     let again = fixture.assert_becomes_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
-    assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
+    assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
 
     // A deployer without memory of the earlier rollout changes nothing either.
     let fixture = fixture.restart_deployer().await?;
     fixture.proxy.clear_requests();
     let again = fixture.assert_becomes_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
-    assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
-    assert_eq!(fixture.status().await?["createdAt"], before["createdAt"]);
+    assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
+    assert_eq!(fixture.function_status().await?["createdAt"], before["createdAt"]);
 
-    let older = fixture.deploy(&images.first, 1).await?;
+    let older = fixture.deploy_image(&images.first, 1).await?;
     assert_eq!(older.status, 409, "{}", older.text);
-    assert_eq!(older.field("status"), "refused", "{}", older.text);
+    assert_eq!(older.text_field("status"), "refused", "{}", older.text);
     let newer = format!("{}-2", fixture.name);
-    assert_eq!(older.field("supersededBy"), newer, "{}", older.text);
+    assert_eq!(older.text_field("supersededBy"), newer, "{}", older.text);
     fixture.assert_runs(&images.second, 2).await?;
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result<()> {
-    let fixture = DeployerFixture::open("crashes", strategy, SHORT_READY_TIMEOUT).await?;
+    let fixture = DeployerFixture::open("crashes", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
     let images = fixture.images;
 
     // There is no earlier version to restore.
-    let nothing = fixture.deploy(&images.crash, 1).await?;
+    let nothing = fixture.deploy_image(&images.crash, 1).await?;
     assert_eq!(nothing.status, 422, "{}", nothing.text);
-    assert_eq!(nothing.field("status"), "rolled_back", "{}", nothing.text);
+    assert_eq!(nothing.text_field("status"), "rolled_back", "{}", nothing.text);
     assert_eq!(nothing.json()["running"], Value::Null, "{}", nothing.text);
-    assert!(fixture.is_absent().await?);
+    assert!(fixture.function_is_absent().await?);
 
     fixture.assert_becomes_ready(&images.first, 2).await?;
-    assert_rolled_back(&fixture.deploy(&images.crash, 3).await?, &images.first);
+    assert_rolled_back(&fixture.deploy_image(&images.crash, 3).await?, &images.first);
     fixture.assert_runs(&images.first, 2).await?;
 
     // A build that failed is not tried again when it is delivered again, not even by another deployer.
     let fixture = fixture.restart_deployer().await?;
     fixture.proxy.clear_requests();
-    let again = fixture.deploy(&images.crash, 3).await?;
+    let again = fixture.deploy_image(&images.crash, 3).await?;
     if strategy == "recreate" || !fixture.testbed.stack.has_rolling_updates() {
-        assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
+        assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
     }
     assert_rolled_back(&again, &images.first);
     fixture.assert_runs(&images.first, 2).await?;
 
     // A newer build that works is deployed nevertheless.
     fixture.assert_becomes_ready(&images.second, 4).await?;
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> Result<()> {
-    let fixture = DeployerFixture::open("silent", strategy, SHORT_READY_TIMEOUT).await?;
+    let fixture = DeployerFixture::open("silent", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
     fixture.assert_becomes_ready(&fixture.images.first, 1).await?;
     // 502: the provider itself waits for the new version, and has not answered yet.
-    let silent = fixture.deploy(&fixture.images.silent, 2).await?;
+    let silent = fixture.deploy_image(&fixture.images.silent, 2).await?;
     assert!(matches!(silent.status, 422 | 502), "{}", silent.text);
-    assert_eq!(silent.field("status"), "rolled_back", "{}", silent.text);
+    assert_eq!(silent.text_field("status"), "rolled_back", "{}", silent.text);
     assert_eq!(
         silent.json()["running"]["image"],
         fixture.images.first,
@@ -100,35 +100,35 @@ async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> 
         silent.text
     );
     fixture.assert_runs(&fixture.images.first, 1).await?;
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static str) -> Result<()> {
-    let fixture = DeployerFixture::open("impossible", strategy, SHORT_READY_TIMEOUT).await?;
+    let fixture = DeployerFixture::open("impossible", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
     fixture.assert_becomes_ready(&fixture.images.first, 1).await?;
-    let before = fixture.status().await?;
+    let before = fixture.function_status().await?;
     fixture.proxy.clear_requests();
 
-    let mut secret = fixture.hand_over(&fixture.images.second, 2);
+    let mut secret = fixture.hand_over_with_number(&fixture.images.second, 2);
     secret["deploy"]["secrets"] = json!(["there-is-no-such-secret", "nor-this-one"]);
-    let refused = fixture.deployer.deploy(&secret).await?;
+    let refused = fixture.deployer.send_hand_over(&secret).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
-    assert_eq!(refused.field("status"), "refused", "{}", refused.text);
+    assert_eq!(refused.text_field("status"), "refused", "{}", refused.text);
     let reasons = joined_reasons(&refused.json());
     assert!(
         reasons.contains("there-is-no-such-secret") && reasons.contains("nor-this-one"),
         "{reasons}"
     );
 
-    let mut namespace = fixture.hand_over(&fixture.images.second, 3);
+    let mut namespace = fixture.hand_over_with_number(&fixture.images.second, 3);
     namespace["deploy"]["namespace"] = json!("nowhere");
-    let refused = fixture.deployer.deploy(&namespace).await?;
+    let refused = fixture.deployer.send_hand_over(&namespace).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
     assert!(refused.text.contains("nowhere"), "{}", refused.text);
 
-    let mut everything = fixture.hand_over(&fixture.images.absent, 4);
+    let mut everything = fixture.hand_over_with_number(&fixture.images.absent, 4);
     everything["deploy"]["secrets"] = json!(["there-is-no-such-secret"]);
-    let refused = fixture.deployer.deploy(&everything).await?;
+    let refused = fixture.deployer.send_hand_over(&everything).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
     let reasons = joined_reasons(&refused.json());
     assert!(
@@ -136,14 +136,14 @@ async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static 
         "{reasons}"
     );
 
-    assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
-    assert_eq!(fixture.status().await?["createdAt"], before["createdAt"]);
+    assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
+    assert_eq!(fixture.function_status().await?["createdAt"], before["createdAt"]);
     fixture.assert_runs(&fixture.images.first, 1).await?;
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) -> Result<()> {
-    const UPDATES: usize = 20;
+    const UPDATE_COUNT: usize = 20;
     let fixture = DeployerFixture::open("twenty", strategy, &[]).await?;
     let images = fixture.images;
     fixture.assert_becomes_ready(&images.first, 1).await?;
@@ -153,27 +153,27 @@ async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) ->
         _ => &images.first,
     };
     let mut deployments = JoinSet::new();
-    for place in 0..UPDATES {
+    for place in 0..UPDATE_COUNT {
         // In shuffled order: seven and twenty have no common divisor.
-        let number = 2 + place * 7 % UPDATES;
+        let number = 2 + place * 7 % UPDATE_COUNT;
         let (hand_over, to) = (
-            fixture.hand_over(image(number), number),
+            fixture.hand_over_with_number(image(number), number),
             fixture.deployer.hand_over_client()?,
         );
-        deployments.spawn(async move { (number, to.deploy(&hand_over).await) });
+        deployments.spawn(async move { (number, to.send_hand_over(&hand_over).await) });
     }
     let mut ready = BTreeSet::new();
     while let Some(ended) = deployments.join_next().await {
         let (number, reply) = ended?;
         let reply = reply?;
-        match (reply.status, reply.field("status").as_str()) {
+        match (reply.status, reply.text_field("status").as_str()) {
             (200, "ready") => drop(ready.insert(number)),
             (409, "refused") => {}
             _ => anyhow::bail!("{number}: {} {}", reply.status, reply.text),
         }
     }
-    let newest = UPDATES + 1;
+    let newest = UPDATE_COUNT + 1;
     assert!(ready.contains(&newest), "{ready:?}");
     fixture.assert_runs(image(newest), newest).await?;
-    fixture.close().await
+    fixture.remove_function().await
 }

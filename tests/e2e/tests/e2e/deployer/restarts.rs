@@ -17,23 +17,23 @@ async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) ->
         (3, &images.first, PausePoint::AfterResponse),
     ] {
         let (hand_over, hand_over_client) = (
-            fixture.hand_over(image, number),
+            fixture.hand_over_with_number(image, number),
             fixture.deployer.hand_over_client()?,
         );
         fixture
             .proxy
             .pause_at(RequestSelector::NextWithMethod("PUT"), point);
-        let mut deployment = tokio::spawn(async move { hand_over_client.deploy(&hand_over).await });
+        let mut deployment = tokio::spawn(async move { hand_over_client.send_hand_over(&hand_over).await });
         tokio::select! {
             paused = fixture.proxy.wait_until_paused() => paused?,
             ended = &mut deployment => anyhow::bail!("the deployment ended without a PUT request: {ended:?}"),
         }
         fixture.stop_provider().await?;
-        fixture.proxy.resume();
+        fixture.proxy.forward_again();
         fixture.start_provider().await?;
         let reply = deployment.await??;
         assert_eq!(reply.status, 200, "{point:?}: {}", reply.text);
         fixture.assert_runs(image, number).await?;
     }
-    fixture.close().await
+    fixture.remove_function().await
 }

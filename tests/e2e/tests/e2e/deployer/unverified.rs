@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use slipway_e2e::{build_context::BuildContext, pausing_proxy::Route};
+use slipway_e2e::{build_context::BuildContext, pausing_proxy::ExtraRoute};
 
 use super::{DeployerFixture, STRATEGY_ANNOTATION, joined_reasons};
 
 /// A timeout longer than a small function takes to start on a busy machine.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const FUNCTION_START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Settings without the check of the image: the deployer would refuse an image that is not in the registry.
-const SETTINGS: &[(&str, &str)] = &[("ready_timeout", "15s"), ("check_image", "false")];
+const SETTINGS_WITHOUT_IMAGE_CHECK: &[(&str, &str)] = &[("ready_timeout", "15s"), ("check_image", "false")];
 
 /// Opens a fixture on a provider that defers updates. `None` if this stack's provider cannot.
 async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
-    let fixture = DeployerFixture::open(case, "deferred", SETTINGS).await?;
+    let fixture = DeployerFixture::open(case, "deferred", SETTINGS_WITHOUT_IMAGE_CHECK).await?;
     if !fixture.testbed.stack.has_rolling_updates() {
         return Ok(None);
     }
@@ -33,14 +33,14 @@ async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
         "version": { "sha": "", "release": "0.27.12" },
         "arch": "x86_64",
     });
-    fixture.proxy.route("/system/info", Route::Answer(info));
+    fixture.proxy.add_route("/system/info", ExtraRoute::Answer(info));
     Ok(Some(fixture))
 }
 
 impl DeployerFixture {
     /// Deploys an update and asserts that it was applied and is not verified.
     async fn assert_unverified(&self, image: &str, number: usize) -> Result<Value> {
-        let reply = self.deploy(image, number).await?;
+        let reply = self.deploy_image(image, number).await?;
         ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
         let report = reply.json();
         assert_eq!(report["status"], "unverified", "{report:#}");
@@ -50,8 +50,8 @@ impl DeployerFixture {
         Ok(report)
     }
 
-    async fn page(&self) -> Result<(u16, String)> {
-        self.testbed.functions.page(&self.name).await
+    async fn get_front_page(&self) -> Result<(u16, String)> {
+        self.testbed.functions.get_front_page(&self.name).await
     }
 }
 
@@ -66,22 +66,26 @@ async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last
 
     for (number, broken) in [(2, &images.crash), (3, &images.silent), (4, &images.absent)] {
         fixture.assert_unverified(broken, number).await?;
-        assert_eq!(fixture.page().await?, (200, "first".to_owned()), "{number}");
+        assert_eq!(
+            fixture.get_front_page().await?,
+            (200, "first".to_owned()),
+            "{number}"
+        );
     }
 
     // A version that visibly fails is rolled back to the one that was ready, not to one of those in between.
-    let mut failing = fixture.hand_over(&images.crash, 5);
+    let mut failing = fixture.hand_over_with_number(&images.crash, 5);
     failing["deploy"]["annotations"][STRATEGY_ANNOTATION] = json!("recreate");
-    let reply = fixture.deployer.deploy(&failing).await?;
+    let reply = fixture.deployer.send_hand_over(&failing).await?;
     let report = reply.json();
     assert_eq!(reply.status, 422, "{report:#}");
     assert_eq!(report["status"], "rolled_back", "{report:#}");
     assert_eq!(report["running"]["image"], images.first, "{report:#}");
     let functions = &fixture.testbed.functions;
     functions
-        .wait_for_page(&fixture.name, "first", START_TIMEOUT)
+        .wait_for_page(&fixture.name, "first", FUNCTION_START_TIMEOUT)
         .await?;
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 #[tokio::test]
@@ -94,9 +98,9 @@ async fn a_working_update_without_the_version_header_is_unverified_and_runs() ->
     fixture.assert_unverified(&images.second, 2).await?;
     let functions = &fixture.testbed.functions;
     functions
-        .wait_for_page(&fixture.name, "second", START_TIMEOUT)
+        .wait_for_page(&fixture.name, "second", FUNCTION_START_TIMEOUT)
         .await?;
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 #[tokio::test]
@@ -106,31 +110,31 @@ async fn an_update_with_the_version_header_is_ready_once_the_new_version_answers
     };
     let path = "/cgi-bin/version";
     for (number, text) in [(1, "first"), (2, "second")] {
-        let image = versioned_page(&fixture, path, text).await?;
-        let mut hand_over = fixture.hand_over(&image, number);
+        let image = build_page_with_version_header(&fixture, path, text).await?;
+        let mut hand_over = fixture.hand_over_with_number(&image, number);
         hand_over["probe"] = json!({ "path": path });
-        let reply = fixture.deployer.deploy(&hand_over).await?;
+        let reply = fixture.deployer.send_hand_over(&hand_over).await?;
         assert_eq!(reply.status, 200, "{number}: {}", reply.text);
-        assert_eq!(reply.field("status"), "ready", "{number}: {}", reply.text);
-        let answer = fixture.testbed.functions.get(&fixture.name, path).await?;
+        assert_eq!(reply.text_field("status"), "ready", "{number}: {}", reply.text);
+        let answer = fixture.testbed.functions.get_path(&fixture.name, path).await?;
         assert_eq!(answer, (200, format!("{text}\n")), "{number}");
     }
-    fixture.close().await
+    fixture.remove_function().await
 }
 
 /// Builds a function with a page that answers with its version in the header, as functions of the template do.
-async fn versioned_page(fixture: &DeployerFixture, path: &str, text: &str) -> Result<String> {
+async fn build_page_with_version_header(fixture: &DeployerFixture, path: &str, text: &str) -> Result<String> {
     let testbed = &fixture.testbed;
     let script =
         format!("#!/bin/sh\nprintf 'X-Slipway-Version: %s\\r\\n\\r\\n' \"$slipway_version\"\necho {text}\n");
-    let context = BuildContext::pages(testbed.busybox().await?, text).file_with_mode(
+    let context = BuildContext::static_page_function(testbed.busybox().await?, text).with_file_of_mode(
         &format!("www{path}"),
         script,
         0o755,
     );
     let repository = format!("{}/e2e/deployed/versioned-{text}", testbed.stack.registry.host);
-    let tar = context.tar(&json!({ "image": format!("{repository}:1") }))?;
-    let reply = testbed.builder.post(tar).await?;
+    let tar = context.tar_with_config(&json!({ "image": format!("{repository}:1") }))?;
+    let reply = testbed.builder.post_signed(tar).await?;
     ensure!(reply.status == 200, "{text}: {} {}", reply.status, reply.text);
     let digest = reply.json()["digest"].as_str().map(str::to_owned);
     Ok(format!("{repository}@{}", digest.context("no digest")?))

@@ -3,53 +3,58 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    client::signature,
+    client::sign_body,
     testbed::Testbed,
-    work_dir::{WorkDir, in_repository},
+    work_dir::{ClientFolder, path_in_repository},
 };
 
-use super::is_current;
+use super::stacks_faas_cli_is_current;
 
 /// Packs the output of `build --shrinkwrap` with a config; returns the tar and the header with its signature.
-fn pack(testbed: &Testbed, work_dir: &WorkDir, name: &str, config: &Value) -> Result<(Vec<u8>, String)> {
-    work_dir.write("tar/com.openfaas.docker.config", config.to_string())?;
+fn pack_and_sign_shrinkwrap(
+    testbed: &Testbed,
+    work_dir: &ClientFolder,
+    name: &str,
+    config: &Value,
+) -> Result<(Vec<u8>, String)> {
+    work_dir.write_file("tar/com.openfaas.docker.config", config.to_string())?;
     let script = format!(
         "rm -rf tar/context && cp -r build/{name} tar/context && tar -C tar -czf - com.openfaas.docker.config context > req.tar"
     );
-    let packed = work_dir.run("sh", &["-c", &script], &[], b"")?;
+    let packed = work_dir.run_program("sh", &["-c", &script], &[], b"")?;
     ensure!(packed.code == 0, "{packed:?}");
     let tar = std::fs::read(work_dir.path().join("req.tar"))?;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
-    let header = format!("X-Build-Signature={}", signature(key.trim_ascii(), &tar)?);
+    let header = format!("X-Build-Signature={}", sign_body(key.trim_ascii(), &tar)?);
     Ok((tar, header))
 }
 
 #[tokio::test]
 async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox().await?;
-    let work_dir = WorkDir::new(base)?;
+    let work_dir = ClientFolder::new(base)?;
     let (name, secret) = ("cli-made", "cli-made-secret");
     let prefix = format!("{}/e2e", testbed.stack.registry.host);
-    let current = is_current(&testbed, &work_dir).await?;
+    let current = stacks_faas_cli_is_current(&testbed, &work_dir).await?;
     let file = if current {
         "stack.yaml".to_owned()
     } else {
         format!("{name}.yml")
     };
-    testbed.functions.remove(name).await?;
+    testbed.functions.remove_function(name).await?;
     let cli = async |arguments: &[&str], input: &[u8]| -> Result<String> {
-        let output = work_dir.faas_cli(&testbed, arguments, input).await?;
+        let output = work_dir.run_faas_cli(&testbed, arguments, input).await?;
         ensure!(output.code == 0, "faas-cli {arguments:?}: {output:?}");
-        Ok(output.combined())
+        Ok(output.stdout_and_stderr())
     };
 
     cli(&["new", "--lang", "small", "--prefix", &prefix, name], b"").await?;
-    work_dir.write(&format!("{name}/index.html"), "built by invoke")?;
+    work_dir.write_file(&format!("{name}/index.html"), "built by invoke")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:latest") });
-    let (tar, header) = pack(&testbed, &work_dir, name, &config)?;
+    let (tar, header) = pack_and_sign_shrinkwrap(&testbed, &work_dir, name, &config)?;
     let output = cli(&["invoke", "builder-fn", "-H", &header], &tar).await?;
     assert!(output.contains("\"status\":\"success\""), "{output}");
 
@@ -68,7 +73,7 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
 
     // An earlier run that failed leaves the secret behind.
     work_dir
-        .faas_cli(&testbed, &["secret", "remove", secret], b"")
+        .run_faas_cli(&testbed, &["secret", "remove", secret], b"")
         .await?;
     cli(&["secret", "create", secret, "--from-literal", "hush"], b"").await?;
     let listed = cli(&["secret", "list"], b"").await?;
@@ -80,10 +85,10 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
         .wait_for_page(name, "built by invoke", limit)
         .await?;
 
-    work_dir.write(&format!("{name}/index.html"), "built by the queue")?;
+    work_dir.write_file(&format!("{name}/index.html"), "built by the queue")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:2"), "deploy": { "service": name } });
-    let (tar, header) = pack(&testbed, &work_dir, name, &config)?;
+    let (tar, header) = pack_and_sign_shrinkwrap(&testbed, &work_dir, name, &config)?;
     let output = cli(&["invoke", "builder-fn", "--async", "-H", &header], &tar).await?;
     assert!(output.contains("submitted asynchronously"), "{output}");
     testbed
@@ -91,7 +96,7 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
         .wait_for_page(name, "built by the queue", limit)
         .await?;
 
-    testbed.functions.remove(name).await?;
+    testbed.functions.remove_function(name).await?;
     cli(&["secret", "remove", secret], b"").await?;
     Ok(())
 }
@@ -99,18 +104,18 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
 /// Uses this repository's `store.json` with the image that the stack has.
 #[tokio::test(flavor = "multi_thread")]
 async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
-    let testbed = Testbed::find()?;
+    let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let work_dir = WorkDir::new("scratch")?;
+    let work_dir = ClientFolder::new("scratch")?;
     let name = "cli-store";
-    testbed.functions.remove(name).await?;
+    testbed.functions.remove_function(name).await?;
     let deployed = testbed
         .functions
-        .status("builder-fn")
+        .function_status("builder-fn")
         .await?
         .context("the stack has no builder-fn")?;
     let image = deployed["image"].as_str().context("builder-fn has no image")?;
-    let store = std::fs::read_to_string(in_repository("store.json"))?;
+    let store = std::fs::read_to_string(path_in_repository("store.json"))?;
     let mut store: Value = serde_json::from_str(&store)?;
     let functions = store["functions"]
         .as_array_mut()
@@ -124,11 +129,11 @@ async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
     {
         *offered = image.into();
     }
-    let url = serve(store.to_string()).await?;
+    let url = serve_json_document(store.to_string()).await?;
     let cli = async |arguments: &[&str]| -> Result<String> {
-        let output = work_dir.faas_cli(&testbed, arguments, b"").await?;
+        let output = work_dir.run_faas_cli(&testbed, arguments, b"").await?;
         ensure!(output.code == 0, "faas-cli {arguments:?}: {output:?}");
-        Ok(output.combined())
+        Ok(output.stdout_and_stderr())
     };
 
     let listed = cli(&["store", "list", "--url", &url]).await?;
@@ -148,20 +153,20 @@ async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
     // The builder is alive, and not ready: there is no BuildKit at this address.
     let status = testbed
         .functions
-        .status(name)
+        .function_status(name)
         .await?
         .context("the function was not created")?;
     assert_eq!(status["image"], image, "{status}");
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !matches!(testbed.functions.get(name, "/healthz").await, Ok((200, _))) {
+    while !matches!(testbed.functions.get_path(name, "/healthz").await, Ok((200, _))) {
         ensure!(std::time::Instant::now() < end, "{name} does not answer");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
-    testbed.functions.remove(name).await
+    testbed.functions.remove_function(name).await
 }
 
 /// Serves a JSON document at all paths, until the test's runtime ends.
-async fn serve(json: String) -> Result<String> {
+async fn serve_json_document(json: String) -> Result<String> {
     use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
     let url = format!("http://{}/store.json", listener.local_addr()?);

@@ -5,70 +5,76 @@ use serde_json::{Value, json};
 use slipway_e2e::deployer_process::DeployerProcess;
 use tokio::task::JoinSet;
 
-use super::{TwoBuilders, assert_ready, assert_superseded, call_id, seconds_from_now};
+use super::{TwoBuilders, assert_ready, assert_superseded, time_seconds_from_now, unused_call_id};
 
 /// The namespace of functions that name none.
 const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
 #[tokio::test]
 async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function() -> Result<()> {
-    let two = TwoBuilders::open("one-identity", &[]).await?;
+    let two = TwoBuilders::start_for_function("one-identity", &[]).await?;
     for (round, older_has_namespace) in [(0, true), (1, false)] {
         let gate = format!("gate-of-one-identity-{round}");
-        let (older, newer) = (call_id("older")?, call_id("newer")?);
+        let (older, newer) = (unused_call_id("older")?, unused_call_id("newer")?);
         let config = |tag: &str, has_namespace: bool, seconds: i64| -> Result<Value> {
-            let mut config = two.config(tag);
+            let mut config = two.config_with_deployment(tag);
             // The sources of the second round are newer than those of the first, however fast that was.
-            config["submittedAt"] = json!(seconds_from_now(10 * round - 20 - seconds)?);
+            config["submittedAt"] = json!(time_seconds_from_now(10 * round - 20 - seconds)?);
             if has_namespace {
                 config["deploy"]["namespace"] = json!(DEFAULT_NAMESPACE);
             }
             Ok(config)
         };
         let tar = two
-            .gated_pages("older", &gate, &config("older", older_has_namespace, 2)?)
+            .tar_of_gated_page("older", &gate, &config("older", older_has_namespace, 2)?)
             .await?;
-        let slow = two.start_gated(0, &tar, &gate, &[("X-Call-Id", &older)]).await?;
+        let slow = two
+            .start_gated_build(0, &tar, &gate, &[("X-Call-Id", &older)])
+            .await?;
         let page = format!("newer {round}");
         let tar = two
-            .pages(&page, &config("newer", !older_has_namespace, 1)?)
+            .tar_of_page(&page, &config("newer", !older_has_namespace, 1)?)
             .await?;
-        assert_ready(&two.build(1, &tar, &newer).await?)?;
+        assert_ready(&two.build_at(1, &tar, &newer).await?)?;
         assert_superseded(&slow.await??, &newer)?;
-        assert_eq!(two.page().await?, (200, page));
+        assert_eq!(two.get_front_page().await?, (200, page));
     }
-    two.close().await
+    two.remove_function().await
 }
 
 /// Hand-overs of one function, by number: a greater number is a newer source.
-struct HandOvers {
+struct NumberedHandOvers {
     function: String,
     images: [String; 2],
     times: Vec<String>,
 }
 
-impl HandOvers {
+impl NumberedHandOvers {
     /// Builds two images, whose pages are `even` and `odd`, and prepares hand-overs up to number `last`.
     async fn prepare(two: &TwoBuilders, last: usize) -> Result<Self> {
         let config = two.config_without_deployment("1");
         let image = async |page: &str| -> Result<String> {
-            let tar = two.pages(page, &config).await?;
-            let reply = two.build(0, &tar, &call_id(page)?).await?;
+            let tar = two.tar_of_page(page, &config).await?;
+            let reply = two.build_at(0, &tar, &unused_call_id(page)?).await?;
             ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
             let host = &two.testbed.stack.registry.host;
-            Ok(format!("{host}/{}@{}", two.repository(), reply.field("digest")))
+            Ok(format!(
+                "{host}/{}@{}",
+                two.repository_of_function(),
+                reply.text_field("digest")
+            ))
         };
         Ok(Self {
             function: two.function.clone(),
             images: [image("even").await?, image("odd").await?],
             times: (0..=last)
-                .map(|number| seconds_from_now(i64::try_from(number)? - 60))
+                .map(|number| time_seconds_from_now(i64::try_from(number)? - 60))
                 .collect::<Result<_>>()?,
         })
     }
 
     /// Returns the hand-over with this number, by turns with and without the function's namespace.
-    fn number(&self, number: usize) -> Value {
+    fn with_number(&self, number: usize) -> Value {
         let mut deploy = json!({ "service": self.function, "envVars": { "NUMBER": number.to_string() } });
         if number.is_multiple_of(3) {
             deploy["namespace"] = json!(DEFAULT_NAMESPACE);
@@ -80,35 +86,38 @@ impl HandOvers {
     }
 
     /// Asserts that the version of the hand-over with this number runs.
-    async fn assert_runs(&self, two: &TwoBuilders, number: usize) -> Result<()> {
-        let status = two.testbed.functions.status(&self.function).await?;
+    async fn assert_version_runs(&self, two: &TwoBuilders, number: usize) -> Result<()> {
+        let status = two.testbed.functions.function_status(&self.function).await?;
         let status = status.unwrap_or_default();
         assert_eq!(status["envVars"]["NUMBER"], number.to_string(), "{status:#}");
         let page = ["even", "odd"][number % 2];
-        assert_eq!(two.page().await?, (200, page.to_owned()));
+        assert_eq!(two.get_front_page().await?, (200, page.to_owned()));
         Ok(())
     }
 }
 
 #[tokio::test]
 async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed() -> Result<()> {
-    let two = TwoBuilders::open("two-deployers", &[]).await?;
+    let two = TwoBuilders::start_for_function("two-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
-    let hand_overs = HandOvers::prepare(&two, 4).await?;
+    let hand_overs = NumberedHandOvers::prepare(&two, 4).await?;
     for (older, newer) in [(0, 1), (2, 3)] {
-        let reply = two.deployer.deploy(&hand_overs.number(newer)).await?;
+        let reply = two
+            .deployer
+            .send_hand_over(&hand_overs.with_number(newer))
+            .await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
-        let reply = other.deploy(&hand_overs.number(older)).await?;
+        let reply = other.send_hand_over(&hand_overs.with_number(older)).await?;
         assert_eq!(reply.status, 409, "{}", reply.text);
-        assert_eq!(reply.field("status"), "refused", "{}", reply.text);
+        assert_eq!(reply.text_field("status"), "refused", "{}", reply.text);
         let newer_id = format!("two-deployers-{newer}");
-        assert_eq!(reply.field("supersededBy"), newer_id, "{}", reply.text);
-        hand_overs.assert_runs(&two, newer).await?;
+        assert_eq!(reply.text_field("supersededBy"), newer_id, "{}", reply.text);
+        hand_overs.assert_version_runs(&two, newer).await?;
     }
-    let reply = other.deploy(&hand_overs.number(4)).await?;
+    let reply = other.send_hand_over(&hand_overs.with_number(4)).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    hand_overs.assert_runs(&two, 4).await?;
-    two.close().await
+    hand_overs.assert_version_runs(&two, 4).await?;
+    two.remove_function().await
 }
 
 /// The gateway has no conditional update: a deployer cannot know of an update that another one sends at the same
@@ -116,20 +125,20 @@ async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed()
 #[tokio::test]
 async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_delivered_again() -> Result<()>
 {
-    const NEWEST: usize = 10;
-    let two = TwoBuilders::open("racing-deployers", &[]).await?;
+    const NEWEST_NUMBER: usize = 10;
+    let two = TwoBuilders::start_for_function("racing-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
-    let hand_overs = HandOvers::prepare(&two, NEWEST).await?;
-    let first = two.deployer.deploy(&hand_overs.number(0)).await?;
+    let hand_overs = NumberedHandOvers::prepare(&two, NEWEST_NUMBER).await?;
+    let first = two.deployer.send_hand_over(&hand_overs.with_number(0)).await?;
     assert_eq!(first.status, 200, "{}", first.text);
 
     let clients = [two.deployer.hand_over_client()?, other.hand_over_client()?];
     let mut deployments = JoinSet::new();
-    for place in 0..NEWEST {
+    for place in 0..NEWEST_NUMBER {
         // In shuffled order: seven and ten have no common divisor.
-        let hand_over = hand_overs.number(1 + place * 7 % NEWEST);
+        let hand_over = hand_overs.with_number(1 + place * 7 % NEWEST_NUMBER);
         let client = clients[place % 2].clone();
-        deployments.spawn(async move { client.deploy(&hand_over).await });
+        deployments.spawn(async move { client.send_hand_over(&hand_over).await });
     }
     while let Some(ended) = deployments.join_next().await {
         // Another deployer's update may replace a version while it is watched.
@@ -137,10 +146,12 @@ async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_de
         ensure!(matches!(reply.status, 200 | 409 | 422 | 502), "{}", reply.text);
     }
     for client in &clients {
-        let again = client.deploy(&hand_overs.number(NEWEST)).await?;
+        let again = client
+            .send_hand_over(&hand_overs.with_number(NEWEST_NUMBER))
+            .await?;
         assert_eq!(again.status, 200, "{}", again.text);
-        assert_eq!(again.field("status"), "ready", "{}", again.text);
-        hand_overs.assert_runs(&two, NEWEST).await?;
+        assert_eq!(again.text_field("status"), "ready", "{}", again.text);
+        hand_overs.assert_version_runs(&two, NEWEST_NUMBER).await?;
     }
-    two.close().await
+    two.remove_function().await
 }

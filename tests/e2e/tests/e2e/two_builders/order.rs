@@ -4,11 +4,11 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{TwoBuilders, assert_ready, assert_superseded, call_id, seconds_from_now};
+use super::{TwoBuilders, assert_ready, assert_superseded, time_seconds_from_now, unused_call_id};
 
 /// The way in which a builder learns when a source was submitted.
 #[derive(Debug, Clone, Copy)]
-enum Submission {
+enum SubmissionTimeSource {
     /// The builder learns the time from the config's key `submittedAt`.
     Config,
     /// The builder learns the time from the gateway's header.
@@ -17,9 +17,9 @@ enum Submission {
     Arrival,
 }
 
-impl Submission {
+impl SubmissionTimeSource {
     /// Returns the config and the headers of a build that was submitted `seconds` ago.
-    fn of(
+    fn config_and_headers(
         self,
         mut config: Value,
         seconds: i64,
@@ -27,7 +27,7 @@ impl Submission {
     ) -> Result<(Value, Vec<(&'static str, String)>)> {
         let mut headers = vec![("X-Call-Id", call_id.to_owned())];
         match self {
-            Self::Config => config["submittedAt"] = json!(seconds_from_now(-seconds)?),
+            Self::Config => config["submittedAt"] = json!(time_seconds_from_now(-seconds)?),
             Self::Gateway => {
                 let now = Timestamp::now().as_nanosecond();
                 let time = now - i128::from(seconds) * 1_000_000_000;
@@ -40,7 +40,7 @@ impl Submission {
     }
 }
 
-fn borrowed<'h>(headers: &'h [(&'static str, String)]) -> Vec<(&'static str, &'h str)> {
+fn borrowed_headers<'h>(headers: &'h [(&'static str, String)]) -> Vec<(&'static str, &'h str)> {
     headers
         .iter()
         .map(|(name, value)| (*name, value.as_str()))
@@ -49,107 +49,127 @@ fn borrowed<'h>(headers: &'h [(&'static str, String)]) -> Vec<(&'static str, &'h
 
 /// Builds an older version slowly at the first builder and a newer one at the second, and asserts that the newer one
 /// runs, also after the older one is delivered again.
-async fn older_source_never_replaces_newer(name: &str, submission: Submission) -> Result<()> {
-    let mut two = TwoBuilders::open(name, &[]).await?;
-    two.remove_image("v1").await?;
+async fn assert_older_source_never_replaces_newer(
+    name: &str,
+    submission: SubmissionTimeSource,
+) -> Result<()> {
+    let mut two = TwoBuilders::start_for_function(name, &[]).await?;
+    two.remove_image_manifest("v1").await?;
     let gate = format!("gate-of-{name}");
-    let (older, newer) = (call_id("v1")?, call_id("v2")?);
+    let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
 
-    let (config, headers) = submission.of(two.config("v1"), 5, &older)?;
-    let v1 = two.gated_pages("v1", &gate, &config).await?;
-    let slow = two.start_gated(0, &v1, &gate, &borrowed(&headers)).await?;
-    let (config, newer_headers) = submission.of(two.config("v2"), 2, &newer)?;
-    let v2 = two.pages("v2", &config).await?;
-    let reply = two.build_with(1, &v2, &borrowed(&newer_headers)).await?;
+    let (config, headers) = submission.config_and_headers(two.config_with_deployment("v1"), 5, &older)?;
+    let v1 = two.tar_of_gated_page("v1", &gate, &config).await?;
+    let slow = two
+        .start_gated_build(0, &v1, &gate, &borrowed_headers(&headers))
+        .await?;
+    let (config, newer_headers) =
+        submission.config_and_headers(two.config_with_deployment("v2"), 2, &newer)?;
+    let v2 = two.tar_of_page("v2", &config).await?;
+    let reply = two
+        .build_at_with_headers(1, &v2, &borrowed_headers(&newer_headers))
+        .await?;
     assert_ready(&reply)?;
 
     // The older build ends by itself, although nobody opens its gate.
     assert_superseded(&slow.await??, &newer)?;
     two.testbed.wait_for_step(&gate, false).await?;
     two.assert_not_pushed("v1").await?;
-    assert_eq!(two.page().await?, (200, "v2".to_owned()));
+    assert_eq!(two.get_front_page().await?, (200, "v2".to_owned()));
 
     // A queue delivers the older one again: to the other builder, and to builders without memory of either build.
-    if !matches!(submission, Submission::Arrival) {
-        assert_superseded(&two.build_with(1, &v1, &borrowed(&headers)).await?, &newer)?;
+    if !matches!(submission, SubmissionTimeSource::Arrival) {
+        assert_superseded(
+            &two.build_at_with_headers(1, &v1, &borrowed_headers(&headers))
+                .await?,
+            &newer,
+        )?;
         two.restart_builders().await?;
         for index in [0, 1] {
-            let again = two.build_with(index, &v1, &borrowed(&headers)).await?;
+            let again = two
+                .build_at_with_headers(index, &v1, &borrowed_headers(&headers))
+                .await?;
             assert_superseded(&again, &newer)?;
         }
         two.assert_not_pushed("v1").await?;
-        assert_eq!(two.page().await?, (200, "v2".to_owned()));
+        assert_eq!(two.get_front_page().await?, (200, "v2".to_owned()));
     }
-    two.close().await
+    two.remove_function().await
 }
 
 #[tokio::test]
 async fn an_older_source_never_replaces_a_newer_one_by_the_signed_time() -> Result<()> {
-    older_source_never_replaces_newer("ordered-by-config", Submission::Config).await
+    assert_older_source_never_replaces_newer("ordered-by-config", SubmissionTimeSource::Config).await
 }
 
 #[tokio::test]
 async fn an_older_source_never_replaces_a_newer_one_by_the_gateways_time() -> Result<()> {
-    older_source_never_replaces_newer("ordered-by-gateway", Submission::Gateway).await
+    assert_older_source_never_replaces_newer("ordered-by-gateway", SubmissionTimeSource::Gateway).await
 }
 
 #[tokio::test]
 async fn an_older_source_never_replaces_a_newer_one_by_arrival() -> Result<()> {
-    older_source_never_replaces_newer("ordered-by-arrival", Submission::Arrival).await
+    assert_older_source_never_replaces_newer("ordered-by-arrival", SubmissionTimeSource::Arrival).await
 }
 
 #[tokio::test]
 async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_again() -> Result<()> {
-    let mut two = TwoBuilders::open("ordered-after-kill", &[]).await?;
-    two.remove_image("v1").await?;
+    let mut two = TwoBuilders::start_for_function("ordered-after-kill", &[]).await?;
+    two.remove_image_manifest("v1").await?;
     let gate = "gate-of-ordered-after-kill";
-    let (older, newer) = (call_id("v1")?, call_id("v2")?);
-    let mut config = two.config("v1");
-    config["submittedAt"] = json!(seconds_from_now(-5)?);
-    let v1 = two.gated_pages("v1", gate, &config).await?;
-    let slow = two.start_gated(0, &v1, gate, &[("X-Call-Id", &older)]).await?;
+    let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
+    let mut config = two.config_with_deployment("v1");
+    config["submittedAt"] = json!(time_seconds_from_now(-5)?);
+    let v1 = two.tar_of_gated_page("v1", gate, &config).await?;
+    let slow = two
+        .start_gated_build(0, &v1, gate, &[("X-Call-Id", &older)])
+        .await?;
 
     two.restart_builder(0).await?;
     assert!(slow.await?.is_err(), "the killed builder answered");
     two.testbed.wait_for_step(gate, false).await?;
 
-    config = two.config("v2");
-    config["submittedAt"] = json!(seconds_from_now(-2)?);
-    let v2 = two.pages("v2", &config).await?;
-    assert_ready(&two.build(1, &v2, &newer).await?)?;
+    config = two.config_with_deployment("v2");
+    config["submittedAt"] = json!(time_seconds_from_now(-2)?);
+    let v2 = two.tar_of_page("v2", &config).await?;
+    assert_ready(&two.build_at(1, &v2, &newer).await?)?;
 
     for index in [0, 1] {
-        assert_superseded(&two.build(index, &v1, &older).await?, &newer)?;
+        assert_superseded(&two.build_at(index, &v1, &older).await?, &newer)?;
     }
     two.assert_not_pushed("v1").await?;
-    assert_eq!(two.page().await?, (200, "v2".to_owned()));
-    two.close().await
+    assert_eq!(two.get_front_page().await?, (200, "v2".to_owned()));
+    two.remove_function().await
 }
 
 #[tokio::test]
 async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded() -> Result<()> {
-    let two = TwoBuilders::open("not-superseded", &[]).await?;
+    let two = TwoBuilders::start_for_function("not-superseded", &[]).await?;
     let undeployed = two.config_without_deployment("undeployed");
-    let mut opted_out = two.config("opted-out");
+    let mut opted_out = two.config_with_deployment("opted-out");
     opted_out["supersede"] = json!(false);
     let mut running = Vec::new();
     for (gate, mut config) in [
         ("gate-of-undeployed", undeployed),
         ("gate-of-opted-out", opted_out),
     ] {
-        config["submittedAt"] = json!(seconds_from_now(-5)?);
-        let tar = two.gated_pages(gate, gate, &config).await?;
-        let id = call_id(gate)?;
-        let build = two.start_gated(0, &tar, gate, &[("X-Call-Id", &id)]).await?;
+        config["submittedAt"] = json!(time_seconds_from_now(-5)?);
+        let tar = two.tar_of_gated_page(gate, gate, &config).await?;
+        let id = unused_call_id(gate)?;
+        let build = two
+            .start_gated_build(0, &tar, gate, &[("X-Call-Id", &id)])
+            .await?;
         running.push((gate, build));
     }
-    let newer = call_id("newer")?;
-    let tar = two.pages("newer", &two.config("newer")).await?;
-    assert_ready(&two.build(1, &tar, &newer).await?)?;
+    let newer = unused_call_id("newer")?;
+    let tar = two
+        .tar_of_page("newer", &two.config_with_deployment("newer"))
+        .await?;
+    assert_ready(&two.build_at(1, &tar, &newer).await?)?;
 
     let mut replies = Vec::new();
     for (gate, build) in running {
-        two.testbed.open_gate(gate)?;
+        two.testbed.open_gate_of_step(gate)?;
         replies.push(build.await??);
     }
     assert_eq!(replies[0].status, 200, "{}", replies[0].text);
@@ -158,37 +178,47 @@ async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded()
     let manifest = two
         .testbed
         .registry
-        .manifest(&two.repository(), "opted-out")
+        .get_manifest(&two.repository_of_function(), "opted-out")
         .await?;
     assert!(manifest.is_some());
     assert_superseded(&replies[1], &newer)?;
-    assert_eq!(two.page().await?, (200, "newer".to_owned()));
-    two.close().await
+    assert_eq!(two.get_front_page().await?, (200, "newer".to_owned()));
+    two.remove_function().await
 }
 
 #[tokio::test]
 async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing() -> Result<()> {
-    let two = TwoBuilders::open("clock-ahead", &[]).await?;
-    let mut config = two.config("ahead");
-    let ahead = seconds_from_now(60 * 60)?;
+    let two = TwoBuilders::start_for_function("clock-ahead", &[]).await?;
+    let mut config = two.config_with_deployment("ahead");
+    let ahead = time_seconds_from_now(60 * 60)?;
     config["submittedAt"] = json!(ahead);
-    let tar = two.pages("ahead", &config).await?;
+    let tar = two.tar_of_page("ahead", &config).await?;
     for index in [0, 1] {
-        let reply = two.build(index, &tar, &call_id("ahead")?).await?;
+        let reply = two.build_at(index, &tar, &unused_call_id("ahead")?).await?;
         assert_eq!(reply.status, 400, "{}", reply.text);
-        let error = reply.field("error");
+        let error = reply.text_field("error");
         assert!(error.contains("submittedAt"), "{error}");
     }
-    assert!(two.testbed.functions.status(&two.function).await?.is_none());
+    assert!(
+        two.testbed
+            .functions
+            .function_status(&two.function)
+            .await?
+            .is_none()
+    );
 
     // A gateway's clock that runs ahead does not count, so the next build is not older.
     let now = Timestamp::now().as_nanosecond() + 3_600_000_000_000;
-    let (first, second) = (call_id("first")?, call_id("second")?);
+    let (first, second) = (unused_call_id("first")?, unused_call_id("second")?);
     let headers = [("X-Call-Id", first.as_str()), ("X-Start-Time", &now.to_string())];
-    let tar = two.pages("first", &two.config("first")).await?;
-    assert_ready(&two.build_with(0, &tar, &headers).await?)?;
-    let tar = two.pages("second", &two.config("second")).await?;
-    assert_ready(&two.build(1, &tar, &second).await?)?;
-    assert_eq!(two.page().await?, (200, "second".to_owned()));
-    two.close().await
+    let tar = two
+        .tar_of_page("first", &two.config_with_deployment("first"))
+        .await?;
+    assert_ready(&two.build_at_with_headers(0, &tar, &headers).await?)?;
+    let tar = two
+        .tar_of_page("second", &two.config_with_deployment("second"))
+        .await?;
+    assert_ready(&two.build_at(1, &tar, &second).await?)?;
+    assert_eq!(two.get_front_page().await?, (200, "second".to_owned()));
+    two.remove_function().await
 }
