@@ -11,6 +11,7 @@ pub struct App<H> {
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
     pub(crate) limits_itself: bool,
+    pub(crate) verifies_requests: bool,
     pub(crate) name: Option<&'static str>,
 }
 
@@ -26,6 +27,7 @@ impl<H: Handler> App<H> {
             health_paths: Vec::new(),
             ready_paths: Vec::new(),
             limits_itself: false,
+            verifies_requests: false,
             name: None,
         }
     }
@@ -43,6 +45,18 @@ impl<H: Handler> App<H> {
     #[must_use]
     pub fn handler_limits_inflight(mut self) -> Self {
         self.limits_itself = true;
+        self
+    }
+
+    /// Declares that the handler verifies who sent a request, and calls [`Context::accept`](crate::Context::accept) then.
+    ///
+    /// The host then expects requests from anybody: a request counts against `max_inflight` only once it is accepted,
+    /// fewer connections may wait for a request, and a connection is closed after a request with a body that was not
+    /// accepted. The handler should receive bodies within an [`UnverifiedBudget`](crate::unverified::UnverifiedBudget),
+    /// which then is what limits requests that are not accepted yet.
+    #[must_use]
+    pub fn verifies_requests(mut self) -> Self {
+        self.verifies_requests = true;
         self
     }
 

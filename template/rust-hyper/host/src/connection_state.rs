@@ -1,10 +1,12 @@
 //! The state of a connection: what the client is expected to send next.
 //!
 //! hyper reads from the connection all the time, but how long the client may take depends on the state: waiting for a
-//! request, for more of its body, or for the handler. The connection's timeouts look the state up here.
+//! request, for more of its body, or for the handler. The connection's timeouts look the state up here, and so does the
+//! budget of connections, which may displace a connection that waits.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 
 /// The next bytes that the client of a connection is expected to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,20 @@ pub(crate) struct ConnectionState {
     packed: AtomicU32,
     /// Whether the connection's last request had a body that the handler did not read to its end.
     unread_body: AtomicBool,
+    /// Whether the connection's last request is authentic, or its handler does not verify requests.
+    accepted: AtomicBool,
+    /// Whether the client has not read all of the answers that the host tried to send.
+    unread_answers: AtomicBool,
+    /// The number of connections that the listener has accepted, which all of its connections share.
+    arrivals: Arc<AtomicU32>,
+    /// The number of [`arrivals`](Self::arrivals) when the connection began to wait for a request.
+    waiting_since: AtomicU32,
+    /// The size of the connection's buffer while it waits, in bytes; 0 if it is small.
+    buffered: AtomicU32,
+    /// [`DISPLACED`] with the number of the request that the connection waited for when it was displaced; 0 at first.
+    displaced: AtomicU32,
+    /// Wakes the connection's task, which is always the same one.
+    waker: OnceLock<Waker>,
 }
 
 const EXPECTED_INPUT_MASK: u32 = 0b11;
@@ -34,8 +50,18 @@ const EXPECTS_HEAD: u32 = 0;
 const EXPECTS_BODY: u32 = 1;
 const EXPECTS_NOTHING: u32 = 2;
 const REQUEST_NUMBER_STEP: u32 = 4;
+const DISPLACED: u32 = 1;
 
 impl ConnectionState {
+    /// Creates the state of a connection that counts among the `arrivals` of its listener.
+    pub(crate) fn new(arrivals: Arc<AtomicU32>) -> Self {
+        Self {
+            waiting_since: arrivals.load(Ordering::Relaxed).into(),
+            arrivals,
+            ..Self::default()
+        }
+    }
+
     /// Returns what the client should send next, and the number of the current request.
     pub(crate) fn expected_input_and_request_number(&self) -> (ExpectedInput, u32) {
         let packed = self.packed.load(Ordering::Relaxed);
@@ -47,9 +73,10 @@ impl ConnectionState {
         (expected, packed & !EXPECTED_INPUT_MASK)
     }
 
-    /// Records that the head of a request has arrived, and whether a body follows it.
-    pub(crate) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
+    /// Records that the head of a request has arrived, whether a body follows it, and whether it counts as authentic.
+    pub(crate) fn begin_request(self: &Arc<Self>, has_body: bool, accepted: bool) -> ActiveRequest {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
+        self.accepted.store(accepted, Ordering::Relaxed);
         self.packed.store(
             number | if has_body { EXPECTS_BODY } else { EXPECTS_NOTHING },
             Ordering::Relaxed,
@@ -66,6 +93,80 @@ impl ConnectionState {
         }
     }
 
+    /// Records a request that is answered at once, without a handler.
+    pub(crate) fn pass_request(&self) {
+        let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
+        self.wait_for_request(number.wrapping_add(REQUEST_NUMBER_STEP));
+    }
+
+    /// Makes the connection wait for the request with this number.
+    fn wait_for_request(&self, number: u32) {
+        self.waiting_since
+            .store(self.arrivals.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.packed.store(number | EXPECTS_HEAD, Ordering::Relaxed);
+    }
+
+    /// Records that the current request is authentic.
+    pub(crate) fn accept_request(&self) {
+        self.accepted.store(true, Ordering::Relaxed);
+    }
+
+    /// Records whether the client has still to read some of the answers that the host tried to send.
+    pub(crate) fn set_unread_answers(&self, unread: bool) {
+        self.unread_answers.store(unread, Ordering::Relaxed);
+    }
+
+    /// Returns whether the client has still to read some of the answers that the host tried to send.
+    pub(crate) fn has_unread_answers(&self) -> bool {
+        self.unread_answers.load(Ordering::Relaxed)
+    }
+
+    /// Returns for how many arrivals of other connections this one has waited for a request. `None` if it does not wait,
+    /// or was displaced: while a request is answered, and while the client reads the answer to an authentic one.
+    pub(crate) fn waited_arrivals(&self) -> Option<u32> {
+        let reads_answer = self.has_unread_answers() && self.accepted.load(Ordering::Relaxed);
+        if self.expected_input_and_request_number().0 != ExpectedInput::Head
+            || reads_answer
+            || self.is_displaced()
+        {
+            return None;
+        }
+        let arrivals = self.arrivals.load(Ordering::Relaxed);
+        Some(arrivals.wrapping_sub(self.waiting_since.load(Ordering::Relaxed)))
+    }
+
+    /// Records the size of the buffer of a connection that waits, in bytes; 0 if it is small.
+    pub(crate) fn set_buffered(&self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.buffered.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the size of the connection's buffer, in bytes; 0 if it is small.
+    pub(crate) fn buffered(&self) -> usize {
+        self.buffered.load(Ordering::Relaxed) as usize
+    }
+
+    /// Sets the waker of the connection's task.
+    pub(crate) fn set_waker(&self, waker: &Waker) {
+        self.waker.get_or_init(|| waker.clone());
+    }
+
+    /// Asks the connection to end, unless the head of its next request arrives before that.
+    pub(crate) fn displace(&self) {
+        let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
+        self.displaced.store(number | DISPLACED, Ordering::Relaxed);
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Returns whether the connection should end instead of waiting for a request any longer.
+    pub(crate) fn is_displaced(&self) -> bool {
+        let packed = self.packed.load(Ordering::Relaxed);
+        packed & EXPECTED_INPUT_MASK == EXPECTS_HEAD
+            && self.displaced.load(Ordering::Relaxed) == packed | DISPLACED
+    }
+
     /// Returns whether the client may still be sending a body that no one will read.
     pub(crate) fn has_unread_body(&self) -> bool {
         self.unread_body.load(Ordering::Relaxed)
@@ -78,11 +179,7 @@ pub(crate) struct ActiveRequest(Arc<ConnectionState>);
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        let number = self.0.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
-        self.0.packed.store(
-            number.wrapping_add(REQUEST_NUMBER_STEP) | EXPECTS_HEAD,
-            Ordering::Relaxed,
-        );
+        self.0.pass_request();
     }
 }
 
@@ -122,7 +219,7 @@ mod tests {
         let state = Arc::new(ConnectionState::default());
         let first = state.expected_input_and_request_number().1;
         assert_eq!(state.expected_input_and_request_number().0, ExpectedInput::Head);
-        let request = state.begin_request(true);
+        let request = state.begin_request(true, true);
         let body = state.begin_body();
         assert_eq!(
             state.expected_input_and_request_number(),
@@ -141,10 +238,10 @@ mod tests {
     #[test]
     fn a_body_kept_from_an_earlier_request_does_not_change_the_state_of_the_next_one() {
         let state = Arc::new(ConnectionState::default());
-        let request = state.begin_request(true);
+        let request = state.begin_request(true, true);
         let outliving = state.begin_body();
         drop(request);
-        let _next = state.begin_request(true);
+        let _next = state.begin_request(true, true);
         drop(outliving);
         assert_eq!(state.expected_input_and_request_number().0, ExpectedInput::Body);
     }
@@ -153,18 +250,18 @@ mod tests {
     fn a_body_is_unread_until_it_is_read_to_its_end() {
         let state = Arc::new(ConnectionState::default());
         assert!(!state.has_unread_body());
-        let request = state.begin_request(true);
+        let request = state.begin_request(true, true);
         drop(state.begin_body());
         drop(request);
         assert!(state.has_unread_body());
-        let request = state.begin_request(true);
+        let request = state.begin_request(true, true);
         state.begin_body().record_fully_read();
         drop(request);
         assert!(!state.has_unread_body());
-        let request = state.begin_request(true);
+        let request = state.begin_request(true, true);
         let outliving = state.begin_body();
         drop(request);
-        let _next = state.begin_request(true);
+        let _next = state.begin_request(true, true);
         outliving.record_fully_read();
         assert!(
             state.has_unread_body(),
@@ -175,10 +272,59 @@ mod tests {
     #[test]
     fn after_a_head_without_a_body_nothing_more_is_expected() {
         let state = Arc::new(ConnectionState::default());
-        let _request = state.begin_request(false);
+        let _request = state.begin_request(false, true);
         assert_eq!(
             state.expected_input_and_request_number().0,
             ExpectedInput::Nothing
         );
+    }
+
+    #[test]
+    fn a_connection_waits_except_while_a_request_is_answered() {
+        let arrivals = Arc::new(AtomicU32::new(5));
+        let state = Arc::new(ConnectionState::new(arrivals.clone()));
+        arrivals.store(7, Ordering::Relaxed);
+        assert_eq!(state.waited_arrivals(), Some(2));
+        let request = state.begin_request(false, true);
+        assert_eq!(state.waited_arrivals(), None);
+        drop(request);
+        assert_eq!(state.waited_arrivals(), Some(0));
+        arrivals.store(8, Ordering::Relaxed);
+        state.pass_request();
+        assert_eq!(
+            state.waited_arrivals(),
+            Some(0),
+            "a probe's connection kept its place"
+        );
+    }
+
+    #[test]
+    fn only_an_authentic_request_makes_an_unread_answer_count() {
+        let state = Arc::new(ConnectionState::default());
+        for (accepted, waits) in [(false, true), (true, false)] {
+            drop(state.begin_request(false, accepted));
+            state.set_unread_answers(true);
+            assert_eq!(state.waited_arrivals().is_some(), waits);
+        }
+        let request = state.begin_request(false, false);
+        state.accept_request();
+        drop(request);
+        assert_eq!(state.waited_arrivals(), None);
+    }
+
+    #[test]
+    fn a_head_that_arrives_in_time_keeps_a_displaced_connection() {
+        let state = Arc::new(ConnectionState::default());
+        state.displace();
+        assert!(state.is_displaced());
+        assert_eq!(state.waited_arrivals(), None, "it could be displaced twice");
+        for has_body in [true, false] {
+            let request = state.begin_request(has_body, true);
+            assert!(!state.is_displaced());
+            drop(request);
+            assert!(!state.is_displaced());
+        }
+        state.displace();
+        assert!(state.is_displaced());
     }
 }

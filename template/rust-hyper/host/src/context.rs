@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::acceptance::Acceptance;
 use crate::gateway::Gateway;
+use crate::inflight::ConcurrencyLimitExceeded;
 use crate::secret::Secrets;
 use crate::shutdown::Shutdown;
 
@@ -13,6 +15,8 @@ use crate::shutdown::Shutdown;
 pub struct Context {
     pub(crate) call_id: Arc<str>,
     deadline: Option<Instant>,
+    /// The acceptance of the request, if the function verifies requests.
+    acceptance: Option<Arc<Acceptance>>,
     platform: Arc<Platform>,
 }
 
@@ -30,6 +34,7 @@ impl Context {
         Self {
             call_id: call_id.into(),
             deadline: None,
+            acceptance: None,
             platform: Arc::new(Platform {
                 secrets,
                 gateway,
@@ -46,10 +51,16 @@ impl Context {
     }
 
     /// Creates the context with which the host calls the handler for one request.
-    pub(crate) fn for_request(call_id: Arc<str>, deadline: Option<Instant>, platform: Arc<Platform>) -> Self {
+    pub(crate) fn for_request(
+        call_id: Arc<str>,
+        deadline: Option<Instant>,
+        acceptance: Option<Arc<Acceptance>>,
+        platform: Arc<Platform>,
+    ) -> Self {
         Self {
             call_id,
             deadline,
+            acceptance,
             platform,
         }
     }
@@ -64,6 +75,20 @@ impl Context {
     /// Returns the time at which the host drops the request's handler, if the setting `exec_timeout` is set.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// Records that the request is authentic: from now on it counts against `max_inflight`, and its connection may be kept.
+    ///
+    /// For functions that [verify their requests](crate::App::verifies_requests); without effect for others, and the
+    /// second time.
+    ///
+    /// # Errors
+    /// Fails if as many authentic requests are in flight as `max_inflight` allows.
+    pub fn accept(&self) -> Result<(), ConcurrencyLimitExceeded> {
+        match &self.acceptance {
+            Some(acceptance) => acceptance.accept(),
+            None => Ok(()),
+        }
     }
 
     /// Returns the secrets of the function.

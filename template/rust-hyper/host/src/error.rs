@@ -5,15 +5,18 @@ use std::fmt;
 use http::StatusCode;
 
 use crate::error_chain::{BoxError, ErrorChain};
+use crate::inflight::ConcurrencyLimitExceeded;
 use crate::reply;
 use crate::request::BodyError;
 use crate::response::Response;
+use crate::unverified::ReceiveError;
 
 /// The error that a handler returns.
 ///
 /// Every error type converts to it through `?`. The caller then gets status 500 with `internal error` and the call
 /// id, and the error is logged with its sources. [`Error::status`] sets the status and the message for the caller. A
-/// [`BodyError`] converts to 413, 408 or 400.
+/// [`BodyError`] converts to 413, 408 or 400, a [`ReceiveError`] to 429 and 408 as well, and a [`ConcurrencyLimitExceeded`] to
+/// 429.
 pub struct Error {
     /// The response's status and message for the caller; `None` for an internal error.
     for_caller: Option<(StatusCode, String)>,
@@ -76,6 +79,9 @@ impl Error {
             );
         }
         match self.for_caller {
+            Some((StatusCode::TOO_MANY_REQUESTS, message)) => {
+                reply::too_many_requests(format!("{message}\n"))
+            }
             Some((status, message)) => reply::message(status, format!("{message}\n")),
             None => reply::internal_error(call_id),
         }
@@ -85,13 +91,33 @@ impl Error {
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
     fn from(error: E) -> Self {
         let cause: BoxError = error.into();
-        let status = match cause.downcast_ref::<BodyError>() {
-            Some(BodyError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
-            Some(BodyError::Stalled { .. }) => StatusCode::REQUEST_TIMEOUT,
-            Some(BodyError::NotUtf8 | BodyError::Broken(_)) => StatusCode::BAD_REQUEST,
-            None => return Self::new(cause),
-        };
-        Self::status(status, cause.to_string()).caused_by(cause)
+        match status_of(cause.as_ref()) {
+            Some(status) => Self::status(status, cause.to_string()).caused_by(cause),
+            None => Self::new(cause),
+        }
+    }
+}
+
+/// Returns the status for an error of the caller, or of a limit that the caller ran into.
+fn status_of(cause: &(dyn std::error::Error + 'static)) -> Option<StatusCode> {
+    if let Some(error) = cause.downcast_ref::<ReceiveError>() {
+        return Some(match error {
+            ReceiveError::Displaced(_) => StatusCode::TOO_MANY_REQUESTS,
+            ReceiveError::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            ReceiveError::Body(error) => status_of_body(error),
+        });
+    }
+    if cause.is::<ConcurrencyLimitExceeded>() {
+        return Some(StatusCode::TOO_MANY_REQUESTS);
+    }
+    cause.downcast_ref::<BodyError>().map(status_of_body)
+}
+
+fn status_of_body(error: &BodyError) -> StatusCode {
+    match error {
+        BodyError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        BodyError::Stalled { .. } => StatusCode::REQUEST_TIMEOUT,
+        BodyError::NotUtf8 | BodyError::Broken(_) => StatusCode::BAD_REQUEST,
     }
 }
 
@@ -116,6 +142,7 @@ impl fmt::Display for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unverified::Displaced;
 
     fn return_io_error() -> Result<(), Error> {
         "seven".parse::<u8>()?;
@@ -134,10 +161,31 @@ mod tests {
 
     #[test]
     fn a_body_error_becomes_an_error_with_a_status_of_the_caller() {
-        let error = Error::from(BodyError::TooLarge { limit: 7 });
+        let too_large = || BodyError::TooLarge { limit: 7 };
+        let message = "the body is larger than 7 bytes";
+        let error = Error::from(too_large());
         assert_eq!(
             error.status_and_message(),
-            (StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 7 bytes")
+            (StatusCode::PAYLOAD_TOO_LARGE, message)
         );
+        let error = Error::from(ReceiveError::Body(too_large()));
+        assert_eq!(
+            error.status_and_message(),
+            (StatusCode::PAYLOAD_TOO_LARGE, message)
+        );
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_is_answered_with_429_and_a_time_for_the_retry() {
+        for error in [
+            Error::from(ReceiveError::<BodyError>::Displaced(Displaced::Senders {
+                limit: 7,
+            })),
+            Error::from(ConcurrencyLimitExceeded { limit: 7 }),
+        ] {
+            let response = error.into_response("call");
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(response.headers()["retry-after"], "1");
+        }
     }
 }

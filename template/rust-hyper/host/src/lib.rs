@@ -23,6 +23,7 @@
 //! for OpenTelemetry (the module `trace`), `registry`, for lookups in registries (the module `registry`), and `policy`, for
 //! tenants and their rules (the module `policy`). A handler enables them in its `Cargo.toml`.
 
+mod acceptance;
 mod app;
 mod client;
 mod connection_state;
@@ -34,6 +35,7 @@ mod error;
 mod error_chain;
 pub mod gateway;
 mod handler;
+mod inflight;
 mod lifecycle;
 mod log;
 #[cfg(feature = "policy")]
@@ -63,6 +65,7 @@ pub use error::Error;
 pub use error_chain::{BoxError, ErrorChain};
 pub use gateway::Gateway;
 pub use handler::Handler;
+pub use inflight::ConcurrencyLimitExceeded;
 pub use request::{Body, BodyError, Request};
 pub use response::{Response, ResponseBody};
 pub use run::{check_settings, run, run_with};

@@ -2,9 +2,10 @@
 
 mod call_id;
 mod connection;
+mod connection_budget;
 mod deadline;
 mod host_header;
-mod inflight;
+mod lazy_timer;
 mod metrics;
 mod outgoing_body;
 mod record;
@@ -24,17 +25,18 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
+use prometheus::{IntCounter, Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
 
 use crate::app::App;
 use crate::connection_state::ConnectionState;
 use crate::context::Platform;
 use crate::handler::Handler;
+use crate::inflight::InFlightLimiter;
 use crate::settings::Settings;
 use crate::trace::RequestTracer;
-use connection::{ConnectionService, ServedListener};
-use inflight::InFlightLimiter;
+use connection::{ConnectionService, ServedListener, ServerLimits};
+use connection_budget::{ConnectionBudget, ConnectionLimits};
 use metrics::{InFlightGauge, RequestMetrics};
 use outgoing_body::OutgoingBody;
 use record::RequestCounters;
@@ -44,8 +46,8 @@ use timed_connection::ConnectionTimeouts;
 
 /// A function that can be served, with its metrics.
 pub(crate) struct Server<H> {
-    timeouts: ConnectionTimeouts,
-    max_headers: usize,
+    limits: ServerLimits,
+    metrics_limits: ServerLimits,
     counters: Arc<RequestCounters>,
     service: Arc<FunctionService<H>>,
     registry: Registry,
@@ -61,12 +63,33 @@ impl<H: Handler> Server<H> {
         tracer: RequestTracer,
     ) -> Result<Self, prometheus::Error> {
         let limit = settings.max_inflight.filter(|_| !app.limits_itself);
-        let inflight = Arc::new(InFlightLimiter::new(limit));
+        let limit_of_all = limit.filter(|_| !app.verifies_requests);
+        let inflight = Arc::new(InFlightLimiter::new(limit_of_all));
         registry.register(Box::new(InFlightGauge::new(inflight.clone())?))?;
         let counters = Arc::new(RequestCounters {
             inflight,
+            accepted: app
+                .verifies_requests
+                .then(|| Arc::new(InFlightLimiter::new(limit))),
             metrics: RequestMetrics::new(&registry)?,
         });
+        let displaced = IntCounter::new(
+            "http_connections_displaced_total",
+            "Connections that were closed for others while they waited for a request",
+        )?;
+        registry.register(Box::new(displaced.clone()))?;
+        let limits = |connections: ConnectionLimits| ServerLimits {
+            timeouts: connection_timeouts(settings),
+            max_headers: settings.max_headers,
+            max_header_bytes: settings.max_header_bytes,
+            budget: ConnectionBudget::new(connections, displaced.clone()),
+        };
+        let mut connections = match app.verifies_requests {
+            true => CONNECTIONS_OF_STRANGERS,
+            false => CONNECTIONS,
+        };
+        connections.waiting = settings.max_connections.unwrap_or(connections.waiting);
+        let (limits, metrics_limits) = (limits(connections), limits(CONNECTIONS_FOR_METRICS));
         let service = Arc::new(FunctionService::new(
             settings,
             app,
@@ -75,8 +98,8 @@ impl<H: Handler> Server<H> {
             tracer,
         ));
         Ok(Self {
-            timeouts: connection_timeouts(settings),
-            max_headers: settings.max_headers,
+            limits,
+            metrics_limits,
             counters,
             service,
             registry,
@@ -85,13 +108,13 @@ impl<H: Handler> Server<H> {
 
     /// Starts to serve the function on a listener.
     pub(crate) fn serve_function(&self, listener: TcpListener) -> ServedListener {
-        ServedListener::spawn_accept_loop(listener, self.timeouts, self.max_headers, self.service.clone())
+        ServedListener::spawn_accept_loop(listener, self.limits.clone(), self.service.clone())
     }
 
     /// Starts to serve the page of metrics on a listener.
     pub(crate) fn serve_metrics(&self, listener: TcpListener) -> ServedListener {
         let page = MetricsPageService(self.registry.clone());
-        ServedListener::spawn_accept_loop(listener, self.timeouts, self.max_headers, page)
+        ServedListener::spawn_accept_loop(listener, self.metrics_limits.clone(), page)
     }
 
     /// Returns the number of requests to the function that are in flight.
@@ -100,18 +123,42 @@ impl<H: Handler> Server<H> {
     }
 }
 
-/// The idle timeout of a connection, unless `read_timeout` is longer.
+/// The connections of a function that may wait for a request. Callers are the gateway or other functions, which keep
+/// connections, so only a flood is to be bounded: a connection that waits takes about 12 KiB.
+const CONNECTIONS: ConnectionLimits = ConnectionLimits {
+    waiting: 2048,
+    buffers: usize::MAX,
+};
+
+/// The connections that may wait for a request of a function that verifies requests, and so expects strangers.
+const CONNECTIONS_OF_STRANGERS: ConnectionLimits = ConnectionLimits {
+    waiting: 256,
+    buffers: 2 << 20,
+};
+
+/// The connections that may wait for a request for the page of metrics.
+const CONNECTIONS_FOR_METRICS: ConnectionLimits = ConnectionLimits {
+    waiting: 32,
+    buffers: 512 << 10,
+};
+
+/// The longest time for the head of a request, if `read_timeout` is longer. Functions often have one that is as long as
+/// their longest request, because other hosts use it as a limit for a whole request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time for which a connection may idle after a request.
 ///
-/// Clients keep connections for a while. If the server closes a connection just as the client reuses it, the client
-/// gets an error that it may not retry.
-const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Clients keep connections for a while, the gateway for 90 s. If the server closes a connection just as the client
+/// reuses it, the client gets an error that it may not retry.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(95);
 
 fn connection_timeouts(settings: &Settings) -> ConnectionTimeouts {
     let (read, write) = (settings.read_timeout, settings.write_timeout);
     ConnectionTimeouts {
+        head: read.min(HEAD_TIMEOUT),
         read,
         write,
-        idle: MIN_IDLE_TIMEOUT.max(read),
+        idle: IDLE_TIMEOUT,
     }
 }
 
@@ -155,11 +202,8 @@ impl ConnectionService for MetricsPageService {
     type ResponseBody = Full<Bytes>;
     type ResponseFuture = Ready<Result<Response<Full<Bytes>>, Infallible>>;
 
-    fn respond(
-        &self,
-        request: Request<Incoming>,
-        _connection: &Arc<ConnectionState>,
-    ) -> Self::ResponseFuture {
+    fn respond(&self, request: Request<Incoming>, connection: &Arc<ConnectionState>) -> Self::ResponseFuture {
+        connection.pass_request();
         let response = match host_header::fault(request.version(), request.headers()) {
             Some(_) => {
                 let mut response = Response::new(Full::default());

@@ -10,6 +10,9 @@ use crate::env::Parser;
 /// reserved for each request.
 const DEFAULT_MAX_HEADER_COUNT: usize = 256;
 
+/// Programs in Go accept 1 MiB, nginx and Apache 8 to 32 KiB. Every connection may hold this much without a request.
+const DEFAULT_MAX_HEADER_BYTES: usize = 64 << 10;
+
 /// The host's own settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -21,6 +24,9 @@ pub(crate) struct Settings {
     pub(crate) healthcheck_interval: Duration,
     pub(crate) max_inflight: Option<usize>,
     pub(crate) max_headers: usize,
+    pub(crate) max_header_bytes: usize,
+    /// The number of connections that may wait for a request; `None` for the function's default.
+    pub(crate) max_connections: Option<usize>,
     /// The version of the function, which the host sends with every response.
     pub(crate) version: Option<HeaderValue>,
 }
@@ -43,6 +49,15 @@ impl Settings {
             healthcheck_interval: parser.duration("healthcheck_interval", Duration::from_secs(5)),
             max_inflight: (max_inflight > 0).then_some(max_inflight),
             max_headers: parser.parse_or_default("max_headers", DEFAULT_MAX_HEADER_COUNT, parse_max_headers),
+            max_header_bytes: parser.parse_or_default(
+                "max_header_bytes",
+                DEFAULT_MAX_HEADER_BYTES,
+                parse_max_header_bytes,
+            ),
+            max_connections: parser.parse_or_default("max_connections", None, |text| {
+                let number = text.parse().ok().filter(|number| *number > 0);
+                number.map(Some).ok_or("should be a number, at least 1")
+            }),
             version: parser.parse_or_default("slipway_version", None, |text| {
                 let wrong = |_| "should have visible ASCII characters only";
                 HeaderValue::from_str(text).map(Some).map_err(wrong)
@@ -54,6 +69,13 @@ impl Settings {
 fn parse_max_headers(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|number| (1..=10_000).contains(number));
     number.ok_or("should be a number from 1 to 10000")
+}
+
+fn parse_max_header_bytes(text: &str) -> Result<usize, &'static str> {
+    // hyper's smallest buffer has 8 KiB.
+    let allowed = 8192..=(1 << 20);
+    let number = text.parse().ok().filter(|number| allowed.contains(number));
+    number.ok_or("should be a number of bytes from 8192 to 1048576")
 }
 
 /// Reads a timeout that must not be zero.
@@ -78,7 +100,8 @@ mod tests {
         assert!(parser.finish().is_ok());
         assert_eq!((settings.port, settings.metrics_port), (8080, 8081));
         assert_eq!((settings.exec_timeout, settings.max_inflight), (None, None));
-        assert_eq!(settings.max_headers, 256);
+        assert_eq!((settings.max_headers, settings.max_header_bytes), (256, 65536));
+        assert_eq!(settings.max_connections, None);
     }
 
     #[test]
@@ -89,6 +112,8 @@ mod tests {
             ("write_timeout", "0s"),
             ("max_inflight", "-1"),
             ("max_headers", "0"),
+            ("max_header_bytes", "8191"),
+            ("max_connections", "0"),
             ("slipway_version", "one\ntwo"),
         ];
         let mut parser = Parser::new(&variables);
@@ -103,6 +128,8 @@ mod tests {
                 "read_timeout",
                 "write_timeout",
                 "max_headers",
+                "max_header_bytes",
+                "max_connections",
                 "slipway_version"
             ]
         );

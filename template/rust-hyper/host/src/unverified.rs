@@ -97,6 +97,6 @@ pub enum ReceiveError<E = BodyError> {
         grace: Duration,
     },
     /// The body could not be read.
-    #[error("could not read the body")]
-    Body(#[source] E),
+    #[error(transparent)]
+    Body(E),
 }

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::connection_budget::{AdmittedConnection, ConnectionBudget};
 use super::timed_connection::{ConnectionTimeouts, TimedConnection};
 use crate::connection_state::ConnectionState;
 use crate::error_chain::BoxError;
@@ -53,14 +54,30 @@ enum ListenerPhase {
     Aborted,
 }
 
+/// The limits of a listener's connections and of their requests' heads.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerLimits {
+    pub(crate) timeouts: ConnectionTimeouts,
+    /// The number of headers of a request; then 431.
+    pub(crate) max_headers: usize,
+    /// The size of a request's head in bytes; then 431.
+    pub(crate) max_header_bytes: usize,
+    /// The connections that wait for a request.
+    pub(crate) budget: Arc<ConnectionBudget>,
+}
+
+/// The size of the largest buffer for reading from a connection, unless heads may be larger, in bytes. A larger one makes
+/// receiving a body no faster, and each connection may keep one.
+const READ_BUFFER: usize = 64 << 10;
+
 impl ServedListener {
-    /// Serves `listener`. Requests with more than `max_headers` headers are answered with 431.
+    /// Serves `listener`.
     pub(crate) fn spawn_accept_loop(
         listener: TcpListener,
-        timeouts: ConnectionTimeouts,
-        max_headers: usize,
+        limits: ServerLimits,
         service: impl ConnectionService,
     ) -> Self {
+        let timeouts = limits.timeouts;
         // The kernel buffers up to 4 MiB that the client does not read, and writes succeed meanwhile. So that the write
         // timeout holds then too, the kernel enforces it. Connections inherit the option from their listener.
         if let Err(error) = SockRef::from(&listener).set_tcp_user_timeout(Some(timeouts.write)) {
@@ -68,10 +85,14 @@ impl ServedListener {
         }
         let (phase, receiver) = watch::channel(ListenerPhase::Open);
         let mut http = http1::Builder::new();
-        http.max_headers(max_headers);
+        http.max_headers(limits.max_headers)
+            .max_header_size(limits.max_header_bytes)
+            .max_buf_size(limits.max_header_bytes.max(READ_BUFFER));
+        let settings = ConnectionSettings { http, timeouts };
+        let accepting = accept_connections(listener, limits.budget, settings, service, receiver);
         Self {
             phase,
-            accepting: tokio::spawn(accept_connections(listener, timeouts, http, service, receiver)),
+            accepting: tokio::spawn(accepting),
         }
     }
 
@@ -105,11 +126,21 @@ async fn wait_for_phase(receiver: &mut watch::Receiver<ListenerPhase>, phase: Li
     let _ = receiver.wait_for(|current| *current >= phase).await;
 }
 
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The settings of each connection of a listener.
+#[derive(Clone)]
+struct ConnectionSettings {
+    http: http1::Builder,
+    timeouts: ConnectionTimeouts,
+}
+
 /// Accepts connections until the listener drains, and waits until all connections have ended.
 async fn accept_connections(
     listener: TcpListener,
-    timeouts: ConnectionTimeouts,
-    http: http1::Builder,
+    budget: Arc<ConnectionBudget>,
+    settings: ConnectionSettings,
     service: impl ConnectionService,
     mut phase: watch::Receiver<ListenerPhase>,
 ) {
@@ -120,12 +151,14 @@ async fn accept_connections(
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, timeouts, http.clone(), service.clone(), phase.clone()));
+                    let (admitted, settings) = (budget.admit(), settings.clone());
+                    connections.spawn(serve_connection(stream, admitted, settings, service.clone(), phase.clone()));
                 }
                 Err(error) => {
                     // Probably out of file descriptors, until open connections end.
                     tracing::error!(%error, "could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    budget.displace_half();
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
@@ -142,16 +175,21 @@ async fn accept_connections(
 /// Serves the requests of one connection until it ends.
 async fn serve_connection(
     stream: TcpStream,
-    timeouts: ConnectionTimeouts,
-    http: http1::Builder,
+    admitted: AdmittedConnection,
+    settings: ConnectionSettings,
     service: impl ConnectionService,
     mut phase: watch::Receiver<ListenerPhase>,
 ) {
     let _ = stream.set_nodelay(true);
-    let state = Arc::<ConnectionState>::default();
-    let io = TokioIo::new(TimedConnection::new(stream, timeouts, state.clone()));
+    let state = admitted.state().clone();
+    poll_fn(|cx| {
+        state.set_waker(cx.waker());
+        Poll::Ready(())
+    })
+    .await;
+    let io = TokioIo::new(TimedConnection::new(stream, settings.timeouts, admitted));
     let service = service_fn(move |request| service.respond(request, &state));
-    let mut connection = pin!(http.serve_connection(io, service));
+    let mut connection = pin!(settings.http.serve_connection(io, service));
 
     // The wait for the drain is polled only once and after changes: it stays registered with this task's waker.
     // Polling it with every part of a request, as a select would, costs more than reading the request's head.

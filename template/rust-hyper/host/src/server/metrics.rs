@@ -10,7 +10,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use super::inflight::InFlightLimiter;
+use crate::inflight::InFlightLimiter;
 
 /// The HTTP methods with time series of their own, in lower case as in Go's `promhttp`. Others count as
 /// `unknown`.

@@ -5,15 +5,25 @@ use std::sync::Arc;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
-use super::inflight::InFlightLimiter;
 use super::metrics::RequestMetrics;
+use crate::acceptance::Acceptance;
 use crate::connection_state::ActiveRequest;
+use crate::inflight::{ConcurrencyLimitExceeded, InFlightLimiter};
 use crate::trace::Span;
 
 /// The counter of requests in flight, and the metrics of requests that ended.
 pub(crate) struct RequestCounters {
     pub(crate) inflight: Arc<InFlightLimiter>,
+    /// The counter of accepted requests, for a function that verifies requests. The limit is then on these.
+    pub(crate) accepted: Option<Arc<InFlightLimiter>>,
     pub(crate) metrics: RequestMetrics,
+}
+
+impl RequestCounters {
+    /// Returns whether the limit on requests in flight is reached.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.accepted.as_ref().unwrap_or(&self.inflight).is_at_limit()
+    }
 }
 
 /// The record of one request, from its head to the end of its response. Dropping it counts and logs the
@@ -26,6 +36,7 @@ pub(crate) struct RequestRecord {
     admitted: bool,
     log_fields: Option<RequestLogFields>,
     trace: Span,
+    acceptance: Option<Arc<Acceptance>>,
     _active: ActiveRequest,
 }
 
@@ -39,15 +50,14 @@ struct RequestLogFields {
 const CLIENT_CLOSED_REQUEST_STATUS: u16 = 499;
 
 impl RequestRecord {
-    /// Opens the record of a request. The result has an error with the limit if the request is over
-    /// `max_inflight`.
+    /// Opens the record of a request. The result has an error if the request is over `max_inflight`.
     pub(crate) fn begin_request_record(
         counters: &Arc<RequestCounters>,
         request: &http::Request<hyper::body::Incoming>,
         call_id: &Arc<str>,
         trace: Span,
         active: ActiveRequest,
-    ) -> (Self, Result<(), usize>) {
+    ) -> (Self, Result<(), ConcurrencyLimitExceeded>) {
         let entered = counters.inflight.admit();
         let log_fields = tracing::enabled!(tracing::Level::DEBUG).then(|| RequestLogFields {
             path: request.uri().path().to_owned(),
@@ -61,9 +71,23 @@ impl RequestRecord {
             admitted: entered.is_ok(),
             log_fields,
             trace,
+            acceptance: None,
             _active: active,
         };
         (record, entered)
+    }
+
+    /// Adds the acceptance of the request, which ends with the record.
+    pub(crate) fn with_acceptance(mut self, acceptance: Option<Arc<Acceptance>>) -> Self {
+        self.acceptance = acceptance;
+        self
+    }
+
+    /// Returns whether the connection must not be used for further requests.
+    pub(crate) fn closes_connection(&self) -> bool {
+        self.acceptance
+            .as_ref()
+            .is_some_and(|acceptance| acceptance.closes_connection())
     }
 
     /// Returns the time at which the request's head arrived.
@@ -81,6 +105,9 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         if self.admitted {
             self.counters.inflight.release();
+        }
+        if let Some(acceptance) = &self.acceptance {
+            acceptance.end();
         }
         let duration = self.start.elapsed();
         self.counters

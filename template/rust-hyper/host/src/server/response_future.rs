@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::header::Entry;
+use http::header::{CONNECTION, Entry};
 use http::{HeaderName, HeaderValue, StatusCode};
 use tracing::Span;
 
@@ -165,6 +165,11 @@ fn add_headers_and_record_status(
 ) -> http::Response<OutgoingBody> {
     if let Some(record) = &mut record {
         record.set_response_status(response.status());
+        if record.closes_connection() {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
     if let Entry::Vacant(entry) = response.headers_mut().entry(CALL_ID_HEADER) {
         entry.insert(headers.call_id);

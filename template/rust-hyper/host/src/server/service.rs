@@ -12,6 +12,7 @@ use super::deadline::RequestDeadline;
 use super::host_header;
 use super::record::{RequestCounters, RequestRecord};
 use super::response_future::{HandlerRun, HostHeaders, ResponseFuture};
+use crate::acceptance::Acceptance;
 use crate::app::{App, ReadyCheck};
 use crate::connection_state::ConnectionState;
 use crate::context::{Context, Platform};
@@ -73,6 +74,7 @@ impl<H: Handler> FunctionService<H> {
             version: self.version.clone(),
         };
         if let Some(fault) = host_header::fault(request.version(), request.headers()) {
+            connection.pass_request();
             let mut response = reply::message(StatusCode::BAD_REQUEST, fault);
             // Whoever forwarded such a request may take its end for elsewhere.
             response
@@ -81,15 +83,21 @@ impl<H: Handler> FunctionService<H> {
             return ResponseFuture::from_response(response, headers, None);
         }
         if let Some(response) = self.probe_response(request.uri().path()) {
+            connection.pass_request();
             return ResponseFuture::from_response(response, headers, None);
         }
-        let active = connection.begin_request(!request.body().is_end_stream());
+        let has_body = !request.body().is_end_stream();
+        let accepted = self.counters.accepted.as_ref();
+        let active = connection.begin_request(has_body, accepted.is_none());
+        let acceptance = accepted
+            .map(|accepted| Arc::new(Acceptance::new(accepted.clone(), connection.clone(), has_body)));
         let trace = self.tracer.open_span(&request, &call_id_text);
         let (log_span, trace_context) = (trace.log_span(&call_id_text), trace.context());
         let (record, entered) =
             RequestRecord::begin_request_record(&self.counters, &request, &call_id_text, trace, active);
-        if let Err(limit) = entered {
-            let response = reply::concurrency_limit_exceeded(limit);
+        let record = record.with_acceptance(acceptance.clone());
+        if let Err(exceeded) = entered {
+            let response = reply::concurrency_limit_exceeded(exceeded.limit);
             return ResponseFuture::from_response(response, headers, Some(record));
         }
         let request = request.map(|body| match body.is_end_stream() {
@@ -97,7 +105,7 @@ impl<H: Handler> FunctionService<H> {
             false => Body::incoming(body, connection.begin_body(), self.read_timeout),
         });
         let deadline = self.exec_timeout.map(|timeout| record.arrived_at() + timeout);
-        let context = Context::for_request(call_id_text, deadline, self.platform.clone());
+        let context = Context::for_request(call_id_text, deadline, acceptance, self.platform.clone());
         let service = self.clone();
         ResponseFuture::Running(HandlerRun {
             future: Some(Box::pin(
@@ -121,7 +129,7 @@ impl<H: Handler> FunctionService<H> {
         }
         let reason = if self.platform.shutdown.begun() {
             "shutting down\n"
-        } else if self.counters.inflight.is_at_limit() {
+        } else if self.counters.is_at_limit() {
             "max_inflight reached\n"
         } else if !self.ready.iter().all(|check| check()) {
             "not ready\n"

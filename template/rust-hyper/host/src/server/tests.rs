@@ -1,5 +1,7 @@
 //! Tests of the server within the test process, so that tests and handlers can exchange messages over channels.
 
+mod strangers;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};

@@ -71,7 +71,12 @@ impl FunctionProcess {
     /// Starts the function under test without waiting until it listens.
     pub(crate) fn spawn_process(settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "function::serve", "--nocapture", "--quiet"])
+            .args([
+                "--exact",
+                "function::serve_as_child_process",
+                "--nocapture",
+                "--quiet",
+            ])
             .env_clear()
             .envs([
                 (SERVE_VARIABLE, "1"),

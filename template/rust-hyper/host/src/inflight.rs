@@ -2,6 +2,16 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// The error that as many requests are in flight as the setting `max_inflight` allows.
+///
+/// Its text is that of OpenFaaS's own limit, which queues recognize and retry; a handler that returns it answers 429.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Concurrent request limit exceeded. Max concurrent requests: {limit}")]
+pub struct ConcurrencyLimitExceeded {
+    /// The limit on requests in flight.
+    pub limit: usize,
+}
+
 /// A counter of requests in flight, from their head to the end of their response, that limits their number.
 #[derive(Debug)]
 pub(crate) struct InFlightLimiter {
@@ -17,9 +27,8 @@ impl InFlightLimiter {
         }
     }
 
-    /// Counts a request in; [`release`](InFlight::release) must count it out. Fails with the limit if it is
-    /// reached.
-    pub(crate) fn admit(&self) -> Result<(), usize> {
+    /// Counts a request in; [`release`](InFlight::release) must count it out. Fails if the limit is reached.
+    pub(crate) fn admit(&self) -> Result<(), ConcurrencyLimitExceeded> {
         let Some(limit) = self.limit else {
             self.running.fetch_add(1, Ordering::Relaxed);
             return Ok(());
@@ -30,7 +39,7 @@ impl InFlightLimiter {
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |running| {
                 (running < limit).then_some(running + 1)
             });
-        entered.map(drop).map_err(|_| limit)
+        entered.map(drop).map_err(|_| ConcurrencyLimitExceeded { limit })
     }
 
     /// Counts out a request that was admitted by [`admit`](InFlight::admit).
@@ -60,7 +69,7 @@ mod tests {
         assert!(!inflight.is_at_limit());
         assert_eq!(inflight.admit(), Ok(()));
         assert!(inflight.is_at_limit());
-        assert_eq!(inflight.admit(), Err(2));
+        assert_eq!(inflight.admit(), Err(ConcurrencyLimitExceeded { limit: 2 }));
         assert_eq!(inflight.in_flight_count(), 2);
         inflight.release();
         assert_eq!(inflight.admit(), Ok(()));

@@ -1,0 +1,114 @@
+//! The acceptance of a request: its handler has verified who sent it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::connection_state::ConnectionState;
+use crate::inflight::{ConcurrencyLimitExceeded, InFlightLimiter};
+
+/// The acceptance of one request, for functions that verify requests. It counts the request against `max_inflight` from
+/// when it is accepted until it ends.
+#[derive(Debug)]
+pub(crate) struct Acceptance {
+    accepted: Arc<InFlightLimiter>,
+    connection: Arc<ConnectionState>,
+    has_body: bool,
+    stage: AtomicU8,
+}
+
+const RECEIVED: u8 = 0;
+const ACCEPTED: u8 = 1;
+const ENDED: u8 = 2;
+
+impl Acceptance {
+    /// Creates the acceptance of a request of `connection`, which `accepted` will count.
+    pub(crate) fn new(
+        accepted: Arc<InFlightLimiter>,
+        connection: Arc<ConnectionState>,
+        has_body: bool,
+    ) -> Self {
+        Self {
+            accepted,
+            connection,
+            has_body,
+            stage: AtomicU8::new(RECEIVED),
+        }
+    }
+
+    /// Accepts the request, unless the limit is reached.
+    pub(crate) fn accept(&self) -> Result<(), ConcurrencyLimitExceeded> {
+        if self.stage.load(Ordering::Relaxed) != RECEIVED {
+            return Ok(());
+        }
+        self.accepted.admit()?;
+        let from = self
+            .stage
+            .compare_exchange(RECEIVED, ACCEPTED, Ordering::Relaxed, Ordering::Relaxed);
+        match from {
+            Ok(_) => self.connection.accept_request(),
+            // It was accepted by another clone of the context, or has ended.
+            Err(_) => self.accepted.release(),
+        }
+        Ok(())
+    }
+
+    /// Records the end of the request.
+    pub(crate) fn end(&self) {
+        if self.stage.swap(ENDED, Ordering::Relaxed) == ACCEPTED {
+            self.accepted.release();
+        }
+    }
+
+    /// Returns whether the connection must not be used for further requests: the request was not accepted, and the
+    /// connection has a buffer that was made for a body or a large head.
+    pub(crate) fn closes_connection(&self) -> bool {
+        self.stage.load(Ordering::Relaxed) == RECEIVED && (self.has_body || self.connection.buffered() > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acceptance(accepted: &Arc<InFlightLimiter>) -> Acceptance {
+        Acceptance::new(accepted.clone(), Arc::default(), true)
+    }
+
+    #[test]
+    fn a_request_counts_from_its_acceptance_to_its_end() {
+        let accepted = Arc::new(InFlightLimiter::new(Some(1)));
+        let (first, second) = (acceptance(&accepted), acceptance(&accepted));
+        assert_eq!(accepted.in_flight_count(), 0);
+        first.accept().unwrap();
+        first.accept().unwrap();
+        assert_eq!(accepted.in_flight_count(), 1);
+        assert_eq!(second.accept(), Err(ConcurrencyLimitExceeded { limit: 1 }));
+        first.end();
+        second.accept().unwrap();
+        second.end();
+        assert_eq!(accepted.in_flight_count(), 0);
+    }
+
+    #[test]
+    fn a_request_that_has_ended_is_not_counted_when_it_is_accepted() {
+        let accepted = Arc::new(InFlightLimiter::new(None));
+        let late = acceptance(&accepted);
+        late.end();
+        late.accept().unwrap();
+        assert_eq!(accepted.in_flight_count(), 0);
+    }
+
+    #[test]
+    fn a_connection_is_kept_after_an_accepted_request_and_after_a_small_one() {
+        let accepted = Arc::new(InFlightLimiter::new(None));
+        let request = acceptance(&accepted);
+        assert!(request.closes_connection());
+        request.accept().unwrap();
+        assert!(!request.closes_connection());
+        let connection = Arc::new(ConnectionState::default());
+        let small = Acceptance::new(accepted, connection.clone(), false);
+        assert!(!small.closes_connection());
+        connection.set_buffered(1 << 16);
+        assert!(small.closes_connection());
+    }
+}

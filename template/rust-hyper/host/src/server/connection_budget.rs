@@ -1,0 +1,218 @@
+//! The budget of connections that wait for a request, and the choice of the one that is displaced.
+//!
+//! Whoever reaches the port can open connections and send nothing, or half a head. They cost a descriptor and a buffer
+//! each, and share one budget. A connection never waits for others to end: once the budget is used up, the one that has
+//! waited the longest is displaced, or the one with the largest buffer. Connections whose request is being answered are
+//! never displaced, and cost this budget nothing: handlers and `max_inflight` limit those.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus::IntCounter;
+use slab::Slab;
+
+use crate::connection_state::ConnectionState;
+
+/// The limits of a [`ConnectionBudget`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionLimits {
+    /// The number of connections that may wait for a request.
+    pub(crate) waiting: usize,
+    /// The size of all of their large buffers together, in bytes.
+    pub(crate) buffers: usize,
+}
+
+/// A budget that all connections of a listener share.
+#[derive(Debug)]
+pub(crate) struct ConnectionBudget {
+    limits: ConnectionLimits,
+    arrivals: Arc<AtomicU32>,
+    connections: Mutex<Slab<Arc<ConnectionState>>>,
+    displaced: IntCounter,
+}
+
+/// A connection that takes part in the budget until it is dropped.
+#[derive(Debug)]
+pub(crate) struct AdmittedConnection {
+    budget: Arc<ConnectionBudget>,
+    key: usize,
+    state: Arc<ConnectionState>,
+}
+
+impl ConnectionBudget {
+    /// Creates a budget; `displaced` counts the connections that were displaced.
+    pub(crate) fn new(limits: ConnectionLimits, displaced: IntCounter) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            arrivals: Arc::default(),
+            connections: Mutex::default(),
+            displaced,
+        })
+    }
+
+    /// Admits a new connection. If too many wait for a request, the one that has waited the longest is displaced.
+    pub(crate) fn admit(self: &Arc<Self>) -> AdmittedConnection {
+        self.arrivals.fetch_add(1, Ordering::Relaxed);
+        let state = Arc::new(ConnectionState::new(self.arrivals.clone()));
+        let mut connections = self.lock();
+        if connections.len() >= self.limits.waiting {
+            self.displace_oldest(&connections, self.limits.waiting.saturating_sub(1));
+        }
+        let key = connections.insert(state.clone());
+        AdmittedConnection {
+            budget: self.clone(),
+            key,
+            state,
+        }
+    }
+
+    /// Displaces half of the connections that wait, for a process without free descriptors.
+    pub(crate) fn displace_half(&self) {
+        let connections = self.lock();
+        let waiting = connections
+            .iter()
+            .filter(|(_, state)| state.waited_arrivals().is_some())
+            .count();
+        self.displace_oldest(&connections, waiting / 2);
+    }
+
+    /// Displaces connections until at most `remaining` wait, those that have waited the longest first.
+    fn displace_oldest(&self, connections: &Slab<Arc<ConnectionState>>, remaining: usize) {
+        let waiting = connections
+            .iter()
+            .filter_map(|(_, state)| Some((state.waited_arrivals()?, state)));
+        let mut waiting: Vec<_> = waiting.collect();
+        let excess = waiting.len().saturating_sub(remaining);
+        if excess == 0 {
+            return;
+        }
+        waiting.select_nth_unstable_by(excess - 1, |(one, _), (other, _)| other.cmp(one));
+        for (_, state) in waiting.iter().take(excess) {
+            self.displace(state);
+        }
+    }
+
+    /// Displaces the connections with the largest buffers until the others fit the limit.
+    fn limit_buffers(&self) {
+        let connections = self.lock();
+        let buffered = connections
+            .iter()
+            .filter(|(_, state)| state.buffered() > 0 && state.waited_arrivals().is_some());
+        let mut buffered: Vec<_> = buffered.map(|(_, state)| (state.buffered(), state)).collect();
+        let mut total: usize = buffered.iter().map(|(bytes, _)| bytes).sum();
+        if total <= self.limits.buffers {
+            return;
+        }
+        buffered.sort_unstable_by_key(|(bytes, _)| *bytes);
+        while total > self.limits.buffers
+            && let Some((bytes, state)) = buffered.pop()
+        {
+            total -= bytes;
+            self.displace(state);
+        }
+    }
+
+    fn displace(&self, state: &ConnectionState) {
+        state.displace();
+        self.displaced.inc();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slab<Arc<ConnectionState>>> {
+        // Every operation leaves the slab consistent, so that a panic elsewhere does not matter.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AdmittedConnection {
+    /// Returns the state of the connection.
+    pub(crate) fn state(&self) -> &Arc<ConnectionState> {
+        &self.state
+    }
+
+    /// Records the size of the connection's buffer while it waits, in bytes; 0 if it is small. If all of them are too
+    /// large together, the largest are displaced.
+    pub(crate) fn set_buffered(&self, bytes: usize) {
+        self.state.set_buffered(bytes);
+        if bytes > 0 {
+            self.budget.limit_buffers();
+        }
+    }
+}
+
+impl Drop for AdmittedConnection {
+    fn drop(&mut self) {
+        self.budget.lock().try_remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(waiting: usize, buffers: usize) -> Arc<ConnectionBudget> {
+        let displaced = IntCounter::new("displaced", "displaced").unwrap();
+        ConnectionBudget::new(ConnectionLimits { waiting, buffers }, displaced)
+    }
+
+    #[test]
+    fn the_connection_that_has_waited_the_longest_is_displaced_when_another_arrives() {
+        let budget = budget(3, 0);
+        let (first, second, third) = (budget.admit(), budget.admit(), budget.admit());
+        // A request of the first one has ended since the others arrived.
+        drop(first.state().begin_request(false, true));
+
+        let _fourth = budget.admit();
+
+        let displaced = [&first, &second, &third].map(|connection| connection.state().is_displaced());
+        assert_eq!(displaced, [false, true, false]);
+        assert_eq!(budget.displaced.get(), 1);
+    }
+
+    #[test]
+    fn a_connection_whose_request_is_answered_is_not_displaced_and_takes_no_place() {
+        let budget = budget(2, 0);
+        let (answering, waiting) = (budget.admit(), budget.admit());
+        let _request = answering.state().begin_request(true, false);
+
+        let _another = budget.admit();
+        assert!(!answering.state().is_displaced() && !waiting.state().is_displaced());
+
+        let _another = budget.admit();
+        assert!(!answering.state().is_displaced() && waiting.state().is_displaced());
+    }
+
+    #[test]
+    fn an_ended_connection_takes_no_place() {
+        let budget = budget(2, 0);
+        let first = budget.admit();
+        drop(budget.admit());
+        let _third = budget.admit();
+        assert!(!first.state().is_displaced());
+    }
+
+    #[test]
+    fn the_largest_buffers_are_displaced_once_all_exceed_the_limit() {
+        let budget = budget(8, 100);
+        let (small, large, medium) = (budget.admit(), budget.admit(), budget.admit());
+        small.set_buffered(10);
+        large.set_buffered(60);
+        assert!(!large.state().is_displaced());
+
+        medium.set_buffered(40);
+
+        let displaced = [&small, &large, &medium].map(|connection| connection.state().is_displaced());
+        assert_eq!(displaced, [false, true, false]);
+    }
+
+    #[test]
+    fn without_free_descriptors_the_older_half_is_displaced() {
+        let budget = budget(100, 0);
+        let connections: Vec<_> = (0..4).map(|_| budget.admit()).collect();
+        budget.displace_half();
+        let displaced: Vec<_> = connections
+            .iter()
+            .map(|connection| connection.state().is_displaced())
+            .collect();
+        assert_eq!(displaced, [true, true, false, false]);
+    }
+}
