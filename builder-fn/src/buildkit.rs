@@ -1,8 +1,8 @@
 //! A client for BuildKit's gRPC API: one connection for each build, which carries Session, Solve and Status.
 //!
-//! A [`Daemon`] is the address of a BuildKit daemon, and a [`Connection`] is one connection to it. [`SessionServices`] answer
-//! the daemon's questions while it builds, and a [`BuildJob`] runs all three calls as one group that begins and ends
-//! together.
+//! A [`Daemon`] is the address of a BuildKit daemon, and a [`Connection`] is one connection to it. [`SessionServices`]
+//! answer the daemon's questions while it builds, and a [`BuildJob`] runs all three calls as one group that begins and
+//! ends together.
 
 mod address;
 mod attributes;
@@ -48,5 +48,6 @@ const MAX_GRPC_MESSAGE_BYTES: usize = 16 << 20;
 /// and its connection is not closed.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 << 10;
 
-/// The HTTP/2 flow-control window of one connection to the daemon, in bytes. It sets the budget: see [`HTTP2_STREAM_WINDOW_BYTES`].
+/// The HTTP/2 flow-control window of one connection to the daemon, in bytes. It sets the budget: see
+/// [`HTTP2_STREAM_WINDOW_BYTES`].
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;

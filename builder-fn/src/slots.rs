@@ -95,7 +95,7 @@ impl BuildSlots {
         }
     }
 
-    /// Returns whether [`admit`](Self::admit_to_queue) would reject a request now.
+    /// Returns whether [`admit_to_queue`](Self::admit_to_queue) would reject a request now.
     pub fn is_full(&self) -> bool {
         self.0
             .as_ref()

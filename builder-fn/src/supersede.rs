@@ -3,8 +3,8 @@
 //! Builds of one function are ordered by the time at which their source was submitted. While a build waits for a slot or
 //! is solved, it is registered here, and a newer build ends it: one that is registered in the same process, or one that
 //! another builder runs on the same daemon. BuildKit has no call that cancels another client's solve. Its history is the
-//! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the history
-//! while builds are registered, and the builder that owns an older solve drops it.
+//! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the
+//! history while builds are registered, and the builder that owns an older solve drops it.
 //!
 //! Nothing is missed: the watcher reads the history whenever it connects and after each registration, and a build reads
 //! it before its solve. A daemon without a history only costs the protection across builders.

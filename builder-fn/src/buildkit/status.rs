@@ -1,9 +1,9 @@
 //! The status of a build: events of its steps, from BuildKit's Status stream.
 //!
-//! [`follow_build_status`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into [`BuildEvent`]s. BuildKit
-//! repeats itself: it sends a step again whenever anything about it changes, reports steps that merely wait, and sends
-//! progress many times a second. The reader is the one place that remembers earlier responses, so the consumers of
-//! events keep no memory of steps.
+//! [`follow_build_status`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into
+//! [`BuildEvent`]s. BuildKit repeats itself: it sends a step again whenever anything about it changes, reports steps
+//! that merely wait, and sends progress many times a second. The reader is the one place that remembers earlier
+//! responses, so the consumers of events keep no memory of steps.
 
 mod reader;
 

@@ -168,8 +168,8 @@ impl Index {
     }
 }
 
-/// Construction of an index, which is for [`Tree`](super::tree::Tree) alone. Until [`sort`](Self::sort), entries are
-/// numbered in the order in which they were added, and cannot be looked up.
+/// Construction of an index, which is for [`ContextTree`](super::tree::ContextTree) alone. Until [`sort`](Self::sort),
+/// entries are numbered in the order in which they were added, and cannot be looked up.
 impl Index {
     /// The limit on the size of the index in bytes, before the last entry is added.
     pub(super) const MAX: usize = Arena::MAX;

@@ -19,8 +19,8 @@ const HEADER_BYTES_SHOWN: usize = 40;
 
 /// The time at which the source of a build was submitted, and where it comes from.
 ///
-/// [`Config`](SubmissionSource::Config) and [`Gateway`](SubmissionSource::Gateway) are the same for every delivery of a call
-/// and for every replica.
+/// [`Config`](SubmissionTimeSource::Config) and [`Gateway`](SubmissionTimeSource::Gateway) are the same for every
+/// delivery of a call and for every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubmittedAt {
     /// The time of submission.

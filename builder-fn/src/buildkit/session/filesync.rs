@@ -24,7 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, ContextView, SourceContext};
 
-/// The number of batches that are read ahead of sending. Times [`content::BATCH_BYTES_MAX`], this is the memory of one transfer.
+/// The number of batches that are read ahead of sending. Times [`content::BATCH_CONTENT_MAX_BYTES`], this is the memory
+/// of one transfer.
 const BATCHES_READ_AHEAD: usize = 2;
 
 /// The stream of packets that answers a file-sync request.
