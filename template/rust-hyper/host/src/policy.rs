@@ -10,6 +10,7 @@ mod deployment;
 mod error;
 mod file;
 mod json;
+mod keys;
 mod names;
 mod quantity;
 mod reader;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 pub use deployment::{DeploymentRules, RequestedFunction, RequestedResources};
 pub use error::{InvalidPolicy, PolicyFileError, Violation};
 pub use file::PolicyFile;
+pub use keys::KeyReader;
 pub use names::NamePatterns;
 pub use quantity::Quantity;
 pub use repositories::{PatternEnd, RepositoryPattern, RepositoryPatterns};
@@ -38,7 +40,7 @@ use reader::Reader;
 const KEY_SECRETS_MAX: usize = 64;
 
 /// The tenants of the platform, with their keys and rules.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     tenants: BTreeMap<TenantName, Arc<Tenant>>,
 }
@@ -53,10 +55,18 @@ impl Policy {
         let json: Json = serde_json::from_str(text).map_err(|error| InvalidPolicy::syntax(&error))?;
         let mut problems = Vec::new();
         let tenants = read_tenants(Reader::new(json, &mut problems));
-        match problems.is_empty() {
-            true => Ok(Self { tenants }),
-            false => Err(InvalidPolicy { problems }),
+        if !problems.is_empty() {
+            return Err(InvalidPolicy { problems });
         }
+        let own_secrets = tenants.values().flat_map(Tenant::own_secrets).map(str::to_owned);
+        let own_secrets = Arc::new(own_secrets.collect());
+        let tenants = tenants.into_iter().map(|(name, mut tenant)| {
+            tenant.set_policy_secrets(&own_secrets);
+            (name, Arc::new(tenant))
+        });
+        Ok(Self {
+            tenants: tenants.collect(),
+        })
     }
 
     /// Returns the tenants, in the order of their names.
@@ -69,15 +79,10 @@ impl Policy {
     pub fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
         self.tenants.get(name)
     }
-
-    /// Returns the names of all secrets that the policy names for the platform's own use.
-    pub fn own_secrets(&self) -> impl Iterator<Item = &str> {
-        self.tenants().flat_map(|tenant| tenant.own_secrets())
-    }
 }
 
 /// Reads the policy's only member, the object `tenants`.
-fn read_tenants(mut reader: Reader<'_>) -> BTreeMap<TenantName, Arc<Tenant>> {
+fn read_tenants(mut reader: Reader<'_>) -> BTreeMap<TenantName, Tenant> {
     for (old, instead) in [
         ("rules", "the rules of a tenant belong to tenants.NAME"),
         (
@@ -98,7 +103,7 @@ fn read_tenants(mut reader: Reader<'_>) -> BTreeMap<TenantName, Arc<Tenant>> {
                     Ok(name) => {
                         let tenant = Tenant::read(name.clone(), &mut reader);
                         reader.finish();
-                        tenants.insert(name, Arc::new(tenant));
+                        tenants.insert(name, tenant);
                     }
                     Err(error) => reader.report("", error.to_string()),
                 }
@@ -112,7 +117,7 @@ fn read_tenants(mut reader: Reader<'_>) -> BTreeMap<TenantName, Arc<Tenant>> {
 }
 
 /// Reports secrets with keys that more than one purpose names: a key must tell whose request it signed.
-fn check_key_secrets(tenants: &BTreeMap<TenantName, Arc<Tenant>>, reader: &mut Reader<'_>) {
+fn check_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut Reader<'_>) {
     let mut owners: BTreeMap<&str, String> = BTreeMap::new();
     for (name, tenant) in tenants {
         for (list, secrets) in [("keys", tenant.keys()), ("deployKeys", tenant.deploy_keys())] {

@@ -15,6 +15,13 @@ const SCALE_MAX: &str = "com.openfaas.scale.max";
 /// The label with a function's lowest number of replicas.
 const SCALE_MIN: &str = "com.openfaas.scale.min";
 
+/// The annotations of OpenFaaS with which a function chooses its service account and its profile, and so what it may do in
+/// the cluster.
+const POWERFUL_ANNOTATIONS: [&str; 2] = [SERVICE_ACCOUNT, "com.openfaas.profile"];
+
+/// The annotation with which a function chooses its service account.
+pub(super) const SERVICE_ACCOUNT: &str = "com.openfaas.serviceaccount";
+
 /// Amounts of CPU and memory that a function requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestedResources {
@@ -37,8 +44,10 @@ pub struct RequestedFunction<'a> {
     pub environment: Vec<&'a str>,
     /// The function's labels.
     pub labels: BTreeMap<&'a str, &'a str>,
-    /// The names of the function's annotations.
-    pub annotations: Vec<&'a str>,
+    /// The function's annotations.
+    pub annotations: BTreeMap<&'a str, &'a str>,
+    /// The function's placement constraints.
+    pub constraints: Vec<&'a str>,
     /// The most that one replica may use.
     pub limits: RequestedResources,
     /// What is reserved for one replica.
@@ -70,21 +79,28 @@ impl<'a> RequestedFunction<'a> {
                 memory: amount("memory"),
             }
         };
-        let secrets = deploy
-            .get("secrets")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
+        let texts = |name: &str| {
+            let list = deploy
+                .get(name)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
+            list.filter_map(Value::as_str).collect()
+        };
+        let pairs = |name: &str| {
+            object(name)
+                .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()))
+                .collect()
+        };
         let flag = deploy.get("readOnlyRootFilesystem").and_then(Value::as_bool);
         Self {
             name: text("service").unwrap_or_default(),
             namespace: text("namespace"),
-            secrets: secrets.filter_map(Value::as_str).collect(),
+            secrets: texts("secrets"),
             environment: names("envVars"),
-            labels: object("labels")
-                .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()))
-                .collect(),
-            annotations: names("annotations"),
+            labels: pairs("labels"),
+            annotations: pairs("annotations"),
+            constraints: texts("constraints"),
             limits: resources("limits"),
             requests: resources("requests"),
             read_only_root_filesystem: flag.unwrap_or_default(),
@@ -93,7 +109,7 @@ impl<'a> RequestedFunction<'a> {
 }
 
 /// The rules on what a tenant may deploy. An absent rule allows everything.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeploymentRules {
     tenant: TenantName,
     functions: Option<NamePatterns>,
@@ -102,6 +118,7 @@ pub struct DeploymentRules {
     environment: Option<NamePatterns>,
     labels: Option<NamePatterns>,
     annotations: Option<NamePatterns>,
+    constraints: Option<NamePatterns>,
     max_cpu: Option<Quantity>,
     max_memory: Option<Quantity>,
     max_replicas: Option<u32>,
@@ -127,6 +144,7 @@ impl DeploymentRules {
             environment: names(reader, "environment"),
             labels: names(reader, "labels"),
             annotations: names(reader, "annotations"),
+            constraints: names(reader, "constraints"),
             max_cpu: reader.quantity("maxCpu"),
             max_memory: reader.quantity("maxMemory"),
             max_replicas: reader.count("maxReplicas"),
@@ -186,8 +204,9 @@ impl DeploymentRules {
         }
         let labels = function.labels.keys().copied();
         self.check_names("labels", &self.labels, labels, &mut violations);
-        let annotations = function.annotations.iter().copied();
-        self.check_names("annotations", &self.annotations, annotations, &mut violations);
+        self.check_annotations(function, &mut violations);
+        let constraints = function.constraints.iter().copied();
+        self.check_names("constraints", &self.constraints, constraints, &mut violations);
         self.check_resources(function, &mut violations);
         self.check_replicas(function, &mut violations);
         if self.read_only_root_filesystem && !function.read_only_root_filesystem {
@@ -212,6 +231,25 @@ impl DeploymentRules {
         let Some(allowed) = allowed else { return };
         let rejected = given.into_iter().filter(|name| !allowed.allow(name));
         violations.extend(rejected.map(|name| self.violation(rule, format_args!("does not allow {name:?}"))));
+    }
+
+    /// Adds a violation for every annotation that is not allowed. Those that give a function rights of the cluster have
+    /// to be listed by their full names.
+    fn check_annotations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
+        let (powerful, others): (Vec<&str>, Vec<&str>) = function
+            .annotations
+            .keys()
+            .partition(|name| POWERFUL_ANNOTATIONS.contains(name));
+        self.check_names("annotations", &self.annotations, others, violations);
+        let is_listed = |name: &str| {
+            let listed = self.annotations.iter().flat_map(NamePatterns::entries);
+            listed.into_iter().any(|entry| entry == name)
+        };
+        let rejected = powerful.into_iter().filter(|name| !is_listed(name));
+        violations.extend(rejected.map(|name| {
+            let problem = format!("does not allow {name:?}, which has to be listed by its full name");
+            self.violation("annotations", problem)
+        }));
     }
 
     /// Adds a violation for each amount of memory or CPU over its maximum.

@@ -37,10 +37,13 @@ impl RepositoryPattern {
             None if text.ends_with('/') => (text, PatternEnd::Below),
             None => (text, PatternEnd::Segment),
         };
-        let prefix = match written.strip_prefix("index.docker.io/") {
-            Some(rest) => format!("{DOCKER_HUB}/{rest}"),
-            None => written.to_owned(),
+        let (host, rest) = written.split_at(written.find('/').unwrap_or(written.len()));
+        let host = host.to_ascii_lowercase();
+        let host = match host.as_str() {
+            "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB,
+            other => other,
         };
+        let prefix = format!("{host}{rest}");
         let (registry, path) = match prefix.split_once('/') {
             Some((registry, path)) => (registry, Some(path)),
             None => (prefix.as_str(), None),
@@ -92,9 +95,11 @@ impl RepositoryPattern {
         self.end
     }
 
-    /// Returns whether the pattern has this repository, given in full: `registry/path` without tag and digest.
+    /// Returns whether the pattern has this repository, given in full: `registry/path` without tag and digest. The registry's
+    /// letters may have any case.
     #[must_use]
     pub fn has(&self, repository: &str) -> bool {
+        let repository = repository.to_ascii_lowercase();
         let Some(rest) = repository.strip_prefix(&self.prefix) else {
             return false;
         };
@@ -164,6 +169,7 @@ mod tests {
             ("docker.io/library/", "docker.io/library/nginx", true),
             ("docker.io", "docker.io/library/nginx", true),
             ("index.docker.io/team/", "docker.io/team/hello", true),
+            ("Registry.example/t/", "registry.EXAMPLE/t/x", true),
             ("docker.io/team/", "docker.io/team-b/hello", false),
         ] {
             let parsed = RepositoryPattern::parse(pattern).unwrap();

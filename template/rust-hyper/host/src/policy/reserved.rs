@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::Policy;
+use super::deployment::{RequestedFunction, SERVICE_ACCOUNT};
 use super::error::Violation;
+use super::tenant::Tenant;
 use crate::env::Parser;
 
 /// The name of the secret that builds are signed with where no policy names others.
@@ -30,6 +31,9 @@ const SECRETS: [&str; 15] = [
     "otel-headers",
     "openfaas-license",
 ];
+
+/// The label by which faas-netes finds the replicas of a function.
+const FUNCTION_LABEL: &str = "faas_function";
 
 /// Returns whether a secret with this name is always the platform's.
 pub(super) fn is_of_platform(secret: &str) -> bool {
@@ -85,18 +89,42 @@ impl ReservedNames {
         }
     }
 
-    /// Checks that a function may use a secret. `policy` has further secrets of the platform.
+    /// Checks that a function may use a secret. The policy of `tenant` names further secrets of the platform.
     ///
     /// # Errors
     /// The violation, if the secret is reserved.
-    pub fn check_secret(&self, name: &str, policy: Option<&Policy>) -> Result<(), Violation> {
-        let is_own = |policy: &Policy| policy.own_secrets().any(|own| own == name);
-        match self.secrets.contains(name) || policy.is_some_and(is_own) {
+    pub fn check_secret(&self, name: &str, tenant: Option<&Tenant>) -> Result<(), Violation> {
+        let is_of_policy = tenant.is_some_and(|tenant| tenant.is_policy_secret(name));
+        match self.secrets.contains(name) || is_of_policy {
             true => Err(Violation::of_platform(format_args!(
                 "a function to use the secret {name:?}, which is the platform's own"
             ))),
             false => Ok(()),
         }
+    }
+
+    /// Returns every reserved name that a function uses: its own, those of its secrets, and that of its service account.
+    #[must_use]
+    pub fn violations(&self, function: &RequestedFunction<'_>, tenant: Option<&Tenant>) -> Vec<Violation> {
+        let name = self.check_function(function.name).err();
+        let secrets = function.secrets.iter();
+        let secrets = secrets.filter_map(|secret| self.check_secret(secret, tenant).err());
+        let account = function.annotations.get(SERVICE_ACCOUNT);
+        let account = account.filter(|account| self.functions.contains(&short_name(account)));
+        let account = account.map(|account| {
+            Violation::of_platform(format_args!(
+                "a function to use the service account {account:?}, which is the platform's own"
+            ))
+        });
+        // The provider finds a function's replicas by this label.
+        let label = function.labels.contains_key(FUNCTION_LABEL);
+        let label = label
+            .then(|| Violation::of_platform(format_args!("a function to set the label {FUNCTION_LABEL:?}")));
+        name.into_iter()
+            .chain(secrets)
+            .chain(account)
+            .chain(label)
+            .collect()
     }
 }
 

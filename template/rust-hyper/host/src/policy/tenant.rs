@@ -1,9 +1,11 @@
 //! A tenant: whoever signs with its keys, and what they may do.
 
 use std::borrow::Borrow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::deployment::DeploymentRules;
 use super::error::Violation;
@@ -103,7 +105,7 @@ impl ReadRules {
 }
 
 /// A tenant with its keys and rules.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
     name: TenantName,
     keys: Vec<String>,
@@ -118,6 +120,8 @@ pub struct Tenant {
     registry_config: Option<String>,
     pull_config: Option<String>,
     deployments: DeploymentRules,
+    /// The secrets that the policy names for the platform's own use, of all tenants.
+    policy_secrets: Arc<BTreeSet<String>>,
 }
 
 impl Tenant {
@@ -153,7 +157,12 @@ impl Tenant {
             reader.finish();
             rules
         });
-        let buildkit = reader.text("buildkit", |text| Ok(text.to_owned()));
+        let buildkit = reader.text("buildkit", |text| {
+            match text.starts_with("tcp://") || text.starts_with("unix://") {
+                true => Ok(text.to_owned()),
+                false => Err("should be the address of a daemon, unix://PATH or tcp://HOST:PORT".to_owned()),
+            }
+        });
         if frontends.iter().next().is_some() && buildkit.is_none() {
             reader.report(
                 "frontends",
@@ -165,6 +174,12 @@ impl Tenant {
             "none" => Ok(StepNetwork::None),
             _ => Err("should be \"default\" or \"none\"".to_owned()),
         });
+        if network == Some(StepNetwork::None) && frontends.iter().next().is_some() {
+            reader.report(
+                "network",
+                "should be \"default\" for a tenant with frontends of its own: they do not obey it",
+            );
+        }
         let max_builds = reader.count("maxBuilds").map(|number| number as usize);
         Self {
             keys,
@@ -179,8 +194,14 @@ impl Tenant {
             registry_config: reader.text("registryConfig", check_config_secret),
             pull_config: reader.text("pullConfig", check_config_secret),
             deployments: DeploymentRules::read(name.clone(), reader),
+            policy_secrets: Arc::default(),
             name,
         }
+    }
+
+    /// Tells the tenant which secrets the policy names for the platform's own use.
+    pub(super) fn set_policy_secrets(&mut self, secrets: &Arc<BTreeSet<String>>) {
+        self.policy_secrets = Arc::clone(secrets);
     }
 
     /// Returns the tenant's name.
@@ -269,6 +290,12 @@ impl Tenant {
         keys.chain(self.registry_config()).chain(self.pull_config())
     }
 
+    /// Returns whether the policy names a secret for the platform's own use, for this or another tenant.
+    #[must_use]
+    pub fn is_policy_secret(&self, name: &str) -> bool {
+        self.policy_secrets.contains(name)
+    }
+
     /// Checks that the tenant may push to a repository, given in full: `registry/path` without tag and digest.
     ///
     /// # Errors
@@ -309,6 +336,22 @@ impl Tenant {
             || is_own(&self.cache)
             || self.frontends.allow(repository);
         self.check("read.images", is_allowed, repository)
+    }
+
+    /// Checks that the tenant may run the images of a repository, given in full: those that it may push, and those that the
+    /// policy lists for reading. The provider pulls them with its own credentials.
+    ///
+    /// # Errors
+    /// The violation of the rule `push`.
+    pub fn may_run_image(&self, repository: &str) -> Result<(), Violation> {
+        let is_listed = self
+            .read
+            .as_ref()
+            .is_some_and(|read| read.images.allow(repository));
+        match is_listed {
+            true => Ok(()),
+            false => self.may_push(repository),
+        }
     }
 
     /// Checks that the tenant may read a file by http or https. Addresses that are forbidden to all are not checked here.

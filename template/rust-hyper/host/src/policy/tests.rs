@@ -257,9 +257,12 @@ fn no_policy_allows_the_names_of_the_platform() {
         "b": {"keys": ["b-key"], "secrets": ["*"]}
     }))
     .unwrap();
-    for secret in ["a-key", "a-deploy", "a-registry", "a-pull", "b-key"] {
-        assert!(reserved.check_secret(secret, Some(&policy)).is_err(), "{secret}");
-        assert_eq!(reserved.check_secret(secret, None), Ok(()), "{secret}");
+    for tenant in policy.tenants() {
+        for secret in ["a-key", "a-deploy", "a-registry", "a-pull", "b-key"] {
+            assert!(reserved.check_secret(secret, Some(tenant)).is_err(), "{secret}");
+            assert_eq!(reserved.check_secret(secret, None), Ok(()), "{secret}");
+        }
+        assert_eq!(reserved.check_secret("api-key", Some(tenant)), Ok(()));
     }
     for secret in [
         "basic-auth-password",
@@ -270,6 +273,54 @@ fn no_policy_allows_the_names_of_the_platform() {
     ] {
         assert!(reserved.check_secret(secret, None).is_err(), "{secret}");
     }
+}
+
+#[test]
+fn no_policy_lets_a_function_pass_for_the_platforms_own() {
+    let reserved = ReservedNames::default();
+    for deploy in [
+        json!({"service": "hello", "annotations": {"com.openfaas.serviceaccount": "deployer-fn"}}),
+        json!({"service": "hello", "labels": {"faas_function": "deployer-fn"}}),
+        json!({"service": "deployer-fn"}),
+        json!({"service": "hello", "secrets": ["basic-auth-password"]}),
+    ] {
+        let function = RequestedFunction::from_json(deploy.as_object().unwrap());
+        assert_eq!(reserved.violations(&function, None).len(), 1, "{deploy}");
+    }
+}
+
+#[test]
+fn an_annotation_with_rights_of_the_cluster_is_allowed_by_its_full_name_only() {
+    let deploy = json!({"service": "hello", "annotations": {
+        "topic": "t", "com.openfaas.serviceaccount": "x", "com.openfaas.profile": "y"
+    }});
+    let function = RequestedFunction::from_json(deploy.as_object().unwrap());
+    for (annotations, rejected) in [
+        (json!({}), 2),
+        (json!({"annotations": ["*"]}), 2),
+        (
+            json!({"annotations": ["topic", "com.openfaas.*", "com.openfaas.profile"]}),
+            1,
+        ),
+        (
+            json!({"annotations": ["topic", "com.openfaas.serviceaccount", "com.openfaas.profile"]}),
+            0,
+        ),
+    ] {
+        let violations = tenant(annotations.clone()).deployments().violations(&function);
+        assert_eq!(violations.len(), rejected, "{annotations}: {violations:?}");
+    }
+}
+
+#[test]
+fn a_tenant_runs_images_that_it_may_push_or_that_are_listed_for_reading() {
+    let tenant =
+        tenant(json!({"push": ["registry.example/acme/"], "read": {"images": ["docker.io/library/"]}}));
+    assert_eq!(tenant.may_run_image("registry.example/acme/x"), Ok(()));
+    assert_eq!(tenant.may_run_image("docker.io/library/nginx"), Ok(()));
+    assert!(tenant.may_run_image("registry.example/victim/x").is_err());
+    let open_reader = self::tenant(json!({"push": ["registry.example/acme/"]}));
+    assert!(open_reader.may_run_image("registry.example/victim/x").is_err());
 }
 
 mod reload {

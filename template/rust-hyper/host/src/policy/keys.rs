@@ -1,0 +1,42 @@
+//! Reads the secrets with the keys of tenants, so that one unusable secret locks out its own tenant only.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error_chain::ErrorChain;
+use crate::secret::{Secret, Secrets};
+use crate::signature;
+
+/// A reader of secrets with keys, which logs each unusable secret once. Clones share what was logged.
+#[derive(Clone, Debug, Default)]
+pub struct KeyReader {
+    unusable: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl KeyReader {
+    /// Reads a secret with keys, one on each line; `None` if it cannot be read, or is not fit for signatures.
+    pub fn read(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
+        let problem = match secrets.read_secret(name) {
+            Ok(secret) => match signature::check_keys(&secret) {
+                Ok(()) => {
+                    self.lock().remove(name);
+                    return Some(secret);
+                }
+                Err(weak) => weak.to_string(),
+            },
+            Err(error) => ErrorChain(&error).to_string(),
+        };
+        if self.lock().insert(name.to_owned()) {
+            tracing::error!(
+                secret = name,
+                error = problem,
+                "a tenant's key cannot be used; what is signed with it is rejected"
+            );
+        }
+        None
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unusable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
