@@ -123,6 +123,7 @@ impl Answer {
         let status = match kind {
             ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ErrorKind::Forbidden => StatusCode::FORBIDDEN,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::BuildFailed | ErrorKind::DeploymentRejected => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Superseded | ErrorKind::Conflict => StatusCode::CONFLICT,

@@ -103,6 +103,8 @@ pub(crate) enum ErrorKind {
     Unauthorized,
     /// The request is invalid. It fails however often it is sent.
     Invalid,
+    /// The rules do not allow the request. It fails however often it is sent.
+    Forbidden,
     /// The request exceeds a size limit. The rest of its body has not been read.
     TooLarge,
     /// The request is valid, and its build fails however often it is run.
@@ -133,6 +135,7 @@ impl Error {
             Self::Request(error) => match error.kind() {
                 RequestErrorKind::Unauthorized => ErrorKind::Unauthorized,
                 RequestErrorKind::Invalid | RequestErrorKind::Broken => ErrorKind::Invalid,
+                RequestErrorKind::Forbidden => ErrorKind::Forbidden,
                 RequestErrorKind::TooLarge => ErrorKind::TooLarge,
                 RequestErrorKind::NoSpace => ErrorKind::NoSpace,
                 RequestErrorKind::Platform => ErrorKind::Platform,

@@ -1,8 +1,10 @@
 //! The builder's HTTP interface: its routes, and a build request's path through the crate.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use function_host::http::Method;
+use function_host::policy::Policy;
 use function_host::secret::SecretError;
 use function_host::{Body, Context, Error as HostError, ErrorChain, Handler, Request, Response, trace};
 use tokio::time::Instant;
@@ -154,7 +156,7 @@ impl BuilderApi {
         context: &Context,
     ) -> Result<BuildRequest, Error> {
         let span = trace::span("receive");
-        let received = match self.read_signature_check(context) {
+        let received = match self.read_signature_check(&head, context) {
             Ok(check) => span
                 .run(request::receive_build_request(body, head, &check, &self.limits))
                 .await
@@ -288,9 +290,12 @@ impl BuilderApi {
         }
     }
 
-    /// Returns the check of a request's signature. Reads the secret for each request, so that a rotated secret is used
+    /// Returns the check of a request's signature. Reads the secrets for each request, so that a rotated secret is used
     /// immediately.
-    fn read_signature_check(&self, context: &Context) -> Result<SignatureCheck, Error> {
+    fn read_signature_check(&self, head: &RequestHead, context: &Context) -> Result<SignatureCheck, Error> {
+        if let Some(policy) = &self.signatures.policy {
+            return Ok(self.tenants_check(&policy.current(), head, context));
+        }
         if self.signatures.disable_hmac {
             return Ok(SignatureCheck::Disabled);
         }
@@ -305,6 +310,18 @@ impl BuilderApi {
             .ok_or_else(|| Error::PayloadSecret(empty()))?;
         Ok(SignatureCheck::Required(keys))
     }
+
+    /// Returns the check of a signature by the keys of the policy's tenants, or of the one that the request names.
+    fn tenants_check(&self, policy: &Policy, head: &RequestHead, context: &Context) -> SignatureCheck {
+        let named = head.tenant.as_deref();
+        let tenants = policy
+            .tenants()
+            .filter(|tenant| named.is_none_or(|named| tenant.name().as_str() == named));
+        let names = tenants.flat_map(|tenant| tenant.keys().iter().map(move |name| (tenant, name)));
+        let read = |name: &str| self.signatures.key_reader.read(context.secrets(), name);
+        let secrets = names.filter_map(|(tenant, name)| Some((Arc::clone(tenant), read(name)?)));
+        SignatureCheck::Required(SignatureKeys::of_tenants(secrets, self.signatures.accept_sha1))
+    }
 }
 
 /// Returns an error's value of the metric label `outcome`.
@@ -312,6 +329,7 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Unauthorized
         | ErrorKind::Invalid
+        | ErrorKind::Forbidden
         | ErrorKind::TooLarge
         | ErrorKind::Conflict
         | ErrorKind::DeploymentRejected => "refused",

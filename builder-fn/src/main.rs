@@ -34,6 +34,9 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
     let (sender, ready) = watch::channel(false);
     tokio::spawn(ready::probe_periodically(settings.daemon.clone(), sender));
     let metrics = Metrics::register(context.metrics_registry())?;
+    if let Some(policy) = &settings.signatures.policy {
+        policy.show_validity_in(metrics.policy_valid());
+    }
     let limits_itself = settings.slots.is_some();
     let slots = settings.slots.unwrap_or_default();
     let credentials = Arc::new(settings.credentials);

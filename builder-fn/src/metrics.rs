@@ -50,6 +50,7 @@ pub struct Metrics {
     spool_bytes: IntGauge,
     queue_seconds: Histogram,
     steps: IntCounterVec,
+    policy_valid: IntGauge,
 }
 
 impl Metrics {
@@ -101,7 +102,12 @@ impl Metrics {
                 ),
                 &["result"],
             )?,
+            policy_valid: IntGauge::new(
+                "slipway_policy_valid",
+                "Whether the policy's file can be used: 0 after a change that cannot, while the last good policy is in force.",
+            )?,
         };
+        metrics.policy_valid.set(1);
         for outcome in OUTCOME_LABELS {
             metrics.builds.with_label_values(&[outcome]);
         }
@@ -114,6 +120,7 @@ impl Metrics {
         registry.register(Box::new(metrics.spool_bytes.clone()))?;
         registry.register(Box::new(metrics.queue_seconds.clone()))?;
         registry.register(Box::new(metrics.steps.clone()))?;
+        registry.register(Box::new(metrics.policy_valid.clone()))?;
         Ok(metrics)
     }
 
@@ -125,6 +132,11 @@ impl Metrics {
     /// Returns the gauge of the bytes of spooled request bodies.
     pub fn spool_bytes(&self) -> IntGauge {
         self.spool_bytes.clone()
+    }
+
+    /// Returns the gauge that shows whether the policy's file can be used.
+    pub fn policy_valid(&self) -> IntGauge {
+        self.policy_valid.clone()
     }
 
     /// Creates a counter for the steps of one build.

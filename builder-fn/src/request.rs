@@ -14,6 +14,7 @@ mod head;
 mod image;
 mod indexer;
 mod pipeline;
+mod rules;
 mod signature;
 mod submitted_at;
 pub(crate) mod time;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use function_host::BoxError;
+use function_host::policy::{ReservedNames, Tenant};
 use http_body_util::BodyExt;
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
@@ -31,7 +33,7 @@ pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;
 pub(crate) use frontend::{AllowedFrontends, Frontend};
-pub use head::{RequestHead, SIGNATURE_HEADER};
+pub use head::{RequestHead, SIGNATURE_HEADER, TENANT_HEADER};
 pub(crate) use image::ImageRef;
 use indexer::BodyIndexer;
 use pipeline::{BodyPipeline, spawn_on_blocking_thread};
@@ -64,6 +66,13 @@ pub struct BuildRequest {
     pub is_single_use: bool,
 }
 
+impl BuildRequest {
+    /// Returns the tenant that signed the request; `None` without a policy.
+    pub fn tenant(&self) -> Option<&Arc<Tenant>> {
+        self.signature.as_ref()?.tenant()
+    }
+}
+
 /// The check of a request's signature: whether one is needed, and the keys that make one valid.
 #[derive(Clone, Debug)]
 pub enum SignatureCheck {
@@ -84,6 +93,8 @@ pub struct RequestLimits {
     pub frontends: AllowedFrontends,
     /// The limit on the age of a request.
     pub freshness: FreshnessLimit,
+    /// The names that no deployment may use.
+    pub reserved: Arc<ReservedNames>,
 }
 
 impl RequestLimits {
@@ -103,6 +114,7 @@ impl RequestLimits {
             },
             frontends: AllowedFrontends::default(),
             freshness: FreshnessLimit::default(),
+            reserved: Arc::default(),
         }
     }
 }

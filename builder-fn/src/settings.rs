@@ -27,6 +27,9 @@
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
 //! | `default_namespace` | `openfaas-fn` | the namespace of a function whose `deploy` names none |
 //! | `build_secrets_private_key_path` | | file with the private key that build secrets are sealed to: 32 bytes in base64, as written by `faas-cli secret keygen` |
+//! | `policy_file` | | the JSON file with the tenants, their keys and rules, see [`function_host::policy`] |
+//! | `protected_functions` | | functions that no build may deploy, besides Slipway's own |
+//! | `protected_secrets` | | secrets that no function may use, besides those that Slipway uses |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
 //! | `deploy_timeout` | `5m` | timeout of a deployment |
@@ -40,9 +43,11 @@
 mod daemon;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::env::Parser;
+use function_host::policy::{KeyReader, Policy, PolicyFile, ReservedNames};
 use function_host::prometheus::IntGauge;
 use function_host::registry::AllowedTokenHosts;
 use function_host::signature;
@@ -111,15 +116,21 @@ pub struct RequestSettings {
     frontends: AllowedFrontends,
     /// The limit on the age of a request.
     freshness: FreshnessLimit,
+    /// The names that no deployment may use.
+    reserved: ReservedNames,
 }
 
 /// Settings for which signatures of requests are accepted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SignatureSettings {
     /// Whether requests need no signature.
     pub disable_hmac: bool,
     /// Whether HMAC-SHA1 signatures are accepted too.
     pub accept_sha1: bool,
+    /// The policy, whose tenants' keys alone sign requests; without one, `payload-secret` does.
+    pub policy: Option<PolicyFile>,
+    /// The reader of the secrets with the tenants' keys.
+    pub key_reader: KeyReader,
 }
 
 impl Settings {
@@ -129,7 +140,8 @@ impl Settings {
     /// `max_inflight` is the host's setting.
     pub fn read(parser: &mut Parser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
         let (daemon, is_exposed) = daemon::read_daemon_settings(parser, secrets);
-        let settings = Self {
+        let deployer = parser.parse_or_default("deployer", "deployer-fn".to_owned(), parse_function_name);
+        let mut settings = Self {
             daemon,
             is_exposed,
             credentials: read_docker_config(parser, secrets),
@@ -139,7 +151,7 @@ impl Settings {
             signatures: SignatureSettings::read(parser, secrets),
             slots: read_build_slots(parser, max_inflight),
             deployer: DeployerSettings {
-                function: parser.parse_or_default("deployer", "deployer-fn".to_owned(), parse_function_name),
+                function: deployer,
                 via: parser.parse_or_default("deploy_via", DeployVia::default(), str::parse),
                 timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
                 hand_over_ttl: read_hand_over_ttl(parser),
@@ -148,7 +160,28 @@ impl Settings {
             seal_key: read_seal_key(parser),
         };
         parser.flag("enable_lchown", false);
+        settings.reserve_own_names(parser, secrets);
         settings
+    }
+
+    /// Reserves the names that the settings give to the deployer and to secrets of the builder.
+    fn reserve_own_names(&mut self, parser: &mut Parser<'_>, secrets: &Secrets) {
+        let reserved = &mut self.requests.reserved;
+        reserved.reserve_function(&self.deployer.function);
+        for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {
+            if let Some(name) = parser.optional_text(setting) {
+                reserved.reserve_secret(&name);
+            }
+        }
+        for setting in ["registry_config", "build_secrets_private_key_path"] {
+            let path = parser.optional_text(setting).map(PathBuf::from);
+            let name = path
+                .as_deref()
+                .and_then(|path| path.strip_prefix(secrets.directory()).ok());
+            if let Some(name) = name.and_then(Path::to_str) {
+                reserved.reserve_secret(name);
+            }
+        }
     }
 }
 
@@ -164,6 +197,7 @@ impl RequestSettings {
             spool_limit: parser.number("spool_limit", 4 << 30),
             frontends: parser.parse_or_default("allowed_frontends", AllowedFrontends::default(), str::parse),
             freshness: read_freshness_limit(parser),
+            reserved: ReservedNames::from_settings(parser),
         };
         if !settings.spool_dir.is_dir() {
             let problem = format!(
@@ -191,6 +225,7 @@ impl RequestSettings {
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);
         limits.frontends = self.frontends;
         limits.freshness = self.freshness;
+        limits.reserved = Arc::new(self.reserved);
         limits.archive.set_entries(self.max_entries);
         limits.archive.small_file = self.max_config;
         limits
@@ -202,8 +237,12 @@ impl SignatureSettings {
         let settings = Self {
             disable_hmac: parser.flag("disable_hmac", false),
             accept_sha1: parser.flag("accept_sha1", true),
+            policy: policy_file(parser),
+            key_reader: KeyReader::default(),
         };
-        if !settings.disable_hmac {
+        if let Some(policy) = &settings.policy {
+            settings.check_with_policy(&policy.current(), parser, secrets);
+        } else if !settings.disable_hmac {
             if let Err(error) = secrets.read_secret(PAYLOAD_SECRET_NAME) {
                 parser.add_problem("disable_hmac", format!("is not set, and {error}"));
             }
@@ -212,6 +251,36 @@ impl SignatureSettings {
         signature::check_signing_secret(parser, secrets, hand_over::DEPLOY_SECRET_NAME);
         settings
     }
+
+    /// Checks what a policy needs of the other settings, and that its secrets with keys are fit for signatures. One that
+    /// cannot be read locks out its tenant only.
+    fn check_with_policy(&self, policy: &Policy, parser: &mut Parser<'_>, secrets: &Secrets) {
+        if self.disable_hmac {
+            parser.add_problem(
+                "disable_hmac",
+                "should be false with policy_file: a request's signature tells its tenant",
+            );
+        }
+        if parser.optional_text("allowed_frontends").is_some() {
+            parser.add_problem(
+                "allowed_frontends",
+                "should be left out with policy_file, whose tenants have frontends of their own (tenants.NAME.frontends)",
+            );
+        }
+        for name in policy.tenants().flat_map(|tenant| tenant.keys()) {
+            signature::check_signing_secret(parser, secrets, name);
+            self.key_reader.read(secrets, name);
+        }
+    }
+}
+
+/// Reads the policy that the setting `policy_file` names.
+fn policy_file(parser: &mut Parser<'_>) -> Option<PolicyFile> {
+    parser.parse_or_default("policy_file", None, |path| {
+        PolicyFile::open(path)
+            .map(Some)
+            .map_err(|error| format!("should name a valid policy: {}", ErrorChain(&error)))
+    })
 }
 
 /// Parses the settings `max_age` and `require_fresh`.

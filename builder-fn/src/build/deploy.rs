@@ -45,6 +45,7 @@ pub(super) async fn hand_over_image(
     let hand_over = HandOver {
         image: &image,
         tag: &config.image.to_string(),
+        tenant: request.tenant().map(|tenant| tenant.name().as_str()),
         call_id: call.id,
         submitted_at: image_submission_time(request, built),
         // A redelivered call must not make its image look newer.

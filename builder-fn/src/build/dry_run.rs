@@ -26,6 +26,7 @@ pub(super) async fn check_deployment_by_dry_run(
     let tag = config.image.to_string();
     let dry_run = DryRun::new(
         &tag,
+        request.tenant().map(|tenant| tenant.name().as_str()),
         call.id,
         request.submitted_at.at,
         deploy,

@@ -14,6 +14,9 @@ pub(crate) struct HandOver<'a> {
     pub(crate) image: &'a str,
     /// The reference of the image by tag, for people.
     pub(crate) tag: &'a str,
+    /// The tenant that signed the build, if the builder has a policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<&'a str>,
     /// The ID of the call that built the image.
     pub(crate) call_id: &'a str,
     /// The time at which the source of the image was submitted. This time orders the versions of a function.
@@ -42,6 +45,9 @@ pub(crate) struct DryRun<'a> {
     pub(super) dry_run: bool,
     /// The reference of the image by tag, for people.
     pub(super) tag: &'a str,
+    /// The tenant that signed the build, if the builder has a policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tenant: Option<&'a str>,
     /// The ID of the call that will build the image.
     pub(super) call_id: &'a str,
     /// The time at which the source of the image was submitted.
@@ -58,6 +64,7 @@ impl<'a> DryRun<'a> {
     /// Creates the dry run for an image that will be built from the source submitted at `submitted_at`.
     pub(crate) fn new(
         tag: &'a str,
+        tenant: Option<&'a str>,
         call_id: &'a str,
         submitted_at: SystemTime,
         deploy: &'a Map<String, Value>,
@@ -66,6 +73,7 @@ impl<'a> DryRun<'a> {
         Self {
             dry_run: true,
             tag,
+            tenant,
             call_id,
             submitted_at,
             deploy,
@@ -107,6 +115,7 @@ mod tests {
         let hand_over = HandOver {
             image: "registry/hello@sha256:12",
             tag: "registry/hello:1",
+            tenant: Some("acme"),
             call_id: "id",
             submitted_at: time(1_767_323_045_500) + Duration::from_nanos(1),
             built_at: time(1_767_323_046_500),
@@ -120,6 +129,7 @@ mod tests {
             json!({
                 "image": "registry/hello@sha256:12",
                 "tag": "registry/hello:1",
+                "tenant": "acme",
                 "callId": "id",
                 "submittedAt": "2026-01-02T03:04:05.500000001Z",
                 "builtAt": "2026-01-02T03:04:06.500Z",
@@ -135,6 +145,7 @@ mod tests {
         let probe = json!({"path": "/"});
         let dry_run = DryRun::new(
             "registry/hello:1",
+            None,
             "id",
             time(0),
             deploy.as_object().expect("object"),

@@ -1,5 +1,7 @@
 //! The checks of a build request's Dockerfile: whether the context has it, and which frontend reads it.
 
+use function_host::policy::Tenant;
+
 use super::frontend::DIRECTIVES_SEARCHED_BYTES;
 use super::{AllowedFrontends, Frontend, RequestError};
 use crate::context::{Kind, SourceContext, pattern_problems};
@@ -50,7 +52,7 @@ pub(super) fn check_dockerfile_exists(
     }
 }
 
-/// Chooses the frontend that the Dockerfile's first lines ask for.
+/// Chooses the frontend that the first lines of a tenant's Dockerfile ask for.
 ///
 /// A Dockerfile that can be reached only through a symbolic link is not looked at; the built-in frontend reads it.
 ///
@@ -60,6 +62,7 @@ pub(super) fn choose_frontend(
     context: &SourceContext,
     given: Option<&str>,
     allowed: &AllowedFrontends,
+    tenant: Option<&Tenant>,
 ) -> Result<Frontend, RequestError> {
     let (path, fallback) = dockerfile_and_fallback(given);
     let is_readable = |path: &str| context.get(path).is_some_and(|entry| !entry.is_folder());
@@ -68,7 +71,7 @@ pub(super) fn choose_frontend(
         _ => path,
     };
     let start = read_file_start(context, path, DIRECTIVES_SEARCHED_BYTES)?.unwrap_or_default();
-    Ok(allowed.choose_for_dockerfile(&start)?)
+    allowed.choose_for_dockerfile(&start, tenant)
 }
 
 /// Returns a warning for each malformed pattern in the ignore file that BuildKit's frontend reads: the Dockerfile's own
@@ -158,13 +161,13 @@ mod tests {
                 false,
             ),
         ] {
-            let chosen = choose_frontend(&context_with_files(files), given, &none);
+            let chosen = choose_frontend(&context_with_files(files), given, &none, None);
             assert_eq!(chosen.is_err(), is_rejected, "{files:?}");
         }
         let context = context_with_files(&[("Dockerfile", evil)]);
         let allowed = "evil/frontend".parse().unwrap();
         assert_eq!(
-            choose_frontend(&context, None, &allowed).unwrap(),
+            choose_frontend(&context, None, &allowed, None).unwrap(),
             Frontend::Named
         );
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use function_host::policy::Violations;
 use function_host::{BodyError, BoxError, duration};
 
 use super::config::ConfigError;
@@ -22,7 +23,7 @@ pub enum RequestError {
     #[error("X-Build-Signature should be sha256= and 64 hexadecimal digits")]
     MalformedSignature,
     /// The request's signature belongs to another body, or was made with another key.
-    #[error("X-Build-Signature does not match the body and the key of this builder")]
+    #[error("X-Build-Signature does not match the body and the keys of this builder")]
     WrongSignature,
     /// The configuration's `notAfter` has passed.
     #[error("the request expired at {not_after} (notAfter); sign a new one")]
@@ -101,6 +102,9 @@ pub enum RequestError {
     /// The request's configuration is unusable.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The request violates what no policy can allow, or the rules of its tenant.
+    #[error(transparent)]
+    Forbidden(#[from] Violations),
     /// The Dockerfile names a frontend that is not allowed.
     #[error(transparent)]
     Frontend(#[from] ForbiddenFrontend),
@@ -137,6 +141,8 @@ pub enum RequestErrorKind {
     Unauthorized,
     /// The caller has to change the request.
     Invalid,
+    /// The rules do not allow the request.
+    Forbidden,
     /// The body exceeds a limit. The rest of it has not been read.
     TooLarge,
     /// The caller disconnected or stalled; an answer may not reach it.
@@ -171,6 +177,7 @@ impl RequestError {
             | Self::NotDated { .. }
             | Self::Frontend(_)
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
+            Self::Forbidden(_) => RequestErrorKind::Forbidden,
             Self::TooLarge { .. } => RequestErrorKind::TooLarge,
             Self::Stalled { .. } | Self::Body { .. } => RequestErrorKind::Broken,
             Self::Spool(SpoolError::Full { .. } | SpoolError::Quota { .. }) => RequestErrorKind::NoSpace,
@@ -191,6 +198,7 @@ impl RequestError {
             | Self::Archive(_)
             | Self::NoConfig
             | Self::Config(_)
+            | Self::Forbidden(_)
             | Self::Frontend(_)
             | Self::ReadSpool(_)
             | Self::NoDockerfile { .. } => true,

@@ -6,6 +6,9 @@
 
 use std::str::FromStr;
 
+use function_host::policy::Tenant;
+
+use super::RequestError;
 use super::image::{ImageRef, ImageRefError};
 
 /// The repository of the built-in frontend's released images. Dockerfiles often name it; the built-in frontend
@@ -55,16 +58,28 @@ fn format_allowed(images: &[String]) -> String {
 }
 
 impl AllowedFrontends {
-    /// Returns the frontend for a Dockerfile that begins with `start`.
+    /// Returns the frontend for a Dockerfile of `tenant` that begins with `start`. With a policy, the tenant's own list
+    /// applies.
     ///
     /// # Errors
     /// Fails if the Dockerfile names a frontend that is not allowed.
-    pub(super) fn choose_for_dockerfile(&self, start: &[u8]) -> Result<Frontend, ForbiddenFrontend> {
+    pub(super) fn choose_for_dockerfile(
+        &self,
+        start: &[u8],
+        tenant: Option<&Tenant>,
+    ) -> Result<Frontend, RequestError> {
         let Some(name) = find_syntax_directive(start) else {
             return Ok(Frontend::BuiltIn);
         };
         // The name as BuildKit resolves it. A digest has to be allowed with the name.
         let full = complete_reference(&name).unwrap_or_default();
+        if let Some(tenant) = tenant {
+            return match tenant.may_use_frontend(without_tag_or_digest(&full)) {
+                Ok(()) => Ok(Frontend::Named),
+                Err(_) if without_tag_or_digest(&full) == BUILT_IN_REPOSITORY => Ok(Frontend::BuiltIn),
+                Err(violation) => Err(RequestError::Forbidden(violation.into())),
+            };
+        }
         if self.0.contains(&full) {
             return Ok(Frontend::Named);
         }
@@ -73,10 +88,10 @@ impl AllowedFrontends {
         }
         const MAX_NAME_CHARS_SHOWN: usize = 200;
         let end = name.floor_char_boundary(MAX_NAME_CHARS_SHOWN);
-        Err(ForbiddenFrontend {
+        Err(RequestError::Frontend(ForbiddenFrontend {
             name: name[..end].to_owned(),
             allowed: self.0.clone(),
-        })
+        }))
     }
 }
 
@@ -161,6 +176,8 @@ fn split_directive(line: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use function_host::policy::Policy;
+
     use super::*;
 
     fn frontend_in_syntax_directive(dockerfile: &str) -> Option<String> {
@@ -222,10 +239,13 @@ mod tests {
             "docker.io/docker/dockerfile:1.7-labs",
             "docker/dockerfile@sha256:12",
         ] {
-            let frontend = none.choose_for_dockerfile(format!("# syntax={name}\nFROM x").as_bytes());
-            assert_eq!(frontend, Ok(Frontend::BuiltIn), "{name}");
+            let frontend = none.choose_for_dockerfile(format!("# syntax={name}\nFROM x").as_bytes(), None);
+            assert!(matches!(frontend, Ok(Frontend::BuiltIn)), "{name}");
         }
-        assert_eq!(none.choose_for_dockerfile(b"FROM scratch"), Ok(Frontend::BuiltIn));
+        assert!(matches!(
+            none.choose_for_dockerfile(b"FROM scratch", None),
+            Ok(Frontend::BuiltIn)
+        ));
     }
 
     #[test]
@@ -238,8 +258,8 @@ mod tests {
             "docker.io/other/one:latest",
             "r.example/by@sha256:12",
         ] {
-            let chosen = allowed.choose_for_dockerfile(format!("# syntax={name}\n").as_bytes());
-            assert_eq!(chosen, Ok(Frontend::Named), "{name}");
+            let chosen = allowed.choose_for_dockerfile(format!("# syntax={name}\n").as_bytes(), None);
+            assert!(matches!(chosen, Ok(Frontend::Named)), "{name}");
         }
         for name in [
             "r.example/frontend:1",
@@ -248,7 +268,7 @@ mod tests {
             "UPPER/x",
         ] {
             let error = allowed
-                .choose_for_dockerfile(format!("# syntax={name} x\n").as_bytes())
+                .choose_for_dockerfile(format!("# syntax={name} x\n").as_bytes(), None)
                 .unwrap_err()
                 .to_string();
             assert!(
@@ -257,10 +277,40 @@ mod tests {
             );
         }
         let none = AllowedFrontends::default()
-            .choose_for_dockerfile(b"# syntax=r.example/frontend:2")
+            .choose_for_dockerfile(b"# syntax=r.example/frontend:2", None)
             .unwrap_err()
             .to_string();
         assert!(!none.contains("allowed are"), "{none}");
+    }
+
+    #[test]
+    fn with_a_policy_the_tenants_own_frontends_are_allowed() {
+        let policy = r#"{"tenants": {"acme": {
+            "keys": ["k"], "frontends": ["r.example/acme/"], "buildkit": "tcp://buildkit-of-acme:1234"
+        }, "globex": {"keys": ["l"]}}}"#;
+        let policy = Policy::parse(policy).unwrap();
+        let allowed: AllowedFrontends = "r.example/frontend:2".parse().unwrap();
+        let choose = |tenant: &str, name: &str| {
+            let tenant = policy.tenant(tenant).map(|tenant| &**tenant);
+            allowed.choose_for_dockerfile(format!("# syntax={name}\n").as_bytes(), tenant)
+        };
+        assert!(matches!(
+            choose("acme", "r.example/acme/frontend:1"),
+            Ok(Frontend::Named)
+        ));
+        for tenant in ["acme", "globex"] {
+            let built_in = choose(tenant, "docker/dockerfile:1");
+            assert!(matches!(built_in, Ok(Frontend::BuiltIn)), "{built_in:?}");
+            let error = choose(tenant, "r.example/frontend:2").unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("rule frontends of tenant {tenant}")),
+                "{error}"
+            );
+        }
+        assert!(matches!(
+            choose("globex", "UPPER/x"),
+            Err(RequestError::Forbidden(_))
+        ));
     }
 
     #[test]

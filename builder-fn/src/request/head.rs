@@ -7,6 +7,9 @@ use function_host::http::HeaderMap;
 /// The name of the header with the signature of the request's body.
 pub const SIGNATURE_HEADER: &str = "x-build-signature";
 
+/// The name of the header with the tenant whose key the request is signed with. It saves trying the keys of all others.
+pub const TENANT_HEADER: &str = "x-slipway-tenant";
+
 /// The header with the time at which the gateway received the call, in nanoseconds since 1970. The gateway appends a value
 /// each time that the call passes it, so the first value is the time at which a queued call was submitted.
 const START_TIME_HEADER: &str = "x-start-time";
@@ -16,6 +19,8 @@ const START_TIME_HEADER: &str = "x-start-time";
 pub struct RequestHead {
     /// The value of the request's [`SIGNATURE_HEADER`]. One that is not ASCII counts as missing.
     pub signature: Option<String>,
+    /// The value of the request's [`TENANT_HEADER`]. One that is not ASCII is a name that no tenant has.
+    pub tenant: Option<String>,
     /// The value of the request's first `X-Start-Time`, which may hold several times, separated by commas.
     pub start_time: Option<Vec<u8>>,
     /// The time at which the request arrived.
@@ -29,6 +34,9 @@ impl RequestHead {
             signature: headers
                 .get(SIGNATURE_HEADER)
                 .and_then(|value| Some(value.to_str().ok()?.to_owned())),
+            tenant: headers
+                .get(TENANT_HEADER)
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned()),
             start_time: headers
                 .get(START_TIME_HEADER)
                 .map(|value| value.as_bytes().to_vec()),

@@ -4,8 +4,11 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use function_host::policy::ReservedNames;
+
 use super::decompress::BodyDecompressor;
 use super::dockerfile;
+use super::rules;
 use super::time::format_rfc3339;
 use super::{
     AllowedFrontends, BuildConfig, BuildRequest, FreshnessLimit, RequestError, RequestHead, RequestLimits,
@@ -25,6 +28,7 @@ pub(super) struct BodyIndexer {
     archive_error: Option<RequestError>,
     frontends: AllowedFrontends,
     freshness: FreshnessLimit,
+    reserved: Arc<ReservedNames>,
 }
 
 impl BodyIndexer {
@@ -40,6 +44,7 @@ impl BodyIndexer {
             archive_error: None,
             frontends: limits.frontends.clone(),
             freshness: limits.freshness,
+            reserved: Arc::clone(&limits.reserved),
         }
     }
 
@@ -77,6 +82,7 @@ impl BodyIndexer {
             archive_error,
             frontends,
             freshness,
+            reserved,
         } = self;
         let decompressor = match (decompressor, archive_error) {
             (_, Some(error)) => return Err(error),
@@ -86,14 +92,21 @@ impl BodyIndexer {
         let (spool, reader) = decompressor.finish()?;
         let contents = reader.finish()?;
         let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
+        let tenant = signature
+            .as_ref()
+            .and_then(|signature| signature.tenant())
+            .cloned();
+        let tenant = tenant.as_deref();
         let mut warnings = contents.warnings;
         let now = SystemTime::now();
         check_not_expired(config.not_after, now)?;
         let is_dated = freshness.check_age(config.submitted_at, now)?;
+        rules::check(&config, tenant, &reserved)?;
         let submitted_at = SubmittedAt::determine(config.submitted_at, head, now, &mut warnings)?;
         let context = SourceContext::new(contents.entries, spool);
         dockerfile::check_dockerfile_exists(&context, config.dockerfile.as_deref())?;
-        let frontend = dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &frontends)?;
+        let frontend =
+            dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &frontends, tenant)?;
 
         warnings.extend(dockerfile::ignore_file_warnings(
             &context,

@@ -4,8 +4,10 @@
 //! OpenFaaS itself accepts it too. Known collisions of SHA-1 do not help to forge an HMAC.
 
 use std::fmt;
+use std::sync::Arc;
 
 use function_host::Secret;
+use function_host::policy::Tenant;
 use function_host::signature::{HmacKeys, MalformedSignature, SignatureMismatch, SignatureVerifier};
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
@@ -16,17 +18,45 @@ const SHA1_PREFIX: &str = "sha1=";
 /// The length of an SHA-1 hash in bytes.
 const SHA1_BYTES: usize = 20;
 
-/// HMAC keys, one per line of the secret. A signature made with any of them is valid.
-#[derive(Clone)]
+/// The keys that a request may be signed with: those of the builder or, with a policy, those of its tenants.
+#[derive(Clone, Debug)]
 pub struct SignatureKeys {
+    secrets: Vec<SecretKeys>,
+    accept_sha1: bool,
+}
+
+/// The keys in one secret, one per line. A signature made with any of them is valid.
+#[derive(Clone)]
+struct SecretKeys {
+    /// The tenant that the keys belong to; `None` without a policy.
+    tenant: Option<Arc<Tenant>>,
     sha256: HmacKeys,
     /// The keys for `sha1=` signatures; empty if these are not accepted.
     sha1: Vec<Hmac<Sha1>>,
 }
 
 impl SignatureKeys {
-    /// Returns the keys in `secret`, or `None` if the secret has none.
+    /// Returns the keys in `secret`, which belong to no tenant; `None` if the secret has none.
     pub fn new(secret: &Secret, accept_sha1: bool) -> Option<Self> {
+        Some(Self {
+            secrets: vec![SecretKeys::new(None, secret, accept_sha1)?],
+            accept_sha1,
+        })
+    }
+
+    /// Returns the keys in the secrets of tenants. A secret without keys, as no secret at all, verifies nothing.
+    pub fn of_tenants(secrets: impl IntoIterator<Item = (Arc<Tenant>, Secret)>, accept_sha1: bool) -> Self {
+        let secrets = secrets.into_iter();
+        let keys = secrets.filter_map(|(tenant, secret)| SecretKeys::new(Some(tenant), &secret, accept_sha1));
+        Self {
+            secrets: keys.collect(),
+            accept_sha1,
+        }
+    }
+}
+
+impl SecretKeys {
+    fn new(tenant: Option<Arc<Tenant>>, secret: &Secret, accept_sha1: bool) -> Option<Self> {
         let lines = secret.expose().split(|byte| *byte == b'\n');
         let sha1 = lines
             .map(<[u8]>::trim_ascii)
@@ -34,13 +64,14 @@ impl SignatureKeys {
             .filter_map(|line| Hmac::<Sha1>::new_from_slice(line).ok())
             .collect();
         Some(Self {
+            tenant,
             sha256: HmacKeys::new(secret)?,
             sha1,
         })
     }
 }
 
-impl fmt::Debug for SignatureKeys {
+impl fmt::Debug for SecretKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.sha256, f)
     }
@@ -50,25 +81,34 @@ impl fmt::Debug for SignatureKeys {
 ///
 /// It is normalized: lower-case digits without surrounding blanks. What a caller may write differently is one signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifiedSignature(String);
+pub struct VerifiedSignature {
+    text: String,
+    tenant: Option<Arc<Tenant>>,
+}
 
 impl VerifiedSignature {
     /// Returns the signature in its normalized form.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Returns the tenant whose key made the signature; `None` without a policy.
+    pub fn tenant(&self) -> Option<&Arc<Tenant>> {
+        self.tenant.as_ref()
     }
 
     /// Returns the SHA-256 hash of the normalized signature in hexadecimal digits. It identifies the signature
     /// where the signature itself, which lets a request be sent again, must not be shown.
     pub fn sha256_fingerprint(&self) -> String {
-        hex::encode(Sha256::digest(&self.0))
+        hex::encode(Sha256::digest(&self.text))
     }
 }
 
 /// Verifies a signature of a body that arrives in pieces.
 pub(super) struct BodyVerifier {
     header: String,
-    hmac: BodyHmac,
+    /// One for each secret with keys.
+    hmacs: Vec<(Option<Arc<Tenant>>, BodyHmac)>,
 }
 
 enum BodyHmac {
@@ -83,52 +123,91 @@ impl BodyVerifier {
     /// Returns a verifier for the signature in `header`.
     pub(super) fn new(keys: &SignatureKeys, header: &str) -> Result<Self, MalformedSignature> {
         let header = header.trim();
-        let hmac = match header.strip_prefix(SHA1_PREFIX) {
-            Some(digits) if !keys.sha1.is_empty() => {
-                let mut expected = [0; SHA1_BYTES];
-                hex::decode_to_slice(digits, &mut expected).map_err(|_| MalformedSignature)?;
-                BodyHmac::Sha1 {
-                    expected,
-                    macs: keys.sha1.clone(),
-                }
-            }
-            _ => BodyHmac::Sha256(SignatureVerifier::new(&keys.sha256, header)?),
-        };
+        let hmacs = keys.secrets.iter().map(|secret| {
+            let hmac = BodyHmac::new(secret, header, keys.accept_sha1)?;
+            Ok((secret.tenant.clone(), hmac))
+        });
         Ok(Self {
             header: header.to_owned(),
-            hmac,
+            hmacs: hmacs.collect::<Result<_, _>>()?,
         })
     }
 
-    /// Hashes the next piece of the body.
+    /// Hashes the next piece of the body, once for each key.
     pub(super) fn hash_piece(&mut self, piece: &[u8]) {
-        match &mut self.hmac {
-            BodyHmac::Sha256(verifier) => verifier.update(piece),
-            BodyHmac::Sha1 { macs, .. } => macs.iter_mut().for_each(|mac| mac.update(piece)),
+        for (_, hmac) in &mut self.hmacs {
+            hmac.update(piece);
         }
     }
 
     /// Returns the signature if it matches the body. Takes the same time wherever the signature differs, and
     /// whichever key matches.
     pub(super) fn into_verified_signature(self) -> Result<VerifiedSignature, SignatureMismatch> {
-        match self.hmac {
-            BodyHmac::Sha256(verifier) => verifier.finish()?,
-            BodyHmac::Sha1 { expected, macs } => {
-                let matches = macs
-                    .into_iter()
-                    .fold(false, |found, mac| found | mac.verify_slice(&expected).is_ok());
-                if !matches {
-                    return Err(SignatureMismatch);
+        let matches = self
+            .hmacs
+            .into_iter()
+            .map(|(tenant, hmac)| (tenant, hmac.finish()));
+        // Collected, so that no key is left out once one has matched.
+        let matches: Vec<_> = matches.collect();
+        let mut signers = matches
+            .into_iter()
+            .filter(|(_, is_match)| *is_match)
+            .map(|(tenant, _)| tenant);
+        let tenant = signers.next().ok_or(SignatureMismatch)?;
+        if let Some(other) = signers.find(|other| *other != tenant) {
+            let name = |tenant: &Option<Arc<Tenant>>| tenant.as_ref().map(|tenant| tenant.name().to_string());
+            tracing::error!(
+                tenant = name(&tenant),
+                other = name(&other),
+                "two tenants have the same key; what is signed with it is rejected"
+            );
+            return Err(SignatureMismatch);
+        }
+        Ok(VerifiedSignature {
+            // Both prefixes are lower-case already, and only digits follow.
+            text: self.header.to_ascii_lowercase(),
+            tenant,
+        })
+    }
+}
+
+impl BodyHmac {
+    fn new(keys: &SecretKeys, header: &str, accept_sha1: bool) -> Result<Self, MalformedSignature> {
+        Ok(match header.strip_prefix(SHA1_PREFIX) {
+            Some(digits) if accept_sha1 => {
+                let mut expected = [0; SHA1_BYTES];
+                hex::decode_to_slice(digits, &mut expected).map_err(|_| MalformedSignature)?;
+                Self::Sha1 {
+                    expected,
+                    macs: keys.sha1.clone(),
                 }
             }
+            _ => Self::Sha256(SignatureVerifier::new(&keys.sha256, header)?),
+        })
+    }
+
+    fn update(&mut self, piece: &[u8]) {
+        match self {
+            Self::Sha256(verifier) => verifier.update(piece),
+            Self::Sha1 { macs, .. } => macs.iter_mut().for_each(|mac| mac.update(piece)),
         }
-        // Both prefixes are lower-case already, and only digits follow.
-        Ok(VerifiedSignature(self.header.to_ascii_lowercase()))
+    }
+
+    /// Returns whether the signature matches the body with one of the keys.
+    fn finish(self) -> bool {
+        match self {
+            Self::Sha256(verifier) => verifier.finish().is_ok(),
+            Self::Sha1 { expected, macs } => macs
+                .into_iter()
+                .fold(false, |found, mac| found | mac.verify_slice(&expected).is_ok()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use function_host::policy::Policy;
+
     use super::*;
 
     /// Test vectors for HMAC-SHA1: cases 2 and 3 of RFC 2202.
@@ -211,5 +290,53 @@ mod tests {
     fn a_sha1_signature_is_malformed_where_sha1_is_disabled() {
         let (key, _, digits) = HMAC_SHA1_TEST_VECTORS[0];
         assert!(BodyVerifier::new(&signature_keys_with(key, false), &format!("sha1={digits}")).is_err());
+    }
+
+    const POLICY: &str = r#"{"tenants": {"acme": {"keys": ["a"]}, "globex": {"keys": ["g"]}}}"#;
+
+    fn keys_of_tenants(keys: &[(&str, &str)]) -> SignatureKeys {
+        let policy = Policy::parse(POLICY).unwrap();
+        let secrets = keys
+            .iter()
+            .map(|(tenant, key)| (policy.tenant(tenant).unwrap().clone(), Secret::new(*key)));
+        SignatureKeys::of_tenants(secrets, true)
+    }
+
+    fn sign(key: &str, body: &[u8]) -> String {
+        function_host::signature::sign_body(&HmacKeys::new(&Secret::new(key)).unwrap(), body)
+    }
+
+    #[test]
+    fn the_key_of_a_signature_tells_its_tenant() {
+        let keys = keys_of_tenants(&[("acme", "old\nkey of acme"), ("globex", "key of globex")]);
+        for (key, tenant) in [
+            ("old", "acme"),
+            ("key of acme", "acme"),
+            ("key of globex", "globex"),
+        ] {
+            let verified = verify_in_pieces(&keys, &sign(key, b"body"), b"body").unwrap();
+            assert_eq!(verified.tenant().unwrap().name().as_str(), tenant);
+        }
+        assert_eq!(
+            verify_in_pieces(&keys, &sign("another", b"body"), b"body"),
+            Err(SignatureMismatch)
+        );
+        let none = keys_of_tenants(&[]);
+        assert_eq!(
+            verify_in_pieces(&none, &sign("old", b"body"), b"body"),
+            Err(SignatureMismatch)
+        );
+    }
+
+    #[test]
+    fn a_key_that_two_tenants_have_verifies_nothing() {
+        let keys = keys_of_tenants(&[("acme", "shared\nown"), ("globex", "shared")]);
+        assert_eq!(
+            verify_in_pieces(&keys, &sign("shared", b"body"), b"body"),
+            Err(SignatureMismatch)
+        );
+        assert!(verify_in_pieces(&keys, &sign("own", b"body"), b"body").is_ok());
+        let twice = keys_of_tenants(&[("acme", "shared"), ("acme", "shared")]);
+        assert!(verify_in_pieces(&twice, &sign("shared", b"body"), b"body").is_ok());
     }
 }

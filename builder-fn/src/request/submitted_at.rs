@@ -121,6 +121,7 @@ mod tests {
     ) -> (Result<SubmittedAt, RequestError>, Vec<String>) {
         let head = RequestHead {
             signature: None,
+            tenant: None,
             start_time: header.map(|value| value.as_bytes().to_vec()),
             arrived: time_at_ns(NOW_NS - 7),
         };

@@ -85,6 +85,7 @@ where
 fn request_head(signature: Option<&str>, start_time: Option<&str>) -> RequestHead {
     RequestHead {
         signature: signature.map(str::to_owned),
+        tenant: None,
         start_time: start_time.map(|value| value.as_bytes().to_vec()),
         arrived: SystemTime::now(),
     }

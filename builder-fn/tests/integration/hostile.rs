@@ -79,6 +79,7 @@ async fn rejection_of_tar(
         Full::new(Bytes::from(body)),
         RequestHead {
             signature: None,
+            tenant: None,
             start_time: None,
             arrived: SystemTime::now(),
         },

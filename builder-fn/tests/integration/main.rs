@@ -10,6 +10,7 @@ mod hand_over;
 mod harness;
 mod hostile;
 mod job;
+mod policy;
 mod redelivery;
 mod secrets;
 mod setting;

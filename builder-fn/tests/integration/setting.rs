@@ -15,6 +15,7 @@ use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
 use builder_fn::supersede::Supersession;
 use function_host::http::Method;
+use function_host::policy::PolicyFile;
 use function_host::prometheus::Registry;
 use function_host::signature::{HmacKeys, sign_body};
 use function_host::{
@@ -100,6 +101,7 @@ impl TestBuilder {
             signatures: SignatureSettings {
                 disable_hmac: false,
                 accept_sha1: true,
+                ..SignatureSettings::default()
             },
             max_log: MAX_LOG_BYTES,
             seal_key: None,
@@ -139,6 +141,14 @@ impl TestBuilder {
     /// Limits the log to `max_log` bytes.
     pub(crate) fn with_max_log(mut self, max_log: usize) -> Self {
         self.api.max_log = max_log;
+        self
+    }
+
+    /// Gives the builder a policy, whose secrets with keys are written by [`secret`](Self::secret).
+    pub(crate) fn with_policy(mut self, policy: &Value) -> Self {
+        self.secret("policy.json", &policy.to_string());
+        let file = PolicyFile::open(self.secrets.path().join("policy.json")).expect("a policy");
+        self.api.signatures.policy = Some(file);
         self
     }
 
@@ -211,6 +221,17 @@ impl TestBuilder {
     /// Sends a signed build request with `tar`, and returns its answer.
     pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
         Answer::read(self.answer(tar).await).await
+    }
+
+    /// Sends a build request with `tar` that is signed with `payload_key`, and names the tenant `tenant` if there is one.
+    pub(crate) async fn build_as(&self, payload_key: &str, tenant: Option<&str>, tar: Vec<u8>) -> Answer {
+        let signature = sign_body(&key(payload_key), &tar);
+        let mut request = post(tar, Some(&signature));
+        if let Some(tenant) = tenant {
+            let tenant = tenant.parse().expect("header");
+            request.headers_mut().insert("x-slipway-tenant", tenant);
+        }
+        Answer::read(self.send(request).await).await
     }
 
     /// Sends a signed build request with `tar`, and returns its response with an unread body.

@@ -41,6 +41,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
     let send = |check, signature: Option<&str>| {
         let head = RequestHead {
             signature: signature.map(str::to_owned),
+            tenant: None,
             start_time: None,
             arrived: SystemTime::now(),
         };

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use deployment::{DeploymentRules, RequestedFunction, RequestedResources};
-pub use error::{InvalidPolicy, PolicyFileError, Violation};
+pub use error::{InvalidPolicy, PolicyFileError, Violation, Violations};
 pub use file::PolicyFile;
 pub use keys::KeyReader;
 pub use names::NamePatterns;

@@ -80,11 +80,7 @@ impl<'a> RequestedFunction<'a> {
             }
         };
         let texts = |name: &str| {
-            let list = deploy
-                .get(name)
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten();
+            let list = deploy.get(name).and_then(Value::as_array).into_iter().flatten();
             list.filter_map(Value::as_str).collect()
         };
         let pairs = |name: &str| {

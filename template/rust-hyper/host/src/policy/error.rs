@@ -59,6 +59,12 @@ pub enum PolicyFileError {
     },
 }
 
+/// The number of violations that a text lists. More are counted.
+const SHOWN: usize = 20;
+
+/// The length of the longest violation that a text shows, in characters.
+const LENGTH_SHOWN: usize = 300;
+
 /// A request's violation of one rule. The text names the rule, and is meant for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(String);
@@ -66,12 +72,20 @@ pub struct Violation(String);
 impl Violation {
     /// Creates the violation of a tenant's rule; `problem` follows the tenant's name.
     pub(super) fn of_rule(rule: &str, tenant: &TenantName, problem: impl fmt::Display) -> Self {
-        Self(format!("policy rule {rule} of tenant {tenant} {problem}"))
+        Self::shortened(format!("policy rule {rule} of tenant {tenant} {problem}"))
     }
 
     /// Creates the violation of a rule that holds for every tenant, and without a policy.
     pub(super) fn of_platform(problem: impl fmt::Display) -> Self {
-        Self(format!("no policy allows {problem}"))
+        Self::shortened(format!("no policy allows {problem}"))
+    }
+
+    /// Shortens a text that quotes a name of the caller's, which may be long.
+    fn shortened(text: String) -> Self {
+        match text.char_indices().nth(LENGTH_SHOWN) {
+            Some((end, _)) => Self(format!("{}…", &text[..end])),
+            None => Self(text),
+        }
     }
 }
 
@@ -82,3 +96,46 @@ impl fmt::Display for Violation {
 }
 
 impl std::error::Error for Violation {}
+
+/// Every violation of the rules in one request; there is at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violations(Vec<Violation>);
+
+impl Violations {
+    /// Fails with the violations, if there are any.
+    ///
+    /// # Errors
+    /// The violations.
+    pub fn none_of(violations: Vec<Violation>) -> Result<(), Self> {
+        match violations.is_empty() {
+            true => Ok(()),
+            false => Err(Self(violations)),
+        }
+    }
+
+    /// Returns the violations.
+    pub fn iter(&self) -> impl Iterator<Item = &Violation> {
+        self.0.iter()
+    }
+}
+
+impl From<Violation> for Violations {
+    fn from(violation: Violation) -> Self {
+        Self(vec![violation])
+    }
+}
+
+impl fmt::Display for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, violation) in self.0.iter().take(SHOWN).enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{violation}")?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+impl std::error::Error for Violations {}

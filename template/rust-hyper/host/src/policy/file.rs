@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::IntGauge;
 
@@ -17,11 +17,15 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 /// The file with the operator's policy.
 ///
-/// A changed file is read again. One that cannot be used leaves the last good policy in force, and is logged once.
-pub struct PolicyFile {
+/// A changed file is read again. One that cannot be used leaves the last good policy in force, and is logged once. Clones
+/// share the policy.
+#[derive(Clone)]
+pub struct PolicyFile(Arc<Shared>);
+
+struct Shared {
     path: PathBuf,
     state: Mutex<State>,
-    is_valid: Option<IntGauge>,
+    is_valid: OnceLock<IntGauge>,
 }
 
 struct State {
@@ -39,39 +43,38 @@ impl PolicyFile {
         let path = path.into();
         let (version, text) = read(&path)?;
         let policy = parse(&path, &text)?;
-        Ok(Self {
+        Ok(Self(Arc::new(Shared {
             path,
             state: Mutex::new(State {
                 version: Some(version),
                 policy: Arc::new(policy),
             }),
-            is_valid: None,
-        })
+            is_valid: OnceLock::new(),
+        })))
     }
 
     /// Sets a gauge to 1 while the file has the policy that is in force, and to 0 after a change that cannot be used.
-    #[must_use]
-    pub fn with_gauge(self, is_valid: IntGauge) -> Self {
+    pub fn show_validity_in(&self, is_valid: IntGauge) {
         is_valid.set(1);
-        Self {
-            is_valid: Some(is_valid),
-            ..self
-        }
+        // A second gauge is not shown: a function has one.
+        let _ = self.0.is_valid.set(is_valid);
     }
 
     /// Returns the policy that is in force. Takes one `stat` call if the file has not changed.
     pub fn current(&self) -> Arc<Policy> {
-        let version = std::fs::metadata(&self.path)
+        let version = std::fs::metadata(&self.0.path)
             .ok()
             .as_ref()
             .map(FileVersion::from_metadata);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.version != version {
-            self.reload(&mut state, version);
+            self.0.reload(&mut state, version);
         }
         Arc::clone(&state.policy)
     }
+}
 
+impl Shared {
     fn reload(&self, state: &mut State, version: Option<FileVersion>) {
         // A file that is replaced while it is read is read again: its version is not the one recorded here.
         state.version = version;
@@ -91,7 +94,7 @@ impl PolicyFile {
                 false
             }
         };
-        if let Some(gauge) = &self.is_valid {
+        if let Some(gauge) = self.is_valid.get() {
             gauge.set(is_valid.into());
         }
     }
@@ -100,7 +103,7 @@ impl PolicyFile {
 impl fmt::Debug for PolicyFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PolicyFile")
-            .field("path", &self.path)
+            .field("path", &self.0.path)
             .finish_non_exhaustive()
     }
 }

@@ -17,7 +17,7 @@ impl KeyReader {
     /// Reads a secret with keys, one on each line; `None` if it cannot be read, or is not fit for signatures.
     pub fn read(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
         let problem = match secrets.read_secret(name) {
-            Ok(secret) => match signature::check_keys(&secret) {
+            Ok(secret) => match signature::check_key_lines(&secret) {
                 Ok(()) => {
                     self.lock().remove(name);
                     return Some(secret);

@@ -348,7 +348,8 @@ mod reload {
         assert!(PolicyFile::open(&path).is_err());
         fs::write(&path, FIRST).unwrap();
         let gauge = IntGauge::new("policy_valid", "valid").unwrap();
-        let file = PolicyFile::open(&path).unwrap().with_gauge(gauge.clone());
+        let file = PolicyFile::open(&path).unwrap();
+        file.show_validity_in(gauge.clone());
         assert_eq!((names(&file), gauge.get()), (vec!["first".to_owned()], 1));
 
         let replace = |text: &str| {

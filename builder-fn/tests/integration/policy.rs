@@ -1,0 +1,128 @@
+//! Tests of a builder with a policy: whose request it is, and what it may do.
+
+use serde_json::{Value, json};
+
+use crate::daemon;
+use crate::gateway::gateway;
+use crate::hand_over::succeed;
+use crate::setting::{PAYLOAD_KEY, TestBuilder, tar};
+
+const ACME_KEY: &str = "the payload key of acme";
+const GLOBEX_KEY: &str = "the payload key of globex";
+
+fn policy() -> Value {
+    json!({"tenants": {
+        "acme": {
+            "keys": ["acme-payload"], "push": ["registry:5000/acme/"], "functions": ["acme-*"], "secrets": ["acme-*"]
+        },
+        "globex": {"keys": ["globex-payload"], "push": ["registry:5000/globex/"]},
+        "initech": {"keys": ["not-mounted"]}
+    }})
+}
+
+fn with_policy(setting: TestBuilder) -> TestBuilder {
+    setting.secret("acme-payload", ACME_KEY);
+    setting.secret("globex-payload", GLOBEX_KEY);
+    setting.with_policy(&policy())
+}
+
+#[tokio::test]
+async fn a_rejection_names_every_violated_rule_and_comes_before_the_daemon_is_asked() {
+    let (daemon, calls) = daemon::start();
+    let setting = with_policy(TestBuilder::new(daemon));
+    // A call of the daemon would wait forever.
+    drop(calls);
+
+    let config = json!({
+        "image": "registry:5000/globex/hello:1",
+        "deploy": {"service": "hello", "secrets": ["globex-key", "deploy-secret"]}
+    });
+    let answer = setting.build_as(ACME_KEY, None, tar(config)).await;
+
+    assert_eq!(answer.status, 403, "{answer:?}");
+    assert_eq!(answer.body["status"], "failed");
+    let error = answer.body["error"].as_str().expect("text");
+    for expected in [
+        "policy rule push of tenant acme does not allow \"registry:5000/globex/hello\"",
+        "policy rule functions of tenant acme does not allow \"hello\"",
+        "policy rule secrets of tenant acme does not allow \"globex-key\"",
+        "no policy allows a function to use the secret \"deploy-secret\"",
+    ] {
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_keys_of_tenants_sign_builds() {
+    let (daemon, _calls) = daemon::start();
+    let setting = with_policy(TestBuilder::new(daemon));
+    let rejected = tar(json!({"image": "registry:5000/another/hello"}));
+    for (key, tenant, status) in [
+        // The first two are known, and stopped by their rules.
+        (ACME_KEY, None, 403),
+        (GLOBEX_KEY, Some("globex"), 403),
+        (GLOBEX_KEY, Some("acme"), 401),
+        (GLOBEX_KEY, Some("nobody"), 401),
+        (GLOBEX_KEY, Some("initech"), 401),
+        (GLOBEX_KEY, Some(""), 401),
+        (PAYLOAD_KEY, None, 401),
+    ] {
+        let answer = setting.build_as(key, tenant, rejected.clone()).await;
+        assert_eq!(answer.status, status, "{key} {tenant:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hand_over_names_the_tenant_that_signed_the_build() {
+    let (address, mut received) = gateway(200, r#"{"function":"acme-hello","status":"ready"}"#).await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = with_policy(TestBuilder::with_gateway(daemon, &format!("http://{address}")));
+    setting.secret("deploy-secret", "deploy key\n");
+    let building = tokio::spawn({
+        let setting = setting.clone();
+        let config = json!({
+            "image": "registry:5000/acme/hello:1", "deploy": {"service": "acme-hello", "secrets": ["acme-key"]}
+        });
+        async move { setting.build_as(ACME_KEY, None, tar(config)).await }
+    });
+    succeed(&mut calls).await;
+
+    let answer = building.await.expect("no panic");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let request = received.recv().await.expect("a hand-over");
+    let body: Value = serde_json::from_slice(request.body()).expect("JSON");
+    assert_eq!(body["tenant"], "acme");
+}
+
+#[tokio::test]
+async fn a_changed_policy_applies_to_the_next_request() {
+    let (daemon, _calls) = daemon::start();
+    let setting = with_policy(TestBuilder::new(daemon));
+    let config = tar(json!({"image": "registry:5000/another/hello"}));
+    assert_eq!(setting.build_as(ACME_KEY, None, config.clone()).await.status, 403);
+    setting.secret(
+        "policy.json",
+        r#"{"tenants": {"globex": {"keys": ["globex-payload"]}}}"#,
+    );
+    assert_eq!(setting.build_as(ACME_KEY, None, config).await.status, 401);
+}
+
+/// Without a policy there is one tenant, and the platform's own names are reserved.
+#[tokio::test]
+async fn without_a_policy_no_function_takes_a_name_or_secret_of_the_platform() {
+    let (daemon, _calls) = daemon::start();
+    let setting = TestBuilder::new(daemon);
+    for deploy in [
+        json!({"service": "deployer-fn"}),
+        json!({"service": "builder-fn", "namespace": "team"}),
+        json!({"service": "deployer-fn.openfaas-fn"}),
+        json!({"service": "hello", "secrets": ["basic-auth-password"]}),
+        json!({"service": "hello", "secrets": ["deploy-secret", "payload-secret", "registry-config"]}),
+        json!({"service": "hello", "annotations": {"com.openfaas.serviceaccount": "deployer-fn"}}),
+    ] {
+        let answer = setting.build(tar(json!({ "deploy": deploy }))).await;
+        assert_eq!(answer.status, 403, "{deploy}: {answer:?}");
+        let error = answer.body["error"].as_str().expect("text");
+        assert!(error.starts_with("no policy allows"), "{error}");
+    }
+}
