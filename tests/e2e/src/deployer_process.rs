@@ -124,6 +124,11 @@ impl DeployerProcess {
         self.hand_over_client()?.send_hand_over(hand_over).await
     }
 
+    /// Returns the process id of the deployer.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the deployer process, as a crash does.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;

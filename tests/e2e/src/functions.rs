@@ -151,6 +151,23 @@ impl FunctionsClient {
         Ok(())
     }
 
+    /// Creates a secret for functions, or replaces its value.
+    pub async fn put_secret(&self, name: &str, value: &str) -> Result<()> {
+        let body = json!({ "name": name, "value": value });
+        let status = match self
+            .call_system_api(Method::POST, "/system/secrets", &body)
+            .await?
+        {
+            200..300 => return Ok(()),
+            _ => {
+                self.call_system_api(Method::PUT, "/system/secrets", &body)
+                    .await?
+            }
+        };
+        anyhow::ensure!(status < 300, "storing the secret {name}: {status}");
+        Ok(())
+    }
+
     async fn call_system_api(&self, method: Method, path: &str, body: &Value) -> Result<u16> {
         let request = self
             .http

@@ -3,20 +3,26 @@
 //!
 //! Nothing here uses Slipway's own code for signing, packing or parsing: an error in shared code would stay hidden.
 
+pub mod bait_server;
 pub mod blocking_client;
 pub mod build_context;
 pub mod buildctl;
 pub mod builder_process;
 pub mod buildkit;
 pub mod certificates;
+pub mod changing_dns;
 pub mod client;
 pub mod collector;
 pub mod compare;
 pub mod comparison;
 pub mod context_tree;
+pub mod crafted_layer;
 pub mod deployer_process;
 pub mod deployer_route;
+pub mod flood;
+pub mod flood_benchmark;
 pub mod functions;
+pub mod network_namespace;
 pub mod outage;
 pub mod pausing_proxy;
 pub mod process;

@@ -1,9 +1,13 @@
-//! The stack's registry, read through its HTTP API.
+//! The stack's registry through its HTTP API: what builds pushed, and base images that no build would make.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
-use serde_json::Value;
+use reqwest::header::{CONTENT_TYPE, LOCATION};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use slipway_stack::Stack;
+
+use crate::crafted_layer::CraftedLayer;
 
 const ACCEPTED_MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
@@ -90,6 +94,55 @@ impl RegistryClient {
         Ok(response.error_for_status()?.json().await?)
     }
 
+    /// Pushes an image with one layer. `config` is the member `config` of the image's configuration, such as its
+    /// `User` and `OnBuild`.
+    pub async fn push_image(
+        &self,
+        repository: &str,
+        tag: &str,
+        layer: CraftedLayer,
+        config: Value,
+    ) -> Result<()> {
+        let (packed, tar) = layer.finish()?;
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": config,
+            "rootfs": { "type": "layers", "diff_ids": [digest(&tar)] },
+        })
+        .to_string();
+        let descriptor = |kind: &str, content: &[u8]| {
+            json!({
+                "mediaType": format!("application/vnd.oci.image.{kind}"),
+                "digest": digest(content), "size": content.len(),
+            })
+        };
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("config.v1+json", config.as_bytes()),
+            "layers": [descriptor("layer.v1.tar+zstd", &packed)],
+        });
+        self.push_blob(repository, config.into_bytes()).await?;
+        self.push_blob(repository, packed).await?;
+        let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.host);
+        let put = self.http.put(&url).body(manifest.to_string());
+        let put = put.header(CONTENT_TYPE, "application/vnd.oci.image.manifest.v1+json");
+        let status = self.with_credentials(put).send().await?.status();
+        ensure!(status.is_success(), "PUT {url}: {status}");
+        Ok(())
+    }
+
+    async fn push_blob(&self, repository: &str, content: Vec<u8>) -> Result<()> {
+        let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
+        let begun = self.with_credentials(self.http.post(&url)).send().await?;
+        let location = begun.headers().get(LOCATION);
+        let location = location.with_context(|| format!("POST {url}: {}", begun.status()))?;
+        let mut upload = begun.url().join(location.to_str()?)?;
+        upload.query_pairs_mut().append_pair("digest", &digest(&content));
+        let put = self.with_credentials(self.http.put(upload)).body(content);
+        let status = put.send().await?.status();
+        ensure!(status.is_success(), "pushing a blob to {repository}: {status}");
+        Ok(())
+    }
+
     async fn get_authorized(&self, url: &str) -> Result<reqwest::Response> {
         let request = self.with_credentials(self.http.get(url).header("Accept", ACCEPTED_MANIFEST_TYPES));
         request.send().await.with_context(|| format!("GET {url}"))
@@ -114,4 +167,8 @@ impl RegistryClient {
         let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
         serde_json::json!({ "auths": { host: { "auth": auth } } }).to_string()
     }
+}
+
+fn digest(content: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(content)))
 }

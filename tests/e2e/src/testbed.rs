@@ -146,6 +146,15 @@ impl Testbed {
     }
 }
 
+/// Returns the process id of the shell that runs the build step with this command, or `None` if none does.
+pub fn step_process(command: &str) -> Result<Option<u32>> {
+    let Some(folder) = step_process_folder(command)? else {
+        return Ok(None);
+    };
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    Ok(Some(name.parse()?))
+}
+
 /// Returns the folder in `/proc` of the shell that runs the build step with this command.
 fn step_process_folder(command: &str) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir("/proc")? {

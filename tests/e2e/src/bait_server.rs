@@ -1,0 +1,113 @@
+//! An HTTP server that attackers want to reach, or that is theirs: it records who reached it, and redirects.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::Result;
+use axum::{
+    Router,
+    extract::State,
+    http::{
+        HeaderMap, StatusCode, Uri,
+        header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE},
+    },
+    response::{IntoResponse as _, Response},
+};
+use tokio::task::JoinHandle;
+
+use crate::network_namespace::NetworkNamespace;
+
+/// The text of every page of a [`BaitServer`].
+pub const BAIT: &str = "the-bait-was-taken";
+
+/// An HTTP server that answers every request with [`BAIT`], except that `/redirect/URL` redirects to `http://URL`, and
+/// that requests of a registry's API need credentials. It stops on drop.
+#[derive(Debug)]
+pub struct BaitServer {
+    address: SocketAddr,
+    requests: Requests,
+    serving: JoinHandle<()>,
+}
+
+/// The path and the credentials of each request.
+type Requests = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
+impl BaitServer {
+    /// Starts a server on this address of this machine; port 0 selects a free one.
+    pub fn start(address: impl Into<SocketAddr>) -> Result<Self> {
+        Self::serve(TcpListener::bind(address.into())?)
+    }
+
+    /// Starts a server on this address of a namespace.
+    pub fn start_in(namespace: &NetworkNamespace, address: impl Into<SocketAddr>) -> Result<Self> {
+        let address = address.into();
+        Self::serve(namespace.run(|| Ok(TcpListener::bind(address)?))?)
+    }
+
+    /// Returns the server's address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the paths of all requests so far.
+    pub fn requests(&self) -> Vec<String> {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.iter().map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Returns the value of the header `Authorization` of each request that has one.
+    pub fn credentials(&self) -> Vec<String> {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests
+            .iter()
+            .filter_map(|(_, credentials)| credentials.clone())
+            .collect()
+    }
+
+    fn serve(listener: TcpListener) -> Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let requests = Requests::default();
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&requests));
+        let serving = tokio::spawn(async move {
+            axum::serve(listener, app).await.ok();
+        });
+        Ok(Self {
+            address,
+            requests,
+            serving,
+        })
+    }
+}
+
+impl Drop for BaitServer {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn answer(State(requests): State<Requests>, headers: HeaderMap, uri: Uri) -> Response {
+    let path = uri.path();
+    let credentials = headers
+        .get(AUTHORIZATION)
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let is_known = credentials.is_some();
+    requests
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((path.to_owned(), credentials));
+    if path.starts_with("/v2/") && !is_known {
+        return (
+            StatusCode::UNAUTHORIZED,
+            [(WWW_AUTHENTICATE, "Basic realm=\"registry\"")],
+        )
+            .into_response();
+    }
+    match path.strip_prefix("/redirect/") {
+        Some(target) => (StatusCode::FOUND, [(LOCATION, format!("http://{target}"))]).into_response(),
+        None => BAIT.into_response(),
+    }
+}

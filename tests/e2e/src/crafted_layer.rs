@@ -1,0 +1,76 @@
+//! Layers of base images with entries that no tool would write: names outside of the root, devices, whiteouts.
+
+use anyhow::{Context as _, Result};
+use tar::EntryType;
+
+/// A layer in the making.
+#[derive(Debug, Default)]
+pub struct CraftedLayer {
+    tar: Vec<u8>,
+}
+
+impl CraftedLayer {
+    /// Returns an empty layer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a file with this mode, whatever its name.
+    pub fn file(self, path: &str, mode: u32, content: &[u8]) -> Result<Self> {
+        self.entry(path, EntryType::Regular, "", mode, (0, 0), content)
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(self, path: &str, target: &str) -> Result<Self> {
+        self.entry(path, EntryType::Symlink, target, 0o777, (0, 0), &[])
+    }
+
+    /// Adds a hard link.
+    pub fn hard_link(self, path: &str, target: &str) -> Result<Self> {
+        self.entry(path, EntryType::Link, target, 0o644, (0, 0), &[])
+    }
+
+    /// Adds a device, `EntryType::Char` or `EntryType::Block`, with its major and minor number.
+    pub fn device(self, path: &str, kind: EntryType, number: (u32, u32)) -> Result<Self> {
+        self.entry(path, kind, "", 0o666, number, &[])
+    }
+
+    /// Returns the layer as a zstd stream and as a tar.
+    pub fn finish(mut self) -> Result<(Vec<u8>, Vec<u8>)> {
+        self.tar.extend([0; 1024]);
+        let packed = zstd::encode_all(self.tar.as_slice(), 1).context("compressing the layer")?;
+        Ok((packed, self.tar))
+    }
+
+    /// Adds an entry whose names are written as they are: the tar crate would reject some of them.
+    fn entry(
+        mut self,
+        path: &str,
+        kind: EntryType,
+        target: &str,
+        mode: u32,
+        (major, minor): (u32, u32),
+        content: &[u8],
+    ) -> Result<Self> {
+        let mut header = tar::Header::new_ustar();
+        let old = header.as_old_mut();
+        let name = old.name.get_mut(..path.len()).context("the name is too long")?;
+        name.copy_from_slice(path.as_bytes());
+        let link = old.linkname.get_mut(..target.len());
+        link.context("the target is too long")?
+            .copy_from_slice(target.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(content.len() as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_device_major(major)?;
+        header.set_device_minor(minor)?;
+        header.set_cksum();
+        self.tar.extend(header.as_bytes());
+        self.tar.extend(content);
+        self.tar.resize(self.tar.len().next_multiple_of(512), 0);
+        Ok(self)
+    }
+}

@@ -1,0 +1,301 @@
+//! Senders without a valid signature, as bad as they can be: idle, slow, half, huge and compressed bodies and heads.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use flate2::{Compression, write::GzEncoder};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::watch,
+};
+
+use crate::network_namespace::NetworkNamespace;
+
+/// How long a sender waits until it connects again after its connection was closed.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How much of a body does not compress, in bytes.
+const NOISE: usize = 512 << 10;
+
+/// A kind of sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UnsignedSender {
+    /// Sends half of a head, and waits.
+    IdleHead,
+    /// Sends a head of 300 KiB without its end, and waits.
+    HugeHead,
+    /// Sends a head, no body, and waits.
+    IdleBody,
+    /// Sends a byte of its body a second.
+    Trickle,
+    /// Sends half of a body that is not compressed, and waits.
+    HalfBody,
+    /// Sends most of a gzip stream whose tar has 15 MiB of extended attributes, and waits.
+    ExtendedAttributes,
+    /// Sends most of a gzip stream that becomes a thousand times as large, and waits.
+    Ratio,
+    /// Sends a complete tar with a wrong signature, again and again.
+    WrongSignature,
+}
+
+impl UnsignedSender {
+    /// All kinds.
+    pub const ALL: [Self; 8] = [
+        Self::IdleHead,
+        Self::HugeHead,
+        Self::IdleBody,
+        Self::Trickle,
+        Self::HalfBody,
+        Self::ExtendedAttributes,
+        Self::Ratio,
+        Self::WrongSignature,
+    ];
+}
+
+/// The bodies of all senders, made once.
+#[derive(Debug)]
+struct Bodies {
+    extended_attributes: Vec<u8>,
+    ratio: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+/// How often senders of each kind got each answer.
+type Outcomes = Arc<Mutex<BTreeMap<(UnsignedSender, String), usize>>>;
+
+/// Running senders. They stop on drop.
+#[derive(Debug)]
+pub struct Flood {
+    outcomes: Outcomes,
+    stop: watch::Sender<bool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// The receiver of a flood.
+#[derive(Debug, Clone)]
+pub struct FloodTarget {
+    /// The address of the function.
+    pub address: SocketAddr,
+    /// The path of the requests.
+    pub path: &'static str,
+    /// The name of the header with the signature.
+    pub signature: &'static str,
+    /// The length of the plain bodies, in bytes.
+    pub body: usize,
+}
+
+impl Flood {
+    /// Starts `count` senders, of these kinds by turns. `namespace` is the network namespace of their sockets; `None`
+    /// means this process's own.
+    pub fn start(
+        target: FloodTarget,
+        kinds: &[UnsignedSender],
+        count: usize,
+        namespace: Option<NetworkNamespace>,
+    ) -> Result<Self> {
+        let bodies = Arc::new(Bodies {
+            extended_attributes: gzip(&with_noise(tar_of_attributes()?)?)?,
+            ratio: gzip(&with_noise(tar_of_zeros()?)?)?,
+            plain: vec![0; target.body],
+        });
+        let outcomes = Outcomes::default();
+        let (stop, stopped) = watch::channel(false);
+        let (kinds, counts) = (kinds.to_vec(), Arc::clone(&outcomes));
+        let work = move || -> Result<()> {
+            // All sockets of this runtime are opened on this thread, and so in its namespace.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                for (number, kind) in kinds.iter().cycle().take(count).enumerate() {
+                    let (target, bodies, counts) = (target.clone(), Arc::clone(&bodies), Arc::clone(&counts));
+                    let kind = *kind;
+                    tokio::spawn(async move {
+                        // Spread the connections over a second.
+                        tokio::time::sleep(PAUSE * 2 * number as u32 / count as u32).await;
+                        loop {
+                            let outcome = match send(kind, &target, &bodies).await {
+                                Ok(answer) => answer,
+                                Err(error) => format!("{:?}", error.kind()),
+                            };
+                            count_outcome(&counts, kind, outcome);
+                            tokio::time::sleep(PAUSE).await;
+                        }
+                    });
+                }
+                let mut stopped = stopped;
+                stopped.wait_for(|stop| *stop).await.ok();
+            });
+            Ok(())
+        };
+        let thread = thread::spawn(move || {
+            let result = match namespace {
+                Some(namespace) => namespace.run(work),
+                None => work(),
+            };
+            result.ok();
+        });
+        Ok(Self {
+            outcomes,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Returns how often senders of each kind got each answer: a status, `closed`, or an error.
+    pub fn outcomes(&self) -> BTreeMap<(UnsignedSender, String), usize> {
+        self.outcomes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn count_outcome(counts: &Outcomes, kind: UnsignedSender, outcome: String) {
+    let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+    *counts.entry((kind, outcome)).or_default() += 1;
+}
+
+/// Sends one request and waits for its answer, however long that takes.
+async fn send(kind: UnsignedSender, target: &FloodTarget, bodies: &Bodies) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(target.address).await?;
+    let head = |length: usize| {
+        format!(
+            "POST {} HTTP/1.1\r\nHost: flood\r\n{}: sha256={}\r\nContent-Length: {length}\r\n",
+            target.path,
+            target.signature,
+            "0".repeat(64)
+        )
+    };
+    let end = "\r\n";
+    match kind {
+        UnsignedSender::IdleHead => stream.write_all(head(10).as_bytes()).await?,
+        UnsignedSender::HugeHead => {
+            let fields: String = (0..150)
+                .map(|number| format!("X-{number}: {}\r\n", "x".repeat(2000)))
+                .collect();
+            stream.write_all((head(10) + &fields).as_bytes()).await?;
+        }
+        UnsignedSender::IdleBody => stream.write_all((head(1 << 20) + end).as_bytes()).await?,
+        UnsignedSender::Trickle => {
+            stream.write_all((head(1 << 20) + end).as_bytes()).await?;
+            let (mut read, mut write) = stream.split();
+            let trickle = async {
+                while write.write_all(b"x").await.is_ok() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            let mut answer = [0; 64];
+            return tokio::select! {
+                length = read.read(&mut answer) => Ok(status(answer.get(..length?).unwrap_or_default())),
+                () = trickle => Ok("closed".to_owned()),
+            };
+        }
+        UnsignedSender::HalfBody => {
+            stream
+                .write_all((head(2 * bodies.plain.len()) + end).as_bytes())
+                .await?;
+            stream.write_all(&bodies.plain).await?;
+        }
+        UnsignedSender::ExtendedAttributes | UnsignedSender::Ratio => {
+            let body = match kind {
+                UnsignedSender::Ratio => &bodies.ratio,
+                _ => &bodies.extended_attributes,
+            };
+            stream.write_all((head(2 * body.len()) + end).as_bytes()).await?;
+            stream.write_all(body).await?;
+        }
+        UnsignedSender::WrongSignature => {
+            let body = bodies
+                .extended_attributes
+                .get(..bodies.plain.len())
+                .unwrap_or(&bodies.extended_attributes);
+            stream.write_all((head(body.len()) + end).as_bytes()).await?;
+            stream.write_all(body).await?;
+        }
+    }
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).await?;
+    Ok(status(answer.get(..length).unwrap_or_default()))
+}
+
+/// Returns the status of an answer, or `closed`.
+fn status(answer: &[u8]) -> String {
+    let text = String::from_utf8_lossy(answer);
+    text.split_whitespace().nth(1).unwrap_or("closed").to_owned()
+}
+
+/// Returns a tar without an end, with a file that has 15 MiB of extended attributes.
+pub fn tar_of_attributes() -> Result<Vec<u8>> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for number in 0..240_u32 {
+        // 64 KiB that compress well, and of which no two are equal.
+        let value: Vec<u8> = (0..64_u32 << 10).map(|at| (at / 512 + number) as u8).collect();
+        let name = format!("SCHILY.xattr.user.a{number}");
+        builder.append_pax_extensions([(name.as_str(), value.as_slice())])?;
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, format!("context/{number}"), [].as_slice())?;
+    }
+    let mut tar = builder.into_inner()?;
+    tar.truncate(tar.len() - 1024);
+    Ok(tar)
+}
+
+/// Returns a tar without an end, with a file of zeros.
+fn tar_of_zeros() -> Result<Vec<u8>> {
+    const SIZE: usize = 28 << 20;
+    let mut tar = header("context/zeros", SIZE as u64)?;
+    tar.resize(tar.len() + SIZE, 0);
+    Ok(tar)
+}
+
+/// Adds the beginning of a file that does not compress. A receiver that processes a body in batches gets to all that
+/// precedes it.
+fn with_noise(mut tar: Vec<u8>) -> Result<Vec<u8>> {
+    tar.extend(header("context/noise", 1 << 30)?);
+    // Xorshift.
+    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
+    for _ in 0..NOISE / 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        tar.extend(state.to_le_bytes());
+    }
+    Ok(tar)
+}
+
+fn header(path: &str, size: u64) -> Result<Vec<u8>> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(path).context("the path")?;
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_cksum();
+    Ok(header.as_bytes().to_vec())
+}
+
+/// Returns a gzip stream, flushed but without an end.
+fn gzip(content: &[u8]) -> Result<Vec<u8>> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(content)?;
+    gzip.flush()?;
+    Ok(gzip.get_ref().clone())
+}

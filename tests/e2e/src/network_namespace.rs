@@ -1,0 +1,118 @@
+//! Servers inside a network namespace of the stack: services that a build step must not reach, and a resolver.
+//!
+//! A socket stays in the namespace in which it was opened, so only opening it needs a thread there.
+
+use std::{
+    fs::{self, File},
+    net::IpAddr,
+    os::fd::AsFd as _,
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// The network namespace of a running process.
+#[derive(Debug)]
+pub struct NetworkNamespace(File);
+
+impl NetworkNamespace {
+    /// Returns the network namespace of the process with this id.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        Ok(Self(File::open(&path).context(path)?))
+    }
+
+    /// Runs `work` on a thread inside the namespace and returns its result.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let inside = || {
+            move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
+                .context("entering the network namespace")?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .map_err(|_| anyhow::anyhow!("the thread panicked"))?
+    }
+
+    /// Runs a program inside the namespace and returns its output. Fails if the program does.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        self.run(|| {
+            let output = Command::new(program).args(arguments).output()?;
+            let errors = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{program} {arguments:?}: {errors}");
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    }
+
+    /// Adds addresses to the namespace's loopback interface until the returned guard is dropped.
+    pub fn with_addresses(self, addresses: &[IpAddr]) -> Result<ExtraAddresses> {
+        let mut extra = ExtraAddresses {
+            namespace: self,
+            addresses: Vec::new(),
+        };
+        for address in addresses {
+            // An earlier run that was killed may have left it.
+            extra.change("del", *address).ok();
+            extra.change("add", *address)?;
+            extra.addresses.push(*address);
+        }
+        Ok(extra)
+    }
+}
+
+/// Addresses of a namespace that it has as long as this guard.
+#[derive(Debug)]
+pub struct ExtraAddresses {
+    namespace: NetworkNamespace,
+    addresses: Vec<IpAddr>,
+}
+
+impl ExtraAddresses {
+    /// Returns the namespace that has the addresses.
+    pub fn namespace(&self) -> &NetworkNamespace {
+        &self.namespace
+    }
+
+    fn change(&self, action: &str, address: IpAddr) -> Result<()> {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        let address = format!("{address}/{prefix}");
+        let mut arguments = vec!["address", action, &address, "dev", "lo"];
+        if action == "add" && prefix == 128 {
+            arguments.push("nodad");
+        }
+        self.namespace.output("ip", &arguments).map(drop)
+    }
+}
+
+impl Drop for ExtraAddresses {
+    fn drop(&mut self) {
+        for address in &self.addresses {
+            // The namespace may have ended with its stack.
+            self.change("del", *address).ok();
+        }
+    }
+}
+
+/// Returns the id of the process that runs this program with `argument` among its arguments.
+pub fn process_of(program: &str, argument: &str) -> Result<u32> {
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        // Most entries are not processes, and a process may exit while the list is read.
+        let Ok(line) = fs::read(folder.join("cmdline")) else {
+            continue;
+        };
+        let line = String::from_utf8_lossy(&line);
+        let mut words = line.split('\0');
+        let is_program = words.next().is_some_and(|word| word.ends_with(program));
+        if is_program && words.any(|word| word.contains(argument)) {
+            let name = folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            return name.parse().context(name);
+        }
+    }
+    anyhow::bail!("no process {program} with {argument} in its arguments is running")
+}
