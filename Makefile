@@ -5,7 +5,7 @@
 stack := cargo run --quiet --locked --package slipway-stack --
 template := --manifest-path template/rust-hyper/Cargo.toml
 
-.PHONY: help up down purge env status test check unit chart e2e locks fuzz bench-host bench-contexts
+.PHONY: help up down purge env status test check unit chart e2e hostile locks fuzz bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -25,7 +25,7 @@ env: ## print the stack's environment variables: eval "$(make env)"
 status: ## show the state of the stack's parts
 	@$(stack) status
 
-test: check unit chart e2e ## run all checks and tests; needs no preparation
+test: check unit chart e2e hostile ## run all checks and tests; needs no preparation
 
 check: ## check format, lints, the handlers' lock files and licences
 	@$(stack) packages
@@ -40,6 +40,7 @@ check: ## check format, lints, the handlers' lock files and licences
 unit: ## run all tests that need no stack
 	@$(stack) packages --tests
 	cargo test --quiet --locked --workspace --exclude slipway-e2e
+	cargo test --quiet --locked --package slipway-e2e --lib
 	cargo test --quiet --locked --workspace $(template)
 	cargo test --quiet --locked --package function-host --all-features $(template)
 
@@ -49,7 +50,12 @@ chart: ## render the Helm chart with many values and check the manifests
 e2e: ## run the end-to-end tests on the stack; start it if it does not run
 	@$(stack) packages --tests
 	@$(stack) up
-	cargo test --locked --package slipway-e2e
+	cargo test --locked --package slipway-e2e --test e2e
+
+hostile: ## run the hostile builds and senders on the stack; start it if it does not run
+	@$(stack) packages --tests
+	@$(stack) up
+	cargo test --locked --package slipway-e2e --test hostile
 
 locks: ## update the lock files of builder-fn and deployer-fn
 	tests/handler-locks
@@ -62,3 +68,6 @@ bench-host: ## compare the function host with a plain hyper server
 
 bench-contexts: ## compare builder-fn with buildctl, from context to pushed image, on the running stack
 	SLIPWAY_BUILDER_PROFILE=function cargo run --profile function --locked --package slipway-e2e --bin bench-contexts -- --folder "$$(rustc --print sysroot)"
+
+bench-flood: ## measure signed builds and memory beside 2,000 unsigned senders, on the running stack
+	cargo run --profile function --locked --package slipway-e2e --bin bench-flood

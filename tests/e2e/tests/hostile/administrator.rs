@@ -1,0 +1,118 @@
+//! Whoever can sign a build must not become the gateway's administrator. These attacks use builder-fn and deployer-fn
+//! without a policy, as they are installed by default.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use slipway_e2e::{
+    build_context::BuildContext,
+    builder_process::BuilderProcess,
+    deployer_process::DeployerProcess,
+    deployer_route::DeployerRoute,
+    pausing_proxy::{ExtraRoute, PausingProxy},
+    testbed::Testbed,
+};
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    world::World,
+};
+
+/// The secrets that Slipway uses, and the gateway's.
+const SECRETS: [&str; 4] = [
+    "basic-auth-password",
+    "deploy-secret",
+    "payload-secret",
+    "registry-config",
+];
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "secrets-of-the-platform",
+        attempts: "deploys a function with the gateway's password and Slipway's keys, and calls it",
+    },
+    Attack {
+        name: "secrets-by-another-spelling",
+        attempts: "names these secrets in the field `SECRETS`",
+    },
+    Attack {
+        name: "function-named-deployer-fn",
+        attempts: "deploys an image of the attacker's as deployer-fn",
+    },
+    Attack {
+        name: "function-named-builder-fn",
+        attempts: "deploys an image of the attacker's as builder-fn",
+    },
+    Attack {
+        name: "function-named-by-another-spelling",
+        attempts: "names deployer-fn in the field `SERVICE`, with its namespace",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_build_makes_its_sender_the_administrator() -> Result<()> {
+    let world = World::start().await?;
+    let testbed = &world.testbed;
+    let _parts = testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "administrator").await?;
+    let mut outcomes = Outcomes::default();
+
+    for (name, field) in [
+        ("secrets-of-the-platform", "secrets"),
+        ("secrets-by-another-spelling", "SECRETS"),
+    ] {
+        outcomes.add(name, read_secrets(testbed, name, field).await?);
+    }
+
+    // Behind a gateway that records changes and makes none.
+    let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
+    gateway.add_route("/system/functions", ExtraRoute::Answer(json!({})));
+    let settings = [("ready_timeout", "2s"), ("rollback_timeout", "2s")];
+    let deployer = DeployerProcess::start(testbed, gateway.url(), &settings).await?;
+    let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
+    let builder = BuilderProcess::start_with_settings(testbed, &[("gateway_url", route.url())]).await?;
+    for (name, deploy) in [
+        ("function-named-deployer-fn", json!({ "service": "deployer-fn" })),
+        ("function-named-builder-fn", json!({ "service": "builder-fn" })),
+        (
+            "function-named-by-another-spelling",
+            json!({ "SERVICE": "deployer-fn", "namespace": "openfaas-fn" }),
+        ),
+    ] {
+        gateway.clear_requests();
+        let tar = page(testbed, name, deploy).await?;
+        let reply = builder.client()?.post_signed(tar).await?;
+        let writes = gateway.changing_requests();
+        outcomes.add(
+            name,
+            Outcome::of(!writes.is_empty(), format!("{}; {writes:?}", brief(&reply))),
+        );
+    }
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// Returns the tar of a function that prints its secrets.
+async fn page(testbed: &Testbed, name: &str, deploy: Value) -> Result<Vec<u8>> {
+    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; cat /var/openfaas/secrets/*\n";
+    let source = BuildContext::static_page_function(testbed.busybox().await?, name);
+    let source = source.with_file_of_mode("www/cgi-bin/secrets", script, 0o755);
+    source
+        .tar_with_config(&json!({ "image": testbed.image("hostile/administrator", name), "deploy": deploy }))
+}
+
+/// Deploys a function with the platform's secrets on the stack, and asks it for them.
+async fn read_secrets(testbed: &Testbed, name: &str, field: &str) -> Result<Outcome> {
+    let service = format!("hostile-{name}");
+    let tar = page(testbed, name, json!({ "service": service, field: SECRETS })).await?;
+    let reply = testbed.builder.post_signed(tar).await?;
+    let answer = testbed.functions.get_path(&service, "/cgi-bin/secrets").await?;
+    testbed.functions.remove_function(&service).await?;
+    let has_password = answer.1.contains(testbed.stack.gateway.password.trim());
+    Ok(Outcome::of(
+        has_password,
+        match has_password {
+            true => "the function printed the gateway's password".to_owned(),
+            false => brief(&reply),
+        },
+    ))
+}

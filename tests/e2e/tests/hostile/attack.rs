@@ -1,0 +1,175 @@
+//! Attacks, their outcomes, and the neighbour whose builds they must not harm.
+
+use std::{
+    env,
+    fs::OpenOptions,
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use slipway_e2e::{build_context::BuildContext, client::BuilderReply};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::world::{Tenant, World};
+
+/// The longest time that an honest build may take beside an attack. Alone, it takes less than a second.
+const ON_TIME: Duration = Duration::from_secs(20);
+
+/// The variable that names a file to which each outcome is appended, as a row of a Markdown table.
+const REPORT: &str = "SLIPWAY_HOSTILE_REPORT";
+
+/// An attack by its name and what it attempts; docs/hostile.md has a row for each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    pub(crate) attempts: &'static str,
+}
+
+/// The outcome of an attack, with the evidence for it.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The attacker got what the attack attempts.
+    Succeeded(String),
+    /// The attacker got nothing.
+    Stopped(String),
+}
+
+impl Outcome {
+    /// Returns the outcome of an attack that succeeded if `succeeded` is true.
+    pub(crate) fn of(succeeded: bool, evidence: impl Into<String>) -> Self {
+        match succeeded {
+            true => Self::Succeeded(evidence.into()),
+            false => Self::Stopped(evidence.into()),
+        }
+    }
+
+    /// Returns the outcome of an attack by a build that succeeded if the answer contains `bait`.
+    pub(crate) fn of_reply(reply: &BuilderReply, bait: &str) -> Self {
+        Self::of(reply.text.contains(bait), brief(reply))
+    }
+}
+
+/// Returns the status and the error of an answer, or its last lines.
+pub(crate) fn brief(reply: &BuilderReply) -> String {
+    let json = reply.json();
+    let text = match json["error"].as_str() {
+        Some(error) => error.to_owned(),
+        None if json["status"].is_string() => json["status"].to_string(),
+        None => reply.text.clone(),
+    };
+    format!("{} {text}", reply.status)
+}
+
+/// The outcomes of a group of attacks.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes(Vec<(&'static str, Outcome)>);
+
+impl Outcomes {
+    /// Adds the outcome of the attack with this name.
+    pub(crate) fn add(&mut self, name: &'static str, outcome: Outcome) {
+        self.0.push((name, outcome));
+    }
+
+    /// Adds the outcomes of several attacks.
+    pub(crate) fn extend(&mut self, outcomes: impl IntoIterator<Item = (&'static str, Outcome)>) {
+        self.0.extend(outcomes);
+    }
+
+    /// Asserts that every attack of the group ran and that none succeeded; reports all that did.
+    pub(crate) fn assert_all_stopped(self, group: &[Attack]) -> Result<()> {
+        let Self(outcomes) = self;
+        let mut succeeded = Vec::new();
+        let mut report = String::new();
+        for Attack { name, attempts } in group {
+            let mut own = outcomes.iter().filter(|(of, _)| of == name);
+            let (_, outcome) = own.next().with_context(|| format!("{name} did not run"))?;
+            ensure!(own.next().is_none(), "{name} ran twice");
+            let (word, evidence) = match outcome {
+                Outcome::Succeeded(evidence) => ("succeeded", evidence),
+                Outcome::Stopped(evidence) => ("stopped", evidence),
+            };
+            let evidence: String = evidence.split_whitespace().collect::<Vec<_>>().join(" ");
+            let evidence: String = evidence.chars().take(200).collect();
+            let evidence = evidence.replace('|', "/");
+            report.push_str(&format!("| {name} | {attempts} | {word}: {evidence} |\n"));
+            if matches!(outcome, Outcome::Succeeded(_)) {
+                succeeded.push(format!("{name}, which {attempts}, succeeded: {evidence}"));
+            }
+        }
+        let unknown = outcomes
+            .iter()
+            .find(|(of, _)| !group.iter().any(|attack| attack.name == *of));
+        ensure!(unknown.is_none(), "not in the group: {unknown:?}");
+        if let Some(path) = env::var_os(REPORT) {
+            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+            file.write_all(report.as_bytes())?;
+        }
+        assert!(succeeded.is_empty(), "\n{}\n", succeeded.join("\n"));
+        Ok(())
+    }
+}
+
+/// An honest tenant who builds again and again beside a group of attacks.
+#[derive(Debug)]
+pub(crate) struct Neighbour {
+    stop: watch::Sender<bool>,
+    building: JoinHandle<Result<Vec<Duration>>>,
+}
+
+impl Neighbour {
+    /// Starts to build as the victim of this world; `group` distinguishes the images.
+    pub(crate) async fn start(world: &World, group: &'static str) -> Result<Self> {
+        let victim = world.victim.clone();
+        let base = world.testbed.busybox().await?;
+        let (stop, stopped) = watch::channel(false);
+        let building = tokio::spawn(async move {
+            let mut durations = Vec::new();
+            while !*stopped.borrow() || durations.is_empty() {
+                durations.push(honest_build(&victim, base, group, durations.len()).await?);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            Ok(durations)
+        });
+        Ok(Self { stop, building })
+    }
+
+    /// Ends the builds, and asserts that each was correct and on time.
+    pub(crate) async fn finish(self) -> Result<()> {
+        self.stop.send_replace(true);
+        let durations = self.building.await??;
+        let longest = durations.iter().max().copied().unwrap_or_default();
+        assert!(
+            longest <= ON_TIME,
+            "the longest of {} honest builds beside the attacks took {longest:?}",
+            durations.len()
+        );
+        Ok(())
+    }
+}
+
+/// Builds an image that shows whether its content is right, and returns the duration.
+async fn honest_build(victim: &Tenant, base: &str, group: &str, round: usize) -> Result<Duration> {
+    let page = format!("{group} {round} {:?}", std::time::SystemTime::now());
+    let source = BuildContext::dockerfile(format!(
+        "FROM {base}\nARG TEXT\nCOPY page /page\nRUN [ \"$(cat /page)\" = \"$TEXT\" ] && echo \"right: $TEXT\"\n"
+    ))
+    .with_file("page", page.clone())
+    .with_file("more", vec![round as u8; 30 << 10]);
+    let config = json!({
+        "image": victim.image(&format!("neighbour-{group}"), "1"), "buildArgs": { "TEXT": page },
+    });
+    let started = Instant::now();
+    let reply = victim
+        .client
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
+    ensure!(
+        reply.status == 200 && reply.text.contains(&format!("right: {page}")),
+        "the honest build {round} beside {group}: {} {}",
+        reply.status,
+        reply.text
+    );
+    Ok(started.elapsed())
+}

@@ -1,0 +1,279 @@
+//! Base images that no tool would make: devices, names and links that point out, whiteouts, and huge user databases.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use slipway_e2e::{crafted_layer::CraftedLayer, flood_benchmark::peak_memory, network_namespace::process_of};
+use tar::EntryType;
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    world::World,
+};
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "base-image-with-the-disk",
+        attempts: "reads the machine's disk through a device in a base image",
+    },
+    Attack {
+        name: "base-image-with-memory-devices",
+        attempts: "reads the machine's memory and ports through devices in a base image",
+    },
+    Attack {
+        name: "base-image-names-out",
+        attempts: "writes outside of a layer by names with `..` and absolute names",
+    },
+    Attack {
+        name: "base-image-hard-link-out",
+        attempts: "makes a file of a layer a hard link to a file of the machine",
+    },
+    Attack {
+        name: "base-image-through-a-link",
+        attempts: "writes a file through a link that the same layer made",
+    },
+    Attack {
+        name: "base-image-whiteout-out",
+        attempts: "removes a file of the machine by a whiteout with `..` in its name, and behind a link",
+    },
+    Attack {
+        name: "base-image-with-setuid",
+        attempts: "becomes root of the machine by a setuid program in a step of another user",
+    },
+    Attack {
+        name: "base-image-with-huge-passwd",
+        attempts: "has the daemon read 256 MiB of /etc/passwd, packed into 1 MiB, for `USER`",
+    },
+    Attack {
+        name: "base-image-with-huge-group",
+        attempts: "has the daemon read 256 MiB of /etc/group on one line, for `COPY --chown`",
+    },
+    Attack {
+        name: "base-image-with-a-device-as-passwd",
+        attempts: "has the daemon read /dev/zero or a FIFO as /etc/passwd, for `USER`",
+    },
+];
+
+/// The content of a file that only this machine has.
+const BAIT: &str = "content-of-a-file-of-the-machine";
+
+/// How much memory more the daemon may use for one base image.
+const MEMORY: u64 = 128 << 20;
+
+/// How long the daemon may read a user database.
+const READING: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_base_image_reaches_the_machine_or_exhausts_the_daemon() -> Result<()> {
+    let world = World::start().await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "base-images").await?;
+    let mut outcomes = Outcomes::default();
+    let images = BaseImages::prepare(&world)?;
+    images.reach_the_machine(&mut outcomes).await?;
+    images.exhaust_the_daemon(&mut outcomes).await?;
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+struct BaseImages<'a> {
+    world: &'a World,
+    folder: String,
+    climbing: String,
+    busybox: Vec<u8>,
+}
+
+impl<'a> BaseImages<'a> {
+    fn prepare(world: &'a World) -> Result<Self> {
+        let folder = world
+            .folder()
+            .to_str()
+            .context("the path is not UTF-8")?
+            .to_owned();
+        fs::write(world.folder().join("bait"), BAIT)?;
+        fs::write(world.folder().join("victim"), BAIT)?;
+        let climbing = format!("{}{}", "../".repeat(24), folder.trim_start_matches('/'));
+        let busybox = fs::read("/bin/busybox").context("/bin/busybox")?;
+        Ok(Self {
+            world,
+            folder,
+            climbing,
+            busybox,
+        })
+    }
+
+    /// Returns a layer with a shell.
+    fn layer(&self) -> Result<CraftedLayer> {
+        let names = ["sh", "cat", "dd", "wc", "id", "ls", "grep"];
+        let layer = CraftedLayer::new().file("bin/busybox", 0o4755, &self.busybox)?;
+        names
+            .into_iter()
+            .try_fold(layer, |layer, name| layer.link(&format!("bin/{name}"), "busybox"))
+    }
+
+    /// Pushes the layer as a base image, and builds these instructions upon it.
+    async fn build(
+        &self,
+        name: &str,
+        layer: CraftedLayer,
+        instructions: &str,
+    ) -> Result<slipway_e2e::client::BuilderReply> {
+        let repository = format!("hostile/base/{name}");
+        let config: Value = json!({ "Env": ["PATH=/bin"] });
+        self.world
+            .testbed
+            .registry
+            .push_image(&repository, "1", layer, config)
+            .await?;
+        let image = self.world.testbed.image(&repository, "1");
+        self.world
+            .mallory
+            .try_dockerfile("on-base", format!("FROM {image}\n{instructions}\n"))
+            .await
+    }
+
+    async fn reach_the_machine(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let (folder, climbing) = (&self.folder, &self.climbing);
+        let device = rustix::fs::stat("/")?.st_dev;
+        let number = (rustix::fs::major(device), rustix::fs::minor(device));
+        let layer = self.layer()?.device("disk", EntryType::Block, number)?;
+        let reply = self
+            .build(
+                "disk",
+                layer,
+                "RUN dd if=/disk bs=512 count=1 | wc -c | grep 512 && echo got $((1000 + 234))",
+            )
+            .await?;
+        outcomes.add("base-image-with-the-disk", Outcome::of_reply(&reply, "got 1234"));
+        let layer = self
+            .layer()?
+            .device("mem", EntryType::Char, (1, 1))?
+            .device("port", EntryType::Char, (1, 4))?
+            .device("kmsg", EntryType::Char, (1, 11))?;
+        let reads = "RUN for at in mem port kmsg; do dd if=/$at bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); done; true";
+        let reply = self.build("memory", layer, reads).await?;
+        outcomes.add(
+            "base-image-with-memory-devices",
+            Outcome::of_reply(&reply, "got 1234"),
+        );
+
+        let layer = self
+            .layer()?
+            .file(&format!("{climbing}/written"), 0o644, b"x")?
+            .file(&format!("etc/{climbing}/written"), 0o644, b"x")?
+            .file(&format!("{folder}/written"), 0o644, b"x")?;
+        let reply = self.build("names", layer, "RUN true").await?;
+        outcomes.add("base-image-names-out", self.outcome(&reply));
+        for (name, target) in [
+            ("hard-link", climbing.clone()),
+            ("hard-link-absolute", folder.clone()),
+        ] {
+            let layer = self.layer()?.hard_link("got", &format!("{target}/bait"))?;
+            let reply = self.build(name, layer, "RUN cat /got").await?;
+            let outcome = self.outcome(&reply);
+            if name == "hard-link-absolute" || matches!(outcome, Outcome::Succeeded(_)) {
+                outcomes.add("base-image-hard-link-out", outcome);
+                break;
+            }
+        }
+        let layer = self
+            .layer()?
+            .link("out", folder)?
+            .file("out/written", 0o644, b"x")?
+            .link("up", climbing)?
+            .file("up/written", 0o644, b"x")?;
+        let reply = self.build("through-a-link", layer, "RUN true").await?;
+        outcomes.add("base-image-through-a-link", self.outcome(&reply));
+        let layer = self
+            .layer()?
+            .file(&format!("{climbing}/.wh.victim"), 0o644, b"")?
+            .link("out", folder)?
+            .file("out/.wh.victim", 0o644, b"")?
+            .file("out/.wh..wh..opq", 0o644, b"")?;
+        let reply = self.build("whiteout", layer, "RUN true").await?;
+        let removed = !self.world.folder().join("victim").exists();
+        outcomes.add("base-image-whiteout-out", Outcome::of(removed, brief(&reply)));
+
+        // Root of the step is root without rights over the machine: it must not read the kernel's memory or mount.
+        let layer = self.layer()?;
+        let steps = "USER 1000\nRUN busybox su -c 'busybox mount -t tmpfs none /bin' ; busybox dd if=/proc/kcore bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); true";
+        let reply = self.build("setuid", layer, steps).await?;
+        outcomes.add("base-image-with-setuid", Outcome::of_reply(&reply, "got 1234"));
+        Ok(())
+    }
+
+    fn outcome(&self, reply: &slipway_e2e::client::BuilderReply) -> Outcome {
+        let written = self.world.folder().join("written").exists();
+        Outcome::of(written || reply.text.contains(BAIT), brief(reply))
+    }
+
+    async fn exhaust_the_daemon(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let daemon = process_of("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
+        let lines = b"user:x:1000:1000:a name:/home/user:/bin/sh\n".repeat((256 << 20) / 43);
+        let group: Vec<u8> = [b"staff:x:50:".to_vec(), b"member,".repeat((256 << 20) / 7)].concat();
+        for (name, file, content, steps) in [
+            (
+                "base-image-with-huge-passwd",
+                "etc/passwd",
+                lines,
+                "USER nobody-here\nRUN true",
+            ),
+            (
+                "base-image-with-huge-group",
+                "etc/group",
+                group,
+                "COPY --chown=0:nobody-here Dockerfile /a",
+            ),
+        ] {
+            let layer = self.layer()?.file(file, 0o644, &content)?;
+            drop(content);
+            let peak = PeakMemory::reset(daemon)?;
+            let started = Instant::now();
+            let reply = self.build(name, layer, steps).await?;
+            let (more, took) = (peak.growth()?, started.elapsed());
+            let evidence = format!("{} MiB more, {took:.1?}; {}", more >> 20, brief(&reply));
+            outcomes.add(name, Outcome::of(more > MEMORY || took > READING, evidence));
+        }
+        let peak = PeakMemory::reset(daemon)?;
+        let started = Instant::now();
+        let zero = self.layer()?.device("etc/passwd", EntryType::Char, (1, 5))?;
+        let config_of_zero = self.build("zero-passwd", zero, "USER nobody-here\nRUN true");
+        let zero = tokio::time::timeout(READING, config_of_zero).await;
+        let fifo = self.layer()?.device("etc/passwd", EntryType::Fifo, (0, 0))?;
+        let fifo = tokio::time::timeout(
+            READING,
+            self.build("fifo-passwd", fifo, "USER nobody-here\nRUN true"),
+        )
+        .await;
+        let evidence = format!("{} MiB more, {:.1?}", peak.growth()? >> 20, started.elapsed());
+        let hung = zero.is_err() || fifo.is_err();
+        outcomes.add(
+            "base-image-with-a-device-as-passwd",
+            Outcome::of(hung || peak.growth()? > MEMORY, evidence),
+        );
+        Ok(())
+    }
+}
+
+/// The peak of a process's resident memory since a reset.
+struct PeakMemory {
+    pid: u32,
+    at_reset: u64,
+}
+
+impl PeakMemory {
+    fn reset(pid: u32) -> Result<Self> {
+        // See proc_pid_clear_refs(5): 5 resets the peak.
+        fs::write(format!("/proc/{pid}/clear_refs"), "5")?;
+        let at_reset = peak_memory(pid)?;
+        Ok(Self { pid, at_reset })
+    }
+
+    fn growth(&self) -> Result<u64> {
+        Ok(peak_memory(self.pid)?.saturating_sub(self.at_reset))
+    }
+}

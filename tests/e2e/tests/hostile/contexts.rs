@@ -1,0 +1,188 @@
+//! Contexts whose links, names and special files point out of them.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use slipway_e2e::crafted_layer::CraftedLayer;
+use tar::EntryType;
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes},
+    world::World,
+};
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "context-links-out",
+        attempts: "copies files of the daemon or the builder through symbolic links to absolute paths and `..`",
+    },
+    Attack {
+        name: "context-folder-links-out",
+        attempts: "copies a folder behind a link to `/`, and a file below such a link",
+    },
+    Attack {
+        name: "context-hard-link-out",
+        attempts: "makes an entry a hard link to a file outside of the context",
+    },
+    Attack {
+        name: "context-names-out",
+        attempts: "writes outside of the context by names with `..` and absolute names",
+    },
+    Attack {
+        name: "context-through-a-link",
+        attempts: "writes a file through a link that an earlier entry made",
+    },
+    Attack {
+        name: "context-devices",
+        attempts: "packs the disk's device into the context, and reads it in a step",
+    },
+    Attack {
+        name: "context-fifo",
+        attempts: "packs a FIFO as Dockerfile and as a file, so that its reader waits for ever",
+    },
+    Attack {
+        name: "dockerfile-links-out",
+        attempts: "makes the Dockerfile and `.dockerignore` links to files of the builder, to see them in an error",
+    },
+];
+
+/// The content of a file that only this machine has.
+const BAIT: &str = "content-of-a-file-of-the-machine";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_context_reads_or_writes_outside_of_itself() -> Result<()> {
+    let world = World::start().await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "contexts").await?;
+    let attacks = Contexts::prepare(&world)?;
+    let mut outcomes = Outcomes::default();
+    attacks.run(&mut outcomes).await?;
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// Attacks by contexts, and a folder of this machine that builder-fn, BuildKit and the test can all see.
+struct Contexts<'a> {
+    world: &'a World,
+    folder: String,
+    /// The same path without its leading slash, behind enough `..` to leave any folder.
+    climbing: String,
+}
+
+impl<'a> Contexts<'a> {
+    fn prepare(world: &'a World) -> Result<Self> {
+        let folder = world
+            .folder()
+            .to_str()
+            .context("the path is not UTF-8")?
+            .to_owned();
+        fs::write(world.folder().join("bait"), BAIT)?;
+        let climbing = format!("{}{}", "../".repeat(12), folder.trim_start_matches('/'));
+        Ok(Self {
+            world,
+            folder,
+            climbing,
+        })
+    }
+
+    async fn run(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let base = self.world.testbed.busybox().await?;
+        let copies = |from: &str| {
+            format!("FROM {base}\nCOPY {from} /got/\nRUN find /got -type f -exec head -c 99 {{}} +\n")
+        };
+        let (folder, climbing) = (&self.folder, &self.climbing);
+        let layers = [
+            CraftedLayer::new().link("context/a", &format!("{folder}/bait"))?,
+            CraftedLayer::new().link("context/a", &format!("{climbing}/bait"))?,
+        ];
+        outcomes.add("context-links-out", self.each(layers, &copies("a")).await?);
+        let layers = [
+            CraftedLayer::new().link("context/a", folder)?,
+            CraftedLayer::new()
+                .link("context/a", climbing)?
+                .link("context/b", "/")?,
+        ];
+        outcomes.add(
+            "context-folder-links-out",
+            self.each(layers, &copies("a/bait")).await?,
+        );
+        let layers = [
+            CraftedLayer::new().hard_link("context/a", &format!("{folder}/bait"))?,
+            CraftedLayer::new().hard_link("context/a", &format!("context/{climbing}/bait"))?,
+        ];
+        outcomes.add("context-hard-link-out", self.each(layers, &copies("a")).await?);
+
+        let layers = [
+            CraftedLayer::new().file(&format!("context/{climbing}/written"), 0o644, b"x")?,
+            CraftedLayer::new().file(&format!("{folder}/written"), 0o644, b"x")?,
+            CraftedLayer::new().file(&format!("context/{folder}/written"), 0o644, b"x")?,
+        ];
+        outcomes.add("context-names-out", self.each(layers, &copies(".")).await?);
+        let layers = [
+            CraftedLayer::new()
+                .link("context/a", folder)?
+                .file("context/a/written", 0o644, b"x")?,
+            CraftedLayer::new()
+                .link("context/a", climbing)?
+                .file("context/a/written", 0o644, b"x")?,
+        ];
+        outcomes.add("context-through-a-link", self.each(layers, &copies(".")).await?);
+
+        let device = rustix::fs::stat("/")?.st_dev;
+        let number = (rustix::fs::major(device), rustix::fs::minor(device));
+        let reads = format!(
+            "FROM {base}\nCOPY . /got\nRUN dd if=/got/a bs=512 count=1 2>/dev/null | wc -c | grep 512 && echo {} | rev\n",
+            BAIT.chars().rev().collect::<String>()
+        );
+        let layers = [CraftedLayer::new().device("context/a", EntryType::Block, number)?];
+        outcomes.add("context-devices", self.each(layers, &reads).await?);
+
+        let started = std::time::Instant::now();
+        let fifo = |name: &str| CraftedLayer::new().device(name, EntryType::Fifo, (0, 0));
+        let outcome = self.each([fifo("context/a")?], &copies("a")).await?;
+        self.each([fifo("context/Dockerfile")?], "").await?;
+        let waited = started.elapsed() > std::time::Duration::from_secs(30);
+        let outcome = match outcome {
+            Outcome::Stopped(evidence) => Outcome::of(waited, evidence),
+            succeeded => succeeded,
+        };
+        outcomes.add("context-fifo", outcome);
+
+        let target = format!("{folder}/bait");
+        let layers = [
+            CraftedLayer::new().link("context/Dockerfile", &target)?,
+            CraftedLayer::new().link("context/Dockerfile", &format!("{climbing}/bait"))?,
+            CraftedLayer::new().link("context/.dockerignore", &target)?.file(
+                "context/Dockerfile",
+                0o644,
+                b"FROM scratch\nCOPY . /\n",
+            )?,
+        ];
+        outcomes.add("dockerfile-links-out", self.each(layers, "").await?);
+        Ok(())
+    }
+
+    /// Builds each tar with this Dockerfile, if it is not empty. The attack succeeded if an answer has the bait, or a
+    /// file was written to the folder.
+    async fn each<const N: usize>(&self, layers: [CraftedLayer; N], dockerfile: &str) -> Result<Outcome> {
+        let mut evidence = String::new();
+        for layer in layers {
+            let config = json!({
+                "image": self.world.mallory.image("context", "1"), "skipPush": true, "noCache": true, "timeout": "20s",
+            });
+            let mut layer = layer.file("com.openfaas.docker.config", 0o644, config.to_string().as_bytes())?;
+            if !dockerfile.is_empty() {
+                layer = layer.file("context/Dockerfile", 0o644, dockerfile.as_bytes())?;
+            }
+            let (_, tar) = layer.finish()?;
+            let reply = self.world.mallory.client.post_signed(tar).await?;
+            evidence = crate::attack::brief(&reply);
+            let written = self.world.folder().join("written").exists();
+            if written || reply.text.contains(BAIT) {
+                return Ok(Outcome::Succeeded(evidence));
+            }
+        }
+        Ok(Outcome::Stopped(evidence))
+    }
+}

@@ -1,0 +1,231 @@
+//! What a build step reaches: the daemon, the stack's other parts, other processes and the kernel.
+
+use std::{collections::BTreeMap, fs, net::IpAddr};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use slipway_e2e::{
+    bait_server::BaitServer,
+    build_context::{BuildContext, gated_command},
+    network_namespace::NetworkNamespace,
+};
+
+use crate::{
+    attack::{Attack, Neighbour, Outcomes},
+    probe::{self, Probe},
+    world::World,
+};
+
+/// The build argument of the victim's running build. The probes look for this text; it is in none of their variables.
+const ARGUMENT: &str = "an-argument-of-the-victim";
+
+const fn probe(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
+    Probe {
+        attack: Attack { name, attempts },
+        script,
+    }
+}
+
+/// `$ADDRESSES` are those of the stack, `$NEIGHBOURS` those of its functions, `$MACHINE` is a server of this machine.
+const PROBES: [Probe; 22] = [
+    probe(
+        "daemon-by-address",
+        "lists the daemon's workers with buildctl, at every address of the stack",
+        "for at in $ADDRESSES; do timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers && exit 0; done; exit 1",
+    ),
+    probe(
+        "daemon-by-default-route",
+        "lists the daemon's workers with buildctl, at the step's default route",
+        "at=$(ip route | awk '/^default/ { print $3; exit }'); [ \"$at\" ] || exit 1\n\
+         timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers",
+    ),
+    probe(
+        "other-builds-arguments",
+        "reads the arguments of a neighbour's running build from the daemon's history",
+        "for at in $ADDRESSES $(ip route | awk '/^default/ { print $3; exit }'); do\n\
+         timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug histories --format '{{json .}}' | grep -o an-argument-of-the-victim | head -n 1 | grep . && exit 0\n\
+         done; exit 1",
+    ),
+    probe(
+        "daemon-by-socket-names",
+        "finds the daemon's sockets in the step's network namespace",
+        "grep -E 'buildkit|containerd' /proc/net/unix",
+    ),
+    probe(
+        "daemon-by-socket-files",
+        "finds a socket of the daemon or of containerd among the step's files",
+        "for at in /run/buildkit/buildkitd.sock /run/containerd/containerd.sock /var/run/docker.sock; do\n\
+         [ -S $at ] && echo $at && exit 0; done; exit 1",
+    ),
+    probe(
+        "nats-by-loopback",
+        "greets the queue's NATS server",
+        "for at in $ADDRESSES; do printf 'CONNECT {\"verbose\":true}\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep PONG && exit 0; done; exit 1",
+    ),
+    probe(
+        "nats-forged-by-a-step",
+        "publishes a message of its own in NATS",
+        "for at in $ADDRESSES; do\n\
+         printf 'CONNECT {\"verbose\":true}\\r\\nPUB hostile.forged 6\\r\\nforged\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep -c '+OK' | grep 2 && exit 0\n\
+         done; exit 1",
+    ),
+    probe(
+        "nats-monitor",
+        "reads the monitoring page of NATS",
+        "for at in $ADDRESSES; do http $at 8222 /varz | grep server_id && exit 0; done; exit 1",
+    ),
+    probe(
+        "provider-from-a-step",
+        "reads the provider's health",
+        "for at in $ADDRESSES; do http $at 8081 /healthz | grep HTTP/ && exit 0; done; exit 1",
+    ),
+    probe(
+        "gateway-from-a-step",
+        "calls the gateway",
+        "for at in $ADDRESSES; do http $at 8080 /healthz | grep HTTP/ && exit 0; done; exit 1",
+    ),
+    probe(
+        "gateway-metrics-from-a-step",
+        "reads the gateway's metrics, which name all functions",
+        "for at in $ADDRESSES; do http $at 8082 /metrics | grep -m 1 gateway && exit 0; done; exit 1",
+    ),
+    probe(
+        "registry-from-a-step",
+        "sends the registry requests of its own",
+        "for at in $ADDRESSES; do http $at 5000 /v2/ | grep HTTP/ && exit 0; done; exit 1",
+    ),
+    probe(
+        "functions-from-a-step",
+        "calls functions without the gateway",
+        "for at in $NEIGHBOURS; do http $at 8080 /_/health | grep HTTP/ && exit 0; done; exit 1",
+    ),
+    probe(
+        "function-metrics-from-a-step",
+        "reads the metrics of builder-fn and deployer-fn",
+        "for at in $NEIGHBOURS; do http $at 8081 /metrics | grep -m 1 slipway && exit 0; done; exit 1",
+    ),
+    probe(
+        "machine-from-a-step",
+        "reaches a service of the machine that runs the daemon",
+        "http ${MACHINE%:*} ${MACHINE#*:} / | grep bait",
+    ),
+    probe(
+        "processes-of-others",
+        "finds the daemon or a neighbour's step in /proc",
+        "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -oE 'buildkit[d]|gate-of-the-[v]ictim' | head -n 1 | grep .",
+    ),
+    probe(
+        "environment-of-others",
+        "reads a neighbour's build argument from the environment of its step",
+        "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep '[a]n-argument-of-the-victim'",
+    ),
+    probe(
+        "files-of-the-daemon-by-proc",
+        "reads the daemon's files through /proc/PID/root",
+        "for at in /proc/[0-9]*/root; do ls $at/root/.local $at/root/.cache && exit 0; done; exit 1",
+    ),
+    probe(
+        "kernel-settings",
+        "writes to /proc/sys and /sys, through which a program runs on the machine",
+        "for at in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /sys/kernel/uevent_helper; do\n\
+         [ -e $at ] && cat $at > /tmp/value && cat /tmp/value > $at && echo $at && exit 0; done; exit 1",
+    ),
+    probe(
+        "kernel-memory",
+        "reads the machine's memory and kernel log",
+        "head -c 1 /proc/kcore > /tmp/kcore && [ -s /tmp/kcore ] && exit 0; dmesg | grep -m 1 . && exit 0; ls /dev/mem /dev/kmsg",
+    ),
+    probe(
+        "mount",
+        "mounts a file system",
+        "mkdir -p /tmp/mount; mount -t tmpfs none /tmp/mount && exit 0; mount -o bind / /tmp/mount",
+    ),
+    probe(
+        "device-of-the-disk",
+        "makes a device of the machine's disk and reads it",
+        "mknod /tmp/disk b $DISK && dd if=/tmp/disk bs=512 count=1 | wc -c | grep 512",
+    ),
+];
+
+const OF_PROBES: [Attack; 22] = probe::attacks(&PROBES);
+
+pub(crate) const ATTACKS: &[Attack] = &OF_PROBES;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_processes() -> Result<()> {
+    let world = World::start().await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "daemon").await?;
+
+    // A build of the victim runs all the while.
+    let gate = "gate-of-the-victim";
+    let base = world.testbed.busybox().await?;
+    let gated = BuildContext::dockerfile(format!("FROM {base}\nARG TOKEN\nRUN {}\n", gated_command(gate)));
+    let config = json!({
+        "image": world.victim.image("gated", "1"), "skipPush": true, "buildArgs": { "TOKEN": ARGUMENT },
+    });
+    let (client, tar) = (world.victim.client.clone(), gated.tar_with_config(&config)?);
+    let running = tokio::spawn(async move { client.post_signed(tar).await });
+    world.testbed.wait_for_step(gate, true).await?;
+
+    let stack = &world.testbed.stack;
+    let inner: IpAddr = stack
+        .registry
+        .host
+        .split(':')
+        .next()
+        .context("no host")?
+        .parse()?;
+    let namespace = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
+    let machine = BaitServer::start((outer_address(&namespace)?, 0))?;
+    let words = |text: String| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let neighbours = words(namespace.output("ip", &["neigh", "show", "dev", "openfaas0"])?);
+    let neighbours: Vec<_> = neighbours
+        .into_iter()
+        .filter(|word| word.starts_with("10.62."))
+        .collect();
+    let variables = BTreeMap::from([
+        (
+            "ADDRESSES",
+            format!("10.62.0.1 {inner} 127.0.0.1 10.0.2.2 10.0.2.100"),
+        ),
+        ("NEIGHBOURS", neighbours.join(" ")),
+        ("MACHINE", machine.address().to_string()),
+        ("DISK", disk()?),
+    ]);
+    let buildctl = fs::read(&stack.tools.buildctl).context("buildctl")?;
+    let source = BuildContext::new().with_file_of_mode("tools/buildctl", buildctl, 0o755);
+    let mut outcomes = Outcomes::default();
+    outcomes.extend(probe::run(&world, "probes", source, &variables, &PROBES).await?);
+
+    world.testbed.open_gate_of_step(gate)?;
+    let reply = running.await??;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// Returns the address of this machine on the network that it shares with the stack.
+pub(crate) fn outer_address(namespace: &NetworkNamespace) -> Result<IpAddr> {
+    let addresses = namespace.output("ip", &["-4", "-o", "address", "show", "dev", "host0"])?;
+    let own = addresses
+        .split_whitespace()
+        .find(|word| word.contains('/'))
+        .context("no address")?;
+    let own = own.split('/').next().unwrap_or_default();
+    // The network has two addresses: the first is the machine's, the second the stack's.
+    let outer = own
+        .strip_suffix(".2")
+        .with_context(|| format!("not the stack's address: {own}"))?;
+    Ok(format!("{outer}.1").parse()?)
+}
+
+/// Returns the numbers of the device with this machine's root, such as `254 0`.
+fn disk() -> Result<String> {
+    let device = rustix::fs::stat("/")?.st_dev;
+    Ok(format!(
+        "{} {}",
+        rustix::fs::major(device),
+        rustix::fs::minor(device)
+    ))
+}

@@ -1,0 +1,296 @@
+//! Steps and builds that take everything: processes, memory, processors, disk, logs, time, and the functions' memory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use slipway_e2e::{
+    build_context::{BuildContext, gated_command},
+    crafted_layer::CraftedLayer,
+    flood::tar_of_attributes,
+    network_namespace::process_of,
+    testbed::step_process,
+};
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    world::World,
+};
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "fork-bomb",
+        attempts: "starts processes without a limit in a step",
+    },
+    Attack {
+        name: "memory-hog",
+        attempts: "takes memory without a limit in a step",
+    },
+    Attack {
+        name: "processor-hog",
+        attempts: "keeps all processors busy in a step, without a limit or a lower share",
+    },
+    Attack {
+        name: "disk-filler",
+        attempts: "writes to the machine's disk without a limit in a step",
+    },
+    Attack {
+        name: "log-flood",
+        attempts: "prints 256 MiB in a step, to fill memory, disk and the answer",
+    },
+    Attack {
+        name: "endless-step",
+        attempts: "outlives its time limit by a longer `timeout`, ignored signals, and a process in the background",
+    },
+    Attack {
+        name: "builder-memory",
+        attempts: "has builder-fn killed for memory by signed tars: attributes, names, nested and huge configurations",
+    },
+];
+
+/// The memory limit of builder-fn in stack.yml and the chart.
+const BUILDER_MEMORY: usize = 256 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_build_exhausts_the_machine_or_a_function() -> Result<()> {
+    let world = World::start().await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "exhaustion").await?;
+    let mut outcomes = Outcomes::default();
+    limits_of_a_step(&world, &mut outcomes).await?;
+    outcomes.add("log-flood", log_flood(&world).await?);
+    outcomes.add("endless-step", endless_step().await?);
+    outcomes.add("builder-memory", builder_memory().await?);
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// The limits of a step, as the kernel enforces them; `None` means that there is none.
+#[derive(Debug, Default)]
+struct Limits {
+    processes: Option<u64>,
+    memory: Option<u64>,
+    processor: Option<String>,
+}
+
+impl Limits {
+    /// Reads the limits of a process from its control groups, up to those of the stack.
+    fn of_process(pid: u32) -> Result<Self> {
+        let machine = fs::read_to_string("/proc/meminfo")?;
+        let machine: u64 = machine
+            .split_whitespace()
+            .nth(1)
+            .context("/proc/meminfo")?
+            .parse()?;
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let mut limits = Self::default();
+        for line in groups.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+                continue;
+            };
+            let root = match controllers {
+                "" => mounted(&["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]),
+                named => mounted(&[&format!("/sys/fs/cgroup/{}", named.trim_start_matches("name="))]),
+            };
+            let mut group = Path::new(path);
+            // Groups above the stack's belong to the machine.
+            while group.to_string_lossy().contains("slipway") {
+                limits.read(
+                    &root.join(group.strip_prefix("/").unwrap_or(group)),
+                    machine << 10,
+                );
+                group = group.parent().unwrap_or(Path::new("/"));
+            }
+        }
+        Ok(limits)
+    }
+
+    fn read(&mut self, group: &Path, machine: u64) {
+        let number =
+            |file: &str| -> Option<u64> { fs::read_to_string(group.join(file)).ok()?.trim().parse().ok() };
+        let lower = |own: Option<u64>, other: Option<u64>| own.into_iter().chain(other).min();
+        self.processes = lower(self.processes, number("pids.max"));
+        for file in ["memory.limit_in_bytes", "memory.max"] {
+            self.memory = lower(self.memory, number(file).filter(|limit| *limit < machine));
+        }
+        let quota = number("cpu.cfs_quota_us").map(|quota| format!("{quota} us"));
+        let share = number("cpu.shares")
+            .filter(|share| *share < 1024)
+            .map(|share| format!("a share of {share}"));
+        let weight = number("cpu.weight")
+            .filter(|weight| *weight < 100)
+            .map(|weight| format!("a weight of {weight}"));
+        let maximum = fs::read_to_string(group.join("cpu.max"))
+            .ok()
+            .filter(|text| !text.starts_with("max"));
+        let own = [quota, share, weight, maximum].into_iter().flatten().next();
+        self.processor = self.processor.take().or(own);
+    }
+}
+
+fn mounted(candidates: &[&str]) -> PathBuf {
+    let exists = candidates.iter().find(|path| Path::new(path).exists());
+    PathBuf::from(exists.unwrap_or(&"/sys/fs/cgroup"))
+}
+
+/// Reads the limits of a running step, and exceeds those that exist. Without a limit nothing is exceeded: the machine
+/// has other users.
+async fn limits_of_a_step(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+    let base = world.testbed.busybox().await?;
+    let gate = "gate-of-the-limits";
+    let source = BuildContext::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)));
+    let config = json!({ "image": world.mallory.image("limits", "1"), "skipPush": true });
+    let (client, tar) = (world.mallory.client.clone(), source.tar_with_config(&config)?);
+    let running = tokio::spawn(async move { client.post_signed(tar).await });
+    world.testbed.wait_for_step(gate, true).await?;
+    let pid = step_process(gate)?.context("the step has ended")?;
+    let limits = Limits::of_process(pid)?;
+    let (step, machine) = (
+        rustix::fs::statvfs(format!("/proc/{pid}/root"))?,
+        rustix::fs::statvfs("/")?,
+    );
+    world.testbed.open_gate_of_step(gate)?;
+    running.await??;
+
+    let step_of = async |script: String| {
+        world
+            .mallory
+            .try_dockerfile("limits", format!("FROM {base}\nRUN {script}\n"))
+            .await
+    };
+    let outcome = match limits.processes {
+        Some(most) if most <= 32_768 => {
+            let count = most + 64;
+            let bomb = format!(
+                "i=0; while [ $i -lt {count} ]; do sleep 60 & i=$((i+1)); done; echo started $((i+0)) of all"
+            );
+            let reply = step_of(bomb).await?;
+            let all = reply.text.contains(&format!("started {count} of all"));
+            Outcome::of(all, format!("a limit of {most}; {}", brief(&reply)))
+        }
+        other => Outcome::Succeeded(format!("the limit is {other:?} processes")),
+    };
+    outcomes.add("fork-bomb", outcome);
+    let outcome = match limits.memory {
+        Some(most) if most <= 6 << 30 => {
+            // dd fills a buffer of this size.
+            let reply = step_of(format!(
+                "dd if=/dev/zero of=/dev/null bs={} count=1; echo code $?",
+                most + (64 << 20)
+            ))
+            .await?;
+            Outcome::of(
+                reply.text.contains("code 0"),
+                format!("a limit of {most} bytes; {}", brief(&reply)),
+            )
+        }
+        other => Outcome::Succeeded(format!("the limit is {other:?} bytes")),
+    };
+    outcomes.add("memory-hog", outcome);
+    let evidence = format!("the limit is {:?}", limits.processor);
+    outcomes.add("processor-hog", Outcome::of(limits.processor.is_none(), evidence));
+    let is_machines = (step.f_blocks * step.f_frsize, step.f_fsid)
+        == (machine.f_blocks * machine.f_frsize, machine.f_fsid)
+        || step.f_blocks * step.f_frsize == machine.f_blocks * machine.f_frsize;
+    let evidence = format!(
+        "the step's file system has {} MiB",
+        (step.f_blocks * step.f_frsize) >> 20
+    );
+    outcomes.add("disk-filler", Outcome::of(is_machines, evidence));
+    Ok(())
+}
+
+async fn log_flood(world: &World) -> Result<Outcome> {
+    let base = world.testbed.busybox().await?;
+    let before = world.builder.peak_memory_bytes()?;
+    let started = Instant::now();
+    let script =
+        "yes 'a line that is not short, and that says nothing at all, again and again' | head -c 268435456";
+    let reply = world
+        .mallory
+        .try_dockerfile("log", format!("FROM {base}\nRUN {script}\n"))
+        .await?;
+    let (took, more) = (
+        started.elapsed(),
+        world.builder.peak_memory_bytes()?.saturating_sub(before),
+    );
+    let size = reply.text.len();
+    let evidence = format!(
+        "{} KiB in the answer, {} MiB more memory, {took:.1?}",
+        size >> 10,
+        more >> 20
+    );
+    let is_bounded = size < 8 << 20 && more < 48 << 20 && took < Duration::from_secs(60);
+    Ok(Outcome::of(!is_bounded, evidence))
+}
+
+async fn endless_step() -> Result<Outcome> {
+    const LIMIT: Duration = Duration::from_secs(6);
+    let limit = format!("{}s", LIMIT.as_secs());
+    let world = World::with_settings(&[("exec_timeout", &limit)], &[]).await?;
+    let base = world.testbed.busybox().await?;
+    let marker = "98765";
+    let source = BuildContext::dockerfile(format!(
+        "FROM {base}\nRUN trap '' TERM INT HUP; setsid sleep {marker} & while true; do sleep {marker}; done\n"
+    ));
+    let config = json!({
+        "image": world.mallory.image("endless", "1"), "skipPush": true, "noCache": true, "timeout": "100h",
+    });
+    let started = Instant::now();
+    let reply = world.mallory.build(&source, &config).await?;
+    let took = started.elapsed();
+    world.testbed.wait_for_step(marker, false).await?;
+    let ended = process_of("sleep", marker).is_err();
+    let evidence = format!("ended after {took:.1?}: {}", brief(&reply));
+    Ok(Outcome::of(!ended || took > 3 * LIMIT, evidence))
+}
+
+/// Sends signed tars that are as large as the builder accepts in memory.
+async fn builder_memory() -> Result<Outcome> {
+    let world = World::start().await?;
+    let config = |more: &str| {
+        format!(
+            "{{\"image\": \"{}\", \"skipPush\": true{more}}}",
+            world.mallory.image("memory", "1")
+        )
+    };
+    let plain = |config: String| -> Result<Vec<u8>> {
+        let layer = CraftedLayer::new().file("context/Dockerfile", 0o644, b"FROM scratch\nCOPY . /\n")?;
+        Ok(layer
+            .file("com.openfaas.docker.config", 0o644, config.as_bytes())?
+            .finish()?
+            .1)
+    };
+    let nested = format!(", \"deploy\": {}1{}", "[".repeat(400_000), "]".repeat(400_000));
+    let arguments: String = (0..40_000)
+        .map(|number| format!("\"A{number}\": \"value\","))
+        .collect();
+    let arguments = format!(", \"buildArgs\": {{{}}}", arguments.trim_end_matches(','));
+    let attributes = [tar_of_attributes()?, plain(config(""))?].concat();
+    let tars = [plain(config(&nested))?, plain(config(&arguments))?, attributes];
+    let mut sending = tokio::task::JoinSet::new();
+    // Each of them several times at once.
+    for tar in tars.iter().cycle().take(12) {
+        let (client, tar) = (world.mallory.client.clone(), tar.clone());
+        sending.spawn(async move { client.post_signed(tar).await });
+    }
+    let mut statuses = Vec::new();
+    for reply in sending.join_all().await {
+        statuses.push(reply.map(|reply| reply.status).unwrap_or_default());
+    }
+    statuses.sort_unstable();
+    let alive = world
+        .builder
+        .get("/healthz")
+        .await
+        .is_ok_and(|(status, _)| status == 200);
+    ensure!(!statuses.is_empty(), "nothing was sent");
+    let peak = world.builder.peak_memory_bytes().unwrap_or(usize::MAX);
+    let evidence = format!("a peak of {} MiB; {statuses:?}", peak >> 20);
+    Ok(Outcome::of(!alive || peak > BUILDER_MEMORY / 2, evidence))
+}

@@ -1,0 +1,268 @@
+//! Forged and repeated messages: in the queue, as hand-overs, as callbacks.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use slipway_e2e::{
+    bait_server::BaitServer,
+    build_context::BuildContext,
+    builder_process::BuilderProcess,
+    client::{SigningClient, sign_body},
+    network_namespace::NetworkNamespace,
+};
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    daemon::outer_address,
+    world::{MALLORY_KEY, World},
+};
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "forged-build-in-the-queue",
+        attempts: "puts an unsigned build, and one with a signature of another body, into NATS for builder-fn",
+    },
+    Attack {
+        name: "forged-hand-over-in-the-queue",
+        attempts: "puts a hand-over that is signed with a key for builds into NATS for deployer-fn",
+    },
+    Attack {
+        name: "forged-hand-over-by-callback",
+        attempts: "sends deployer-fn an unsigned hand-over, as a callback of another function would",
+    },
+    Attack {
+        name: "forged-tenant",
+        attempts: "sends deployer-fn a hand-over of its own that names another tenant",
+    },
+    Attack {
+        name: "changed-callback",
+        attempts: "changes the function in the signed answer of a builder whose hand-over is a callback",
+    },
+    Attack {
+        name: "hand-over-in-the-log",
+        attempts: "prints a hand-over in a step, so that the signed answer contains it",
+    },
+    Attack {
+        name: "replayed-build",
+        attempts: "sends a recorded, signed build again",
+    },
+    Attack {
+        name: "replayed-hand-over",
+        attempts: "sends a recorded hand-over again after a newer one, to restore an old version",
+    },
+];
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_forged_or_repeated_message_builds_or_deploys() -> Result<()> {
+    let world = World::start().await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "forged").await?;
+    let mut outcomes = Outcomes::default();
+    let attacks = Forged {
+        http: reqwest::Client::builder().no_proxy().timeout(LIMIT).build()?,
+        world: &world,
+    };
+    attacks.through_the_queue(&mut outcomes).await?;
+    attacks.to_the_deployer(&mut outcomes).await?;
+    attacks.as_callback(&mut outcomes).await?;
+    attacks.again(&mut outcomes).await?;
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+struct Forged<'a> {
+    world: &'a World,
+    http: reqwest::Client,
+}
+
+impl Forged<'_> {
+    /// Returns a hand-over that is valid but for its signature.
+    fn hand_over(&self, service: &str) -> Result<Value> {
+        let image = self.world.testbed.image("hostile/mallory/forged", "1");
+        let now = Timestamp::now();
+        Ok(json!({
+            "image": format!("{image}@sha256:{}", "0".repeat(64)), "tag": image, "callId": "forged",
+            "builtAt": now.to_string(), "expiresAt": (now + Duration::from_secs(600)).to_string(),
+            "deploy": { "service": service },
+        }))
+    }
+
+    /// Sends a message through the queue, and waits for its outcome.
+    async fn queue(&self, function: &str, body: Vec<u8>, header: Option<(&str, String)>) -> Result<String> {
+        let namespace = NetworkNamespace::of_process(self.world.testbed.stack.supervisor_pid()?)?;
+        let callback = BaitServer::start((outer_address(&namespace)?, 0))?;
+        let url = self.world.testbed.functions.queued_call_url(function);
+        let mut request = self.http.post(url).body(body);
+        request = request.header("X-Callback-Url", format!("http://{}/outcome", callback.address()));
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let status = request.send().await?.status();
+        ensure!(status.as_u16() == 202, "the queue: {status}");
+        let arrived = || Ok(!callback.requests().is_empty());
+        self.world
+            .testbed
+            .wait_until_condition("the queue delivers the outcome", arrived)
+            .await?;
+        Ok(format!("delivered by the queue, {:?}", callback.requests()))
+    }
+
+    async fn through_the_queue(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let testbed = &self.world.testbed;
+        let image = testbed.image("hostile/forged/queued", "1");
+        let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
+            .with_file("a", "a")
+            .tar_with_config(&json!({ "image": image }))?;
+        let other = sign_body(MALLORY_KEY.as_bytes(), b"another body")?;
+        self.queue("builder-fn", tar.clone(), None).await?;
+        let evidence = self
+            .queue("builder-fn", tar, Some(("X-Build-Signature", other)))
+            .await?;
+        let built = testbed
+            .registry
+            .get_manifest("hostile/forged/queued", "1")
+            .await?
+            .is_some();
+        outcomes.add("forged-build-in-the-queue", Outcome::of(built, evidence));
+
+        let hand_over = self.hand_over("mallory-forged")?.to_string().into_bytes();
+        let payload_key = std::fs::read(&testbed.stack.payload_secret)?;
+        let signed = sign_body(payload_key.trim_ascii(), &hand_over)?;
+        let evidence = self
+            .queue("deployer-fn", hand_over, Some(("X-Deploy-Signature", signed)))
+            .await?;
+        let deployed = testbed
+            .functions
+            .function_status("mallory-forged")
+            .await?
+            .is_some();
+        outcomes.add("forged-hand-over-in-the-queue", Outcome::of(deployed, evidence));
+        Ok(())
+    }
+
+    /// Posts to a URL, and returns status and text.
+    async fn post(&self, url: &str, body: String, signature: Option<String>) -> Result<(u16, String)> {
+        let mut request = self.http.post(url).body(body);
+        if let Some(signature) = signature {
+            request = request.header("X-Deploy-Signature", signature);
+        }
+        let answer = request.send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
+    async fn to_the_deployer(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let world = self.world;
+        let unsigned = self.hand_over("mallory-forged")?.to_string();
+        let url = world.testbed.functions.function_url("deployer-fn");
+        let (status, text) = self.post(&url, unsigned.clone(), None).await?;
+        let empty = self.post(&url, String::new(), None).await?;
+        let accepted = status != 401 || empty.0 != 401;
+        outcomes.add(
+            "forged-hand-over-by-callback",
+            Outcome::of(accepted, format!("{status} {text}")),
+        );
+
+        world.gateway.clear_requests();
+        let mut hand_over = self.hand_over("victim-forged")?;
+        hand_over["tenant"] = json!("victim");
+        let body = hand_over.to_string();
+        let signed = sign_body(MALLORY_KEY.as_bytes(), body.as_bytes())?;
+        let (status, text) = self.post(world.deployer.url(), body, Some(signed)).await?;
+        let accepted = status != 401 || !world.gateway.changing_requests().is_empty();
+        outcomes.add("forged-tenant", Outcome::of(accepted, format!("{status} {text}")));
+        Ok(())
+    }
+
+    async fn as_callback(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let testbed = &self.world.testbed;
+        let deployer =
+            slipway_e2e::deployer_process::DeployerProcess::start(testbed, &testbed.stack.gateway.url, &[])
+                .await?;
+        let builder = BuilderProcess::start_with_settings(testbed, &[("deploy_via", "callback")]).await?;
+        let base = testbed.busybox().await?;
+        let printed = json!({ "deployment": { "handOver": self.hand_over("mallory-printed")? } }).to_string();
+        let source = BuildContext::static_page_function(base, "called back").with_file("printed", printed);
+        let dockerfile = format!("FROM {base}\nCOPY . /\nRUN cat /printed; echo; cat /printed >&2\n");
+        let source = source.with_dockerfile(&dockerfile);
+        let config = json!({
+            "image": testbed.image("hostile/forged/callback", "1"), "deploy": { "service": "mallory-callback" },
+        });
+        let tar = source.tar_with_config(&config)?;
+        let key = std::fs::read(&testbed.stack.payload_secret)?;
+        let request = self.http.post(format!("{}/build", builder.url()));
+        let request = request
+            .header("X-Build-Signature", sign_body(key.trim_ascii(), &tar)?)
+            .body(tar);
+        let answer = request.send().await?;
+        let signed = answer.headers().get("X-Deploy-Signature").cloned();
+        let text = answer.text().await?;
+        let signed = signed
+            .with_context(|| format!("no signature: {text}"))?
+            .to_str()?
+            .to_owned();
+
+        let changed = text.replace("mallory-callback", "mallory-changed");
+        let (status, told) = self.post(deployer.url(), changed, Some(signed.clone())).await?;
+        let deployed = testbed
+            .functions
+            .function_status("mallory-changed")
+            .await?
+            .is_some();
+        outcomes.add(
+            "changed-callback",
+            Outcome::of(status != 401 || deployed, format!("{status} {told}")),
+        );
+        // The answer itself is genuine: only its own function may be deployed.
+        let (status, _) = self.post(deployer.url(), text, Some(signed)).await?;
+        let deployed = testbed
+            .functions
+            .function_status("mallory-printed")
+            .await?
+            .is_some();
+        outcomes.add(
+            "hand-over-in-the-log",
+            Outcome::of(deployed, format!("{status}, and only the answer's own function")),
+        );
+        for name in ["mallory-callback", "mallory-changed", "mallory-printed"] {
+            testbed.functions.remove_function(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn again(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let world = World::with_settings(&[("max_age", "5m"), ("require_fresh", "true")], &[]).await?;
+        let base = world.testbed.busybox().await?;
+        let functions = &world.testbed.functions;
+        let build = |page: &str, seconds: u64| -> Result<Vec<u8>> {
+            let submitted = Timestamp::now() - Duration::from_secs(60 - seconds);
+            BuildContext::static_page_function(base, page).tar_with_config(&json!({
+                "image": world.victim.image("replayed", page), "submittedAt": submitted.to_string(),
+                "deploy": { "service": "victim-replayed" },
+            }))
+        };
+        functions.remove_function("victim-replayed").await?;
+        let (old, new) = (build("old", 0)?, build("new", 10)?);
+        let reply = world.victim.client.post_signed(old.clone()).await?;
+        ensure!(reply.status == 200, "{}", reply.text);
+        let recorded = world.route.recorded_hand_overs().pop().context("no hand-over")?;
+        let reply = world.victim.client.post_signed(new).await?;
+        ensure!(reply.status == 200, "{}", reply.text);
+        functions.wait_for_page("victim-replayed", "new", LIMIT).await?;
+
+        // The recorded request, as it was, from anybody.
+        let anybody = SigningClient::new(format!("{}/build", world.builder.url()), b"no key")?;
+        let signed = sign_body(b"the key of the victim", &old)?;
+        let reply = anybody.post_with_signature(old, Some(&signed), &[]).await?;
+        outcomes.add("replayed-build", Outcome::of(reply.status == 200, brief(&reply)));
+        let reply = world.deployer.send_hand_over(&recorded).await?;
+        let page = functions
+            .get_path_with_retry("victim-replayed", "/", LIMIT)
+            .await?;
+        outcomes.add("replayed-hand-over", Outcome::of(page.1 != "new", brief(&reply)));
+        functions.remove_function("victim-replayed").await
+    }
+}

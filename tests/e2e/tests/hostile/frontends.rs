@@ -1,0 +1,279 @@
+//! Frontends of the attacker's, in every way to name one, and rights beyond those of an ordinary step.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use slipway_e2e::{
+    bait_server::BaitServer,
+    build_context::BuildContext,
+    network_namespace::{NetworkNamespace, process_of},
+};
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    world::World,
+};
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "frontend-by-comment",
+        attempts: "names a frontend by `# syntax=`, also without blanks, indented and in capitals",
+    },
+    Attack {
+        name: "frontend-by-other-comments",
+        attempts: "names a frontend by `//syntax=` and by JSON on the first line",
+    },
+    Attack {
+        name: "frontend-after-a-byte-order-mark",
+        attempts: "hides `# syntax=` behind a byte order mark",
+    },
+    Attack {
+        name: "frontend-after-other-directives",
+        attempts: "hides `# syntax=` behind `# escape=`, `# check=`, and a `#!` line",
+    },
+    Attack {
+        name: "frontend-behind-a-link",
+        attempts: "names a frontend in a file that the Dockerfile is a symbolic link to",
+    },
+    Attack {
+        name: "frontend-behind-a-folder-link",
+        attempts: "names a frontend in a Dockerfile behind a link of its folder, and in a `dockerfile` in lower case",
+    },
+    Attack {
+        name: "frontend-by-argument",
+        attempts: "names a frontend by `ARG BUILDKIT_SYNTAX`, and by that build argument",
+    },
+    Attack {
+        name: "frontend-by-other-line-ends",
+        attempts: "ends the line `# syntax=` with a carriage return, with NUL, and with none",
+    },
+    Attack {
+        name: "security-insecure",
+        attempts: "runs a step by `RUN --security=insecure` and makes a device",
+    },
+    Attack {
+        name: "network-host",
+        attempts: "runs a step in the daemon's network by `RUN --network=host`",
+    },
+    Attack {
+        name: "devices-by-name",
+        attempts: "asks for devices by `RUN --device=`",
+    },
+    Attack {
+        name: "options-of-the-frontend",
+        attempts: "sets the frontend's options by build arguments: sandbox, multi-platform, named contexts",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
+    let world = World::start().await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "frontends").await?;
+    // A registry that the daemon asks for the frontend, if it asks at all. The stack's own would be asked too.
+    let daemon = process_of("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+    let namespace = NetworkNamespace::of_process(daemon)?;
+    // BuildKit speaks plain HTTP with registries on loopback addresses.
+    let registry = BaitServer::start_in(&namespace, (Ipv4Addr::new(127, 0, 0, 88), 0))?;
+    let attacks = Frontends {
+        frontend: format!("{}/mallory/frontend:1", registry.address()),
+        world: &world,
+        registry,
+    };
+    let mut outcomes = Outcomes::default();
+    attacks.name_frontends(&mut outcomes).await?;
+    attacks.ask_for_rights(&mut outcomes).await?;
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+struct Frontends<'a> {
+    world: &'a World,
+    frontend: String,
+    registry: BaitServer,
+}
+
+impl Frontends<'_> {
+    async fn name_frontends(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let frontend = &self.frontend;
+        let rest = "\nFROM scratch\nCOPY Dockerfile /\n";
+        let syntax = format!("# syntax={frontend}");
+        let each = async |texts: &[String]| self.each_dockerfile(texts).await;
+        let comments = [
+            format!("{syntax}{rest}"),
+            format!("#syntax={frontend}{rest}"),
+            format!("  #   SYNTAX  =  {frontend}  {rest}"),
+        ];
+        outcomes.add("frontend-by-comment", each(&comments).await?);
+        let others = [
+            format!("//syntax={frontend}{rest}"),
+            format!("// syntax = {frontend}{rest}"),
+            format!("{{\"syntax\": \"{frontend}\"}}{rest}"),
+        ];
+        outcomes.add("frontend-by-other-comments", each(&others).await?);
+        let marks = [
+            format!("\u{feff}{syntax}{rest}"),
+            format!("\u{feff}\u{feff}{syntax}{rest}"),
+            format!("\u{feff}//syntax={frontend}{rest}"),
+        ];
+        outcomes.add("frontend-after-a-byte-order-mark", each(&marks).await?);
+        let directives = [
+            format!("# escape=`\n{syntax}{rest}"),
+            format!("# check=skip=all\n# escape=\\\n{syntax}{rest}"),
+            format!("#!/bin/sh\n{syntax}{rest}"),
+            format!("\n{syntax}{rest}"),
+            format!("# a comment\n{syntax}{rest}"),
+        ];
+        outcomes.add("frontend-after-other-directives", each(&directives).await?);
+        let ends = [
+            format!("{syntax}\r\nFROM scratch\r\nCOPY Dockerfile /\r\n"),
+            format!("{syntax}\rFROM scratch\rCOPY Dockerfile /\r"),
+            format!("{syntax}\0{rest}"),
+            syntax.clone(),
+        ];
+        outcomes.add("frontend-by-other-line-ends", each(&ends).await?);
+
+        let text = format!("{syntax}{rest}");
+        let links = [
+            (
+                BuildContext::new()
+                    .with_link("Dockerfile", "other")
+                    .with_file("other", text.clone()),
+                json!({}),
+            ),
+            (
+                BuildContext::new()
+                    .with_link("Dockerfile", "a")
+                    .with_link("a", "b")
+                    .with_file("b", text.clone()),
+                json!({}),
+            ),
+            (
+                BuildContext::new()
+                    .with_link("Dockerfile", "/other")
+                    .with_file("other", text.clone()),
+                json!({}),
+            ),
+        ];
+        outcomes.add("frontend-behind-a-link", self.each(&links).await?);
+        let folders = [
+            (
+                BuildContext::new()
+                    .with_link("folder", "real")
+                    .with_file("real/Dockerfile", text.clone()),
+                json!({ "dockerfile": "folder/Dockerfile" }),
+            ),
+            (
+                BuildContext::new().with_file("dockerfile", text.clone()),
+                json!({}),
+            ),
+            (
+                BuildContext::new().with_file("x/Dockerfile", text.clone()),
+                json!({ "dockerfile": "./x/../x/Dockerfile" }),
+            ),
+        ];
+        outcomes.add("frontend-behind-a-folder-link", self.each(&folders).await?);
+        let plain = BuildContext::dockerfile("FROM scratch\nCOPY Dockerfile /\n");
+        let arguments = [
+            (
+                BuildContext::dockerfile(format!("ARG BUILDKIT_SYNTAX={frontend}{rest}")),
+                json!({}),
+            ),
+            (
+                plain.clone(),
+                json!({ "buildArgs": { "BUILDKIT_SYNTAX": frontend } }),
+            ),
+            (
+                plain.clone(),
+                json!({ "buildArgs": { "buildkit_syntax": frontend } }),
+            ),
+            (
+                plain.clone(),
+                json!({ "buildargs": { "BUILDKIT_SYNTAX": frontend } }),
+            ),
+            (
+                plain,
+                json!({ "buildArgs": { "BUILDKIT_SYNTAX ": frontend, "cmdline": frontend, "source": frontend } }),
+            ),
+        ];
+        outcomes.add("frontend-by-argument", self.each(&arguments).await?);
+        Ok(())
+    }
+
+    async fn each_dockerfile(&self, texts: &[String]) -> Result<Outcome> {
+        let builds: Vec<_> = texts
+            .iter()
+            .map(|text| (BuildContext::dockerfile(text.clone()), json!({})))
+            .collect();
+        self.each(&builds).await
+    }
+
+    /// Builds each context; the attack succeeded if the daemon asked for the frontend, or said that it does.
+    async fn each(&self, builds: &[(BuildContext, Value)]) -> Result<Outcome> {
+        let mut evidence = String::new();
+        for (source, more) in builds {
+            let mut config = json!({
+                "image": self.world.mallory.image("frontend", "1"), "skipPush": true, "noCache": true,
+            });
+            if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
+                config.extend(more.clone());
+            }
+            let reply = self.world.mallory.build(source, &config).await?;
+            let asked = !self.registry.requests().is_empty();
+            let said = reply.text.contains(&format!(
+                "resolve image config for docker-image://{}",
+                self.frontend
+            ));
+            evidence = brief(&reply);
+            if asked || said {
+                return Ok(Outcome::Succeeded(evidence));
+            }
+        }
+        Ok(Outcome::Stopped(evidence))
+    }
+
+    async fn ask_for_rights(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let base = self.world.testbed.busybox().await?;
+        let mallory = &self.world.mallory;
+        // The output of these steps is not in the text of the Dockerfile.
+        let insecure = format!(
+            "FROM {base}\nRUN --security=insecure mkdir /m && mount -t tmpfs none /m && echo got $((1000 + 234))\n"
+        );
+        let labs = format!("# syntax=docker/dockerfile:1-labs\n{insecure}");
+        let mut last = Outcome::Stopped(String::new());
+        for text in [insecure, labs] {
+            if matches!(last, Outcome::Stopped(_)) {
+                last = Outcome::of_reply(&mallory.try_dockerfile("rights", text).await?, "got 1234");
+            }
+        }
+        outcomes.add("security-insecure", last);
+        let host = format!(
+            "FROM {base}\nRUN --network=host grep -q host0 /proc/net/dev && echo got $((1000 + 234))\n"
+        );
+        let reply = mallory.try_dockerfile("rights", host).await?;
+        outcomes.add("network-host", Outcome::of_reply(&reply, "got 1234"));
+        let device =
+            format!("FROM {base}\nRUN --device=vendor.test/disk=all ls /dev && echo got $((1000 + 234))\n");
+        let reply = mallory.try_dockerfile("rights", device).await?;
+        outcomes.add("devices-by-name", Outcome::of_reply(&reply, "got 1234"));
+
+        let sandboxed = format!("FROM {base}\nRUN grep -q host0 /proc/net/dev && echo got $((1000 + 234))\n");
+        let config = json!({
+            "image": mallory.image("rights", "1"), "skipPush": true, "noCache": true,
+            "buildArgs": {
+                "force-network-mode": "host", "network": "host", "context:base": format!("docker-image://{}", self.frontend),
+                "BUILDKIT_SANDBOX_HOSTNAME": "host", "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1",
+            },
+        });
+        let reply = mallory
+            .build(&BuildContext::dockerfile(sandboxed), &config)
+            .await?;
+        let asked = !self.registry.requests().is_empty();
+        outcomes.add(
+            "options-of-the-frontend",
+            Outcome::of(asked || reply.text.contains("got 1234"), brief(&reply)),
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! Hostile builds and senders against the real stack. Each attack has a name, what it attempts, and a check that
+//! recognises its success; none may succeed, and the builds of a neighbour beside it stay correct and on time.
+//!
+//! docs/hostile.md lists all attacks with their outcome before and after the tenants were separated.
+//! `SLIPWAY_HOSTILE_REPORT` names a file that gets the outcomes of a run.
+
+mod administrator;
+mod attack;
+mod base_images;
+mod contexts;
+mod daemon;
+mod exhaustion;
+mod forged;
+mod frontends;
+mod metadata;
+mod probe;
+mod secrets;
+mod tenants;
+mod unsigned;
+mod world;
+
+use attack::Attack;
+
+/// All attacks of the suite.
+fn all() -> Vec<Attack> {
+    [
+        administrator::ATTACKS,
+        daemon::ATTACKS,
+        metadata::ATTACKS,
+        tenants::ATTACKS,
+        frontends::ATTACKS,
+        contexts::ATTACKS,
+        base_images::ATTACKS,
+        exhaustion::ATTACKS,
+        secrets::ATTACKS,
+        forged::ATTACKS,
+        unsigned::ATTACKS,
+    ]
+    .concat()
+}
+
+#[test]
+fn every_attack_has_a_name_of_its_own_and_a_row_in_the_document() {
+    let document = include_str!("../../../../docs/hostile.md");
+    let mut names: Vec<_> = all().iter().map(|attack| attack.name).collect();
+    let missing: Vec<_> = all()
+        .iter()
+        .map(|attack| format!("| {} | {} |", attack.name, attack.attempts))
+        .filter(|row| !document.contains(row))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "not in docs/hostile.md:\n{}",
+        missing.join("\n")
+    );
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "two attacks have one name");
+    let rows = document
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| attack"));
+    let unknown: Vec<_> = rows
+        .filter_map(|row| row.trim_matches(['|', ' ']).split(" | ").next())
+        .filter(|name| !names.contains(name))
+        .collect();
+    assert!(
+        unknown.is_empty(),
+        "in docs/hostile.md, but no attack: {unknown:?}"
+    );
+    assert!(count >= 40, "{count} attacks");
+}

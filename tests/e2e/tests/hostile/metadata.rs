@@ -1,0 +1,382 @@
+//! Metadata services and private addresses: by address, by name, by redirect, and by names whose address changes.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use slipway_e2e::{
+    bait_server::{BAIT, BaitServer},
+    build_context::BuildContext,
+    changing_dns::{ChangingDns, ChangingName},
+    crafted_layer::CraftedLayer,
+    network_namespace::{NetworkNamespace, process_of},
+};
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    daemon::outer_address,
+    probe::{self, Probe},
+    world::World,
+};
+
+/// The metadata addresses of clouds; [`AWS`] first.
+const ADDRESSES: [&str; 6] = [
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.170.23",
+    "168.63.129.16",
+    "100.100.100.200",
+    "fd00:ec2::254",
+];
+
+const AWS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// The loopback address of the test's resolver in the daemon's network.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
+
+/// The name whose address changes from one that the attacker may read to that of a metadata service.
+const REBOUND: &str = "files.hostile.test";
+/// Another such name, that has the address of a metadata service from the beginning.
+const POINTED: &str = "pointed.hostile.test";
+
+const fn probe(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
+    Probe {
+        attack: Attack { name, attempts },
+        script,
+    }
+}
+
+const PROBES: [Probe; 8] = [
+    probe(
+        "metadata-in-a-step",
+        "reads the metadata service at 169.254.169.254 in a step",
+        "http 169.254.169.254 80 /latest/meta-data/ | grep bait",
+    ),
+    probe(
+        "metadata-of-tasks-in-a-step",
+        "reads the credentials of tasks and pods at 169.254.170.2 and 169.254.170.23 in a step",
+        "for at in 169.254.170.2 169.254.170.23; do http $at 80 /v1/credentials | grep bait && exit 0; done; exit 1",
+    ),
+    probe(
+        "metadata-of-azure-in-a-step",
+        "reads Azure's service at 168.63.129.16 in a step",
+        "http 168.63.129.16 80 /machine | grep bait",
+    ),
+    probe(
+        "metadata-of-alibaba-in-a-step",
+        "reads Alibaba's service at 100.100.100.200 in a step",
+        "http 100.100.100.200 80 /latest/meta-data/ | grep bait",
+    ),
+    probe(
+        "metadata-by-ipv6-in-a-step",
+        "reads the metadata service at fd00:ec2::254 in a step",
+        "http fd00:ec2::254 80 /latest/meta-data/ | grep bait",
+    ),
+    probe(
+        "metadata-by-name-in-a-step",
+        "reads metadata.google.internal in a step",
+        "at=$(nslookup metadata.google.internal | awk '/^Address/ && !/:53$/ { at = $NF } END { print at }')\n\
+         http ${at:-169.254.169.254} 80 /computeMetadata/v1/ | grep bait",
+    ),
+    probe(
+        "metadata-by-redirect-in-a-step",
+        "follows a redirect of a server of the attacker's to the metadata service in a step",
+        "to=$(http ${SERVER%:*} ${SERVER#*:} /redirect/169.254.169.254/latest | tr -d '\\r' | awk -F/ 'tolower($1) ~ /^location/ { print $3 }')\n\
+         http ${to:-169.254.169.254} 80 /latest | grep bait",
+    ),
+    probe(
+        "private-network-in-a-step",
+        "reaches a server in a private network in a step",
+        "http ${PRIVATE%:*} ${PRIVATE#*:} / | grep bait",
+    ),
+];
+
+const OF_PROBES: [Attack; 8] = probe::attacks(&PROBES);
+
+const OF_SOURCES: [Attack; 11] = [
+    Attack {
+        name: "add-from-nats",
+        attempts: "fetches NATS's page by `ADD http://127.0.0.1:8222/varz`",
+    },
+    Attack {
+        name: "add-from-localhost",
+        attempts: "fetches the same page from the names localhost and LOCALHOST",
+    },
+    Attack {
+        name: "add-from-metadata",
+        attempts: "fetches each metadata service with `ADD`",
+    },
+    Attack {
+        name: "add-from-metadata-by-spelling",
+        attempts: "spells 169.254.169.254 as one number, in hexadecimal, in octal, as IPv6, with a dot, with a user",
+    },
+    Attack {
+        name: "add-from-metadata-by-name",
+        attempts: "fetches metadata.google.internal, and a name of the attacker's with the same address",
+    },
+    Attack {
+        name: "add-by-redirect",
+        attempts: "fetches an allowed address that redirects to a metadata service",
+    },
+    Attack {
+        name: "add-by-changing-dns",
+        attempts: "fetches an allowed name whose address is allowed at first, and a metadata service's later",
+    },
+    Attack {
+        name: "git-from-metadata",
+        attempts: "clones a repository from a metadata service and from loopback",
+    },
+    Attack {
+        name: "image-from-metadata",
+        attempts: "names an image at a metadata service in `FROM`",
+    },
+    Attack {
+        name: "cache-from-metadata",
+        attempts: "names an image at a metadata service in `cacheFrom`",
+    },
+    Attack {
+        name: "add-by-onbuild",
+        attempts: "fetches a metadata service by an `ONBUILD` instruction of a base image",
+    },
+];
+
+const ALL: [Attack; 19] = {
+    let mut all = [OF_SOURCES[0]; 19];
+    let mut at = 0;
+    while at < OF_PROBES.len() {
+        all[at] = OF_PROBES[at];
+        at += 1;
+    }
+    while at < 19 {
+        all[at] = OF_SOURCES[at - OF_PROBES.len()];
+        at += 1;
+    }
+    all
+};
+
+pub(crate) const ATTACKS: &[Attack] = &ALL;
+
+/// Nameservers of the daemon, replaced until drop.
+struct Nameservers {
+    path: PathBuf,
+    before: String,
+}
+
+impl Nameservers {
+    /// Puts a server in front of those of the process with this id.
+    fn prepend(pid: u32, server: Ipv4Addr) -> Result<Self> {
+        let path = PathBuf::from(format!("/proc/{pid}/root/etc/resolv.conf"));
+        let text = fs::read_to_string(&path)?;
+        // An earlier run that was killed may have left its line.
+        let kept = text.lines().filter(|line| !line.contains(&server.to_string()));
+        let before: String = kept.map(|line| format!("{line}\n")).collect();
+        fs::write(&path, format!("nameserver {server}\n{before}"))?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Nameservers {
+    fn drop(&mut self) {
+        fs::write(&self.path, &self.before).ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()> {
+    let testbed = slipway_e2e::testbed::Testbed::find_running_stack()?;
+    let stack = &testbed.stack;
+    let own = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
+    let outer = outer_address(&own)?;
+    let addresses: Vec<IpAddr> = ADDRESSES
+        .iter()
+        .map(|at| Ok(at.parse()?))
+        .collect::<Result<_>>()?;
+    let extra = own.with_addresses(&addresses)?;
+    let metadata: Vec<BaitServer> = addresses
+        .iter()
+        .map(|at| BaitServer::start_in(extra.namespace(), (*at, 80)))
+        .collect::<Result<_>>()?;
+    let inner: Ipv4Addr = stack
+        .registry
+        .host
+        .split(':')
+        .next()
+        .unwrap_or_default()
+        .parse()?;
+    let _honest = BaitServer::start_in(extra.namespace(), (inner, 80))?;
+    // The operator and the policy allow this server and the name.
+    let server = BaitServer::start((outer, 0))?;
+    let allowed = format!("{},{REBOUND}", server.address());
+    let readable = [
+        format!("http://{}/", server.address()),
+        format!("http://{REBOUND}/"),
+    ];
+    let world = World::with_settings(&[("allowed_sources", &allowed)], &readable).await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "metadata").await?;
+
+    let daemon = process_of("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+    let name = |name, first, answers, then| ChangingName {
+        name,
+        first,
+        answers,
+        then,
+    };
+    let names = [
+        name("metadata.google.internal", AWS, 0, AWS),
+        name(POINTED, AWS, 0, AWS),
+        name(REBOUND, inner, 1, AWS),
+    ];
+    let of_daemon = NetworkNamespace::of_process(daemon)?;
+    let _dns = ChangingDns::start_in(&of_daemon, RESOLVER, &names)?;
+    let _nameservers = Nameservers::prepend(daemon, RESOLVER)?;
+    // Go's resolver reads resolv.conf at most every five seconds, and gives no sign when it does.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+
+    let mut outcomes = Outcomes::default();
+    let variables = BTreeMap::from([
+        ("SERVER", server.address().to_string()),
+        ("PRIVATE", format!("{inner}:80")),
+    ]);
+    outcomes.extend(probe::run(&world, "metadata", BuildContext::new(), &variables, &PROBES).await?);
+    let attacks = Sources {
+        world: &world,
+        metadata: &metadata,
+    };
+    attacks.run(&mut outcomes, &server).await?;
+    neighbour.finish().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// Attacks by sources that the daemon fetches.
+struct Sources<'a> {
+    world: &'a World,
+    metadata: &'a [BaitServer],
+}
+
+impl Sources<'_> {
+    async fn run(&self, outcomes: &mut Outcomes, server: &BaitServer) -> Result<()> {
+        let fetch = async |urls: &[String]| self.fetch(urls).await;
+        let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>();
+        outcomes.add(
+            "add-from-nats",
+            fetch(&urls(&["http://127.0.0.1:8222/varz"])).await?,
+        );
+        let localhost = urls(&["http://localhost:8222/varz", "http://LOCALHOST:8222/varz"]);
+        outcomes.add("add-from-localhost", fetch(&localhost).await?);
+        let all: Vec<_> = self
+            .metadata
+            .iter()
+            .map(|at| format!("http://{}/latest", at.address()))
+            .collect();
+        outcomes.add("add-from-metadata", fetch(&all).await?);
+        let spellings = urls(&[
+            "http://2852039166/latest",
+            "http://0xA9FEA9FE/latest",
+            "http://0251.0376.0251.0376/latest",
+            "http://169.254.43518/latest",
+            "http://[::ffff:169.254.169.254]/latest",
+            "http://[::ffff:a9fe:a9fe]/latest",
+            "http://169.254.169.254./latest",
+            "http://files@169.254.169.254/latest",
+            "HTTP://169.254.169.254/latest",
+        ]);
+        outcomes.add("add-from-metadata-by-spelling", fetch(&spellings).await?);
+        let names = [
+            "http://metadata.google.internal/latest".to_owned(),
+            format!("http://{POINTED}/latest"),
+        ];
+        outcomes.add("add-from-metadata-by-name", fetch(&names).await?);
+        let at = server.address();
+        let redirects = [
+            format!("http://{at}/redirect/169.254.169.254/latest"),
+            format!("http://{at}/redirect/127.0.0.1:8222/varz"),
+        ];
+        outcomes.add("add-by-redirect", fetch(&redirects).await?);
+        // Each attempt has more answers behind it.
+        let rebound: Vec<_> = (0..3).map(|round| format!("http://{REBOUND}/{round}")).collect();
+        outcomes.add("add-by-changing-dns", fetch(&rebound).await?);
+        let git = urls(&[
+            "http://169.254.169.254/a.git",
+            "http://169.254.169.254/a.git#main",
+            "git://127.0.0.1:4222/a.git",
+        ]);
+        outcomes.add("git-from-metadata", fetch(&git).await?);
+
+        let before = self.requests_of("/v2/");
+        let from = self
+            .world
+            .mallory
+            .try_dockerfile("metadata", "FROM 169.254.169.254:80/a/b:1\n")
+            .await?;
+        outcomes.add("image-from-metadata", {
+            // The daemon speaks TLS with registries that it does not know.
+            let was_reached = from.text.contains("server gave HTTP response to HTTPS client");
+            Outcome::of(was_reached || self.requests_of("/v2/") > before, brief(&from))
+        });
+        let before = self.requests_of("/v2/");
+        let config = json!({
+            "image": self.world.mallory.image("metadata", "1"), "skipPush": true,
+            "cacheFrom": ["169.254.170.2:80/a/b:1"],
+        });
+        let cached = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "a");
+        let cached = self.world.mallory.build(&cached, &config).await?;
+        outcomes.add(
+            "cache-from-metadata",
+            Outcome::of(self.requests_of("/v2/") > before, brief(&cached)),
+        );
+
+        let onbuild =
+            json!({ "OnBuild": ["ADD http://169.254.169.254/onbuild /got", "RUN [\"/bin/true\"]"] });
+        let registry = &self.world.testbed.registry;
+        let layer = CraftedLayer::new().file("etc/base", 0o644, b"base")?;
+        registry
+            .push_image("hostile/base/onbuild-add", "1", layer, onbuild)
+            .await?;
+        let image = self.world.testbed.image("hostile/base/onbuild-add", "1");
+        let reply = self
+            .world
+            .mallory
+            .try_dockerfile("metadata", format!("FROM {image}\n"))
+            .await?;
+        outcomes.add(
+            "add-by-onbuild",
+            Outcome::of(self.requests_of("/onbuild") > 0, brief(&reply)),
+        );
+        Ok(())
+    }
+
+    /// Fetches these addresses, each in a build of its own.
+    async fn fetch(&self, urls: &[String]) -> Result<Outcome> {
+        let base = self.world.testbed.busybox().await?;
+        let mut replies = Vec::new();
+        for url in urls {
+            let before: usize = self.requests();
+            let dockerfile = format!("FROM {base}\nADD {url} /got\nRUN head -c 200 /got\n");
+            let reply = self.world.mallory.try_dockerfile("metadata", dockerfile).await?;
+            let was_read =
+                self.requests() > before || ["server_id", BAIT].iter().any(|text| reply.text.contains(text));
+            if was_read {
+                return Ok(Outcome::Succeeded(format!("{url}: {}", brief(&reply))));
+            }
+            replies.push(brief(&reply));
+        }
+        Ok(Outcome::Stopped(replies.pop().context("no address")?))
+    }
+
+    fn requests(&self) -> usize {
+        self.metadata.iter().map(|server| server.requests().len()).sum()
+    }
+
+    /// Returns how many requests for paths that start with this the metadata services got.
+    fn requests_of(&self, path: &str) -> usize {
+        let requests = self.metadata.iter().flat_map(BaitServer::requests);
+        requests.filter(|request| request.starts_with(path)).count()
+    }
+}

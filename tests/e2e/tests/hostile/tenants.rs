@@ -1,0 +1,479 @@
+//! One tenant's images, tags, caches, functions, secrets and builds, attacked by another tenant.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use slipway_e2e::{
+    build_context::{BuildContext, gated_command},
+    crafted_layer::CraftedLayer,
+};
+
+use crate::{
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    world::{Tenant, World},
+};
+
+/// The content of the victim's private image.
+const PRIVATE: &str = "what-only-the-victim-knows";
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "copy-from-a-private-image",
+        attempts: "reads another tenant's image by `COPY --from`",
+    },
+    Attack {
+        name: "from-a-private-image",
+        attempts: "reads another tenant's image by `FROM`",
+    },
+    Attack {
+        name: "mount-of-a-private-image",
+        attempts: "reads another tenant's image by `RUN --mount=type=bind,from=` and by `type=cache,from=`",
+    },
+    Attack {
+        name: "private-image-by-onbuild",
+        attempts: "reads another tenant's image by an `ONBUILD` instruction of a base image",
+    },
+    Attack {
+        name: "private-image-by-argument",
+        attempts: "names another tenant's image in a build argument of `FROM` and `COPY --from`",
+    },
+    Attack {
+        name: "private-image-by-digest",
+        attempts: "names another tenant's image by its digest, with and without a tag of the attacker's",
+    },
+    Attack {
+        name: "private-cache",
+        attempts: "reads another tenant's steps by `cacheFrom`",
+    },
+    Attack {
+        name: "overwritten-image",
+        attempts: "pushes over another tenant's tag by `image`",
+    },
+    Attack {
+        name: "overwritten-by-tags",
+        attempts: "pushes to another tenant's repository by `tags`",
+    },
+    Attack {
+        name: "overwritten-by-cache",
+        attempts: "writes over another tenant's tag by `cacheTo`, with `skipPush`",
+    },
+    Attack {
+        name: "overwritten-by-spelling",
+        attempts: "spells another tenant's repository with `..`, `//`, and an encoded slash",
+    },
+    Attack {
+        name: "cache-mount-read",
+        attempts: "reads another tenant's cache mount of the same id",
+    },
+    Attack {
+        name: "cache-mount-poisoned",
+        attempts: "writes to another tenant's cache mount, which its next build uses",
+    },
+    Attack {
+        name: "cache-mount-by-namespace",
+        attempts: "names another tenant's namespace in the id of a cache mount, and by `BUILDKIT_CACHE_MOUNT_NS`",
+    },
+    Attack {
+        name: "function-of-another-tenant",
+        attempts: "deploys an image of the attacker's over another tenant's function",
+    },
+    Attack {
+        name: "secret-of-another-tenant",
+        attempts: "deploys a function with a secret of another tenant's functions",
+    },
+    Attack {
+        name: "superseded-build",
+        attempts: "ends another tenant's running build by a newer build of the same function",
+    },
+    Attack {
+        name: "result-by-call-id",
+        attempts: "sends the call id of another tenant's build, to receive its result",
+    },
+    Attack {
+        name: "key-of-another-tenant",
+        attempts: "signs with its own key and names another tenant in `X-Slipway-Tenant`",
+    },
+    Attack {
+        name: "slots-of-another-tenant",
+        attempts: "queues many builds, so that another tenant's build waits for all of them",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_tenant_reads_or_changes_what_is_anothers() -> Result<()> {
+    let world = World::start().await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = Neighbour::start(&world, "tenants").await?;
+    let mut outcomes = Outcomes::default();
+    reads(&world, &mut outcomes).await?;
+    writes(&world, &mut outcomes).await?;
+    cache_mounts(&world, &mut outcomes).await?;
+    functions(&world, &mut outcomes).await?;
+    builds(&world, &mut outcomes).await?;
+    neighbour.finish().await?;
+    outcomes.add("slots-of-another-tenant", slots().await?);
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// Builds and pushes the victim's private image with a cache, and returns its digest.
+async fn private_image(world: &World) -> Result<String> {
+    let base = world.testbed.busybox().await?;
+    let source = BuildContext::dockerfile(format!(
+        "FROM {base}\nCOPY private /private\nRUN cat /private > /step\n"
+    ));
+    let config = json!({
+        "image": world.victim.image("private", "1"),
+        "cacheTo": [format!("type=registry,ref={},mode=max", world.victim.image("private", "cache"))],
+    });
+    let reply = world
+        .victim
+        .build(&source.with_file("private", PRIVATE), &config)
+        .await?;
+    ensure!(reply.status == 200, "{}", reply.text);
+    Ok(reply.text_field("digest"))
+}
+
+async fn reads(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+    let digest = private_image(world).await?;
+    let base = world.testbed.busybox().await?;
+    let private = world.victim.image("private", "1");
+    let repository = private.trim_end_matches(":1");
+    let mallory = &world.mallory;
+    let read = async |dockerfiles: &[String]| -> Result<Outcome> {
+        let mut last = Outcome::Stopped(String::new());
+        for dockerfile in dockerfiles {
+            let reply = mallory.try_dockerfile("reads", dockerfile).await?;
+            // The output of a step, not the text of the Dockerfile.
+            last = Outcome::of_reply(&reply, PRIVATE);
+            if matches!(last, Outcome::Succeeded(_)) {
+                break;
+            }
+        }
+        Ok(last)
+    };
+    let copy = |from: &str| format!("FROM {base}\nCOPY --from={from} /private /got\nRUN cat /got\n");
+    outcomes.add("copy-from-a-private-image", read(&[copy(&private)]).await?);
+    outcomes.add(
+        "from-a-private-image",
+        read(&[format!("FROM {private}\nRUN cat /private\n")]).await?,
+    );
+    outcomes.add(
+        "mount-of-a-private-image",
+        read(&[
+            format!("FROM {base}\nRUN --mount=type=bind,from={private},target=/x cat /x/private\n"),
+            format!("FROM {base}\nRUN --mount=type=cache,from={private},id=hostile-from,target=/x cat /x/private\n"),
+        ])
+        .await?,
+    );
+    let onbuild = json!({ "OnBuild": [format!("COPY --from={private} /private /got")] });
+    let layer = CraftedLayer::new().file("etc/base", 0o644, b"base")?;
+    let registry = &world.testbed.registry;
+    registry
+        .push_image("hostile/base/onbuild-copy", "1", layer, onbuild)
+        .await?;
+    let onbuild = world.testbed.image("hostile/base/onbuild-copy", "1");
+    let through = format!("FROM {onbuild} AS got\nFROM {base}\nCOPY --from=got /got /got\nRUN cat /got\n");
+    outcomes.add("private-image-by-onbuild", read(&[through]).await?);
+    let (start, end) = private.split_at(private.len() / 2);
+    outcomes.add(
+        "private-image-by-argument",
+        read(&[
+            format!("ARG A={start}\nARG B={end}\nFROM ${{A}}${{B}}\nRUN cat /private\n"),
+            format!(
+                "ARG A={private}\nFROM $A AS got\nFROM {base}\nCOPY --from=got /private /got\nRUN cat /got\n"
+            ),
+        ])
+        .await?,
+    );
+    outcomes.add(
+        "private-image-by-digest",
+        read(&[
+            copy(&format!("{repository}@{digest}")),
+            copy(&format!("{repository}:other@{digest}")),
+            copy(&format!("{}@{digest}", mallory.image("private", "1"))),
+        ])
+        .await?,
+    );
+
+    // The same steps as the victim's, without the file; only the cache could have it.
+    let config = json!({
+        "image": mallory.image("cached", "1"), "skipPush": true,
+        "cacheFrom": [format!("type=registry,ref={}", world.victim.image("private", "cache"))],
+    });
+    let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "a");
+    let reply = mallory.build(&source, &config).await?;
+    outcomes.add("private-cache", Outcome::of(reply.status == 200, brief(&reply)));
+    Ok(())
+}
+
+async fn writes(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+    let (victim, mallory) = (&world.victim, &world.mallory);
+    let base = world.testbed.busybox().await?;
+    let host = &world.testbed.stack.registry.host;
+    let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "overwritten");
+    let digest = async |repository: &str, tag: &str| -> Result<Option<String>> {
+        let manifest = world.testbed.registry.get_manifest(repository, tag).await?;
+        Ok(manifest.map(|manifest| manifest.digest))
+    };
+    let before = digest("hostile/victim/private", "1").await?;
+    let mut attempt = async |name: &'static str, configs: &[Value]| -> Result<()> {
+        let mut evidence = String::new();
+        for config in configs {
+            evidence = brief(&mallory.build(&source, config).await?);
+        }
+        let changed = digest("hostile/victim/private", "1").await? != before
+            || digest("hostile/victim/private", "added").await?.is_some();
+        outcomes.add(name, Outcome::of(changed, evidence));
+        if changed {
+            private_image(world).await?;
+            if let Some(added) = digest("hostile/victim/private", "added").await? {
+                world
+                    .testbed
+                    .registry
+                    .delete_manifest("hostile/victim/private", &added)
+                    .await?;
+            }
+        }
+        Ok(())
+    };
+    let own = mallory.image("own", "1");
+    attempt(
+        "overwritten-image",
+        &[json!({ "image": victim.image("private", "1") })],
+    )
+    .await?;
+    let tags = ["1", "../../victim/private:1", &victim.image("private", "1")]
+        .map(|tag| json!({ "image": own, "tags": [tag] }));
+    // Tags are for the same repository, so the victim's repository has to be the image's.
+    let through_image = json!({ "image": victim.image("private", "added"), "tags": ["1"] });
+    attempt("overwritten-by-tags", &[&tags[..], &[through_image]].concat()).await?;
+    attempt(
+        "overwritten-by-cache",
+        &[json!({
+            "image": own, "skipPush": true,
+            "cacheTo": [format!("type=registry,ref={},mode=max", victim.image("private", "1"))],
+        })],
+    )
+    .await?;
+    let spellings = [
+        format!("{host}/hostile/mallory/../victim/private:1"),
+        format!("{host}/hostile//victim/private:1"),
+        format!("{host}/hostile/mallory%2f..%2fvictim/private:1"),
+        format!("{host}/hostile/mallory/.%2e/victim/private:1"),
+        format!("http://{host}/hostile/victim/private:1"),
+        format!("{host}/hostile/victim/private"),
+    ];
+    attempt(
+        "overwritten-by-spelling",
+        &spellings.map(|image| json!({ "image": image, "tags": ["1"] })),
+    )
+    .await
+}
+
+async fn cache_mounts(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+    let (victim, mallory) = (&world.victim, &world.mallory);
+    let base = world.testbed.busybox().await?;
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_nanos();
+    let id = format!("hostile-{now}");
+    let mount = |id: &str, script: &str| {
+        format!("FROM {base}\nRUN --mount=type=cache,id={id},target=/cache {script}; : {now}\n")
+    };
+    // Not with `noCache`, which gives a step a new cache mount.
+    let build = async |tenant: &Tenant, dockerfile: String| {
+        let config = json!({ "image": tenant.image("cache-mount", "1"), "skipPush": true });
+        tenant.build(&BuildContext::dockerfile(dockerfile), &config).await
+    };
+    let write = mount(&id, &format!("echo {PRIVATE} > /cache/private"));
+    let reply = build(victim, write).await?;
+    ensure!(reply.status == 200, "{}", reply.text);
+
+    // The text of the script is in the log too, so what is written there must not be the bait.
+    let read = build(mallory, mount(&id, "cat /cache/private")).await?;
+    outcomes.add("cache-mount-read", Outcome::of_reply(&read, PRIVATE));
+
+    build(mallory, mount(&id, "echo poi''soned > /cache/tool")).await?;
+    let next = build(victim, mount(&id, "cat /cache/tool || true")).await?;
+    outcomes.add("cache-mount-poisoned", Outcome::of_reply(&next, "poisoned"));
+
+    let mut last = Outcome::Stopped(String::new());
+    for id in [
+        format!("victim/{id}"),
+        format!("/victim/{id}"),
+        format!("../victim/{id}"),
+    ] {
+        let reply = build(mallory, mount(&id, "cat /cache/private")).await?;
+        last = Outcome::of_reply(&reply, PRIVATE);
+        if matches!(last, Outcome::Succeeded(_)) {
+            break;
+        }
+    }
+    if matches!(last, Outcome::Stopped(_)) {
+        let source = BuildContext::dockerfile(mount(&id, "cat /cache/private"));
+        let config = json!({
+            "image": mallory.image("cache-mount", "1"), "skipPush": true,
+            "buildArgs": { "BUILDKIT_CACHE_MOUNT_NS": "victim" },
+        });
+        last = Outcome::of_reply(&mallory.build(&source, &config).await?, PRIVATE);
+    }
+    outcomes.add("cache-mount-by-namespace", last);
+    Ok(())
+}
+
+async fn functions(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+    let functions = &world.testbed.functions;
+    let base = world.testbed.busybox().await?;
+    let shop = |text: &str| BuildContext::static_page_function(base, text);
+    let limit = Duration::from_secs(30);
+    functions.remove_function("victim-shop").await?;
+    let config = json!({ "image": world.victim.image("shop", "1"), "deploy": { "service": "victim-shop" } });
+    let reply = world.victim.build(&shop("the victim's shop"), &config).await?;
+    ensure!(reply.status == 200, "{}", reply.text);
+    functions
+        .wait_for_page("victim-shop", "the victim's shop", limit)
+        .await?;
+
+    let mut evidence = String::new();
+    for deploy in [
+        json!({ "service": "victim-shop" }),
+        json!({ "SERVICE": "victim-shop", "namespace": "openfaas-fn" }),
+    ] {
+        let config = json!({ "image": world.mallory.image("shop", "1"), "deploy": deploy });
+        evidence = brief(&world.mallory.build(&shop("mallory's shop"), &config).await?);
+    }
+    let page = functions.get_path_with_retry("victim-shop", "/", limit).await?;
+    outcomes.add(
+        "function-of-another-tenant",
+        Outcome::of(page.1 != "the victim's shop", evidence),
+    );
+
+    functions.put_secret("victim-token", PRIVATE).await?;
+    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; cat /var/openfaas/secrets/*\n";
+    let config = json!({
+        "image": world.mallory.image("reader", "1"),
+        "deploy": { "service": "mallory-reader", "secrets": ["victim-token"] },
+    });
+    let source = shop("reader").with_file_of_mode("www/cgi-bin/secrets", script, 0o755);
+    let reply = world.mallory.build(&source, &config).await?;
+    let answer = functions.get_path("mallory-reader", "/cgi-bin/secrets").await?;
+    outcomes.add(
+        "secret-of-another-tenant",
+        Outcome::of(answer.1.contains(PRIVATE), brief(&reply)),
+    );
+    functions.remove_function("mallory-reader").await?;
+    functions.remove_function("victim-shop").await
+}
+
+async fn builds(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+    let base = world.testbed.busybox().await?;
+    let gate = "gate-of-the-superseded";
+    let call = format!(
+        "hostile-{:?}",
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)?
+            .as_nanos()
+    );
+    let source = BuildContext::dockerfile(format!(
+        "FROM {base}\nRUN {}; echo {PRIVATE}\n",
+        gated_command(gate)
+    ));
+    let config =
+        |image: String| -> Value { json!({ "image": image, "deploy": { "service": "victim-shop" } }) };
+    let tar = source.tar_with_config(&config(world.victim.image("superseded", "1")))?;
+    let client = world.victim.client.clone();
+    let headers = call.clone();
+    let mut running =
+        tokio::spawn(async move { client.post_with_headers(tar, &[("X-Call-Id", &headers)]).await });
+    tokio::select! {
+        started = world.testbed.wait_for_step(gate, true) => started?,
+        ended = &mut running => anyhow::bail!("the victim's build ended early: {}", ended??.text),
+    }
+
+    let newer = BuildContext::dockerfile(format!("FROM {base}\nRUN true\n"));
+    let reply = world
+        .mallory
+        .build(&newer, &config(world.mallory.image("superseded", "1")))
+        .await?;
+    let evidence = brief(&reply);
+    // The victim's build either runs still, or has ended with 409.
+    if !running.is_finished() {
+        world.testbed.open_gate_of_step(gate).ok();
+    }
+    let victims = running.await??;
+    outcomes.add(
+        "superseded-build",
+        Outcome::of(
+            victims.status == 409,
+            format!("{evidence}; the victim's build: {}", victims.status),
+        ),
+    );
+
+    let other = BuildContext::dockerfile(format!("FROM {base}\nRUN false\n"));
+    let config = json!({ "image": world.mallory.image("called", "1"), "skipPush": true });
+    let reply = world
+        .mallory
+        .client
+        .post_with_headers(other.tar_with_config(&config)?, &[("X-Call-Id", &call)])
+        .await?;
+    outcomes.add("result-by-call-id", Outcome::of_reply(&reply, PRIVATE));
+
+    let tar = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n"))
+        .with_file("a", "a")
+        .tar_with_config(&json!({ "image": world.victim.image("claimed", "1") }))?;
+    let reply = world
+        .mallory
+        .client
+        .post_with_headers(tar, &[("X-Slipway-Tenant", "victim")])
+        .await?;
+    let image = world
+        .testbed
+        .registry
+        .get_manifest("hostile/victim/claimed", "1")
+        .await?;
+    outcomes.add(
+        "key-of-another-tenant",
+        Outcome::of(image.is_some(), brief(&reply)),
+    );
+    if let Some(image) = image {
+        world
+            .testbed
+            .registry
+            .delete_manifest("hostile/victim/claimed", &image.digest)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Fills the queue of a builder with one slot, and measures how long the victim's build waits.
+async fn slots() -> Result<Outcome> {
+    const BUILDS: usize = 6;
+    const STEP: Duration = Duration::from_secs(2);
+    let settings = [("max_inflight", "1"), ("queue_wait", "2m")];
+    let world = World::with_settings(&settings, &[]).await?;
+    let base = world.testbed.busybox().await?;
+    let mut flood = tokio::task::JoinSet::new();
+    for number in 0..BUILDS {
+        let source =
+            BuildContext::dockerfile(format!("FROM {base}\nRUN sleep {}; : flood\n", STEP.as_secs()));
+        let config = json!({ "image": world.mallory.image(&format!("flood-{number}"), "1"), "skipPush": true, "noCache": true });
+        let (client, tar) = (world.mallory.client.clone(), source.tar_with_config(&config)?);
+        flood.spawn(async move { client.post_signed(tar).await });
+    }
+    world.testbed.wait_for_step("sleep 2; : flood", true).await?;
+    let started = Instant::now();
+    let reply = world
+        .victim
+        .try_dockerfile("slots", format!("FROM {base}\nRUN true\n"))
+        .await?;
+    let waited = started.elapsed();
+    ensure!(reply.status == 200, "{}", reply.text);
+    for reply in flood.join_all().await {
+        let reply = reply.context("a build of the flood")?;
+        ensure!([200, 429].contains(&reply.status), "{}", reply.text);
+    }
+    // One build of the flood may run first, with the time that starting and ending it takes.
+    let evidence = format!("waited {waited:.1?} behind {BUILDS} builds of {STEP:?} each");
+    Ok(Outcome::of(waited > 3 * STEP, evidence))
+}

@@ -1,0 +1,183 @@
+//! Senders without a valid signature: they must cost signed builds nothing, and the functions little memory.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use slipway_e2e::{
+    build_context::BuildContext,
+    client::BuilderReply,
+    deployer_process::DeployerProcess,
+    flood::{Flood, FloodTarget, UnsignedSender},
+    flood_benchmark::peak_memory,
+};
+
+use crate::{
+    attack::{Attack, Outcome, Outcomes, brief},
+    world::World,
+};
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "unsigned-attributes",
+        attempts: "raises builder-fn's memory by ten unsigned bodies of extended attributes",
+    },
+    Attack {
+        name: "unsigned-ratio",
+        attempts: "fills the spool by unsigned bodies that become a thousand times as large",
+    },
+    Attack {
+        name: "unsigned-idle",
+        attempts: "holds every slot by requests whose bodies do not come",
+    },
+    Attack {
+        name: "unsigned-hand-overs",
+        attempts: "raises deployer-fn's memory by forty unsigned bodies of almost 1 MiB",
+    },
+    Attack {
+        name: "unsigned-flood",
+        attempts: "delays or fails signed builds by 300 senders of every kind at both functions",
+    },
+];
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
+    let mut outcomes = Outcomes::default();
+    outcomes.add("unsigned-attributes", attributes().await?);
+    outcomes.add("unsigned-ratio", ratio().await?);
+    outcomes.add("unsigned-idle", idle().await?);
+    outcomes.add("unsigned-hand-overs", hand_overs().await?);
+    outcomes.add("unsigned-flood", flood().await?);
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+fn builder_target(world: &World) -> Result<FloodTarget> {
+    Ok(FloodTarget {
+        address: address(world.builder.url())?,
+        path: "/build",
+        signature: "X-Build-Signature",
+        body: 512 << 10,
+    })
+}
+
+fn deployer_target(deployer: &DeployerProcess) -> Result<FloodTarget> {
+    Ok(FloodTarget {
+        address: address(deployer.url())?,
+        path: "/",
+        signature: "X-Deploy-Signature",
+        body: 500 << 10,
+    })
+}
+
+fn address(url: &str) -> Result<SocketAddr> {
+    Ok(url.trim_start_matches("http://").parse()?)
+}
+
+/// Builds as the victim, with a body of this size.
+async fn signed_build(world: &World, size: usize) -> Result<BuilderReply> {
+    let page = format!("{:?}", Instant::now());
+    let source = BuildContext::dockerfile("FROM scratch\nCOPY page more /\n");
+    let source = source.with_file("page", page).with_file("more", vec![7; size]);
+    let config = json!({ "image": world.victim.image("beside-a-flood", "1"), "skipPush": true });
+    world.victim.build(&source, &config).await
+}
+
+/// Waits until the function has read what `count` senders send: its memory and its connections give no event.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(3)).await;
+}
+
+async fn attributes() -> Result<Outcome> {
+    let world = World::start().await?;
+    signed_build(&world, 1000).await?;
+    let flood = Flood::start(
+        builder_target(&world)?,
+        &[UnsignedSender::ExtendedAttributes],
+        10,
+        None,
+    )?;
+    settle().await;
+    let reply = signed_build(&world, 1000).await?;
+    let peak = world.builder.peak_memory_bytes()? as u64;
+    let evidence = format!(
+        "a peak of {} MiB; a signed build: {}; {:?}",
+        peak / MIB,
+        brief(&reply),
+        flood.outcomes()
+    );
+    Ok(Outcome::of(peak > 64 * MIB || reply.status != 200, evidence))
+}
+
+async fn ratio() -> Result<Outcome> {
+    let limit = (32 * MIB).to_string();
+    let world = World::with_settings(&[("spool_limit", &limit), ("max_body", &limit)], &[]).await?;
+    let flood = Flood::start(builder_target(&world)?, &[UnsignedSender::Ratio], 8, None)?;
+    // Until the spool is full, or would have been.
+    let end = Instant::now() + Duration::from_secs(15);
+    while Instant::now() < end && world.builder.metric_value("slipway_spool_bytes").await? < 26.0 * MIB as f64
+    {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let reply = signed_build(&world, 8 << 20).await?;
+    let evidence = format!("a signed build: {}; {:?}", brief(&reply), flood.outcomes());
+    Ok(Outcome::of(reply.status != 200, evidence))
+}
+
+async fn idle() -> Result<Outcome> {
+    let world = World::with_settings(&[("max_inflight", "2")], &[]).await?;
+    let _flood = Flood::start(builder_target(&world)?, &[UnsignedSender::IdleBody], 4, None)?;
+    settle().await;
+    let reply = signed_build(&world, 1000).await?;
+    Ok(Outcome::of(
+        reply.status != 200,
+        format!("a signed build: {}", brief(&reply)),
+    ))
+}
+
+async fn hand_overs() -> Result<Outcome> {
+    let world = World::start().await?;
+    let target = deployer_target(&world.deployer)?;
+    let before = peak_memory(world.deployer.process_id())?;
+    let _flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
+    settle().await;
+    let peak = peak_memory(world.deployer.process_id())?;
+    let evidence = format!("from {} to {} MiB", before / MIB, peak / MIB);
+    Ok(Outcome::of(peak > before + 16 * MIB, evidence))
+}
+
+async fn flood() -> Result<Outcome> {
+    const LENGTH: Duration = Duration::from_secs(12);
+    const LONGEST: Duration = Duration::from_secs(10);
+    let world = World::start().await?;
+    signed_build(&world, 1000).await?;
+    let _builder = Flood::start(builder_target(&world)?, &UnsignedSender::ALL, 240, None)?;
+    let _deployer = Flood::start(deployer_target(&world.deployer)?, &UnsignedSender::ALL, 60, None)?;
+    let (started, mut durations, mut failed) = (Instant::now(), Vec::new(), Vec::new());
+    while started.elapsed() < LENGTH {
+        let begun = Instant::now();
+        match signed_build(&world, 30 << 10).await {
+            Ok(reply) if reply.status == 200 => durations.push(begun.elapsed()),
+            Ok(reply) => failed.push(brief(&reply)),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+        tokio::time::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed())).await;
+    }
+    ensure!(!durations.is_empty() || !failed.is_empty(), "nothing was built");
+    let longest = durations.iter().max().copied().unwrap_or_default();
+    let builder = world.builder.peak_memory_bytes()? as u64;
+    let deployer = peak_memory(world.deployer.process_id())?;
+    let evidence = format!(
+        "{} signed builds, the longest {longest:.1?}, failed: {failed:?}; peaks of {} and {} MiB",
+        durations.len(),
+        builder / MIB,
+        deployer / MIB
+    );
+    // Unoptimised code has larger futures and deeper stacks than the limits of 64 and 32 MiB are for.
+    let is_harmless = failed.is_empty() && longest < LONGEST && builder < 80 * MIB && deployer < 40 * MIB;
+    Ok(Outcome::of(!is_harmless, evidence))
+}

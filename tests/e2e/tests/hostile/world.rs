@@ -1,0 +1,152 @@
+//! Two tenants of one builder, the victim and the attacker, with a deployer that has the same policy.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use slipway_e2e::{
+    build_context::BuildContext,
+    builder_process::BuilderProcess,
+    client::{BuilderReply, SigningClient},
+    deployer_process::DeployerProcess,
+    deployer_route::DeployerRoute,
+    pausing_proxy::PausingProxy,
+    registry::RegistryClient,
+    testbed::Testbed,
+};
+
+/// The signing key of the victim.
+const VICTIM_KEY: &str = "the key of the victim";
+/// The signing key of the attacker.
+pub(crate) const MALLORY_KEY: &str = "the key of mallory";
+
+/// A tenant of the builder: a client that signs with its key, and its part of the registry.
+#[derive(Debug, Clone)]
+pub(crate) struct Tenant {
+    pub(crate) client: SigningClient,
+    repositories: String,
+}
+
+impl Tenant {
+    /// Returns the name of one of the tenant's images.
+    pub(crate) fn image(&self, name: &str, tag: &str) -> String {
+        format!("{}/{name}:{tag}", self.repositories)
+    }
+
+    /// Builds a context with this config and returns the answer.
+    pub(crate) async fn build(&self, source: &BuildContext, config: &Value) -> Result<BuilderReply> {
+        self.client.post_signed(source.tar_with_config(config)?).await
+    }
+
+    /// Builds a Dockerfile without a push and without the cache, and returns the answer.
+    pub(crate) async fn try_dockerfile(
+        &self,
+        name: &str,
+        dockerfile: impl Into<String>,
+    ) -> Result<BuilderReply> {
+        let config = json!({ "image": self.image(name, "1"), "skipPush": true, "noCache": true });
+        self.build(&BuildContext::dockerfile(dockerfile), &config).await
+    }
+}
+
+/// A builder and a deployer beside the stack, and the two tenants of their policy.
+pub(crate) struct World {
+    pub(crate) testbed: Testbed,
+    pub(crate) builder: BuilderProcess,
+    pub(crate) deployer: DeployerProcess,
+    /// The gateway of the deployer; it records the deployer's requests.
+    pub(crate) gateway: PausingProxy,
+    pub(crate) victim: Tenant,
+    pub(crate) mallory: Tenant,
+    policy: tempfile::TempDir,
+    /// The route from the builder to the deployer; it records hand-overs.
+    pub(crate) route: DeployerRoute,
+}
+
+impl World {
+    /// Starts the builder and the deployer.
+    pub(crate) async fn start() -> Result<Self> {
+        Self::with_settings(&[], &[]).await
+    }
+
+    /// Starts the builder with more settings, and a policy that lets the attacker read these addresses.
+    pub(crate) async fn with_settings(settings: &[(&str, &str)], readable: &[String]) -> Result<Self> {
+        let testbed = Testbed::find_running_stack()?;
+        // Base images are built by the stack's own builder, before there is a policy.
+        testbed.busybox().await?;
+        let policy = tempfile::tempdir()?;
+        let path = policy.path().join("policy.json");
+        fs::write(&path, policy_of(&testbed, readable).to_string())?;
+        let path = path.to_str().context("the path is not UTF-8")?.to_owned();
+
+        let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
+        let deployer_settings = [("policy_file", path.as_str())];
+        let secrets = secrets(&testbed);
+        let deployer =
+            DeployerProcess::start_with_more_secrets(&testbed, gateway.url(), &deployer_settings, &secrets)
+                .await?;
+        let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
+        let mut all = vec![("policy_file", path.as_str()), ("gateway_url", route.url())];
+        all.extend(settings);
+        let secrets: Vec<_> = secrets
+            .iter()
+            .map(|(name, text)| (*name, text.as_str()))
+            .collect();
+        let builder = BuilderProcess::start_with_secrets(&testbed, &all, &secrets).await?;
+        let tenant = |name: &str, key: &str| -> Result<Tenant> {
+            Ok(Tenant {
+                client: SigningClient::new(format!("{}/build", builder.url()), key.as_bytes())?,
+                repositories: format!("{}/hostile/{name}", testbed.stack.registry.host),
+            })
+        };
+        Ok(Self {
+            victim: tenant("victim", VICTIM_KEY)?,
+            mallory: tenant("mallory", MALLORY_KEY)?,
+            testbed,
+            builder,
+            deployer,
+            gateway,
+            policy,
+            route,
+        })
+    }
+
+    /// Returns a folder for files of the test.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.policy.path()
+    }
+}
+
+fn secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
+    let registry = &testbed.stack.registry;
+    let login = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
+    vec![
+        ("victim-payload", VICTIM_KEY.to_owned()),
+        ("mallory-payload", MALLORY_KEY.to_owned()),
+        ("payload-secret", format!("{VICTIM_KEY}\n{MALLORY_KEY}\n")),
+        ("victim-registry", login.clone()),
+        ("mallory-registry", login.clone()),
+        ("registry-config", login),
+    ]
+}
+
+fn policy_of(testbed: &Testbed, readable: &[String]) -> Value {
+    let host = &testbed.stack.registry.host;
+    let tenant = |name: &str, http: &[String]| {
+        let images = [
+            format!("{host}/hostile/{name}/"),
+            format!("{host}/hostile/base/"),
+            format!("{host}/e2e/busybox"),
+        ];
+        json!({
+            "keys": [format!("{name}-payload")],
+            "push": [format!("{host}/hostile/{name}/")],
+            "read": { "images": images, "http": http, "git": [] },
+            "functions": [format!("{name}-*")],
+            "secrets": [format!("{name}-*")],
+            "maxBuilds": 4,
+            "registryConfig": format!("{name}-registry"),
+        })
+    };
+    json!({ "tenants": { "victim": tenant("victim", &[]), "mallory": tenant("mallory", readable) } })
+}
