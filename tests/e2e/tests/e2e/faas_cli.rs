@@ -294,7 +294,7 @@ async fn manifest_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<M
 async fn labels_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<Value> {
     let manifest = manifest_of_image(testbed, name, tag).await?;
     let manifest = match manifest.body["manifests"][0]["digest"].as_str() {
-        Some(digest) => self::manifest_of_image(testbed, name, digest).await?,
+        Some(digest) => manifest_of_image(testbed, name, digest).await?,
         None => manifest,
     };
     let config = manifest.body["config"]["digest"].as_str().context("no config")?;
