@@ -132,7 +132,11 @@ impl Testbed {
     pub fn buildkit_connections(&self) -> Result<usize> {
         const TCP_ESTABLISHED_STATE: &str = "01";
         const BUILDKIT_PORT_HEX: &str = ":04D2";
-        let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.stack.supervisor_pid()?))?;
+        // BuildKit has a network of its own; a daemon that does not run has no connections.
+        let Some(daemon) = self.buildkit_process()? else {
+            return Ok(0);
+        };
+        let table = fs::read_to_string(daemon.join("net/tcp"))?;
         let columns = table
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -143,6 +147,15 @@ impl Testbed {
             })
             .filter(|line| line.get(3) == Some(&TCP_ESTABLISHED_STATE))
             .count())
+    }
+
+    /// Returns the folder in `/proc` of the stack's BuildKit daemon; `None` if it does not run.
+    fn buildkit_process(&self) -> Result<Option<PathBuf>> {
+        // Fails for a stack that was not started by the launcher, whose daemon is not found by its configuration.
+        self.stack.supervisor_pid()?;
+        let config = self.stack.dir.root.join("config/buildkitd.toml");
+        let config = config.display().to_string();
+        process_folder(|line| line.contains("buildkitd ") && line.contains(&config))
     }
 }
 
@@ -155,18 +168,22 @@ pub fn step_process(command: &str) -> Result<Option<u32>> {
     Ok(Some(name.parse()?))
 }
 
-/// Returns the folder in `/proc` of the shell that runs the build step with this command.
-fn step_process_folder(command: &str) -> Result<Option<PathBuf>> {
+/// Returns the folder in `/proc` of the first process whose command line, with spaces between its words, is as wanted.
+fn process_folder(wanted: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
         // Most entries are not processes, and a process may exit while the list is read.
         let Ok(line) = fs::read(folder.join("cmdline")) else {
             continue;
         };
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.starts_with("/bin/sh -c") && line.contains(command) {
+        if wanted(&String::from_utf8_lossy(&line).replace('\0', " ")) {
             return Ok(Some(folder));
         }
     }
     Ok(None)
+}
+
+/// Returns the folder in `/proc` of the shell that runs the build step with this command.
+fn step_process_folder(command: &str) -> Result<Option<PathBuf>> {
+    process_folder(|line| line.starts_with("/bin/sh -c") && line.contains(command))
 }

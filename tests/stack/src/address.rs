@@ -2,7 +2,8 @@
 //!
 //! A stack has a network namespace of its own. One pair of interfaces joins it to the machine, with the
 //! network 10.63.N.0/30 of four addresses; N distinguishes the stacks of one machine. Inside, functions are
-//! on a bridge whose network is the same in every stack.
+//! on a bridge whose network is the same in every stack. BuildKit has a namespace of its own beside it, from which
+//! it and the build steps reach only what the [firewall](crate::supervisor) of the stack lets through.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The subnet of the functions' network; the same as faasd's.
 pub(crate) const FUNCTIONS_SUBNET: &str = "10.62.0.0/16";
-/// The stack's address on the functions' network; functions use it for the gateway and BuildKit.
+/// The stack's address on the functions' network; functions use it for the gateway.
 pub(crate) const BRIDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
 /// The name of the bridge interface of the functions' network; the same as faasd's.
 pub(crate) const BRIDGE_INTERFACE: &str = "openfaas0";
@@ -28,6 +29,20 @@ pub(crate) const REGISTRY_PORT: u16 = 5000;
 pub(crate) const PROVIDER_PORT: u16 = 8081;
 /// The port of the stack's BuildKit daemon.
 pub(crate) const BUILDKIT_PORT: u16 = 1234;
+/// The address of the BuildKit daemon, in its own network.
+pub(crate) const BUILDKIT_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 2);
+/// The stack's address on the pair of interfaces that connects it to BuildKit's network.
+pub(crate) const BUILDKIT_GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
+/// The subnet of the pair of interfaces that connects the stack to BuildKit's network.
+pub(crate) const BUILDKIT_SUBNET: &str = "10.64.0.0/30";
+/// The subnet of build steps, each of which has a network of its own.
+pub(crate) const STEPS_SUBNET: &str = "10.65.0.0/16";
+/// The subnet of the pairs of interfaces that connect the machine to its stacks.
+pub(crate) const STACKS_SUBNET: &str = "10.63.0.0/16";
+/// The name of the stack's end of the pair of interfaces to BuildKit's network.
+pub(crate) const BUILDKIT_INTERFACE: &str = "buildkit0";
+/// The name of BuildKit's end of the pair of interfaces to the stack.
+pub(crate) const STACK_INTERFACE: &str = "stack0";
 /// The port of NATS Streaming.
 pub(crate) const NATS_PORT: u16 = 4222;
 /// The port of NATS Streaming's monitoring.
@@ -103,7 +118,7 @@ pub(crate) fn gateway_url_for_functions() -> String {
 
 /// Returns the URL of the stack's BuildKit daemon for functions.
 pub(crate) fn buildkit_url_for_functions() -> String {
-    format!("tcp://{BRIDGE_ADDRESS}:{BUILDKIT_PORT}")
+    format!("tcp://{BUILDKIT_ADDRESS}:{BUILDKIT_PORT}")
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use slipway_stack::{
     LauncherDirectories, LauncherError, PartState, ProgressSink, Result, Stack, StackOptions, StackPart,
+    StepLimits, parse_size,
 };
 
 use crate::console;
@@ -95,9 +96,40 @@ struct UpArguments {
     /// A faas-cli binary to use in place of the pinned one.
     #[arg(long, env = "SLIPWAY_FAAS_CLI")]
     faas_cli: Option<PathBuf>,
+    /// What builds may reach besides public addresses: addresses, networks such as 10.1.0.0/16, or names, which are
+    /// resolved now.
+    #[arg(long, env = "SLIPWAY_ALLOW", value_delimiter = ',')]
+    allow: Vec<String>,
+    /// The memory of one build step, such as 2G; all steps together get half as much again. Default: half of the
+    /// machine's memory.
+    #[arg(long, env = "SLIPWAY_STEP_MEMORY", value_parser = parse_size)]
+    step_memory: Option<u64>,
+    /// The CPUs of one build step, such as 1.5. Default: all.
+    #[arg(long, env = "SLIPWAY_STEP_CPUS", value_parser = parse_cpus)]
+    step_cpus: Option<f64>,
+    /// The processes and threads of one build step; all steps together get four times as many. Default: 4096.
+    #[arg(long, env = "SLIPWAY_STEP_PROCESSES", value_parser = clap::value_parser!(u64).range(1..))]
+    step_processes: Option<u64>,
+    /// The size of the file system with BuildKit's data, such as 50G, when it is made. Default: 30G.
+    #[arg(long, env = "SLIPWAY_BUILDKIT_DISK", value_parser = parse_size)]
+    buildkit_disk: Option<u64>,
     /// Seconds after which the queue redelivers a call that was not acknowledged.
     #[arg(long)]
     ack_wait: Option<u64>,
+}
+
+impl UpArguments {
+    /// Returns the limits of build steps: those of this machine, except those that the command line names.
+    fn limits(&self) -> Result<StepLimits> {
+        let mut limits = StepLimits::for_this_machine()?;
+        if let Some(memory) = self.step_memory {
+            (limits.memory, limits.total_memory) = (memory, memory.saturating_add(memory / 2));
+        }
+        limits.cpus = self.step_cpus.unwrap_or(limits.cpus);
+        limits.processes = self.step_processes.unwrap_or(limits.processes);
+        limits.disk = self.buildkit_disk.unwrap_or(limits.disk);
+        Ok(limits)
+    }
 }
 
 impl Cli {
@@ -133,9 +165,11 @@ impl LauncherCommand {
         let progress = ProgressSink::to_stderr();
         match self {
             LauncherCommand::Up(up) => {
+                let limits = up.limits()?;
                 let mut options = StackOptions::with_stack_name(up.stack.name);
-                options.deploy = !up.bare;
+                (options.deploy, options.limits) = (!up.bare, Some(limits));
                 (options.faasd, options.gateway, options.faas_cli) = (up.faasd, up.gateway, up.faas_cli);
+                options.allowed = up.allow;
                 if let Some(seconds) = up.ack_wait {
                     options.ack_wait = Duration::from_secs(seconds);
                 }
@@ -207,6 +241,15 @@ fn print_environment(stack: &Stack) {
         "export PATH={}:\"$PATH\"",
         quote_for_shell(&stack.programs_directory().display().to_string())
     ));
+}
+
+/// Parses a number of CPUs, of which the kernel's shortest quota is a hundredth.
+fn parse_cpus(text: &str) -> Result<f64, String> {
+    let cpus = text
+        .parse::<f64>()
+        .ok()
+        .filter(|cpus| (0.01..=4096.0).contains(cpus));
+    cpus.ok_or_else(|| "not a number of CPUs, such as 1.5".to_owned())
 }
 
 /// Quotes a value so that a shell takes it as one literal word.

@@ -25,6 +25,7 @@ use self::{
 };
 use crate::{
     address::{buildkit_url_for_functions, gateway_url_for_functions},
+    certificates,
     credentials::FUNCTION_SECRET_NAMES,
     error::{IoResultExt as _, LauncherError, Result, error_with_causes},
     http,
@@ -82,7 +83,7 @@ pub(crate) async fn deploy_functions(
 
 async fn put_function_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
     let existing = gateway.secret_names().await?;
-    for name in FUNCTION_SECRET_NAMES {
+    for name in FUNCTION_SECRET_NAMES.into_iter().chain(certificates::SECRETS) {
         let path = stack.secrets_directory().join(name);
         let value = std::fs::read_to_string(&path).with_operation("read", &path)?;
         gateway
@@ -100,7 +101,7 @@ struct PlannedFunction {
     /// The tag of the function's image: a hash of its build context.
     tag: String,
     image: String,
-    /// A hash of the function's image reference and `stack.yml`.
+    /// A hash of the function's image reference, `stack.yml` and the expiry of BuildKit's certificates.
     deployment_hash: String,
 }
 
@@ -113,7 +114,9 @@ impl PlannedFunction {
     ) -> Result<Self> {
         let tag = context.tag_hash(&[&stack.rust_image()]);
         let image = format!("{}/{SLIPWAY_REPOSITORY}/{name}:{tag}", stack.registry.host);
-        let deployment_hash = context::hash_of_texts(&[&image, &faas_cli.stack_yml_text()?]);
+        // New certificates are new values of secrets, which a running function may have read already.
+        let certificates = stack.plan()?.certificates_expire.to_string();
+        let deployment_hash = context::hash_of_texts(&[&image, &faas_cli.stack_yml_text()?, &certificates]);
         Ok(Self {
             name,
             context,
@@ -163,6 +166,9 @@ impl PlannedFunction {
         ];
         if self.name == "deployer-fn" {
             arguments.extend(["--env", &public_url]);
+        }
+        if self.name == "builder-fn" {
+            arguments.extend(certificates::SECRETS.iter().flat_map(|name| ["--secret", name]));
         }
         faas_cli
             .run_faas_cli(stack, &arguments, self.stack_yml_variables(stack))

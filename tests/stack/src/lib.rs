@@ -6,6 +6,7 @@
 //! holder, so a stack ends as a whole. `ARCHITECTURE.md` has a picture.
 
 mod address;
+mod certificates;
 mod cgroup;
 mod command;
 mod control;
@@ -13,16 +14,19 @@ mod credentials;
 mod deploy;
 mod directories;
 mod down;
+mod egress;
 mod error;
 mod hold;
 mod http;
 mod image;
+mod limits;
 mod packages;
 mod part;
 mod plan;
 mod programs;
 mod progress;
 mod stack;
+mod step_runtime;
 mod supervisor;
 mod tools;
 mod up;
@@ -33,11 +37,13 @@ pub use self::{
     down::stop_named_stack,
     error::{LauncherError, Result},
     hold::become_holder,
+    limits::{StepLimits, parse_size},
     packages::{install_missing_packages, install_missing_packages_for_tests, promtool_path},
     part::StackPart,
     plan::StackOptions,
     progress::ProgressSink,
     stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail as log_tail},
+    step_runtime::{is_step_runtime, run_step},
     supervisor::run_supervisor as supervise,
     tools::{ToolPaths, build_go_program as build_tool},
 };

@@ -8,7 +8,12 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    match cli::Cli::parse().run_command_line() {
+    // BuildKit starts the runtime of its steps by name, without a subcommand.
+    let done = match slipway_stack::is_step_runtime() {
+        true => slipway_stack::run_step().map(|()| ExitCode::SUCCESS),
+        false => cli::Cli::parse().run_command_line(),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             console::print_error(&format!("{:#}", anyhow::Error::from(error)));

@@ -18,6 +18,7 @@ const STACK_PACKAGES: &[&str] = &[
     "busybox-static",
     "ca-certificates",
     "containernetworking-plugins",
+    "e2fsprogs",
     "iproute2",
     "iptables",
     "libprotobuf-dev",

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     address::StackNumber,
     directories::{StackDir, write_private_file},
+    egress::Network,
     error::{IoResultExt as _, LauncherError, Result},
+    limits::StepLimits,
     tools::ToolPaths,
 };
 
@@ -28,6 +30,11 @@ pub struct StackOptions {
     pub faas_cli: Option<PathBuf>,
     /// The time after which the gateway's queue redelivers a call that was not acknowledged.
     pub ack_wait: Duration,
+    /// What BuildKit and build steps may reach besides public addresses: addresses, networks such as `10.1.0.0/16`,
+    /// and names, which are resolved when the stack is started.
+    pub allowed: Vec<String>,
+    /// The limits of build steps; `None` for those of this machine.
+    pub limits: Option<StepLimits>,
     /// Whether to push the base images that compile Rust to the stack's registry.
     pub images: bool,
     /// Whether to deploy Slipway on the stack, which needs the base images.
@@ -45,6 +52,8 @@ impl StackOptions {
             // Longer than the gateway's timeout for a call: a shorter time would redeliver calls that still
             // run (docs/pitfalls.md#redelivery).
             ack_wait: Duration::from_secs(36 * 60),
+            allowed: Vec::new(),
+            limits: None,
             images: true,
             deploy: true,
         }
@@ -90,7 +99,7 @@ impl ProviderChoice {
 }
 
 /// The plan of a stack, which is the supervisor's input; it contains no secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StackPlan {
     pub(crate) number: StackNumber,
     /// The launcher that starts the supervisor. A supervisor of another build may not understand its
@@ -103,6 +112,15 @@ pub(crate) struct StackPlan {
     /// The path of the builder-fn program that runs as a plain process.
     pub(crate) builder: PathBuf,
     pub(crate) ack_wait_seconds: u64,
+    /// The networks that BuildKit and build steps may reach besides public ones.
+    #[serde(default)]
+    pub(crate) allowed: Vec<Network>,
+    /// The limits of build steps; `None` in the plan of a stack that an earlier launcher started.
+    #[serde(default)]
+    pub(crate) limits: Option<StepLimits>,
+    /// The time at which BuildKit's certificates expire, in seconds since 1970; 0 before they are made.
+    #[serde(default)]
+    pub(crate) certificates_expire: u64,
 }
 
 impl StackPlan {
@@ -124,6 +142,11 @@ impl StackPlan {
     /// the launcher cannot parse it.
     pub(crate) fn read_earlier_plan(dir: &StackDir) -> Option<Self> {
         Self::read_plan(dir).ok().flatten()
+    }
+
+    /// Returns the limits of build steps.
+    pub(crate) fn step_limits(&self) -> Result<StepLimits> {
+        self.limits.map_or_else(StepLimits::for_this_machine, Ok)
     }
 
     /// Writes the plan to the stack's directory.

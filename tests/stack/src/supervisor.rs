@@ -3,7 +3,10 @@
 //!
 //! A part that ends by itself is not restarted; the status reports it as ended.
 
+mod buildkit;
+mod disk;
 mod faasd;
+mod firewall;
 mod forward;
 mod logs;
 mod mounts;
@@ -36,16 +39,17 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
             dir.name
         ))
     })?;
-    let number = plan.number;
+    let limits = plan.step_limits()?;
     let config = PartSpecSource { dir, plan };
     let resolver = mounts::mount_all_but_resolver()?;
     if let ProviderChoice::Faasd(faasd) = &config.plan.provider {
         faasd::prepare_mounts_for_faasd(&config.dir, &faasd.program, &config.containerd_socket_path())?;
     }
     resolver.replace_with_stacks()?;
-    // Before `create_and_enter_stack_network`, while this process is still in the machine's network namespace.
+    disk::mount_buildkit_disk(&config.dir, limits.disk)?;
+    // Before `create_and_enter_stack_networks`, while this process is still in the machine's network namespace.
     let loopback = forward::listen_for_loopback_registry(&config)?;
-    network::create_and_enter_stack_network(number)?;
+    network::create_and_enter_stack_networks(&config.plan)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime
         .with_operation("start the runtime of", &config.dir.root)?
@@ -63,10 +67,12 @@ async fn supervise_until_shutdown(
     let mut terminate = signal(SignalKind::terminate()).with_operation("handle signals for", &socket)?;
     let reaper = ProcessReaper::default();
     let forwarders = forward::open_forwarders(&config, loopback).await?;
+    let dir = config.dir.clone();
     let parts = PartsHandle::new(config, reaper.clone());
     tokio::select! {
         ended = reaper.reap_until_dropped() => ended.with_operation("reap children of", &socket),
         ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward)) => ended.map(drop),
+        ended = disk::guard_free_space(dir) => ended,
         ended = serve::serve_control_socket(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;

@@ -10,15 +10,17 @@ use std::{
 
 use crate::{
     address::StackNumber,
+    certificates,
     cgroup::StackControlGroups,
     control::{ControlClient, SupervisorCommand, SupervisorEvent},
     credentials::StackCredentials,
     deploy,
     directories::{self, LauncherDirectories, StackDir, write_private_file},
-    down,
+    down, egress,
     error::{IoResultExt as _, LauncherError, Result},
     http,
     image::{BaseImageLayers, RegistryClient},
+    limits::StepLimits,
     packages,
     plan::{
         ProgramFileStamp, ProviderChoice, RunningStackState, StackOptions, StackPlan, process_start_ticks,
@@ -26,6 +28,7 @@ use crate::{
     programs,
     progress::ProgressSink,
     stack::{Stack, check_supervisor_answer, external, log_file_tail},
+    step_runtime::{self, StepRuntime},
     tools::ToolPaths,
 };
 
@@ -56,6 +59,8 @@ impl Stack {
         let (mut plan, images) = prepare_plan(options, &directories, progress).await?;
         let _one = dir.lock_stack().await?;
         plan.number = choose_stack_number(&directories, &dir)?;
+        dir.create_directories()?;
+        plan.certificates_expire = certificates::ensure(&dir)?;
         let stack = launch_holder(&dir, plan, progress).await?;
         let registry = RegistryClient::new(
             http::http_client_without_proxy()?,
@@ -93,11 +98,12 @@ async fn prepare_plan(
             false => Ok(None),
         }
     };
-    let (mut tools, registry, images, (provider, builder)) = tokio::try_join!(
+    let (mut tools, registry, images, (provider, builder), allowed) = tokio::try_join!(
         ToolPaths::build_missing_tools(directories, progress),
         packages::registry_program_path(directories, progress),
         images,
         programs,
+        egress::resolve(&options.allowed),
     )?;
     let provider = match &options.faasd {
         Some(faasd) => ProviderChoice::Faasd(ProgramFileStamp::read_stamp(&absolute_path(faasd)?)?),
@@ -119,6 +125,9 @@ async fn prepare_plan(
         provider,
         builder,
         ack_wait_seconds,
+        allowed,
+        limits: Some(options.limits.map_or_else(StepLimits::for_this_machine, Ok)?),
+        certificates_expire: 0,
     };
     Ok((plan, images))
 }
@@ -156,7 +165,6 @@ fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Res
 
 /// Starts the stack's supervisor, unless it runs, and the parts that do not run.
 async fn launch_holder(dir: &StackDir, plan: StackPlan, progress: &ProgressSink) -> Result<Stack> {
-    dir.create_directories()?;
     let alive = RunningStackState::read_running_state(dir)?.is_some_and(|running| running.holder_is_alive());
     let unchanged = StackPlan::read_earlier_plan(dir).as_ref() == Some(&plan);
     if alive && unchanged {
@@ -165,7 +173,10 @@ async fn launch_holder(dir: &StackDir, plan: StackPlan, progress: &ProgressSink)
         return Ok(stack);
     }
     if alive {
-        progress.emit_step("stack", "its programs have changed; restarting");
+        progress.emit_step(
+            "stack",
+            "its programs, certificates or settings have changed; restarting",
+        );
     }
     down::stop_and_clean_up(dir, progress).await?;
     write_stack_files(dir, &plan).await?;
@@ -204,7 +215,31 @@ async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
         let _ = fs::remove_file(&link);
         std::os::unix::fs::symlink(program, &link).with_operation("create", &link)?;
     }
-    Ok(())
+    write_step_runtime(dir, plan)
+}
+
+/// Writes the runtime of build steps: this launcher under another name, and its configuration.
+///
+/// The file is not a symbolic link, because a newer build of the launcher replaces the launcher's own file while steps
+/// run.
+fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
+    let program = dir.config_directory().join(step_runtime::PROGRAM);
+    let _ = fs::remove_file(&program);
+    let launcher = &plan.launcher.program;
+    // Another file system needs a copy.
+    if fs::hard_link(launcher, &program).is_err() {
+        fs::copy(launcher, &program).with_operation("write", &program)?;
+    }
+    let runtime = StepRuntime {
+        runc: plan.tools.runc.clone(),
+        limits: plan.step_limits()?,
+    };
+    let path = dir.config_directory().join(step_runtime::CONFIGURATION);
+    let text = serde_json::to_vec(&runtime).map_err(|source| LauncherError::InvalidFile {
+        path: path.clone(),
+        source,
+    })?;
+    write_private_file(&path, &text)
 }
 
 /// Starts the parts of the stack that do not run, and emits their progress.

@@ -17,9 +17,15 @@ use crate::{
 /// A copy of the machine's `resolv.conf` for slirp4netns, which forwards queries to the machine's resolver.
 pub(crate) const MACHINE_RESOLV_CONF_PATH: &str = "/run/slipway/resolv.conf";
 
+/// The directory of the supervisor's own files; `/run` is the stack's own.
+const SUPERVISOR_DIRECTORY: &str = "/run/slipway";
+
+/// The directory in which CNI clients keep the results of plugins.
+const CNI_RESULTS_DIRECTORY: &str = "/var/lib/cni";
+
 const RESOLV_CONF_PATH: &str = "/etc/resolv.conf";
 
-/// Mounts everything except `resolv.conf`: [`Resolver::replace_with_stacks`] must follow any other mount over `/etc`.
+/// Mounts everything except `resolv.conf`: [`MachineResolvConf::replace_with_stacks`] must follow any other mount over `/etc`.
 pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
     let machine = fs::read_to_string(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
     let target = fs::canonicalize(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
@@ -28,6 +34,11 @@ pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
         .with_operation("mount", "/proc")?;
     rustix::mount::mount("tmpfs", "/run", "tmpfs", flags, Some(c"mode=755"))
         .with_operation("mount", "/run")?;
+    // BuildKit's CNI client keeps its results there, for the networks of steps.
+    fs::create_dir_all(CNI_RESULTS_DIRECTORY).with_operation("create", CNI_RESULTS_DIRECTORY)?;
+    rustix::mount::mount("tmpfs", CNI_RESULTS_DIRECTORY, "tmpfs", flags, Some(c"mode=700"))
+        .with_operation("mount", CNI_RESULTS_DIRECTORY)?;
+    fs::create_dir_all(SUPERVISOR_DIRECTORY).with_operation("create", SUPERVISOR_DIRECTORY)?;
     cgroup::mount_hierarchies()?;
     Ok(MachineResolvConf { machine, target })
 }

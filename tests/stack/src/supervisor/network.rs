@@ -1,32 +1,43 @@
-//! The network of a stack, created from inside its PID and mount namespaces.
+//! The networks of a stack, created from inside its PID and mount namespaces: its own, and beside it BuildKit's.
 //!
-//! The namespace and its pair of interfaces disappear with the last process of the stack.
+//! The namespaces and their pairs of interfaces disappear with the last process of the stack.
 
 use std::{
     fs::{self, File},
     os::fd::AsFd as _,
+    path::Path,
     process::Command,
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
-    address::{BRIDGE_ADDRESS, BRIDGE_INTERFACE, FUNCTIONS_SUBNET, INNER_INTERFACE, StackNumber},
+    address::{
+        BRIDGE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_GATEWAY_ADDRESS, BUILDKIT_INTERFACE,
+        INNER_INTERFACE, STACK_INTERFACE, STEPS_SUBNET,
+    },
     command::run_program_blocking,
+    egress::{Egress, machine_networks},
     error::{IoResultExt as _, Result},
+    plan::StackPlan,
+    supervisor::firewall,
 };
 
 /// The file of the stack's network namespace; `/run` is the stack's own.
 pub(crate) const STACK_NAMESPACE_FILE: &str = "/run/netns/stack";
 /// The file of the machine's network namespace, for slirp4netns.
 pub(crate) const MACHINE_NAMESPACE_FILE: &str = "/run/netns/machine";
+/// The file of BuildKit's network namespace.
+pub(crate) const BUILDKIT_NAMESPACE_FILE: &str = "/run/netns/buildkit";
 
-/// Creates the stack's network namespace with its interfaces and rules, and moves this thread into it. Threads
-/// that start later inherit it, so this must run before any other thread starts.
-pub(crate) fn create_and_enter_stack_network(number: StackNumber) -> Result<()> {
+/// Creates the stack's network namespaces with their interfaces and rules, and moves this thread into the stack's
+/// own. Threads that start later inherit it, so this must run before any other thread starts.
+pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
+    let number = plan.number;
     let (outer, inner) = (number.outer_address(), number.inner_address());
     let interface = number.outer_interface();
     run_ip("netns add stack")?;
+    run_ip("netns add buildkit")?;
     File::create(MACHINE_NAMESPACE_FILE).with_operation("create", MACHINE_NAMESPACE_FILE)?;
     rustix::mount::mount_bind("/proc/self/ns/net", MACHINE_NAMESPACE_FILE)
         .with_operation("mount", MACHINE_NAMESPACE_FILE)?;
@@ -35,35 +46,78 @@ pub(crate) fn create_and_enter_stack_network(number: StackNumber) -> Result<()> 
     ))?;
     run_ip(&format!("address add {outer}/30 dev {interface}"))?;
     run_ip(&format!("link set {interface} up"))?;
+    let machine = machine_networks(&run_ip("-json -4 address show")?)?;
+    let egress = Egress::new(plan.allowed.clone(), machine)?;
 
-    let own = File::open(STACK_NAMESPACE_FILE).with_operation("open", STACK_NAMESPACE_FILE)?;
-    move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network))
-        .with_operation("enter", STACK_NAMESPACE_FILE)?;
+    move_into(STACK_NAMESPACE_FILE)?;
     run_ip("link set lo up")?;
     run_ip(&format!("address add {inner}/30 dev {INNER_INTERFACE}"))?;
     run_ip(&format!("link set {INNER_INTERFACE} up"))?;
     run_ip(&format!("link add {BRIDGE_INTERFACE} type bridge"))?;
     run_ip(&format!("address add {BRIDGE_ADDRESS}/16 dev {BRIDGE_INTERFACE}"))?;
     run_ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
-    // This setting is per network namespace.
-    let forward = "/proc/sys/net/ipv4/ip_forward";
-    fs::write(forward, "1").with_operation("write", forward)?;
-
-    // The pair accepts connections from the machine itself only, and forwards none into the stack.
-    run_iptables(&format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"))?;
-    run_iptables(&format!(
-        "-A FORWARD -i {INNER_INTERFACE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"
+    // Before there is a way into BuildKit's network or out of it.
+    set_rules("stack", &firewall::stack_rules(number, &egress))?;
+    set_sysctl("net/ipv4/ip_forward", "1")?;
+    run_ip(&format!(
+        "link add {BUILDKIT_INTERFACE} type veth peer name {STACK_INTERFACE} netns buildkit"
     ))?;
-    // Packets that leave the functions' network get the stack's address.
-    run_iptables(&format!(
-        "-t nat -A POSTROUTING -s {FUNCTIONS_SUBNET} ! -o {BRIDGE_INTERFACE} -j MASQUERADE"
-    ))
+    run_ip(&format!(
+        "address add {BUILDKIT_GATEWAY_ADDRESS}/30 dev {BUILDKIT_INTERFACE}"
+    ))?;
+    run_ip(&format!("link set {BUILDKIT_INTERFACE} up"))?;
+    run_ip(&format!("route add {STEPS_SUBNET} via {BUILDKIT_ADDRESS}"))?;
+
+    move_into(BUILDKIT_NAMESPACE_FILE)?;
+    set_up_buildkit_network()?;
+    move_into(STACK_NAMESPACE_FILE)
 }
 
-fn run_ip(arguments: &str) -> Result<()> {
-    run_program_blocking(Command::new("ip").args(arguments.split(' '))).map(drop)
+fn set_up_buildkit_network() -> Result<()> {
+    set_rules("buildkit", &firewall::buildkit_rules())?;
+    for scope in ["all", "default"] {
+        // The rules are for IPv4, and nothing in a stack needs IPv6.
+        set_sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
+        // A step cannot send with the address of another step.
+        set_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "1")?;
+    }
+    set_sysctl("net/ipv4/ip_forward", "1")?;
+    run_ip("link set lo up")?;
+    run_ip(&format!(
+        "address add {BUILDKIT_ADDRESS}/30 dev {STACK_INTERFACE}"
+    ))?;
+    run_ip(&format!("link set {STACK_INTERFACE} up"))?;
+    run_ip(&format!("route add default via {BUILDKIT_GATEWAY_ADDRESS}")).map(drop)
 }
 
-fn run_iptables(arguments: &str) -> Result<()> {
-    run_program_blocking(Command::new("iptables").arg("-w").args(arguments.split(' '))).map(drop)
+/// Moves this thread into a network namespace.
+fn move_into(namespace: &str) -> Result<()> {
+    let file = File::open(namespace).with_operation("open", namespace)?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        .with_operation("enter", namespace)
+}
+
+/// Writes a kernel setting of this thread's network namespace. A machine without IPv6 lacks its settings.
+fn set_sysctl(name: &str, value: &str) -> Result<()> {
+    let path = Path::new("/proc/sys").join(name);
+    match path.exists() {
+        true => fs::write(&path, value).with_operation("write", path),
+        false => Ok(()),
+    }
+}
+
+/// Adds rules to the firewall of this thread's network namespace.
+fn set_rules(name: &str, rules: &str) -> Result<()> {
+    let path = Path::new("/run/slipway").join(format!("{name}.rules"));
+    fs::write(&path, rules).with_operation("write", &path)?;
+    run_program_blocking(
+        Command::new("iptables-restore")
+            .args(["-w", "--noflush"])
+            .arg(&path),
+    )
+    .map(drop)
+}
+
+fn run_ip(arguments: &str) -> Result<Vec<u8>> {
+    run_program_blocking(Command::new("ip").args(arguments.split(' ')))
 }

@@ -3,13 +3,12 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use crate::{
     address::{
-        BRIDGE_ADDRESS, BUILDKIT_PORT, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT,
-        PLAIN_BUILDER_METRICS_PORT, PLAIN_BUILDER_PORT, PROVIDER_PORT, REGISTRY_PORT,
+        BRIDGE_ADDRESS, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT, PLAIN_BUILDER_METRICS_PORT,
+        PLAIN_BUILDER_PORT, PROVIDER_PORT, REGISTRY_PORT,
     },
     directories::StackDir,
     part::StackPart,
@@ -21,13 +20,6 @@ use crate::{
 /// The timeout of a call in the gateway, the provider and builder-fn; a build is one call
 /// (docs/pitfalls.md#upstream-timeout).
 const CALL_TIMEOUT_SETTING: &str = "35m";
-
-/// The time for which BuildKit keeps records of past builds; builder-fn recognises a redelivery by them
-/// (docs/pitfalls.md#redelivery).
-const BUILDKIT_HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
-
-/// The number of records of past builds that BuildKit keeps even if they are older than its time limit.
-const BUILDKIT_HISTORY_RECORDS: u32 = 10_000;
 
 /// The name of the NATS Streaming cluster.
 const NATS_CLUSTER_NAME: &str = "faas-cluster";
@@ -152,28 +144,6 @@ impl PartSpecSource {
                 url: format!("http://{}/v2/", self.plan.number.registry_address()),
                 status: if with_password { 401 } else { 200 },
             },
-            files: vec![(config, text)],
-        }
-    }
-
-    fn buildkit_spec(&self) -> PartSpec {
-        let config = self.dir.config_directory().join("buildkitd.toml");
-        let socket = format!("unix://{}", self.buildkit_socket_path().display());
-        let text = format!(
-            "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BRIDGE_ADDRESS}:{BUILDKIT_PORT}\"]\n\n\
-             [history]\n  maxAge = {history}\n  maxEntries = {BUILDKIT_HISTORY_RECORDS}\n\n[worker.containerd]\n  enabled = false\n\n\
-             [registry.\"{registry}\"]\n  http = true\n",
-            root = self.dir.part_data_directory("buildkit").display(),
-            history = BUILDKIT_HISTORY_AGE.as_secs(),
-            registry = self.plan.registry_host_and_port(),
-        );
-        let mut command = self.command_with_part_environment(&self.plan.tools.buildkitd);
-        command.arg("--config").arg(&config);
-        let mut ready = self.command_with_part_environment(&self.plan.tools.buildctl);
-        ready.args(["--addr", &socket, "debug", "workers"]);
-        PartSpec {
-            command,
-            ready: ReadyCheck::Command(ready),
             files: vec![(config, text)],
         }
     }

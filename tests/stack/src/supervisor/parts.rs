@@ -13,8 +13,9 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 
 use crate::{
+    cgroup,
     control::{PartState, PartStatus, SupervisorEvent},
-    error::{IoResultExt as _, error_with_causes},
+    error::{IoResultExt as _, Result, error_with_causes},
     part::StackPart,
     supervisor::{
         logs,
@@ -77,6 +78,11 @@ impl PartsHandle {
             seconds: entry.since.elapsed().as_secs(),
         };
         entries.iter().map(status).collect()
+    }
+
+    /// Sets the limits of all build steps together.
+    pub(crate) fn limit_steps(&self) -> Result<()> {
+        cgroup::limit_steps(&self.config.plan.step_limits()?)
     }
 
     /// Starts all parts of the stack that do not run, group by group; fails with the first failure and its

@@ -67,7 +67,7 @@ async fn execute_command(
     };
     match command {
         SupervisorCommand::StartAll => {
-            if let Err(error) = cgroup::delegate_controllers() {
+            if let Err(error) = cgroup::delegate_controllers().and_then(|()| parts.limit_steps()) {
                 return SupervisorEvent::Rejected {
                     reason: error_with_causes(error),
                 };

@@ -85,7 +85,7 @@ async fn get_status(url: &str, user: &str, password: &str) -> StatusCode {
 }
 
 /// Returns the address that this machine uses to reach other machines, or `None` if it has no route.
-fn own_outside_address() -> Option<IpAddr> {
+pub(crate) fn own_outside_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     // Connecting a UDP socket sends nothing. The address is reserved for documentation (RFC 5737).
     socket.connect("203.0.113.1:9").ok()?;

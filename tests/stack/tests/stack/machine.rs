@@ -15,7 +15,8 @@ use slipway_stack::Stack;
 pub(crate) struct StackFootprint {
     name: String,
     dir: PathBuf,
-    /// The process id and start time (`PID START`) of every process of the stack.
+    /// The process id and start time (`PID START`) of every process of the stack, except the plugins that BuildKit runs
+    /// for a moment to prepare networks for steps.
     processes: BTreeSet<String>,
     /// The `PID START` of every process of the machine at the time of the inspection. Namespace numbers are
     /// reused at once, so only these processes can hold the stack's namespaces.
@@ -67,7 +68,7 @@ impl StackFootprint {
     pub(crate) fn footprint_of_stack(stack: &Stack) -> Self {
         let own = process_ids()
             .into_iter()
-            .filter(|pid| belongs_to_stack(pid, stack.name()))
+            .filter(|pid| belongs_to_stack(pid, stack.name()) && !is_network_plugin(pid))
             .collect::<Vec<_>>();
         let here = namespaces_of("self");
         let host = stack
@@ -209,6 +210,10 @@ fn belongs_to_stack(pid: &str, stack: &str) -> bool {
     groups
         .lines()
         .any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))
+}
+
+fn is_network_plugin(pid: &str) -> bool {
+    command_line(pid).starts_with("/usr/lib/cni/")
 }
 
 fn process_ids() -> Vec<String> {

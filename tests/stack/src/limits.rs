@@ -1,0 +1,96 @@
+//! Limits on what build steps use of the machine.
+
+use std::{fs, thread};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{IoResultExt as _, LauncherError, Result};
+
+const GIB: u64 = 1 << 30;
+
+/// Limits on what build steps use; those of all steps together are derived from those of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepLimits {
+    /// The memory of one build step, in bytes.
+    pub memory: u64,
+    /// The memory of all build steps together, in bytes.
+    pub total_memory: u64,
+    /// The CPUs of one build step; as many as there are, the steps share them equally.
+    pub cpus: f64,
+    /// The processes and threads of one build step.
+    pub processes: u64,
+    /// The size of the file system with BuildKit's data, in bytes. Build steps, caches and images share it.
+    pub disk: u64,
+}
+
+/// The number of processes of all build steps together, as a multiple of those of one step.
+const STEPS_WITH_ALL_PROCESSES: u64 = 4;
+
+impl StepLimits {
+    /// Returns the limits for this machine: half of its memory for one step, three quarters for all steps, all CPUs,
+    /// 4096 processes, and 30 GiB of disk.
+    pub fn for_this_machine() -> Result<Self> {
+        let path = "/proc/meminfo";
+        let meminfo = fs::read_to_string(path).with_operation("read", path)?;
+        let memory = total_memory(&meminfo)
+            .ok_or_else(|| LauncherError::Environment(format!("{path} has no line MemTotal")))?;
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            memory: memory / 2,
+            total_memory: memory / 4 * 3,
+            cpus: u32::try_from(cpus).map_or(1.0, f64::from),
+            processes: 4096,
+            disk: 30 * GIB,
+        })
+    }
+
+    /// Returns the number of processes and threads of all build steps together.
+    pub(crate) fn total_processes(&self) -> u64 {
+        self.processes.saturating_mul(STEPS_WITH_ALL_PROCESSES)
+    }
+}
+
+/// Returns the machine's memory in bytes, from `/proc/meminfo`.
+fn total_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kilobytes.checked_mul(1024)
+}
+
+/// Parses a size with an optional suffix K, M, G or T (powers of 1024), in bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, shift) = match text.chars().last() {
+        Some('K') => (text.trim_end_matches('K'), 10),
+        Some('M') => (text.trim_end_matches('M'), 20),
+        Some('G') => (text.trim_end_matches('G'), 30),
+        Some('T') => (text.trim_end_matches('T'), 40),
+        _ => (text, 0),
+    };
+    let size = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift));
+    size.filter(|size| *size > 0)
+        .ok_or_else(|| "not a size in bytes, such as 512M or 30G".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes_and_are_not_zero() {
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for wrong in ["0", "", "G", "-1", "1.5G", "99999999999T"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_step_gets_less_memory_than_all_steps_and_all_less_than_the_machine() {
+        let limits = StepLimits::for_this_machine().unwrap();
+        let machine = total_memory(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap();
+        assert!(limits.memory < limits.total_memory && limits.total_memory < machine);
+    }
+}

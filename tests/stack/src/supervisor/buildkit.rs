@@ -1,0 +1,87 @@
+//! The specification of BuildKit: a daemon in a network of its own, whose steps have networks of their own.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::{
+    address::{BUILDKIT_ADDRESS, BUILDKIT_PORT, STEPS_SUBNET},
+    certificates::{DAEMON_CERTIFICATE, DAEMON_KEY, SECRETS},
+    cgroup::STEPS_GROUP,
+    step_runtime,
+    supervisor::{
+        network,
+        part_spec::{PartSpec, PartSpecSource},
+        ready::ReadyCheck,
+    },
+};
+
+/// The time for which BuildKit keeps records of past builds; builder-fn recognises a redelivery by them
+/// (docs/pitfalls.md#redelivery).
+const HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
+
+/// The number of records of past builds that BuildKit keeps even if they are older than its time limit.
+const HISTORY_RECORDS: u32 = 10_000;
+
+/// The number of networks for steps that BuildKit prepares, so that a step does not wait for one.
+const NETWORK_POOL: u32 = 16;
+
+/// The folder of the CNI plugins.
+const PLUGINS: &str = "/usr/lib/cni";
+
+impl PartSpecSource {
+    /// Returns the specification of BuildKit.
+    ///
+    /// Its socket is for the machine; its port, for functions, requires a certificate.
+    pub(super) fn buildkit_spec(&self) -> PartSpec {
+        let config = self.dir.config_directory();
+        let socket = format!("unix://{}", self.buildkit_socket_path().display());
+        let networks = config.join("steps.conflist");
+        let [authority, ..] = SECRETS.map(|name| self.dir.secrets_directory().join(name));
+        let text = format!(
+            "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BUILDKIT_ADDRESS}:{BUILDKIT_PORT}\"]\n  \
+             [grpc.tls]\n    cert = \"{certificate}\"\n    key = \"{key}\"\n    ca = \"{authority}\"\n\n\
+             [history]\n  maxAge = {history}\n  maxEntries = {HISTORY_RECORDS}\n\n\
+             [worker.containerd]\n  enabled = false\n\n\
+             [worker.oci]\n  binary = \"{runtime}\"\n  defaultCgroupParent = \"{STEPS_GROUP}\"\n  \
+             networkMode = \"cni\"\n  cniConfigPath = \"{networks}\"\n  cniBinaryPath = \"{PLUGINS}\"\n  \
+             cniPoolSize = {NETWORK_POOL}\n  gc = true\n  reservedSpace = \"10%\"\n  maxUsedSpace = \"60%\"\n  \
+             minFreeSpace = \"25%\"\n\n\
+             [registry.\"{registry}\"]\n  http = true\n",
+            root = self.dir.part_data_directory("buildkit").display(),
+            certificate = config.join(DAEMON_CERTIFICATE).display(),
+            key = config.join(DAEMON_KEY).display(),
+            authority = authority.display(),
+            history = HISTORY_AGE.as_secs(),
+            runtime = config.join(step_runtime::PROGRAM).display(),
+            networks = networks.display(),
+            registry = self.plan.registry_host_and_port(),
+        );
+        let path = config.join("buildkitd.toml");
+        let mut command = self.command_with_part_environment("nsenter");
+        command.arg(format!("--net={}", network::BUILDKIT_NAMESPACE_FILE));
+        command.arg(&self.plan.tools.buildkitd).arg("--config").arg(&path);
+        let mut ready = self.command_with_part_environment(&self.plan.tools.buildctl);
+        ready.args(["--addr", &socket, "debug", "workers"]);
+        PartSpec {
+            command,
+            ready: ReadyCheck::Command(ready),
+            files: vec![(path, text), (networks, step_networks())],
+        }
+    }
+}
+
+/// Returns the CNI configuration of steps: each step has a pair of interfaces of its own, so that packets between
+/// steps pass the firewall too. A bridge would deliver them.
+fn step_networks() -> String {
+    let ptp = json!({
+        "type": "ptp",
+        "ipam": {
+            "type": "host-local",
+            "dataDir": "/run/slipway/step-addresses",
+            "ranges": [[{ "subnet": STEPS_SUBNET }]],
+            "routes": [{ "dst": "0.0.0.0/0" }],
+        },
+    });
+    json!({ "cniVersion": "0.4.0", "name": "steps", "plugins": [ptp] }).to_string()
+}

@@ -1,0 +1,147 @@
+//! The file system with BuildKit's data: of a fixed size, so that builds cannot fill the machine's disk, and guarded,
+//! so that the build step that fills it ends before other builds have no room.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal};
+
+use crate::{
+    cgroup::{self, RunningStep},
+    command::run_program_blocking,
+    directories::StackDir,
+    error::{IoResultExt as _, Result},
+};
+
+/// The share of the file system that stays free, as a divisor. With less, the step that has written most is ended.
+const RESERVE: u64 = 8;
+
+/// The space that stays free on the machine's own file system, in bytes: the file system for BuildKit takes space there
+/// as it fills.
+const MACHINE_RESERVE: u64 = 1 << 30;
+
+/// The share of the file system that a step may write without being ended, as a divisor.
+const SMALL_WRITER: u64 = 64;
+
+/// The kernel memory that a step may use without being ended, in bytes. The kernel keeps about 1 KiB for a new file.
+const SMALL_KERNEL_MEMORY: u64 = 32 << 20;
+
+/// The time for BuildKit to free what an ended step wrote.
+const RELEASE: Duration = Duration::from_secs(5);
+
+/// The interval between checks of the free space. A disk that takes 2 GB/s takes a tenth of a reserve of 4 GiB in it.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Mounts the file system for BuildKit's data in the stack's mount namespace; makes it at the first start.
+pub(super) fn mount_buildkit_disk(dir: &StackDir, size: u64) -> Result<()> {
+    let (image, target) = (
+        dir.root.join("data/buildkit.img"),
+        dir.part_data_directory("buildkit"),
+    );
+    if !image.exists() {
+        // What an earlier launcher kept there without a limit.
+        fs::remove_dir_all(&target).with_operation("remove", &target)?;
+        fs::create_dir_all(&target).with_operation("create", &target)?;
+        let new = image.with_extension("new");
+        let file = File::create(&new).with_operation("create", &new)?;
+        let size = size.min(free_space(&dir.root)? / 4 * 3);
+        file.set_len(size).with_operation("resize", &new)?;
+        run_program_blocking(
+            Command::new("mkfs.ext4")
+                .args([
+                    "-q",
+                    "-F",
+                    "-m",
+                    "0",
+                    "-i",
+                    "4096",
+                    "-O",
+                    "^resize_inode",
+                    "-E",
+                    "lazy_itable_init=1,lazy_journal_init=1",
+                ])
+                .arg(&new),
+        )?;
+        fs::rename(&new, &image).with_operation("rename", &new)?;
+    }
+    // It has a cache: after a crash of the machine it may be damaged, and is made anew.
+    let checked = run_program_blocking(Command::new("e2fsck").arg("-p").arg(&image));
+    if checked.is_err() && run_program_blocking(Command::new("e2fsck").arg("-fy").arg(&image)).is_err() {
+        fs::remove_file(&image).with_operation("remove", &image)?;
+        return mount_buildkit_disk(dir, size);
+    }
+    // The loop device ends with the mount. Space that the cache frees is freed on the machine's disk too.
+    run_program_blocking(
+        Command::new("mount")
+            .args(["-o", "loop,discard,noatime,nobarrier"])
+            .args([image.as_os_str(), target.as_os_str()]),
+    )
+    .map(drop)
+}
+
+/// Returns the free space at a path, in bytes.
+fn free_space(path: &Path) -> Result<u64> {
+    let space = rustix::fs::statvfs(path).with_operation("read the free space of", path)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// Ends the build step that has written most whenever the file system with BuildKit's data has too little free space,
+/// or the machine's file system below it.
+pub(super) async fn guard_free_space(dir: StackDir) -> Result<()> {
+    let path = dir.part_data_directory("buildkit");
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        let space = rustix::fs::statvfs(&path).with_operation("read the free space of", &path)?;
+        let small = space.f_blocks.saturating_mul(space.f_frsize) / SMALL_WRITER;
+        let lacks_blocks =
+            space.f_bavail < space.f_blocks / RESERVE || free_space(&dir.root)? < MACHINE_RESERVE;
+        let lacks_inodes = space.f_favail < space.f_files / RESERVE;
+        let ended = lacks_blocks && end_largest(&path, small, |step| written_by(&step.processes))
+            || lacks_inodes && end_largest(&path, SMALL_KERNEL_MEMORY, RunningStep::kernel_memory);
+        if ended {
+            // BuildKit frees what the step wrote; until then, no other step has to end.
+            tokio::time::sleep(RELEASE).await;
+        }
+    }
+}
+
+/// Ends the build step that uses most, if it uses more than `small` bytes. Returns whether it did.
+fn end_largest(path: &Path, small: u64, usage: impl Fn(&RunningStep) -> u64) -> bool {
+    let largest = cgroup::running_steps()
+        .into_iter()
+        .map(|step| (usage(&step), step))
+        .max_by_key(|(used, _)| *used);
+    let Some((used, step)) = largest.filter(|(used, _)| *used > small) else {
+        return false;
+    };
+    // The supervisor's log; nothing can be done if it cannot be written.
+    let _ = writeln!(
+        io::stderr(),
+        "ending a build step that fills BuildKit's disk: path={} step={} used_bytes={used}",
+        path.display(),
+        step.id
+    );
+    for process in step.processes {
+        if let Some(process) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+            // A process that has ended meanwhile is not an error.
+            let _ = rustix::process::kill_process(process, Signal::KILL);
+        }
+    }
+    true
+}
+
+/// Returns how much the processes, and their children that have ended, have written to disks, in bytes (proc(5),
+/// `/proc/PID/io`).
+fn written_by(processes: &[u32]) -> u64 {
+    let written = |process: &u32| {
+        let text = fs::read_to_string(format!("/proc/{process}/io")).ok()?;
+        let bytes = text.lines().find_map(|line| line.strip_prefix("write_bytes: "))?;
+        bytes.parse::<u64>().ok()
+    };
+    processes.iter().filter_map(written).sum()
+}

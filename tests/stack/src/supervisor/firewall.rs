@@ -1,0 +1,143 @@
+//! The firewall of a stack, as input of `iptables-restore`: one table of rules for the stack's network, one for
+//! BuildKit's.
+//!
+//! What BuildKit and build steps may reach is decided in the stack's network, where neither can change a rule.
+
+use crate::{
+    address::{
+        BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_INTERFACE, BUILDKIT_PORT, BUILDKIT_SUBNET,
+        EGRESS_INTERFACE, EGRESS_RESOLVER_ADDRESS, FUNCTIONS_SUBNET, INNER_INTERFACE, REGISTRY_PORT,
+        STACK_INTERFACE, STACKS_SUBNET, STEPS_SUBNET, StackNumber,
+    },
+    egress::Egress,
+};
+
+/// The number of connections that a build step may have at a time.
+const STEP_CONNECTIONS: u32 = 256;
+
+const ESTABLISHED: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
+
+/// Returns the rules of the stack's network.
+pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
+    let (outer, inner) = (number.outer_address(), number.inner_address());
+    let mut rules = vec![
+        "*filter".to_owned(),
+        ":BUILDS - [0:0]".to_owned(),
+        // The pair accepts connections from the machine itself only, and forwards none into the stack.
+        format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"),
+        format!("-A FORWARD -i {INNER_INTERFACE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"),
+        // Of the stack itself, BuildKit reaches the registry, and build steps reach nothing.
+        format!("-A INPUT -i {BUILDKIT_INTERFACE} {ESTABLISHED}"),
+        format!(
+            "-A INPUT -i {BUILDKIT_INTERFACE} -s {BUILDKIT_ADDRESS} -d {inner} -p tcp --dport {REGISTRY_PORT} -j ACCEPT"
+        ),
+        format!("-A INPUT -i {BUILDKIT_INTERFACE} -j REJECT"),
+        // Functions reach BuildKit's port, which requires a certificate, and no build step.
+        format!("-A FORWARD -o {BUILDKIT_INTERFACE} {ESTABLISHED}"),
+        format!(
+            "-A FORWARD -i {BRIDGE_INTERFACE} -o {BUILDKIT_INTERFACE} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} \
+             -j ACCEPT"
+        ),
+        format!("-A FORWARD -o {BUILDKIT_INTERFACE} -j REJECT"),
+        format!("-A FORWARD -i {BUILDKIT_INTERFACE} -j BUILDS"),
+        format!("-A BUILDS {ESTABLISHED}"),
+        // Functions' networks.
+        format!("-A BUILDS ! -o {EGRESS_INTERFACE} -j REJECT"),
+        format!("-A BUILDS -d {STACKS_SUBNET} -j REJECT"),
+        format!("-A BUILDS -d {EGRESS_RESOLVER_ADDRESS} -p udp --dport 53 -j ACCEPT"),
+        format!("-A BUILDS -d {EGRESS_RESOLVER_ADDRESS} -p tcp --dport 53 -j ACCEPT"),
+    ];
+    rules.extend(
+        egress
+            .allowed
+            .iter()
+            .map(|network| format!("-A BUILDS -d {network} -j ACCEPT")),
+    );
+    rules.extend(
+        egress
+            .denied
+            .iter()
+            .map(|network| format!("-A BUILDS -d {network} -j REJECT")),
+    );
+    rules.extend([
+        "-A BUILDS -j ACCEPT".to_owned(),
+        "COMMIT".to_owned(),
+        // Packets that leave the functions' network and BuildKit's get the stack's address.
+        "*nat".to_owned(),
+        format!("-A POSTROUTING -s {FUNCTIONS_SUBNET} ! -o {BRIDGE_INTERFACE} -j MASQUERADE"),
+        format!("-A POSTROUTING -s {BUILDKIT_SUBNET} -o {EGRESS_INTERFACE} -j MASQUERADE"),
+        format!("-A POSTROUTING -s {STEPS_SUBNET} -o {EGRESS_INTERFACE} -j MASQUERADE"),
+        "COMMIT".to_owned(),
+    ]);
+    text(&rules)
+}
+
+/// Returns the rules of BuildKit's network, which separate build steps from the daemon and from each other.
+pub(super) fn buildkit_rules() -> String {
+    let rules = [
+        "*filter".to_owned(),
+        "-A INPUT -i lo -j ACCEPT".to_owned(),
+        format!("-A INPUT {ESTABLISHED}"),
+        format!(
+            "-A INPUT -i {STACK_INTERFACE} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} -j ACCEPT"
+        ),
+        "-A INPUT -j REJECT".to_owned(),
+        // The daemon connects to no step and not to itself, also not for an `ADD`.
+        format!(
+            "-A OUTPUT -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} -j REJECT --reject-with tcp-reset"
+        ),
+        "-A OUTPUT -o lo -j ACCEPT".to_owned(),
+        format!("-A OUTPUT -o {STACK_INTERFACE} -j ACCEPT"),
+        format!("-A OUTPUT {ESTABLISHED}"),
+        "-A OUTPUT -j REJECT".to_owned(),
+        format!("-A FORWARD -i {STACK_INTERFACE} {ESTABLISHED}"),
+        format!("-A FORWARD -i {STACK_INTERFACE} -j REJECT"),
+        // A step that sends with another address, such as the daemon's.
+        format!("-A FORWARD ! -s {STEPS_SUBNET} -j DROP"),
+        // All steps and the stack itself share the tables of connections, here and in slirp4netns.
+        format!(
+            "-A FORWARD -o {STACK_INTERFACE} -m conntrack --ctstate NEW -m connlimit \
+             --connlimit-above {STEP_CONNECTIONS} --connlimit-mask 32 -j REJECT"
+        ),
+        format!("-A FORWARD -o {STACK_INTERFACE} -j ACCEPT"),
+        "-A FORWARD -j REJECT".to_owned(),
+        "COMMIT".to_owned(),
+    ];
+    text(&rules)
+}
+
+/// Returns the rules as text. A rejected TCP connection is refused at once: of the messages that reject other
+/// packets, the kernel sends one a second, and a client would wait for it.
+fn text(rules: &[String]) -> String {
+    let mut text = String::new();
+    for rule in rules {
+        if let Some(matches) = rule.strip_suffix(" -j REJECT") {
+            text.push_str(&format!("{matches} -p tcp -j REJECT --reject-with tcp-reset\n"));
+        }
+        text.push_str(rule);
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_operator_opened_precedes_what_is_closed_and_stacks_stay_closed() {
+        let egress = Egress::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap();
+        let rules = stack_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
+        let at = |rule: &str| rules.find(rule).unwrap_or_else(|| panic!("no {rule} in {rules}"));
+        let order = [
+            "-A BUILDS ! -o tap0 -j REJECT",
+            "-A BUILDS -d 10.63.0.0/16 -j REJECT",
+            "-A BUILDS -d 10.1.0.0/16 -j ACCEPT",
+            "-A BUILDS -d 10.0.0.0/8 -j REJECT",
+            "-A BUILDS -d 169.254.0.0/16 -j REJECT",
+            "-A BUILDS -j ACCEPT",
+        ];
+        assert!(order.is_sorted_by_key(|rule| at(rule)), "{rules}");
+        assert!(rules.contains("-A BUILDS -d 10.0.0.0/8 -p tcp -j REJECT --reject-with tcp-reset\n"));
+    }
+}

@@ -1,0 +1,290 @@
+//! Tests of what build steps and BuildKit reach, and of what a build can use of the machine.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::Path,
+    process::Stdio,
+};
+
+use slipway_stack::{LauncherError, ProgressSink, Stack, StackOptions, StepLimits, stop_named_stack};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
+
+use crate::{STACK_START_LOCK, isolation::own_outside_address, remove_stack};
+
+/// The resolver of the stack, the only private address that build steps reach.
+const RESOLVER: &str = "10.0.2.3:53";
+
+/// The output and outcome of a build.
+struct Built {
+    succeeded: bool,
+    output: String,
+}
+
+impl Built {
+    /// Returns the words that follow `marker` in the output of steps.
+    fn words_after(&self, marker: &str) -> Vec<&str> {
+        let lines = self.output.lines();
+        let after = lines.filter_map(|line| line.split_once(marker).map(|(_, rest)| rest.trim()));
+        // The text of the command, which BuildKit prints too, has a variable.
+        after.filter(|word| !word.contains('$')).collect()
+    }
+}
+
+async fn start(name: &str, change: impl FnOnce(&mut StackOptions)) -> Result<Stack, LauncherError> {
+    stop_named_stack(name, true, &ProgressSink::discarding()).await?;
+    let _one = STACK_START_LOCK.lock().await;
+    let mut options = StackOptions::with_stack_name(name);
+    (options.images, options.deploy) = (false, false);
+    change(&mut options);
+    Stack::start_stack(&options, &ProgressSink::to_stderr()).await
+}
+
+/// Starts a build of these instructions on an image with busybox.
+fn start_build(stack: &Stack, context: &Path, instructions: &str) -> Child {
+    fs::create_dir_all(context).unwrap();
+    fs::copy("/bin/busybox", context.join("busybox")).unwrap();
+    let dockerfile = format!(
+        "FROM scratch\nADD busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n{instructions}\n"
+    );
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    let mut buildctl = Command::new(&stack.tools.buildctl);
+    buildctl.args([
+        "--addr",
+        &stack.buildkit_host,
+        "build",
+        "--no-cache",
+        "--progress=plain",
+    ]);
+    buildctl.args(["--frontend", "dockerfile.v0", "--local"]);
+    buildctl
+        .arg(format!("context={}", context.display()))
+        .arg("--local");
+    buildctl.arg(format!("dockerfile={}", context.display()));
+    buildctl
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    buildctl.spawn().unwrap()
+}
+
+async fn build(stack: &Stack, instructions: &str) -> Built {
+    let context = tempfile::tempdir().unwrap();
+    let done = start_build(stack, context.path(), instructions)
+        .wait_with_output()
+        .await
+        .unwrap();
+    Built {
+        succeeded: done.status.success(),
+        output: String::from_utf8_lossy(&done.stderr).into_owned(),
+    }
+}
+
+/// Returns the instruction that connects to each address and prints `reached ADDRESS` where a connection is made.
+fn connect_to(addresses: &[String]) -> String {
+    format!(
+        "RUN for at in {}; do timeout 2 nc ${{at%:*}} ${{at#*:}} </dev/null >/dev/null 2>&1; \
+         [ $? = 1 ] || echo reached $at; done",
+        addresses.join(" ")
+    )
+}
+
+/// Serves HTTP for a test: `/file` has a content, and any other path redirects to `target`.
+fn serve(listener: TcpListener, target: String) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap_or_default();
+            let is_file = String::from_utf8_lossy(&request[..read]).contains(" /file");
+            let answer = match is_file {
+                true => "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx".to_owned(),
+                false => format!(
+                    "HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                ),
+            };
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+}
+
+/// Returns the stack's own address, in the network that joins it to the machine.
+fn stack_address(stack: &Stack) -> String {
+    let url = stack.gateway.url.trim_start_matches("http://");
+    url.split(':').next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn builds_reach_no_service_of_the_stack_or_the_machine_and_no_other_build() -> Result<(), LauncherError>
+{
+    let name = "test-builds";
+    let stack = start(name, |_| ()).await?;
+    let own = stack_address(&stack);
+    let machine = own.replace(".2", ".1");
+    let on_machine = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = on_machine.local_addr().unwrap().port();
+    let outside = own_outside_address().unwrap_or(IpAddr::from([127, 0, 0, 1]));
+    let mut closed = vec![format!("{machine}:{port}"), format!("{outside}:{port}")];
+    for (host, ports) in [
+        ("127.0.0.1", [1234, 4222, 8222].as_slice()),
+        ("10.62.0.1", &[5000, 8080, 8081, 8082]),
+        (&own, &[5000, 8080, 8082, 8090]),
+        ("10.64.0.1", &[5000, 8080]),
+        ("10.64.0.2", &[1234]),
+        ("10.65.0.1", &[1234]),
+        ("169.254.169.254", &[80]),
+        ("168.63.129.16", &[80]),
+        ("100.100.100.200", &[80]),
+    ] {
+        closed.extend(ports.iter().map(|port| format!("{host}:{port}")));
+    }
+    let all = [closed.as_slice(), &[RESOLVER.to_owned()]].concat();
+    let built = build(&stack, &connect_to(&all)).await;
+    assert!(built.succeeded, "{}", built.output);
+    assert_eq!(built.words_after("reached "), [RESOLVER], "{}", built.output);
+
+    // The daemon reaches the registry, which requires a password.
+    for at in closed.iter().filter(|at| !at.ends_with(":5000")) {
+        let built = build(&stack, &format!("ADD http://{at}/ /x")).await;
+        assert!(
+            !built.succeeded && built.output.contains("connection refused"),
+            "{at}: {}",
+            built.output
+        );
+    }
+    let built = build(&stack, &format!("ADD http://{own}:5000/v2/ /x")).await;
+    assert!(built.output.contains("status 401"), "{}", built.output);
+
+    let context = tempfile::tempdir().unwrap();
+    let mut listening = start_build(
+        &stack,
+        context.path(),
+        "RUN nc -l -p 9999 & echo listens; sleep 600",
+    );
+    let mut lines = BufReader::new(listening.stderr.take().unwrap()).lines();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if line.trim_end().ends_with(" listens") {
+            break;
+        }
+    }
+    let others = (1..64)
+        .map(|host| format!("10.65.0.{host}:9999"))
+        .collect::<Vec<_>>();
+    let built = build(&stack, &connect_to(&others)).await;
+    assert!(built.succeeded, "{}", built.output);
+    assert_eq!(
+        built.words_after("reached "),
+        Vec::<&str>::new(),
+        "{}",
+        built.output
+    );
+    drop(listening);
+
+    let socket = "RUN ls -l /dev/otel-grpc.sock /run/buildkit && exit 9 || true";
+    let built = build(&stack, socket).await;
+    assert!(
+        built.succeeded,
+        "the daemon has no socket in a step: {}",
+        built.output
+    );
+    only_a_certificate_opens_the_port(&stack).await?;
+    remove_stack(name).await
+}
+
+/// Asserts that the daemon's port accepts builder-fn's certificate, and nobody without one.
+async fn only_a_certificate_opens_the_port(stack: &Stack) -> Result<(), LauncherError> {
+    let network = format!("--net=/proc/{}/ns/net", stack.supervisor_pid()?);
+    let workers = async |certificates: &[&str]| {
+        let mut buildctl = Command::new("nsenter");
+        buildctl.arg(&network).arg(&stack.tools.buildctl);
+        buildctl.args(["--addr", "tcp://10.64.0.2:1234", "--timeout", "3"]);
+        for (option, file) in ["--tlscacert", "--tlscert", "--tlskey"].iter().zip(certificates) {
+            buildctl
+                .arg(option)
+                .arg(stack.dir.root.join("secrets").join(file));
+        }
+        buildctl.args(["debug", "workers"]).output().await.unwrap()
+    };
+    let certificates = ["buildkit-ca", "buildkit-cert", "buildkit-key"];
+    let with = workers(&certificates).await;
+    assert!(with.status.success(), "{with:?}");
+    for missing in [[].as_slice(), &certificates[..1]] {
+        let without = workers(missing).await;
+        assert!(!without.status.success(), "{without:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing() -> Result<(), LauncherError>
+{
+    let Some(address) = own_outside_address() else {
+        // Without a network there is no address of this machine that a stack could reach.
+        return Ok(());
+    };
+    let name = "test-allowed";
+    let stack = start(name, |options| options.allowed = vec![address.to_string()]).await?;
+    let listener = TcpListener::bind(SocketAddr::from((address, 0))).unwrap();
+    let server = listener.local_addr().unwrap();
+    serve(listener, format!("{}/healthz", stack.gateway.url));
+    let built = build(
+        &stack,
+        &format!("ADD http://{server}/file /x\nRUN wget -O- http://{server}/file"),
+    )
+    .await;
+    assert!(built.succeeded, "{}", built.output);
+    let built = build(&stack, &format!("ADD http://{server}/redirect /x")).await;
+    assert!(
+        !built.succeeded && built.output.contains("connection refused"),
+        "{}",
+        built.output
+    );
+    let built = build(&stack, &format!("RUN wget -O- http://{server}/redirect")).await;
+    assert!(
+        !built.succeeded && built.output.contains("refused"),
+        "{}",
+        built.output
+    );
+    remove_stack(name).await
+}
+
+#[tokio::test]
+async fn a_build_that_uses_too_much_fails_and_another_build_goes_on() -> Result<(), LauncherError> {
+    let name = "test-limits";
+    let limits = StepLimits {
+        memory: 128 << 20,
+        processes: 64,
+        disk: 1 << 30,
+        ..StepLimits::for_this_machine()?
+    };
+    let stack = start(name, |options| options.limits = Some(limits)).await?;
+    let greedy = [
+        "RUN n=0; while [ $n -lt 200 ]; do sleep 60 & n=$((n + 1)); done",
+        "RUN head -c 400m /dev/zero | tail -c 399m > /dev/null",
+        "RUN dd if=/dev/zero of=/large bs=1M count=8192",
+    ];
+    for instruction in greedy {
+        let context = tempfile::tempdir().unwrap();
+        let modest = start_build(
+            &stack,
+            context.path(),
+            "RUN n=0; while [ $n -lt 30 ]; do dd if=/dev/urandom of=/$n bs=64k count=4 || exit 1; sleep 0.1; \
+             n=$((n + 1)); done",
+        );
+        let built = build(&stack, instruction).await;
+        assert!(!built.succeeded, "{instruction}: {}", built.output);
+        let modest = modest.wait_with_output().await.unwrap();
+        let output = String::from_utf8_lossy(&modest.stderr).into_owned();
+        assert!(modest.status.success(), "beside {instruction}: {output}");
+    }
+    let log = fs::read_to_string(stack.dir.root.join("log/supervisor.log")).unwrap();
+    assert!(
+        log.contains("ending a build step that fills BuildKit's disk"),
+        "{log}"
+    );
+    remove_stack(name).await
+}
