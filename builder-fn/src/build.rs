@@ -11,7 +11,7 @@ use std::sync::Arc;
 use function_host::trace;
 use tokio::time::Instant;
 
-use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestStore, SharedKeyPool};
+use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestStore, SharedKeyPool, StepLimits};
 use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
 use crate::slots::{BuildSlot, BuildSlots};
+use crate::sources::AllowedSources;
 use crate::supersede::{Registration, Submission, Supersession};
 
 pub(crate) use call::BuilderCall;
@@ -35,6 +36,10 @@ pub struct BuildSettings {
     pub sbom_generator: Option<String>,
     /// The namespace of a function whose deployment names none.
     pub default_namespace: String,
+    /// The private hosts that builds may read from.
+    pub allowed_sources: AllowedSources,
+    /// The limits on what one step of a build may use.
+    pub step_limits: StepLimits,
 }
 
 /// Builds, pushes and deploys images. Clones share slots, keys and metrics.

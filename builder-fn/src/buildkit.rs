@@ -30,9 +30,12 @@ pub use job::{BuildJob, EventTimeouts, JobError};
 pub use manifest_store::ManifestStore;
 pub use outcome::BuiltImage;
 pub use reference::BuildReference;
-pub use session::{CredentialStore, FileSync, RegistryCredentials, SecretStore, SessionServices};
+pub use session::{
+    CheckPolicyRequest, CheckPolicyResponse, CredentialStore, DecisionResponse, Denial, DenyMessage,
+    FileSync, RegistryCredentials, SecretStore, SessionServices, SourceCheck, SourceDecision,
+};
 pub use shared_key::{KeyLease, SharedKeyPool};
-pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions};
+pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions, StepLimits};
 pub use status::BuildEvent;
 pub use tls::TlsError;
 pub(crate) use tls::{TlsDialer, TlsSecrets};

@@ -25,6 +25,9 @@
 //! | `max_age` | | limit on the age of a request whose config has `submittedAt` |
 //! | `require_fresh` | `false` | whether a config without `submittedAt` is rejected; needs `max_age` |
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
+//! | `allowed_sources` | | private hosts, HOST or HOST:PORT, that builds may read from |
+//! | `step_memory` | the daemon's | limit on the memory of one build step, in bytes |
+//! | `step_cpus` | the daemon's | limit on the CPU time of one build step, in cores, such as `1.5` |
 //! | `default_namespace` | `openfaas-fn` | the namespace of a function whose `deploy` names none |
 //! | `build_secrets_private_key_path` | | file with the private key that build secrets are sealed to: 32 bytes in base64, as written by `faas-cli secret keygen` |
 //! | `policy_file` | | the JSON file with the tenants, their keys and rules, see [`function_host::policy`] |
@@ -42,6 +45,7 @@
 
 mod daemon;
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +58,7 @@ use function_host::signature;
 use function_host::{ErrorChain, Secrets};
 
 use crate::build::BuildSettings;
-use crate::buildkit::Daemon;
+use crate::buildkit::{Daemon, StepLimits};
 use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
@@ -62,6 +66,7 @@ use crate::hand_over::{self, DeployVia, DeployerSettings};
 use crate::request::{AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits};
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
+use crate::sources::AllowedSources;
 
 /// The name of the secret that requests are signed with.
 pub(crate) const PAYLOAD_SECRET_NAME: &str = "payload-secret";
@@ -313,6 +318,37 @@ fn read_build_settings(parser: &mut Parser<'_>) -> BuildSettings {
             DEFAULT_FUNCTION_NAMESPACE.to_owned(),
             parse_namespace,
         ),
+        allowed_sources: parser.parse_or_default("allowed_sources", AllowedSources::default(), str::parse),
+        step_limits: StepLimits {
+            memory: parser.parse_or_default("step_memory", None, parse_step_memory),
+            millicpus: parser.parse_or_default("step_cpus", None, parse_cores),
+        },
+    }
+}
+
+/// Parses the setting `step_memory`. runc starts no process with less memory than the minimum.
+fn parse_step_memory(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
+    let bytes = text.parse().ok().filter(|bytes| *bytes >= 8 << 20);
+    match bytes.and_then(NonZeroU64::new) {
+        Some(bytes) => Ok(Some(bytes)),
+        None => Err("should be a number of bytes, 8388608 or more"),
+    }
+}
+
+/// Parses the setting `step_cpus`: a number of cores, in thousandths at the finest.
+fn parse_cores(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let thousandths = (is_number(whole) && is_number(fraction) && fraction.len() <= 3)
+        .then(|| format!("{whole}{fraction:0<3}").parse().ok())
+        .flatten();
+    // The kernel accepts no quota under a hundredth of a period.
+    match thousandths
+        .filter(|number| *number >= 10)
+        .and_then(NonZeroU64::new)
+    {
+        Some(number) => Ok(Some(number)),
+        None => Err("should be a number of cores, 0.01 or more, such as 1.5"),
     }
 }
 
@@ -474,6 +510,9 @@ mod tests {
                 ("allowed_frontends", "team/Upper"),
                 ("sbom_generator", "a b"),
                 ("require_fresh", "true"),
+                ("allowed_sources", "10.0.0.0/8"),
+                ("step_memory", "1Gi"),
+                ("step_cpus", "0.001"),
                 ("default_namespace", "OpenFaaS.fn"),
                 ("spool_limit", "7"),
                 ("compression", "gzip"),
@@ -497,6 +536,9 @@ mod tests {
             "allowed_frontends should be images",
             "sbom_generator should be an image",
             "require_fresh needs max_age",
+            "allowed_sources should be hosts",
+            "step_memory should be a number of bytes",
+            "step_cpus should be a number of cores",
             "default_namespace should be a namespace",
             "deploy_timeout",
             "hand_over_ttl should be longer than 0s",
@@ -511,7 +553,28 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 23);
+        assert_eq!(problems.0.len(), 26);
+    }
+
+    #[test]
+    fn cores_are_counted_in_thousandths() {
+        for (text, expected) in [
+            ("2", Some(2000)),
+            ("1.5", Some(1500)),
+            ("0.01", Some(10)),
+            ("0.125", Some(125)),
+            ("0.009", None),
+            ("0", None),
+            ("-1", None),
+            ("1.", None),
+            (".5", None),
+            ("1.0005", None),
+            ("1e3", None),
+            ("99999999999999999999", None),
+        ] {
+            let millicpus = parse_cores(text).ok().flatten().map(NonZeroU64::get);
+            assert_eq!(millicpus, expected, "{text}");
+        }
     }
 
     #[test]

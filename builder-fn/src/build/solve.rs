@@ -13,8 +13,12 @@ use crate::buildkit::{
 };
 use crate::error::Error;
 use crate::function_id::FunctionId;
+use crate::registry::{ImageName, RepositoryAccess};
 use crate::report::{LineFormatter, LogSink};
-use crate::request::{BuildRequest, CacheToItem, Frontend, ProvenanceMode, VerifiedSignature};
+use crate::request::{
+    BuildConfig, BuildRequest, CacheToItem, Frontend, ImageRef, ProvenanceMode, VerifiedSignature,
+};
+use crate::sources::SourceRules;
 use crate::supersede::Registration;
 use crate::trace::StepSpans;
 
@@ -105,8 +109,15 @@ impl Builder {
 
     fn create_job(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> BuildJob {
         let lease = self.lease_shared_key(request);
+        let sources = SourceRules {
+            tenant: None,
+            allowed: self.settings.allowed_sources.clone(),
+            sbom_generator: self.settings.sbom_generator.clone(),
+            access: repository_access(&request.config),
+        };
         let services = SessionServices::new()
             .with_health()
+            .with_source_check(Arc::new(sources))
             .with_files(request.context.clone(), lease.clone())
             .with_credentials(self.credentials.clone())
             .with_secrets(Arc::new(call.secrets.clone()));
@@ -137,6 +148,9 @@ impl Builder {
             }),
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
+            tenant: None,
+            no_network: false,
+            step_limits: settings.step_limits,
         };
         BuildJob {
             services,
@@ -146,6 +160,21 @@ impl Builder {
             timeouts: self.timeouts,
         }
     }
+}
+
+/// Returns the repositories that a build uses because its config names them. Those that its Dockerfile names are added when
+/// the daemon asks about them.
+fn repository_access(config: &BuildConfig) -> RepositoryAccess {
+    let access = RepositoryAccess::default();
+    let name = |image: &ImageRef| ImageName::parse(&image.without_tag());
+    let exports = config.cache_to.iter().map(|cache| &cache.image);
+    let pushed = [&config.image].into_iter().chain(&config.tags).chain(exports);
+    pushed.filter_map(name).for_each(|image| access.allow_push(image));
+    let imports = config.cache_from.iter();
+    imports
+        .filter_map(name)
+        .for_each(|image| access.allow_pull(image));
+    access
 }
 
 fn to_cache_export(cache: &CacheToItem) -> CacheExport {

@@ -6,6 +6,7 @@
 
 use tonic::{Code, Status};
 
+use super::Denial;
 use super::status::{EventReader, without_rpc_prefix};
 
 /// The name of the build step that makes the image and pushes it: BuildKit `exporter/containerimage/export.go`.
@@ -39,6 +40,8 @@ impl BuildFailure {
         let step = events.find_failed_step(message);
         let fault = match (status.code(), step) {
             _ if untransferable_header(message).is_some() => FaultyParty::Caller,
+            // The operator chooses the daemon.
+            _ if message.contains("does not ask the builder which sources") => FaultyParty::Platform,
             // The frontend's own messages contain the Dockerfile and the ignore patterns.
             (Code::ResourceExhausted, None) if message.contains(" message larger than max ") => {
                 FaultyParty::Caller
@@ -57,6 +60,14 @@ impl BuildFailure {
         Self {
             message: without_rpc_prefix(message).to_owned(),
             fault,
+        }
+    }
+
+    /// Returns the failure of a build that wants to read a source which it may not read.
+    pub(super) fn denied(denial: &Denial) -> Self {
+        Self {
+            message: format!("the build may not read {}: {}", denial.identifier, denial.reason),
+            fault: FaultyParty::Caller,
         }
     }
 

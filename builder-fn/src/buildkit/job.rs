@@ -208,7 +208,11 @@ impl BuildJob {
     ) -> Result<Option<BuiltImage>, JobError> {
         let mut responses = status::follow_build_status(connection, reference.to_owned());
         let session = Session::new(self.shared_key.key_for_session(), self.services.clone());
-        let request = with_trace_context(self.solve.to_request(reference, session.id()));
+        let mut request = self.solve.to_request(reference, session.id());
+        if self.services.checks_sources() {
+            request.source_policy_session = session.id().to_owned();
+        }
+        let request = with_trace_context(request);
         let mut control = connection.control_client();
         let mut solving = pin!(async move { control.solve(request).await });
         let mut session = Box::pin(session.open_and_serve(connection));
@@ -265,7 +269,12 @@ impl BuildJob {
         match outcome {
             Some(SolveOutcome::Succeeded(image)) => Ok(Some(image)),
             Some(SolveOutcome::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
-            Some(SolveOutcome::Failed(status)) => Err(JobError::Failed(BuildFailure::new(&status, reader))),
+            Some(SolveOutcome::Failed(status)) => {
+                Err(JobError::Failed(match self.services.denial(status.message()) {
+                    Some(denial) => BuildFailure::denied(&denial),
+                    None => BuildFailure::new(&status, reader),
+                }))
+            }
             None => Err(JobError::Lost(
                 "BuildKit did not record the outcome of the build in time".into(),
             )),

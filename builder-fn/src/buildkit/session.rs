@@ -10,6 +10,7 @@ mod method;
 mod pipe;
 mod secrets;
 mod services;
+mod source_check;
 
 use std::convert::Infallible;
 
@@ -23,6 +24,10 @@ pub use auth::{CredentialStore, RegistryCredentials};
 pub use filesync::FileSync;
 pub use secrets::SecretStore;
 pub use services::SessionServices;
+pub use source_check::{
+    CheckPolicyRequest, CheckPolicyResponse, DecisionResponse, Denial, DenyMessage, SourceCheck,
+    SourceDecision,
+};
 
 use super::connection::Connection;
 

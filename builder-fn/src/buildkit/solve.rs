@@ -1,6 +1,7 @@
 //! The description of a build, and its conversion to a `SolveRequest`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
 use serde_json::json;
@@ -10,6 +11,12 @@ use crate::compression::LayerCompression;
 
 /// The name of the build argument that makes an image independent of the time of its build.
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The attribute of the Dockerfile frontend with the namespace of cache mounts, joined with a mount's id by `/`.
+const CACHE_MOUNT_NAMESPACE: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
+
+/// The period in which steps get their share of CPU time, in microseconds: that of the kernel and of Docker.
+const CPU_PERIOD: u64 = 100_000;
 
 /// The name of the Dockerfile frontend that is built into BuildKit.
 const DOCKERFILE_FRONTEND: &str = "dockerfile.v0";
@@ -51,6 +58,22 @@ pub struct SolveOptions {
     pub sbom_generator: Option<String>,
     /// The compression of the image layers that this build makes.
     pub compression: LayerCompression,
+    /// The name of the tenant whose build this is. Other tenants share neither its cache mounts nor the results of its `RUN`
+    /// steps.
+    pub tenant: Option<String>,
+    /// Whether steps have no network.
+    pub no_network: bool,
+    /// The limits on what one step may use.
+    pub step_limits: StepLimits,
+}
+
+/// Limits on what one step of a build may use. BuildKit has them since 0.31.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepLimits {
+    /// The memory that one step may use, in bytes.
+    pub memory: Option<NonZeroU64>,
+    /// The CPU time that one step may use, in thousandths of a core.
+    pub millicpus: Option<NonZeroU64>,
 }
 
 /// A cache export: an image to export cached steps to.
@@ -169,6 +192,26 @@ impl SolveOptions {
         if let Some(generator) = &self.sbom_generator {
             set("attest:sbom", format!("generator={generator}"));
         }
+        if let Some(tenant) = &self.tenant {
+            set(CACHE_MOUNT_NAMESPACE, tenant.clone());
+            // What a step does may depend on more than its cache key: on proxies among the build arguments, on secrets and on
+            // cache mounts. The host name is part of the key, so that no tenant gets a result that another one chose.
+            set("hostname", tenant.clone());
+        }
+        if self.no_network {
+            set("force-network-mode", "none".into());
+        }
+        // The names of BuildKit `frontend/dockerui/attr.go`. They are no part of a step's cache key.
+        if let Some(memory) = self.step_limits.memory {
+            set("memory", memory.to_string());
+        }
+        if let Some(millicpus) = self.step_limits.millicpus {
+            set("cpuperiod", CPU_PERIOD.to_string());
+            set(
+                "cpuquota",
+                (millicpus.get().saturating_mul(CPU_PERIOD / 1000)).to_string(),
+            );
+        }
         attrs
     }
 
@@ -261,6 +304,12 @@ mod tests {
             provenance: Some("max"),
             sbom_generator: Some("r/scan:1".into()),
             compression: LayerCompression::new(CompressionFormat::Gzip, Some(6)).expect("a valid level"),
+            tenant: Some("acme".into()),
+            no_network: true,
+            step_limits: StepLimits {
+                memory: NonZeroU64::new(512 << 20),
+                millicpus: NonZeroU64::new(1500),
+            },
             ..SolveOptions::default()
         };
 
@@ -273,6 +322,12 @@ mod tests {
             ("no-cache", ""),
             ("attest:provenance", "mode=max"),
             ("attest:sbom", "generator=r/scan:1"),
+            ("build-arg:BUILDKIT_CACHE_MOUNT_NS", "acme"),
+            ("hostname", "acme"),
+            ("force-network-mode", "none"),
+            ("memory", "536870912"),
+            ("cpuperiod", "100000"),
+            ("cpuquota", "150000"),
         ];
         assert_eq!(solve.frontend_attrs(), string_map(&frontend));
         let exporter = [
@@ -285,6 +340,14 @@ mod tests {
             ("oci-mediatypes", "true"),
         ];
         assert_eq!(solve.exporter_attrs(), string_map(&exporter));
+    }
+
+    #[test]
+    fn no_build_asks_for_an_entitlement_or_defines_its_steps_itself() {
+        let request = SolveOptions::default().to_request("ref", "session");
+        assert_eq!(request.entitlements, Vec::<String>::new());
+        assert_eq!(request.definition, None);
+        assert!(request.frontend_inputs.is_empty());
     }
 
     #[test]

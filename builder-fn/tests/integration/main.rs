@@ -15,6 +15,7 @@ mod redelivery;
 mod secrets;
 mod setting;
 mod single_use;
+mod sources;
 mod stalls;
 mod streams;
 mod supersession;

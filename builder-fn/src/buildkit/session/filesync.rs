@@ -21,12 +21,17 @@ use bollard_buildkit_proto::moby::filesync::v1::file_sync_server;
 use futures_util::{Stream, StreamExt, future, stream};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::source_check::SourceGate;
 use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, ContextView, SourceContext};
 
 /// The number of batches that are read ahead of sending. Times [`content::BATCH_CONTENT_MAX_BYTES`], this is the memory
 /// of one transfer.
 const BATCHES_READ_AHEAD: usize = 2;
+
+/// The error for a daemon that does not ask whether a build may read a source. It is older than BuildKit 0.26.
+const UNCHECKED: &str = "this BuildKit does not ask the builder which sources a build may read; \
+                         the builder needs BuildKit 0.26 or later";
 
 /// The stream of packets that answers a file-sync request.
 type PacketStream = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
@@ -36,12 +41,27 @@ type PacketStream = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
 pub struct FileSync {
     context: Arc<SourceContext>,
     lease: Arc<KeyLease>,
+    /// The gate that opens once the daemon obeys the session's rules for sources; `None` in a session without rules.
+    gate: Option<SourceGate>,
 }
 
 impl FileSync {
     /// Creates the file-sync service for `context`, in a session with the shared key of `lease`.
     pub fn new(context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
-        Self { context, lease }
+        Self {
+            context,
+            lease,
+            gate: None,
+        }
+    }
+
+    /// Sends files only once `gate` is open.
+    #[must_use]
+    pub(super) fn behind(self, gate: SourceGate) -> Self {
+        Self {
+            gate: Some(gate),
+            ..self
+        }
     }
 }
 
@@ -51,6 +71,9 @@ impl file_sync_server::FileSync for FileSync {
     type TarStreamStream = PacketStream;
 
     async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
+        if self.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
+            return Err(Status::failed_precondition(UNCHECKED));
+        }
         let folder = request::FolderRequest::from_metadata(request.metadata())?;
         let sync = self.clone();
         // Dropped with this future, when BuildKit gives the request up.

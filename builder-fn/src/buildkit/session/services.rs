@@ -32,6 +32,7 @@ use super::filesync::FileSync;
 use super::health::HealthService;
 use super::method;
 use super::secrets::{SecretStore, SecretsService};
+use super::source_check::{CHECK_POLICY, Denial, PolicyVerifier, SourceCheck, SourceGate};
 use crate::buildkit::shared_key::KeyLease;
 use crate::buildkit::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, MAX_GRPC_MESSAGE_BYTES};
 use crate::context::SourceContext;
@@ -48,6 +49,8 @@ const SEND_BUFFER_BYTES: usize = 128 << 10;
 pub struct SessionServices {
     routes: Routes,
     methods: Vec<String>,
+    /// The record of what the daemon asked about sources, if the session has rules for them.
+    gate: Option<SourceGate>,
 }
 
 impl SessionServices {
@@ -68,12 +71,25 @@ impl SessionServices {
         self.with_service(HealthServer::new(HealthService), check)
     }
 
+    /// Adds the service that the daemon asks whether the build may read a source.
+    ///
+    /// Files that are added afterwards are not sent to a daemon that does not ask.
+    #[must_use]
+    pub fn with_source_check(mut self, check: Arc<dyn SourceCheck>) -> Self {
+        let gate = SourceGate::default();
+        self.gate = Some(gate.clone());
+        self.with_service(PolicyVerifier::new(check, gate), Some(CHECK_POLICY.to_owned()))
+    }
+
     /// Adds the file-sync service with the files of `context`, under both folder names that the Dockerfile frontend
     /// requests.
     #[must_use]
     pub fn with_files(self, context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
-        let server = FileSyncServer::new(FileSync::new(context, lease))
-            .max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES);
+        let mut files = FileSync::new(context, lease);
+        if let Some(gate) = &self.gate {
+            files = files.behind(gate.clone());
+        }
+        let server = FileSyncServer::new(files).max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES);
         let diff_copy = method::record_method_path(|recorder| async move {
             FileSyncClient::new(recorder)
                 .diff_copy(tokio_stream::empty::<Packet>())
@@ -117,6 +133,16 @@ impl SessionServices {
         self.routes = self.routes.add_service(service);
         self.methods.extend(method);
         self
+    }
+
+    /// Returns whether the session has rules for sources.
+    pub(in crate::buildkit) fn checks_sources(&self) -> bool {
+        self.gate.is_some()
+    }
+
+    /// Returns the denial of a source that a daemon's error `message` is about.
+    pub(in crate::buildkit) fn denial(&self, message: &str) -> Option<Denial> {
+        self.gate.as_ref()?.denial(message)
     }
 
     /// Returns the paths of the announced gRPC methods, such as `/moby.filesync.v1.FileSync/DiffCopy`.

@@ -28,6 +28,7 @@ mod queued_deployments;
 mod rejected_requests;
 mod resource_limits;
 mod slots;
+mod sources;
 mod streamed_answers;
 mod synchronous;
 mod template;

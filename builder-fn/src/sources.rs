@@ -1,0 +1,130 @@
+//! What a build may read: images, files from the web and git repositories.
+//!
+//! BuildKit asks about every source of a build before it reads it ([`SourceCheck`]). Two kinds of rules decide:
+//!
+//! - No build reads a file or a git repository from an address within the machine, the cluster or the cloud, nor an image
+//!   from a metadata service, unless the operator opens the host ([`AllowedSources`]).
+//! - A tenant reads what its policy allows.
+//!
+//! An address is checked as it is written. What its name resolves to, and where its server redirects to, only the daemon
+//! sees: its own network has to be closed to private addresses.
+
+mod allowed;
+mod host;
+mod locator;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use function_host::policy::Tenant;
+
+use crate::buildkit::{SourceCheck, SourceDecision};
+use crate::registry::{ImageName, RepositoryAccess};
+pub use allowed::AllowedSources;
+use host::Host;
+use locator::{GIT_SKIP_SUBMODULES, Source, Url};
+
+/// The rules for the sources of one build.
+#[derive(Clone, Debug)]
+pub struct SourceRules {
+    /// The tenant whose build it is, if the builder has a policy.
+    pub tenant: Option<Arc<Tenant>>,
+    /// The hosts that builds may read from although they are private.
+    pub allowed: AllowedSources,
+    /// The image of the operator's SBOM generator, which every build may read.
+    pub sbom_generator: Option<String>,
+    /// The repositories that the build may use. Each image that it may read is added.
+    pub access: RepositoryAccess,
+}
+
+impl SourceCheck for SourceRules {
+    fn check(&self, identifier: &str, attributes: &BTreeMap<String, String>) -> SourceDecision {
+        match self.decide(identifier, attributes) {
+            Ok(decision) => decision,
+            Err(reason) => SourceDecision::Deny(reason),
+        }
+    }
+}
+
+impl SourceRules {
+    fn decide(
+        &self,
+        identifier: &str,
+        attributes: &BTreeMap<String, String>,
+    ) -> Result<SourceDecision, String> {
+        match Source::parse(identifier, attributes).map_err(|error| error.to_string())? {
+            Source::Context => {}
+            Source::Image(image) => self.check_image(&image)?,
+            Source::Http(url) => {
+                self.check_host(&url)?;
+                self.check_tenant(|tenant| tenant.may_read_http(&url.to_string()))?;
+            }
+            Source::Git {
+                url,
+                skips_submodules,
+                bundle,
+            } => {
+                self.check_host(&url)?;
+                self.check_tenant(|tenant| tenant.may_read_git(&url.to_string()))?;
+                if let Some(image) = bundle {
+                    self.check_image(&image)?;
+                }
+                let lists_sources = self
+                    .tenant
+                    .as_ref()
+                    .is_some_and(|tenant| tenant.sources().is_some());
+                if lists_sources && !skips_submodules {
+                    // The repository names the addresses of its submodules, and the daemon asks about none of them.
+                    let mut attributes = attributes.clone();
+                    attributes.insert(GIT_SKIP_SUBMODULES.to_owned(), "true".to_owned());
+                    return Ok(SourceDecision::AllowWith(attributes));
+                }
+            }
+        }
+        Ok(SourceDecision::Allow)
+    }
+
+    fn check_image(&self, image: &ImageName) -> Result<(), String> {
+        let host = Host::parse(image.host()).map_err(|error| format!("the registry {error}"))?;
+        if host.is_metadata() && !self.allowed.allow(&host, image.port()) {
+            return Err(format!(
+                "no image is read from {host}, a link-local address or a metadata service, unless the builder's setting \
+                 allowed_sources names it"
+            ));
+        }
+        let is_generator = self
+            .sbom_generator
+            .as_deref()
+            .and_then(ImageName::parse)
+            .is_some_and(|generator| generator == *image);
+        if !is_generator {
+            self.check_tenant(|tenant| tenant.may_read_image(&image.to_string()))?;
+        }
+        self.access.allow_pull(image.clone());
+        Ok(())
+    }
+
+    fn check_host(&self, url: &Url) -> Result<(), String> {
+        match url.host.private_kind() {
+            Some(kind) if !self.allowed.allow(&url.host, url.port()) => Err(format!(
+                "{} is {kind}, from which no build reads, unless the builder's setting allowed_sources names it",
+                url.host
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_tenant<V: fmt::Display>(
+        &self,
+        may: impl FnOnce(&Tenant) -> Result<(), V>,
+    ) -> Result<(), String> {
+        match &self.tenant {
+            Some(tenant) => may(tenant).map_err(|violation| violation.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! The setting `allowed_sources`: private hosts that builds may read from.
+
+use std::str::FromStr;
+
+use super::host::Host;
+use crate::host_port;
+
+/// Private hosts that builds may read files, git repositories and images from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowedSources(Vec<(Host, Option<u16>)>);
+
+impl AllowedSources {
+    /// Returns whether builds may read from this host and port.
+    pub(super) fn allow(&self, host: &Host, port: u16) -> bool {
+        self.0
+            .iter()
+            .any(|(allowed, at)| allowed == host && at.is_none_or(|at| at == port))
+    }
+}
+
+impl FromStr for AllowedSources {
+    type Err = String;
+
+    /// Parses a list of `HOST` or `HOST:PORT`, separated by commas. A host without a port stands for every port.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let entries = entries.map(|entry| {
+            let malformed =
+                || format!("should be hosts, HOST or HOST:PORT, separated by commas, not {entry:?}");
+            let (host, port) = host_port::split(entry).ok_or_else(malformed)?;
+            Ok((Host::parse(host).map_err(|_| malformed())?, port))
+        });
+        entries.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_opens_its_host_on_one_port_or_on_all() {
+        let allowed: AllowedSources = "Files.internal:8080, 10.1.2.3,[fd00::1]:443 ,".parse().unwrap();
+        for (host, port, expected) in [
+            ("files.internal", 8080, true),
+            ("files.internal", 80, false),
+            ("files.internal.", 8080, true),
+            ("10.1.2.3", 1, true),
+            ("10.1.2.4", 1, false),
+            ("[fd00:0::1]", 443, true),
+            ("[fd00::1]", 80, false),
+        ] {
+            let host = Host::parse(host).unwrap();
+            assert_eq!(allowed.allow(&host, port), expected, "{host} {port}");
+        }
+        for wrong in ["http://a", "a:b", "10.0.0.0/8", "0x7f.1", "a:99999", "*"] {
+            assert!(wrong.parse::<AllowedSources>().is_err(), "{wrong}");
+        }
+    }
+}

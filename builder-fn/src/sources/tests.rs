@@ -1,0 +1,185 @@
+//! Tests of the rules for sources.
+
+use function_host::policy::Policy;
+
+use super::*;
+
+fn rules(policy: &str) -> SourceRules {
+    let tenant = match policy {
+        "" => None,
+        rules => {
+            let text = format!(r#"{{"tenants": {{"acme": {{"keys": ["acme-payload"], {rules}}}}}}}"#);
+            let policy = Policy::parse(&text).expect("policy");
+            Some(policy.tenant("acme").expect("tenant").clone())
+        }
+    };
+    SourceRules {
+        tenant,
+        allowed: "files.internal:8080, 10.1.2.3".parse().expect("hosts"),
+        sbom_generator: Some("docker.io/operator/scanner:1".into()),
+        access: RepositoryAccess::default(),
+    }
+}
+
+fn check(rules: &SourceRules, identifier: &str) -> SourceDecision {
+    rules.check(identifier, &BTreeMap::new())
+}
+
+fn denial(rules: &SourceRules, identifier: &str) -> String {
+    match check(rules, identifier) {
+        SourceDecision::Deny(reason) => reason,
+        other => panic!("{identifier}: {other:?}"),
+    }
+}
+
+const TENANT: &str = r#""push": ["r.example/acme/"], "cache": ["r.example/caches/acme/"], "read": {
+    "images": ["docker.io/library/", "10.63.1.2:5000/acme/"],
+    "http": ["https://example.com/files/", "http://10.1.2.3/"],
+    "git": ["https://github.com/acme/"]}"#;
+
+#[test]
+fn without_a_policy_everything_is_read_but_private_addresses() {
+    let rules = rules("");
+    for identifier in [
+        "local://context",
+        "docker-image://docker.io/library/alpine:3",
+        "docker-image://10.63.1.2:5000/team/base:1",
+        "docker-image://localhost:5000/team/base:1",
+        "https://example.com/a",
+        "http://files.internal:8080/a",
+        "https://10.1.2.3/a",
+        "git://github.com/acme/app#main",
+    ] {
+        assert_eq!(check(&rules, identifier), SourceDecision::Allow, "{identifier}");
+    }
+    for identifier in [
+        "http://127.0.0.1:8222/",
+        "https://localhost/",
+        "http://files.internal/",
+        "http://metadata.google.internal/computeMetadata/v1/",
+        "http://169.254.169.254/latest/meta-data/",
+        "https://[::ffff:169.254.169.254]/",
+        "http://gateway.openfaas.svc:8080/",
+        "http://buildkit-session/x",
+        "git://10.0.0.1/x.git",
+        "git://gitea/x.git",
+        "docker-image://169.254.169.254/x:1",
+        "docker-image://metadata.google.internal/x:1",
+    ] {
+        let reason = denial(&rules, identifier);
+        assert!(reason.contains("allowed_sources"), "{identifier}: {reason}");
+    }
+    for identifier in [
+        "oci-layout://x/y@sha256:00",
+        "http://2130706433/",
+        "docker-image://alpine",
+    ] {
+        denial(&rules, identifier);
+    }
+}
+
+#[test]
+fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
+    let rules = rules(TENANT);
+    for identifier in [
+        "local://dockerfile",
+        "docker-image://docker.io/library/alpine:3@sha256:00",
+        "docker-image://10.63.1.2:5000/acme/base:1",
+        "docker-image://r.example/acme/app:1",
+        "docker-image+blob://r.example/caches/acme/app@sha256:00",
+        "docker-image://docker.io/operator/scanner:1",
+        "https://example.com/files/a",
+        "http://10.1.2.3/a",
+    ] {
+        assert_eq!(check(&rules, identifier), SourceDecision::Allow, "{identifier}");
+    }
+    for (identifier, rule) in [
+        ("docker-image://r.example/victim/private:1", "read.images"),
+        ("docker-image://r.example/acme-b/private:1", "read.images"),
+        ("docker-image://docker.io/operator/other:1", "read.images"),
+        (
+            "docker-image+blob://r.example/victim/private@sha256:00",
+            "read.images",
+        ),
+        ("https://example.com/other", "read.http"),
+        ("http://example.com/files/a", "read.http"),
+        ("https://example.com:8443/files/a", "read.http"),
+        ("git://github.com/victim/app", "read.git"),
+        ("git://github.com/acme-b/app", "read.git"),
+    ] {
+        let reason = denial(&rules, identifier);
+        assert!(
+            reason.contains(&format!("rule {rule} of tenant acme")),
+            "{identifier}: {reason}"
+        );
+    }
+    // A listed address is still private.
+    assert!(denial(&rules, "http://127.0.0.1/").contains("loopback"));
+}
+
+#[test]
+fn an_address_is_allowed_only_if_the_address_that_git_fetches_is() {
+    let rules = rules(TENANT);
+    let attributes = |full: &str| BTreeMap::from([("git.fullurl".to_owned(), full.to_owned())]);
+    for full in [
+        "http://github.com/acme/app",
+        "git@github.com:acme/app",
+        "https://10.0.0.1/acme/app",
+    ] {
+        let decision = rules.check("git://github.com/acme/app", &attributes(full));
+        assert!(
+            matches!(decision, SourceDecision::Deny(_)),
+            "{full}: {decision:?}"
+        );
+    }
+}
+
+#[test]
+fn submodules_are_left_out_where_a_tenant_lists_its_sources() {
+    let rules = rules(TENANT);
+    let full = BTreeMap::from([(
+        "git.fullurl".to_owned(),
+        "https://github.com/acme/app.git".to_owned(),
+    )]);
+    let SourceDecision::AllowWith(converted) = rules.check("git://github.com/acme/app.git", &full) else {
+        panic!("submodules are read");
+    };
+    assert_eq!(converted["git.skipsubmodules"], "true");
+    assert_eq!(converted["git.fullurl"], full["git.fullurl"]);
+    // The daemon asks again about the converted source.
+    assert_eq!(
+        rules.check("git://github.com/acme/app.git", &converted),
+        SourceDecision::Allow
+    );
+}
+
+#[test]
+fn a_bundle_of_a_git_repository_is_an_image_that_has_to_be_allowed_too() {
+    let rules = rules(TENANT);
+    let bundle = |image: &str| {
+        let attributes = [
+            ("git.bundle", format!("docker-image+blob://{image}@sha256:00")),
+            ("git.skipsubmodules", "true".to_owned()),
+        ];
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value));
+        rules.check("git://github.com/acme/app", &BTreeMap::from(attributes))
+    };
+    assert_eq!(bundle("r.example/acme/bundles"), SourceDecision::Allow);
+    assert!(matches!(
+        bundle("r.example/victim/private"),
+        SourceDecision::Deny(_)
+    ));
+}
+
+#[test]
+fn an_image_that_may_be_read_may_be_pulled_and_no_other() {
+    let rules = rules(TENANT);
+    check(&rules, "docker-image://r.example/acme/base:1");
+    denial(&rules, "docker-image://r.example/victim/private:1");
+    let scopes = ["repository:acme/base:pull,push", "repository:victim/private:pull"];
+    let scopes = scopes.map(str::to_owned);
+    assert_eq!(
+        rules.access.granted_scopes("r.example", &scopes),
+        ["repository:acme/base:pull"]
+    );
+}
