@@ -1,7 +1,8 @@
 //! An OpenFaaS function that deploys images as functions, and reports the outcome.
 //!
-//! `POST /` takes a hand-over that the builder signed ([`HandOver`]), checks that the registry has its image, rolls
-//! it out ([`rollout()`]) through the gateway's REST API ([`Transport`]), and answers with an [`Outcome`].
+//! `POST /` takes a hand-over that the builder signed ([`HandOver`]), checks that the registry has its image, rolls it
+//! out ([`roll_out_hand_over`]) through the gateway's REST API ([`GatewayRequestSender`]), and answers with a
+//! [`DeploymentOutcome`].
 
 mod answer;
 mod build_times;

@@ -14,7 +14,7 @@
 //! }
 //! ```
 //!
-//! An absent rule allows everything. `rules_from_json` apply to hand-overs that are signed with `deploy-secret`. `keys` names
+//! An absent rule allows everything. `rules` apply to hand-overs that are signed with `deploy-secret`. `keys` names
 //! further secrets with signing keys, each with rules that apply instead. In a list of names, `*` at the end of an
 //! entry matches any rest. An entry of `images` is a prefix that ends at a segment of the path: `registry.example/team` allows
 //! `registry.example/team:1` and `registry.example/team/hello`, and not `registry.example/team-b`.

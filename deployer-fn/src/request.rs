@@ -101,8 +101,8 @@ impl HandOver {
 /// belongs to the key.
 ///
 /// # Errors
-/// [`Error::Unsigned`], [`Error::MalformedSignature`] and [`Error::WrongSignature`] if the hand-over is not the
-/// builder's; [`Error::Body`], [`Error::NotJson`] and [`Error::Invalid`] if it cannot be read or is not valid.
+/// [`HandOverError::Unsigned`], [`HandOverError::MalformedSignature`] and [`HandOverError::WrongSignature`] if the hand-over is not the
+/// builder's; [`HandOverError::Body`], [`HandOverError::NotJson`] and [`HandOverError::Invalid`] if it cannot be read or is not valid.
 pub(crate) async fn receive_hand_over<K: Copy>(
     body: Body,
     signature: Option<&str>,

@@ -44,7 +44,7 @@ impl BuildContext {
         .with_file("www/_/ready", "OK\n")
     }
 
-    /// Returns a context with a step that runs until its [gate](with_gated_step) is opened.
+    /// Returns a context with a step that runs until its [gate](gated_command) is opened.
     pub fn with_gated_step(base: &str, gate: &str) -> Self {
         Self::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)))
     }

@@ -1,4 +1,4 @@
-//! Benchmark from context to pushed image: builder-fn against `seconds_with_buildctl`, with the same content and the same
+//! Benchmark from context to pushed image: builder-fn against `buildctl`, with the same content and the same
 //! daemon, in one run.
 //!
 //! Both push to the stack's registry with the same compression. Each round has new content, and each client its own
@@ -22,14 +22,14 @@ use crate::{
     registry::RegistryClient, testbed::Testbed,
 };
 
-/// The repository of builder-fn's images. `seconds_with_buildctl` has another: layers are equal, and the second client would
+/// The repository of builder-fn's images. `buildctl` has another: layers are equal, and the second client would
 /// find them pushed already.
 const BUILDER_FN_REPOSITORY: &str = "e2e/compare/builder-fn";
 
-/// The repository of `seconds_with_buildctl`'s images.
+/// The repository of `buildctl`'s images.
 const BUILDCTL_REPOSITORY: &str = "e2e/compare/buildctl";
 
-/// The output options with which `seconds_with_buildctl` pushes the same format as builder-fn.
+/// The output options with which `buildctl` pushes the same format as builder-fn.
 const BUILDCTL_ZSTD_OPTIONS: &str = ",compression=zstd,oci-mediatypes=true";
 
 /// The shape of a context: a number of files of one size.
@@ -86,7 +86,7 @@ pub const REDUCED_SHAPES: [ContextShape; 3] = [
 pub struct BuildSeconds {
     /// The duration with builder-fn.
     pub builder_fn: f64,
-    /// The duration with `seconds_with_buildctl`.
+    /// The duration with `buildctl`.
     pub buildctl: f64,
 }
 
@@ -261,7 +261,7 @@ impl BuildBenchmark {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Builds a folder with `seconds_with_buildctl`; returns the seconds. `more` is appended to the output option and starts
+    /// Builds a folder with `buildctl`; returns the seconds. `more` is appended to the output option and starts
     /// with a comma.
     fn seconds_with_buildctl(&self, folder: &UniqueContextFolder, more: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.context_path().display());

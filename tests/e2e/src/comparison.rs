@@ -1,4 +1,4 @@
-//! builder-fn and `build_with_buildctl` on one daemon, to compare what they build.
+//! builder-fn and `buildctl` on one daemon, to compare what they build.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -20,7 +20,7 @@ pub type ImageFiles = BTreeMap<String, TreeEntry>;
 /// The result of one client: the image's files, or the reason why there is no image.
 pub type ClientOutcome = Result<ImageFiles, String>;
 
-/// Both clients, builder-fn and `build_with_buildctl`, and a daemon of their own.
+/// Both clients, builder-fn and `buildctl`, and a daemon of their own.
 pub struct ClientComparison {
     /// The stack with the registry.
     pub testbed: Testbed,
@@ -65,7 +65,7 @@ impl ClientComparison {
         Ok((reply, outcome))
     }
 
-    /// Builds a folder with `build_with_buildctl`, under this tag, with these options of the frontend.
+    /// Builds a folder with `buildctl`, under this tag, with these options of the frontend.
     pub async fn build_with_buildctl(
         &self,
         folder: &Path,

@@ -108,7 +108,7 @@ impl Testbed {
             .await
     }
 
-    /// Ends a running step with a [`gated`](crate::build_context::gated) command: creates the file it waits for.
+    /// Ends a running step with a [`gated_command`](crate::build_context::gated_command) command: creates the file it waits for.
     pub fn open_gate_of_step(&self, gate: &str) -> Result<()> {
         let step =
             step_process_folder(gate)?.with_context(|| format!("no build step with {gate:?} is running"))?;

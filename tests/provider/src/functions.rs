@@ -1,7 +1,7 @@
 //! The provider's functions on this machine, and the operations on them.
 //!
 //! The state of a function is stored with its containers in containerd, so that a restarted provider finds it
-//! again ([`restore_functions`]). An operation runs to completion even if its caller disconnects, and operations on one
+//! again ([`restore`]). An operation runs to completion even if its caller disconnects, and operations on one
 //! function run one after the other.
 
 mod deferred;

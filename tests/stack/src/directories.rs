@@ -169,7 +169,7 @@ pub(crate) fn lock_file(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Locks a file as [`lock_stack`] does, without blocking other tasks.
+/// Locks a file as [`lock_file`] does, without blocking other tasks.
 pub(crate) async fn lock_file_async(path: PathBuf) -> Result<File> {
     let at = path.clone();
     let locked = tokio::task::spawn_blocking(move || lock_file(&path)).await;

@@ -113,9 +113,9 @@ pub enum LauncherError {
 /// A result with an error of the launcher.
 pub type Result<T, E = LauncherError> = std::result::Result<T, E>;
 
-/// An extension that adds the operation and the file to an [`io::LauncherError`].
+/// An extension that adds the operation and the file to an [`io::Error`].
 pub(crate) trait IoResultExt<T> {
-    /// Converts an I/O error to [`Error::File`], with the operation and the file.
+    /// Converts an I/O error to [`LauncherError::File`], with the operation and the file.
     fn with_operation(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
 

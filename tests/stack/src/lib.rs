@@ -1,9 +1,9 @@
 //! The launcher of the real stack: BuildKit, a registry, containerd, the OpenFaaS gateway with its queue, and
 //! a provider, as child processes in namespaces of their own.
 //!
-//! [`Stack::up`] starts a stack or its missing parts; [`Stack::load`] finds a running one. All processes of a
-//! stack are in one PID namespace, whose first process is the supervisor. The supervisor is killed with the
-//! holder, so a stack ends as a whole. `ARCHITECTURE.md` has a picture.
+//! [`Stack::start_stack`] starts a stack or its missing parts; [`Stack::load_running`] finds a running one. All
+//! processes of a stack are in one PID namespace, whose first process is the supervisor. The supervisor is killed with
+//! the holder, so a stack ends as a whole. `ARCHITECTURE.md` has a picture.
 
 mod address;
 mod certificates;

@@ -265,7 +265,7 @@ async fn start_all_parts(stack: &Stack, progress: &ProgressSink) -> Result<()> {
 }
 
 /// The holder of a stack that was just started. Dropping it kills the holder, and with it the stack, unless
-/// [`Holder::keep_running`] was called.
+/// [`HolderProcess::keep_running`] was called.
 #[derive(Debug)]
 struct HolderProcess {
     child: Option<std::process::Child>,

@@ -95,9 +95,9 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Returns the value of the setting `name` as parsed by `parse_or_default`, or `default` if it is not set.
+    /// Returns the value of the setting `name` as parsed by `parse`, or `default` if it is not set.
     ///
-    /// The problem reads `NAME ERROR, not "VALUE"`, so `parse_or_default` should fail with a text such as `should be true or
+    /// The problem reads `NAME ERROR, not "VALUE"`, so `parse` should fail with a text such as `should be true or
     /// false`. It contains the value: this must not be used for values that may be secret.
     pub fn parse_or_default<T, E: fmt::Display>(
         &mut self,

@@ -27,7 +27,7 @@ impl InFlightLimiter {
         }
     }
 
-    /// Counts a request in; [`release`](InFlight::release) must count it out. Fails if the limit is reached.
+    /// Counts a request in; [`release`](InFlightLimiter::release) must count it out. Fails if the limit is reached.
     pub(crate) fn admit(&self) -> Result<(), ConcurrencyLimitExceeded> {
         let Some(limit) = self.limit else {
             self.running.fetch_add(1, Ordering::Relaxed);
@@ -42,7 +42,7 @@ impl InFlightLimiter {
         entered.map(drop).map_err(|_| ConcurrencyLimitExceeded { limit })
     }
 
-    /// Counts out a request that was admitted by [`admit`](InFlight::admit).
+    /// Counts out a request that was admitted by [`admit`](InFlightLimiter::admit).
     pub(crate) fn release(&self) {
         self.running.fetch_sub(1, Ordering::Relaxed);
     }

@@ -287,13 +287,13 @@ impl ServingThreadInput {
     }
 }
 
-/// Logs why the function could not start, and returns [`Exit::Failed`].
+/// Logs why the function could not start, and returns [`ExitReason::Failed`].
 fn log_start_failure(message: &'static str, error: &(dyn std::error::Error + 'static)) -> ExitReason {
     tracing::error!(error = %ErrorChain(error), "{message}");
     ExitReason::Failed
 }
 
-/// Logs each problem of the settings, and returns [`Exit::WrongSettings`].
+/// Logs each problem of the settings, and returns [`ExitReason::WrongSettings`].
 fn log_wrong_settings(problems: &[Problem]) -> ExitReason {
     for Problem { name, what } in problems {
         tracing::error!(setting = name, problem = what, "wrong setting");

@@ -89,7 +89,7 @@ pub fn span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
 
 /// Opens a child of the current trace span for a request to another service (OpenTelemetry's kind `client`).
 ///
-/// [`Span::inject_trace_headers`] passes the trace on to that service.
+/// [`Span::inject_headers`] passes the trace on to that service.
 pub fn client_span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
     Span::child_of(&Context::current(), name.into(), SpanKind::Client)
 }

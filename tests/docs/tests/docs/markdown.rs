@@ -96,8 +96,9 @@ pub(crate) fn names_in_table(text: &str, mark: &str) -> BTreeSet<String> {
 
 #[test]
 fn anchors_are_those_that_github_makes() {
-    let page =
-        MarkdownPage::parse("# One\n\n### Uploaded tars skip .dockerignore\n```\n# code\n```\n## `a_b` (c)\n#no\n");
+    let page = MarkdownPage::parse(
+        "# One\n\n### Uploaded tars skip .dockerignore\n```\n# code\n```\n## `a_b` (c)\n#no\n",
+    );
     let expected = ["one", "uploaded-tars-skip-dockerignore", "a_b-c"];
     assert_eq!(page.anchors(), expected.map(str::to_owned).into());
 }

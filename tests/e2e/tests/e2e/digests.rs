@@ -1,12 +1,12 @@
-//! Images equal those of `build_with_buildctl`, digest for digest, if timestamps are pinned.
+//! Images equal those of `buildctl`, digest for digest, if timestamps are pinned.
 //!
-//! GNU tar packs a folder with every kind of entry for builder-fn; `build_with_buildctl` gets the folder itself.
+//! GNU tar packs a folder with every kind of entry for builder-fn; `buildctl` gets the folder itself.
 //!
 //! Known differences:
 //!
 //! - Owners: both clients send all files as 0:0, and ignore the owners in a tar or a folder.
-//! - Devices and fifos: `build_with_buildctl` sends them, builder-fn rejects a tar with them.
-//! - Sockets: `build_with_buildctl` sends them as empty files, tar leaves them out.
+//! - Devices and fifos: `buildctl` sends them, builder-fn rejects a tar with them.
+//! - Sockets: `buildctl` sends them as empty files, tar leaves them out.
 //! - Sparse files: builder-fn rejects a tar made with `--sparse`. Without it, holes are zeros and the images are
 //!   equal.
 //! - Extended attributes other than `user.*` and `security.capability`: builder-fn drops them.
@@ -113,7 +113,7 @@ fn run_command(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Both clients, builder-fn and `build_with_buildctl`, and a daemon of their own.
+/// Both clients, builder-fn and `buildctl`, and a daemon of their own.
 struct DigestComparison {
     testbed: Testbed,
     builder: BuilderProcess,

@@ -27,7 +27,7 @@ pub(super) const REPLICAS_LABEL: &str = "slipway.dev/replicas";
 /// The label of a container with its [`ContainerStage`].
 pub(super) const STAGE_LABEL: &str = "slipway.dev/stage";
 
-/// The extension of a container that holds its [`Record`], as JSON.
+/// The extension of a container that holds its [`StoredFunction`], as JSON.
 pub(super) const FUNCTION_EXTENSION: &str = "slipway.dev/function.v1";
 
 /// The grace period for stopping an instance that never served.

@@ -126,7 +126,7 @@ impl LogLine {
     }
 }
 
-/// Returns `text_value` as a JSON string.
+/// Returns `text` as a JSON string.
 fn json_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
