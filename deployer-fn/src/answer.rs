@@ -3,7 +3,7 @@
 //! The status decides whether a queue retries: it does on 500 and 502. The body always has `status` and `reasons`.
 
 use function_host::ErrorChain;
-use function_host::http::StatusCode;
+use function_host::http::{HeaderValue, StatusCode, header};
 use function_host::{Response, reply};
 use serde_json::json;
 use tracing::{error, info};
@@ -55,6 +55,10 @@ pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) ->
     };
     let mut response = reply::json(body.unwrap_or_default());
     *response.status_mut() = status;
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let seconds = HeaderValue::from_static("1");
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    }
     response
 }
 
@@ -84,6 +88,7 @@ fn http_status_of_error(kind: ErrorKind) -> StatusCode {
         ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::Slow => StatusCode::REQUEST_TIMEOUT,
+        ErrorKind::Busy => StatusCode::TOO_MANY_REQUESTS,
         ErrorKind::Invalid => StatusCode::BAD_REQUEST,
         ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }

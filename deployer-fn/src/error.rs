@@ -2,10 +2,10 @@
 //!
 //! A failure after that is not an error of this kind: it is part of the outcome.
 
-use function_host::BodyError;
-use function_host::ErrorChain;
 use function_host::secret::SecretError;
 use function_host::signature::{MalformedSignature, SignatureMismatch};
+use function_host::unverified::ReceiveError;
+use function_host::{BodyError, ConcurrencyLimitExceeded, ErrorChain};
 
 /// The reason why a hand-over was rejected before its rollout.
 #[derive(Debug, thiserror::Error)]
@@ -19,9 +19,12 @@ pub(crate) enum HandOverError {
     /// The hand-over's signature was made with none of the deployer's keys.
     #[error("the hand-over is not signed with a key of this deployer")]
     WrongSignature(#[source] SignatureMismatch),
-    /// The hand-over's body is too large, too slow, or ended early.
+    /// The hand-over's body is too large, too slow, ended early, or was displaced by others.
     #[error("could not read the hand-over")]
-    Body(#[source] BodyError),
+    Receive(#[source] ReceiveError),
+    /// As many authentic hand-overs are in progress as `max_inflight` allows.
+    #[error(transparent)]
+    Busy(#[from] ConcurrencyLimitExceeded),
     /// The hand-over's body is correctly signed, but is not JSON.
     #[error("could not parse the hand-over")]
     NotJson(#[source] serde_json::Error),
@@ -56,6 +59,8 @@ pub(crate) enum ErrorKind {
     TooLarge,
     /// A hand-over that arrived too slowly: the caller has to send the same body faster.
     Slow,
+    /// Too many hand-overs at a time: the caller has to send the same one again.
+    Busy,
     /// An invalid hand-over: the caller has to send another one.
     Invalid,
     /// An error inside the deployer: the caller can do nothing, the operator has to act.
@@ -67,9 +72,14 @@ impl HandOverError {
     pub(crate) fn error_kind(&self) -> ErrorKind {
         match self {
             Self::Unsigned | Self::MalformedSignature(_) | Self::WrongSignature(_) => ErrorKind::Unauthorized,
-            Self::Body(BodyError::TooLarge { .. }) => ErrorKind::TooLarge,
-            Self::Body(BodyError::Stalled { .. }) => ErrorKind::Slow,
-            Self::Body(_) | Self::NotJson(_) | Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::Receive(ReceiveError::Displaced(_)) | Self::Busy(_) => ErrorKind::Busy,
+            Self::Receive(ReceiveError::TooSlow { .. } | ReceiveError::Body(BodyError::Stalled { .. })) => {
+                ErrorKind::Slow
+            }
+            Self::Receive(ReceiveError::Body(BodyError::TooLarge { .. })) => ErrorKind::TooLarge,
+            Self::Receive(ReceiveError::Body(_)) | Self::NotJson(_) | Self::Invalid { .. } => {
+                ErrorKind::Invalid
+            }
             Self::Key(_) | Self::NoKey { .. } | Self::Panicked(_) => ErrorKind::Internal,
         }
     }

@@ -7,6 +7,7 @@ use function_host::ErrorChain;
 use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::registry::LoginsCache;
 use function_host::signature::HmacKeys;
+use function_host::unverified::UnverifiedBudget;
 use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -46,6 +47,7 @@ pub struct Deployer {
     metrics: DeploymentMetrics,
     exchange: TokenExchange,
     logins: Arc<LoginsCache>,
+    unverified: UnverifiedBudget,
 }
 
 impl Deployer {
@@ -55,6 +57,7 @@ impl Deployer {
         let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
         Self {
             metrics,
+            unverified: UnverifiedBudget::new(settings.unverified),
             settings: Arc::new(settings),
             queue: DeploymentQueue::default(),
             history: RolloutHistory::default(),
@@ -171,11 +174,16 @@ impl Deployer {
             .map(HeaderValue::to_str)
             .and_then(Result::ok);
         let span = trace::span("receive");
-        let received = span.run(request::receive_hand_over(body, signature, &keys)).await;
-        if let Err(error) = &received {
+        let received = request::receive_hand_over(body, signature, &keys, &self.unverified);
+        let received = span.run(received).await;
+        let accepted = received.and_then(|received| {
+            context.accept()?;
+            Ok(received)
+        });
+        if let Err(error) = &accepted {
             span.mark_failed(error);
         }
-        received
+        accepted
     }
 
     /// Waits for other deployments of the function, checks the image, and rolls out the hand-over.

@@ -12,6 +12,6 @@ fn main() -> ExitCode {
         settings.check_signing_keys(&mut parser, context.secrets());
         parser.finish()?;
         let deployer = Deployer::new(settings, DeploymentMetrics::new(context.metrics_registry())?);
-        Ok::<_, SetupError>(App::new(deployer).named("deployer-fn"))
+        Ok::<_, SetupError>(App::new(deployer).named("deployer-fn").verifies_requests())
     })
 }

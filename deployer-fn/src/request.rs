@@ -12,6 +12,7 @@ mod spec;
 
 use function_host::Body;
 use function_host::signature::{HmacKeys, SignatureVerifier};
+use function_host::unverified::UnverifiedBudget;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -97,16 +98,17 @@ impl HandOver {
     }
 }
 
-/// Reads a request's hand-over, checks that it is signed with one of `keys`, and returns it with the value that
-/// belongs to the key.
+/// Receives a request's hand-over within the budget of unverified bodies, checks that it is signed with one of `keys`,
+/// and returns it with the value that belongs to the key.
 ///
 /// # Errors
 /// [`HandOverError::Unsigned`], [`HandOverError::MalformedSignature`] and [`HandOverError::WrongSignature`] if the hand-over is not the
-/// builder's; [`HandOverError::Body`], [`HandOverError::NotJson`] and [`HandOverError::Invalid`] if it cannot be read or is not valid.
+/// builder's; [`HandOverError::Receive`], [`HandOverError::NotJson`] and [`HandOverError::Invalid`] if it cannot be read or is not valid.
 pub(crate) async fn receive_hand_over<K: Copy>(
     body: Body,
     signature: Option<&str>,
     keys: &[(HmacKeys, K)],
+    unverified: &UnverifiedBudget,
 ) -> Result<(ReceivedHandOver, K), HandOverError> {
     let signature = signature.ok_or(HandOverError::Unsigned)?;
     let mut verifiers = Vec::with_capacity(keys.len());
@@ -114,7 +116,12 @@ pub(crate) async fn receive_hand_over<K: Copy>(
         let verifier = SignatureVerifier::new(key, signature).map_err(HandOverError::MalformedSignature)?;
         verifiers.push((verifier, *value));
     }
-    let bytes = body.collect(MAX_BODY_BYTES).await.map_err(HandOverError::Body)?;
+    // Released on return: when the signature is verified, or the hand-over is rejected.
+    let mut sender = unverified.admit();
+    let bytes = sender
+        .collect(body, MAX_BODY_BYTES)
+        .await
+        .map_err(HandOverError::Receive)?;
     let mut error = HandOverError::Unsigned;
     for (mut verifier, value) in verifiers {
         verifier.update(&bytes);
@@ -223,16 +230,30 @@ fn unwrap_build_result(mut document: Map<String, Value>) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use function_host::unverified::UnverifiedLimits;
     use function_host::{Secret, signature};
     use serde_json::json;
 
     use super::*;
+    use crate::error::ErrorKind;
 
     const IMAGE_REFERENCE: &str =
         "registry.example/hello@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     fn hmac_keys(text: &str) -> HmacKeys {
         HmacKeys::new(&Secret::new(text)).unwrap()
+    }
+
+    fn unverified_budget() -> UnverifiedBudget {
+        UnverifiedBudget::new(UnverifiedLimits {
+            senders: 1,
+            memory: 2 << 20,
+            disk: 0,
+            rate: 1,
+            grace: Duration::from_secs(1),
+        })
     }
 
     fn problems_of(document: &Value) -> Vec<String> {
@@ -287,6 +308,7 @@ mod tests {
             Body::from(body),
             Some(&signature),
             &[(hmac_keys("other"), 1), (hmac_keys("k"), 2)],
+            &unverified_budget(),
         )
         .await
         .unwrap();
@@ -326,7 +348,9 @@ mod tests {
         let ours = signature::sign_body(&hmac_keys("k"), body.as_bytes());
         let theirs = signature::sign_body(&hmac_keys("other"), body.as_bytes());
         let send = |signature: Option<String>, body: String| async move {
-            receive_hand_over(Body::from(body), signature.as_deref(), &[(hmac_keys("k"), ())])
+            let keys = [(hmac_keys("k"), ())];
+            let budget = unverified_budget();
+            receive_hand_over(Body::from(body), signature.as_deref(), &keys, &budget)
                 .await
                 .unwrap_err()
         };
@@ -349,10 +373,11 @@ mod tests {
     async fn a_hand_over_over_the_size_limit_is_rejected() {
         let body = " ".repeat(MAX_BODY_BYTES + 1);
         let signature = signature::sign_body(&hmac_keys("k"), body.as_bytes());
-        let error = receive_hand_over(Body::from(body), Some(&signature), &[(hmac_keys("k"), ())])
+        let keys = [(hmac_keys("k"), ())];
+        let error = receive_hand_over(Body::from(body), Some(&signature), &keys, &unverified_budget())
             .await
             .unwrap_err();
-        assert!(matches!(error, HandOverError::Body(_)), "{error:?}");
+        assert_eq!(error.error_kind(), ErrorKind::TooLarge, "{error:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use function_host::duration;
 use function_host::env::Parser;
 use function_host::registry::AllowedTokenHosts;
+use function_host::unverified::UnverifiedLimits;
 use function_host::{Secrets, signature};
 
 use crate::policy::{KEY_SECRET, Policy};
@@ -26,6 +27,15 @@ const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 /// The default of `token_mount_path`: the directory in which OpenFaaS's own programs look for a service
 /// account's token.
 const DEFAULT_TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
+
+/// The default limits on hand-overs whose signature is not verified yet. A hand-over usually has a few KiB.
+const UNVERIFIED_LIMITS: UnverifiedLimits = UnverifiedLimits {
+    senders: 64,
+    memory: 8 << 20,
+    disk: 0,
+    rate: 64 << 10,
+    grace: Duration::from_secs(10),
+};
 
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +61,9 @@ pub struct Settings {
     /// `public_url`: the gateway's address for callers, for the URL in the outcome. By default the URL has the
     /// gateway's address that the deployer itself uses.
     pub(crate) public_url: Option<String>,
+    /// `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`: the limits on hand-overs whose
+    /// signature is not verified yet.
+    pub(crate) unverified: UnverifiedLimits,
     /// `policy_file`: the path of the policy; without it, everything is allowed.
     pub(crate) policy: Policy,
 }
@@ -96,6 +109,7 @@ impl Settings {
                     Err("should begin with http:// or https://")
                 }
             }),
+            unverified: UnverifiedLimits::read(parser, UNVERIFIED_LIMITS),
             policy: parser.parse_or_default("policy_file", Policy::default(), |path| {
                 let text = fs::read_to_string(path).map_err(|error| format!("could not be read: {error}"))?;
                 Policy::parse(&text).map_err(|error| format!("is not a valid policy: {error}"))

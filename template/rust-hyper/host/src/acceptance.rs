@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::connection_state::ConnectionState;
+use crate::connection_state::{ConnectionState, SMALL_BUFFER};
 use crate::inflight::{ConcurrencyLimitExceeded, InFlightLimiter};
 
 /// The acceptance of one request, for functions that verify requests. It counts the request against `max_inflight` from
@@ -59,10 +59,11 @@ impl Acceptance {
         }
     }
 
-    /// Returns whether the connection must not be used for further requests: the request was not accepted, and the
-    /// connection has a buffer that was made for a body or a large head.
+    /// Returns whether the connection must not be used for further requests: it has a large buffer, or the request has
+    /// a body and was not accepted.
     pub(crate) fn closes_connection(&self) -> bool {
-        self.stage.load(Ordering::Relaxed) == RECEIVED && (self.has_body || self.connection.buffered() > 0)
+        let accepted = self.stage.load(Ordering::Relaxed) != RECEIVED;
+        self.has_body && !accepted || self.connection.buffered() > SMALL_BUFFER
     }
 }
 

@@ -37,13 +37,16 @@ pub(crate) struct ConnectionState {
     arrivals: Arc<AtomicU32>,
     /// The number of [`arrivals`](Self::arrivals) when the connection began to wait for a request.
     waiting_since: AtomicU32,
-    /// The size of the connection's buffer while it waits, in bytes; 0 if it is small.
+    /// The size of the connection's buffer, in bytes; 0 before the first byte has arrived.
     buffered: AtomicU32,
     /// [`DISPLACED`] with the number of the request that the connection waited for when it was displaced; 0 at first.
     displaced: AtomicU32,
     /// Wakes the connection's task, which is always the same one.
     waker: OnceLock<Waker>,
 }
+
+/// The size of a connection's smallest buffer, with the rest of its memory, in bytes.
+pub(crate) const SMALL_BUFFER: usize = 16 << 10;
 
 const EXPECTED_INPUT_MASK: u32 = 0b11;
 const EXPECTS_HEAD: u32 = 0;
@@ -135,13 +138,13 @@ impl ConnectionState {
         Some(arrivals.wrapping_sub(self.waiting_since.load(Ordering::Relaxed)))
     }
 
-    /// Records the size of the buffer of a connection that waits, in bytes; 0 if it is small.
+    /// Records the size of the connection's buffer, in bytes.
     pub(crate) fn set_buffered(&self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.buffered.store(bytes, Ordering::Relaxed);
     }
 
-    /// Returns the size of the connection's buffer, in bytes; 0 if it is small.
+    /// Returns the size of the connection's buffer, in bytes; 0 before the first byte has arrived.
     pub(crate) fn buffered(&self) -> usize {
         self.buffered.load(Ordering::Relaxed) as usize
     }

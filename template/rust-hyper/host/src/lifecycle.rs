@@ -4,10 +4,10 @@
 //! handler that blocks can stop everything on the serving thread, including its timers and signals, so the exit must
 //! not depend on it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -89,8 +89,8 @@ pub(crate) async fn serve_until_stopped<H: Handler>(
     trigger: &ShutdownTrigger,
     stop: &mut watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    let listener = listen_on_all_addresses(settings.port).await?;
-    let metrics_listener = listen_on_all_addresses(settings.metrics_port).await?;
+    let listener = listen_on_all_addresses(settings.port)?;
+    let metrics_listener = listen_on_all_addresses(settings.metrics_port)?;
     // From the listeners, because the setting 0 selects any free port.
     let (port, metrics_port) = (
         listener.local_addr()?.port(),
@@ -133,12 +133,21 @@ pub(crate) async fn serve_until_stopped<H: Handler>(
     Ok(())
 }
 
+/// The number of connections that the kernel keeps until they are accepted; the kernel has a limit of its own, usually the
+/// same. Beyond it, a client's connection is delayed by a second or more, so a burst of connections should fit.
+const BACKLOG: u32 = 4096;
+
 /// Listens at a port on all IPv6 and IPv4 addresses, as servers in Go do; on IPv4 alone if there is no IPv6.
-async fn listen_on_all_addresses(port: u16) -> std::io::Result<TcpListener> {
-    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
-    }
+fn listen_on_all_addresses(port: u16) -> std::io::Result<TcpListener> {
+    let listen = |socket: TcpSocket, address: IpAddr| {
+        // As every server on Unix: the port may be used again at once, after a restart.
+        socket.set_reuseaddr(true)?;
+        socket.bind((address, port).into())?;
+        socket.listen(BACKLOG)
+    };
+    TcpSocket::new_v6()
+        .and_then(|socket| listen(socket, Ipv6Addr::UNSPECIFIED.into()))
+        .or_else(|_| listen(TcpSocket::new_v4()?, Ipv4Addr::UNSPECIFIED.into()))
 }
 
 /// The signals that stop a function: SIGTERM, which providers send, and SIGINT, which terminals send.

@@ -58,7 +58,7 @@ pub fn run(handler: impl Handler) -> ExitCode {
 /// | `max_inflight` | 0 | the number of requests at a time; 0: no limit |
 /// | `max_headers` | 256 | the number of headers of a request |
 /// | `max_header_bytes` | 65536 | the size of the head of a request |
-/// | `max_connections` | 2048 or 256 | the number of connections that wait for a request (see [`App::verifies_requests`]) |
+/// | `max_connections` | 2048 | the number of connections that wait for a request |
 /// | `slipway_version` | | the version of the function, sent in the header `X-Slipway-Version`; set by deployer-fn |
 /// | `secret_mount_path` | `/var/openfaas/secrets` | the directory of secrets |
 /// | `gateway_url` | `http://gateway.openfaas:8080` | the gateway |

@@ -25,7 +25,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use prometheus::{IntCounter, Registry, TEXT_FORMAT, TextEncoder};
+use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
 
 use crate::app::App;
@@ -73,22 +73,17 @@ impl<H: Handler> Server<H> {
                 .then(|| Arc::new(InFlightLimiter::new(limit))),
             metrics: RequestMetrics::new(&registry)?,
         });
-        let displaced = IntCounter::new(
-            "http_connections_displaced_total",
-            "Connections that were closed for others while they waited for a request",
-        )?;
-        registry.register(Box::new(displaced.clone()))?;
+        let displaced = metrics::register_displaced_connections(&registry)?;
         let limits = |connections: ConnectionLimits| ServerLimits {
             timeouts: connection_timeouts(settings),
             max_headers: settings.max_headers,
             max_header_bytes: settings.max_header_bytes,
             budget: ConnectionBudget::new(connections, displaced.clone()),
         };
-        let mut connections = match app.verifies_requests {
-            true => CONNECTIONS_OF_STRANGERS,
-            false => CONNECTIONS,
+        let connections = ConnectionLimits {
+            waiting: settings.max_connections,
+            buffers: app.verifies_requests.then_some(BUFFERS_OF_STRANGERS),
         };
-        connections.waiting = settings.max_connections.unwrap_or(connections.waiting);
         let (limits, metrics_limits) = (limits(connections), limits(CONNECTIONS_FOR_METRICS));
         let service = Arc::new(FunctionService::new(
             settings,
@@ -123,23 +118,14 @@ impl<H: Handler> Server<H> {
     }
 }
 
-/// The connections of a function that may wait for a request. Callers are the gateway or other functions, which keep
-/// connections, so only a flood is to be bounded: a connection that waits takes about 12 KiB.
-const CONNECTIONS: ConnectionLimits = ConnectionLimits {
-    waiting: 2048,
-    buffers: usize::MAX,
-};
+/// The limit on the buffers of connections that wait for a request of a function that verifies requests, and so expects
+/// strangers. Ordinary heads are complete when they arrive.
+const BUFFERS_OF_STRANGERS: usize = 4 << 20;
 
-/// The connections that may wait for a request of a function that verifies requests, and so expects strangers.
-const CONNECTIONS_OF_STRANGERS: ConnectionLimits = ConnectionLimits {
-    waiting: 256,
-    buffers: 2 << 20,
-};
-
-/// The connections that may wait for a request for the page of metrics.
+/// The limits on connections for the page of metrics.
 const CONNECTIONS_FOR_METRICS: ConnectionLimits = ConnectionLimits {
-    waiting: 32,
-    buffers: 512 << 10,
+    waiting: 64,
+    buffers: Some(512 << 10),
 };
 
 /// The longest time for the head of a request, if `read_timeout` is longer. Functions often have one that is as long as

@@ -13,6 +13,9 @@ const DEFAULT_MAX_HEADER_COUNT: usize = 256;
 /// Programs in Go accept 1 MiB, nginx and Apache 8 to 32 KiB. Every connection may hold this much without a request.
 const DEFAULT_MAX_HEADER_BYTES: usize = 64 << 10;
 
+/// Callers are the gateway and other functions, which keep their connections, so only a flood is to be bounded.
+const DEFAULT_MAX_CONNECTIONS: usize = 2048;
+
 /// The host's own settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -25,8 +28,8 @@ pub(crate) struct Settings {
     pub(crate) max_inflight: Option<usize>,
     pub(crate) max_headers: usize,
     pub(crate) max_header_bytes: usize,
-    /// The number of connections that may wait for a request; `None` for the function's default.
-    pub(crate) max_connections: Option<usize>,
+    /// The number of connections that may wait for a request.
+    pub(crate) max_connections: usize,
     /// The version of the function, which the host sends with every response.
     pub(crate) version: Option<HeaderValue>,
 }
@@ -54,9 +57,9 @@ impl Settings {
                 DEFAULT_MAX_HEADER_BYTES,
                 parse_max_header_bytes,
             ),
-            max_connections: parser.parse_or_default("max_connections", None, |text| {
+            max_connections: parser.parse_or_default("max_connections", DEFAULT_MAX_CONNECTIONS, |text| {
                 let number = text.parse().ok().filter(|number| *number > 0);
-                number.map(Some).ok_or("should be a number, at least 1")
+                number.ok_or("should be a number, at least 1")
             }),
             version: parser.parse_or_default("slipway_version", None, |text| {
                 let wrong = |_| "should have visible ASCII characters only";
@@ -101,7 +104,7 @@ mod tests {
         assert_eq!((settings.port, settings.metrics_port), (8080, 8081));
         assert_eq!((settings.exec_timeout, settings.max_inflight), (None, None));
         assert_eq!((settings.max_headers, settings.max_header_bytes), (256, 65536));
-        assert_eq!(settings.max_connections, None);
+        assert_eq!(settings.max_connections, 2048);
     }
 
     #[test]

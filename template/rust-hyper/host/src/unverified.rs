@@ -28,6 +28,7 @@ mod tests;
 use std::time::Duration;
 
 use crate::duration;
+use crate::env::Parser;
 use crate::request::BodyError;
 
 pub use budget::UnverifiedBudget;
@@ -46,6 +47,28 @@ pub struct UnverifiedLimits {
     pub rate: u64,
     /// The time for which a sender may be slower than `rate`, and the longest pause between two pieces of its body.
     pub grace: Duration,
+}
+
+impl UnverifiedLimits {
+    /// Reads the settings `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`; `defaults` are for
+    /// those that are not set, and for the disk space. Problems are added to `parser`.
+    pub fn read(parser: &mut Parser<'_>, defaults: Self) -> Self {
+        let limits = Self {
+            senders: parser.number("unverified_senders", defaults.senders),
+            memory: parser.number("unverified_memory", defaults.memory),
+            rate: parser.number("receive_rate", defaults.rate),
+            grace: parser.duration("receive_grace", defaults.grace),
+            ..defaults
+        };
+        if limits.senders == 0 {
+            parser.add_problem("unverified_senders", "should be at least 1");
+        }
+        if limits.grace.is_zero() {
+            let problem = "should be longer than 0s, so that a body can begin to arrive";
+            parser.add_problem("receive_grace", problem);
+        }
+        limits
+    }
 }
 
 /// The resources of an [`UnverifiedBudget`] that a sender holds.

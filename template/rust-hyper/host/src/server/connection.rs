@@ -16,10 +16,11 @@ use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet, unconstrained};
+use tokio::time::{Instant, sleep};
 
 use super::connection_budget::{AdmittedConnection, ConnectionBudget};
-use super::timed_connection::{ConnectionTimeouts, TimedConnection};
+use super::timed_connection::{ConnectionTimeouts, TOO_MANY_CONNECTIONS, TimedConnection};
 use crate::connection_state::ConnectionState;
 use crate::error_chain::BoxError;
 
@@ -92,7 +93,8 @@ impl ServedListener {
         let accepting = accept_connections(listener, limits.budget, settings, service, receiver);
         Self {
             phase,
-            accepting: tokio::spawn(accepting),
+            // Without a budget of steps: connections that wait to be accepted are delayed by everything else that runs.
+            accepting: tokio::spawn(unconstrained(accepting)),
         }
     }
 
@@ -158,7 +160,7 @@ async fn accept_connections(
                     // Probably out of file descriptors, until open connections end.
                     tracing::error!(%error, "could not accept a connection");
                     budget.displace_half();
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
@@ -172,7 +174,7 @@ async fn accept_connections(
     }
 }
 
-/// Serves the requests of one connection until it ends.
+/// Serves one connection until it ends.
 async fn serve_connection(
     stream: TcpStream,
     admitted: AdmittedConnection,
@@ -181,15 +183,59 @@ async fn serve_connection(
     mut phase: watch::Receiver<ListenerPhase>,
 ) {
     let _ = stream.set_nodelay(true);
-    let state = admitted.state().clone();
     poll_fn(|cx| {
-        state.set_waker(cx.waker());
+        admitted.state().set_waker(cx.waker());
         Poll::Ready(())
     })
     .await;
-    let io = TokioIo::new(TimedConnection::new(stream, settings.timeouts, admitted));
+    let accepted = Instant::now();
+    let head_timeout = settings.timeouts.head;
+    if !wait_for_first_byte(&stream, admitted.state(), head_timeout, &mut phase).await {
+        return;
+    }
+    let state = admitted.state().clone();
+    let waited = accepted.elapsed();
+    let connection = TimedConnection::new(stream, settings.timeouts, admitted, waited);
+    // In a box, so that a connection that has sent nothing takes little memory.
+    Box::pin(serve_requests(connection, state, &settings.http, service, phase)).await;
+}
+
+/// Waits for the first byte of a connection, or its end. Returns whether the connection should be served.
+async fn wait_for_first_byte(
+    stream: &TcpStream,
+    state: &ConnectionState,
+    timeout: Duration,
+    phase: &mut watch::Receiver<ListenerPhase>,
+) -> bool {
+    // By hand, so that a connection whose request has arrived costs no timer.
+    let mut readable = pin!(stream.readable());
+    let mut timer = None;
+    let mut draining = pin!(wait_for_phase(phase, ListenerPhase::Draining));
+    poll_fn(|cx| {
+        if let Poll::Ready(readable) = readable.as_mut().poll(cx) {
+            return Poll::Ready(readable.is_ok());
+        }
+        if state.is_displaced() {
+            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+            return Poll::Ready(false);
+        }
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        let ends = timer.as_mut().poll(cx).is_ready() || draining.as_mut().poll(cx).is_ready();
+        if ends { Poll::Ready(false) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Serves the requests of one connection until it ends.
+async fn serve_requests(
+    connection: TimedConnection<TcpStream>,
+    state: Arc<ConnectionState>,
+    http: &http1::Builder,
+    service: impl ConnectionService,
+    mut phase: watch::Receiver<ListenerPhase>,
+) {
     let service = service_fn(move |request| service.respond(request, &state));
-    let mut connection = pin!(settings.http.serve_connection(io, service));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(connection), service));
 
     // The wait for the drain is polled only once and after changes: it stays registered with this task's waker.
     // Polling it with every part of a request, as a select would, costs more than reading the request's head.

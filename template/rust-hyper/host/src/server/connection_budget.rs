@@ -1,7 +1,7 @@
 //! The budget of connections that wait for a request, and the choice of the one that is displaced.
 //!
 //! Whoever reaches the port can open connections and send nothing, or half a head. They cost a descriptor and a buffer
-//! each, and share one budget. A connection never waits for others to end: once the budget is used up, the one that has
+//! each, and share one budget. Before its first byte a connection costs next to nothing, after that a buffer. A connection never waits for others to end: once the budget is used up, the one that has
 //! waited the longest is displaced, or the one with the largest buffer. Connections whose request is being answered are
 //! never displaced, and cost this budget nothing: handlers and `max_inflight` limit those.
 
@@ -18,8 +18,8 @@ use crate::connection_state::ConnectionState;
 pub(crate) struct ConnectionLimits {
     /// The number of connections that may wait for a request.
     pub(crate) waiting: usize,
-    /// The size of all of their large buffers together, in bytes.
-    pub(crate) buffers: usize,
+    /// The size of their buffers together, in bytes; `None` for no limit.
+    pub(crate) buffers: Option<usize>,
 }
 
 /// A budget that all connections of a listener share.
@@ -92,20 +92,22 @@ impl ConnectionBudget {
         }
     }
 
-    /// Displaces the connections with the largest buffers until the others fit the limit.
-    fn limit_buffers(&self) {
+    /// Displaces the connections with the largest buffers until the others fit the limit; of equal ones, those that have
+    /// waited the longest.
+    fn limit_buffers(&self, limit: usize) {
         let connections = self.lock();
-        let buffered = connections
-            .iter()
-            .filter(|(_, state)| state.buffered() > 0 && state.waited_arrivals().is_some());
-        let mut buffered: Vec<_> = buffered.map(|(_, state)| (state.buffered(), state)).collect();
-        let mut total: usize = buffered.iter().map(|(bytes, _)| bytes).sum();
-        if total <= self.limits.buffers {
+        let buffered = connections.iter().filter_map(|(_, state)| {
+            let waited = state.waited_arrivals()?;
+            Some((state.buffered(), waited, state))
+        });
+        let mut buffered: Vec<_> = buffered.filter(|(bytes, ..)| *bytes > 0).collect();
+        let mut total: usize = buffered.iter().map(|(bytes, ..)| bytes).sum();
+        if total <= limit {
             return;
         }
-        buffered.sort_unstable_by_key(|(bytes, _)| *bytes);
-        while total > self.limits.buffers
-            && let Some((bytes, state)) = buffered.pop()
+        buffered.sort_unstable_by_key(|(bytes, waited, _)| (*bytes, *waited));
+        while total > limit
+            && let Some((bytes, _, state)) = buffered.pop()
         {
             total -= bytes;
             self.displace(state);
@@ -129,12 +131,12 @@ impl AdmittedConnection {
         &self.state
     }
 
-    /// Records the size of the connection's buffer while it waits, in bytes; 0 if it is small. If all of them are too
-    /// large together, the largest are displaced.
+    /// Records the size of the connection's buffer while it waits, in bytes. If all of them are too large together, the
+    /// largest are displaced.
     pub(crate) fn set_buffered(&self, bytes: usize) {
         self.state.set_buffered(bytes);
-        if bytes > 0 {
-            self.budget.limit_buffers();
+        if let Some(limit) = self.budget.limits.buffers {
+            self.budget.limit_buffers(limit);
         }
     }
 }
@@ -151,6 +153,7 @@ mod tests {
 
     fn budget(waiting: usize, buffers: usize) -> Arc<ConnectionBudget> {
         let displaced = IntCounter::new("displaced", "displaced").unwrap();
+        let buffers = Some(buffers);
         ConnectionBudget::new(ConnectionLimits { waiting, buffers }, displaced)
     }
 
@@ -202,6 +205,17 @@ mod tests {
 
         let displaced = [&small, &large, &medium].map(|connection| connection.state().is_displaced());
         assert_eq!(displaced, [false, true, false]);
+    }
+
+    #[test]
+    fn of_equal_buffers_the_one_that_has_waited_the_longest_is_displaced() {
+        let budget = budget(8, 20);
+        let connections = [budget.admit(), budget.admit(), budget.admit()];
+        connections
+            .iter()
+            .for_each(|connection| connection.set_buffered(10));
+        let displaced = connections.map(|connection| connection.state().is_displaced());
+        assert_eq!(displaced, [true, false, false]);
     }
 
     #[test]

@@ -94,6 +94,16 @@ fn method_index(method: &Method) -> usize {
     }
 }
 
+/// Creates the counter of displaced connections, and registers it.
+pub(crate) fn register_displaced_connections(registry: &Registry) -> Result<IntCounter, prometheus::Error> {
+    let displaced = IntCounter::new(
+        "http_connections_displaced_total",
+        "Connections that were closed for others while they waited for a request",
+    )?;
+    registry.register(Box::new(displaced.clone()))?;
+    Ok(displaced)
+}
+
 /// The gauge of requests in flight. It reads the counter when metrics are collected, so that requests need not update
 /// it.
 pub(crate) struct InFlightGauge {

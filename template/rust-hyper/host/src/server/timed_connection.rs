@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection_budget::AdmittedConnection;
 use super::lazy_timer::{LazyTimer, TimerWait};
-use crate::connection_state::{ConnectionState, ExpectedInput};
+use crate::connection_state::{ConnectionState, ExpectedInput, SMALL_BUFFER};
 
 /// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -34,16 +34,13 @@ const UNREAD_BODY_DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The timeout between two chunks of an unread body that is being discarded.
 const UNREAD_BODY_CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The size of the largest buffer of a connection that counts as small, in bytes. hyper allocates half of it at once.
-const SMALL_BUFFER: usize = 16 << 10;
-
 /// The answer to a head that does not arrive in time.
 const HEAD_TOO_SLOW: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: text/plain\r\n\
     content-length: 44\r\n\r\nthe head of the request did not arrive soon\n";
 
 /// The answer to a head that has not arrived when its connection is displaced.
-const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 1\r\n\
+pub(super) const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 1\r\n\
     content-type: text/plain\r\ncontent-length: 53\r\n\r\ntoo many connections wait with an unfinished request\n";
 
 /// A client's connection with [`ConnectionTimeouts`] for reading and writing.
@@ -55,14 +52,14 @@ pub(crate) struct TimedConnection<C> {
     write_timer: LazyTimer,
     /// Whether the sending side of the connection has been shut down.
     shut: bool,
+    /// The time for which the connection had waited for its first byte, until a later request begins.
+    waited: Duration,
     /// The number of the request whose head has begun to arrive. The first head begins with the connection.
     head_begun: Option<u32>,
     /// The number of bytes of that head, and of what followed it in the same reads.
     head_bytes: usize,
     /// The size of the largest buffer that hyper has used for reading.
     buffer: usize,
-    /// Whether the budget counts the buffer.
-    counts_buffer: bool,
     /// Whether a write has waited for the client since the last one that did not.
     write_waits: bool,
 }
@@ -74,7 +71,14 @@ fn displaced() -> io::Error {
 }
 
 impl<C> TimedConnection<C> {
-    pub(crate) fn new(connection: C, timeouts: ConnectionTimeouts, admitted: AdmittedConnection) -> Self {
+    /// Creates the connection when its first byte has arrived, after a wait of `waited`.
+    pub(crate) fn new(
+        connection: C,
+        timeouts: ConnectionTimeouts,
+        admitted: AdmittedConnection,
+        waited: Duration,
+    ) -> Self {
+        admitted.set_buffered(SMALL_BUFFER);
         Self {
             connection,
             timeouts,
@@ -85,7 +89,7 @@ impl<C> TimedConnection<C> {
             shut: false,
             head_bytes: 0,
             buffer: SMALL_BUFFER,
-            counts_buffer: false,
+            waited,
             write_waits: false,
         }
     }
@@ -107,33 +111,21 @@ impl<C> TimedConnection<C> {
             ExpectedInput::Head => {
                 self.head_begun = Some(request);
                 self.head_bytes = bytes;
+                self.waited = Duration::ZERO;
                 self.read_timer.stop();
             }
             ExpectedInput::Body | ExpectedInput::Nothing => self.read_timer.stop(),
         }
         if used > self.buffer {
             self.buffer = used;
-            if expected == ExpectedInput::Head {
-                self.count_buffer();
+            match expected {
+                ExpectedInput::Head => self.admitted.set_buffered(used),
+                // Counts when the connection waits again.
+                ExpectedInput::Body | ExpectedInput::Nothing => self.state().set_buffered(used),
             }
         }
     }
 
-    /// Makes the budget count the connection's buffer, if that is not small.
-    fn count_buffer(&mut self) {
-        if self.buffer > SMALL_BUFFER {
-            self.counts_buffer = true;
-            self.admitted.set_buffered(self.buffer);
-        }
-    }
-
-    /// Makes the budget no longer count the connection's buffer.
-    fn discount_buffer(&mut self) {
-        if self.counts_buffer {
-            self.counts_buffer = false;
-            self.admitted.set_buffered(0);
-        }
-    }
     /// Returns the result of a write, or an error if the write has waited for longer than its timeout.
     fn apply_write_timeout<T>(
         &mut self,
@@ -190,15 +182,11 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
                     return Poll::Ready(displaced());
                 }
                 if begun {
-                    if !self.counts_buffer {
-                        self.count_buffer();
-                    }
                     (
-                        TimerWait::Exactly(self.timeouts.head),
+                        TimerWait::Exactly(self.timeouts.head.saturating_sub(self.waited)),
                         "timeout exceeded in the head of a request",
                     )
                 } else {
-                    self.discount_buffer();
                     (
                         TimerWait::AtLeast(self.timeouts.idle),
                         "idle timeout exceeded between requests",
@@ -309,9 +297,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
             this.shut = true;
             this.read_timer.stop();
             this.write_timer.stop();
-            // Freed when the connection ends, which may take as long as the client wants to send.
+            // It may take long until the buffer is freed.
             if this.state().has_unread_body() {
-                this.count_buffer();
+                this.admitted.set_buffered(this.buffer);
             }
         }
         this.poll_discard_unread_body(cx).map(Ok)

@@ -7,6 +7,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::server::connection_budget::{ConnectionBudget, ConnectionLimits};
 
+/// The time for which each connection had waited for its first byte.
+const WAITED: Duration = Duration::from_secs(1);
+
 const LARGE_BUFFER: usize = 64 << 10;
 
 const TEST_TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
@@ -20,13 +23,13 @@ fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream
     let (server, client) = duplex(buffer);
     let limits = ConnectionLimits {
         waiting: 1,
-        buffers: LARGE_BUFFER,
+        buffers: Some(LARGE_BUFFER),
     };
     let displaced = IntCounter::new("displaced", "displaced").unwrap();
     let admitted = ConnectionBudget::new(limits, displaced).admit();
     let state = admitted.state().clone();
     (
-        TimedConnection::new(server, TEST_TIMEOUTS, admitted),
+        TimedConnection::new(server, TEST_TIMEOUTS, admitted, WAITED),
         client,
         state,
     )
@@ -51,7 +54,7 @@ async fn a_connection_that_sends_nothing_ends_after_the_time_for_a_head() {
     let (mut server, client, _) = connected_pair(1024);
     assert_eq!(
         read_until_error(&mut server).await,
-        (TEST_TIMEOUTS.head, io::ErrorKind::TimedOut)
+        (TEST_TIMEOUTS.head - WAITED, io::ErrorKind::TimedOut)
     );
     drop(server);
     assert_eq!(received(client).await, "");
@@ -70,7 +73,7 @@ async fn sending_a_head_byte_by_byte_does_not_extend_its_timeout() {
             writer
         });
         while server.read_u8().await.is_ok() {}
-        assert_eq!(begun.elapsed(), TEST_TIMEOUTS.head);
+        assert_eq!(begun.elapsed(), TEST_TIMEOUTS.head - WAITED);
         drop(server);
         client = reader.unsplit(trickle.await.unwrap());
         let answer = received(client).await;
@@ -132,16 +135,15 @@ async fn a_raw_answer_announces_its_length() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_buffer_of_a_connection_that_waits_counts() {
+async fn the_largest_buffer_of_a_connection_counts() {
     let (mut server, mut client, state) = connected_pair(LARGE_BUFFER);
-    let mut buffer = Vec::with_capacity(LARGE_BUFFER);
-    client.write_u8(b'x').await.unwrap();
-    server.read_buf(&mut buffer).await.unwrap();
-    assert_eq!(state.buffered(), LARGE_BUFFER);
-    drop(state.begin_request(false, true));
-    let idle = tokio::time::timeout(Duration::from_secs(1), server.read_u8()).await;
-    assert!(idle.is_err());
-    assert_eq!(state.buffered(), 0);
+    assert_eq!(state.buffered(), SMALL_BUFFER);
+    for size in [LARGE_BUFFER, 64] {
+        let mut buffer = Vec::with_capacity(size);
+        client.write_u8(b'x').await.unwrap();
+        server.read_buf(&mut buffer).await.unwrap();
+        assert_eq!(state.buffered(), LARGE_BUFFER);
+    }
 }
 
 #[tokio::test(start_paused = true)]
