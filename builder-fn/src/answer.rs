@@ -61,8 +61,8 @@ pub(crate) struct Answer {
 enum RetryReason {
     /// All build slots are taken; with the limit on the builds that run at the same time.
     Busy { limit: usize },
-    /// The builder is shutting down, and another one can build.
-    Draining,
+    /// Another builder can build, or this one later; the error says why.
+    Later,
 }
 
 impl Answer {
@@ -128,7 +128,10 @@ impl Answer {
             ErrorKind::BuildFailed | ErrorKind::DeploymentRejected => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Superseded | ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
-            ErrorKind::Busy { .. } | ErrorKind::Draining => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             ErrorKind::Platform => StatusCode::BAD_GATEWAY,
         };
         let report = Report {
@@ -139,10 +142,13 @@ impl Answer {
         Self {
             status,
             report,
-            closes_connection: matches!(kind, ErrorKind::TooLarge | ErrorKind::NoSpace),
+            closes_connection: matches!(
+                kind,
+                ErrorKind::TooLarge | ErrorKind::NoSpace | ErrorKind::TooSlow | ErrorKind::Displaced
+            ),
             retry: match kind {
                 ErrorKind::Busy { limit } => Some(RetryReason::Busy { limit }),
-                ErrorKind::Draining => Some(RetryReason::Draining),
+                ErrorKind::Displaced | ErrorKind::Draining => Some(RetryReason::Later),
                 _ => None,
             },
             enclosed: None,

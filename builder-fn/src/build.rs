@@ -162,7 +162,7 @@ impl Builder {
         let start = Instant::now();
         let span = trace::span("queue");
         let slot = tokio::select! {
-            slot = self.slots.wait_for_slot() => slot.map_err(Error::from),
+            slot = call.admission.wait_for_slot() => slot.map_err(Error::from),
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
             () = call.interruption() => Err(Error::Interrupted),
         };

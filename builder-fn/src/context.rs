@@ -15,8 +15,8 @@ mod view;
 
 use std::io;
 
-pub(crate) use archive::ArchiveError;
-pub use archive::{ArchiveLimits, ArchiveReader};
+pub use archive::{ArchiveContents, ArchiveLimits, ArchiveReader};
+pub(crate) use archive::{ArchiveError, ReadError};
 pub(crate) use attributes::ExtendedAttributes;
 pub use content::ContentHash;
 pub(crate) use content::ContentHasher;
@@ -51,6 +51,29 @@ impl SourceContext {
         reader.parse_piece(tar)?;
         let spool = Spool::in_memory(tar.to_vec());
         Ok(Self::new(reader.finish()?.entries, spool))
+    }
+
+    /// Returns the hash of the content of the file `entry`, which is read for it.
+    ///
+    /// # Errors
+    /// As [`read_file`](Self::read_file).
+    pub(crate) fn hash_content(&self, entry: Entry<'_>) -> io::Result<ContentHash> {
+        const PIECE: usize = 64 << 10;
+        let mut hasher = ContentHasher::default();
+        let mut buffer = vec![0; usize::try_from(entry.size()).unwrap_or(PIECE).min(PIECE)];
+        let mut offset = 0;
+        loop {
+            let count = self.read_file(entry, offset, &mut buffer)?;
+            if count == 0 {
+                // A content that is cut short must not count as the whole.
+                return match offset == entry.size() {
+                    true => Ok(hasher.finish_and_reset()),
+                    false => Err(io::ErrorKind::UnexpectedEof.into()),
+                };
+            }
+            hasher.hash_piece(&buffer[..count]);
+            offset += count as u64;
+        }
     }
 
     /// Returns the index of the context's entries.

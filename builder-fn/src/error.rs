@@ -117,6 +117,10 @@ pub(crate) enum ErrorKind {
     Conflict,
     /// There is no space for the request's body now. The rest of the body has not been read.
     NoSpace,
+    /// The request's body arrived too slowly. The rest of it has not been read.
+    TooSlow,
+    /// The request's body gave way to others before its signature was verified. The rest of it has not been read.
+    Displaced,
     /// All build slots are taken now.
     Busy {
         /// The limit on the builds that run at the same time.
@@ -137,6 +141,8 @@ impl Error {
                 RequestErrorKind::Invalid | RequestErrorKind::Broken => ErrorKind::Invalid,
                 RequestErrorKind::Forbidden => ErrorKind::Forbidden,
                 RequestErrorKind::TooLarge => ErrorKind::TooLarge,
+                RequestErrorKind::TooSlow => ErrorKind::TooSlow,
+                RequestErrorKind::Displaced => ErrorKind::Displaced,
                 RequestErrorKind::NoSpace => ErrorKind::NoSpace,
                 RequestErrorKind::Platform => ErrorKind::Platform,
             },
@@ -186,11 +192,12 @@ impl Error {
     }
 
     /// Returns whether a caller that asked for a stream may get this error in one, with status 200. It may only
-    /// if the signature of its request was found valid before.
+    /// if the signature of its request was found valid before, and the request is not rejected for now only.
     pub(crate) fn may_stream(&self) -> bool {
         match self {
             Self::Request(error) => error.is_from_verified_caller(),
-            Self::PayloadSecret(_) => false,
+            // A queue retries by the status.
+            Self::PayloadSecret(_) | Self::Busy { .. } | Self::Draining => false,
             _ => true,
         }
     }

@@ -115,10 +115,9 @@ impl BuilderApi {
     async fn answer_build(&self, request: Request, context: Context) -> Response {
         let arrived = Instant::now();
         // Before reading the body, so that a rejected caller does not upload it.
-        let admission = match self.admit_request(&context) {
-            Ok(admission) => admission,
-            Err(error) => return Answer::from_error(&error, AnswerFields::default()).into_response(),
-        };
+        if let Err(error) = self.check_early(&context) {
+            return Answer::from_error(&error, AnswerFields::default()).into_response();
+        }
         let (head, body) = request.into_parts();
         let request_head = RequestHead::new(&head.headers, SystemTime::now());
         let exchange = BuildExchange {
@@ -126,45 +125,47 @@ impl BuilderApi {
             arrived,
             format: accept::negotiate_stream_format(&head.headers),
         };
-        let request = match self
+        let (request, admission) = match self
             .receive_build_request(body, request_head, &exchange.context)
             .await
         {
-            Ok(request) => request,
+            Ok(received) => received,
             Err(error) => return exchange.log_and_answer_rejection(&error, None),
         };
         match exchange.format {
-            None => self.build_then_answer(&request, &exchange).await,
+            None => self.build_then_answer(&request, &exchange, &admission).await,
             Some(_) if self.is_deployed_by_callback(&request) => exchange
                 .log_and_answer_rejection(&Error::StreamedHandOver, Some(&request.config.image_as_given)),
             Some(format) => self.stream_answer_while_building(format, request, exchange, admission),
         }
     }
 
-    fn admit_request(&self, context: &Context) -> Result<QueueAdmission, Error> {
+    fn check_early(&self, context: &Context) -> Result<(), Error> {
         if context.shutdown().begun() {
             return Err(Error::Draining);
         }
-        Ok(self.builder.slots.admit_to_queue()?)
+        Ok(self.builder.slots.check_early()?)
     }
 
-    /// Reads the request's body, verifies the signature and parses the build request.
+    /// Reads the request's body, verifies the signature, admits the request and parses it.
     async fn receive_build_request(
         &self,
         body: Body,
         head: RequestHead,
         context: &Context,
-    ) -> Result<BuildRequest, Error> {
+    ) -> Result<(BuildRequest, QueueAdmission), Error> {
         let span = trace::span("receive");
-        let received = match self.read_signature_check(&head, context) {
-            Ok(check) => span
-                .run(request::receive_build_request(body, head, &check, &self.limits))
-                .await
-                .map_err(Error::from),
-            Err(error) => Err(error),
+        let receiving = async {
+            let check = self.read_signature_check(&head, context)?;
+            let body = request::receive_body(body, &head, &check, &self.limits).await?;
+            // After the signature, so that nobody without a key takes a place, and before anything else is done with the body.
+            let admission = self.builder.slots.admit(body.slot_owner())?;
+            let request = body.into_build_request(head, &self.limits).await?;
+            Ok((request, admission))
         };
+        let received = span.run(receiving).await;
         match &received {
-            Ok(request) => span.set_attribute(
+            Ok((request, _)) => span.set_attribute(
                 "slipway.request.bytes",
                 i64::try_from(request.body_bytes).unwrap_or(i64::MAX),
             ),
@@ -178,9 +179,14 @@ impl BuilderApi {
     }
 
     /// Runs the build, and answers after it.
-    async fn build_then_answer(&self, request: &BuildRequest, exchange: &BuildExchange) -> Response {
+    async fn build_then_answer(
+        &self,
+        request: &BuildRequest,
+        exchange: &BuildExchange,
+        admission: &QueueAdmission,
+    ) -> Response {
         let mut log = BoundedLog::new(self.max_log);
-        let mut answer = self.run_build(request, exchange, &mut log).await;
+        let mut answer = self.run_build(request, exchange, admission, &mut log).await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         answer.into_response()
     }
@@ -199,8 +205,9 @@ impl BuilderApi {
         let (api, mut log) = (self.clone(), feed.clone());
         let arrived = exchange.arrived;
         let build = async move {
-            let _admission = admission;
-            api.run_build(&request, &exchange, &mut log).await.report
+            api.run_build(&request, &exchange, &admission, &mut log)
+                .await
+                .report
         };
         answer::streamed_response(format, stream_records(format, feed, arrived, build, if_panicked))
     }
@@ -210,6 +217,7 @@ impl BuilderApi {
         &self,
         request: &BuildRequest,
         exchange: &BuildExchange,
+        admission: &QueueAdmission,
         log: &mut dyn LogSink,
     ) -> Answer {
         let image = request.config.image_as_given.as_str();
@@ -247,6 +255,7 @@ impl BuilderApi {
                     shutdown: context.shutdown(),
                     secrets,
                     trace_mask: &trace_mask,
+                    admission,
                 };
                 span.run(self.builder.build_and_deploy(request, &call, &mut lines, log))
                     .await
@@ -328,6 +337,7 @@ impl BuilderApi {
 fn outcome_label(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Unauthorized
+        | ErrorKind::TooSlow
         | ErrorKind::Invalid
         | ErrorKind::Forbidden
         | ErrorKind::TooLarge
@@ -335,7 +345,7 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
         | ErrorKind::DeploymentRejected => "refused",
         ErrorKind::Superseded => SUPERSEDED_OUTCOME,
         ErrorKind::BuildFailed => "failed",
-        ErrorKind::Busy { .. } | ErrorKind::Draining => "busy",
+        ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => "busy",
         ErrorKind::NoSpace | ErrorKind::Platform => "platform",
     }
 }

@@ -37,8 +37,6 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
     if let Some(policy) = &settings.signatures.policy {
         policy.show_validity_in(metrics.policy_valid());
     }
-    let limits_itself = settings.slots.is_some();
-    let slots = settings.slots.unwrap_or_default();
     let credentials = Arc::new(settings.credentials);
     let builder = Builder {
         manifests: Arc::new(Registries {
@@ -58,7 +56,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
             settings: settings.deployer,
         },
         timeouts: EventTimeouts::default(),
-        slots: slots.clone(),
+        slots: settings.slots.clone(),
         metrics: metrics.clone(),
     };
     let api = BuilderApi {
@@ -69,11 +67,10 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         seal_key: settings.seal_key,
         metrics,
     };
-    let app = match limits_itself {
-        true => App::new(api).handler_limits_inflight(),
-        false => App::new(api),
-    };
-    Ok(app
+    let slots = settings.slots;
+    // Requests count only once their signatures have been verified.
+    Ok(App::new(api)
+        .handler_limits_inflight()
         .named("builder-fn")
         .ready_while(ready)
         .ready_if(move || !slots.is_full())

@@ -86,7 +86,7 @@ impl Metrics {
             )?,
             spool_bytes: IntGauge::new(
                 "slipway_spool_bytes",
-                "Bytes of spooled bodies, in memory and in files.",
+                "Bytes of spooled bodies whose signatures are verified, in memory and in files.",
             )?,
             queue_seconds: Histogram::with_opts(
                 HistogramOpts::new(

@@ -1,8 +1,8 @@
 //! Turns the body of an HTTP request into a build request, and checks its signature.
 //!
-//! The body is read once, as a stream. Each piece is hashed, spooled and indexed on the way; at most 1 MiB of pieces is
-//! in memory. Nothing in the tar is interpreted before the signature has been verified: until then, a caller without the
-//! key can only run into a limit.
+//! The body is read once, as a stream: it is hashed and stored as it was sent, within budgets that unverified bodies share.
+//! Nothing in it is interpreted before the signature has been verified. After that it is decompressed, and one pass over
+//! the headers of its tar makes the index; contents are not read again.
 
 mod config;
 mod decompress;
@@ -12,21 +12,22 @@ mod freshness;
 mod frontend;
 mod head;
 mod image;
-mod indexer;
-mod pipeline;
+mod incoming;
 mod rules;
 mod signature;
 mod submitted_at;
 pub(crate) mod time;
+mod verified_body;
 
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use function_host::BoxError;
 use function_host::policy::{ReservedNames, Tenant};
-use http_body_util::BodyExt;
+use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
@@ -35,12 +36,12 @@ pub use freshness::FreshnessLimit;
 pub(crate) use frontend::{AllowedFrontends, Frontend};
 pub use head::{RequestHead, SIGNATURE_HEADER, TENANT_HEADER};
 pub(crate) use image::ImageRef;
-use indexer::BodyIndexer;
-use pipeline::{BodyPipeline, spawn_on_blocking_thread};
+pub use incoming::UnverifiedBodies;
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
 pub(crate) use submitted_at::AHEAD_OF_CLOCK_MAX;
 pub use submitted_at::{SubmissionTimeSource, SubmittedAt};
+pub use verified_body::VerifiedBody;
 
 /// A build request whose signature and configuration have been checked.
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub struct RequestLimits {
     pub archive: ArchiveLimits,
     /// Settings for where the request's tar is spooled.
     pub spool: SpoolSettings,
+    /// The resources that bodies share until their signatures are verified.
+    pub unverified: UnverifiedBodies,
     /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,
     /// The limit on the age of a request.
@@ -112,6 +115,7 @@ impl RequestLimits {
                 memory: 256 << 10,
                 quota,
             },
+            unverified: UnverifiedBodies::new(UnverifiedBudget::new(unverified_limits(body))),
             frontends: AllowedFrontends::default(),
             freshness: FreshnessLimit::default(),
             reserved: Arc::default(),
@@ -119,21 +123,31 @@ impl RequestLimits {
     }
 }
 
-/// Reads a request's body to its end, verifies its signature and parses it, with the request's head, as a build
-/// request.
+/// Returns the default limits on unverified bodies, each of which has up to `body` bytes.
+pub(crate) fn unverified_limits(body: u64) -> UnverifiedLimits {
+    UnverifiedLimits {
+        senders: 128,
+        memory: 16 << 20,
+        disk: body.max(1 << 30),
+        rate: 64 << 10,
+        grace: Duration::from_secs(10),
+    }
+}
+
+/// Receives a request's body to its end, and verifies its signature.
 ///
 /// Dropping the future discards what has been received.
 ///
 /// # Errors
-/// Before the body is read: a required signature is missing or malformed, or the declared length exceeds the limit.
-/// While it is read: the limit or the spool's quota is exceeded, or the body breaks off. Errors in the tar and its
-/// configuration are reported only after the signature has been verified.
-pub async fn receive_build_request<B>(
+/// Before the body is received: a required signature is missing or malformed, or the declared length exceeds the limit.
+/// While it is received: the limit or the budget of unverified bodies is exceeded, or the body is too slow or breaks off.
+/// After that: the signature is wrong, or the spool's quota is exceeded.
+pub async fn receive_body<B>(
     body: B,
-    head: RequestHead,
+    head: &RequestHead,
     check: &SignatureCheck,
     limits: &RequestLimits,
-) -> Result<BuildRequest, RequestError>
+) -> Result<VerifiedBody, RequestError>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -149,22 +163,7 @@ where
     if body.size_hint().lower() > limit {
         return Err(RequestError::TooLarge { limit });
     }
-
-    let mut body = pin!(body);
-    let mut pipeline = BodyPipeline::new(verifier, BodyIndexer::new(limits));
-    let mut received = 0u64;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| RequestError::from_body_error(error.into()))?;
-        // Trailers carry nothing that is used here.
-        let Ok(piece) = frame.into_data() else { continue };
-        received = received.saturating_add(piece.len() as u64);
-        if received > limit {
-            return Err(RequestError::TooLarge { limit });
-        }
-        pipeline.push(piece).await?;
-    }
-    let (indexer, signature) = pipeline.finish().await?;
-    spawn_on_blocking_thread(move || indexer.into_build_request(&head, signature)).await?
+    incoming::receive_body(pin!(body), verifier, &limits.unverified, &limits.spool, limit).await
 }
 
 #[cfg(test)]

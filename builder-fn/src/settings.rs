@@ -15,7 +15,12 @@
 //! | `queue_wait` | `0s` | how long a request waits for a slot while `max_inflight` builds run, before it is rejected |
 //! | `queue_length` | 16 | limit on the requests that wait at the same time |
 //! | `spool_dir` | the system's directory for temporary files | where bodies larger than 256 KiB are spooled |
-//! | `spool_limit` | 4294967296 | limit on the bytes of all bodies together, in memory and in files |
+//! | `spool_limit` | 4294967296 | limit on the bytes of all verified bodies together, in memory and in files |
+//! | `unverified_senders` | 128 | limit on the bodies that are received at the same time, before their signatures are verified |
+//! | `unverified_memory` | 16777216 | limit on the memory of such bodies together, in bytes |
+//! | `unverified_limit` | 1073741824 | limit on the files of such bodies together, in bytes; at least `max_body` |
+//! | `receive_rate` | 65536 | lowest rate at which a body may arrive, in bytes per second |
+//! | `receive_grace` | `10s` | how long a body may arrive more slowly |
 //! | `compression` | `zstd` | compression of layers: `zstd`, `gzip` or `uncompressed` |
 //! | `compression_level` | BuildKit's | from 1, the fastest, to 22 (`zstd`) or 9 (`gzip`) |
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; the file may be missing |
@@ -55,6 +60,7 @@ use function_host::policy::{KeyReader, Policy, PolicyFile, ReservedNames};
 use function_host::prometheus::IntGauge;
 use function_host::registry::AllowedTokenHosts;
 use function_host::signature;
+use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 use function_host::{ErrorChain, Secrets};
 
 use crate::build::BuildSettings;
@@ -63,7 +69,7 @@ use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
-use crate::request::{AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits};
+use crate::request::{self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits, UnverifiedBodies};
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
 use crate::sources::AllowedSources;
@@ -73,6 +79,9 @@ pub(crate) const PAYLOAD_SECRET_NAME: &str = "payload-secret";
 
 /// The name of the secret with the credentials for registries.
 const REGISTRY_SECRET_NAME: &str = "registry-config";
+
+/// The least memory for unverified bodies, in bytes: that of the largest body in memory, and of two batches of another.
+const UNVERIFIED_MEMORY_MIN: u64 = 1 << 20;
 
 /// The default namespace of functions: OpenFaaS's own default.
 const DEFAULT_FUNCTION_NAMESPACE: &str = "openfaas-fn";
@@ -94,8 +103,8 @@ pub struct Settings {
     pub requests: RequestSettings,
     /// Settings for which signatures of requests are accepted.
     pub signatures: SignatureSettings,
-    /// The build slots. `None` if the host limits the requests.
-    pub slots: Option<BuildSlots>,
+    /// The build slots.
+    pub slots: BuildSlots,
     /// The settings for the hand-over to the deployer.
     pub deployer: DeployerSettings,
     /// The limit on the log of a build, in bytes.
@@ -115,8 +124,10 @@ pub struct RequestSettings {
     max_config: usize,
     /// The directory for large request bodies.
     spool_dir: PathBuf,
-    /// The limit on all spooled bodies together, in bytes.
+    /// The limit on all verified bodies together, in bytes.
     spool_limit: u64,
+    /// The limits on bodies whose signatures have not been verified.
+    unverified: UnverifiedLimits,
     /// The frontends that Dockerfiles may name.
     frontends: AllowedFrontends,
     /// The limit on the age of a request.
@@ -192,14 +203,16 @@ impl Settings {
 
 impl RequestSettings {
     fn read(parser: &mut Parser<'_>) -> Self {
+        let max_body = parser.number("max_body", 1 << 30);
         let settings = Self {
-            max_body: parser.number("max_body", 1 << 30),
+            max_body,
             max_entries: parser.number("max_entries", ArchiveLimits::default().entries),
             max_config: parser.number("max_config", ArchiveLimits::default().small_file),
             spool_dir: parser
                 .optional_text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
             spool_limit: parser.number("spool_limit", 4 << 30),
+            unverified: unverified_limits(parser, max_body),
             frontends: parser.parse_or_default("allowed_frontends", AllowedFrontends::default(), str::parse),
             freshness: read_freshness_limit(parser),
             reserved: ReservedNames::from_settings(parser),
@@ -228,6 +241,7 @@ impl RequestSettings {
     pub fn into_request_limits(self, spooled: IntGauge) -> RequestLimits {
         let quota = SpoolQuota::new(self.spool_limit, spooled);
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);
+        limits.unverified = UnverifiedBodies::new(UnverifiedBudget::new(self.unverified));
         limits.frontends = self.frontends;
         limits.freshness = self.freshness;
         limits.reserved = Arc::new(self.reserved);
@@ -286,6 +300,39 @@ fn policy_file(parser: &mut Parser<'_>) -> Option<PolicyFile> {
             .map(Some)
             .map_err(|error| format!("should name a valid policy: {}", ErrorChain(&error)))
     })
+}
+
+/// Parses the limits on bodies whose signatures have not been verified.
+fn unverified_limits(parser: &mut Parser<'_>, max_body: u64) -> UnverifiedLimits {
+    let defaults = request::unverified_limits(max_body);
+    let limits = UnverifiedLimits {
+        senders: parser.number("unverified_senders", defaults.senders),
+        memory: parser.number("unverified_memory", defaults.memory),
+        disk: parser.number("unverified_limit", defaults.disk),
+        rate: parser.number("receive_rate", defaults.rate),
+        grace: parser.duration("receive_grace", defaults.grace),
+    };
+    if limits.senders == 0 {
+        parser.add_problem("unverified_senders", "should be at least 1");
+    }
+    if limits.memory < UNVERIFIED_MEMORY_MIN {
+        let problem =
+            format!("should be at least {UNVERIFIED_MEMORY_MIN}, so that a piece of each body fits");
+        parser.add_problem("unverified_memory", problem);
+    }
+    if limits.disk < max_body {
+        parser.add_problem(
+            "unverified_limit",
+            "should be at least max_body, so that one body fits",
+        );
+    }
+    if limits.grace.is_zero() {
+        parser.add_problem(
+            "receive_grace",
+            "should be longer than 0s, so that a body can begin to arrive",
+        );
+    }
+    limits
 }
 
 /// Parses the settings `max_age` and `require_fresh`.
@@ -408,21 +455,20 @@ fn read_compression(parser: &mut Parser<'_>) -> LayerCompression {
     LayerCompression { format, level }
 }
 
-/// Returns the builder's own slots, if settings let requests wait for them.
-fn read_build_slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<BuildSlots> {
+/// Returns the build slots: the host's `max_inflight` limits all requests, and here only those with a right signature count.
+fn read_build_slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> BuildSlots {
     let wait = parser.duration("queue_wait", Duration::ZERO);
     let queue_length = parser.number("queue_length", 16_usize);
-    if wait.is_zero() {
-        return None;
-    }
     let Some(limit) = max_inflight else {
-        parser.add_problem(
-            "queue_wait",
-            "needs max_inflight, which says how many builds run at a time",
-        );
-        return None;
+        if !wait.is_zero() {
+            parser.add_problem(
+                "queue_wait",
+                "needs max_inflight, which says how many builds run at a time",
+            );
+        }
+        return BuildSlots::unlimited();
     };
-    Some(BuildSlots::new(limit, wait, queue_length))
+    BuildSlots::new(limit, wait, queue_length)
 }
 
 fn read_hand_over_ttl(parser: &mut Parser<'_>) -> Duration {
@@ -451,6 +497,7 @@ mod tests {
     use function_host::env::Problems;
 
     use super::*;
+    use crate::slots::SlotOwner;
 
     const VALID_PAYLOAD_KEY: &str = "a key of 17 bytes\n";
 
@@ -484,7 +531,10 @@ mod tests {
         assert_eq!(settings.build.compression, LayerCompression::default());
         assert_eq!(settings.build.default_namespace, "openfaas-fn");
         assert_eq!(settings.deployer.function, "deployer-fn");
-        assert!(settings.slots.is_none(), "the host limits the requests");
+        assert!(
+            settings.slots.admit(SlotOwner::default()).is_ok(),
+            "there is no limit"
+        );
     }
 
     #[test]
@@ -578,22 +628,57 @@ mod tests {
     }
 
     #[test]
-    fn the_builder_has_slots_of_its_own_only_if_queue_wait_is_set() {
-        let read = |variables: &[(&str, &str)]| {
+    fn max_inflight_limits_builds_and_requests_wait_only_with_queue_wait() {
+        let read = |variables: &[(&str, &str)], max_inflight| {
             let strings: HashMap<&str, &str> = variables.iter().copied().collect();
             let mut parser = Parser::new(&strings);
-            let slots = read_build_slots(&mut parser, Some(1));
-            parser.finish().map(|()| slots)
+            let slots = read_build_slots(&mut parser, max_inflight);
+            parser.finish().map(|()| slots).expect("settings")
         };
-        assert!(
-            read(&[]).expect("settings").is_none(),
-            "the host limits the requests"
+        let admit = |slots: &BuildSlots| slots.admit(SlotOwner::default());
+        let unlimited = read(&[], None);
+        let _held = [admit(&unlimited), admit(&unlimited)];
+        assert!(!unlimited.is_full());
+        for (variables, places) in [
+            (&[][..], 1),
+            (&[("queue_length", "3")], 1),
+            (&[("queue_wait", "1m"), ("queue_length", "0")], 1),
+            (&[("queue_wait", "1m"), ("queue_length", "2")], 3),
+        ] {
+            let slots = read(variables, Some(1));
+            let held: Vec<_> = (0..places).map(|_| admit(&slots).expect("a place")).collect();
+            assert!(slots.is_full() && admit(&slots).is_err(), "{variables:?}");
+            drop(held);
+        }
+    }
+
+    #[test]
+    fn limits_on_unverified_bodies_have_room_for_one_body() {
+        let address = ("buildkit_url", "unix:///run/b.sock");
+        let settings =
+            read(&[address, ("max_body", "3000000000")], Some(VALID_PAYLOAD_KEY)).expect("settings");
+        assert_eq!(settings.requests.unverified.disk, 3_000_000_000);
+        let problems = read(
+            &[
+                address,
+                ("unverified_senders", "0"),
+                ("unverified_memory", "1000"),
+                ("unverified_limit", "1000"),
+                ("receive_rate", "fast"),
+                ("receive_grace", "0s"),
+            ],
+            Some(VALID_PAYLOAD_KEY),
         );
-        let slots = read(&[("queue_wait", "1m"), ("queue_length", "0")])
-            .expect("settings")
-            .expect("slots");
-        let _one = slots.admit_to_queue().expect("admitted");
-        assert!(slots.is_full());
+        let text = problems.expect_err("all are invalid").to_string();
+        for part in [
+            "unverified_senders should be at least 1",
+            "unverified_memory should be at least 1048576",
+            "unverified_limit should be at least max_body",
+            "receive_rate should be",
+            "receive_grace should be longer than 0s",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
     }
 
     #[test]

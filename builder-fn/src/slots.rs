@@ -1,14 +1,23 @@
 //! Build slots: how many builds run at the same time, how many requests wait for a slot, and for how long.
 //!
-//! A queue that retries is best served by an immediate 429, which the host's `max_inflight` gives. A queue that does not
-//! retry (the Community Edition's queue-worker) would lose the build. With `queue_wait`, requests therefore wait here, with
-//! their bodies received and spooled, and get slots in the order of their arrival.
+//! A queue that retries is best served by an immediate 429. A queue that does not retry (the Community Edition's
+//! queue-worker) would lose the build. With `queue_wait`, requests therefore wait here, with their bodies received and
+//! spooled.
+//!
+//! Only a request whose signature has been verified is admitted. Every tenant has a queue of its own, and a slot that
+//! becomes free goes to the waiting tenant with the fewest running builds; among equals, to the one that was served longest
+//! ago. So a tenant that submits many builds delays the next build of another by at most one build.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod queue;
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use function_host::policy::Tenant;
+use tokio::sync::oneshot;
+
+use queue::{Grant, TenantQueues};
 
 /// The build slots of a builder. The default is unlimited. Clones share the slots.
 #[derive(Clone, Debug, Default)]
@@ -18,22 +27,40 @@ pub struct BuildSlots(Option<Arc<SharedSlots>>);
 struct SharedSlots {
     limit: usize,
     max_wait: Duration,
-    /// Limit on the requests that build, wait, or still send their bodies.
-    max_admitted: usize,
-    admitted: AtomicUsize,
-    free: Arc<Semaphore>,
+    /// The limit on the requests of one tenant that wait.
+    queue_length: usize,
+    queues: Mutex<TenantQueues>,
 }
 
-/// A guard for an admitted request, which may send its body and wait for a slot. Dropping it admits another
-/// request.
+/// The tenant that a build belongs to, as far as its slot is concerned. The default is the only tenant of a builder without
+/// a policy.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SlotOwner {
+    /// The tenant's name.
+    pub(crate) name: Option<Arc<str>>,
+    /// The limit on the tenant's builds that run at the same time.
+    pub(crate) max_builds: Option<usize>,
+}
+
+/// A guard for a request that was admitted: it may build, or wait for a slot. Dropping it admits another request.
 #[derive(Debug)]
-pub(crate) struct QueueAdmission(Option<Arc<SharedSlots>>);
+pub(crate) struct QueueAdmission(Option<AdmittedOwner>);
+
+#[derive(Debug)]
+struct AdmittedOwner {
+    shared: Arc<SharedSlots>,
+    owner: SlotOwner,
+}
 
 /// A guard for a build slot that one build has taken. Dropping it frees the slot.
 #[derive(Debug)]
-pub(crate) struct BuildSlot(
-    #[expect(dead_code, reason = "it is held, not used")] Option<OwnedSemaphorePermit>,
-);
+pub(crate) struct BuildSlot(Option<TakenSlot>);
+
+#[derive(Debug)]
+struct TakenSlot {
+    shared: Arc<SharedSlots>,
+    tenant: Option<Arc<str>>,
+}
 
 /// The error for a request that gets no slot: all slots and all places in the queue are taken, or the request
 /// has waited too long.
@@ -43,152 +70,153 @@ pub(crate) struct NoFreeSlot {
     pub(crate) limit: usize,
 }
 
+impl SlotOwner {
+    /// Returns the owner of the slots of `tenant`.
+    pub(crate) fn of_tenant(tenant: &Tenant) -> Self {
+        Self {
+            name: Some(tenant.name().as_str().into()),
+            max_builds: tenant.max_builds().map(NonZeroUsize::get),
+        }
+    }
+}
+
 impl BuildSlots {
-    /// Creates slots without a limit: the host limits the requests.
+    /// Creates slots without a limit.
     pub fn unlimited() -> Self {
         Self::default()
     }
 
-    /// Creates `limit` build slots, for which up to `queue_length` more requests wait for up to `max_wait`.
+    /// Creates `limit` build slots, for which up to `queue_length` more requests of each tenant wait for up to `max_wait`.
+    /// With a `max_wait` of zero, no request waits.
     pub fn new(limit: usize, max_wait: Duration, queue_length: usize) -> Self {
         Self(Some(Arc::new(SharedSlots {
             limit,
             max_wait,
-            max_admitted: limit.saturating_add(queue_length),
-            admitted: AtomicUsize::new(0),
-            free: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            queue_length: if max_wait.is_zero() { 0 } else { queue_length },
+            queues: Mutex::default(),
         })))
     }
 
-    /// Admits a request to the queue for slots, before its body is read.
+    /// Checks, before the body of a request is read, that there is a place for it. Reserves nothing, because nobody knows
+    /// yet who sends the request.
     ///
     /// # Errors
-    /// Fails if as many requests are admitted as may build and wait.
-    pub(crate) fn admit_to_queue(&self) -> Result<QueueAdmission, NoFreeSlot> {
-        let Some(shared) = &self.0 else {
-            return Ok(QueueAdmission(None));
-        };
-        let admitted = shared
-            .admitted
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |admitted| {
-                (admitted < shared.max_admitted).then_some(admitted + 1)
-            });
-        match admitted {
-            Ok(_) => Ok(QueueAdmission(Some(shared.clone()))),
-            Err(_) => Err(NoFreeSlot { limit: shared.limit }),
+    /// Fails if the request of any tenant would be rejected.
+    pub(crate) fn check_early(&self) -> Result<(), NoFreeSlot> {
+        match &self.0 {
+            Some(shared) if self.is_full() => Err(NoFreeSlot { limit: shared.limit }),
+            _ => Ok(()),
         }
     }
 
-    /// Waits for a slot, behind the requests that wait already. Dropping the future leaves the queue.
+    /// Admits a request of `owner`, whose signature has been verified.
+    ///
+    /// # Errors
+    /// Fails if as many requests of the owner are admitted as may build and wait.
+    pub(crate) fn admit(&self, owner: SlotOwner) -> Result<QueueAdmission, NoFreeSlot> {
+        let Some(shared) = &self.0 else {
+            return Ok(QueueAdmission(None));
+        };
+        let limit = owner.max_builds.unwrap_or(shared.limit).min(shared.limit);
+        let mut queues = shared.lock();
+        let is_full = match shared.queue_length {
+            0 => queues.total_admitted() >= shared.limit,
+            _ => false,
+        };
+        if is_full || queues.admitted(&owner.name) >= limit.saturating_add(shared.queue_length) {
+            return Err(NoFreeSlot { limit });
+        }
+        queues.admit(&owner.name, limit);
+        drop(queues);
+        Ok(QueueAdmission(Some(AdmittedOwner {
+            shared: shared.clone(),
+            owner: SlotOwner {
+                max_builds: Some(limit),
+                ..owner
+            },
+        })))
+    }
+
+    /// Returns whether a request of any tenant would be rejected now.
+    ///
+    /// Where requests wait, tenants have queues of their own, of which one that is full says nothing about the others.
+    pub fn is_full(&self) -> bool {
+        let Some(shared) = &self.0 else { return false };
+        let queues = shared.lock();
+        match shared.queue_length {
+            0 => queues.total_admitted() >= shared.limit,
+            length => queues.admitted(&None) >= shared.limit.saturating_add(length),
+        }
+    }
+}
+
+impl QueueAdmission {
+    /// Waits for a slot, behind the requests of the same tenant that wait already. Dropping the future leaves the queue.
     ///
     /// # Errors
     /// Fails if no slot became free in time.
     pub(crate) async fn wait_for_slot(&self) -> Result<BuildSlot, NoFreeSlot> {
-        let Some(shared) = &self.0 else {
+        let Some(AdmittedOwner { shared, owner }) = &self.0 else {
             return Ok(BuildSlot(None));
         };
-        let permit = shared.free.clone().acquire_owned();
-        match tokio::time::timeout(shared.max_wait, permit).await {
-            Ok(Ok(permit)) => Ok(BuildSlot(Some(permit))),
-            // The semaphore is never closed.
-            Ok(Err(_)) | Err(_) => Err(NoFreeSlot { limit: shared.limit }),
+        let limit = owner.max_builds.unwrap_or(shared.limit);
+        let (sender, granted) = oneshot::channel();
+        let grants = {
+            let mut queues = shared.lock();
+            queues.wait(&owner.name, sender);
+            queues.grant(shared.limit)
+        };
+        shared.send(grants);
+        let mut granted = granted;
+        // A slot that is free is taken even without any time to wait.
+        if let Ok(slot) = granted.try_recv() {
+            return Ok(slot);
         }
-    }
-
-    /// Returns whether [`admit_to_queue`](Self::admit_to_queue) would reject a request now.
-    pub fn is_full(&self) -> bool {
-        self.0
-            .as_ref()
-            .is_some_and(|shared| shared.admitted.load(Ordering::Relaxed) >= shared.max_admitted)
+        match tokio::time::timeout(shared.max_wait, granted).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(_)) | Err(_) => Err(NoFreeSlot { limit }),
+        }
     }
 }
 
 impl Drop for QueueAdmission {
     fn drop(&mut self) {
-        if let Some(shared) = &self.0 {
-            shared.admitted.fetch_sub(1, Ordering::Relaxed);
+        if let Some(AdmittedOwner { shared, owner }) = &self.0 {
+            shared.lock().leave(&owner.name);
+        }
+    }
+}
+
+impl Drop for BuildSlot {
+    fn drop(&mut self) {
+        if let Some(TakenSlot { shared, tenant }) = self.0.take() {
+            let grants = {
+                let mut queues = shared.lock();
+                queues.free(&tenant);
+                queues.grant(shared.limit)
+            };
+            shared.send(grants);
+        }
+    }
+}
+
+impl SharedSlots {
+    fn lock(&self) -> MutexGuard<'_, TenantQueues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes slots to the requests that wait for them. The slot of a request that has stopped waiting is freed again, so
+    /// the queues must not be locked here.
+    fn send(self: &Arc<Self>, grants: Vec<Grant>) {
+        for Grant { tenant, waiter } in grants {
+            let slot = BuildSlot(Some(TakenSlot {
+                shared: self.clone(),
+                tenant,
+            }));
+            drop(waiter.send(slot));
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    const MAX_WAIT: Duration = Duration::from_secs(60);
-
-    #[tokio::test(start_paused = true)]
-    async fn a_freed_slot_goes_to_the_longest_waiting_request_and_others_fail_after_the_maximum_wait() {
-        let slots = BuildSlots::new(1, MAX_WAIT, 2);
-        let first = slots.wait_for_slot().await.expect("a free slot");
-        let waiting: Vec<_> = (0..2)
-            .map(|_| {
-                let slots = slots.clone();
-                tokio::spawn(async move { slots.wait_for_slot().await.map(|slot| (Instant::now(), slot)) })
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        let start = Instant::now();
-
-        tokio::time::advance(MAX_WAIT / 2).await;
-        drop(first);
-        let mut outcomes = Vec::new();
-        for waiting in waiting {
-            outcomes.push(waiting.await.expect("no panic"));
-        }
-
-        let (at, _slot) = outcomes.remove(0).expect("a slot");
-        assert_eq!(at - start, MAX_WAIT / 2);
-        assert_eq!(
-            outcomes.remove(0).expect_err("no slot is free"),
-            NoFreeSlot { limit: 1 }
-        );
-        assert_eq!(start.elapsed(), MAX_WAIT);
-    }
-
-    #[test]
-    fn requests_beyond_the_slots_and_the_queue_length_are_not_admitted() {
-        let slots = BuildSlots::new(1, MAX_WAIT, 1);
-        let first = slots.admit_to_queue().expect("admitted");
-        assert!(!slots.is_full());
-        let _second = slots.admit_to_queue().expect("admitted");
-        assert!(slots.is_full());
-        assert_eq!(
-            slots.admit_to_queue().expect_err("rejected"),
-            NoFreeSlot { limit: 1 }
-        );
-        drop(first);
-        assert!(!slots.is_full());
-        slots.admit_to_queue().expect("admitted again");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_that_stops_waiting_leaves_the_queue_for_a_slot() {
-        let slots = BuildSlots::new(1, MAX_WAIT, 2);
-        let first = slots.wait_for_slot().await.expect("a free slot");
-        let waiting = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.wait_for_slot().await }
-        });
-        tokio::task::yield_now().await;
-        waiting.abort();
-        let _ = waiting.await;
-        drop(first);
-        slots.wait_for_slot().await.expect("a free slot");
-    }
-
-    #[tokio::test]
-    async fn unlimited_build_slots_are_never_full() {
-        let slots = BuildSlots::unlimited();
-        let mut taken = Vec::new();
-        for _ in 0..100 {
-            taken.push((
-                slots.admit_to_queue().expect("admitted"),
-                slots.wait_for_slot().await.expect("a free slot"),
-            ));
-        }
-        assert!(!slots.is_full());
-    }
-}
+mod tests;

@@ -21,12 +21,12 @@ impl Answer {
     /// Converts the answer to a response with one JSON object. A 429 is plain text, which is what queues
     /// expect.
     pub(crate) fn into_response(mut self) -> Response {
-        match self.retry {
-            Some(RetryReason::Busy { limit }) => return reply::concurrency_limit_exceeded(limit),
-            Some(RetryReason::Draining) => {
-                return reply::too_many_requests(self.report.error.unwrap_or_default() + "\n");
-            }
-            None => {}
+        if let Some(retry) = self.retry {
+            let response = match retry {
+                RetryReason::Busy { limit } => reply::concurrency_limit_exceeded(limit),
+                RetryReason::Later => reply::too_many_requests(self.report.error.unwrap_or_default() + "\n"),
+            };
+            return close_if(self.closes_connection, response);
         }
         let signer = self.enclosed.map(|EnclosedHandOver { document, signer }| {
             if let Some(deployment) = &mut self.report.deployment {
@@ -53,17 +53,22 @@ impl Answer {
             // The queue-worker delivers these headers to the deployer, which continues the trace.
             trace::inject_trace_headers(response.headers_mut());
         }
-        if self.closes_connection {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
-        }
-        response
+        close_if(self.closes_connection, response)
     }
 
     /// Converts the answer to a streamed response of one record, the terminal one.
     pub(crate) fn into_streamed_response(self, format: StreamFormat) -> Response {
         unbuffered_response(format, ResponseBody::full(format.terminal_record(self.report)))
     }
+}
+
+/// Makes the connection close after `response`, if `closes` says so.
+fn close_if(closes: bool, mut response: Response) -> Response {
+    if closes {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    response
 }
 
 /// Returns a streamed response of `records`, with status 200.

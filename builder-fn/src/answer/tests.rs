@@ -91,6 +91,13 @@ async fn every_kind_of_error_is_answered_with_its_http_status_and_the_log_so_far
     for (error, status) in [
         (Error::Request(RequestError::NotSigned), 401),
         (Error::Request(RequestError::NoConfig), 400),
+        (
+            Error::Request(RequestError::TooSlow {
+                rate: 7,
+                grace: std::time::Duration::from_secs(10),
+            }),
+            408,
+        ),
         (Error::Request(RequestError::TooLarge { limit: 7 }), 413),
         (Error::Request(SpoolError::Quota { limit: 7 }.into()), 507),
         (

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::buildkit::BuildReference;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
+use crate::slots::QueueAdmission;
 
 /// The time before the deadline of a call, or the end of the process, at which a build is cancelled, to leave time for
 /// the answer.
@@ -28,6 +29,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) secrets: BuildSecrets,
     /// The mask for secrets and build arguments in the build's trace.
     pub(crate) trace_mask: &'a TraceMask,
+    /// The place of the call among those that build or wait for a slot.
+    pub(crate) admission: &'a QueueAdmission,
 }
 
 impl BuilderCall<'_> {

@@ -47,7 +47,7 @@ impl Builder {
                     ));
                 }
             }
-            let job = self.create_job(request, call);
+            let job = self.create_job(request, call).await?;
             let on_event = |event| {
                 step_counter.count_event(&event);
                 step_spans.record_event(&event);
@@ -81,14 +81,18 @@ impl Builder {
     /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps from
     /// an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets a key
     /// under which BuildKit has nothing.
-    fn lease_shared_key(&self, request: &BuildRequest) -> Arc<KeyLease> {
-        let config = &request.config;
-        Arc::new(match config.build_args.contains_key(SOURCE_DATE_EPOCH) {
-            true => self.keys.lease_single_use(),
-            false => self
-                .keys
-                .lease_for_image(&config.image.without_tag(), &request.context),
-        })
+    async fn lease_shared_key(&self, request: &BuildRequest) -> Result<Arc<KeyLease>, Error> {
+        if request.config.build_args.contains_key(SOURCE_DATE_EPOCH) {
+            return Ok(Arc::new(self.keys.lease_single_use()));
+        }
+        let (keys, context, image) = (
+            self.keys.clone(),
+            request.context.clone(),
+            request.config.image.without_tag(),
+        );
+        // Files that look like those of an earlier build are read and hashed.
+        let lease = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context)).await;
+        lease.map(Arc::new).map_err(|_| Error::Interrupted)
     }
 
     /// Returns the attributes with which the build's solve describes its request in BuildKit.
@@ -107,8 +111,8 @@ impl Builder {
         }
     }
 
-    fn create_job(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> BuildJob {
-        let lease = self.lease_shared_key(request);
+    async fn create_job(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Result<BuildJob, Error> {
+        let lease = self.lease_shared_key(request).await?;
         let sources = SourceRules {
             tenant: None,
             allowed: self.settings.allowed_sources.clone(),
@@ -152,13 +156,13 @@ impl Builder {
             no_network: false,
             step_limits: settings.step_limits,
         };
-        BuildJob {
+        Ok(BuildJob {
             services,
             shared_key: lease,
             solve,
             manifests: self.manifests.clone(),
             timeouts: self.timeouts,
-        }
+        })
     }
 }
 

@@ -5,7 +5,8 @@
 //! the key decides which other builds' files a build can receive. Therefore:
 //!
 //! - This process makes each key at random. One build uses it at a time, and only builds of one image use it.
-//! - Everything that was announced under a key is remembered, with a hash of its content ([`announcements`]).
+//! - Everything that was announced under a key is remembered, with a hash of its content ([`announcements`]), which is
+//!   computed while the content is sent ([`sent_contents`]).
 //! - A file whose place in the daemon may hold an older content is announced with a bit in its mode that makes the
 //!   daemon request it, whatever it has (`session/filesync/stat`): it is a *forced* file.
 //! - A key is discarded if a transfer under it, or the build, was broken off: the daemon's checksums may then not
@@ -21,10 +22,12 @@ mod announcements;
 mod entry_set;
 mod lease;
 mod pool;
+mod sent_contents;
 
 pub use lease::KeyLease;
 pub(super) use lease::TransferGuard;
 pub use pool::SharedKeyPool;
+pub(super) use sent_contents::SentPiece;
 
 #[cfg(test)]
 mod tests;

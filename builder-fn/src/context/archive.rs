@@ -1,7 +1,7 @@
-//! A streaming reader that indexes the tar of a build request as it arrives, in pieces of any size.
+//! A reader that indexes the stored tar of a build request.
 //!
-//! Only the two small files beside the context are kept here. The caller stores the pieces in a [`Spool`](super::Spool);
-//! the offsets in the index are offsets into it.
+//! It reads the headers and the two small files beside the context. The contents of the context's files are skipped: the
+//! index has their offsets in the [`Spool`](super::Spool).
 //!
 //! Formats: v7, ustar, GNU (long names), PAX. A tar that two tar programs could read differently is rejected: sparse files,
 //! data after the end, names of which some programs read only a part.
@@ -11,10 +11,12 @@ mod header;
 mod limits;
 mod name;
 mod pax;
+mod stored;
 mod tar_entry;
 
 pub(crate) use error::ArchiveError;
 pub use limits::ArchiveLimits;
+pub(crate) use stored::ReadError;
 
 use error::{EntryProblem, ShownEntryName};
 use header::{BLOCK, TarHeader};
@@ -22,9 +24,8 @@ use name::EntryRole;
 use pax::PaxRecords;
 use tar_entry::{EntryType, ExtendedHeaders, TarEntry};
 
-use super::content::ContentHasher;
 use super::tree::{ContextTree, TreeConflict};
-use super::{ContentHash, Entry, ExtendedAttributes, Index, Kind};
+use super::{Entry, ExtendedAttributes, Index, Kind};
 
 /// The limit on the length of an extended header or a long name, in bytes.
 const EXTENDED_HEADER_MAX_BYTES: u64 = 1 << 20;
@@ -43,7 +44,7 @@ pub struct ArchiveContents {
     pub warnings: Vec<String>,
 }
 
-/// A reader of a tar that arrives in pieces; it builds the index of the context.
+/// A reader of a tar that is fed its bytes in order, except for contents that it skips; it builds the index of the context.
 pub struct ArchiveReader {
     limits: ArchiveLimits,
     offset: u64,
@@ -59,9 +60,6 @@ pub struct ArchiveReader {
     headers: usize,
     seen_context: bool,
     tree: ContextTree,
-    hasher: Box<ContentHasher>,
-    /// The number of the context's file whose content is being read.
-    file: Option<u32>,
     config: Option<Vec<u8>>,
     secrets: Option<Vec<u8>>,
     ignored: Vec<ShownEntryName>,
@@ -112,8 +110,6 @@ impl ArchiveReader {
             headers: 0,
             seen_context: false,
             tree: ContextTree::default(),
-            hasher: Box::default(),
-            file: None,
             config: None,
             secrets: None,
             ignored: Vec::new(),
@@ -142,8 +138,6 @@ impl ArchiveReader {
                     let content = min_length(*left, piece.len());
                     if let Some(collector) = collector {
                         collector.bytes.extend_from_slice(&piece[..content]);
-                    } else if self.file.is_some() {
-                        self.hasher.hash_piece(&piece[..content]);
                     }
                     *left -= content as u64;
                     let skipped = min_length(*padding, piece.len() - content);
@@ -164,6 +158,29 @@ impl ArchiveReader {
             self.interpret_complete_part()?;
         }
         Ok(())
+    }
+
+    /// Skips the rest of the current entry's content, unless the reader needs it. Skips at most `available` bytes, and
+    /// returns how many.
+    ///
+    /// # Errors
+    /// As [`parse_piece`](Self::parse_piece).
+    pub fn skip_content(&mut self, available: u64) -> Result<u64, ArchiveError> {
+        let ReaderState::Content {
+            left,
+            padding,
+            collector: None,
+        } = &mut self.state
+        else {
+            return Ok(0);
+        };
+        let content = available.min(*left);
+        let skipped = available.min(*left + *padding);
+        *left -= content;
+        *padding -= skipped - content;
+        self.offset += skipped;
+        self.interpret_complete_part()?;
+        Ok(skipped)
     }
 
     /// Checks that the tar is complete, and returns its content.
@@ -225,17 +242,9 @@ impl ArchiveReader {
         {
             let collector = collector.take();
             self.state = ReaderState::TarHeader(0);
-            self.store_content_hash();
             return collector.map_or(Ok(()), |collector| self.interpret_content(collector));
         }
         Ok(())
-    }
-
-    /// Stores the hash of a file whose content is complete.
-    fn store_content_hash(&mut self) {
-        if let Some(file) = self.file.take() {
-            self.tree.set_content(file, self.hasher.finish_and_reset());
-        }
     }
 
     fn read_header(&mut self) -> Result<(), ArchiveError> {
@@ -352,15 +361,15 @@ impl ArchiveReader {
             }
             EntryRole::InContext(path) => {
                 self.seen_context = true;
-                self.file = self.add_to_tree(&path, entry)?;
+                self.add_to_tree(&path, entry)?;
             }
         }
         self.begin_content(size, purpose);
         Ok(())
     }
 
-    /// Adds an entry to the tree, and returns the number of a file, whose content follows.
-    fn add_to_tree(&mut self, path: &str, entry: TarEntry) -> Result<Option<u32>, EntryProblem> {
+    /// Adds an entry to the tree. The content of a file follows at the current offset.
+    fn add_to_tree(&mut self, path: &str, entry: TarEntry) -> Result<(), EntryProblem> {
         let TarEntry {
             entry_type,
             link,
@@ -380,28 +389,23 @@ impl ArchiveReader {
             mode,
             mtime_ns,
             xattrs: ExtendedAttributes::from_packed(&attributes),
-            content: ContentHash::default(),
         };
         let offset = self.offset;
         let added = match entry_type {
-            EntryType::Folder => self.tree.insert(path, &entry(Kind::Folder, mode)).map(|_| None),
-            EntryType::File => self
-                .tree
-                .insert(path, &entry(Kind::File { offset, size }, mode))
-                .map(Some),
+            EntryType::Folder => self.tree.insert(path, &entry(Kind::Folder, mode)),
+            EntryType::File => self.tree.insert(path, &entry(Kind::File { offset, size }, mode)),
             EntryType::Symlink => {
                 let target = name::parse_symlink_target(&link)?;
                 self.tree
                     .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
-                    .map(|_| None)
             }
             EntryType::HardLink => match EntryRole::from_entry_name(&link)? {
-                EntryRole::InContext(target) => self.tree.link(path, &target).map(|()| None),
+                EntryRole::InContext(target) => self.tree.link(path, &target),
                 EntryRole::ContextRoot => Err(TreeConflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
             },
             // Labels are not in the tree.
-            EntryType::Label => return Ok(None),
+            EntryType::Label => return Ok(()),
         };
         let shown = |path: String| ShownEntryName::new(format!("context/{path}").as_bytes());
         added.map_err(|conflict| match conflict {

@@ -1,6 +1,6 @@
 //! A file, folder or symbolic link of a source context.
 
-use super::{ContentHash, ExtendedAttributes};
+use super::ExtendedAttributes;
 
 /// The metadata of an entry in a source context, without its path.
 ///
@@ -17,8 +17,6 @@ pub struct Entry<'a> {
     pub mtime_ns: i64,
     /// The extended attributes of the entry.
     pub xattrs: ExtendedAttributes<'a>,
-    /// The hash of the file's content; the default for other entries.
-    pub content: ContentHash,
 }
 
 /// The kind of an entry in a source context.

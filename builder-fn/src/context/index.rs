@@ -1,6 +1,6 @@
 //! The entries of a source context, in a packed form that saves memory.
 //!
-//! An entry is a [`PackedEntry`] of 44 bytes, and a text in an arena with its name, link target and attributes. Paths are not
+//! An entry is a [`PackedEntry`] of 32 bytes, and a text in an arena with its name, link target and attributes. Paths are not
 //! stored: they are put together from the names of the folders above. The entries of one folder are adjacent and sorted by
 //! name, so that a path is looked up from the top down, and a [`IndexWalk`] returns the entries in BuildKit's order.
 //!
@@ -18,7 +18,7 @@ mod walk;
 use std::fmt;
 use std::ops::Range;
 
-use super::{ContentHash, Entry};
+use super::Entry;
 use arena::Arena;
 use chunked_vec::ChunkedVec;
 use packed_entry::PackedEntry;
@@ -220,12 +220,7 @@ impl Index {
         self.packed(at).is_folder() && self.packed(at).size() > 0
     }
 
-    /// Sets the content hash of the file with the number `at`.
-    pub(super) fn set_content(&mut self, at: u32, content: ContentHash) {
-        self.entries[at as usize].set_content(content);
-    }
-
-    /// Marks a file as one with several names (hard links).
+    /// Marks a file as a hard link of another one.
     pub(super) fn set_linked(&mut self, at: u32) {
         self.entries[at as usize].set_linked();
     }

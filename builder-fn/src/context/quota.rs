@@ -25,8 +25,7 @@ impl SpoolQuota {
     }
 
     /// Adds `bytes` to those in use, or returns `false` if they would exceed the limit.
-    pub(super) fn try_reserve_bytes(&self, bytes: usize) -> bool {
-        let bytes = bytes as u64;
+    pub(super) fn try_reserve_bytes(&self, bytes: u64) -> bool {
         let within_limit = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
         let is_admitted = self
             .used
@@ -89,7 +88,7 @@ mod tests {
         }
         clone.release_bytes(10);
         assert_eq!((quota.used_bytes(), metric.get()), (0, 0));
-        assert!(!quota.try_reserve_bytes(usize::MAX));
+        assert!(!quota.try_reserve_bytes(u64::MAX));
     }
 
     #[test]

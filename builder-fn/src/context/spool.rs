@@ -70,16 +70,20 @@ pub enum SpoolError {
 /// when the process dies.
 #[derive(Debug)]
 pub struct Spool {
-    /// The settings of the spool; `None` for bytes that were in memory already, which count against no quota.
-    settings: Option<SpoolSettings>,
+    /// The folder for the spool's file; `None` for bytes that were in memory already, and stay there.
+    folder: Option<PathBuf>,
+    /// The number of bytes that are kept in memory before a file is created.
+    memory: usize,
+    /// The quota that the bytes count against.
+    quota: Option<SpoolQuota>,
     store: SpoolStore,
     len: u64,
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        if let Some(settings) = &self.settings {
-            settings.quota.release_bytes(self.len);
+        if let Some(quota) = &self.quota {
+            quota.release_bytes(self.len);
         }
     }
 }
@@ -91,21 +95,29 @@ enum SpoolStore {
 }
 
 impl SpoolStore {
-    fn append(&mut self, settings: &SpoolSettings, bytes: &[u8]) -> io::Result<()> {
+    fn append(&mut self, folder: &Path, memory: usize, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::File(file) => file.write_all(bytes)?,
-            Self::Memory(held) if held.len() + bytes.len() <= settings.memory => {
+            Self::File(file) => file.write_all(bytes),
+            Self::Memory(held) if held.len() + bytes.len() <= memory => {
                 held.extend_from_slice(bytes);
+                Ok(())
             }
-            Self::Memory(held) => {
-                // `O_TMPFILE`, or created and removed at once on file systems without it.
-                let mut file = tempfile::tempfile_in(&settings.folder)?;
-                file.write_all(held)?;
-                file.write_all(bytes)?;
-                *self = Self::File(file);
-            }
+            Self::Memory(_) => self.move_to_file(folder)?.write_all(bytes),
         }
-        Ok(())
+    }
+
+    /// Writes what is in memory to a file, unless that was done before, and returns the file.
+    fn move_to_file(&mut self, folder: &Path) -> io::Result<&mut File> {
+        if let Self::Memory(held) = self {
+            // `O_TMPFILE`, or created and removed at once on file systems without it.
+            let mut file = tempfile::tempfile_in(folder)?;
+            file.write_all(held)?;
+            *self = Self::File(file);
+        }
+        match self {
+            Self::File(file) => Ok(file),
+            Self::Memory(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 }
 
@@ -121,8 +133,17 @@ impl fmt::Debug for SpoolStore {
 impl Spool {
     /// Creates an empty spool, without a file at first.
     pub fn new(settings: SpoolSettings) -> Self {
+        let mut spool = Self::uncounted(&settings);
+        spool.quota = Some(settings.quota);
+        spool
+    }
+
+    /// Creates an empty spool whose bytes count against no quota, until [`count_against`](Self::count_against).
+    pub(crate) fn uncounted(settings: &SpoolSettings) -> Self {
         Self {
-            settings: Some(settings),
+            folder: Some(settings.folder.clone()),
+            memory: settings.memory,
+            quota: None,
             store: SpoolStore::Memory(Vec::new()),
             len: 0,
         }
@@ -131,9 +152,38 @@ impl Spool {
     /// Creates a spool that holds `bytes` in memory, and counts against no quota.
     pub fn in_memory(bytes: Vec<u8>) -> Self {
         Self {
-            settings: None,
+            folder: None,
+            memory: usize::MAX,
+            quota: None,
             len: bytes.len() as u64,
             store: SpoolStore::Memory(bytes),
+        }
+    }
+
+    /// Counts the bytes of the spool against `quota` from now on.
+    ///
+    /// # Errors
+    /// Fails if they exceed it.
+    pub(crate) fn count_against(mut self, quota: &SpoolQuota) -> Result<Self, SpoolError> {
+        if !quota.try_reserve_bytes(self.len) {
+            let limit = quota.limit();
+            return Err(SpoolError::Quota { limit });
+        }
+        self.quota = Some(quota.clone());
+        Ok(self)
+    }
+
+    /// Moves the bytes of the spool, and those that follow, to a file. Blocks while the file is written.
+    ///
+    /// # Errors
+    /// Fails if the spool folder is full, missing or not writable.
+    pub(crate) fn move_to_disk(&mut self) -> Result<(), SpoolError> {
+        match &self.folder {
+            Some(folder) => match self.store.move_to_file(folder) {
+                Ok(_) => Ok(()),
+                Err(source) => Err(to_spool_error(folder, source)),
+            },
+            None => Ok(()),
         }
     }
 
@@ -157,19 +207,19 @@ impl Spool {
     /// # Errors
     /// Fails if the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
-        if let Some(settings) = &self.settings {
-            if !settings.quota.try_reserve_bytes(bytes.len()) {
-                let limit = settings.quota.limit();
-                return Err(SpoolError::Quota { limit });
-            }
-            if let Err(source) = self.store.append(settings, bytes) {
-                settings.quota.release_bytes(bytes.len() as u64);
-                return Err(to_spool_error(&settings.folder, source));
-            }
-        } else if let SpoolStore::Memory(held) = &mut self.store {
-            held.extend_from_slice(bytes);
+        let more = bytes.len() as u64;
+        if let Some(quota) = self.quota.as_ref().filter(|quota| !quota.try_reserve_bytes(more)) {
+            let limit = quota.limit();
+            return Err(SpoolError::Quota { limit });
         }
-        self.len += bytes.len() as u64;
+        let folder = self.folder.as_deref().unwrap_or(Path::new(""));
+        if let Err(source) = self.store.append(folder, self.memory, bytes) {
+            if let Some(quota) = &self.quota {
+                quota.release_bytes(more);
+            }
+            return Err(to_spool_error(folder, source));
+        }
+        self.len += more;
         Ok(())
     }
 

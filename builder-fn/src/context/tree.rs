@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 
-use super::{ContentHash, Entry, ExtendedAttributes, Index, Kind};
+use super::{Entry, ExtendedAttributes, Index, Kind};
 
 /// The metadata of a folder that a tar implies by an entry in it and does not contain itself.
 const IMPLIED_FOLDER: Entry<'static> = Entry {
@@ -12,7 +12,6 @@ const IMPLIED_FOLDER: Entry<'static> = Entry {
     mode: 0o755,
     mtime_ns: 0,
     xattrs: ExtendedAttributes::NONE,
-    content: ContentHash([0; 12]),
 };
 
 /// The memory that an entry takes outside of the index, in bytes: its slot in the table while the tree grows, and less
@@ -65,26 +64,26 @@ impl ContextTree {
         self.index.len()
     }
 
-    /// Adds `entry` at `path` with missing folders, or replaces the entry there, and returns its number.
+    /// Adds `entry` at `path` with missing folders, or replaces the entry there.
     ///
     /// # Errors
     /// Fails if the path leads through something else than folders, or the entry would replace a folder that is not empty.
-    pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<u32, TreeConflict> {
+    pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<(), TreeConflict> {
         let (folder, name) = match path.rsplit_once('/') {
             Some((folder, name)) => (self.make_folder(folder)?, name),
             None => (None, path),
         };
         let matches = |at| self.index.folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
         match self.lookup(path, matches) {
-            None => Ok(self.add(path, folder, entry)),
+            None => {
+                self.add(path, folder, entry);
+            }
             Some(at) if !entry.is_folder() && self.index.has_children(at) => {
-                Err(TreeConflict::ReplacesFolder)
+                return Err(TreeConflict::ReplacesFolder);
             }
-            Some(at) => {
-                self.index.replace(at, entry);
-                Ok(at)
-            }
+            Some(at) => self.index.replace(at, entry),
         }
+        Ok(())
     }
 
     /// Adds `path` as a hard link of the entry at `target`.
@@ -98,7 +97,6 @@ impl ContextTree {
             mode,
             mtime_ns,
             xattrs,
-            content,
         } = self.index.entry(target);
         // The entry borrows from the index, so it is copied before the index changes.
         let attributes = xattrs.as_packed().to_vec();
@@ -118,19 +116,15 @@ impl ContextTree {
             mode,
             mtime_ns,
             xattrs: ExtendedAttributes::from_packed(&attributes),
-            content,
         };
-        let at = self.insert(path, &entry)?;
-        if matches!(entry.kind, Kind::File { .. }) {
+        self.insert(path, &entry)?;
+        if matches!(entry.kind, Kind::File { .. })
+            && let Some(at) = self.find(path)
+        {
             self.index.set_linked(target);
             self.index.set_linked(at);
         }
         Ok(())
-    }
-
-    /// Sets the content hash of the file with the number `at`, after its content has been read.
-    pub(super) fn set_content(&mut self, at: u32, content: ContentHash) {
-        self.index.set_content(at, content);
     }
 
     /// Sorts the entries, and returns their index.
@@ -244,7 +238,7 @@ mod tests {
     }
 
     fn insert(tree: &mut ContextTree, path: &str, entry: Entry<'_>) -> Result<(), TreeConflict> {
-        tree.insert(path, &entry).map(|_| ())
+        tree.insert(path, &entry)
     }
 
     fn paths(tree: ContextTree) -> Vec<String> {

@@ -124,14 +124,8 @@ impl ContextView {
     }
 
     /// Returns an iterator over the entries of the view.
-    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = ViewEntry> {
         (0..self.len()).filter_map(|position| self.get(position))
-    }
-
-    /// Returns the numbers of the view's entries in the index.
-    pub(crate) fn entries(&self) -> &[u32] {
-        &self.entries
     }
 }
 

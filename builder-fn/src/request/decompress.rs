@@ -1,4 +1,4 @@
-//! Decompresses a request's body while it arrives. The body's first bytes show how it is compressed. Why
+//! Decompresses a request's body, once its signature is verified. The body's first bytes show how it is compressed. Why
 //! clients compress bodies: `docs/pitfalls.md#size-limit-of-the-queue`.
 //!
 //! The output is limited, in total and in relation to the input, so that a small body cannot keep a builder busy.
@@ -12,7 +12,7 @@ use zstd::stream::{raw, zio};
 use gzip::GzipStream;
 
 use super::RequestError;
-use crate::context::{ArchiveError, ArchiveReader, Spool};
+use crate::context::{ArchiveError, Spool, SpoolSettings};
 
 const GZIP_MAGIC: &[u8] = b"\x1f\x8b";
 const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
@@ -31,47 +31,85 @@ const RATIO_UNCHECKED_OUTPUT_BYTES: u64 = 64 << 20;
 /// The largest ratio of output to input for a larger output. Source code compresses by less than 20.
 const COMPRESSION_RATIO_MAX: u64 = 200;
 
-/// Decompresses a request's body, if it is compressed, and passes the tar on to the spool and the index.
-pub(super) enum BodyDecompressor {
-    /// Too few bytes of the body have arrived to detect the format.
-    Undetected(TarOutput, Vec<u8>),
-    /// The body is a plain tar, or a format that the index will reject.
-    Plain(TarOutput),
+/// The number of bytes of a body that are read and decompressed at once.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Returns the tar in `body`: the body itself if it is not compressed, or else a new spool with at most `limit` bytes.
+/// Blocks.
+///
+/// # Errors
+/// Fails if the body cannot be decompressed, or the tar exceeds a limit or cannot be spooled.
+pub(super) fn decompress(body: Spool, settings: &SpoolSettings, limit: u64) -> Result<Spool, RequestError> {
+    decompress_with_buffer(body, settings, limit, PIECE_BYTES)
+}
+
+fn decompress_with_buffer(
+    body: Spool,
+    settings: &SpoolSettings,
+    limit: u64,
+    piece: usize,
+) -> Result<Spool, RequestError> {
+    let mut start = [0; MAGIC_BYTES_MAX];
+    let count = body.read_at(&mut start, 0).map_err(RequestError::ReadSpool)?;
+    let Some(format) = CompressionFormat::detect(&start[..count]) else {
+        return Ok(body);
+    };
+    let mut decoder = BodyDecoder::new(format, TarOutput::new(settings, limit))?;
+    let mut buffer = vec![0; usize::try_from(body.len()).unwrap_or(piece).min(piece)];
+    let mut offset = 0;
+    loop {
+        let count = body
+            .read_at(&mut buffer, offset)
+            .map_err(RequestError::ReadSpool)?;
+        if count == 0 {
+            return decoder.finish();
+        }
+        decoder = decoder.decompress_piece(&buffer[..count])?;
+        offset += count as u64;
+    }
+}
+
+/// The format of a compressed body.
+enum CompressionFormat {
+    Gzip,
+    Zstd,
+}
+
+impl CompressionFormat {
+    /// Returns the format whose magic number `start` has; `None` for a plain tar, or a format that the reader of the tar
+    /// rejects.
+    fn detect(start: &[u8]) -> Option<Self> {
+        let is_skippable =
+            matches!(start, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE_MAGIC_TAIL));
+        if start.starts_with(GZIP_MAGIC) && start.len() == MAGIC_BYTES_MAX {
+            return Some(Self::Gzip);
+        }
+        (start.starts_with(ZSTD_MAGIC) || is_skippable).then_some(Self::Zstd)
+    }
+}
+
+/// The decoder of a compressed body.
+enum BodyDecoder {
     Gzip(GzipStream),
     Zstd(Box<zio::Writer<TarOutput, raw::Decoder<'static>>>),
 }
 
-impl BodyDecompressor {
-    /// Returns a decompressor with a limit of `limit` bytes on its output.
-    pub(super) fn new(spool: Spool, reader: ArchiveReader, limit: u64) -> Self {
-        let output = TarOutput {
-            spool,
-            reader,
-            limit,
-            bytes_in: 0,
-            bytes_out: 0,
-            error: None,
-        };
-        Self::Undetected(output, Vec::with_capacity(MAGIC_BYTES_MAX))
+impl BodyDecoder {
+    fn new(format: CompressionFormat, output: TarOutput) -> Result<Self, RequestError> {
+        if matches!(format, CompressionFormat::Gzip) {
+            return Ok(Self::Gzip(GzipStream::new(output)));
+        }
+        let decoder = raw::Decoder::new().and_then(|mut decoder| {
+            decoder.set_parameter(raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG2_MAX))?;
+            Ok(decoder)
+        });
+        let decoder = decoder.map_err(|source| damaged_body_error("zstd", source))?;
+        Ok(Self::Zstd(Box::new(zio::Writer::new(output, decoder))))
     }
 
     /// Decompresses the next piece of the body.
-    pub(super) fn decompress_piece(self, piece: &[u8]) -> Result<Self, RequestError> {
+    fn decompress_piece(self, piece: &[u8]) -> Result<Self, RequestError> {
         match self {
-            Self::Undetected(output, mut start) => {
-                start.extend_from_slice(piece);
-                if start.len() < MAGIC_BYTES_MAX {
-                    return Ok(Self::Undetected(output, start));
-                }
-                Self::detect_format(output, &start)?.decompress_piece(&start)
-            }
-            Self::Plain(mut output) => {
-                output.bytes_in += piece.len() as u64;
-                match output.write_all(piece) {
-                    Ok(()) => Ok(Self::Plain(output)),
-                    Err(error) => Err(output.take_write_error("tar", error)),
-                }
-            }
             Self::Gzip(stream) => Ok(Self::Gzip(stream.decompress_piece(piece)?)),
             Self::Zstd(mut decoder) => {
                 decoder.writer_mut().bytes_in += piece.len() as u64;
@@ -83,50 +121,22 @@ impl BodyDecompressor {
         }
     }
 
-    /// Ends the body, and returns the spool and the reader of the tar.
-    pub(super) fn finish(self) -> Result<(Spool, ArchiveReader), RequestError> {
+    /// Ends the body, and returns the spool with the tar.
+    fn finish(self) -> Result<Spool, RequestError> {
         let output = match self {
-            Self::Undetected(mut output, start) => {
-                // Shorter than any tar: the reader reports what is wrong.
-                output.bytes_in = start.len() as u64;
-                match output.write_all(&start) {
-                    Ok(()) => output,
-                    Err(error) => return Err(output.take_write_error("tar", error)),
-                }
-            }
-            Self::Plain(output) => output,
             Self::Gzip(stream) => stream.finish()?,
             Self::Zstd(mut decoder) => match decoder.finish() {
                 Ok(()) => decoder.into_inner().0,
                 Err(error) => return Err(decoder.writer_mut().take_write_error("zstd", error)),
             },
         };
-        Ok((output.spool, output.reader))
-    }
-
-    /// Returns the decoder for the compression format whose magic number `start` has.
-    fn detect_format(output: TarOutput, start: &[u8]) -> Result<Self, RequestError> {
-        if start.starts_with(GZIP_MAGIC) {
-            return Ok(Self::Gzip(GzipStream::new(output)));
-        }
-        let is_skippable =
-            matches!(start, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE_MAGIC_TAIL));
-        if !start.starts_with(ZSTD_MAGIC) && !is_skippable {
-            return Ok(Self::Plain(output));
-        }
-        let decoder = raw::Decoder::new().and_then(|mut decoder| {
-            decoder.set_parameter(raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG2_MAX))?;
-            Ok(decoder)
-        });
-        let decoder = decoder.map_err(|source| damaged_body_error("zstd", source))?;
-        Ok(Self::Zstd(Box::new(zio::Writer::new(output, decoder))))
+        Ok(output.spool)
     }
 }
 
-/// Writes decompressed bytes to the reader of the tar and to the spool, and checks the limits.
+/// Writes decompressed bytes to a spool, and checks the limits.
 pub(super) struct TarOutput {
     spool: Spool,
-    reader: ArchiveReader,
     limit: u64,
     /// The number of bytes of the body so far.
     bytes_in: u64,
@@ -137,6 +147,16 @@ pub(super) struct TarOutput {
 }
 
 impl TarOutput {
+    fn new(settings: &SpoolSettings, limit: u64) -> Self {
+        Self {
+            spool: Spool::new(settings.clone()),
+            limit,
+            bytes_in: 0,
+            bytes_out: 0,
+            error: None,
+        }
+    }
+
     fn append(&mut self, piece: &[u8]) -> Result<(), RequestError> {
         self.bytes_out += piece.len() as u64;
         if self.bytes_out > self.limit {
@@ -150,7 +170,6 @@ impl TarOutput {
             }
             .into());
         }
-        self.reader.parse_piece(piece)?;
         Ok(self.spool.append(piece)?)
     }
 
@@ -190,7 +209,7 @@ fn damaged_body_error(format: &'static str, source: io::Error) -> RequestError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::{ArchiveLimits, SpoolQuota, SpoolSettings};
+    use crate::context::{ArchiveLimits, ArchiveReader, SpoolQuota};
     use function_host::prometheus::IntGauge;
 
     fn tar_with_dockerfile(content: &[u8]) -> Vec<u8> {
@@ -217,22 +236,18 @@ mod tests {
         zstd::stream::encode_all(bytes, 19).unwrap()
     }
 
+    /// Decompresses a body in pieces, and returns the number of entries of the tar in it.
     fn decompress_in_pieces(body: &[u8], piece: usize, limit: u64) -> Result<usize, RequestError> {
         let settings = SpoolSettings {
             folder: std::env::temp_dir(),
             memory: 1 << 20,
             quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").unwrap()),
         };
-        let mut decompressor = BodyDecompressor::new(
-            Spool::new(settings),
-            ArchiveReader::new(ArchiveLimits::default()),
-            limit,
-        );
-        for piece in body.chunks(piece) {
-            decompressor = decompressor.decompress_piece(piece)?;
-        }
-        let (_, reader) = decompressor.finish()?;
-        Ok(reader.finish()?.entries.len())
+        let tar = decompress_with_buffer(Spool::in_memory(body.to_vec()), &settings, limit, piece)?;
+        Ok(ArchiveReader::new(ArchiveLimits::default())
+            .read(&tar)?
+            .entries
+            .len())
     }
 
     #[test]

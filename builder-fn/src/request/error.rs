@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use function_host::policy::Violations;
+use function_host::unverified::Displaced;
 use function_host::{BodyError, BoxError, duration};
 
 use super::config::ConfigError;
 use super::frontend::ForbiddenFrontend;
-use crate::context::{ArchiveError, SpoolError};
+use crate::context::{ArchiveError, ReadError, SpoolError};
 
 /// The error of a request that cannot become a build.
 ///
@@ -84,6 +85,21 @@ pub enum RequestError {
         /// The longest pause that a caller may make in a body.
         limit: Duration,
     },
+    /// The body arrived at less than the lowest rate for too long.
+    #[error(
+        "the body arrived at less than {rate} bytes a second (receive_rate) for {} (receive_grace), the limits of this \
+         builder",
+        duration::format_duration(*grace)
+    )]
+    TooSlow {
+        /// The lowest rate, in bytes per second.
+        rate: u64,
+        /// The time for which a caller may be slower.
+        grace: Duration,
+    },
+    /// The body gave way to others: the bodies without a verified signature used up their budget.
+    #[error("{0}; try again")]
+    Displaced(Displaced),
     /// The connection broke before the end of the request's body.
     #[error("the body could not be read to its end")]
     Body {
@@ -145,12 +161,31 @@ pub enum RequestErrorKind {
     Forbidden,
     /// The body exceeds a limit. The rest of it has not been read.
     TooLarge,
-    /// The caller disconnected or stalled; an answer may not reach it.
+    /// The caller disconnected; an answer may not reach it.
     Broken,
+    /// The body arrived too slowly. The rest of it has not been read.
+    TooSlow,
+    /// The body gave way to others; a retry later may succeed. The rest of it has not been read.
+    Displaced,
     /// There is no space for the body now; a retry later, or elsewhere, may succeed.
     NoSpace,
     /// The platform failed, and not the caller.
     Platform,
+}
+
+impl From<Displaced> for RequestError {
+    fn from(displaced: Displaced) -> Self {
+        Self::Displaced(displaced)
+    }
+}
+
+impl From<ReadError> for RequestError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Archive(error) => Self::Archive(error),
+            ReadError::Spool(error) => Self::ReadSpool(error),
+        }
+    }
 }
 
 impl RequestError {
@@ -179,7 +214,9 @@ impl RequestError {
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::Forbidden(_) => RequestErrorKind::Forbidden,
             Self::TooLarge { .. } => RequestErrorKind::TooLarge,
-            Self::Stalled { .. } | Self::Body { .. } => RequestErrorKind::Broken,
+            Self::Stalled { .. } | Self::TooSlow { .. } => RequestErrorKind::TooSlow,
+            Self::Displaced(_) => RequestErrorKind::Displaced,
+            Self::Body { .. } => RequestErrorKind::Broken,
             Self::Spool(SpoolError::Full { .. } | SpoolError::Quota { .. }) => RequestErrorKind::NoSpace,
             Self::Spool(SpoolError::Io { .. }) | Self::ReadSpool(_) | Self::Interrupted => {
                 RequestErrorKind::Platform
@@ -207,6 +244,8 @@ impl RequestError {
             | Self::WrongSignature
             | Self::TooLarge { .. }
             | Self::Stalled { .. }
+            | Self::TooSlow { .. }
+            | Self::Displaced(_)
             | Self::Body { .. }
             | Self::Spool(_)
             | Self::Interrupted => false,

@@ -1,6 +1,8 @@
 //! Tests of bodies that arrive in pieces: which are accepted, why others are rejected, and that they leave
 //! nothing behind.
 
+mod unverified;
+
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -79,7 +81,21 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    receive_build_request(body, request_head(signature, None), check, limits).await
+    receive_with_head(body, request_head(signature, None), check, limits).await
+}
+
+async fn receive_with_head<B>(
+    body: B,
+    head: RequestHead,
+    check: &SignatureCheck,
+    limits: &RequestLimits,
+) -> Result<BuildRequest, RequestError>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let body = receive_body(body, &head, check, limits).await?;
+    body.into_build_request(head, limits).await
 }
 
 fn request_head(signature: Option<&str>, start_time: Option<&str>) -> RequestHead {
@@ -532,7 +548,7 @@ async fn a_body_that_stalls_is_rejected_with_the_time_limit_in_the_error() {
     assert!(error.to_string().contains("for 7s"), "{error}");
     assert_eq!(
         (error.kind(), spooled.count_names_and_open_files()),
-        (RequestErrorKind::Broken, (0, 0))
+        (RequestErrorKind::TooSlow, (0, 0))
     );
 }
 
@@ -567,7 +583,7 @@ async fn a_build_request_has_the_submission_time_of_the_config_or_else_of_the_ga
             ("com.openfaas.docker.config", content.as_bytes()),
         ]);
         let head = request_head(Some(&sign_body(&body)), start_time.as_deref());
-        let request = receive_build_request(
+        let request = receive_with_head(
             body_cut_into_pieces(&body, 999),
             head,
             &signature_required(),

@@ -4,9 +4,7 @@ use std::io::Write as _;
 use std::time::SystemTime;
 
 use builder_fn::context::{ArchiveLimits, SpoolQuota};
-use builder_fn::request::{
-    RequestErrorKind, RequestHead, RequestLimits, SignatureCheck, receive_build_request,
-};
+use builder_fn::request::{RequestErrorKind, RequestHead, RequestLimits, SignatureCheck, receive_body};
 use bytes::Bytes;
 use function_host::prometheus::IntGauge;
 use http_body_util::Full;
@@ -75,18 +73,18 @@ async fn rejection_of_tar(
         SpoolQuota::new(u64::MAX, spooled.clone()),
     );
     limits(&mut allowed.archive);
-    let received = receive_build_request(
-        Full::new(Bytes::from(body)),
-        RequestHead {
-            signature: None,
-            tenant: None,
-            start_time: None,
-            arrived: SystemTime::now(),
-        },
-        &SignatureCheck::Disabled,
-        &allowed,
-    )
-    .await;
+    let head = RequestHead {
+        signature: None,
+        tenant: None,
+        start_time: None,
+        arrived: SystemTime::now(),
+    };
+    let body = Full::new(Bytes::from(body));
+    let body = receive_body(body, &head, &SignatureCheck::Disabled, &allowed).await;
+    let received = body
+        .expect("it is stored")
+        .into_build_request(head, &allowed)
+        .await;
     let rejection = received.err().map(|error| (error.kind(), error.to_string()));
     assert_eq!(spooled.get(), 0);
     assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0);

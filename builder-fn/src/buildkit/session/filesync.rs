@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bollard_buildkit_proto::fsutil::types::Packet;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server;
-use futures_util::{Stream, StreamExt, future, stream};
+use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::source_check::SourceGate;
@@ -115,7 +115,7 @@ impl FileTransfer {
             "BuildKit requested files"
         );
         Ok(Self {
-            guard: Arc::new(Mutex::new(sync.lease.begin_transfer(&sync.context, &entries))),
+            guard: Arc::new(Mutex::new(sync.lease.begin_transfer())),
             context: sync.context.clone(),
             lease: sync.lease.clone(),
             entries: entries.into(),
@@ -136,12 +136,28 @@ impl FileTransfer {
     }
 
     /// Marks the transfer as complete, and returns its FIN packet.
-    fn complete_with_fin_packet(&self) -> Packet {
-        self.update_guard(TransferGuard::complete);
-        Packet {
+    async fn complete_with_fin_packet(self) -> Result<Packet, Status> {
+        let completing = move || self.update_guard(|guard| guard.complete(&self.context, &self.entries));
+        // As listing the entries, this takes a while for a large context.
+        tokio::task::spawn_blocking(completing)
+            .await
+            .map_err(|_| Status::internal("recording the transfer failed"))?;
+        Ok(Packet {
             r#type: PacketType::PacketFin.into(),
             ..Packet::default()
-        }
+        })
+    }
+
+    /// Hashes the pieces of files in a batch that is sent next.
+    fn hash_batch(&self, batch: &content::Batch) {
+        let total = self.context.index().len();
+        self.update_guard(|guard| {
+            for (number, piece) in batch.pieces() {
+                if let Some(visible) = self.entries.get(number as usize) {
+                    guard.hash_sent(visible.entry, total, piece);
+                }
+            }
+        });
     }
 
     fn update_guard(&self, update: impl FnOnce(&mut TransferGuard)) {
@@ -157,12 +173,18 @@ fn answer_packets(
     let stats = stream::iter(transfer.stat_packets()).map(Ok);
     let finish = stream::once({
         let transfer = transfer.clone();
-        future::lazy(move |_| Ok(transfer.complete_with_fin_packet()))
+        // Only once everything was sent.
+        async move { transfer.complete_with_fin_packet().await }
     });
+    let sent = transfer.clone();
     let data = content::stream_content_batches(transfer, received)
         .buffered(BATCHES_READ_AHEAD)
-        .flat_map(|batch| match batch {
-            Ok(packets) => stream::iter(packets.into_iter().map(Ok).collect::<Vec<_>>()),
+        .flat_map(move |batch| match batch {
+            Ok(batch) => {
+                // Here the batches are in order again.
+                sent.hash_batch(&batch);
+                stream::iter(batch.packets.into_iter().map(Ok).collect::<Vec<_>>())
+            }
             Err(status) => stream::iter(vec![Err(status)]),
         });
     Box::pin(stream::select(stats, data).chain(finish))

@@ -1,4 +1,6 @@
 //! The entries that were announced under one shared key, as a hash of each path and stat, and one of each content.
+//!
+//! Contents are hashed while they are sent, or when an entry looks like a remembered one: nothing else is read for this.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -11,8 +13,8 @@ const PORTABLE_MTIME_SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i6
 /// The average length of one list of fingerprints, if there are as many entries as were expected.
 const FINGERPRINTS_PER_LIST: usize = 1024;
 
-/// The content hash that marks an entry that was announced with different contents. A content with this very hash, of
-/// which there is one in 2⁹⁶, counts as different too.
+/// The content hash that marks an entry that was announced with different contents, or with a content whose hash is not
+/// known. A content with this very hash, of which there is one in 2⁹⁶, counts as different too.
 const DIFFERENT_CONTENTS_MARK: ContentHash = ContentHash([0xff; 12]);
 
 /// The result of comparing an entry of a context with the daemon's possible copies of it.
@@ -45,12 +47,15 @@ pub(super) struct AnnouncedEntries {
     hasher: RandomState,
 }
 
+/// The hash of those parts of an entry that BuildKit compares. Two halves, so that the size of a fingerprint is not rounded
+/// up to a multiple of 8 bytes.
+type Identity = [u32; 2];
+
 /// The hashes of one announced entry, in 20 bytes.
 #[derive(Clone, Copy, Debug)]
 struct EntryFingerprint {
-    /// The hash of those parts of the entry that BuildKit compares. Two halves, so that the size is not rounded up to a
-    /// multiple of 8 bytes.
-    identity: [u32; 2],
+    /// The hash of those parts of the entry that BuildKit compares.
+    identity: Identity,
     /// The hash of those parts of the entry that BuildKit does not compare.
     content: ContentHash,
 }
@@ -80,34 +85,55 @@ impl AnnouncedEntries {
         self.lists.len() * size_of::<Vec<EntryFingerprint>>() + lists.sum::<usize>()
     }
 
-    /// Compares `entry`, which is at `path`, with the announced entries.
-    pub(super) fn compare_with_announced(&self, path: &str, entry: &Entry<'_>) -> CopyComparison {
-        let Some(fingerprint) = self.fingerprint(path, entry) else {
+    /// Compares `entry`, which is at `path`, with the announced entries. `hash` returns the hash of a file's content, if it
+    /// can be read; it is called only for a file that looks like an announced one.
+    pub(super) fn compare_with_announced(
+        &self,
+        path: &str,
+        entry: &Entry<'_>,
+        hash: impl FnOnce() -> Option<ContentHash>,
+    ) -> CopyComparison {
+        let Some(identity) = self.identity(path, entry) else {
             return CopyComparison::Same;
         };
-        let list = &self.lists[self.list_index(&fingerprint)];
-        match find_fingerprint(list, &fingerprint) {
-            Err(_) => CopyComparison::New,
-            Ok(at)
-                if list[at].content == fingerprint.content
-                    && fingerprint.content != DIFFERENT_CONTENTS_MARK =>
-            {
-                CopyComparison::Same
-            }
-            Ok(_) => CopyComparison::MayDiffer,
+        let list = &self.lists[self.list_index(identity)];
+        let Ok(at) = find_fingerprint(list, identity) else {
+            return CopyComparison::New;
+        };
+        let known = list[at].content;
+        if known == DIFFERENT_CONTENTS_MARK {
+            return CopyComparison::MayDiffer;
+        }
+        let content = match entry.kind {
+            Kind::File { .. } => hash(),
+            Kind::Folder | Kind::Symlink { .. } => Some(ContentHash::default()),
+        };
+        match content.map(|content| hash_unseen(content, entry)) {
+            Some(content) if content == known => CopyComparison::Same,
+            _ => CopyComparison::MayDiffer,
         }
     }
 
-    /// Adds the entries of a new announcement. `each` calls the function that it is given for every one of them, and is
-    /// called twice.
-    pub(super) fn add_announcement(&mut self, each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>))) {
+    /// Adds the entries of a new announcement. `each` calls the function that it is given for every one of them, with the
+    /// hash of a file's content if the file was sent, and is called twice.
+    ///
+    /// A file that was not sent is the one that the daemon has, if one with its path and stat was announced before.
+    /// Otherwise nobody knows what the daemon has.
+    pub(super) fn add_announcement(
+        &mut self,
+        each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>, Option<ContentHash>)),
+    ) {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
-        each(&mut |path, entry| {
-            if let Some(fingerprint) = self.fingerprint(path, entry) {
-                let list = self.list_index(&fingerprint);
-                match find_fingerprint(&self.lists[list], &fingerprint) {
-                    Ok(at) => self.lists[list][at].merge(&fingerprint),
+        each(&mut |path, entry, sent| {
+            if let Some(identity) = self.identity(path, entry) {
+                let list = self.list_index(identity);
+                match find_fingerprint(&self.lists[list], identity) {
+                    Ok(at) => {
+                        if let Some(content) = content_of(entry, sent) {
+                            self.lists[list][at].merge(content);
+                        }
+                    }
                     Err(_) => new[list] += 1,
                 }
             }
@@ -119,11 +145,12 @@ impl AnnouncedEntries {
         for (list, new) in self.lists.iter_mut().zip(new) {
             list.reserve_exact(new);
         }
-        each(&mut |path, entry| {
-            if let Some(fingerprint) = self.fingerprint(path, entry) {
-                let list = self.list_index(&fingerprint);
-                if find_fingerprint(&self.lists[list][..known[list]], &fingerprint).is_err() {
-                    self.lists[list].push(fingerprint);
+        each(&mut |path, entry, sent| {
+            if let Some(identity) = self.identity(path, entry) {
+                let list = self.list_index(identity);
+                if find_fingerprint(&self.lists[list][..known[list]], identity).is_err() {
+                    let content = content_of(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
+                    self.lists[list].push(EntryFingerprint { identity, content });
                 }
             }
         });
@@ -132,65 +159,74 @@ impl AnnouncedEntries {
             list.dedup_by(|again, first| {
                 let is_same = again.identity == first.identity;
                 if is_same {
-                    first.merge(again);
+                    first.merge(again.content);
                 }
                 is_same
             });
         }
     }
 
-    /// Returns the index of the list for a fingerprint.
-    fn list_index(&self, fingerprint: &EntryFingerprint) -> usize {
+    /// Returns the index of the list for an identity.
+    fn list_index(&self, identity: Identity) -> usize {
         let bits = self.lists.len().ilog2();
-        usize::try_from(u64::from(fingerprint.identity[0]) << bits >> u32::BITS).unwrap_or_default()
+        usize::try_from(u64::from(identity[0]) << bits >> u32::BITS).unwrap_or_default()
     }
 
-    /// Hashes the parts of an entry that BuildKit compares, and those that it does not. Returns `None` for symbolic
-    /// links, of which it compares everything.
+    /// Hashes the parts of an entry that BuildKit compares. Returns `None` for symbolic links, of which it compares
+    /// everything.
     ///
     /// Of a file it compares size and time, and also mode, owner and link name. It compares neither the content nor
     /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
     /// keeps its old checksum (fsutil `DiskWriter.HandleChange` reports it to nothing), so nothing of a folder may
     /// change.
-    fn fingerprint(&self, path: &str, entry: &Entry<'_>) -> Option<EntryFingerprint> {
+    fn identity(&self, path: &str, entry: &Entry<'_>) -> Option<Identity> {
         let mut identity = self.hasher.build_hasher();
         identity.write(path.as_bytes());
-        let content = match entry.kind {
+        match entry.kind {
             Kind::Symlink { .. } => return None,
-            Kind::Folder => {
-                identity.write(b"\0folder");
-                hash_with_attributes(&entry.mode.to_le_bytes(), entry)
-            }
+            Kind::Folder => identity.write(b"\0folder"),
             Kind::File { size, .. } => {
                 let seconds = entry.mtime_ns.div_euclid(1_000_000_000);
                 identity.write(b"\0file");
                 identity.write_u64(size);
                 identity
                     .write_i64(seconds.clamp(*PORTABLE_MTIME_SECONDS.start(), *PORTABLE_MTIME_SECONDS.end()));
-                match entry.xattrs.is_empty() {
-                    true => entry.content,
-                    false => hash_with_attributes(&entry.content.0, entry),
-                }
             }
-        };
+        }
         let identity = identity.finish();
         let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
-        let identity = [half(identity >> u32::BITS), half(identity)];
-        Some(EntryFingerprint { identity, content })
+        Some([half(identity >> u32::BITS), half(identity)])
     }
 }
 
 impl EntryFingerprint {
-    /// Merges another fingerprint with the same identity into this one.
-    fn merge(&mut self, other: &Self) {
-        if self.content != other.content {
+    /// Merges another content with the same identity into this fingerprint.
+    fn merge(&mut self, content: ContentHash) {
+        if self.content != content {
             self.content = DIFFERENT_CONTENTS_MARK;
         }
     }
 }
 
-fn find_fingerprint(list: &[EntryFingerprint], fingerprint: &EntryFingerprint) -> Result<usize, usize> {
-    list.binary_search_by_key(&fingerprint.identity, |known| known.identity)
+fn find_fingerprint(list: &[EntryFingerprint], identity: Identity) -> Result<usize, usize> {
+    list.binary_search_by_key(&identity, |known| known.identity)
+}
+
+/// Returns the hash of the parts of an entry that BuildKit does not compare; `None` for a file that was not sent.
+fn content_of(entry: &Entry<'_>, sent: Option<ContentHash>) -> Option<ContentHash> {
+    match entry.kind {
+        Kind::File { .. } => sent.map(|content| hash_unseen(content, entry)),
+        Kind::Folder | Kind::Symlink { .. } => Some(hash_unseen(ContentHash::default(), entry)),
+    }
+}
+
+/// Returns the hash of the parts of an entry that BuildKit does not compare. `content` is the hash of a file's content.
+fn hash_unseen(content: ContentHash, entry: &Entry<'_>) -> ContentHash {
+    match entry.kind {
+        Kind::File { .. } if entry.xattrs.is_empty() => content,
+        Kind::File { .. } => hash_with_attributes(&content.0, entry),
+        Kind::Folder | Kind::Symlink { .. } => hash_with_attributes(&entry.mode.to_le_bytes(), entry),
+    }
 }
 
 /// Returns a hash of `first` and the extended attributes of `entry`.
@@ -213,7 +249,8 @@ mod tests {
 
     const EPOCH_NS: i64 = 0;
 
-    type EntryAtPath = (&'static str, Entry<'static>);
+    /// A path, the entry at it, and the hash of its content.
+    type EntryAtPath = (&'static str, Entry<'static>, ContentHash);
 
     fn file_with_content(content: u8) -> EntryAtPath {
         let entry = Entry {
@@ -221,13 +258,12 @@ mod tests {
             mode: 0o644,
             mtime_ns: 5_000_000_000,
             xattrs: ExtendedAttributes::NONE,
-            content: ContentHash([content; 12]),
         };
-        ("a/b", entry)
+        ("a/b", entry, ContentHash([content; 12]))
     }
 
     fn folder_with(mode: u32, mtime_ns: i64) -> EntryAtPath {
-        let (path, entry) = file_with_content(0);
+        let (path, entry, content) = file_with_content(0);
         let kind = Kind::Folder;
         (
             path,
@@ -237,29 +273,33 @@ mod tests {
                 mtime_ns,
                 ..entry
             },
+            content,
         )
     }
 
     /// Announces `announced` one after another, and compares an entry with them.
-    fn compare_after(announced: &[EntryAtPath], (path, entry): EntryAtPath) -> CopyComparison {
+    fn compare_after(announced: &[EntryAtPath], (path, entry, content): EntryAtPath) -> CopyComparison {
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
-        for (path, entry) in announced {
-            announcements.add_announcement(|visit| visit(path, entry));
+        for (path, entry, content) in announced {
+            announcements.add_announcement(|visit| visit(path, entry, Some(*content)));
         }
-        announcements.compare_with_announced(path, &entry)
+        announcements.compare_with_announced(path, &entry, || Some(content))
     }
 
     #[test]
     fn only_a_file_that_buildkit_takes_for_an_announced_one_is_compared_by_content() {
         let changed_file = |change: fn(&mut Entry<'static>)| {
-            let (path, mut entry) = file_with_content(2);
+            let (path, mut entry, content) = file_with_content(2);
             change(&mut entry);
-            (path, entry)
+            (path, entry, content)
         };
         for (next, expected) in [
             (file_with_content(1), CopyComparison::Same),
             (file_with_content(2), CopyComparison::MayDiffer),
-            (("a/c", file_with_content(2).1), CopyComparison::New),
+            (
+                ("a/c", file_with_content(2).1, file_with_content(2).2),
+                CopyComparison::New,
+            ),
             (
                 changed_file(|entry| entry.kind = Kind::File { offset: 0, size: 4 }),
                 CopyComparison::New,
@@ -288,8 +328,8 @@ mod tests {
     #[test]
     fn modification_times_that_a_file_system_may_store_as_equal_count_as_equal() {
         let at = |mtime_ns: i64, content| {
-            let (path, entry) = file_with_content(content);
-            (path, Entry { mtime_ns, ..entry })
+            let (path, entry, content) = file_with_content(content);
+            (path, Entry { mtime_ns, ..entry }, content)
         };
         for (first, second) in [
             (5_000_000_000, 5_999_999_999),
@@ -317,14 +357,15 @@ mod tests {
             }
         }
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
-        announcements.add_announcement(|visit| visit("a/b", &file_with_attributes(&packed[0])));
+        let content = Some(file_with_content(1).2);
+        announcements.add_announcement(|visit| visit("a/b", &file_with_attributes(&packed[0]), content));
         assert_eq!(
-            announcements.compare_with_announced("a/b", &file_with_attributes(&packed[0])),
+            announcements.compare_with_announced("a/b", &file_with_attributes(&packed[0]), || content),
             CopyComparison::Same
         );
         for other in &packed[1..] {
             assert_eq!(
-                announcements.compare_with_announced("a/b", &file_with_attributes(other)),
+                announcements.compare_with_announced("a/b", &file_with_attributes(other), || content),
                 CopyComparison::MayDiffer
             );
         }
@@ -333,28 +374,20 @@ mod tests {
     #[test]
     fn announced_entries_are_recognised_in_any_order_and_take_no_more_memory_than_reserved() {
         let path = |at: u32| format!("folder/{at}");
-        let content = |at: u32| Entry {
-            content: ContentHash::of(&at.to_le_bytes()),
-            ..file_with_content(0).1
-        };
+        let content = |at: u32| Some(ContentHash::of(&at.to_le_bytes()));
+        let entry = file_with_content(0).1;
         for expected in [0, 5000] {
             let mut announcements = AnnouncedEntries::with_expected_entries(expected);
             for range in [0..5000, 4000..6000, 0..6000] {
-                announcements
-                    .add_announcement(|visit| range.clone().for_each(|at| visit(&path(at), &content(at))));
+                announcements.add_announcement(|visit| {
+                    range.clone().for_each(|at| visit(&path(at), &entry, content(at)))
+                });
             }
-            assert!(
-                (0..6000).all(|at| announcements.compare_with_announced(&path(at), &content(at))
-                    == CopyComparison::Same)
-            );
-            assert!((0..6000).all(
-                |at| announcements.compare_with_announced(&path(at), &content(at + 1))
-                    == CopyComparison::MayDiffer
-            ));
-            assert_eq!(
-                announcements.compare_with_announced(&path(6000), &content(6000)),
-                CopyComparison::New
-            );
+            let compare_with_announced =
+                |at, hashed| announcements.compare_with_announced(&path(at), &entry, || content(hashed));
+            assert!((0..6000).all(|at| compare_with_announced(at, at) == CopyComparison::Same));
+            assert!((0..6000).all(|at| compare_with_announced(at, at + 1) == CopyComparison::MayDiffer));
+            assert_eq!(compare_with_announced(6000, 6000), CopyComparison::New);
             assert!(
                 announcements.memory_bytes() <= AnnouncedEntries::bytes_for_entries(6000) + 200,
                 "{}",
@@ -400,14 +433,39 @@ mod tests {
             [1, 2]
                 .map(file_with_content)
                 .iter()
-                .for_each(|(path, entry)| visit(path, entry))
+                .for_each(|(path, entry, content)| visit(path, entry, Some(*content)))
         });
         for content in [1, 2, 3] {
-            let (path, entry) = file_with_content(content);
-            assert_eq!(
-                announcements.compare_with_announced(path, &entry),
-                CopyComparison::MayDiffer
-            );
+            let (path, entry, content) = file_with_content(content);
+            let compared = announcements.compare_with_announced(path, &entry, || Some(content));
+            assert_eq!(compared, CopyComparison::MayDiffer);
         }
+    }
+
+    #[test]
+    fn a_content_that_nobody_saw_or_can_read_may_differ() {
+        let (path, entry, content) = file_with_content(1);
+        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        announcements.add_announcement(|visit| visit(path, &entry, None));
+        assert_eq!(
+            announcements.compare_with_announced(path, &entry, || Some(content)),
+            CopyComparison::MayDiffer
+        );
+        assert_eq!(
+            compare_after(&[file_with_content(1)], file_with_content(1)),
+            CopyComparison::Same
+        );
+        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        announcements.add_announcement(|visit| visit(path, &entry, Some(content)));
+        assert_eq!(
+            announcements.compare_with_announced(path, &entry, || None),
+            CopyComparison::MayDiffer
+        );
+        // Not sent again, because the daemon has it.
+        announcements.add_announcement(|visit| visit(path, &entry, None));
+        assert_eq!(
+            announcements.compare_with_announced(path, &entry, || Some(content)),
+            CopyComparison::Same
+        );
     }
 }

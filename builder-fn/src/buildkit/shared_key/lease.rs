@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::announcements::{AnnouncedEntries, CopyComparison};
 use super::entry_set::EntrySet;
 use super::pool::{KeyRecord, MemoryReservation, SharedKeyPool};
-use crate::context::{ContextView, SourceContext};
+use super::sent_contents::{SentContents, SentPiece};
+use crate::context::{ContentHash, ContextView, SourceContext};
 
 /// A shared key, leased to one build.
 pub struct KeyLease {
@@ -33,12 +34,15 @@ pub(in crate::buildkit) struct TransferGuard {
     is_complete: bool,
     files: u64,
     bytes: u64,
+    /// The hashes of the sent contents; `None` if they are not remembered.
+    sent: Option<SentContents>,
 }
 
 impl SharedKeyPool {
     /// Leases a shared key that only builds of the same `image` have used before, for a build of `context`.
     ///
     /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
+    /// Blocks while the files are read that look like remembered ones.
     pub fn lease_for_image(&self, image: &str, context: &SourceContext) -> KeyLease {
         let known = self
             .take_key_of_image(image)
@@ -92,7 +96,10 @@ fn plan_key_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<Key
     while let Some((at, path)) = walk.next_entry() {
         let entry = index.entry(at);
         total += entry.size();
-        match record.announcements.compare_with_announced(path, &entry) {
+        match record
+            .announcements
+            .compare_with_announced(path, &entry, || context.hash_content(entry).ok())
+        {
             CopyComparison::Same => {}
             CopyComparison::New => reuse.new_entries += 1,
             CopyComparison::MayDiffer if entry.is_folder() => return None,
@@ -147,29 +154,16 @@ impl KeyLease {
         self.forced.contains(entry)
     }
 
-    /// Begins a file transfer that announces `view` of `context`, and records the announced entries.
-    pub(in crate::buildkit) fn begin_transfer(
-        self: &Arc<Self>,
-        context: &SourceContext,
-        view: &ContextView,
-    ) -> TransferGuard {
+    /// Begins a file transfer.
+    pub(in crate::buildkit) fn begin_transfer(self: &Arc<Self>) -> TransferGuard {
         let mut state = self.lock_state();
         state.open_transfers += 1;
-        if let Some((record, _)) = &mut state.record {
-            let index = context.index();
-            record.announcements.add_announcement(|visit| {
-                let mut path = String::new();
-                for at in view.entries() {
-                    index.write_path(*at, &mut path);
-                    visit(&path, &index.entry(*at));
-                }
-            });
-        }
         TransferGuard {
             lease: self.clone(),
             is_complete: false,
             files: 0,
             bytes: 0,
+            sent: state.record.is_some().then(SentContents::default),
         }
     }
 
@@ -184,6 +178,29 @@ impl KeyLease {
         if let Some((record, reservation)) = record {
             self.keys.put_key_back(record, reservation);
         }
+    }
+
+    /// StreamedRecords the entries of `view`, with the contents that were sent.
+    fn record(
+        &self,
+        record: &mut KeyRecord,
+        context: &SourceContext,
+        view: &ContextView,
+        sent: &SentContents,
+    ) {
+        let index = context.index();
+        record.announcements.add_announcement(|visit| {
+            let mut path = String::new();
+            for visible in view.iter() {
+                index.write_path(visible.entry, &mut path);
+                // The daemon makes a hard link of the file that it has, without a request.
+                let content = match self.is_forced(visible.entry) {
+                    true => Some(ContentHash::default()),
+                    false => sent.get(visible.link.unwrap_or(visible.entry)),
+                };
+                visit(&path, &index.entry(visible.entry), content);
+            }
+        });
     }
 
     fn lock_state(&self) -> MutexGuard<'_, LeaseState> {
@@ -208,10 +225,23 @@ impl TransferGuard {
         self.lease.keys.sent_bytes.inc_by(bytes);
     }
 
-    /// Marks the transfer as complete: the daemon has everything that it requested.
-    pub(in crate::buildkit) fn complete(&mut self) {
+    /// Hashes a piece of the file `entry`, one of the `total` entries of the context, as it is sent.
+    pub(in crate::buildkit) fn hash_sent(&mut self, entry: u32, total: usize, piece: SentPiece<'_>) {
+        if let Some(sent) = &mut self.sent {
+            sent.add(entry, total, piece);
+        }
+    }
+
+    /// Marks the transfer, which announced `view` of `context`, as complete: the daemon has everything that it requested.
+    /// StreamedRecords the announced entries.
+    pub(in crate::buildkit) fn complete(&mut self, context: &SourceContext, view: &ContextView) {
         if !std::mem::replace(&mut self.is_complete, true) {
-            self.lease.lock_state().open_transfers -= 1;
+            let lease = self.lease.clone();
+            let mut state = lease.lock_state();
+            state.open_transfers -= 1;
+            if let (Some((record, _)), Some(sent)) = (&mut state.record, self.sent.take()) {
+                lease.record(record, context, view, &sent);
+            }
         }
         tracing::debug!(files = self.files, bytes = self.bytes, "files sent");
     }

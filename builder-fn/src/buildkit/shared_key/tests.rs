@@ -10,7 +10,7 @@ use super::announcements::AnnouncedEntries;
 use super::pool::ANNOUNCEMENT_MEMORY_MAX_BYTES;
 use super::*;
 use crate::context::{
-    ContentHash, ContextView, Entry, ExtendedAttributes, Index, Kind, SourceContext, Spool, ViewFilter, view,
+    Entry, ExtendedAttributes, Index, Kind, SourceContext, Spool, ViewEntry, ViewFilter, view,
 };
 
 fn empty_key_pool() -> SharedKeyPool {
@@ -34,6 +34,9 @@ fn memory_of_idle_keys(keys: &SharedKeyPool) -> usize {
 
 const IMAGE: &str = "registry/image";
 
+/// Extended attributes by name.
+type AttributeValues = Vec<(String, Vec<u8>)>;
+
 /// An entry in a folder of the daemon model.
 #[derive(Clone, Debug, PartialEq)]
 struct StoredEntry {
@@ -42,10 +45,10 @@ struct StoredEntry {
     seconds: i64,
     mode: u32,
     link: String,
-    content: ContentHash,
-    attributes: Vec<(String, Vec<u8>)>,
+    content: Vec<u8>,
+    attributes: AttributeValues,
     /// BuildKit's checksum of the entry, which decides whether a step runs again.
-    checksum: (ContentHash, u32, Vec<(String, Vec<u8>)>),
+    checksum: (Vec<u8>, u32, AttributeValues),
 }
 
 /// A folder of the daemon model: its entries by path.
@@ -79,7 +82,7 @@ impl DaemonModel {
         end: TransferEnd,
     ) -> DaemonFolder {
         let announced_view = view(context, filter).expect("patterns");
-        let mut transfer = lease.begin_transfer(context, &announced_view);
+        let mut transfer = lease.begin_transfer();
         let key = lease.key.clone();
         let mut with_key: Vec<_> = self.folders.iter_mut().filter(|(name, _)| *name == key).collect();
         let at = take % (with_key.len() + 1);
@@ -99,13 +102,14 @@ impl DaemonModel {
             }
             let at = path(visible.entry);
             let link = visible.link.map(path).unwrap_or_default();
-            let sent = StoredEntry::from_entry(&context.entry(visible.entry), link);
+            let sent = StoredEntry::from_entry(context, visible.entry, link);
             let same = kept.get(&at).is_some_and(|have| {
                 !lease.is_forced(visible.entry) && have.looks_the_same_to_buildkit(&sent)
             });
             if same {
                 continue;
             }
+            send(&mut transfer, context, visible);
             let checksum = match (kept.get(&at), sent.kind) {
                 // BuildKit renews every checksum but that of a folder that was a folder before.
                 (Some(have), "folder") if have.kind == "folder" => have.checksum.clone(),
@@ -114,13 +118,14 @@ impl DaemonModel {
             kept.insert(at, StoredEntry { checksum, ..sent });
         }
         let result = kept.clone();
-        transfer.complete();
+        transfer.complete(context, &announced_view);
         result
     }
 }
 
 impl StoredEntry {
-    fn from_entry(entry: &Entry<'_>, link: String) -> Self {
+    fn from_entry(context: &SourceContext, at: u32, link: String) -> Self {
+        let entry = context.entry(at);
         let attributes: Vec<_> = entry
             .xattrs
             .iter()
@@ -142,9 +147,9 @@ impl StoredEntry {
             seconds: entry.mtime_ns.div_euclid(1_000_000_000).max(0),
             mode: entry.mode,
             link,
-            content: entry.content,
+            content: content_of(context, entry),
             attributes: attributes.clone(),
-            checksum: (entry.content, entry.mode, attributes),
+            checksum: (content_of(context, entry), entry.mode, attributes),
         }
     }
 
@@ -159,7 +164,7 @@ impl StoredEntry {
         let seconds = if self.kind == "folder" { 0 } else { self.seconds };
         format!(
             "{:?}",
-            (self.kind, seconds, self.mode, self.content, &self.checksum)
+            (self.kind, seconds, self.mode, &self.content, &self.checksum)
         )
     }
 }
@@ -238,15 +243,52 @@ fn context_of_specs(mut specs: Vec<EntrySpec>) -> SourceContext {
                 (true, 2) => ExtendedAttributes::from_packed(&attributes[usize::from(*content)]),
                 _ => ExtendedAttributes::NONE,
             },
-            content: if is_file {
-                ContentHash([*content; 12])
-            } else {
-                ContentHash::default()
-            },
         };
         (path, entry)
     });
-    SourceContext::new(Index::of(entries), Spool::in_memory(Vec::new()))
+    // The content of a file is the lowest byte of its offset.
+    let index = Index::of(entries);
+    let offsets = (0..u32::try_from(index.len()).expect("few")).map(|at| match index.entry(at).kind {
+        Kind::File { offset, .. } => usize::try_from(offset).expect("small"),
+        Kind::Folder | Kind::Symlink { .. } => 0,
+    });
+    let end = offsets.max().unwrap_or_default() + 1;
+    let bytes = (0..=u8::MAX).cycle().take(end).collect();
+    SourceContext::new(index, Spool::in_memory(bytes))
+}
+
+fn content_of(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
+    let mut content = vec![0; usize::try_from(entry.size()).expect("small")];
+    match entry.kind {
+        Kind::File { .. } => context
+            .read_file_exact(entry, 0, &mut content)
+            .expect("the content"),
+        Kind::Folder | Kind::Symlink { .. } => content.clear(),
+    }
+    content
+}
+
+/// Sends the content of an entry, unless it is a link, which the daemon makes itself.
+fn send(transfer: &mut TransferGuard, context: &SourceContext, visible: ViewEntry) {
+    let entry = context.entry(visible.entry);
+    if matches!(entry.kind, Kind::File { .. }) && visible.link.is_none() {
+        let piece = SentPiece {
+            offset: 0,
+            data: &content_of(context, entry),
+            is_last: true,
+        };
+        transfer.hash_sent(visible.entry, context.index().len(), piece);
+    }
+}
+
+/// Runs a transfer in which the daemon requests every file of `context`.
+fn transfer_all(lease: &Arc<KeyLease>, context: &SourceContext) {
+    let everything = view(context, &ViewFilter::default()).expect("patterns");
+    let mut transfer = lease.begin_transfer();
+    everything
+        .iter()
+        .for_each(|visible| send(&mut transfer, context, visible));
+    transfer.complete(context, &everything);
 }
 
 fn generate_contexts() -> impl Strategy<Value = SourceContext> {
@@ -314,8 +356,7 @@ proptest! {
             let received = daemon.receive_transfer(context, &lease, &filter, *take, *end);
             if *end == TransferEnd::Complete {
                 let expected: Vec<_> = view(context, &filter).expect("patterns").iter().map(|visible| {
-                    let entry = context.entry(visible.entry);
-                    (context.index().path(visible.entry), StoredEntry::from_entry(&entry, String::new()).visible_state())
+                    (context.index().path(visible.entry), StoredEntry::from_entry(context, visible.entry, String::new()).visible_state())
                 }).collect();
                 let received: Vec<_> = received.iter().map(|(path, stored)| (path.clone(), stored.visible_state())).collect();
                 prop_assert_eq!(received, expected);
@@ -330,9 +371,7 @@ proptest! {
 /// Runs a successful build of `context`, and returns its shared key.
 fn build_and_return_key(keys: &SharedKeyPool, image: &str, context: &SourceContext) -> String {
     let lease = Arc::new(keys.lease_for_image(image, context));
-    lease
-        .begin_transfer(context, &view(context, &ViewFilter::default()).expect("patterns"))
-        .complete();
+    transfer_all(&lease, context);
     lease.return_to_pool();
     lease.key.clone()
 }
@@ -385,6 +424,37 @@ fn only_a_file_that_looks_unchanged_to_buildkit_and_has_other_content_is_forced(
 }
 
 #[test]
+fn a_file_that_was_announced_and_not_sent_is_forced_next_time() {
+    let keys = empty_key_pool();
+    let context = context_with_content(1);
+    let lease = Arc::new(keys.lease_for_image("a", &context));
+    let everything = view(&context, &ViewFilter::default()).expect("patterns");
+    let mut transfer = lease.begin_transfer();
+    // The second entry is not sent.
+    send(&mut transfer, &context, everything.get(0).expect("an entry"));
+    transfer.complete(&context, &everything);
+    lease.return_to_pool();
+    let again = keys.lease_for_image("a", &context);
+    assert_eq!(again.key, lease.key);
+    let is_forced = |path| again.is_forced(context.index().find(path).expect("it is in the context"));
+    assert_eq!((is_forced("a"), is_forced("b")), (false, true));
+}
+
+#[test]
+fn a_hard_link_has_the_content_of_the_file_that_was_sent() {
+    let keys = empty_key_pool();
+    let linked = context_of_specs(vec![
+        entry_spec("a", SpecKind::LinkedFile, 1, 0, 0),
+        entry_spec("b", SpecKind::LinkedFile, 1, 0, 0),
+        entry_spec("c", SpecKind::File, 2, 1, 0),
+    ]);
+    let first = build_and_return_key(&keys, "a", &linked);
+    let again = keys.lease_for_image("a", &linked);
+    assert_eq!(again.key, first);
+    assert!((0..3).all(|at| !again.is_forced(at)));
+}
+
+#[test]
 fn a_shared_key_is_discarded_once_half_of_the_context_was_forced() {
     let keys = empty_key_pool();
     let first = build_and_return_key(&keys, "a", &context_with_content(1));
@@ -422,7 +492,7 @@ fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
     let first = build_and_return_key(&keys, "a", &context);
 
     let lease = Arc::new(keys.lease_for_image("a", &context));
-    drop(lease.begin_transfer(&context, &ContextView::default()));
+    drop(lease.begin_transfer());
     assert_ne!(
         lease.key_for_session(),
         first,
@@ -433,7 +503,7 @@ fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
     assert_ne!(second, first);
 
     let lease = Arc::new(keys.lease_for_image("a", &context));
-    let _running = lease.begin_transfer(&context, &ContextView::default());
+    let _running = lease.begin_transfer();
     lease.return_to_pool();
     let third = build_and_return_key(&keys, "a", &context);
     assert_ne!(third, second);
@@ -495,8 +565,7 @@ fn the_memory_of_shared_keys_in_use_is_bounded() {
     let idle = build_and_return_key(&keys, "idle", &context);
     let begin = |image: &str| {
         let lease = Arc::new(keys.lease_for_image(image, &context));
-        let everything = view(&context, &ViewFilter::default()).expect("patterns");
-        lease.begin_transfer(&context, &everything).complete();
+        transfer_all(&lease, &context);
         lease
     };
 

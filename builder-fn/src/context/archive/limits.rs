@@ -2,8 +2,8 @@
 
 use crate::context::Index;
 
-/// The index memory per entry, in bytes: 56 that every entry takes, and the rest for its name, link target and
-/// attributes, which mostly take less than 20. So 200,000 entries take at most 16 MiB, and everything else in a build
+/// The index memory per entry, in bytes: 44 that every entry takes, and the rest for its name, link target and
+/// attributes, which mostly take less than 32. So 200,000 entries take at most 16 MiB, and everything else in a build
 /// fits into as much.
 const INDEX_BYTES_PER_ENTRY: usize = 84;
 

@@ -11,10 +11,10 @@ mod readers;
 
 /// A builder of tars, also of ones that no tar program would write.
 #[derive(Clone, Debug, Default)]
-struct TarBuilder(Vec<u8>);
+pub(super) struct TarBuilder(pub(super) Vec<u8>);
 
 impl TarBuilder {
-    fn file(self, name: &str, content: &[u8]) -> Self {
+    pub(super) fn file(self, name: &str, content: &[u8]) -> Self {
         self.entry(name, content, |_| ())
     }
 
@@ -43,7 +43,7 @@ impl TarBuilder {
         self.entry(name, content, |header| header.as_old_mut().linkflag = [flag])
     }
 
-    fn pax(self, flag: u8, records: &[(&str, &[u8])]) -> Self {
+    pub(super) fn pax(self, flag: u8, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -79,7 +79,7 @@ impl TarBuilder {
         self
     }
 
-    fn end(self) -> Self {
+    pub(super) fn end(self) -> Self {
         self.raw(&[0; 2 * BLOCK])
     }
 

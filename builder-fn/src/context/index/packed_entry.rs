@@ -1,9 +1,9 @@
 //! The packed form of an entry in the index. There is one for each entry, so every byte counts.
 
 use super::arena::Arena;
-use crate::context::{ContentHash, Entry, ExtendedAttributes, Kind};
+use crate::context::{Entry, ExtendedAttributes, Kind};
 
-/// An entry of a source context, packed into 44 bytes.
+/// An entry of a source context, packed into 32 bytes.
 ///
 /// Parts without a fixed length are in its text, which is in the arena: the length of the name in one byte, the name, a
 /// link's target, and, if there are attributes, their length in four bytes and the attributes.
@@ -20,7 +20,6 @@ pub(super) struct PackedEntry {
     start: Uint48,
     /// The length of a file's content or of a link's target, or the number of entries in a folder.
     size: Uint48,
-    content: ContentHash,
     /// The twelve bits of the mode, and flags in the upper bits.
     flags: u16,
 }
@@ -61,7 +60,6 @@ impl PackedEntry {
                 .map(|half| u32::try_from(half).unwrap_or_default()),
             start: pack_uint48(start),
             size: pack_uint48(size),
-            content: entry.content,
             flags: mode | kind | attributes,
         }
     }
@@ -131,7 +129,6 @@ impl PackedEntry {
             mode: u32::from(self.flags & 0o7777),
             mtime_ns: (high << 32 | low).cast_signed(),
             xattrs,
-            content: self.content,
         }
     }
 
@@ -145,10 +142,6 @@ impl PackedEntry {
 
     pub(super) fn set_linked(&mut self) {
         self.flags |= HARD_LINKED_FLAG;
-    }
-
-    pub(super) fn set_content(&mut self, content: ContentHash) {
-        self.content = content;
     }
 
     pub(super) fn start(&self) -> u64 {
@@ -213,7 +206,6 @@ mod tests {
                 mode,
                 mtime_ns,
                 xattrs,
-                content: ContentHash::of(b"content"),
             };
             for name in ["n".to_owned(), "é".repeat(127)] {
                 let mut texts = Arena::default();
@@ -233,8 +225,8 @@ mod tests {
     }
 
     #[test]
-    fn a_packed_entry_takes_44_bytes() {
-        assert_eq!(PackedEntry::BYTES, 44);
+    fn a_packed_entry_takes_32_bytes() {
+        assert_eq!(PackedEntry::BYTES, 32);
     }
 
     #[test]
@@ -247,7 +239,6 @@ mod tests {
             mode: 0,
             mtime_ns: 0,
             xattrs: ExtendedAttributes::NONE,
-            content: ContentHash::default(),
         };
         let most = (1 << 48) - 1;
         assert_eq!(

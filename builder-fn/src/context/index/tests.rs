@@ -36,7 +36,6 @@ fn file(number: u64) -> Entry<'static> {
         mode: 0o644,
         mtime_ns: 0,
         xattrs: ExtendedAttributes::NONE,
-        content: ContentHash::default(),
     }
 }
 

@@ -28,7 +28,6 @@ pub(super) fn context(entries: &[&str]) -> SourceContext {
             mode: 0o755,
             mtime_ns: 0,
             xattrs: ExtendedAttributes::NONE,
-            content: Default::default(),
         };
         tree.insert(path, &entry).unwrap();
     }

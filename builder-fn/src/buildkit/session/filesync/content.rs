@@ -9,6 +9,7 @@ use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tonic::Status;
 
 use super::{FileTransfer, stat};
+use crate::buildkit::shared_key::SentPiece;
 
 /// The largest content of one DATA packet, in bytes.
 const PACKET_CONTENT_MAX_BYTES: u64 = 64 << 10;
@@ -62,6 +63,32 @@ struct FilePiece {
     offset: u64,
     bytes: u64,
     is_last: bool,
+}
+
+/// A batch of packets, with the pieces of files that are in them.
+pub(super) struct Batch {
+    pieces: Vec<FilePiece>,
+    /// The packets in the order of the pieces: one for each piece that is not empty, and one after each last piece.
+    pub(super) packets: Vec<Packet>,
+}
+
+impl Batch {
+    /// Returns the pieces of files in the batch, each with the number of the file's STAT packet.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u32, SentPiece<'_>)> {
+        let mut data = self.packets.iter().filter(|packet| !packet.data.is_empty());
+        self.pieces.iter().map(move |piece| {
+            let packet = match piece.bytes {
+                0 => None,
+                _ => data.next(),
+            };
+            let sent = SentPiece {
+                offset: piece.offset,
+                data: packet.map(|packet| packet.data.as_slice()).unwrap_or_default(),
+                is_last: piece.is_last,
+            };
+            (piece.number, sent)
+        })
+    }
 }
 
 /// The queue of requested files that have not been read to their end.
@@ -136,7 +163,7 @@ struct ContentSender<S> {
 pub(super) fn stream_content_batches<S>(
     transfer: FileTransfer,
     received: S,
-) -> impl Stream<Item = impl Future<Output = Result<Vec<Packet>, Status>> + Send> + Send
+) -> impl Stream<Item = impl Future<Output = Result<Batch, Status>> + Send> + Send
 where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
 {
@@ -214,28 +241,28 @@ impl FileTransfer {
     fn read_batch(
         &self,
         pieces: Vec<FilePiece>,
-    ) -> impl Future<Output = Result<Vec<Packet>, Status>> + Send + use<> {
+    ) -> impl Future<Output = Result<Batch, Status>> + Send + use<> {
         let transfer = self.clone();
         // A read from memory is a copy, which is not worth another thread.
         let reading = match self.context.is_in_memory() {
-            true => Err(transfer.read_batch_blocking(&pieces)),
+            true => Err(transfer.read_batch_blocking(pieces)),
             false => Ok(tokio::task::spawn_blocking(move || {
-                transfer.read_batch_blocking(&pieces)
+                transfer.read_batch_blocking(pieces)
             })),
         };
         async move {
-            let packets = match reading {
-                Err(packets) => packets,
+            let batch = match reading {
+                Err(batch) => batch,
                 Ok(reading) => reading.await.map_err(io::Error::other).flatten(),
             };
-            packets.map_err(|error| {
+            batch.map_err(|error| {
                 tracing::error!(%error, "could not read the spool");
                 Status::internal("could not read the context")
             })
         }
     }
 
-    fn read_batch_blocking(&self, pieces: &[FilePiece]) -> io::Result<Vec<Packet>> {
+    fn read_batch_blocking(&self, pieces: Vec<FilePiece>) -> io::Result<Batch> {
         let mut packets = Vec::with_capacity(pieces.len() + pieces.len() / 2);
         let packet = |id, data| Packet {
             r#type: PacketType::PacketData.into(),
@@ -244,7 +271,7 @@ impl FileTransfer {
             ..Packet::default()
         };
         let (mut bytes, mut files) = (0, 0);
-        for piece in pieces {
+        for piece in &pieces {
             if piece.bytes > 0 {
                 let visible = self.entries.get(piece.number as usize);
                 let visible = visible.ok_or(io::ErrorKind::NotFound)?;
@@ -260,7 +287,7 @@ impl FileTransfer {
             files += u64::from(piece.is_last);
         }
         self.update_guard(|guard| guard.count_sent(files, bytes));
-        Ok(packets)
+        Ok(Batch { pieces, packets })
     }
 }
 

@@ -95,7 +95,6 @@ mod tests {
             mode,
             mtime_ns: 1_700_000_000_123_456_789,
             xattrs: ExtendedAttributes::NONE,
-            content: Default::default(),
         }
     }
 

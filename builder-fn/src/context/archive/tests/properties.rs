@@ -37,14 +37,6 @@ fn read_outcome(tar: &[u8], cuts: &[usize]) -> Result<TarOutcome, String> {
         .map_err(|error| error.to_string())
 }
 
-fn without_content(index: &Index) -> Vec<(String, Entry<'_>)> {
-    let content = ContentHash::default();
-    let listed = listed(index).into_iter();
-    listed
-        .map(|(path, entry)| (path, Entry { content, ..entry }))
-        .collect()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -102,7 +94,7 @@ proptest! {
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
         if let Ok(after) = read_outcome(&bytes, &[]) {
-            prop_assert_eq!(without_content(&before.0), without_content(&after.0));
+            prop_assert_eq!(before.0, after.0);
         }
     }
 

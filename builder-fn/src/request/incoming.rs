@@ -1,0 +1,312 @@
+//! Receives a body whose signature is not verified yet: hashes it, and stores it as it was sent.
+//!
+//! Anybody can send such a body. So nothing in it is interpreted, and all of them together have a budget of their own
+//! ([`UnverifiedBudget`]), in which a body that needs more than the others gives way. Only a body that is verified is
+//! counted against the spool's quota.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use function_host::BoxError;
+use function_host::unverified::{ReceiveError, Resource, UnverifiedBudget, UnverifiedSender};
+use tokio::sync::{AcquireError, Semaphore};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::RequestError;
+use super::signature::BodyVerifier;
+use super::verified_body::VerifiedBody;
+use crate::context::{Spool, SpoolSettings};
+
+/// The bytes that are hashed and stored at once: enough to be worth a switch of threads.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// The bytes that are hashed and stored at once while memory is short.
+const SMALL_BATCH_BYTES: usize = 16 << 10;
+
+/// The length below which a piece is copied, in bytes. A piece keeps the whole buffer of its connection in memory.
+const COPIED_PIECE_BYTES: usize = 16 << 10;
+
+/// The bytes of a body that stay in memory while memory is short. A larger part is written to a file.
+const SMALL_BODY_BYTES: usize = 16 << 10;
+
+/// The number of threads on which unverified bodies are hashed and stored.
+const THREADS: usize = 8;
+
+/// The resources that all unverified bodies share. Clones share them.
+#[derive(Clone, Debug)]
+pub struct UnverifiedBodies {
+    budget: UnverifiedBudget,
+    /// Bounds the threads, so that many senders take neither the memory of many threads nor the processors.
+    threads: Arc<Semaphore>,
+}
+
+impl UnverifiedBodies {
+    /// Creates the resources for bodies within `budget`.
+    pub fn new(budget: UnverifiedBudget) -> Self {
+        Self {
+            budget,
+            threads: Arc::new(Semaphore::new(THREADS)),
+        }
+    }
+
+    /// Returns the budget of the bodies.
+    pub fn budget(&self) -> &UnverifiedBudget {
+        &self.budget
+    }
+
+    /// Returns whether so much memory is in use that each body should hold little of it.
+    fn is_memory_short(&self) -> bool {
+        self.budget.held(Resource::Memory) > self.budget.limits().memory / 2
+    }
+}
+
+/// Receives `body`, hashes it with `verifier` and stores it as `settings` say.
+///
+/// # Errors
+/// Fails if the body has more than `limit` bytes, breaks off, exceeds the budget or cannot be stored, or if the signature
+/// does not match it.
+pub(super) async fn receive_body<B>(
+    mut body: Pin<&mut B>,
+    verifier: Option<BodyVerifier>,
+    bodies: &UnverifiedBodies,
+    settings: &SpoolSettings,
+    limit: u64,
+) -> Result<VerifiedBody, RequestError>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let mut incoming = IncomingBody::new(verifier, bodies, settings);
+    let mut received = 0u64;
+    loop {
+        let piece = incoming.sender.next_piece(body.as_mut()).await;
+        let Some(piece) = piece.map_err(receive_error)? else {
+            return incoming.finish().await;
+        };
+        received = received.saturating_add(piece.len() as u64);
+        if received > limit {
+            return Err(RequestError::TooLarge { limit });
+        }
+        incoming.push(piece).await?;
+    }
+}
+
+fn receive_error<E: Into<BoxError>>(error: ReceiveError<E>) -> RequestError {
+    match error {
+        ReceiveError::Displaced(displaced) => RequestError::Displaced(displaced),
+        ReceiveError::TooSlow { rate, grace } => RequestError::TooSlow { rate, grace },
+        ReceiveError::Body(error) => RequestError::from_body_error(error.into()),
+    }
+}
+
+/// A body that arrives: one batch of it is processed on another thread, while the next one is collected.
+struct IncomingBody<'a> {
+    /// The sender's part of the budget. It is dropped after everything that it accounts for.
+    processing: Processing,
+    pending: Batch,
+    /// The number of bytes that were passed on to be stored.
+    stored: u64,
+    is_on_disk: bool,
+    bodies: &'a UnverifiedBodies,
+    settings: &'a SpoolSettings,
+    sender: UnverifiedSender,
+}
+
+/// Pieces of a body that are processed together.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Bytes>,
+    /// Small pieces that followed, in one buffer.
+    small: BytesMut,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        if piece.len() < COPIED_PIECE_BYTES {
+            self.small.extend_from_slice(&piece);
+        } else {
+            self.join_small();
+            self.pieces.push(piece);
+        }
+    }
+
+    fn join_small(&mut self) {
+        if !self.small.is_empty() {
+            self.pieces.push(self.small.split().freeze());
+        }
+    }
+
+    fn into_pieces(mut self) -> Vec<Bytes> {
+        self.join_small();
+        self.pieces
+    }
+}
+
+/// The state of the worker of one body.
+enum Processing {
+    Idle(Box<Worker>),
+    /// The worker processes a batch, after which this much memory is free again.
+    Running(JoinHandle<Result<Box<Worker>, RequestError>>, u64),
+    /// The worker failed, or is being passed on.
+    Ended,
+}
+
+/// Hashes and stores the batches of one body. It may block.
+struct Worker {
+    verifier: Option<BodyVerifier>,
+    spool: Spool,
+}
+
+impl Worker {
+    fn process(&mut self, batch: Batch, is_on_disk: bool) -> Result<(), RequestError> {
+        if is_on_disk {
+            self.spool.move_to_disk()?;
+        }
+        for piece in batch.into_pieces() {
+            if let Some(verifier) = &mut self.verifier {
+                verifier.hash_piece(&piece);
+            }
+            self.spool.append(&piece)?;
+        }
+        Ok(())
+    }
+
+    /// Verifies the signature of the whole body, and counts the body against the quota of verified ones.
+    fn finish(self, settings: &SpoolSettings) -> Result<VerifiedBody, RequestError> {
+        let Self { verifier, spool } = self;
+        let signature = verifier.map(BodyVerifier::into_verified_signature).transpose();
+        let signature = signature.map_err(|_| RequestError::WrongSignature)?;
+        Ok(VerifiedBody {
+            spool: spool.count_against(&settings.quota)?,
+            signature,
+        })
+    }
+}
+
+impl<'a> IncomingBody<'a> {
+    fn new(
+        verifier: Option<BodyVerifier>,
+        bodies: &'a UnverifiedBodies,
+        settings: &'a SpoolSettings,
+    ) -> Self {
+        let spool = Spool::uncounted(settings);
+        Self {
+            processing: Processing::Idle(Box::new(Worker { verifier, spool })),
+            pending: Batch::default(),
+            stored: 0,
+            is_on_disk: false,
+            bodies,
+            settings,
+            sender: bodies.budget.admit(),
+        }
+    }
+
+    /// Adds the next piece of the body; waits while an earlier batch is processed.
+    async fn push(&mut self, piece: Bytes) -> Result<(), RequestError> {
+        self.sender.reserve(Resource::Memory, piece.len() as u64).await?;
+        self.pending.push(piece);
+        let wanted = match self.bodies.is_memory_short() {
+            true => SMALL_BATCH_BYTES,
+            false => BATCH_BYTES,
+        };
+        match self.pending.bytes >= wanted {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Passes the pending pieces on to the worker, after it has processed those before.
+    async fn flush(&mut self) -> Result<(), RequestError> {
+        let mut worker = self.idle_worker().await?;
+        let batch = std::mem::take(&mut self.pending);
+        let (is_on_disk, released) = self.place(batch.bytes).await?;
+        let permit = self.bodies.threads.clone().acquire_owned().await?;
+        let task = spawn_blocking(move || {
+            let _permit = permit;
+            worker.process(batch, is_on_disk).map(|()| worker)
+        });
+        self.processing = Processing::Running(task, released);
+        Ok(())
+    }
+
+    /// Decides where the next `bytes` are stored, and reserves disk space for them. Returns whether that is a file, and how
+    /// much memory is free again once they are there.
+    async fn place(&mut self, bytes: usize) -> Result<(bool, u64), RequestError> {
+        let bytes = bytes as u64;
+        let in_memory = match self.bodies.is_memory_short() {
+            true => SMALL_BODY_BYTES.min(self.settings.memory),
+            false => self.settings.memory,
+        };
+        let moved = match self.is_on_disk {
+            true => bytes,
+            false if self.stored + bytes <= in_memory as u64 => 0,
+            // With what was in memory so far.
+            false => self.stored + bytes,
+        };
+        if moved > 0 {
+            self.sender.reserve(Resource::Disk, moved).await?;
+            self.is_on_disk = true;
+        }
+        self.stored += bytes;
+        Ok((self.is_on_disk, moved))
+    }
+
+    /// Waits until the worker is idle, and returns it.
+    async fn idle_worker(&mut self) -> Result<Box<Worker>, RequestError> {
+        match std::mem::replace(&mut self.processing, Processing::Ended) {
+            Processing::Idle(worker) => Ok(worker),
+            Processing::Running(task, released) => {
+                let worker = join(task).await??;
+                self.sender.release(Resource::Memory, released);
+                Ok(worker)
+            }
+            Processing::Ended => Err(RequestError::Interrupted),
+        }
+    }
+
+    /// Processes the rest of the body, and verifies its signature.
+    async fn finish(mut self) -> Result<VerifiedBody, RequestError> {
+        let mut worker = self.idle_worker().await?;
+        let batch = std::mem::take(&mut self.pending);
+        let (is_on_disk, _) = self.place(batch.bytes).await?;
+        let permit = self.bodies.threads.clone().acquire_owned().await?;
+        let (settings, sender) = (self.settings.clone(), self.sender);
+        run_blocking(move || {
+            let _permit = permit;
+            worker.process(batch, is_on_disk)?;
+            let verified = worker.finish(&settings);
+            // Counted against one of the two at any time.
+            drop(sender);
+            verified
+        })
+        .await?
+    }
+}
+
+impl From<AcquireError> for RequestError {
+    fn from(_: AcquireError) -> Self {
+        Self::Interrupted
+    }
+}
+
+/// Runs `work` on a thread that may block.
+///
+/// # Errors
+/// Fails if the runtime is shutting down.
+pub(super) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RequestError> {
+    join(spawn_blocking(work)).await
+}
+
+/// Waits for a task and resumes its panic here; a runtime that is shutting down yields
+/// [`Interrupted`](RequestError::Interrupted).
+async fn join<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
+    task.await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => RequestError::Interrupted,
+    })
+}

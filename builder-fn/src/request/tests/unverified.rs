@@ -1,0 +1,197 @@
+//! Tests of bodies whose signatures are not verified: what they cost, and that they cost no other body anything.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use function_host::unverified::Resource;
+use futures_util::StreamExt;
+
+use super::*;
+
+/// Limits that are used up quickly.
+const LIMITS: UnverifiedLimits = UnverifiedLimits {
+    senders: 8,
+    memory: 1 << 20,
+    disk: 4 << 20,
+    rate: 1000,
+    grace: Duration::from_secs(10),
+};
+
+fn folder_with_limits(limits: UnverifiedLimits) -> SpoolFolder {
+    let mut folder = spool_folder();
+    folder.limits.unverified = UnverifiedBodies::new(UnverifiedBudget::new(limits));
+    folder
+}
+
+/// A request that is being received.
+type Receiving<'a> = Pin<Box<dyn Future<Output = Result<VerifiedBody, RequestError>> + 'a>>;
+
+/// Begins to receive `pieces` from a caller without the key, who then pauses.
+fn receive_without_end<'a>(
+    pieces: Vec<Vec<u8>>,
+    check: &'a SignatureCheck,
+    limits: &'a RequestLimits,
+) -> Receiving<'a> {
+    let pieces = stream::iter(pieces.into_iter().map(Ok)).chain(stream::pending());
+    Box::pin(async move {
+        let head = request_head(Some(&sign_body(b"something else")), None);
+        receive_body(body_of_pieces(pieces), &head, check, limits).await
+    })
+}
+
+/// Polls a future until nothing changes without its caller, with blocking work done in between.
+async fn settle(receiving: &mut Receiving<'_>) -> Poll<Result<VerifiedBody, RequestError>> {
+    for _ in 0..100 {
+        let polled = receiving.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        if polled.is_ready() {
+            return polled;
+        }
+        wait_until_blocking_work_is_done().await;
+    }
+    Poll::Pending
+}
+
+#[test]
+fn a_body_takes_no_more_than_its_own_length_before_its_signature_is_verified() {
+    runtime_with_one_blocking_thread().block_on(async {
+        // Decompressed, the body has 50 MiB; as a tar, an index and attributes.
+        let zeros = vec![0; 50 << 20];
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gzip, &tar_with_files(&[("context/zeros", &zeros)])).unwrap();
+        let bomb = gzip.finish().unwrap();
+        let folder = folder_with_limits(LIMITS);
+        let budget = folder.limits.unverified.budget();
+        let check = signature_required();
+        let mut receiving = receive_without_end(vec![bomb.clone()], &check, &folder.limits);
+
+        assert!(settle(&mut receiving).await.is_pending());
+
+        let held = budget.held(Resource::Memory) + budget.held(Resource::Disk);
+        assert_eq!(held, bomb.len() as u64);
+        drop(receiving);
+        assert_eq!(
+            (budget.held(Resource::Memory), budget.held(Resource::Disk)),
+            (0, 0)
+        );
+    });
+}
+
+#[test]
+fn any_number_of_unverified_bodies_stays_within_the_budget_and_leaves_nothing() {
+    runtime_with_one_blocking_thread().block_on(async {
+        let folder = folder_with_limits(LIMITS);
+        let budget = folder.limits.unverified.budget();
+        let check = signature_required();
+        let mut receiving = Vec::new();
+        for number in 0..60 {
+            let sizes = [1, 700, 20_000, 300_000, 1_000_000];
+            let size = sizes[number % sizes.len()];
+            let pieces = vec![vec![7; size]; 1 + number % 4];
+            receiving.push(receive_without_end(pieces, &check, &folder.limits));
+            let mut pending = Vec::new();
+            for mut body in std::mem::take(&mut receiving) {
+                match settle(&mut body).await {
+                    Poll::Pending => pending.push(body),
+                    Poll::Ready(Err(RequestError::Displaced(_))) => {}
+                    Poll::Ready(other) => panic!("{other:?}"),
+                }
+            }
+            receiving = pending;
+            assert!(budget.senders() <= LIMITS.senders);
+            assert!(budget.held(Resource::Memory) <= LIMITS.memory);
+            assert!(budget.held(Resource::Disk) <= LIMITS.disk);
+        }
+        assert!(budget.held(Resource::Disk) > 0, "none of them was large");
+        drop(receiving);
+        wait_until_blocking_work_is_done().await;
+        assert_eq!(folder.count_names_and_open_files(), (0, 0));
+        assert_eq!(
+            (budget.held(Resource::Memory), budget.held(Resource::Disk)),
+            (0, 0)
+        );
+    });
+}
+
+#[test]
+fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget() {
+    runtime_with_one_blocking_thread().block_on(async {
+        let folder = folder_with_limits(LIMITS);
+        let budget = folder.limits.unverified.budget();
+        let check = signature_required();
+        let mut flood: Vec<_> = (0..LIMITS.senders)
+            .map(|_| receive_without_end(vec![vec![7; 60_000]; 8], &check, &folder.limits))
+            .collect();
+        for round in 0..10 {
+            for body in &mut flood {
+                let _ = settle(body).await;
+            }
+            let body = valid_tar();
+            let mut signed: Receiving<'_> = Box::pin(async {
+                let head = request_head(Some(&sign_body(&body)), None);
+                receive_body(body_cut_into_pieces(&body, 1000), &head, &check, &folder.limits).await
+            });
+            let mut received = settle(&mut signed).await;
+            // The displaced bodies end, as their own tasks would end them.
+            while received.is_pending() {
+                for body in &mut flood {
+                    if settle(body).await.is_ready() {
+                        *body = receive_without_end(vec![vec![7; 60_000]; 8], &check, &folder.limits);
+                    }
+                }
+                received = settle(&mut signed).await;
+            }
+            assert!(matches!(received, Poll::Ready(Ok(_))), "{round}: {received:?}");
+        }
+        assert!(budget.senders() <= LIMITS.senders);
+    });
+}
+
+#[tokio::test]
+async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_other() {
+    let metric = function_host::prometheus::IntGauge::new("used", "used").unwrap();
+    for body in [valid_tar(), tar_of_3_megabytes()] {
+        let mut folder = folder_with_limits(LIMITS);
+        folder.limits.spool.quota = SpoolQuota::new(body.len() as u64, metric.clone());
+        let budget = folder.limits.unverified.budget();
+        let head = request_head(Some(&sign_body(&body)), None);
+        let receive = async || {
+            let arriving = body_cut_into_pieces(&body, 10_000);
+            receive_body(arriving, &head, &signature_required(), &folder.limits).await
+        };
+
+        let verified = receive().await.unwrap();
+
+        assert_eq!(metric.get(), i64::try_from(body.len()).unwrap());
+        let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held(resource));
+        assert_eq!((held, budget.senders()), ([0, 0], 0));
+        let error = receive().await.unwrap_err();
+        assert_eq!(error.kind(), RequestErrorKind::NoSpace, "{error}");
+        drop(verified);
+        assert_eq!(metric.get(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_below_the_lowest_rate_is_rejected_after_the_grace_period() {
+    let folder = folder_with_limits(LIMITS);
+    let trickle = stream::unfold((), |()| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Some((Ok(vec![7; 10]), ()))
+    });
+    let begun = tokio::time::Instant::now();
+    let error = receive_with_signature(
+        body_of_pieces(trickle),
+        Some(&sign_body(b"")),
+        &signature_required(),
+        &folder.limits,
+    )
+    .await
+    .unwrap_err();
+    assert_eq!(error.kind(), RequestErrorKind::TooSlow);
+    assert!(error.to_string().contains("receive_rate"), "{error}");
+    assert!(
+        begun.elapsed() <= LIMITS.grace + Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+}
