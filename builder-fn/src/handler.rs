@@ -23,7 +23,7 @@ use crate::request::{
 };
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
-use crate::slots::QueueAdmission;
+use crate::slots::{NoFreeSlot, QueueAdmission};
 
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
 #[derive(Clone, Debug)]
@@ -158,6 +158,7 @@ impl BuilderApi {
         let receiving = async {
             let check = self.read_signature_check(&head, context)?;
             let body = request::receive_body(body, &head, &check, &self.limits).await?;
+            context.accept().map_err(|full| NoFreeSlot { limit: full.limit })?;
             // After the signature, so that nobody without a key takes a place, and before anything else is done with the body.
             let admission = self.builder.slots.admit(body.slot_owner())?;
             let request = body.into_build_request(head, &self.limits).await?;

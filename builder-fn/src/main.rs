@@ -71,6 +71,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
     // Requests count only once their signatures have been verified.
     Ok(App::new(api)
         .handler_limits_inflight()
+        .verifies_requests()
         .named("builder-fn")
         .ready_while(ready)
         .ready_if(move || !slots.is_full())
