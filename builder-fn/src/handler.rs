@@ -158,7 +158,9 @@ impl BuilderApi {
         let receiving = async {
             let check = self.read_signature_check(&head, context)?;
             let body = request::receive_body(body, &head, &check, &self.limits).await?;
-            context.accept().map_err(|full| NoFreeSlot { limit: full.limit })?;
+            context
+                .accept()
+                .map_err(|full| NoFreeSlot { limit: full.limit })?;
             // After the signature, so that nobody without a key takes a place, and before anything else is done with the body.
             let admission = self.builder.slots.admit(body.slot_owner())?;
             let request = body.into_build_request(head, &self.limits).await?;

@@ -30,6 +30,9 @@ const COPIED_PIECE_BYTES: usize = 16 << 10;
 /// The bytes of a body that stay in memory while memory is short. A larger part is written to a file.
 const SMALL_BODY_BYTES: usize = 16 << 10;
 
+/// The bytes that are hashed on the thread that received them, which takes less time than a switch of threads is worth.
+const QUICK_BYTES: usize = 64 << 10;
+
 /// The number of threads on which unverified bodies are hashed and stored.
 const THREADS: usize = 8;
 
@@ -272,15 +275,23 @@ impl<'a> IncomingBody<'a> {
         let mut worker = self.idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
         let (is_on_disk, _) = self.place(batch.bytes).await?;
-        let permit = self.bodies.threads.clone().acquire_owned().await?;
         let (settings, sender) = (self.settings.clone(), self.sender);
-        run_blocking(move || {
-            let _permit = permit;
+        let is_quick = !is_on_disk && batch.bytes <= QUICK_BYTES;
+        let work = move || {
             worker.process(batch, is_on_disk)?;
             let verified = worker.finish(&settings);
             // Counted against one of the two at any time.
             drop(sender);
             verified
+        };
+        if is_quick {
+            // A small request waits for no thread, however many bodies are hashed and written.
+            return work();
+        }
+        let permit = self.bodies.threads.clone().acquire_owned().await?;
+        run_blocking(move || {
+            let _permit = permit;
+            work()
         })
         .await?
     }

@@ -516,6 +516,7 @@ async fn a_failure_to_write_the_spool_file_is_an_error_of_the_platform() {
 /// Returns a runtime that runs blocking work on a single thread, and so one after the other.
 fn runtime_with_one_blocking_thread() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .max_blocking_threads(1)
         .build()
         .unwrap()

@@ -6,6 +6,8 @@ use builder_fn::slots::BuildSlots;
 use function_host::Body;
 use function_host::http::Method;
 use function_host::signature::sign_body;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
@@ -290,7 +292,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let (solve, status, _session) = calls.build().await;
     let begun = Instant::now();
     let second = spawn_build(&setting, tar(json!({"noCache": true})));
-    tokio::task::yield_now().await;
+    setting.wait_until_full().await;
 
     let rejected = setting.send(post(Body::empty(), None)).await;
     assert_eq!(
@@ -302,7 +304,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
 
     let third = spawn_build(&setting, tar(json!({"noCache": true})));
-    tokio::task::yield_now().await;
+    setting.wait_until_full().await;
     drop(status);
     solve.succeed("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
@@ -310,6 +312,69 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     drop(status);
     solve.succeed("sha256:34");
     assert_eq!(third.await.expect("no panic").status, 200);
+}
+
+#[tokio::test]
+async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::ZERO, 0));
+    let body = tar(json!({}));
+    let signature = sign_body(&key("another key of the caller"), &body);
+    let mut unverified = Vec::new();
+    for _ in 0..5 {
+        let half = body[..body.len() / 2].to_vec();
+        let pieces = futures_util::stream::iter([Ok(half.into())]);
+        let body = Body::stream(pieces.chain(futures_util::stream::pending()));
+        let (setting, request) = (setting.clone(), post(body, Some(&signature)));
+        unverified.push(tokio::spawn(async move { setting.send(request).await }));
+        tokio::task::yield_now().await;
+    }
+    let wrong = setting.send(post(body.clone(), Some(&signature))).await;
+    assert_eq!(wrong.status(), 401);
+
+    let first = spawn_build(&setting, body);
+    let (solve, status, _session) = calls.build().await;
+
+    assert_eq!(setting.send(post(Body::empty(), None)).await.status(), 429);
+    drop(status);
+    solve.succeed("sha256:12");
+    assert_eq!(first.await.expect("no panic").status, 200);
+    assert!(unverified.iter().all(|unverified| !unverified.is_finished()));
+}
+
+#[tokio::test]
+async fn a_stream_without_a_free_slot_is_429_in_plain_text_also_after_its_body_was_received() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::ZERO, 0));
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let body = tar(json!({"noCache": true}));
+    let signature = sign_body(&key(crate::setting::PAYLOAD_KEY), &body);
+    // The last piece arrives only once the slot is taken.
+    let end = futures_util::stream::once(async move {
+        let _ = receiver.await;
+        Ok(body.into())
+    });
+    let mut request = post(Body::stream(end), Some(&signature));
+    let accept = "application/x-ndjson".parse().expect("header");
+    request.headers_mut().insert("accept", accept);
+    let late = tokio::spawn({
+        let setting = setting.clone();
+        async move { setting.send(request).await }
+    });
+    tokio::task::yield_now().await;
+    let first = spawn_build(&setting, tar(json!({})));
+    let _held = calls.build().await;
+
+    drop(sender);
+    let rejected = late.await.expect("no panic");
+
+    assert_eq!(rejected.status(), 429);
+    let text = BodyExt::collect(rejected.into_body()).await.expect("a body");
+    assert_eq!(
+        text.to_bytes(),
+        "Concurrent request limit exceeded. Max concurrent requests: 1\n"
+    );
+    first.abort();
 }
 
 #[tokio::test]

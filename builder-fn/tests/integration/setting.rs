@@ -164,6 +164,14 @@ impl TestBuilder {
         self
     }
 
+    /// Waits until no further request is admitted.
+    pub(crate) async fn wait_until_full(&self) {
+        // A body is verified on another thread, which nothing here could wait for.
+        while !self.api.builder.slots.is_full() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Sets the way in which the builder's hand-overs reach the deployer.
     pub(crate) fn with_deploy_via(mut self, via: DeployVia) -> Self {
         self.api.builder.deployer.settings.via = via;
@@ -208,14 +216,19 @@ impl TestBuilder {
 
     /// Sends a signed build request with `tar`, and returns its streamed answer.
     pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> StreamedRecords {
+        let response = self.request_stream(tar, accept).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], accept);
+        StreamedRecords(response.into_body())
+    }
+
+    /// Sends a signed build request with `tar` that asks for a stream, and returns its response.
+    pub(crate) async fn request_stream(&self, tar: Vec<u8>, accept: &'static str) -> Response {
         let signature = sign_body(&key(PAYLOAD_KEY), &tar);
         let mut request = post(tar, Some(&signature));
         let accept_value = accept.parse().expect("header");
         request.headers_mut().insert("accept", accept_value);
-        let response = self.send(request).await;
-        assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["content-type"], accept);
-        StreamedRecords(response.into_body())
+        self.send(request).await
     }
 
     /// Sends a signed build request with `tar`, and returns its answer.

@@ -118,29 +118,26 @@ fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget(
         let folder = folder_with_limits(LIMITS);
         let budget = folder.limits.unverified.budget();
         let check = signature_required();
-        let mut flood: Vec<_> = (0..LIMITS.senders)
-            .map(|_| receive_without_end(vec![vec![7; 60_000]; 8], &check, &folder.limits))
-            .collect();
+        let another = || receive_without_end(vec![vec![7; 60_000]; 8], &check, &folder.limits);
+        let mut flood: Vec<_> = (0..LIMITS.senders).map(|_| another()).collect();
         for round in 0..10 {
-            for body in &mut flood {
-                let _ = settle(body).await;
-            }
             let body = valid_tar();
             let mut signed: Receiving<'_> = Box::pin(async {
                 let head = request_head(Some(&sign_body(&body)), None);
                 receive_body(body_cut_into_pieces(&body, 1000), &head, &check, &folder.limits).await
             });
-            let mut received = settle(&mut signed).await;
-            // The displaced bodies end, as their own tasks would end them.
-            while received.is_pending() {
+            let received = loop {
                 for body in &mut flood {
+                    // A displaced body ends, and its sender tries again.
                     if settle(body).await.is_ready() {
-                        *body = receive_without_end(vec![vec![7; 60_000]; 8], &check, &folder.limits);
+                        *body = another();
                     }
                 }
-                received = settle(&mut signed).await;
-            }
-            assert!(matches!(received, Poll::Ready(Ok(_))), "{round}: {received:?}");
+                if let Poll::Ready(received) = settle(&mut signed).await {
+                    break received;
+                }
+            };
+            assert!(received.is_ok(), "{round}: {received:?}");
         }
         assert!(budget.senders() <= LIMITS.senders);
     });
