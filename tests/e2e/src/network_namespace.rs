@@ -45,6 +45,19 @@ impl NetworkNamespace {
         })
     }
 
+    /// Returns the IPv4 addresses of the namespace's interfaces, with 127.0.0.1 last.
+    pub fn ipv4_addresses(&self) -> Result<Vec<String>> {
+        let listed = self.output("ip", &["-4", "-o", "address", "show"])?;
+        let interfaces = listed.lines().filter(|line| !line.contains(": lo "));
+        let words = interfaces.filter_map(|line| line.split_whitespace().nth(3));
+        let addresses = words.filter_map(|word| word.split('/').next());
+        let outside = addresses.filter(|address| !address.starts_with("127."));
+        Ok(outside
+            .map(str::to_owned)
+            .chain(["127.0.0.1".to_owned()])
+            .collect())
+    }
+
     /// Adds addresses to the namespace's loopback interface until the returned guard is dropped.
     pub fn with_addresses(self, addresses: &[IpAddr]) -> Result<ExtraAddresses> {
         let mut extra = ExtraAddresses {

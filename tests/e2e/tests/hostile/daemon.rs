@@ -7,7 +7,8 @@ use serde_json::json;
 use slipway_e2e::{
     bait_server::BaitServer,
     build_context::{BuildContext, gated_command},
-    network_namespace::NetworkNamespace,
+    network_namespace::{NetworkNamespace, process_of},
+    testbed::step_process,
 };
 
 use crate::{
@@ -26,8 +27,8 @@ const fn probe(name: &'static str, attempts: &'static str, script: &'static str)
     }
 }
 
-/// `$ADDRESSES` are those of the stack, `$NEIGHBOURS` those of its functions, `$MACHINE` is a server of this machine.
-const PROBES: [Probe; 22] = [
+/// `$ADDRESSES` are those of the stack and of the daemon, `$STEP` those of the neighbour's step, `$NEIGHBOURS` those of its functions, `$MACHINE` is a server of this machine.
+const PROBES: [Probe; 23] = [
     probe(
         "daemon-by-address",
         "lists the daemon's workers with buildctl, at every address of the stack",
@@ -54,7 +55,7 @@ const PROBES: [Probe; 22] = [
     probe(
         "daemon-by-socket-files",
         "finds a socket of the daemon or of containerd among the step's files",
-        "for at in /run/buildkit/buildkitd.sock /run/containerd/containerd.sock /var/run/docker.sock; do\n\
+        "for at in /run/buildkit/buildkitd.sock /run/containerd/containerd.sock /var/run/docker.sock /dev/*.sock; do\n\
          [ -S $at ] && echo $at && exit 0; done; exit 1",
     ),
     probe(
@@ -97,17 +98,22 @@ const PROBES: [Probe; 22] = [
     probe(
         "functions-from-a-step",
         "calls functions without the gateway",
-        "for at in $NEIGHBOURS; do http $at 8080 /_/health | grep HTTP/ && exit 0; done; exit 1",
+        "for at in $NEIGHBOURS; do WAIT=1 http $at 8080 /_/health | grep HTTP/ && exit 0; done; exit 1",
     ),
     probe(
         "function-metrics-from-a-step",
         "reads the metrics of builder-fn and deployer-fn",
-        "for at in $NEIGHBOURS; do http $at 8081 /metrics | grep -m 1 slipway && exit 0; done; exit 1",
+        "for at in $NEIGHBOURS; do WAIT=1 http $at 8081 /metrics | grep -m 1 slipway && exit 0; done; exit 1",
     ),
     probe(
         "machine-from-a-step",
         "reaches a service of the machine that runs the daemon",
         "http ${MACHINE%:*} ${MACHINE#*:} / | grep bait",
+    ),
+    probe(
+        "network-of-others",
+        "connects to a service within a neighbour's running step",
+        "for at in $STEP $ADDRESSES; do timeout 3 nc -w 2 $at 4999 < /dev/null | grep step-of-the-victim && exit 0; done; exit 1",
     ),
     probe(
         "processes-of-others",
@@ -147,7 +153,7 @@ const PROBES: [Probe; 22] = [
     ),
 ];
 
-const OF_PROBES: [Attack; 22] = probe::attacks(&PROBES);
+const OF_PROBES: [Attack; 23] = probe::attacks(&PROBES);
 
 pub(crate) const ATTACKS: &[Attack] = &OF_PROBES;
 
@@ -157,10 +163,14 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     let _parts = world.testbed.share_parts().await;
     let neighbour = Neighbour::start(&world, "daemon").await?;
 
-    // A build of the victim runs all the while.
+    // A build of the victim runs all the while, with a service in its step.
     let gate = "gate-of-the-victim";
     let base = world.testbed.busybox().await?;
-    let gated = BuildContext::dockerfile(format!("FROM {base}\nARG TOKEN\nRUN {}\n", gated_command(gate)));
+    let serving = "(while true; do echo step-of-the-victim | nc -l -p 4999; done) & ";
+    let gated = BuildContext::dockerfile(format!(
+        "FROM {base}\nARG TOKEN\nRUN {serving}{}\n",
+        gated_command(gate)
+    ));
     let config = json!({
         "image": world.victim.image("gated", "1"), "skipPush": true, "buildArgs": { "TOKEN": ARGUMENT },
     });
@@ -169,27 +179,35 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     world.testbed.wait_for_step(gate, true).await?;
 
     let stack = &world.testbed.stack;
-    let inner: IpAddr = stack
-        .registry
-        .host
-        .split(':')
-        .next()
-        .context("no host")?
-        .parse()?;
-    let namespace = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-    let machine = BaitServer::start((outer_address(&namespace)?, 0))?;
-    let words = |text: String| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let neighbours = words(namespace.output("ip", &["neigh", "show", "dev", "openfaas0"])?);
+    let own = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
+    let daemon = NetworkNamespace::of_process(process_of("buildkitd", &stack.dir.root.to_string_lossy())?)?;
+    let step = NetworkNamespace::of_process(step_process(gate)?.context("the step has ended")?)?;
+    let machine = BaitServer::start((outer_address(&own)?, 0))?;
+    let mut addresses = [daemon.ipv4_addresses()?, own.ipv4_addresses()?].concat();
+    addresses.dedup();
+    let neighbours = own.output(
+        "ip",
+        &[
+            "neigh",
+            "show",
+            "dev",
+            "openfaas0",
+            "nud",
+            "reachable",
+            "nud",
+            "stale",
+            "nud",
+            "delay",
+        ],
+    )?;
     let neighbours: Vec<_> = neighbours
-        .into_iter()
+        .split_whitespace()
         .filter(|word| word.starts_with("10.62."))
         .collect();
     let variables = BTreeMap::from([
-        (
-            "ADDRESSES",
-            format!("10.62.0.1 {inner} 127.0.0.1 10.0.2.2 10.0.2.100"),
-        ),
+        ("ADDRESSES", addresses.join(" ")),
         ("NEIGHBOURS", neighbours.join(" ")),
+        ("STEP", step.ipv4_addresses()?.join(" ")),
         ("MACHINE", machine.address().to_string()),
         ("DISK", disk()?),
     ]);

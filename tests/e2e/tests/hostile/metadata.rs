@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
     bait_server::{BAIT, BaitServer},
@@ -20,7 +20,6 @@ use slipway_e2e::{
 
 use crate::{
     attack::{Attack, Neighbour, Outcome, Outcomes, brief},
-    daemon::outer_address,
     probe::{self, Probe},
     world::World,
 };
@@ -39,6 +38,9 @@ const AWS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The loopback address of the test's resolver in the daemon's network.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
+
+/// An address for documentation (RFC 5737), which this machine has during the test: a public server of the attacker's.
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
 
 /// The name whose address changes from one that the attacker may read to that of a metadata service.
 const REBOUND: &str = "files.hostile.test";
@@ -192,7 +194,6 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
     let testbed = slipway_e2e::testbed::Testbed::find_running_stack()?;
     let stack = &testbed.stack;
     let own = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-    let outer = outer_address(&own)?;
     let addresses: Vec<IpAddr> = ADDRESSES
         .iter()
         .map(|at| Ok(at.parse()?))
@@ -209,15 +210,12 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         .next()
         .unwrap_or_default()
         .parse()?;
-    let _honest = BaitServer::start_in(extra.namespace(), (inner, 80))?;
-    // The operator and the policy allow this server and the name.
-    let server = BaitServer::start((outer, 0))?;
-    let allowed = format!("{},{REBOUND}", server.address());
-    let readable = [
-        format!("http://{}/", server.address()),
-        format!("http://{REBOUND}/"),
-    ];
-    let world = World::with_settings(&[("allowed_sources", &allowed)], &readable).await?;
+    let _private = BaitServer::start_in(extra.namespace(), (inner, 80))?;
+    let public = NetworkNamespace::of_process(std::process::id())?.with_addresses(&[IpAddr::from(PUBLIC)])?;
+    let server = BaitServer::start_in(public.namespace(), (PUBLIC, 80))?;
+    // The policy allows this server and the name.
+    let readable = [format!("http://{PUBLIC}/"), format!("http://{REBOUND}/")];
+    let world = World::with_settings(&[], &readable).await?;
     let _parts = world.testbed.share_parts().await;
     let neighbour = Neighbour::start(&world, "metadata").await?;
 
@@ -231,7 +229,7 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
     let names = [
         name("metadata.google.internal", AWS, 0, AWS),
         name(POINTED, AWS, 0, AWS),
-        name(REBOUND, inner, 1, AWS),
+        name(REBOUND, PUBLIC, 1, AWS),
     ];
     let of_daemon = NetworkNamespace::of_process(daemon)?;
     let _dns = ChangingDns::start_in(&of_daemon, RESOLVER, &names)?;
@@ -293,12 +291,21 @@ impl Sources<'_> {
             format!("http://{POINTED}/latest"),
         ];
         outcomes.add("add-from-metadata-by-name", fetch(&names).await?);
-        let at = server.address();
+        let host = &self.world.testbed.stack.registry.host;
+        let inner = host.split(':').next().unwrap_or_default();
         let redirects = [
-            format!("http://{at}/redirect/169.254.169.254/latest"),
-            format!("http://{at}/redirect/127.0.0.1:8222/varz"),
+            "169.254.169.254/latest".to_owned(),
+            "127.0.0.1:8222/varz".to_owned(),
+            format!("{inner}:8080/healthz"),
+            "10.62.0.1:8081/healthz".to_owned(),
         ];
-        outcomes.add("add-by-redirect", fetch(&redirects).await?);
+        let redirects = redirects.map(|to| format!("http://{PUBLIC}/redirect/{to}"));
+        let outcome = fetch(&redirects).await?;
+        ensure!(
+            !server.requests().is_empty(),
+            "the daemon did not follow the first redirect: {outcome:?}"
+        );
+        outcomes.add("add-by-redirect", outcome);
         // Each attempt has more answers behind it.
         let rebound: Vec<_> = (0..3).map(|round| format!("http://{REBOUND}/{round}")).collect();
         outcomes.add("add-by-changing-dns", fetch(&rebound).await?);
@@ -362,7 +369,8 @@ impl Sources<'_> {
             let reply = self.world.mallory.try_dockerfile("metadata", dockerfile).await?;
             let was_read =
                 self.requests() > before || ["server_id", BAIT].iter().any(|text| reply.text.contains(text));
-            if was_read {
+            let is_redirect = url.contains("/redirect/");
+            if was_read || (is_redirect && reply.status == 200) {
                 return Ok(Outcome::Succeeded(format!("{url}: {}", brief(&reply))));
             }
             replies.push(brief(&reply));

@@ -31,7 +31,7 @@ pub(crate) const fn attacks<const N: usize>(probes: &[Probe; N]) -> [Attack; N] 
 }
 
 const HTTP: &str = "#!/bin/sh\n\
-    printf 'GET %s HTTP/1.0\\r\\nHost: %s\\r\\n\\r\\n' \"$3\" \"$1\" | timeout 3 nc -w 2 \"$1\" \"$2\"\n";
+    printf 'GET %s HTTP/1.0\\r\\nHost: %s\\r\\n\\r\\n' \"$3\" \"$1\" | timeout 6 nc -w ${WAIT:-5} \"$1\" \"$2\"\n";
 
 /// Runs all probes at once in one step of the attacker's, and returns their outcomes.
 ///
