@@ -7,12 +7,13 @@ use serde_json::json;
 use slipway_e2e::{
     bait_server::BaitServer,
     build_context::{BuildContext, gated_command},
+    certificates::CertificateAuthority,
     network_namespace::{NetworkNamespace, process_of},
     testbed::step_process,
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcomes},
+    attack::{Attack, Neighbour, Outcome, Outcomes},
     probe::{self, Probe},
     world::World,
 };
@@ -155,7 +156,22 @@ const PROBES: [Probe; 23] = [
 
 const OF_PROBES: [Attack; 23] = probe::attacks(&PROBES);
 
-pub(crate) const ATTACKS: &[Attack] = &OF_PROBES;
+const WITHOUT_A_CERTIFICATE: Attack = Attack {
+    name: "daemon-without-a-certificate",
+    attempts: "lists the daemon's workers from the functions' network, without a certificate and with a forged one",
+};
+
+const ALL: [Attack; 24] = {
+    let mut all = [WITHOUT_A_CERTIFICATE; 24];
+    let mut at = 0;
+    while at < OF_PROBES.len() {
+        all[at] = OF_PROBES[at];
+        at += 1;
+    }
+    all
+};
+
+pub(crate) const ATTACKS: &[Attack] = &ALL;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_processes() -> Result<()> {
@@ -216,11 +232,62 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     let mut outcomes = Outcomes::default();
     outcomes.extend(probe::run(&world, "probes", source, &variables, &PROBES).await?);
 
+    outcomes.add(
+        "daemon-without-a-certificate",
+        without_a_certificate(&world, &own, &daemon)?,
+    );
+
     world.testbed.open_gate_of_step(gate)?;
     let reply = running.await??;
     assert_eq!(reply.status, 200, "{}", reply.text);
     neighbour.finish().await?;
     outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// Lists the daemon's workers from the stack's network, with no certificate and with one of another authority.
+fn without_a_certificate(
+    world: &World,
+    own: &NetworkNamespace,
+    daemon: &NetworkNamespace,
+) -> Result<Outcome> {
+    let stack = &world.testbed.stack;
+    let forged = CertificateAuthority::new("forged")?.issue_certificate("builder-fn")?;
+    let authority = stack.payload_secret.with_file_name("buildkit-ca");
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = world.folder().join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let (certificate, key) = (
+        file("forged.pem", &forged.certificate)?,
+        file("forged.key", &forged.key)?,
+    );
+    let authority = authority.display().to_string();
+    let with_forged = [
+        "--tlscacert",
+        &authority,
+        "--tlscert",
+        &certificate,
+        "--tlskey",
+        &key,
+    ];
+    let buildctl = stack.tools.buildctl.to_str().context("the path is not UTF-8")?;
+    let mut evidence = String::new();
+    for address in daemon.ipv4_addresses()? {
+        let address = format!("tcp://{address}:1234");
+        for options in [&[][..], &with_forged] {
+            let arguments = [
+                options,
+                &["--timeout", "2", "--addr", &address, "debug", "workers"],
+            ]
+            .concat();
+            match own.output(buildctl, &arguments) {
+                Ok(workers) => return Ok(Outcome::Succeeded(workers)),
+                Err(error) => evidence = format!("{error:#}"),
+            }
+        }
+    }
+    Ok(Outcome::Stopped(evidence))
 }
 
 /// Returns the address of this machine on the network that it shares with the stack.

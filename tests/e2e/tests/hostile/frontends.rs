@@ -253,8 +253,9 @@ impl Frontends<'_> {
         );
         let reply = mallory.try_dockerfile("rights", host).await?;
         outcomes.add("network-host", Outcome::of_reply(&reply, "got 1234"));
-        let device =
-            format!("FROM {base}\nRUN --device=vendor.test/disk=all ls /dev && echo got $((1000 + 234))\n");
+        let device = format!(
+            "FROM {base}\nRUN --device=vendor.test/disk=all find /dev -type b | grep . && echo got $((1000 + 234))\n"
+        );
         let reply = mallory.try_dockerfile("rights", device).await?;
         outcomes.add("devices-by-name", Outcome::of_reply(&reply, "got 1234"));
 
