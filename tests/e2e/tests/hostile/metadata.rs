@@ -371,6 +371,7 @@ impl Sources<'_> {
             // The allowed server answers as the metadata services do; under the name, only those may not.
             let is_bait = !url.contains(REBOUND) && reply.text.contains(BAIT);
             let was_read = is_bait || reply.text.contains("server_id") || self.requests() > before;
+            let is_redirect = url.contains("/redirect/");
             if was_read || (is_redirect && reply.status == 200) {
                 return Ok(Outcome::Succeeded(format!("{url}: {}", brief(&reply))));
             }
