@@ -29,9 +29,17 @@ begin() {
     if ! "$helm" template "$release" "$chart" --namespace openfaas --kube-version 1.33.0 "$@" >"$dir/out" 2>"$dir/err"; then
         fail "helm template failed: $(cat "$dir/err")"
         : >"$dir/out"
-    elif [ -n "${STRICT_MANIFESTS-}" ] && ! "$STRICT_MANIFESTS" <"$dir/out" >"$dir/strict" 2>&1; then
-        fail "$(cat "$dir/strict")"
+    elif [ -n "${STRICT_MANIFESTS-}" ]; then
+        # The kinds of cert-manager are not among the types of the Kubernetes API.
+        awk 'BEGIN { RS = ORS = "---\n" } !/apiVersion: cert-manager[.]io/' "$dir/out" >"$dir/kubernetes"
+        "$STRICT_MANIFESTS" <"$dir/kubernetes" >"$dir/strict" 2>&1 || fail "$(cat "$dir/strict")"
     fi
+}
+
+# part FILE: keeps only what the template FILE rendered, in $dir/out
+part() {
+    awk -v file="/$1\n" 'BEGIN { RS = ORS = "---\n" } index($0, file)' "$dir/out" >"$dir/part"
+    mv "$dir/part" "$dir/out"
 }
 
 # rejects NAME TEXT ARGUMENTS…: rendering must fail with TEXT in the message
@@ -88,15 +96,17 @@ has 'image: docker.io/slipway/deployer-fn:0.1.0'
 has 'value: "tcp://slipway-buildkit.openfaas:1234"'
 # No pod has a service account's token or runs as root.
 count 3 'automountServiceAccountToken: false'
-count 3 'runAsNonRoot: true'
+count 2 'runAsNonRoot: true'
+count 1 'hostUsers: false'
 count 2 'readOnlyRootFilesystem: true'
 count 2 'allowPrivilegeEscalation: false'
 has_not 'privileged: true'
 has_not 'securityContext: {}'
 has_not 'hostPath'
 has_not 'hostNetwork'
-# The chart refers to secrets and creates none.
-has_not 'kind: Secret'
+# The chart creates secrets with the certificates for BuildKit, and no others.
+count 3 '^kind: Secret$'
+count 3 '^type: kubernetes.io/tls$'
 count 1 'path: payload-secret$'
 count 2 'path: deploy-secret$'
 count 1 'path: registry-config$'
@@ -113,11 +123,12 @@ count 1 '^    \[history\]$'
 has 'maxAge = "48h"'
 has 'maxEntries = 10000'
 # The builder has no credentials of the gateway.
-sed -n '/^# Source: .*builder.yaml/,/^---/p' "$dir/out" >"$dir/builder"
+sed -n '/^# Source: .*builder.yaml/,/^---/p' "$dir/out" | grep -A4 'secret:$' >"$dir/builder"
+grep -q payload-secret "$dir/builder" || fail "the builder has no key"
 ! grep -q basic-auth "$dir/builder" || fail "the builder has the gateway's credentials"
 # Every variable that the chart sets is read by a function. The C library reads MALLOC_ARENA_MAX.
 count 1 '- name: MALLOC_ARENA_MAX$'
-sed -n '/env:$/,/livenessProbe:$/s/^ *- name: //p' "$dir/out" | grep -v '^MALLOC_ARENA_MAX$' | sort -u >"$dir/env"
+sed '/kind: StatefulSet$/,$d' "$dir/out" | sed -n '/env:$/,/livenessProbe:$/s/^ *- name: //p' | grep -v '^MALLOC_ARENA_MAX$' | sort -u >"$dir/env"
 [ -s "$dir/env" ] || fail "no environment variables in the manifests"
 while read -r name; do
     grep -rqF "\"$name\"" builder-fn/src deployer-fn/src template/rust-hyper/host/src || fail "no function reads the variable $name"
@@ -131,7 +142,7 @@ release=other
 begin "another release and other namespaces" --set functionNamespace=fn,gateway.namespace=faas
 has 'name: other-slipway-buildkit'
 has 'value: "tcp://other-slipway-buildkit.openfaas:1234"'
-count 6 'namespace: fn$'
+count 7 'namespace: fn$'
 count 2 '- name: default_namespace$'
 count 2 'value: "fn"$'
 has 'kubernetes.io/metadata.name: faas'
@@ -142,7 +153,7 @@ begin "images by digest" --set builder.image.digest=sha256:111111111111111111111
 has 'image: docker.io/slipway/builder-fn@sha256:1111'
 has 'image: docker.io/slipway/deployer-fn:0.1.0'
 
-begin "an existing BuildKit" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
+begin "an existing BuildKit" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.plaintext=true
 has 'value: "tcp://buildkit.build:1234"'
 has_not 'kind: StatefulSet'
 has_not 'kind: ConfigMap'
@@ -150,7 +161,8 @@ count 2 '^kind: NetworkPolicy$'
 
 begin "no persistence, no policies" --set buildkit.persistence.enabled=false,networkPolicy.enabled=false
 has_not 'volumeClaimTemplates'
-has 'emptyDir: {}'
+# What the node gives to the cache is limited.
+has 'sizeLimit: 50Gi'
 has_not 'kind: NetworkPolicy'
 
 begin "everything set" --set-json 'builder={"env":{"log_level":"debug","max_inflight":"3"},"podAnnotations":{"a":"b"},"nodeSelector":{"disk":"ssd"},"tolerations":[{"operator":"Exists"}],"affinity":{"nodeAffinity":{}}}' \
@@ -170,7 +182,6 @@ has 'value: "true"'
 begin "a gateway behind TLS" --set gateway.url=https://gateway.openfaas:8443,secrets.gatewayCa.name=gateway-tls
 count 2 'value: "https://gateway.openfaas:8443"'
 count 2 'name: gateway-tls$'
-count 2 'key: ca.crt$'
 count 2 'path: gateway-ca$'
 
 notes "the notes list the required secrets"
@@ -202,17 +213,117 @@ begin "no traces" --set otel.env.OTEL_TRACES_SAMPLER=always_on,otel.headers.name
 has_not 'OTEL_'
 has_not 'otel-headers'
 
-begin "mutual TLS" --set buildkit.tls.daemonSecret=daemon,buildkit.tls.clientSecret=client
+# Mutual TLS needs no values: the secrets are those that daemon and builder mount.
+begin "mutual TLS"
 has 'value: "slipway-buildkit.openfaas"'
 has '--tlscacert=/etc/buildkit-tls/ca.crt'
-has 'secretName: daemon'
-count 3 'name: client$'
+has '--tlskey=/etc/buildkit-tls/tls.key'
+count 2 'name: slipway-buildkit-daemon-tls$\|secretName: slipway-buildkit-daemon-tls$'
+# Its own name, and three files of the builder.
+count 4 'name: slipway-buildkit-client-tls$'
 count 1 'path: buildkit-ca$'
+count 1 'path: buildkit-cert$'
 count 1 'path: buildkit-key$'
 count 1 'path: payload-secret$'
+has_not 'buildkit_plaintext'
+# The authority's key is in no pod.
+count 1 'slipway-buildkit-authority$'
+# A renewed certificate restarts the daemon when no build runs, and running builds may finish.
+has 'command: [sh, /etc/buildkit/alive.sh]'
+has 'terminationGracePeriodSeconds: 1860'
+
+# field NAME: prints the text of a field of the secret in $dir/out
+field() { sed -n "s/^ *$1: \"*\([^\"]*\)\"*$/\1/p" "$dir/out"; }
+# certificate SECRET: keeps its files in $dir/SECRET
+certificate() {
+    mkdir -p "$dir/$1"
+    awk -v name="  name: $1\n" 'BEGIN { RS = ORS = "---\n" } /kind: Secret/ && index($0, name)' "$dir/all" >"$dir/out"
+    for entry in ca.crt tls.crt tls.key; do field "$entry" | base64 -d >"$dir/$1/$entry"; done
+}
+cp "$dir/out" "$dir/all"
+for pair in daemon:sslserver client:sslclient; do
+    name=slipway-buildkit-${pair%:*}-tls
+    certificate "$name"
+    openssl verify -purpose "${pair#*:}" -CAfile "$dir/$name/ca.crt" "$dir/$name/tls.crt" >"$dir/err" 2>&1 || fail "$name: $(cat "$dir/err")"
+    [ "$(openssl pkey -in "$dir/$name/tls.key" -pubout)" = "$(openssl x509 -in "$dir/$name/tls.crt" -noout -pubkey)" ] || fail "$name: the key is of another certificate"
+done
+openssl x509 -in "$dir/slipway-buildkit-daemon-tls/tls.crt" -noout -checkhost slipway-buildkit.openfaas | grep -q 'does match' || fail "the daemon's certificate has another name"
+cmp -s "$dir/slipway-buildkit-daemon-tls/tls.key" "$dir/slipway-buildkit-client-tls/tls.key" && fail "daemon and builder have one key"
+
+# An upgrade, without a cluster: a copy of the chart finds the secrets of the first rendering in a folder instead.
+# upgrade NAME EDIT: the second rendering, after the sed program EDIT on what the cluster has
+upgrade() {
+    rm -rf "$dir/upgrade"
+    cp -r "$chart" "$dir/upgrade"
+    cat >"$dir/upgrade/templates/_stored.tpl" <<'EOF'
+{{- define "slipway.stored.secret" -}}{{ .root.Files.Get (printf "stored/%s.yaml" .name) }}{{- end -}}
+EOF
+    mkdir "$dir/upgrade/stored"
+    for name in authority daemon-tls client-tls; do
+        awk -v name="  name: slipway-buildkit-$name\n" 'BEGIN { RS = "---\n" } /kind: Secret/ && index($0, name)' "$dir/all" |
+            sed -e "$2" >"$dir/upgrade/stored/slipway-buildkit-$name.yaml"
+    done
+    case=$1
+    "$helm" template "$release" "$dir/upgrade" --namespace openfaas --kube-version 1.33.0 >"$dir/upgraded" 2>"$dir/err" || fail "$(cat "$dir/err")"
+}
+# changed ENTRY…: which of the entries of secrets are new
+entries() { awk 'BEGIN { RS = "---\n" } /kind: Secret/' "$1" | sed -n 's/^  \(name\|ca.crt\|tls.crt\|tls.key\): /\1 /p'; }
+upgrade "an upgrade keeps the certificates" ''
+[ "$(entries "$dir/all")" = "$(entries "$dir/upgraded")" ] || fail "they changed"
+now=$(date +%s)
+third=$((3650 * 86400 / 3))
+upgrade "certificates with more than a third of their time left are kept" "s/not-after: .*/not-after: \"$((now + third + 600))\"/"
+[ "$(entries "$dir/all")" = "$(entries "$dir/upgraded")" ] || fail "they changed"
+upgrade "certificates with less than a third of their time left are renewed" "s/not-after: .*/not-after: \"$((now + third - 600))\"/"
+cp "$dir/all" "$dir/old"
+for name in daemon client; do
+    mkdir -p "$dir/old-$name"
+    cp "$dir/slipway-buildkit-$name-tls/"* "$dir/old-$name"
+done
+cp "$dir/upgraded" "$dir/all"
+for name in daemon client; do
+    certificate "slipway-buildkit-$name-tls"
+    new=$dir/slipway-buildkit-$name-tls
+    old=$dir/old-$name
+    cmp -s "$new/tls.crt" "$old/tls.crt" && fail "the $name's certificate is the old one"
+    cmp -s "$new/ca.crt" "$old/ca.crt" && fail "the authority is the old one"
+    # Either side may have its new certificate first.
+    openssl verify -CAfile "$old/ca.crt" "$new/tls.crt" >"$dir/err" 2>&1 || fail "the $name's new certificate under the old authority: $(cat "$dir/err")"
+    openssl verify -CAfile "$new/ca.crt" "$old/tls.crt" >"$dir/err" 2>&1 || fail "the $name's old certificate under the new authority: $(cat "$dir/err")"
+done
+cp "$dir/old" "$dir/all"
+upgrade "certificates for another name are made anew" 's/slipway.names: "slipway-buildkit.openfaas,.*/slipway\/names: "other"/'
+[ "$(entries "$dir/all" | grep -c .)" = "$(entries "$dir/upgraded" | grep -c .)" ] || fail "another number of entries"
+[ "$(entries "$dir/all")" != "$(entries "$dir/upgraded")" ] || fail "they are the old ones"
+
+begin "certificates of cert-manager" --set buildkit.tls.certManager.enabled=true
+has_not 'kind: Secret'
+count 2 '^kind: ClusterIssuer$'
+count 3 '^kind: Certificate$'
+count 1 '    - slipway-buildkit.openfaas$'
+count 2 '    name: slipway-buildkit-authority$'
+has 'secretName: slipway-buildkit-daemon-tls'
+count 1 'rotationPolicy: Never$'
+begin "certificates of an issuer of one's own" --set buildkit.tls.certManager.enabled=true,buildkit.tls.certManager.issuer.name=corporate
+count 0 '^kind: ClusterIssuer$'
+count 2 '^kind: Certificate$'
+count 2 '    name: corporate$'
+begin "certificates of one's own" --set buildkit.tls.daemonSecret=daemon,buildkit.tls.clientSecret=client
+has_not 'kind: Secret'
+has 'value: "slipway-buildkit.openfaas"'
+has 'secretName: daemon'
+count 3 'name: client$'
 begin "mutual TLS with an existing BuildKit" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.tls.clientSecret=client
 count 1 'path: buildkit-cert$'
 has_not 'buildkit_server_name'
+begin "plain TCP" --set buildkit.plaintext=true
+count 1 '- name: buildkit_plaintext$'
+has_not 'kind: Secret'
+has_not '--tls'
+has_not 'buildkit-ca'
+rejects "one of two TLS secrets" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
+rejects "plain TCP and certificates" "buildkit.plaintext: should be false" --set buildkit.plaintext=true,buildkit.tls.clientSecret=client
+rejects "an existing BuildKit without certificates" "needs clientSecret" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
 
 begin "other limits on records of builds" --set buildkit.history.maxAge=72h,buildkit.history.maxEntries=1000000
 has 'maxAge = "72h"'
@@ -225,15 +336,14 @@ has 'value: "1h30m"'
 begin "hand-overs that wait longer" --set builder.handOverTtl=6h
 has 'value: "6h"'
 begin "requests as old as BuildKit's records" --set builder.maxAge=2880m,buildkit.history.maxAge=48h
-begin "an existing BuildKit with records of its own" --set builder.maxAge=72h,buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
+begin "an existing BuildKit with records of its own" --set builder.maxAge=72h,buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.tls.clientSecret=client
 
 rejects "fresh requests without an age" "builder.requireFresh: needs builder.maxAge" --set builder.requireFresh=true
 rejects "requests older than BuildKit's records" "builder.maxAge: 48h1s, and at most buildkit.history.maxAge (48h)" --set builder.maxAge=48h1s
 rejects "two deployers" "deployer.replicas: 2, and at most 1 is right" --set deployer.replicas=2
 rejects "two tables for records of builds" "buildkit.config: must not have the table .history." --set-json 'buildkit={"config":"[history]\nmaxAge = 1"}'
 rejects "records of builds without an age" "/buildkit/history/maxAge" --set buildkit.history.maxAge=3
-rejects "one of two TLS secrets" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
-rejects "no BuildKit" "buildkit.url: required" --set buildkit.enabled=false
+rejects "no BuildKit" "buildkit.url: required" --set buildkit.enabled=false,buildkit.plaintext=true
 rejects "a misspelt value" "additional properties 'replica' not allowed" --set builder.replica=2
 rejects "an invalid queueWait" "/builder/queueWait" --set builder.queueWait=long
 rejects "an invalid timeout" "/builder/timeout" --set builder.timeout=soon

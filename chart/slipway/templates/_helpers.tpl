@@ -46,12 +46,50 @@ app.kubernetes.io/component: buildkit
 {{- end -}}
 {{- end -}}
 
-{{/* buildkitd.toml. */}}
+{{/* How the daemon is kept apart from the node: "userNamespace" or "rootless". */}}
+{{- define "slipway.buildkit.isolation" -}}
+{{- .Values.buildkit.isolation | default (ternary "userNamespace" "rootless" (semverCompare ">=1.33.0-0" .Capabilities.KubeVersion.Version)) -}}
+{{- end -}}
+
+{{/* The network of build steps: "own", "none" or "daemon". */}}
+{{- define "slipway.buildkit.stepNetwork" -}}
+{{- $rootless := eq "rootless" (include "slipway.buildkit.isolation" .) -}}
+{{- if and $rootless (eq .Values.buildkit.stepNetwork "own") -}}
+{{- fail "buildkit.stepNetwork: own needs buildkit.isolation=userNamespace; none and daemon work with rootless too" -}}
+{{- end -}}
+{{- .Values.buildkit.stepNetwork | default (ternary "none" "own" $rootless) -}}
+{{- end -}}
+
+{{/* The image of the daemon. The rootless variant of a tag is TAG-rootless. */}}
+{{- define "slipway.buildkit.image" -}}
+{{- $image := deepCopy .Values.buildkit.image -}}
+{{- if and (eq "rootless" (include "slipway.buildkit.isolation" .)) (not (hasSuffix "-rootless" $image.tag)) -}}
+{{- $_ := set $image "tag" (printf "%s-rootless" $image.tag) -}}
+{{- end -}}
+{{- include "slipway.image" (dict "image" $image "appVersion" .Chart.AppVersion) -}}
+{{- end -}}
+
+{{/* buildkitd.toml. The table worker.oci of the values gets the network of steps. */}}
 {{- define "slipway.buildkit.config" -}}
-{{- if regexMatch "(?m)^[ \\t]*\\[[ \\t]*history[ \\t]*\\]" .Values.buildkit.config -}}
+{{- $config := .Values.buildkit.config -}}
+{{- if regexMatch "(?m)^[ \\t]*\\[[ \\t]*history[ \\t]*\\]" $config -}}
 {{- fail "buildkit.config: must not have the table [history]; set buildkit.history" -}}
 {{- end -}}
-{{- .Values.buildkit.config | trimSuffix "\n" }}
+{{- if regexMatch "(?m)^[ \\t]*(networkMode|cniConfigPath|cniBinaryPath|noProcessSandbox)[ \\t]*=" $config -}}
+{{- fail "buildkit.config: must not have networkMode, cniConfigPath, cniBinaryPath and noProcessSandbox; set buildkit.stepNetwork and buildkit.isolation" -}}
+{{- end -}}
+{{- $run := ternary "/run/buildkit" "/run/user/1000/buildkit" (eq "userNamespace" (include "slipway.buildkit.isolation" .)) -}}
+{{- $network := "  networkMode = \"host\"" -}}
+{{- if ne "daemon" (include "slipway.buildkit.stepNetwork" .) -}}
+{{- $network = printf "  networkMode = \"cni\"\n  cniConfigPath = \"%s/steps.conflist\"\n  cniBinaryPath = \"%s/cni\"" $run $run -}}
+{{- end -}}
+{{- $table := "(?m)^[ \\t]*\\[[ \\t]*worker[.]oci[ \\t]*\\].*$" -}}
+{{- if regexMatch $table $config -}}
+{{- $config = regexReplaceAll $table $config (printf "${0}\n%s" $network) -}}
+{{- else -}}
+{{- $config = printf "%s\n[worker.oci]\n%s" (trimSuffix "\n" $config) $network -}}
+{{- end -}}
+{{- $config | trimSuffix "\n" }}
 [history]
   maxAge = {{ .Values.buildkit.history.maxAge | quote }}
   maxEntries = {{ .Values.buildkit.history.maxEntries | int64 }}
@@ -88,6 +126,72 @@ app.kubernetes.io/component: buildkit
 {{- end -}}
 {{- end -}}
 {{- $secrets | toYaml -}}
+{{- end -}}
+
+{{/* The policy of both functions as JSON; empty without tenants. */}}
+{{- define "slipway.policy" -}}
+{{- if .Values.policy.tenants -}}
+{{- .Values.policy | toPrettyJson -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The secrets that the policy names for a function, as YAML: dict FILE SECRET. Fails if the values do not list one of them.
+Arguments: dict "root" . "members" (list "keys" "registryConfig"), the members of tenants with names of secrets
+*/}}
+{{- define "slipway.policy.secrets" -}}
+{{- $root := .root -}}
+{{- $members := .members -}}
+{{- $listed := $root.Values.secrets.tenants -}}
+{{- $secrets := dict -}}
+{{- $missing := list -}}
+{{- range $tenant, $rules := $root.Values.policy.tenants -}}
+{{- range $member := $members -}}
+{{- $names := get $rules $member | default list -}}
+{{- range $name := ternary $names (list $names) (kindIs "slice" $names) -}}
+{{- if hasKey $listed $name -}}
+{{- $_ := set $secrets $name (get $listed $name) -}}
+{{- else if eq $name "payload-secret" -}}
+{{- $_ := set $secrets $name $root.Values.secrets.payload -}}
+{{- else if and (eq $name "registry-config") (eq $member "registryConfig") -}}
+{{- $_ := set $secrets $name $root.Values.secrets.registry -}}
+{{- else -}}
+{{- $missing = append $missing (printf "policy.tenants.%s.%s names the secret %s, and secrets.tenants should have it: %s: {name: %s, key: %s}" $tenant $member $name $name $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $missing -}}
+{{- fail (join "\n" $missing) -}}
+{{- end -}}
+{{- $secrets | toYaml -}}
+{{- end -}}
+
+{{/* The names of the secrets that Slipway uses in this cluster, separated by commas: no function gets them. */}}
+{{- define "slipway.protected.secrets" -}}
+{{- $names := list -}}
+{{- range $name, $secret := omit .Values.secrets "tenants" "protected" -}}
+{{- $names = append $names $secret.name -}}
+{{- end -}}
+{{- range $name, $secret := .Values.secrets.tenants -}}
+{{- $names = append $names $secret.name -}}
+{{- end -}}
+{{- $names = append $names .Values.otel.headers.name -}}
+{{- $names = concat $names .Values.imagePullSecrets .Values.buildkit.imagePullSecrets .Values.secrets.protected -}}
+{{- $names = concat $names (list (include "slipway.tls.daemon" .) (include "slipway.tls.client" .) (include "slipway.tls.authority" .)) -}}
+{{- $names | compact | uniq | sortAlpha | join "," -}}
+{{- end -}}
+
+{{/* The settings of both functions about tenants and what no tenant may use, as YAML. */}}
+{{- define "slipway.shared.env" -}}
+{{- $env := dict "protected_secrets" (include "slipway.protected.secrets" .) -}}
+{{- with .Values.protectedFunctions -}}
+{{- $_ := set $env "protected_functions" (join "," .) -}}
+{{- end -}}
+{{- if include "slipway.policy" . -}}
+{{- $_ := set $env "policy_file" "/etc/slipway/policy.json" -}}
+{{- end -}}
+{{- $env | toYaml -}}
 {{- end -}}
 
 {{/* The port of the trace collector. */}}
@@ -166,7 +270,7 @@ spec:
               containerPort: 8081
               protocol: TCP
           env:
-            {{- range $name, $text := merge (dict) .values.env .env (include "slipway.otel.env" .root | fromYaml) }}
+            {{- range $name, $text := merge (dict) .values.env .env (include "slipway.shared.env" .root | fromYaml) (include "slipway.otel.env" .root | fromYaml) }}
             - name: {{ $name }}
               value: {{ $text | quote }}
             {{- end }}
@@ -193,6 +297,12 @@ spec:
             - name: secrets
               mountPath: /var/openfaas/secrets
               readOnly: true
+            {{- if include "slipway.policy" .root }}
+            # The folder, not the file: a changed policy appears in the running pod.
+            - name: policy
+              mountPath: /etc/slipway
+              readOnly: true
+            {{- end }}
             {{- if .scratch }}
             - name: temp
               mountPath: /tmp
@@ -209,6 +319,11 @@ spec:
                     - key: {{ $secret.key }}
                       path: {{ $file }}
               {{- end }}
+        {{- if include "slipway.policy" .root }}
+        - name: policy
+          configMap:
+            name: {{ include "slipway.fullname" .root }}-policy
+        {{- end }}
         {{- if .scratch }}
         - name: temp
           emptyDir:

@@ -1,0 +1,7 @@
+{{/*
+A secret in the cluster, as YAML; {} if there is none, and whenever no cluster is asked, as in `helm template`.
+Arguments: dict "root" . "namespace" … "name" …
+*/}}
+{{- define "slipway.stored.secret" -}}
+{{- lookup "v1" "Secret" .namespace .name | toYaml -}}
+{{- end -}}
