@@ -67,12 +67,11 @@ async fn supervise_until_shutdown(
     let mut terminate = signal(SignalKind::terminate()).with_operation("handle signals for", &socket)?;
     let reaper = ProcessReaper::default();
     let forwarders = forward::open_forwarders(&config, loopback).await?;
-    let dir = config.dir.clone();
-    let parts = PartsHandle::new(config, reaper.clone());
+    let parts = PartsHandle::new(config.clone(), reaper.clone());
     tokio::select! {
         ended = reaper.reap_until_dropped() => ended.with_operation("reap children of", &socket),
         ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward)) => ended.map(drop),
-        ended = disk::guard_free_space(dir) => ended,
+        ended = disk::guard_free_space(&config, &reaper) => ended,
         ended = serve::serve_control_socket(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;

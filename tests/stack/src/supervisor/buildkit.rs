@@ -1,6 +1,9 @@
 //! The specification of BuildKit: a daemon in a network of its own, whose steps have networks of their own.
 
-use std::time::Duration;
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::json;
 
@@ -68,6 +71,19 @@ impl PartSpecSource {
             ready: ReadyCheck::Command(ready),
             files: vec![(path, text), (networks, step_networks())],
         }
+    }
+
+    /// Returns the command that makes BuildKit remove data of steps that failed; the cache stays.
+    pub(super) fn collect_garbage_command(&self) -> Command {
+        let mut command = self.command_with_part_environment(&self.plan.tools.buildctl);
+        let socket = self.buildkit_socket_path();
+        command.arg("--addr").arg(format!("unix://{}", socket.display()));
+        command.args(["prune", "--filter", "mutable,type==regular"]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     command::run_program_blocking,
     directories::StackDir,
     error::{IoResultExt as _, Result},
+    supervisor::{part_spec::PartSpecSource, reaper::ProcessReaper},
 };
 
 /// The share of the file system that stays free, as a divisor. With less, the step that has written most is ended.
@@ -29,10 +30,10 @@ const MACHINE_RESERVE: u64 = 1 << 30;
 const SMALL_WRITER: u64 = 64;
 
 /// The kernel memory that a step may use without being ended, in bytes. The kernel keeps about 1 KiB for a new file.
-const SMALL_KERNEL_MEMORY: u64 = 32 << 20;
+const SMALL_KERNEL_MEMORY: u64 = 4 << 20;
 
-/// The time for BuildKit to free what an ended step wrote.
-const RELEASE: Duration = Duration::from_secs(5);
+/// The time for BuildKit to give up what an ended step wrote.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// The interval between checks of the free space. A disk that takes 2 GB/s takes a tenth of a reserve of 4 GiB in it.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -92,7 +93,8 @@ fn free_space(path: &Path) -> Result<u64> {
 
 /// Ends the build step that has written most whenever the file system with BuildKit's data has too little free space,
 /// or the machine's file system below it.
-pub(super) async fn guard_free_space(dir: StackDir) -> Result<()> {
+pub(super) async fn guard_free_space(config: &PartSpecSource, reaper: &ProcessReaper) -> Result<()> {
+    let dir = &config.dir;
     let path = dir.part_data_directory("buildkit");
     loop {
         tokio::time::sleep(INTERVAL).await;
@@ -104,8 +106,9 @@ pub(super) async fn guard_free_space(dir: StackDir) -> Result<()> {
         let ended = lacks_blocks && end_largest(&path, small, |step| written_by(&step.processes))
             || lacks_inodes && end_largest(&path, SMALL_KERNEL_MEMORY, RunningStep::kernel_memory);
         if ended {
-            // BuildKit frees what the step wrote; until then, no other step has to end.
+            // Until BuildKit has freed what the step wrote, no other step has to end. By itself it frees it later.
             tokio::time::sleep(RELEASE).await;
+            let _ = reaper.run_to_exit(&mut config.collect_garbage_command()).await;
         }
     }
 }
