@@ -83,6 +83,23 @@ count() {
 case=lint
 "$helm" lint --strict "$chart" >"$dir/out" 2>&1 || fail "$(cat "$dir/out")"
 
+cat >"$dir/tenants.yaml" <<'EOF'
+policy:
+  tenants:
+    acme:
+      keys: [acme-payload]
+      deployKeys: [acme-deploy]
+      push: [registry.example/acme/]
+      registryConfig: acme-registry
+      pullConfig: acme-pull
+secrets:
+  tenants:
+    acme-payload: { name: acme-payload, key: acme-payload }
+    acme-deploy: { name: acme-deploy, key: acme-deploy }
+    acme-registry: { name: registry-of-acme, key: config.json }
+    acme-pull: { name: acme-pull, key: acme-pull }
+EOF
+
 begin "defaults"
 count 2 '^kind: Deployment$'
 count 1 '^kind: StatefulSet$'
@@ -324,6 +341,98 @@ has_not 'buildkit-ca'
 rejects "one of two TLS secrets" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
 rejects "plain TCP and certificates" "buildkit.plaintext: should be false" --set buildkit.plaintext=true,buildkit.tls.clientSecret=client
 rejects "an existing BuildKit without certificates" "needs clientSecret" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
+
+begin "limits on senders without a verified signature"
+count 1 '- name: unverified_limit$'
+count 2 '- name: unverified_senders$'
+count 2 '- name: receive_grace$'
+count 2 '- name: max_connections$'
+has 'value: "4294967296"'
+has 'sizeLimit: 5Gi'
+# A slow build is no slow sender: the limits on heads and pauses are the host's.
+has_not '- name: read_timeout'
+has_not '- name: write_timeout'
+rejects "a spool volume without room for bodies that are not verified" "builder.spool.sizeLimit: 4Gi, and at least 5368709120 bytes" --set builder.spool.sizeLimit=4Gi
+begin "private sources" --set 'builder.allowedSources={files.internal,mirror.internal:8080}'
+has 'value: "files.internal,mirror.internal:8080"'
+
+begin "tenants" -f "$dir/tenants.yaml"
+count 1 '^  policy.json: |$'
+count 2 'mountPath: /etc/slipway$'
+count 2 '- name: policy_file$'
+count 3 'name: slipway-policy$'
+part builder.yaml
+has 'path: acme-payload'
+has 'path: acme-registry'
+has 'name: registry-of-acme'
+has_not 'path: acme-deploy'
+# Only tenants' keys sign builds, and only their credentials are used.
+has_not 'path: payload-secret'
+has_not 'path: registry-config'
+begin "tenants' secrets of the deployer" -f "$dir/tenants.yaml"
+# What no function gets: all secrets of these values, by their names in the cluster.
+count 2 'value: "acme-deploy,acme-payload,acme-pull,basic-auth,deploy-secret,payload-secret,registry-config,registry-of-acme,slipway-buildkit-authority,slipway-buildkit-client-tls,slipway-buildkit-daemon-tls"$'
+part deployer.yaml
+has 'path: acme-deploy'
+has 'path: acme-pull'
+has_not 'path: acme-payload'
+has_not 'path: acme-registry'
+notes "the notes list the tenants' secrets" -f "$dir/tenants.yaml"
+count 1 '^  registry-of-acme (key config.json)$'
+count 0 '^  payload-secret '
+rejects "a policy with a secret that is not listed" "policy.tenants.acme.keys names the secret acme-payload, and secrets.tenants should have it" --set 'policy.tenants.acme.keys={acme-payload}'
+rejects "a deployer's secret that is not listed" "policy.tenants.acme.pullConfig names the secret acme-pull" --set policy.tenants.acme.pullConfig=acme-pull
+begin "names that no build uses" --set 'secrets.protected={database},protectedFunctions={dashboard},otel.headers.name=collector,imagePullSecrets={pull}'
+count 2 '- name: protected_functions$'
+count 2 'value: "dashboard"$'
+count 2 'value: "basic-auth,collector,database,deploy-secret,payload-secret,pull,registry-config,'
+
+begin "steps with a network of their own"
+part statefulset.yaml
+has 'hostUsers: false'
+has 'image: docker.io/moby/buildkit:v0.34.2'
+has 'value: own'
+has_not 'no-process-sandbox'
+has '169.254.0.0/16'
+# The pod cannot use up the node.
+has 'memory: 8Gi'
+has 'ephemeral-storage: 10Gi'
+has 'name: MAX_PROCESSES'
+begin "the daemon's table is one"
+part config.yaml
+count 1 '\[worker.oci\]'
+has 'networkMode = "cni"'
+begin "a configuration without the daemon's table" --set 'buildkit.config=debug = true'
+part config.yaml
+count 1 '\[worker.oci\]'
+begin "steps without a network" --kube-version 1.32.0
+has 'image: docker.io/moby/buildkit:v0.34.2-rootless'
+has 'value: none'
+has 'cniConfigPath = "/run/user/1000/buildkit/steps.conflist"'
+has_not 'hostUsers'
+has_not 'NET_ADMIN'
+begin "steps in the daemon's network" --set buildkit.isolation=rootless,buildkit.stepNetwork=daemon
+has 'value: daemon'
+has 'networkMode = "host"'
+rejects "a network of steps' own in a rootless daemon" "own needs buildkit.isolation=userNamespace" --set buildkit.isolation=rootless,buildkit.stepNetwork=own
+rejects "a network mode in the daemon's configuration" "set buildkit.stepNetwork" --set 'buildkit.config=networkMode = "host"'
+
+begin "egress of the daemon"
+part networkpolicies.yaml
+sed -n '/name: slipway-buildkit$/,$p' "$dir/out" | sed -n '/^  egress:/,$p' >"$dir/egress"
+mv "$dir/egress" "$dir/out"
+for network in 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 169.254.0.0/16 168.63.129.16/32 127.0.0.0/8 fc00::/7 fe80::/10 64:ff9b::a9fe:0/112; do
+    count 1 "- $network$"
+done
+has 'kubernetes.io/metadata.name: kube-system'
+count 2 'port: 53$'
+begin "no internet for builds" --set 'networkPolicy.internetToBuilds=false,networkPolicy.allowedToBuilds={203.0.113.0/24}'
+has_not '0.0.0.0/0'
+has 'cidr: 203.0.113.0/24'
+has 'value: "203.0.113.0/24"'
+begin "a registry in the cluster" --set-json 'networkPolicy.allowedToDaemon=[{"to":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"registry"}}}],"ports":[{"port":5000}]}]'
+count 1 'kubernetes.io/metadata.name: registry$'
+count 1 'port: 5000$'
 
 begin "other limits on records of builds" --set buildkit.history.maxAge=72h,buildkit.history.maxEntries=1000000
 has 'maxAge = "72h"'

@@ -182,6 +182,21 @@ Arguments: dict "root" . "members" (list "keys" "registryConfig"), the members o
 {{- $names | compact | uniq | sortAlpha | join "," -}}
 {{- end -}}
 
+{{/* A quantity such as 5Gi in bytes. Argument: the text */}}
+{{- define "slipway.bytes" -}}
+{{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
+{{- mulf (regexFind "^[0-9.]+" .) (get $units (regexFind "[A-Za-z]*$" .)) | int64 -}}
+{{- end -}}
+
+{{/* The settings about senders without a verified signature, as YAML. Argument: the function's values */}}
+{{- define "slipway.unverified.env" -}}
+max_connections: {{ .maxConnections | int64 | quote }}
+unverified_senders: {{ .unverified.senders | int64 | quote }}
+unverified_memory: {{ .unverified.memory | int64 | quote }}
+receive_rate: {{ .unverified.rate | int64 | quote }}
+receive_grace: {{ .unverified.grace | quote }}
+{{- end -}}
+
 {{/* The settings of both functions about tenants and what no tenant may use, as YAML. */}}
 {{- define "slipway.shared.env" -}}
 {{- $env := dict "protected_secrets" (include "slipway.protected.secrets" .) -}}
@@ -270,7 +285,7 @@ spec:
               containerPort: 8081
               protocol: TCP
           env:
-            {{- range $name, $text := merge (dict) .values.env .env (include "slipway.shared.env" .root | fromYaml) (include "slipway.otel.env" .root | fromYaml) }}
+            {{- range $name, $text := merge (dict) .values.env .env (include "slipway.shared.env" .root | fromYaml) (include "slipway.unverified.env" .values | fromYaml) (include "slipway.otel.env" .root | fromYaml) }}
             - name: {{ $name }}
               value: {{ $text | quote }}
             {{- end }}
