@@ -44,7 +44,8 @@ pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) ->
             };
             let mut body = json!({"status": status, "error": error.to_string(), "reasons": reasons});
             let status = match error {
-                HandOverError::Invalid { dry_run: true, .. } => {
+                HandOverError::Invalid { dry_run: true, .. }
+                | HandOverError::Forbidden { dry_run: true, .. } => {
                     body["dryRun"] = true.into();
                     http_status_of_dry_run(DryRunStatus::Refused)
                 }
@@ -90,6 +91,7 @@ fn http_status_of_error(kind: ErrorKind) -> StatusCode {
         ErrorKind::Slow => StatusCode::REQUEST_TIMEOUT,
         ErrorKind::Busy => StatusCode::TOO_MANY_REQUESTS,
         ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        ErrorKind::Forbidden => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A failure after that is not an error of this kind: it is part of the outcome.
 
+use function_host::policy::Violations;
 use function_host::secret::SecretError;
 use function_host::signature::{MalformedSignature, SignatureMismatch};
 use function_host::unverified::ReceiveError;
@@ -36,6 +37,14 @@ pub(crate) enum HandOverError {
         /// Whether the invalid hand-over asks for a dry run.
         dry_run: bool,
     },
+    /// The hand-over violates what no policy can allow, or its tenant's rules.
+    #[error("the rules do not allow the hand-over")]
+    Forbidden {
+        /// Every violation of the rules.
+        violations: Violations,
+        /// Whether the rejected hand-over asks for a dry run.
+        dry_run: bool,
+    },
     /// The secret with the signing keys could not be read.
     #[error("could not read the key that checks signatures")]
     Key(#[source] SecretError),
@@ -63,6 +72,8 @@ pub(crate) enum ErrorKind {
     Busy,
     /// An invalid hand-over: the caller has to send another one.
     Invalid,
+    /// A hand-over that the rules do not allow: the caller has to send another one, or the operator to change the rules.
+    Forbidden,
     /// An error inside the deployer: the caller can do nothing, the operator has to act.
     Internal,
 }
@@ -80,6 +91,7 @@ impl HandOverError {
             Self::Receive(ReceiveError::Body(_)) | Self::NotJson(_) | Self::Invalid { .. } => {
                 ErrorKind::Invalid
             }
+            Self::Forbidden { .. } => ErrorKind::Forbidden,
             Self::Key(_) | Self::NoKey { .. } | Self::Panicked(_) => ErrorKind::Internal,
         }
     }
@@ -88,6 +100,7 @@ impl HandOverError {
     pub(crate) fn reasons_for_caller(&self) -> Vec<String> {
         match self {
             Self::Invalid { problems, .. } => problems.clone(),
+            Self::Forbidden { violations, .. } => violations.iter().map(ToString::to_string).collect(),
             other => vec![ErrorChain(other).to_string()],
         }
     }

@@ -1,17 +1,17 @@
 //! The function's handler: receives a signed hand-over, runs its deployment, and answers with the outcome.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use function_host::ErrorChain;
 use function_host::http::{HeaderValue, Method, StatusCode, header};
+use function_host::policy::{KeyReader, Policy, PolicyFile, Tenant};
 use function_host::registry::LoginsCache;
-use function_host::signature::HmacKeys;
 use function_host::unverified::UnverifiedBudget;
 use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tracing::{Instrument, info, warn};
+use tracing::{Instrument, info};
 
 use crate::answer::{self, HandOverResult};
 use crate::build_times::BuildTimes;
@@ -20,13 +20,13 @@ use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{HttpGatewaySender, TokenExchange};
 use crate::metrics::DeploymentMetrics;
 use crate::outcome::{DeploymentOutcome, DeploymentStatus, DryRunOutcome};
-use crate::policy::{KEY_SECRET, Policy, Rules};
 use crate::queue::DeploymentQueue;
 use crate::registry::{PULL_CONFIG_SECRET, RegistryImageCheck};
 use crate::request::{self, DryRunRequest, HandOver, PinnedImage, ReceivedHandOver, SIGNATURE_HEADER};
 use crate::rollout::{self, RolloutContext, RolloutDeadline, RolloutHistory};
 use crate::settings::Settings;
 use crate::succession::SuccessorReceiver;
+use crate::tenancy::{self, Signer};
 
 /// Timeout of all requests to a registry for finding out whether it has an image.
 const IMAGE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,7 +46,9 @@ pub struct Deployer {
     history: RolloutHistory,
     metrics: DeploymentMetrics,
     exchange: TokenExchange,
-    logins: Arc<LoginsCache>,
+    /// The parsed registry logins, by the name of their secret.
+    logins: Arc<Mutex<BTreeMap<String, Arc<LoginsCache>>>>,
+    key_reader: KeyReader,
     unverified: UnverifiedBudget,
 }
 
@@ -55,6 +57,9 @@ impl Deployer {
     #[must_use]
     pub fn new(settings: Settings, metrics: DeploymentMetrics) -> Self {
         let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
+        if let Some(policy) = &settings.policy {
+            policy.show_validity_in(metrics.policy_valid());
+        }
         Self {
             metrics,
             unverified: UnverifiedBudget::new(settings.unverified),
@@ -62,7 +67,8 @@ impl Deployer {
             queue: DeploymentQueue::default(),
             history: RolloutHistory::default(),
             exchange,
-            logins: Arc::new(LoginsCache::new(PULL_CONFIG_SECRET)),
+            logins: Arc::default(),
+            key_reader: KeyReader::default(),
         }
     }
 
@@ -72,20 +78,21 @@ impl Deployer {
         request: Request,
         context: &Context,
     ) -> Result<HandOverResult, HandOverError> {
-        let (mut received, rules) = self.receive_with_rules(request, context).await?;
-        rules.apply_defaults(&mut received.hand_over_mut().spec);
+        let (received, tenant) = self.receive_for_tenant(request, context).await?;
         let hand_over = received.hand_over();
         if !hand_over.warnings.is_empty() {
             info!(warnings = ?hand_over.warnings, "the hand-over has fields that are ignored or misspelt");
         }
-        let mut objections = hand_over.time_problems(Timestamp::now());
-        objections.extend(rules.violations(&hand_over.spec, received.image_for_rules()));
+        let objections = hand_over.time_problems(Timestamp::now());
         match received {
             ReceivedHandOver::DryRun(dry_run) => Ok(HandOverResult::DryRun(
-                self.check_dry_run(&dry_run, objections, context).await,
+                self.check_dry_run(&dry_run, tenant.as_deref(), objections, context)
+                    .await,
             )),
             ReceivedHandOver::HandOver(hand_over) => {
-                let outcome = self.deploy_in_task(hand_over, objections, context).await?;
+                let outcome = self
+                    .deploy_in_task(hand_over, tenant, objections, context)
+                    .await?;
                 Ok(HandOverResult::Deployment(Box::new(outcome)))
             }
         }
@@ -95,12 +102,13 @@ impl Deployer {
     async fn check_dry_run(
         &self,
         dry_run: &DryRunRequest,
+        tenant: Option<&Tenant>,
         objections: Vec<String>,
         context: &Context,
     ) -> DryRunOutcome {
         let transport = HttpGatewaySender::new(context.gateway(), context.secrets(), &self.exchange);
         let succession = SuccessorReceiver::without_successor();
-        let rollout_context = self.rollout_context(&transport, &succession);
+        let rollout_context = self.rollout_context(&transport, tenant, &succession);
         let deadline = RolloutDeadline::new(DRY_RUN_TIMEOUT, context.deadline(), context.shutdown().clone());
         let check = rollout::check_without_deploying(&rollout_context, dry_run, objections, &deadline);
         trace::span("dry run").run(check).await
@@ -110,6 +118,7 @@ impl Deployer {
     fn rollout_context<'a>(
         &'a self,
         transport: &'a HttpGatewaySender<'a>,
+        tenant: Option<&'a Tenant>,
         succession: &'a SuccessorReceiver,
     ) -> RolloutContext<'a, HttpGatewaySender<'a>> {
         RolloutContext {
@@ -117,6 +126,7 @@ impl Deployer {
             timeouts: &self.settings.timeouts,
             default_namespace: &self.settings.default_namespace,
             history: &self.history,
+            tenant,
             succession,
         }
     }
@@ -125,6 +135,7 @@ impl Deployer {
     async fn deploy_in_task(
         &self,
         hand_over: HandOver,
+        tenant: Option<Arc<Tenant>>,
         objections: Vec<String>,
         context: &Context,
     ) -> Result<DeploymentOutcome, HandOverError> {
@@ -143,7 +154,7 @@ impl Deployer {
         let (deployer, context) = (self.clone(), context.clone());
         let deployment = async move {
             let outcome = span
-                .run(deployer.deploy(&hand_over, function, objections, &context))
+                .run(deployer.deploy(&hand_over, tenant.as_deref(), function, objections, &context))
                 .await;
             span.set_attribute("slipway.status", outcome.status.as_str());
             span.set_attribute("slipway.changed", outcome.changed);
@@ -160,13 +171,16 @@ impl Deployer {
             .map_err(HandOverError::Panicked)
     }
 
-    /// Receives and verifies a hand-over, and returns it with the rules of the key that it is signed with.
-    async fn receive_with_rules(
+    /// Receives and verifies a hand-over, checks the rules, and returns it with its tenant; `None` without a policy.
+    async fn receive_for_tenant(
         &self,
         request: Request,
         context: &Context,
-    ) -> Result<(ReceivedHandOver, &Rules), HandOverError> {
-        let keys = read_keys_with_rules(context.secrets(), &self.settings.policy)?;
+    ) -> Result<(ReceivedHandOver, Option<Arc<Tenant>>), HandOverError> {
+        let policy = self.settings.policy.as_ref().map(PolicyFile::current);
+        let policy = policy.as_deref();
+        let keys = tenancy::read_keys(context.secrets(), policy, &self.key_reader)?;
+        let keys: Vec<_> = keys.iter().map(|(key, signer)| (key.clone(), signer)).collect();
         let (head, body) = request.into_parts();
         let signature = head
             .headers
@@ -176,26 +190,56 @@ impl Deployer {
         let span = trace::span("receive");
         let received = request::receive_hand_over(body, signature, &keys, &self.unverified);
         let received = span.run(received).await;
-        let accepted = received.and_then(|received| {
+        let checked = received.and_then(|(mut received, signer)| {
             context.accept()?;
-            Ok(received)
+            let tenant = self.check_tenant(&mut received, signer, policy)?;
+            Ok((received, tenant))
         });
-        if let Err(error) = &accepted {
+        if let Err(error) = &checked {
             span.mark_failed(error);
         }
-        accepted
+        checked
+    }
+
+    /// Finds the tenant of a verified hand-over, and checks its rules.
+    fn check_tenant(
+        &self,
+        received: &mut ReceivedHandOver,
+        signer: &Signer,
+        policy: Option<&Policy>,
+    ) -> Result<Option<Arc<Tenant>>, HandOverError> {
+        let dry_run = received.is_dry_run();
+        let hand_over = received.hand_over_mut();
+        let tenant = tenancy::find_tenant(signer, hand_over.tenant.as_deref(), policy);
+        let tenant = tenant.map_err(|problem| HandOverError::Invalid {
+            problems: vec![problem],
+            dry_run,
+        })?;
+        if let Some(tenant) = &tenant {
+            hand_over.tenant = Some(tenant.name().to_string());
+            tenancy::apply_defaults(tenant, &mut hand_over.spec);
+        }
+        let checked = tenancy::check_rules(received, tenant.as_deref(), &self.settings.reserved);
+        checked.map_err(|violations| {
+            if !dry_run {
+                self.metrics.record_refused();
+            }
+            HandOverError::Forbidden { violations, dry_run }
+        })?;
+        Ok(tenant)
     }
 
     /// Waits for other deployments of the function, checks the image, and rolls out the hand-over.
     async fn deploy(
         &self,
         hand_over: &HandOver,
+        tenant: Option<&Tenant>,
         function: FunctionId,
         mut objections: Vec<String>,
         context: &Context,
     ) -> DeploymentOutcome {
         let _in_progress = self.metrics.begin_deployment();
-        objections.extend(self.check_image(&hand_over.spec.image, context).await);
+        objections.extend(self.check_image(&hand_over.spec.image, tenant, context).await);
         // Another deployment does not yield to one that is rejected.
         let times = match objections.is_empty() {
             true => hand_over.build_times(),
@@ -216,7 +260,7 @@ impl Deployer {
             context.shutdown().clone(),
         );
         let transport = HttpGatewaySender::new(context.gateway(), context.secrets(), &self.exchange);
-        let rollout_context = self.rollout_context(&transport, permit.successor_receiver());
+        let rollout_context = self.rollout_context(&transport, tenant, permit.successor_receiver());
         let url = self.function_url(&hand_over.spec.function_address(), context);
         let mut outcome =
             rollout::roll_out_hand_over(&rollout_context, hand_over, objections, &deadline, url).await;
@@ -226,14 +270,21 @@ impl Deployer {
     }
 
     /// Returns why the image cannot be deployed, if its registry says so.
-    async fn check_image(&self, image: &PinnedImage, context: &Context) -> Option<String> {
+    async fn check_image(
+        &self,
+        image: &PinnedImage,
+        tenant: Option<&Tenant>,
+        context: &Context,
+    ) -> Option<String> {
         let settings = &self.settings;
         if !settings.check_image {
             return None;
         }
+        let config_secret = tenant.and_then(Tenant::pull_config).unwrap_or(PULL_CONFIG_SECRET);
         let lookup = RegistryImageCheck {
             secrets: context.secrets().clone(),
-            logins: Arc::clone(&self.logins),
+            config_secret: config_secret.to_owned(),
+            logins: self.logins_in(config_secret),
             insecure: settings.insecure,
             token_realms: settings.token_realms.clone(),
             platform: settings.platform.clone(),
@@ -244,6 +295,15 @@ impl Deployer {
             span.mark_failed(objection);
         }
         objection
+    }
+
+    /// Returns the cache of the registry logins in a secret.
+    fn logins_in(&self, config_secret: &str) -> Arc<LoginsCache> {
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = logins
+            .entry(config_secret.to_owned())
+            .or_insert_with(|| Arc::new(LoginsCache::new(config_secret)));
+        Arc::clone(cache)
     }
 
     /// Returns the function's URL for callers.
@@ -278,25 +338,4 @@ impl Handler for Deployer {
             &self.handle_hand_over(request, &context).await,
         ))
     }
-}
-
-/// Reads the keys that hand-overs may be signed with, each with its rules. If a further key of the policy
-/// cannot be read, hand-overs that are signed with another one are not affected.
-fn read_keys_with_rules<'p>(
-    secrets: &Secrets,
-    policy: &'p Policy,
-) -> Result<Vec<(HmacKeys, &'p Rules)>, HandOverError> {
-    let secret = secrets.read_secret(KEY_SECRET).map_err(HandOverError::Key)?;
-    let first = HmacKeys::new(&secret).ok_or(HandOverError::NoKey { name: KEY_SECRET })?;
-    let mut keys = vec![(first, &policy.rules)];
-    for (name, rules) in &policy.keys {
-        match secrets.read_secret(name).map(|secret| HmacKeys::new(&secret)) {
-            Ok(Some(key)) => keys.push((key, rules)),
-            Ok(None) => warn!(secret = name, "a secret of the policy has no signing key"),
-            Err(error) => {
-                warn!(secret = name, error = %ErrorChain(&error), "could not read a signing key of the policy")
-            }
-        }
-    }
-    Ok(keys)
 }

@@ -13,13 +13,13 @@ mod handler;
 mod metrics;
 mod outcome;
 mod percent;
-mod policy;
 mod queue;
 mod registry;
 mod request;
 mod rollout;
 mod settings;
 mod succession;
+mod tenancy;
 mod time;
 mod version;
 

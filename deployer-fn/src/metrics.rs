@@ -17,6 +17,7 @@ pub struct DeploymentMetrics {
     ended: IntCounterVec,
     steps: HistogramVec,
     in_progress: IntGauge,
+    policy_valid: IntGauge,
 }
 
 impl DeploymentMetrics {
@@ -47,6 +48,12 @@ impl DeploymentMetrics {
         registry.register(Box::new(ended.clone()))?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(in_progress.clone()))?;
+        let policy_valid = IntGauge::new(
+            "slipway_policy_valid",
+            "Whether the policy's file can be used: 0 after a change that cannot, while the last good policy is in force.",
+        )?;
+        policy_valid.set(1);
+        registry.register(Box::new(policy_valid.clone()))?;
         // Every series begins with 0, so that the first deployment shows in a rate.
         for status in [
             DeploymentStatus::Ready,
@@ -61,6 +68,7 @@ impl DeploymentMetrics {
             ended,
             steps,
             in_progress,
+            policy_valid,
         })
     }
 
@@ -68,6 +76,17 @@ impl DeploymentMetrics {
     pub(crate) fn begin_deployment(&self) -> InProgressGuard {
         self.in_progress.inc();
         InProgressGuard(self.in_progress.clone())
+    }
+
+    /// Returns the gauge that shows whether the policy's file can be used.
+    pub(crate) fn policy_valid(&self) -> IntGauge {
+        self.policy_valid.clone()
+    }
+
+    /// Records that a deployment was refused before its rollout.
+    pub(crate) fn record_refused(&self) {
+        let status = DeploymentStatus::Refused.as_str();
+        self.ended.with_label_values(&[status]).inc();
     }
 
     /// Records the outcome of a deployment.

@@ -28,7 +28,9 @@ const PLATFORM_PART_MAX_BYTES: usize = 32;
 #[derive(Clone, Debug)]
 pub(crate) struct RegistryImageCheck {
     pub(crate) secrets: Secrets,
-    /// The parsed registry logins from [`PULL_CONFIG_SECRET`].
+    /// The name of the secret with the registry logins: the tenant's own, or [`PULL_CONFIG_SECRET`].
+    pub(crate) config_secret: String,
+    /// The parsed registry logins from that secret.
     pub(crate) logins: Arc<LoginsCache>,
     /// Whether registries speak plain HTTP.
     pub(crate) insecure: bool,
@@ -89,9 +91,9 @@ impl RegistryImageCheck {
     /// The reason why the secret, or its entry for the registry, cannot be used, without any of its content.
     fn registry_credentials(&self, registry: &str) -> Result<RegistryCredentials, String> {
         let unusable = |error: &dyn std::fmt::Display| {
-            format!("the secret {PULL_CONFIG_SECRET} cannot be used: {error}")
+            format!("the secret {} cannot be used: {error}", self.config_secret)
         };
-        let secret = match self.secrets.read_secret(PULL_CONFIG_SECRET) {
+        let secret = match self.secrets.read_secret(&self.config_secret) {
             Ok(secret) => secret,
             Err(SecretError::Missing { .. } | SecretError::Empty { .. }) => {
                 return Ok(RegistryCredentials::default());

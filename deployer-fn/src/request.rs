@@ -11,7 +11,7 @@ mod probe;
 mod spec;
 
 use function_host::Body;
-use function_host::signature::{HmacKeys, SignatureVerifier};
+use function_host::signature::{HmacKeys, SignatureMismatch, SignatureVerifier};
 use function_host::unverified::UnverifiedBudget;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -22,8 +22,8 @@ pub use self::image::PinnedImage;
 pub(crate) use self::image::names_same_image;
 pub(crate) use self::names::check_namespace_name as check_namespace;
 pub use self::probe::ReadinessProbe;
-pub(crate) use self::spec::OWN_ANNOTATION_PREFIX;
 pub use self::spec::{FunctionSpec, ResourceAmounts, SPEC_DIGEST_ANNOTATION};
+pub(crate) use self::spec::{OWN_ANNOTATION_PREFIX, TENANT_ANNOTATION};
 use crate::build_times::BuildTimes;
 use crate::error::HandOverError;
 use crate::time;
@@ -42,6 +42,8 @@ pub struct HandOver {
     pub spec: FunctionSpec,
     /// The tag that the image was pushed with. The tag is reported and never deployed.
     pub tag: Option<String>,
+    /// The tenant that the hand-over names, and, once its rules were checked, belongs to.
+    pub tenant: Option<String>,
     /// The ID of the call that built the image.
     pub call_id: Option<String>,
     /// The time at which the build's source was submitted. This time orders the builds of one function.
@@ -99,12 +101,12 @@ impl HandOver {
 }
 
 /// Receives a request's hand-over within the budget of unverified bodies, checks that it is signed with one of `keys`,
-/// and returns it with the value that belongs to the key.
+/// and returns it with the value that belongs to the key. A signature that keys with different values verify has no signer, and is wrong.
 ///
 /// # Errors
 /// [`HandOverError::Unsigned`], [`HandOverError::MalformedSignature`] and [`HandOverError::WrongSignature`] if the hand-over is not the
 /// builder's; [`HandOverError::Receive`], [`HandOverError::NotJson`] and [`HandOverError::Invalid`] if it cannot be read or is not valid.
-pub(crate) async fn receive_hand_over<K: Copy>(
+pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
     body: Body,
     signature: Option<&str>,
     keys: &[(HmacKeys, K)],
@@ -122,15 +124,25 @@ pub(crate) async fn receive_hand_over<K: Copy>(
         .collect(body, MAX_BODY_BYTES)
         .await
         .map_err(HandOverError::Receive)?;
-    let mut error = HandOverError::Unsigned;
+    let mut signers = Vec::new();
     for (mut verifier, value) in verifiers {
         verifier.update(&bytes);
-        match verifier.finish() {
-            Ok(()) => return Ok((parse_hand_over(&bytes)?, value)),
-            Err(mismatch) => error = HandOverError::WrongSignature(mismatch),
+        if verifier.finish().is_ok() {
+            signers.push(value);
         }
     }
-    Err(error)
+    match signers.split_first() {
+        Some((first, others)) if others.iter().all(|other| other == first) => {
+            Ok((parse_hand_over(&bytes)?, *first))
+        }
+        Some(_) => {
+            tracing::error!(
+                "two secrets for signatures have the same key; what is signed with it is rejected"
+            );
+            Err(HandOverError::WrongSignature(SignatureMismatch))
+        }
+        None => Err(HandOverError::WrongSignature(SignatureMismatch)),
+    }
 }
 
 /// Parses the JSON of a hand-over, or of a builder's result that contains one.
@@ -160,6 +172,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
         fields.add_problem(key, problem);
         None
     });
+    let tenant = fields.read_string("tenant");
     let call_id = fields.read_string("callId");
     let submitted_at = read_time_field(&mut fields, "submittedAt");
     let built_at = read_time_field(&mut fields, "builtAt");
@@ -187,6 +200,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
         Some(spec) if problems.is_empty() => HandOver {
             spec,
             tag,
+            tenant,
             call_id,
             submitted_at,
             built_at,

@@ -39,6 +39,7 @@ mod watch;
 use std::time::Duration;
 
 use function_host::ErrorChain;
+use function_host::policy::Tenant;
 use function_host::trace;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -104,6 +105,8 @@ pub struct RolloutContext<'a, T> {
     pub default_namespace: &'a str,
     /// What this process remembers of earlier rollouts.
     pub history: &'a RolloutHistory,
+    /// The tenant of the hand-over, whose rules say which functions it may change; `None` without a policy.
+    pub tenant: Option<&'a Tenant>,
     /// The receiver that learns of a newer build of the function that waits.
     pub succession: &'a SuccessorReceiver,
 }

@@ -1,18 +1,18 @@
 //! The deployer's settings, beside those of the function host.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use function_host::duration;
 use function_host::env::Parser;
+use function_host::policy::{PolicyFile, ReservedNames};
 use function_host::registry::AllowedTokenHosts;
 use function_host::unverified::UnverifiedLimits;
-use function_host::{Secrets, signature};
+use function_host::{ErrorChain, Secrets, signature};
 
-use crate::policy::{KEY_SECRET, Policy};
 use crate::request::check_namespace;
 use crate::rollout::RolloutTimeouts;
+use crate::tenancy::KEY_SECRET;
 
 /// The default of `ready_timeout`. With the rollback it is less than a minute, after which the community
 /// edition's gateway ends a call by default.
@@ -38,7 +38,7 @@ const UNVERIFIED_LIMITS: UnverifiedLimits = UnverifiedLimits {
 };
 
 /// The deployer's settings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// `ready_timeout`: the time from the end of the queue until the function answers. The host's
     /// `exec_timeout` bounds it, too.
@@ -64,8 +64,10 @@ pub struct Settings {
     /// `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`: the limits on hand-overs whose
     /// signature is not verified yet.
     pub(crate) unverified: UnverifiedLimits,
-    /// `policy_file`: the path of the policy; without it, everything is allowed.
-    pub(crate) policy: Policy,
+    /// `policy_file`: the policy; without it, there is one tenant, which may do everything that is not reserved.
+    pub policy: Option<PolicyFile>,
+    /// `protected_functions` and `protected_secrets`, besides what is always reserved.
+    pub(crate) reserved: ReservedNames,
 }
 
 impl Settings {
@@ -110,10 +112,12 @@ impl Settings {
                 }
             }),
             unverified: UnverifiedLimits::read(parser, UNVERIFIED_LIMITS),
-            policy: parser.parse_or_default("policy_file", Policy::default(), |path| {
-                let text = fs::read_to_string(path).map_err(|error| format!("could not be read: {error}"))?;
-                Policy::parse(&text).map_err(|error| format!("is not a valid policy: {error}"))
+            policy: parser.parse_or_default("policy_file", None, |path| {
+                PolicyFile::open(path)
+                    .map(Some)
+                    .map_err(|error| format!("should name a valid policy: {}", ErrorChain(&error)))
             }),
+            reserved: ReservedNames::from_settings(parser),
         };
         // The host's own setting: the host reports one that is not a duration.
         let exec = parser
@@ -134,11 +138,12 @@ impl Settings {
 impl Settings {
     /// Checks that the secrets for signatures contain usable keys, so that an unusable one prevents the start.
     pub fn check_signing_keys(&self, parser: &mut Parser<'_>, secrets: &Secrets) {
-        for name in [KEY_SECRET]
-            .into_iter()
-            .chain(self.policy.keys.keys().map(String::as_str))
-        {
-            signature::check_signing_secret(parser, secrets, name);
+        signature::check_signing_secret(parser, secrets, KEY_SECRET);
+        let policy = self.policy.as_ref().map(PolicyFile::current);
+        for tenant in policy.iter().flat_map(|policy| policy.tenants()) {
+            for name in tenant.deploy_keys() {
+                signature::check_signing_secret(parser, secrets, name);
+            }
         }
     }
 }
@@ -155,6 +160,8 @@ fn platform_of_this_process() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -209,7 +216,7 @@ mod tests {
             ("team-b", "a key of 17 bytes"),
             (
                 "policy",
-                r#"{"keys": {"team-a": {}, "team-b": {}, "missing": {}}}"#,
+                r#"{"tenants": {"a": {"deployKeys": ["team-a", "team-b", "missing"]}}}"#,
             ),
         ] {
             fs::write(directory.path().join(name), content).unwrap();

@@ -17,7 +17,7 @@ use tracing::warn;
 pub(crate) use self::annotations::{ANNOTATIONS_MAX_BYTES, FailureRecord};
 use crate::build_times::BuildTimes;
 use crate::gateway::FunctionStatus;
-use crate::request::{HandOver, ReadinessProbe, SPEC_DIGEST_ANNOTATION, names_same_image};
+use crate::request::{HandOver, ReadinessProbe, SPEC_DIGEST_ANNOTATION, TENANT_ANNOTATION, names_same_image};
 use crate::time;
 
 /// One version of a function. Its JSON is stored in annotations.
@@ -34,6 +34,9 @@ pub(crate) struct FunctionVersion {
     probe: Option<ReadinessProbe>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
+    /// The tenant that the version belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     call_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +68,7 @@ impl FunctionVersion {
             spec_digest: Some(hand_over.spec.spec_digest()),
             probe: Some(hand_over.probe.clone()),
             tag: hand_over.tag.clone(),
+            tenant: hand_over.tenant.clone(),
             call_id: hand_over.call_id.clone(),
             submitted_at: hand_over.submitted_at.map(time::format_with_nanos),
             built_at: hand_over.built_at.map(time::format_with_nanos),
@@ -84,6 +88,7 @@ impl FunctionVersion {
             spec_digest: None,
             probe: default_probe(),
             tag: None,
+            tenant: status.annotations().get(TENANT_ANNOTATION).cloned(),
             call_id: None,
             submitted_at: None,
             built_at: None,

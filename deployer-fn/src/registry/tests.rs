@@ -76,6 +76,7 @@ impl FakeRegistry {
 fn image_check_with(secrets: Secrets) -> RegistryImageCheck {
     RegistryImageCheck {
         secrets,
+        config_secret: PULL_CONFIG_SECRET.to_owned(),
         logins: Arc::new(LoginsCache::new(PULL_CONFIG_SECRET)),
         insecure: true,
         token_realms: AllowedTokenHosts::default(),

@@ -29,6 +29,11 @@ pub(crate) enum ReceivedHandOver {
 }
 
 impl ReceivedHandOver {
+    /// Returns whether the request is to check a hand-over only.
+    pub(crate) fn is_dry_run(&self) -> bool {
+        matches!(self, Self::DryRun(_))
+    }
+
     /// Returns the hand-over of either kind of request.
     pub(crate) fn hand_over(&self) -> &HandOver {
         match self {

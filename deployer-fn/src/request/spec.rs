@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use function_host::policy::Quantity;
+use function_host::policy::{Quantity, RequestedFunction, RequestedResources};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,9 @@ use crate::function::FunctionAddress;
 pub(crate) const OWN_ANNOTATION_PREFIX: &str = "slipway/";
 /// The annotation with the digest of the function's specification.
 pub const SPEC_DIGEST_ANNOTATION: &str = "slipway/spec";
+
+/// The annotation with the tenant that a function belongs to.
+pub(crate) const TENANT_ANNOTATION: &str = "slipway/tenant";
 
 /// A complete specification of a function, with valid fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -79,6 +82,29 @@ impl FunctionSpec {
         FunctionAddress {
             name: self.service.clone(),
             namespace: self.namespace.clone(),
+        }
+    }
+
+    /// Returns the specification in the form that rules are applied to.
+    pub(crate) fn requested_function(&self) -> RequestedFunction<'_> {
+        let amounts = |resources: &Option<ResourceAmounts>| {
+            let resources = resources.clone().unwrap_or_default();
+            RequestedResources {
+                cpu: resources.cpu,
+                memory: resources.memory,
+            }
+        };
+        RequestedFunction {
+            name: &self.service,
+            namespace: self.namespace.as_deref(),
+            secrets: self.secrets.iter().map(String::as_str).collect(),
+            environment: self.env_vars.keys().map(String::as_str).collect(),
+            labels: borrowed(&self.labels),
+            annotations: borrowed(&self.annotations),
+            constraints: self.constraints.iter().map(String::as_str).collect(),
+            limits: amounts(&self.limits),
+            requests: amounts(&self.requests),
+            read_only_root_filesystem: self.read_only_root_filesystem,
         }
     }
 
@@ -148,6 +174,14 @@ impl FunctionSpec {
         };
         Some(spec)
     }
+}
+
+/// Returns a map of the same texts, without copying them.
+fn borrowed(map: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+    let pairs = map.iter();
+    pairs
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
 }
 
 /// Reports amounts in `requests` that exceed `limits`, which Kubernetes rejects.

@@ -16,6 +16,7 @@ use super::{RolloutTimeouts, RunningRollout};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, call};
 use crate::outcome::{FaultyParty, Successor};
 use crate::succession::SuccessorReceiver;
+use crate::tenancy;
 use crate::version::{ANNOTATIONS_MAX_BYTES, FailureRecord, FunctionVersion, LastGoodVersion};
 
 /// The timeout of one request to a version that was deployed before: several requests have to fit the check.
@@ -97,6 +98,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let before = self
             .read_function_status(self.context.timeouts.read_retries)
             .await?;
+        if let Some(objection) = self.objection_to_change(before.as_ref()) {
+            // The state of a function that is not the tenant's is not in the outcome.
+            objections.push(objection);
+            return Ok(refuse_for(objections));
+        }
         self.facts.previous_image = before.as_ref().map(|status| status.image.clone());
         self.facts.record_function_state(before.as_ref());
         self.warn_of_other_default_namespace(before.as_ref());
@@ -149,6 +155,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             return Ok(NextStep::Apply);
         }
         Ok(refuse_for(objections))
+    }
+
+    /// Returns why the hand-over's tenant may not change the function, if it exists.
+    pub(super) fn objection_to_change(&self, status: Option<&FunctionStatus>) -> Option<String> {
+        tenancy::objection_to_change(self.context.tenant, status?)
     }
 
     /// Logs a warning if the provider's default namespace differs from the setting's: the function then has two

@@ -73,6 +73,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
         self.add_missing_secret_objections(objections).await?;
         let status = self.read_function_status(Duration::ZERO).await?;
+        if let Some(objection) = self.objection_to_change(status.as_ref()) {
+            objections.push(objection);
+            return Ok(());
+        }
         // Either of them may be the one to restore. Which one, only a probe shows.
         let deployed = status.as_ref().map(FunctionVersion::of_deployed_function);
         let carried = status.as_ref().and_then(|status| {

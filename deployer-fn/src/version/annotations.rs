@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{FunctionVersion, LastGoodVersion};
-use crate::request::{MAX_BODY_BYTES, SPEC_DIGEST_ANNOTATION};
+use crate::request::{MAX_BODY_BYTES, SPEC_DIGEST_ANNOTATION, TENANT_ANNOTATION};
 
 /// The annotation with the tag that the image was pushed with.
 const TAG_ANNOTATION: &str = "slipway/tag";
@@ -117,6 +117,9 @@ impl FunctionVersion {
                     .entry(VERSION_VARIABLE)
                     .or_insert_with(|| digest.clone().into());
             }
+        }
+        if let Some(tenant) = &self.tenant {
+            own.insert(TENANT_ANNOTATION.to_owned(), tenant.clone().into());
         }
         if let Some(failure) = failure {
             own.insert(FAILURE_ANNOTATION.to_owned(), failure.to_annotation().into());

@@ -185,6 +185,7 @@ async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
         timeouts: &RolloutTimeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
+        tenant: None,
         succession: &SuccessorReceiver::without_successor(),
     };
     let outcome = roll_out_hand_over(

@@ -36,6 +36,7 @@ pub(crate) fn hand_over_of_new_image() -> HandOver {
             read_only_root_filesystem: true,
         },
         tag: Some("registry.example/hello:2".to_owned()),
+        tenant: None,
         call_id: Some("call-7".to_owned()),
         submitted_at: None,
         built_at: None,
@@ -99,6 +100,7 @@ pub(crate) async fn roll_out_with(
         timeouts: &RolloutTimeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
+        tenant: None,
         succession: &SuccessorReceiver::without_successor(),
     };
     let outcome = roll_out_hand_over(&context, hand_over, vec![], &deadline, url).await;

@@ -12,6 +12,7 @@ use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use function_host::env::Parser;
 use function_host::http::{Request, Response, StatusCode};
+use function_host::policy::PolicyFile;
 use function_host::prometheus::Registry;
 use function_host::signature::{self, HmacKeys};
 use function_host::{Body, Context, Gateway, Handler as _, ResponseBody, Secret, Secrets, Shutdown};
@@ -25,20 +26,28 @@ use crate::script::{ScriptedGateway, expect_request};
 const IMAGE_REFERENCE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
-struct TestDeployer {
+pub(crate) struct TestDeployer {
     deployer: Deployer,
     context: Context,
     registry: Registry,
     secrets: TempDir,
 }
 
-fn test_deployer(gateway: &str) -> TestDeployer {
+pub(crate) fn test_deployer(gateway: &str) -> TestDeployer {
+    test_deployer_with_files(gateway, &[])
+}
+
+/// Makes a deployer with further secrets. One called `policy.json` is its policy.
+pub(crate) fn test_deployer_with_files(gateway: &str, files: &[(&str, &str)]) -> TestDeployer {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [
         ("deploy-secret", "k\n"),
         ("basic-auth-user", "admin"),
         ("basic-auth-password", "pw"),
-    ] {
+    ]
+    .iter()
+    .chain(files)
+    {
         fs::write(directory.path().join(name), text).unwrap();
     }
     let secrets = Secrets::new(directory.path());
@@ -49,6 +58,8 @@ fn test_deployer(gateway: &str) -> TestDeployer {
     // Real time passes in these tests: reads are not retried.
     settings.timeouts.read_retries = Duration::ZERO;
     settings.check_image = false;
+    let policy = directory.path().join("policy.json");
+    settings.policy = policy.exists().then(|| PolicyFile::open(policy).unwrap());
     settings.token_mount_path = directory.path().join("tokens");
     let context = Context::new("call-1", secrets, gateway, shutdown);
     let registry = Registry::new();
@@ -61,7 +72,7 @@ fn test_deployer(gateway: &str) -> TestDeployer {
 }
 
 impl TestDeployer {
-    async fn post_body(&self, body: String, signature: Option<String>) -> (StatusCode, Value) {
+    pub(crate) async fn post_body(&self, body: String, signature: Option<String>) -> (StatusCode, Value) {
         let mut request = Request::post("/").body(Body::from(body)).unwrap();
         if let Some(signature) = signature {
             request
@@ -80,7 +91,7 @@ impl TestDeployer {
         family.unwrap().get_metric()[0].get_gauge().get_value() as usize
     }
 
-    async fn post_hand_over(&self, document: &Value) -> (StatusCode, Value) {
+    pub(crate) async fn post_hand_over(&self, document: &Value) -> (StatusCode, Value) {
         let body = document.to_string();
         let signature = sign_body_text(&body);
         self.post_body(body, Some(signature)).await

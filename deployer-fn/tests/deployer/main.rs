@@ -7,6 +7,7 @@ mod faults;
 mod fixtures;
 mod handler;
 mod model;
+mod policy;
 mod providers;
 mod replicas;
 mod scenarios;

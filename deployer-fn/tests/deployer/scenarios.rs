@@ -38,6 +38,7 @@ pub(crate) fn hand_over_of_build(number: u64, behaviour: &str) -> HandOver {
             read_only_root_filesystem: true,
         },
         tag: None,
+        tenant: None,
         call_id: Some(format!("call-{number}")),
         submitted_at: Some(Timestamp::from_second(1_700_000_000 + number as i64).unwrap()),
         // A build that was submitted later may end earlier.
@@ -80,6 +81,7 @@ impl DeployerProcess {
             timeouts: &RolloutTimeouts::default(),
             default_namespace: "openfaas-fn",
             history: &self.0,
+            tenant: None,
             succession,
         };
         roll_out_hand_over(&context, hand_over, vec![], &deadline, String::new()).await

@@ -183,6 +183,12 @@ impl DeploymentRules {
         self.adopt
     }
 
+    /// Returns whether the rules list the names of the tenant's functions.
+    #[must_use]
+    pub fn lists_functions(&self) -> bool {
+        self.functions.is_some()
+    }
+
     /// Returns every violation of the rules in a function, in the order of the rules.
     #[must_use]
     pub fn violations(&self, function: &RequestedFunction<'_>) -> Vec<Violation> {
