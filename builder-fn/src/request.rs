@@ -166,5 +166,36 @@ where
     incoming::receive_body(pin!(body), verifier, &limits.unverified, &limits.spool, limit).await
 }
 
+/// Returns the violations of what no policy can allow, and of a tenant's rules, in a build's configuration.
+///
+/// # Errors
+/// Fails if the content is not a valid configuration.
+pub fn violations_in_config(
+    content: &[u8],
+    tenant: &Tenant,
+    reserved: &ReservedNames,
+) -> Result<Vec<String>, RequestError> {
+    let config = BuildConfig::parse(content)?;
+    Ok(match rules::check(&config, Some(tenant), reserved) {
+        Ok(()) => Vec::new(),
+        Err(violations) => violations.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// Returns the violation of a tenant's rules in the frontend that a Dockerfile names.
+pub fn violation_in_dockerfile(content: &[u8], tenant: &Tenant) -> Option<String> {
+    let chosen = AllowedFrontends::default().choose_for_dockerfile(content, Some(tenant));
+    chosen.err().map(|error| error.to_string())
+}
+
+/// Returns the path of the Dockerfile in the context, as a build's configuration names it.
+///
+/// # Errors
+/// Fails if the content is not a valid configuration.
+pub fn dockerfile_in_config(content: &[u8]) -> Result<String, RequestError> {
+    let named = BuildConfig::parse(content)?.dockerfile;
+    Ok(named.unwrap_or_else(|| dockerfile::DEFAULT_DOCKERFILE.to_owned()))
+}
+
 #[cfg(test)]
 mod tests;

@@ -38,3 +38,4 @@ pub use self::rollout::{
 };
 pub use self::settings::Settings;
 pub use self::succession::{SuccessorReceiver, SuccessorSender};
+pub use self::tenancy::{tenant_in_hand_over, violations_in_hand_over};

@@ -9,7 +9,7 @@ use function_host::{Secrets, secret::SecretError};
 use crate::error::HandOverError;
 use crate::gateway::FunctionStatus;
 use crate::request::{
-    FunctionSpec, ReceivedHandOver, ResourceAmounts, SPEC_DIGEST_ANNOTATION, TENANT_ANNOTATION,
+    self, FunctionSpec, ReceivedHandOver, ResourceAmounts, SPEC_DIGEST_ANNOTATION, TENANT_ANNOTATION,
 };
 
 /// The name of the secret with the keys that the builder signs hand-overs with: one key a line while keys are rotated.
@@ -137,6 +137,38 @@ pub(crate) fn check_rules(
         violations.extend(tenant.deployments().violations(&function));
     }
     Violations::none_of(violations)
+}
+
+/// Returns the tenant that the JSON of a hand-over names.
+#[must_use]
+pub fn tenant_in_hand_over(bytes: &[u8]) -> Option<String> {
+    let received = request::parse_hand_over(bytes).ok()?;
+    received.hand_over().tenant.clone()
+}
+
+/// Returns the violations of what no policy can allow, and of a tenant's rules, in the JSON of a hand-over.
+///
+/// # Errors
+/// The problems of a hand-over that is not valid, or names another tenant.
+pub fn violations_in_hand_over(
+    bytes: &[u8],
+    tenant: &Tenant,
+    reserved: &ReservedNames,
+) -> Result<Vec<String>, Vec<String>> {
+    let received = request::parse_hand_over(bytes).map_err(|error| error.reasons_for_caller())?;
+    let name = tenant.name().as_str();
+    if let Some(other) = received
+        .hand_over()
+        .tenant
+        .as_deref()
+        .filter(|given| *given != name)
+    {
+        return Err(vec![format!("tenant should be {name:?}, not {other:?}")]);
+    }
+    Ok(match check_rules(&received, Some(tenant), reserved) {
+        Ok(()) => Vec::new(),
+        Err(violations) => violations.iter().map(ToString::to_string).collect(),
+    })
 }
 
 /// Returns why a tenant may not change a function that exists; `None` if it may.

@@ -13,7 +13,7 @@ const MAX_PATTERNS_SHOWN: usize = 20;
 const IGNORE_FILE_CHECKED_BYTES: usize = 1 << 20;
 
 /// The name of the Dockerfile if the configuration names none.
-const DEFAULT_DOCKERFILE: &str = "Dockerfile";
+pub(super) const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 
 /// Returns the path of the Dockerfile, and the one that BuildKit's frontend reads if it cannot read the first:
 /// for a file called `Dockerfile`, `dockerfile` in the same folder (`frontend/dockerui/config.go`,

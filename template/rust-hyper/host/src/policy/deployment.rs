@@ -71,8 +71,10 @@ impl<'a> RequestedFunction<'a> {
         let names = |name: &str| object(name).map(|(name, _)| name.as_str()).collect();
         let resources = |name: &str| {
             let amount = |kind: &str| {
-                let text = deploy.get(name)?.get(kind)?.as_str()?;
-                Quantity::parse(text)
+                // Go, and so the gateway, matches names in any case.
+                let given = deploy.get(name)?.as_object()?.iter();
+                let (_, amount) = given.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(kind))?;
+                Quantity::parse(amount.as_str()?)
             };
             RequestedResources {
                 cpu: amount("cpu"),

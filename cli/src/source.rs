@@ -1,0 +1,62 @@
+//! The parts of a build's tar that rules are applied to.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use anyhow::Context as _;
+use builder_fn::request::dockerfile_in_config;
+
+/// The name of the configuration in a build's tar.
+const CONFIG: &str = "com.openfaas.docker.config";
+/// The most bytes that are read of a file in the tar.
+const FILE_MAX: u64 = 1024 * 1024;
+
+/// The configuration and the Dockerfile of a build.
+pub(crate) struct BuildSource {
+    pub(crate) config: Vec<u8>,
+    /// The Dockerfile's content; empty if the tar has none where the configuration says.
+    pub(crate) dockerfile: Vec<u8>,
+}
+
+/// Reads the configuration and the Dockerfile in a tar.
+///
+/// # Errors
+/// Fails if the file is not a tar with a configuration.
+pub(crate) fn read(path: &Path) -> anyhow::Result<BuildSource> {
+    let config = find(path, CONFIG)?.with_context(|| format!("the tar has no {CONFIG}"))?;
+    let dockerfile = format!("context/{}", dockerfile_in_config(&config)?);
+    Ok(BuildSource {
+        dockerfile: find(path, &dockerfile)?.unwrap_or_default(),
+        config,
+    })
+}
+
+/// Returns the content of a file in a tar.
+fn find(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    let mut archive = tar::Archive::new(open(path)?);
+    for entry in archive.entries()? {
+        let entry = entry.context("could not read the tar")?;
+        let found = entry.path()?;
+        if found.strip_prefix("./").unwrap_or(&found) == Path::new(name) {
+            let mut content = Vec::new();
+            entry.take(FILE_MAX).read_to_end(&mut content)?;
+            return Ok(Some(content));
+        }
+    }
+    Ok(None)
+}
+
+/// Opens a tar that may be compressed.
+fn open(path: &Path) -> anyhow::Result<Box<dyn Read>> {
+    let mut file = File::open(path)?;
+    let mut start = Vec::new();
+    (&mut file).take(4).read_to_end(&mut start)?;
+    file.seek(SeekFrom::Start(0))?;
+    let file = BufReader::new(file);
+    Ok(match start.as_slice() {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
+        _ => Box::new(file),
+    })
+}

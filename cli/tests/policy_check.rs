@@ -1,0 +1,133 @@
+//! Tests of `slipway policy check`, as a process.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails here")]
+
+use std::fs;
+use std::io::Write as _;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+const POLICY: &str = r#"{"tenants": {
+    "acme": {"keys": ["acme-payload"], "push": ["registry.example/acme/"], "functions": ["acme-*"]},
+    "globex": {"keys": ["globex-payload"]}
+}}"#;
+
+/// Runs the command in a folder with these files, and returns its exit code and its two outputs.
+fn slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_slipway"))
+        .args(["policy", "check"])
+        .args(arguments)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+fn evaluate(name: &str, content: &[u8], arguments: &[&str]) -> (i32, String, String) {
+    let option = format!("--{}", name.split('.').next().unwrap());
+    let arguments = [&["policy", &option, name], arguments].concat();
+    slipway(&[("policy", POLICY.as_bytes()), (name, content)], &arguments)
+}
+
+fn tar_of(config: &Value, dockerfile: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in [
+        ("com.openfaas.docker.config", config.to_string()),
+        ("context/Dockerfile", dockerfile.to_owned()),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, path, content.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_valid_policy_ends_with_0_and_an_invalid_one_with_2_and_every_problem() {
+    let (code, out, _) = slipway(&[("policy", POLICY.as_bytes())], &["policy"]);
+    assert_eq!(
+        (code, out.as_str()),
+        (0, "valid, with the tenants acme, globex\n")
+    );
+    let wrong = br#"{"tenants": {"acme": {"keys": ["a"], "push": ["nginx"], "pull": []}}}"#;
+    let (code, out, error) = slipway(&[("policy", wrong)], &["policy"]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    for problem in ["tenants.acme.push[0] should", "tenants.acme.pull is not"] {
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[test]
+fn a_rejected_request_ends_with_1_and_every_violated_rule_on_a_line() {
+    let config = json!({"image": "registry.example/globex/x:1", "deploy": {"service": "hello", "secrets": ["deploy-secret"]}});
+    let config = config.to_string();
+    let (code, out, _) = evaluate("config.json", config.as_bytes(), &["--tenant", "acme"]);
+    assert_eq!(code, 1);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 3, "{out}");
+    for rule in [
+        "rule push of tenant acme",
+        "rule functions of tenant acme",
+        "no policy allows",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(rule)), "{rule}: {out}");
+    }
+    let (code, out, _) = evaluate(
+        "config.json",
+        br#"{"image": "registry.example/globex/x:1"}"#,
+        &["--tenant", "globex"],
+    );
+    assert_eq!((code, out.as_str()), (0, "allowed for tenant globex\n"));
+}
+
+#[test]
+fn a_tar_is_evaluated_with_its_dockerfile_whatever_its_compression() {
+    let tar = tar_of(
+        &json!({"image": "registry.example/acme/x:1"}),
+        "# syntax=r.example/evil:1\nFROM scratch\n",
+    );
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar).unwrap();
+    let zstd = zstd::stream::encode_all(tar.as_slice(), 1).unwrap();
+    for content in [tar, gzip.finish().unwrap(), zstd] {
+        let (code, out, error) = evaluate("tar", &content, &["--tenant", "acme"]);
+        assert_eq!(code, 1, "{error}");
+        assert!(out.contains("rule frontends of tenant acme"), "{out}");
+    }
+}
+
+#[test]
+fn a_hand_over_is_evaluated_for_the_tenant_that_it_names() {
+    let image = format!("registry.example/acme/x@sha256:{}", "1".repeat(64));
+    let hand_over = json!({"image": image, "tenant": "acme", "deploy": {"service": "hello"}}).to_string();
+    let (code, out, _) = evaluate("hand-over", hand_over.as_bytes(), &[]);
+    assert_eq!(code, 1);
+    assert!(
+        out.contains("rule functions of tenant acme does not allow \"hello\""),
+        "{out}"
+    );
+    let (code, _, error) = evaluate("hand-over", hand_over.as_bytes(), &["--tenant", "globex"]);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("tenant should be \"globex\""), "{error}");
+}
+
+#[test]
+fn a_request_without_a_tenant_and_an_unknown_tenant_end_with_2() {
+    for arguments in [&[][..], &["--tenant", "umbrella"]] {
+        let (code, _, error) = evaluate("config", br#"{"image": "registry.example/x"}"#, arguments);
+        assert_eq!(code, 2, "{error}");
+    }
+    assert_eq!(slipway(&[], &["policy"]).0, 2);
+    assert_eq!(slipway(&[], &[]).0, 2);
+}
