@@ -21,6 +21,7 @@ use crate::request::BuildRequest;
 use crate::slots::{BuildSlot, BuildSlots};
 use crate::sources::AllowedSources;
 use crate::supersede::{Registration, Submission, Supersession};
+use crate::tenants::TenantResources;
 
 pub(crate) use call::BuilderCall;
 use call::wait_for_expiry;
@@ -51,6 +52,8 @@ pub struct Builder {
     pub credentials: Arc<dyn CredentialStore>,
     /// The lookup of pushed images in their registries.
     pub manifests: Arc<dyn ManifestStore>,
+    /// What tenants have of their own, if the builder has a policy.
+    pub tenants: TenantResources,
     /// The operator's settings for every build.
     pub settings: BuildSettings,
     /// The pool of keys under which BuildKit keeps transferred contexts.
@@ -112,10 +115,11 @@ impl Builder {
         if let Some((signer, deploy)) = &deployment {
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
         }
-        let registration = self.register_for_supersession(request, call);
+        let (daemon, supersession) = self.daemon_of(request)?;
+        let registration = self.register_for_supersession(&supersession, request, call);
         let solving = async {
             let _slot = self.wait_for_slot(call).await?;
-            self.solve_and_push(request, call, registration.as_ref(), lines, log)
+            self.solve_and_push(&daemon, request, call, registration.as_ref(), lines, log)
                 .await
         };
         let solved = match &registration {
@@ -140,9 +144,22 @@ impl Builder {
         })
     }
 
+    /// Returns the daemon that a request is built on, with the order of the builds on it: the tenant's own, if it has one.
+    fn daemon_of(&self, request: &BuildRequest) -> Result<(Daemon, Supersession), Error> {
+        let own = match request.tenant() {
+            Some(tenant) => self.tenants.daemon(tenant).map_err(Error::TenantDaemon)?,
+            None => None,
+        };
+        Ok(match own {
+            Some(own) => (own.daemon, own.supersession),
+            None => (self.daemon.clone(), self.supersession.clone()),
+        })
+    }
+
     /// Registers a build that deploys among those of its function, unless its config opts out.
     fn register_for_supersession(
         &self,
+        supersession: &Supersession,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
     ) -> Option<Registration> {
@@ -150,7 +167,7 @@ impl Builder {
             .solve_attributes(request, call)
             .function_to_supersede_in()?
             .clone();
-        Some(self.supersession.register(Submission {
+        Some(supersession.register(Submission {
             function,
             call_id: call.id.to_owned(),
             submitted_at: request.submitted_at.at,

@@ -32,7 +32,8 @@ pub use outcome::BuiltImage;
 pub use reference::BuildReference;
 pub use session::{
     CheckPolicyRequest, CheckPolicyResponse, CredentialStore, DecisionResponse, Denial, DenyMessage,
-    FileSync, RegistryCredentials, SecretStore, SessionServices, SourceCheck, SourceDecision,
+    FileSync, RegistryCredentials, RegistryError, SecretStore, SessionServices, SourceCheck, SourceDecision,
+    TokenRequest,
 };
 pub use shared_key::{KeyLease, SharedKeyPool};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions, StepLimits};

@@ -98,6 +98,11 @@ impl DockerConfig {
         Self { helpers, ..self }
     }
 
+    /// Returns the place and the time limit of the credential helpers.
+    pub fn helpers(&self) -> &CredentialHelpers {
+        &self.helpers
+    }
+
     /// Reads the credentials for the registry `host` from the file or a credential helper. They are empty if there are
     /// none.
     ///

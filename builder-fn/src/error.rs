@@ -63,6 +63,9 @@ pub(crate) enum Error {
     /// The sealed secrets cannot be opened.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// The policy names a BuildKit daemon for the tenant, whose address cannot be used.
+    #[error("the policy is wrong: {0}")]
+    TenantDaemon(String),
     /// BuildKit cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -167,6 +170,7 @@ impl Error {
             Self::AlreadyBuilt { .. } => ErrorKind::Conflict,
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
+            | Self::TenantDaemon(_)
             | Self::Connect(_)
             | Self::Lost(_)
             | Self::Interrupted

@@ -25,4 +25,5 @@ pub mod settings;
 pub mod slots;
 pub mod sources;
 pub mod supersede;
+pub mod tenants;
 mod trace;

@@ -48,6 +48,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         supersession: Supersession::new(settings.daemon.clone()),
         daemon: settings.daemon,
         credentials,
+        tenants: settings.tenants,
         settings: settings.build,
         keys: SharedKeyPool::new(metrics.sent_bytes()),
         deployer: Deployer {

@@ -2,6 +2,7 @@
 
 mod access;
 mod image_name;
+mod tenant;
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use function_host::registry::{AllowedTokenHosts, RegistryClient};
 use crate::buildkit::{CredentialStore, ManifestStore};
 pub use access::RepositoryAccess;
 pub use image_name::ImageName;
+pub use tenant::{NoCredentials, TenantCredentials};
 
 /// The timeout of one lookup in a registry, which may take several requests.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);

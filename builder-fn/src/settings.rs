@@ -73,6 +73,8 @@ use crate::request::{self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLi
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
 use crate::sources::AllowedSources;
+use crate::tenants::TenantResources;
+use daemon::DaemonSettings;
 
 /// The name of the secret that requests are signed with.
 pub(crate) const PAYLOAD_SECRET_NAME: &str = "payload-secret";
@@ -97,6 +99,8 @@ pub struct Settings {
     pub credentials: DockerConfig,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
     pub token_realms: AllowedTokenHosts,
+    /// What tenants have of their own, if there is a policy.
+    pub tenants: TenantResources,
     /// The settings that apply to every build.
     pub build: BuildSettings,
     /// Limits on build requests.
@@ -155,14 +159,29 @@ impl Settings {
     ///
     /// `max_inflight` is the host's setting.
     pub fn read(parser: &mut Parser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
-        let (daemon, is_exposed) = daemon::read_daemon_settings(parser, secrets);
+        let DaemonSettings {
+            daemon,
+            is_exposed,
+            connector,
+        } = daemon::read_daemon_settings(parser, secrets);
+        let credentials = read_docker_config(parser, secrets);
+        let token_realms = parser.parse_or_default("token_realms", AllowedTokenHosts::default(), str::parse);
+        let build = read_build_settings(parser);
+        let tenants = TenantResources::new(
+            secrets.clone(),
+            build.insecure,
+            token_realms.clone(),
+            credentials.helpers().clone(),
+            connector,
+        );
         let deployer = parser.parse_or_default("deployer", "deployer-fn".to_owned(), parse_function_name);
         let mut settings = Self {
             daemon,
             is_exposed,
-            credentials: read_docker_config(parser, secrets),
-            token_realms: parser.parse_or_default("token_realms", AllowedTokenHosts::default(), str::parse),
-            build: read_build_settings(parser),
+            credentials,
+            token_realms,
+            tenants,
+            build,
             requests: RequestSettings::read(parser),
             signatures: SignatureSettings::read(parser, secrets),
             slots: read_build_slots(parser, max_inflight),
@@ -177,7 +196,20 @@ impl Settings {
         };
         parser.flag("enable_lchown", false);
         settings.reserve_own_names(parser, secrets);
+        settings.check_tenants_daemons(parser);
         settings
+    }
+
+    /// Reports the daemons of tenants whose addresses cannot be used.
+    fn check_tenants_daemons(&self, parser: &mut Parser<'_>) {
+        let Some(policy) = &self.signatures.policy else {
+            return;
+        };
+        for tenant in policy.current().tenants() {
+            if let Err(problem) = self.tenants.daemon(tenant) {
+                parser.add_problem("policy_file", format!("cannot be used: {problem}"));
+            }
+        }
     }
 
     /// Reserves the names that the settings give to the deployer and to secrets of the builder.
@@ -515,7 +547,10 @@ mod tests {
     #[test]
     fn the_buildkit_address_and_the_payload_secret_are_the_only_required_settings() {
         let settings = read(
-            &[("buildkit_url", "tcp://buildkit:1234")],
+            &[
+                ("buildkit_url", "tcp://buildkit:1234"),
+                ("buildkit_plaintext", "true"),
+            ],
             Some(VALID_PAYLOAD_KEY),
         )
         .expect("settings");

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
+use function_host::policy::StepNetwork;
 use function_host::{ErrorChain, trace};
 
 use super::Builder;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::control_character;
 use crate::buildkit::{
-    BuildJob, BuiltImage, CacheExport, KeyLease, SOURCE_DATE_EPOCH, SessionServices, SolveAttributes,
-    SolveOptions,
+    BuildJob, BuiltImage, CacheExport, CredentialStore, Daemon, KeyLease, ManifestStore, SOURCE_DATE_EPOCH,
+    SessionServices, SolveAttributes, SolveOptions,
 };
 use crate::error::Error;
 use crate::function_id::FunctionId;
-use crate::registry::{ImageName, RepositoryAccess};
+use crate::registry::{ImageName, RepositoryAccess, TenantCredentials};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{
     BuildConfig, BuildRequest, CacheToItem, Frontend, ImageRef, ProvenanceMode, VerifiedSignature,
@@ -27,6 +28,7 @@ impl Builder {
     /// a newer build.
     pub(super) async fn solve_and_push(
         &self,
+        daemon: &Daemon,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
         registration: Option<&Registration>,
@@ -38,7 +40,7 @@ impl Builder {
         let span = trace::client_span("solve");
         let mut step_spans = StepSpans::new(&span, call.trace_mask);
         let solving = span.run(async {
-            let connection = self.daemon.connect().await?;
+            let connection = daemon.connect().await?;
             if let Some(registration) = registration {
                 registration.check_history(&connection).await?;
                 if !registration.sees_other_builders() {
@@ -85,11 +87,14 @@ impl Builder {
         if request.config.build_args.contains_key(SOURCE_DATE_EPOCH) {
             return Ok(Arc::new(self.keys.lease_single_use()));
         }
-        let (keys, context, image) = (
-            self.keys.clone(),
-            request.context.clone(),
-            request.config.image.without_tag(),
+        // The name of a tenant has no slash, so no two tenants share a key, whatever their images are called.
+        let tenant = request.tenant().map(|tenant| format!("{}/", tenant.name()));
+        let image = format!(
+            "{}{}",
+            tenant.unwrap_or_default(),
+            request.config.image.without_tag()
         );
+        let (keys, context) = (self.keys.clone(), request.context.clone());
         // Files that look like those of an earlier build are read and hashed.
         let lease = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context)).await;
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
@@ -113,17 +118,30 @@ impl Builder {
 
     async fn create_job(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Result<BuildJob, Error> {
         let lease = self.lease_shared_key(request).await?;
+        let tenant = request.tenant();
+        let access = repository_access(&request.config);
+        let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestStore>) = match tenant {
+            Some(tenant) => {
+                let registries = self.tenants.registries(tenant);
+                let credentials = TenantCredentials {
+                    registries: registries.clone(),
+                    access: access.clone(),
+                };
+                (Arc::new(credentials), registries)
+            }
+            None => (self.credentials.clone(), self.manifests.clone()),
+        };
         let sources = SourceRules {
-            tenant: None,
+            tenant: tenant.cloned(),
             allowed: self.settings.allowed_sources.clone(),
             sbom_generator: self.settings.sbom_generator.clone(),
-            access: repository_access(&request.config),
+            access,
         };
         let services = SessionServices::new()
             .with_health()
             .with_source_check(Arc::new(sources))
             .with_files(request.context.clone(), lease.clone())
-            .with_credentials(self.credentials.clone())
+            .with_credentials(credentials)
             .with_secrets(Arc::new(call.secrets.clone()));
         let config = &request.config;
         let settings = &self.settings;
@@ -152,15 +170,15 @@ impl Builder {
             }),
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
-            tenant: None,
-            no_network: false,
+            tenant: tenant.map(|tenant| tenant.name().to_string()),
+            no_network: tenant.is_some_and(|tenant| tenant.network() == StepNetwork::None),
             step_limits: settings.step_limits,
         };
         Ok(BuildJob {
             services,
             shared_key: lease,
             solve,
-            manifests: self.manifests.clone(),
+            manifests,
             timeouts: self.timeouts,
         })
     }

@@ -20,7 +20,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-pub use auth::{CredentialStore, RegistryCredentials};
+pub use auth::{CredentialStore, RegistryCredentials, RegistryError, TokenRequest};
 pub use filesync::FileSync;
 pub use secrets::SecretStore;
 pub use services::SessionServices;

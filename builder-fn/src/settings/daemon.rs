@@ -6,21 +6,42 @@
 //! | `buildkit_server_name` | the host of `buildkit_url` | the name that the daemon's certificate must be valid for |
 //! | `buildkit_ca` | `buildkit-ca` | the secret with the certificate of the authority that signed the daemon's certificate |
 //! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate and key |
+//! | `buildkit_plaintext` | `false` | whether `tcp://` to another machine may do without TLS |
 //!
-//! `tcp://` uses TLS if one of the last four variables is set, or if there is a secret `buildkit-ca`.
+//! `tcp://` uses TLS if one of the four variables before the last is set, or if there is a secret `buildkit-ca`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use function_host::Secrets;
 use function_host::env::Parser;
 use rustls::pki_types::ServerName;
 
 use crate::buildkit::{Daemon, DaemonAddress, TlsDialer, TlsSecrets};
+use crate::tenants::DaemonConnector;
 
-/// Reads the settings of the daemon, and returns whether the connection is exposed: unencrypted and not within
-/// this machine.
-pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
+/// The settings of the connections to daemons: the builder's own, and those that a policy names for tenants.
+pub(super) struct DaemonSettings {
+    /// The builder's daemon.
+    pub(super) daemon: Daemon,
+    /// Whether the connection to the builder's daemon is unencrypted and leaves this machine.
+    pub(super) is_exposed: bool,
+    /// Connects to the daemons that a policy names, with the same secrets for TLS.
+    pub(super) connector: DaemonConnector,
+}
+
+/// The settings for TLS, and whether a connection may do without.
+#[derive(Clone)]
+struct Transport {
+    /// The secrets of TLS; `None` if connections do not use it.
+    tls: Option<TlsSecrets>,
+    /// Whether a connection to another machine may be unencrypted.
+    allows_plaintext: bool,
+}
+
+/// Reads the settings of the daemon.
+pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> DaemonSettings {
     let unset = || DaemonAddress::Unix(PathBuf::new());
     let address = match parser.required_text("buildkit_url").as_str() {
         "" => unset(),
@@ -42,36 +63,81 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
         secret("buildkit_cert", "buildkit-cert"),
         secret("buildkit_key", "buildkit-key"),
     );
-    // A socket needs no TLS. The commercial chart sets the server's name for a socket too.
-    let DaemonAddress::Tcp { host, port } = &address else {
-        return (Daemon::at(address), false);
-    };
     let is_wanted = name.is_some() || authority.1 || certificate.1 || key.1 || secrets.exists(&authority.0);
-    if !is_wanted {
-        let is_exposed = !is_loopback_host(host);
-        return (Daemon::at(address), is_exposed);
-    }
-    let name = name.unwrap_or_else(|| host.clone());
-    let Ok(name) = ServerName::try_from(name) else {
-        parser.add_problem("buildkit_server_name", "should be a host name or an IP address");
-        return (Daemon::at(address), false);
+    let transport = Transport {
+        tls: is_wanted.then(|| TlsSecrets {
+            secrets: secrets.clone(),
+            authority: authority.0,
+            certificate: certificate.0,
+            key: key.0,
+        }),
+        allows_plaintext: parser.flag("buildkit_plaintext", false),
     };
-    let secrets = TlsSecrets {
-        secrets: secrets.clone(),
-        authority: authority.0,
-        certificate: certificate.0,
-        key: key.0,
-    };
-    if let Err(error) = secrets.check_usable() {
+    // A socket needs no TLS. The commercial chart sets the server's name for a socket too.
+    if let (DaemonAddress::Tcp { .. }, Some(tls)) = (&address, &transport.tls)
+        && let Err(error) = tls.check_usable()
+    {
         parser.add_problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
-    let tls = TlsDialer {
-        host: host.clone(),
-        port: *port,
-        name,
-        secrets,
-    };
-    (Daemon::with_dialer(address.to_string(), tls), false)
+    let is_exposed = transport.is_exposed(&address);
+    let daemon = transport
+        .connect(address.clone(), name)
+        .unwrap_or_else(|(variable, problem)| {
+            parser.add_problem(variable, problem);
+            Daemon::at(address)
+        });
+    DaemonSettings {
+        daemon,
+        is_exposed,
+        connector: Arc::new(move |text| {
+            let address = text.parse::<DaemonAddress>().map_err(|error| error.to_string())?;
+            transport.connect(address, None).map_err(|(_, problem)| problem)
+        }),
+    }
+}
+
+impl Transport {
+    /// Returns whether a connection to `address` is unencrypted and leaves this machine.
+    fn is_exposed(&self, address: &DaemonAddress) -> bool {
+        match address {
+            DaemonAddress::Tcp { host, .. } => self.tls.is_none() && !is_loopback_host(host),
+            DaemonAddress::Unix(_) => false,
+        }
+    }
+
+    /// Returns a handle of the daemon at `address`, whose certificate is for `name`, or for the host of the address.
+    ///
+    /// # Errors
+    /// Fails with the setting that is wrong, and the problem.
+    fn connect(
+        &self,
+        address: DaemonAddress,
+        name: Option<String>,
+    ) -> Result<Daemon, (&'static str, String)> {
+        if self.is_exposed(&address) && !self.allows_plaintext {
+            return Err((
+                "buildkit_url",
+                "should use TLS: over plain TCP, anybody on the network can build, and can read and change what is built; \
+                 set buildkit_ca, buildkit_cert and buildkit_key, or buildkit_plaintext=true"
+                    .to_owned(),
+            ));
+        }
+        let (DaemonAddress::Tcp { host, port }, Some(secrets)) = (&address, &self.tls) else {
+            return Ok(Daemon::at(address));
+        };
+        let name = name.unwrap_or_else(|| host.clone());
+        let name = ServerName::try_from(name).map_err(|_| {
+            let problem = "should be a host name or an IP address";
+            ("buildkit_server_name", problem.to_owned())
+        })?;
+        let tls = TlsDialer {
+            host: host.clone(),
+            port: *port,
+            name,
+            secrets: secrets.clone(),
+        };
+        Ok(Daemon::with_dialer(address.to_string(), tls))
+    }
 }
 
 fn is_loopback_host(host: &str) -> bool {
@@ -92,7 +158,7 @@ mod tests {
         }
         let strings: HashMap<&str, &str> = variables.iter().copied().collect();
         let mut parser = Parser::new(&strings);
-        let (_, is_exposed) = read_daemon_settings(&mut parser, &Secrets::new(folder.path()));
+        let is_exposed = read_daemon_settings(&mut parser, &Secrets::new(folder.path())).is_exposed;
         parser
             .finish()
             .map(|()| is_exposed)
@@ -109,12 +175,35 @@ mod tests {
             ("tcp://localhost:1234", false),
             ("unix:///run/buildkitd.sock", false),
         ] {
+            let plaintext = ("buildkit_plaintext", "true");
             assert_eq!(
-                is_exposed_with(&[("buildkit_url", url)], &[]),
+                is_exposed_with(&[("buildkit_url", url), plaintext], &[]),
                 Ok(is_exposed),
                 "{url}"
             );
+            let without = is_exposed_with(&[("buildkit_url", url)], &[]);
+            assert_eq!(without.is_err(), is_exposed, "{url}: {without:?}");
+            if let Err(error) = without {
+                assert!(
+                    error.contains("buildkit_url should use TLS")
+                        && error.contains("buildkit_plaintext=true"),
+                    "{error}"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn the_daemons_of_tenants_follow_the_same_rule() {
+        let strings = HashMap::from([("buildkit_url", "unix:///run/buildkitd.sock")]);
+        let mut parser = Parser::new(&strings);
+        let folder = tempfile::tempdir().expect("folder");
+        let connector = read_daemon_settings(&mut parser, &Secrets::new(folder.path())).connector;
+        connector("unix:///run/acme.sock").expect("a socket");
+        connector("tcp://127.0.0.1:1").expect("this machine");
+        let error = connector("tcp://acme-buildkit:1234").expect_err("plain TCP");
+        assert!(error.starts_with("should use TLS"), "{error}");
+        connector("acme-buildkit").expect_err("no address");
     }
 
     #[test]

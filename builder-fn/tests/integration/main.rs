@@ -19,6 +19,7 @@ mod sources;
 mod stalls;
 mod streams;
 mod supersession;
+mod tenants;
 mod traces;
 mod warnings;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::buildkit::{Daemon, EventTimeouts};
 use builder_fn::context::SpoolQuota;
+use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
@@ -14,9 +15,11 @@ use builder_fn::sealed::SealKey;
 use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
 use builder_fn::supersede::Supersession;
+use builder_fn::tenants::TenantResources;
 use function_host::http::Method;
 use function_host::policy::PolicyFile;
 use function_host::prometheus::Registry;
+use function_host::registry::AllowedTokenHosts;
 use function_host::signature::{HmacKeys, sign_body};
 use function_host::{
     Body, Bytes, Context, Gateway, Handler, Request, Response, ResponseBody, Secret, Secrets, Shutdown,
@@ -83,6 +86,13 @@ impl TestBuilder {
             daemon,
             credentials: Arc::new(OneRegistryCredentials),
             manifests: Arc::new(FakeManifestStore::Present),
+            tenants: TenantResources::new(
+                secrets.clone(),
+                true,
+                AllowedTokenHosts::default(),
+                CredentialHelpers::default(),
+                Arc::new(|_| Err("is not in this test".to_owned())),
+            ),
             settings: BuildSettings {
                 insecure: true,
                 default_namespace: "openfaas-fn".into(),

@@ -1,4 +1,4 @@
-//! `moby.filesync.v1.Auth`: credentials for the registries that BuildKit pulls from and pushes to.
+//! `moby.filesync.v1.Auth`: credentials and tokens for the registries that BuildKit pulls from and pushes to.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,33 +7,95 @@ use bollard_buildkit_proto::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
     GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse, auth_server,
 };
-pub use function_host::registry::RegistryCredentials;
+use function_host::ErrorChain;
+use function_host::registry::RegistryToken;
+pub use function_host::registry::{RegistryCredentials, RegistryError};
+use ring::rand::SystemRandom;
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use tonic::{Request, Response, Status};
 
 /// The error text with which the token methods of the auth service answer BuildKit.
 const TOKENS_UNSUPPORTED_MESSAGE: &str = "this client serves credentials and no tokens";
 
-/// A source of credentials for registries.
+/// The validity that a token has if its server names none, in seconds: BuildKit's own value.
+const TOKEN_LIFETIME_DEFAULT: i64 = 60;
+
+/// A token that BuildKit asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRequest {
+    /// The registry's host, with its port if it has one.
+    pub host: String,
+    /// The URL of the token server, as the registry names it.
+    pub realm: String,
+    /// The name of the registry for the token server.
+    pub service: String,
+    /// The repositories and actions that the token is for: `repository:NAME:ACTION,…`.
+    pub scopes: Vec<String>,
+}
+
+/// A source of credentials and tokens for registries.
 #[tonic::async_trait]
 pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     /// Returns the credentials for the registry `host`, a host name with a port if it has one.
     ///
     /// Returns empty ones if none are known. That is not an error: the registry may allow anonymous access.
     async fn credentials(&self, host: &str) -> RegistryCredentials;
+
+    /// Returns whether tokens for the registry `host` come from [`fetch_token`](Self::fetch_token). Otherwise, BuildKit
+    /// fetches them with the credentials.
+    async fn fetches_tokens(&self, host: &str) -> bool {
+        let _ = host;
+        false
+    }
+
+    /// Fetches a token for a registry. Returns `None` if the build may do nothing of what the token is requested for.
+    ///
+    /// # Errors
+    /// Fails if the token server is not allowed, or gives no token.
+    async fn fetch_token(&self, request: &TokenRequest) -> Result<Option<RegistryToken>, RegistryError> {
+        let _ = request;
+        Ok(None)
+    }
 }
 
 /// The auth service of a session, with the credentials of a [`CredentialStore`].
 ///
-/// BuildKit fetches tokens itself: it asks for a token authority first, and if there is none (`Unimplemented`), it
-/// asks for credentials and fetches the token with them (`util/resolver/authorizer.go`).
-#[derive(Clone, Debug)]
+/// Where a registry wants a token, BuildKit asks for a token authority first (`util/resolver/authorizer.go`). If the
+/// session is one, BuildKit asks it for a token with certain scopes, and otherwise (`Unimplemented`) for credentials, with
+/// which it fetches any token. BuildKit shares tokens among sessions that are the same authority. The key here is that of
+/// one session, so no other session gets its tokens.
+#[derive(Clone)]
 pub(super) struct AuthService {
     store: Arc<dyn CredentialStore>,
+    /// The key that makes the session a token authority; `None` if the system has no random numbers.
+    authority: Option<Arc<Ed25519KeyPair>>,
 }
 
 impl AuthService {
     pub(super) fn new(store: Arc<dyn CredentialStore>) -> Self {
-        Self { store }
+        let random = SystemRandom::new();
+        let key = Ed25519KeyPair::generate_pkcs8(&random)
+            .ok()
+            .and_then(|document| Ed25519KeyPair::from_pkcs8(document.as_ref()).ok());
+        Self {
+            store,
+            authority: key.map(Arc::new),
+        }
+    }
+
+    async fn authority(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
+        match &self.authority {
+            Some(key) if self.store.fetches_tokens(host).await => Ok(key),
+            _ => Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE)),
+        }
+    }
+}
+
+impl fmt::Debug for AuthService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthService")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
     }
 }
 
@@ -51,22 +113,57 @@ impl auth_server::Auth for AuthService {
 
     async fn fetch_token(
         &self,
-        _: Request<FetchTokenRequest>,
+        request: Request<FetchTokenRequest>,
     ) -> Result<Response<FetchTokenResponse>, Status> {
-        Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE))
+        let FetchTokenRequest {
+            host,
+            realm,
+            service,
+            scopes,
+            ..
+        } = request.into_inner();
+        let request = TokenRequest {
+            host,
+            realm,
+            service,
+            scopes,
+        };
+        match self.store.fetch_token(&request).await {
+            Ok(Some(token)) => Ok(Response::new(FetchTokenResponse {
+                token: token.token,
+                expires_in: token.expires_in.unwrap_or(TOKEN_LIFETIME_DEFAULT),
+                issued_at: 0,
+            })),
+            Ok(None) => Err(Status::permission_denied(format!(
+                "this build may not do what a token of {} was requested for: {}",
+                request.host,
+                request.scopes.join(" ")
+            ))),
+            Err(error) => Err(Status::unavailable(format!(
+                "failed to fetch oauth token: {}",
+                ErrorChain(&error)
+            ))),
+        }
     }
 
     async fn get_token_authority(
         &self,
-        _: Request<GetTokenAuthorityRequest>,
+        request: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE))
+        let key = self.authority(&request.into_inner().host).await?;
+        Ok(Response::new(GetTokenAuthorityResponse {
+            public_key: key.public_key().as_ref().to_vec(),
+        }))
     }
 
     async fn verify_token_authority(
         &self,
-        _: Request<VerifyTokenAuthorityRequest>,
+        request: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE))
+        let request = request.into_inner();
+        let key = self.authority(&request.host).await?;
+        // NaCl's form of a signed message: the signature before the message.
+        let signed = [key.sign(&request.payload).as_ref(), &*request.payload].concat();
+        Ok(Response::new(VerifyTokenAuthorityResponse { signed }))
     }
 }

@@ -14,7 +14,7 @@ mod json;
 mod logins;
 mod realm;
 
-pub use client::{RegistryClient, Repository};
+pub use client::{RegistryClient, RegistryToken, Repository};
 pub use credentials::RegistryCredentials;
 pub use error::RegistryError;
 pub use logins::{Logins, LoginsCache, MalformedDockerConfig, UnusableAuthEntry};

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use super::DOCKER_HUB_NAME_AND_HOST;
@@ -30,6 +30,14 @@ const ACCEPTED_MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
 const RESPONSE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// The time limit for one response of a registry. A look-up may take several requests.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The characters of a scope that are encoded in a query: all but those that a scope's grammar has.
+const SCOPE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b':')
+    .remove(b'/')
+    .remove(b',')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.');
 /// The name by which this client identifies itself to token servers.
 const TOKEN_CLIENT_ID: &str = "slipway";
 
@@ -40,6 +48,23 @@ pub struct RegistryClient {
     /// Whether the client uses plain HTTP with registries.
     insecure: bool,
     realms: AllowedTokenHosts,
+}
+
+/// A token for a registry.
+#[derive(Clone)]
+pub struct RegistryToken {
+    /// The token, which is a secret.
+    pub token: String,
+    /// The seconds for which the token is valid, if the token server says so.
+    pub expires_in: Option<i64>,
+}
+
+impl fmt::Debug for RegistryToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryToken")
+            .field("expires_in", &self.expires_in)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A repository of an image registry, with the token that was fetched for it.
@@ -96,6 +121,74 @@ impl RegistryClient {
             credentials,
             authorization: None,
         }
+    }
+
+    /// Fetches a token for the registry `host` from the token server at `realm`, which the registry named.
+    ///
+    /// # Errors
+    /// Fails if the realm is not allowed, or the token server gives no token.
+    pub async fn fetch_token(
+        &self,
+        host: &str,
+        realm: &str,
+        service: Option<&str>,
+        scopes: &[String],
+        credentials: &RegistryCredentials,
+    ) -> Result<RegistryToken, RegistryError> {
+        let realm = self.realms.parse_allowed_realm(host, realm, self.insecure)?;
+        self.request_token(host, &realm, service, scopes, credentials)
+            .await
+    }
+
+    async fn request_token(
+        &self,
+        host: &str,
+        realm: &Uri,
+        service: Option<&str>,
+        scopes: &[String],
+        credentials: &RegistryCredentials,
+    ) -> Result<RegistryToken, RegistryError> {
+        // A form has one field `scope` with all scopes; a query has one for each, as Docker sends them.
+        let service = service.map(|service| format!("service={}", percent_encode(service)));
+        let mut request = Request::new(Full::default());
+        if let Some(token) = credentials.identity_token() {
+            let scope = format!("scope={}", percent_encode(&scopes.join(" ")));
+            let fixed = format!(
+                "grant_type=refresh_token&client_id={TOKEN_CLIENT_ID}&refresh_token={}",
+                percent_encode(token)
+            );
+            let fields: Vec<String> = [fixed, scope].into_iter().chain(service).collect();
+            *request.method_mut() = Method::POST;
+            *request.uri_mut() = realm.clone();
+            *request.body_mut() = fields.join("&").into();
+            let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+            request.headers_mut().insert(CONTENT_TYPE, form_type);
+        } else {
+            let scopes = scopes
+                .iter()
+                .map(|scope| format!("scope={}", utf8_percent_encode(scope, SCOPE)));
+            let fields: Vec<String> = scopes.chain(service).collect();
+            let separator = if realm.query().is_some() { '&' } else { '?' };
+            *request.uri_mut() = parse_uri(format!("{realm}{separator}{}", fields.join("&")))?;
+        }
+        if let Some(basic) = credentials.basic_authorization() {
+            request
+                .headers_mut()
+                .insert(AUTHORIZATION, authorization_header(host, &basic)?);
+        }
+        let response = self.send_with_timeout(request).await?;
+        let document: Value = serde_json::from_slice(response.body()).unwrap_or_default();
+        let token = ["token", "access_token"]
+            .into_iter()
+            .find_map(|key| document[key].as_str());
+        let token = token.ok_or_else(|| RegistryError::Token {
+            registry: host.to_owned(),
+            status: response.status(),
+        })?;
+        Ok(RegistryToken {
+            token: token.to_owned(),
+            expires_in: document["expires_in"].as_i64(),
+        })
     }
 
     async fn send_with_timeout(
@@ -233,48 +326,24 @@ impl Repository {
 
     /// Fetches a token for pulling images from the token server at `realm`.
     async fn fetch_token(&self, realm: &Uri, service: Option<&str>) -> Result<String, RegistryError> {
-        let mut query = format!("scope=repository:{}:pull", self.name);
-        if let Some(service) = service {
-            query = format!("{query}&service={}", percent_encode(service));
-        }
-        let mut request = Request::new(Full::default());
-        if let Some(token) = self.credentials.identity_token() {
-            let form = format!(
-                "grant_type=refresh_token&client_id={TOKEN_CLIENT_ID}&{query}&refresh_token={}",
-                percent_encode(token)
-            );
-            *request.method_mut() = Method::POST;
-            *request.uri_mut() = realm.clone();
-            *request.body_mut() = form.into();
-            let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
-            request.headers_mut().insert(CONTENT_TYPE, form_type);
-        } else {
-            let separator = if realm.query().is_some() { '&' } else { '?' };
-            *request.uri_mut() = parse_uri(format!("{realm}{separator}{query}"))?;
-        }
-        if let Some(basic) = self.credentials.basic_authorization() {
-            request
-                .headers_mut()
-                .insert(AUTHORIZATION, self.authorization_header(&basic)?);
-        }
-        let response = self.client.send_with_timeout(request).await?;
-        let document: Value = serde_json::from_slice(response.body()).unwrap_or_default();
-        let token = ["token", "access_token"]
-            .into_iter()
-            .find_map(|key| document[key].as_str());
-        token.map(str::to_owned).ok_or_else(|| RegistryError::Token {
-            registry: self.host.clone(),
-            status: response.status(),
-        })
+        let scopes = [format!("repository:{}:pull", self.name)];
+        let token = self
+            .client
+            .request_token(&self.host, realm, service, &scopes, &self.credentials);
+        Ok(token.await?.token)
     }
 
     fn authorization_header(&self, text: &str) -> Result<HeaderValue, RegistryError> {
-        let mut value = HeaderValue::from_str(text).map_err(|_| RegistryError::Credentials {
-            registry: self.host.clone(),
-        })?;
-        value.set_sensitive(true);
-        Ok(value)
+        authorization_header(&self.host, text)
     }
+}
+
+fn authorization_header(registry: &str, text: &str) -> Result<HeaderValue, RegistryError> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| RegistryError::Credentials {
+        registry: registry.to_owned(),
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn parse_uri(text: String) -> Result<Uri, RegistryError> {

@@ -1,0 +1,181 @@
+//! What a tenant has of its own: registry credentials, and maybe a BuildKit daemon.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use function_host::Secrets;
+use function_host::policy::Tenant;
+use function_host::registry::AllowedTokenHosts;
+
+use crate::buildkit::{CredentialStore, Daemon};
+use crate::docker_config::{CredentialHelpers, DockerConfig};
+use crate::registry::{NoCredentials, Registries};
+use crate::supersede::Supersession;
+
+/// Connects to the daemon at an address that a policy names, as the builder's settings say: with TLS or without.
+pub type DaemonConnector = Arc<dyn Fn(&str) -> Result<Daemon, String> + Send + Sync>;
+
+/// The registry credentials and the daemons of tenants, made when a tenant first needs them. Clones share them.
+#[derive(Clone)]
+pub struct TenantResources(Arc<Shared>);
+
+struct Shared {
+    secrets: Secrets,
+    insecure: bool,
+    token_realms: AllowedTokenHosts,
+    helpers: CredentialHelpers,
+    connector: DaemonConnector,
+    /// The registries with a tenant's credentials, by the name of the secret with them.
+    registries: Mutex<HashMap<Option<String>, Arc<Registries>>>,
+    /// The daemons of tenants, by their addresses.
+    daemons: Mutex<HashMap<String, TenantDaemon>>,
+}
+
+/// A tenant's own daemon, with the order of the builds on it.
+#[derive(Clone, Debug)]
+pub struct TenantDaemon {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// The order of builds of one function on the daemon.
+    pub supersession: Supersession,
+}
+
+impl TenantResources {
+    /// Creates the resources of tenants whose credentials are among `secrets`.
+    pub fn new(
+        secrets: Secrets,
+        insecure: bool,
+        token_realms: AllowedTokenHosts,
+        helpers: CredentialHelpers,
+        connector: DaemonConnector,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            secrets,
+            insecure,
+            token_realms,
+            helpers,
+            connector,
+            registries: Mutex::default(),
+            daemons: Mutex::default(),
+        }))
+    }
+
+    /// Returns the registries with the credentials that the tenant's builds use. Without `registryConfig` there are none:
+    /// those of other tenants are never used.
+    pub fn registries(&self, tenant: &Tenant) -> Arc<Registries> {
+        let secret = tenant.registry_config().map(str::to_owned);
+        let mut registries = self.0.registries.lock().unwrap_or_else(PoisonError::into_inner);
+        let create = || {
+            let credentials: Arc<dyn CredentialStore> = match &secret {
+                Some(name) => {
+                    let config = DockerConfig::at(self.0.secrets.directory().join(name));
+                    Arc::new(config.with_helpers(self.0.helpers.clone()))
+                }
+                None => Arc::new(NoCredentials),
+            };
+            Arc::new(Registries {
+                credentials,
+                secrets: self.0.secrets.clone(),
+                insecure: self.0.insecure,
+                token_realms: self.0.token_realms.clone(),
+            })
+        };
+        registries.entry(secret.clone()).or_insert_with(create).clone()
+    }
+
+    /// Returns the tenant's own daemon, if the policy names one.
+    ///
+    /// # Errors
+    /// Fails if the address of the daemon cannot be used; the text is for the operator.
+    pub fn daemon(&self, tenant: &Tenant) -> Result<Option<TenantDaemon>, String> {
+        let Some(address) = tenant.buildkit() else {
+            return Ok(None);
+        };
+        let mut daemons = self.0.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(daemon) = daemons.get(address) {
+            return Ok(Some(daemon.clone()));
+        }
+        let daemon = (self.0.connector)(address)
+            .map_err(|problem| format!("tenants.{}.buildkit {problem}", tenant.name()))?;
+        let daemon = TenantDaemon {
+            supersession: Supersession::new(daemon.clone()),
+            daemon,
+        };
+        daemons.insert(address.to_owned(), daemon.clone());
+        Ok(Some(daemon))
+    }
+}
+
+impl fmt::Debug for TenantResources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantResources").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use function_host::policy::Policy;
+
+    use super::*;
+
+    fn resources(folder: &tempfile::TempDir) -> TenantResources {
+        let connector: DaemonConnector = Arc::new(|text| {
+            let address = text.parse::<crate::buildkit::DaemonAddress>();
+            Ok(Daemon::at(address.map_err(|error| error.to_string())?))
+        });
+        TenantResources::new(
+            Secrets::new(folder.path()),
+            false,
+            AllowedTokenHosts::default(),
+            CredentialHelpers::default(),
+            connector,
+        )
+    }
+
+    fn tenant(rules: &str) -> Arc<Tenant> {
+        let text = format!(r#"{{"tenants": {{"acme": {{"keys": ["acme-payload"]{rules}}}}}}}"#);
+        Policy::parse(&text)
+            .expect("policy")
+            .tenant("acme")
+            .expect("tenant")
+            .clone()
+    }
+
+    #[tokio::test]
+    async fn a_tenant_has_its_own_credentials_and_no_others() {
+        let folder = tempfile::tempdir().expect("folder");
+        for (name, password) in [("registry-config", "shared"), ("acme-registry", "of acme")] {
+            let login =
+                format!(r#"{{"auths": {{"r.example": {{"username": "u", "password": "{password}"}}}}}}"#);
+            std::fs::write(folder.path().join(name), login).expect("write");
+        }
+        let resources = resources(&folder);
+        for (rules, expected) in [
+            (r#", "registryConfig": "acme-registry""#, "of acme"),
+            (r#", "registryConfig": "acme-missing""#, ""),
+            ("", ""),
+        ] {
+            let registries = resources.registries(&tenant(rules));
+            let credentials = registries.credentials.credentials("r.example").await;
+            assert_eq!(credentials.secret, expected, "{rules}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tenant_has_a_daemon_of_its_own_only_if_the_policy_names_one() {
+        let resources = resources(&tempfile::tempdir().expect("folder"));
+        assert!(resources.daemon(&tenant("")).expect("no daemon").is_none());
+        let own = resources
+            .daemon(&tenant(r#", "buildkit": "tcp://acme-buildkit:1234""#))
+            .expect("an address")
+            .expect("a daemon");
+        assert_eq!(own.daemon.address_for_messages(), "tcp://acme-buildkit:1234");
+        let error = resources.daemon(&tenant(r#", "buildkit": "tcp://acme-buildkit:0x1""#));
+        let error = error.expect_err("no address");
+        assert!(
+            error.starts_with("tenants.acme.buildkit should have a host and a port"),
+            "{error}"
+        );
+    }
+}
