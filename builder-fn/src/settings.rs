@@ -195,6 +195,14 @@ impl Settings {
             seal_key: read_seal_key(parser),
         };
         parser.flag("enable_lchown", false);
+        if settings.signatures.policy.is_some()
+            && settings.requests.spool_limit / 2 < settings.requests.max_body
+        {
+            parser.add_problem(
+                "spool_limit",
+                "should be at least twice max_body with policy_file, because a tenant uses at most as much as it leaves free",
+            );
+        }
         settings.reserve_own_names(parser, secrets);
         settings.check_tenants_daemons(parser);
         settings

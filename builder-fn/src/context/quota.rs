@@ -1,8 +1,12 @@
 //! The quota on the bytes that all spools hold together.
+//!
+//! The bodies of one tenant take at most as many bytes as they leave free, so that a tenant with many or large bodies leaves
+//! room for the others.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use function_host::prometheus::IntGauge;
 
@@ -11,6 +15,9 @@ use function_host::prometheus::IntGauge;
 pub struct SpoolQuota {
     limit: u64,
     used: Arc<AtomicU64>,
+    /// The bytes of the tenant that the quota is for; `None` for the only tenant.
+    used_by_tenant: Option<Arc<AtomicU64>>,
+    tenants: Arc<Mutex<HashMap<String, Weak<AtomicU64>>>>,
     metric: IntGauge,
 }
 
@@ -20,19 +27,51 @@ impl SpoolQuota {
         Self {
             limit,
             used: Arc::default(),
+            used_by_tenant: None,
+            tenants: Arc::default(),
             metric,
         }
     }
 
-    /// Adds `bytes` to those in use, or returns `false` if they would exceed the limit.
+    /// Returns the quota for the bodies of the tenant `name`, which counts against this one.
+    pub(crate) fn of_tenant(&self, name: &str) -> Self {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = tenants.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+            // Those without bodies.
+            tenants.retain(|_, used| used.strong_count() > 0);
+            let used = Arc::default();
+            tenants.insert(name.to_owned(), Arc::downgrade(&used));
+            used
+        });
+        Self {
+            used_by_tenant: Some(used),
+            ..self.clone()
+        }
+    }
+
+    /// Adds `bytes` to those in use, or returns `false` if they would exceed the limit or the tenant's share.
     pub(super) fn try_reserve_bytes(&self, bytes: u64) -> bool {
-        let within_limit = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
+        let by_tenant = self.used_by_tenant.as_ref().map(|used| {
+            let before = used.fetch_add(bytes, Ordering::Relaxed);
+            before.saturating_add(bytes)
+        });
+        let within_limit = |used: u64| {
+            let used = used.checked_add(bytes).filter(|used| *used <= self.limit)?;
+            let free = self.limit - used;
+            by_tenant
+                .is_none_or(|by_tenant| by_tenant <= free)
+                .then_some(used)
+        };
         let is_admitted = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, within_limit)
             .is_ok();
-        if is_admitted {
-            self.metric.add(to_metric_value(bytes));
+        match (&self.used_by_tenant, is_admitted) {
+            (_, true) => self.metric.add(to_metric_value(bytes)),
+            (Some(used), false) => {
+                used.fetch_sub(bytes, Ordering::Relaxed);
+            }
+            (None, false) => {}
         }
         is_admitted
     }
@@ -40,6 +79,9 @@ impl SpoolQuota {
     /// Releases bytes that were admitted to a spool.
     pub(super) fn release_bytes(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(used) = &self.used_by_tenant {
+            used.fetch_sub(bytes, Ordering::Relaxed);
+        }
         self.metric.sub(to_metric_value(bytes));
     }
 
@@ -111,5 +153,25 @@ mod tests {
             .collect();
         let sum: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
         assert_eq!(sum, 1000);
+    }
+
+    #[test]
+    fn a_tenant_takes_at_most_as_many_bytes_as_it_leaves_free() {
+        let metric = IntGauge::new("used", "used").unwrap();
+        let quota = SpoolQuota::new(100, metric.clone());
+        let (one, same) = (quota.of_tenant("one"), quota.of_tenant("one"));
+        assert!(one.try_reserve_bytes(30) && same.try_reserve_bytes(20));
+        assert!(!one.try_reserve_bytes(1) && !same.try_reserve_bytes(1));
+        let other = quota.of_tenant("other");
+        assert!(other.try_reserve_bytes(25));
+        assert!(!other.try_reserve_bytes(1));
+        assert_eq!((quota.used_bytes(), metric.get()), (75, 75));
+        same.release_bytes(20);
+        assert!(other.try_reserve_bytes(10));
+        one.release_bytes(30);
+        other.release_bytes(35);
+        assert_eq!((quota.used_bytes(), metric.get()), (0, 0));
+        drop((one, same, other));
+        assert_eq!(quota.of_tenant("last").tenants.lock().unwrap().len(), 1);
     }
 }

@@ -49,7 +49,8 @@ pub enum SpoolError {
     },
     /// The bytes of all requests together would exceed the builder's spool quota.
     #[error(
-        "the requests in progress use all of the {limit} bytes that this builder may spool (spool_limit)"
+        "the requests in progress use all of the {limit} bytes that this builder may spool (spool_limit), of which one tenant \
+         may use as many as it leaves free"
     )]
     Quota {
         /// The builder's quota in bytes.

@@ -4,6 +4,7 @@
 //! ([`UnverifiedBudget`]), in which a body that needs more than the others gives way. Only a body that is verified is
 //! counted against the spool's quota.
 
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use tokio::sync::{AcquireError, Semaphore};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::RequestError;
-use super::signature::BodyVerifier;
+use super::signature::{BodyVerifier, VerifiedSignature};
 use super::verified_body::VerifiedBody;
 use crate::context::{Spool, SpoolSettings};
 
@@ -33,8 +34,8 @@ const SMALL_BODY_BYTES: usize = 16 << 10;
 /// The bytes that are hashed on the thread that received them, which takes less time than a switch of threads is worth.
 const QUICK_BYTES: usize = 64 << 10;
 
-/// The number of threads on which unverified bodies are hashed and stored.
-const THREADS: usize = 8;
+/// The smallest number of threads on which unverified bodies are hashed and stored.
+const THREADS_MIN: usize = 2;
 
 /// The resources that all unverified bodies share. Clones share them.
 #[derive(Clone, Debug)]
@@ -47,9 +48,11 @@ pub struct UnverifiedBodies {
 impl UnverifiedBodies {
     /// Creates the resources for bodies within `budget`.
     pub fn new(budget: UnverifiedBudget) -> Self {
+        // Half of the processors stay free for everything else, whoever sends.
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             budget,
-            threads: Arc::new(Semaphore::new(THREADS)),
+            threads: Arc::new(Semaphore::new((processors / 2).max(THREADS_MIN))),
         }
     }
 
@@ -182,8 +185,14 @@ impl Worker {
         let Self { verifier, spool } = self;
         let signature = verifier.map(BodyVerifier::into_verified_signature).transpose();
         let signature = signature.map_err(|_| RequestError::WrongSignature)?;
+        let tenant = signature.as_ref().and_then(VerifiedSignature::tenant);
+        let quota = match tenant {
+            Some(tenant) => settings.quota.of_tenant(tenant.name().as_str()),
+            None => settings.quota.clone(),
+        };
         Ok(VerifiedBody {
-            spool: spool.count_against(&settings.quota)?,
+            spool: spool.count_against(&quota)?,
+            quota,
             signature,
         })
     }

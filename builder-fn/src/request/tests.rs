@@ -21,10 +21,11 @@ use crate::context::Kind;
 const VALID_CONFIG_JSON: &[u8] = br#"{"image": "example.com/hello:v1", "soon": 1}"#;
 
 fn unlimited_quota() -> SpoolQuota {
-    SpoolQuota::new(
-        u64::MAX,
-        function_host::prometheus::IntGauge::new("used", "used").unwrap(),
-    )
+    SpoolQuota::new(u64::MAX, gauge())
+}
+
+fn gauge() -> function_host::prometheus::IntGauge {
+    function_host::prometheus::IntGauge::new("used", "used").unwrap()
 }
 
 fn hmac_keys(lines: &str) -> HmacKeys {

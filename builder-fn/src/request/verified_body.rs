@@ -11,7 +11,7 @@ use super::time::format_rfc3339;
 use super::{
     BuildConfig, BuildRequest, RequestError, RequestHead, RequestLimits, SubmittedAt, VerifiedSignature,
 };
-use crate::context::{ArchiveReader, SourceContext, Spool};
+use crate::context::{ArchiveReader, SourceContext, Spool, SpoolQuota, SpoolSettings};
 use crate::slots::SlotOwner;
 
 /// The number of ignored keys that warnings name.
@@ -22,6 +22,8 @@ const MAX_IGNORED_KEYS_SHOWN: usize = 20;
 pub struct VerifiedBody {
     /// The body as it was sent, counted against the quota of verified bodies.
     pub(super) spool: Spool,
+    /// The quota of the tenant's bodies, which the decompressed body counts against too.
+    pub(super) quota: SpoolQuota,
     /// The signature of the body; `None` if signatures are disabled.
     pub(super) signature: Option<VerifiedSignature>,
 }
@@ -48,9 +50,17 @@ impl VerifiedBody {
     }
 
     fn parse(self, head: &RequestHead, limits: &RequestLimits) -> Result<BuildRequest, RequestError> {
-        let Self { spool, signature } = self;
+        let Self {
+            spool,
+            quota,
+            signature,
+        } = self;
         let body_bytes = spool.len();
-        let spool = decompress(spool, &limits.spool, limits.archive.body)?;
+        let settings = SpoolSettings {
+            quota,
+            ..limits.spool.clone()
+        };
+        let spool = decompress(spool, &settings, limits.archive.body)?;
         let contents = ArchiveReader::new(limits.archive.clone()).read(&spool)?;
         let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
         let tenant = signature

@@ -145,7 +145,7 @@ fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget(
 
 #[tokio::test]
 async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_other() {
-    let metric = function_host::prometheus::IntGauge::new("used", "used").unwrap();
+    let metric = gauge();
     for body in [valid_tar(), tar_of_3_megabytes()] {
         let mut folder = folder_with_limits(LIMITS);
         folder.limits.spool.quota = SpoolQuota::new(body.len() as u64, metric.clone());
