@@ -387,6 +387,9 @@ count 2 '- name: protected_functions$'
 count 2 'value: "dashboard"$'
 count 2 'value: "basic-auth,collector,database,deploy-secret,payload-secret,pull,registry-config,'
 
+begin "names in a namespace that functions share with OpenFaaS" --set functionNamespace=openfaas
+count 2 'value: "alertmanager,basic-auth-plugin,gateway,gateway-external,gateway-provider,nats,prometheus,queue-worker,slipway-buildkit"$'
+
 begin "steps with a network of their own"
 part statefulset.yaml
 has 'hostUsers: false'

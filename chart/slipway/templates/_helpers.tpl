@@ -197,11 +197,26 @@ receive_rate: {{ .unverified.rate | int64 | quote }}
 receive_grace: {{ .unverified.grace | quote }}
 {{- end -}}
 
+{{/*
+The names of functions that no build deploys, separated by commas. A function is a Deployment and a Service in
+functionNamespace, so it must not have the name of one that is there already.
+*/}}
+{{- define "slipway.protected.functions" -}}
+{{- $names := .Values.protectedFunctions -}}
+{{- if and .Values.buildkit.enabled (eq .Release.Namespace .Values.functionNamespace) -}}
+{{- $names = append $names (include "slipway.buildkit.name" .) -}}
+{{- end -}}
+{{- if eq .Values.gateway.namespace .Values.functionNamespace -}}
+{{- $names = concat $names (list "alertmanager" "basic-auth-plugin" "gateway" "gateway-external" "gateway-provider" "nats" "prometheus" "queue-worker") -}}
+{{- end -}}
+{{- $names | uniq | sortAlpha | join "," -}}
+{{- end -}}
+
 {{/* The settings of both functions about tenants and what no tenant may use, as YAML. */}}
 {{- define "slipway.shared.env" -}}
 {{- $env := dict "protected_secrets" (include "slipway.protected.secrets" .) -}}
-{{- with .Values.protectedFunctions -}}
-{{- $_ := set $env "protected_functions" (join "," .) -}}
+{{- with include "slipway.protected.functions" . -}}
+{{- $_ := set $env "protected_functions" . -}}
 {{- end -}}
 {{- if include "slipway.policy" . -}}
 {{- $_ := set $env "policy_file" "/etc/slipway/policy.json" -}}
