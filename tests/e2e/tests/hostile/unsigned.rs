@@ -147,7 +147,8 @@ async fn hand_overs() -> Result<Outcome> {
     settle().await;
     let peak = peak_memory(world.deployer.process_id())?;
     let evidence = format!("from {} to {} MiB", before / MIB, peak / MIB);
-    Ok(Outcome::of(peak > before + 16 * MIB, evidence))
+    // Half of what the chart lets the function use.
+    Ok(Outcome::of(peak > 32 * MIB, evidence))
 }
 
 async fn flood() -> Result<Outcome> {
