@@ -120,7 +120,7 @@ impl<H: Handler> Server<H> {
 
 /// The limit on the buffers of connections that wait for a request of a function that verifies requests, and so expects
 /// strangers. Ordinary heads are complete when they arrive.
-const BUFFERS_OF_STRANGERS: usize = 4 << 20;
+const BUFFERS_OF_STRANGERS: usize = 2 << 20;
 
 /// The limits on connections for the page of metrics.
 const CONNECTIONS_FOR_METRICS: ConnectionLimits = ConnectionLimits {

@@ -14,9 +14,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
+use tokio::io::ReadBuf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet, unconstrained};
+use tokio::task::{JoinHandle, JoinSet, unconstrained, yield_now};
 use tokio::time::{Instant, sleep};
 
 use super::connection_budget::{AdmittedConnection, ConnectionBudget};
@@ -131,6 +132,10 @@ async fn wait_for_phase(receiver: &mut watch::Receiver<ListenerPhase>, phase: Li
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// The number of turns for which a connection whose first byte has arrived lets displaced ones end first. It is limited,
+/// because the others may be those of authentic requests.
+const CROWDED_TURNS: usize = 20;
+
 /// The settings of each connection of a listener.
 #[derive(Clone)]
 struct ConnectionSettings {
@@ -177,7 +182,7 @@ async fn accept_connections(
 /// Serves one connection until it ends.
 async fn serve_connection(
     stream: TcpStream,
-    admitted: AdmittedConnection,
+    mut admitted: AdmittedConnection,
     settings: ConnectionSettings,
     service: impl ConnectionService,
     mut phase: watch::Receiver<ListenerPhase>,
@@ -193,6 +198,13 @@ async fn serve_connection(
     if !wait_for_first_byte(&stream, admitted.state(), head_timeout, &mut phase).await {
         return;
     }
+    for _ in 0..CROWDED_TURNS {
+        if !admitted.is_crowded() {
+            break;
+        }
+        yield_now().await;
+    }
+    admitted.begin_service();
     let state = admitted.state().clone();
     let waited = accepted.elapsed();
     let connection = TimedConnection::new(stream, settings.timeouts, admitted, waited);
@@ -208,12 +220,13 @@ async fn wait_for_first_byte(
     phase: &mut watch::Receiver<ListenerPhase>,
 ) -> bool {
     // By hand, so that a connection whose request has arrived costs no timer.
-    let mut readable = pin!(stream.readable());
     let mut timer = None;
     let mut draining = pin!(wait_for_phase(phase, ListenerPhase::Draining));
     poll_fn(|cx| {
-        if let Poll::Ready(readable) = readable.as_mut().poll(cx) {
-            return Poll::Ready(readable.is_ok());
+        // A socket may be reported as readable and have no bytes; the connection would then count as one with half a head.
+        let mut first = [0; 1];
+        if let Poll::Ready(peeked) = stream.poll_peek(cx, &mut ReadBuf::new(&mut first)) {
+            return Poll::Ready(peeked.is_ok_and(|bytes| bytes > 0));
         }
         if state.is_displaced() {
             let _ = stream.try_write(TOO_MANY_CONNECTIONS);

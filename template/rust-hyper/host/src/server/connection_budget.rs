@@ -5,7 +5,7 @@
 //! waited the longest is displaced, or the one with the largest buffer. Connections whose request is being answered are
 //! never displaced, and cost this budget nothing: handlers and `max_inflight` limit those.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::IntCounter;
@@ -27,6 +27,8 @@ pub(crate) struct ConnectionLimits {
 pub(crate) struct ConnectionBudget {
     limits: ConnectionLimits,
     arrivals: Arc<AtomicU32>,
+    /// The number of connections whose first byte has arrived.
+    served: AtomicUsize,
     connections: Mutex<Slab<Arc<ConnectionState>>>,
     displaced: IntCounter,
 }
@@ -37,7 +39,11 @@ pub(crate) struct AdmittedConnection {
     budget: Arc<ConnectionBudget>,
     key: usize,
     state: Arc<ConnectionState>,
+    is_served: bool,
 }
+
+/// The number of served connections from which on another one should let displaced ones end first.
+const CROWD: usize = 256;
 
 impl ConnectionBudget {
     /// Creates a budget; `displaced` counts the connections that were displaced.
@@ -45,6 +51,7 @@ impl ConnectionBudget {
         Arc::new(Self {
             limits,
             arrivals: Arc::default(),
+            served: AtomicUsize::new(0),
             connections: Mutex::default(),
             displaced,
         })
@@ -63,6 +70,7 @@ impl ConnectionBudget {
             budget: self.clone(),
             key,
             state,
+            is_served: false,
         }
     }
 
@@ -131,6 +139,18 @@ impl AdmittedConnection {
         &self.state
     }
 
+    /// Returns whether so many connections are served that another one should let displaced ones end first: when many
+    /// requests arrive at once, displaced connections still hold their memory.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.budget.limits.buffers.is_some() && self.budget.served.load(Ordering::Relaxed) >= CROWD
+    }
+
+    /// Records that the first byte has arrived.
+    pub(crate) fn begin_service(&mut self) {
+        self.is_served = true;
+        self.budget.served.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Records the size of the connection's buffer while it waits, in bytes. If all of them are too large together, the
     /// largest are displaced.
     pub(crate) fn set_buffered(&self, bytes: usize) {
@@ -144,6 +164,9 @@ impl AdmittedConnection {
 impl Drop for AdmittedConnection {
     fn drop(&mut self) {
         self.budget.lock().try_remove(self.key);
+        if self.is_served {
+            self.budget.served.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -37,8 +37,9 @@ impl UnverifiedBudget {
 
     /// Admits a sender, until the returned value is dropped.
     ///
-    /// If there are too many, one of the earlier half is displaced, the slowest. So each sender has the time in which
-    /// half as many others as the limit arrive, and after that is safe as long as it is not the slowest.
+    /// If there are too many, one that waits for its body is displaced: the slowest of the earlier half of those. So each
+    /// sender has the time in which half as many others as the limit arrive, and after that is safe as long as it is not
+    /// the slowest. A sender whose bytes have arrived, but were not processed yet, is not displaced for others.
     pub fn admit(&self) -> UnverifiedSender {
         let key = self.lock().admit(&self.limits, Instant::now());
         UnverifiedSender::new(self.clone(), key)
@@ -52,6 +53,11 @@ impl UnverifiedBudget {
     /// Returns how much of a resource all senders hold together, in bytes.
     pub fn held(&self, resource: Resource) -> u64 {
         *self.lock().held.of(resource)
+    }
+
+    /// Records that a sender has to send before it can be processed any further.
+    pub(super) fn record_wait(&self, key: u64) {
+        self.lock().record_wait(key);
     }
 
     /// Records that bytes of a sender have arrived.
@@ -133,6 +139,8 @@ struct Entry {
     waker: Option<Waker>,
     /// Whether the sender waits for a resource.
     waits: bool,
+    /// Whether none of the sender's bytes are left to be processed.
+    is_idle: bool,
 }
 
 impl Entry {
@@ -169,11 +177,10 @@ impl Senders {
 
     fn admit(&mut self, limits: &UnverifiedLimits, now: Instant) -> u64 {
         let limit = limits.senders.max(1);
-        let staying = self.staying().count();
-        if staying >= limit {
-            let slowest = self
-                .staying()
-                .take(staying.div_ceil(2))
+        if self.staying().count() >= limit {
+            let idle = || self.staying().filter(|(_, entry)| entry.is_idle);
+            let slowest = idle()
+                .take(idle().count().div_ceil(2))
                 .min_by(|(_, one), (_, other)| one.rate(now).total_cmp(&other.rate(now)));
             if let Some((key, _)) = slowest {
                 self.displace(key, Displaced::Senders { limit });
@@ -188,9 +195,16 @@ impl Senders {
             displaced: None,
             waker: None,
             waits: false,
+            is_idle: false,
         };
         self.entries.insert(key, entry);
         key
+    }
+
+    fn record_wait(&mut self, key: u64) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.is_idle = true;
+        }
     }
 
     fn displace(&mut self, key: u64, reason: Displaced) {
@@ -203,6 +217,7 @@ impl Senders {
     fn record(&mut self, key: u64, bytes: usize) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.received = entry.received.saturating_add(bytes as u64);
+            entry.is_idle = false;
         }
     }
 

@@ -58,12 +58,19 @@ impl UnverifiedSender {
         B: HttpBody<Data = Bytes> + ?Sized,
     {
         let begun = Instant::now();
+        let mut polled_before = false;
         poll_fn(|cx| {
             loop {
                 if let Poll::Ready(reason) = self.budget.poll_displaced(self.key, cx) {
                     return Poll::Ready(Err(reason.into()));
                 }
                 let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
+                    // The connection reads only what is asked for. If it has bytes, they are there at the next poll, which
+                    // may be late when many connections are to be polled.
+                    match std::mem::replace(&mut polled_before, true) {
+                        true => self.budget.record_wait(self.key),
+                        false => cx.waker().wake_by_ref(),
+                    }
                     ready!(self.poll_too_slow(begun, cx));
                     let limits = self.budget.limits();
                     return Poll::Ready(Err(ReceiveError::TooSlow {

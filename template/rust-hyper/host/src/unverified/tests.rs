@@ -32,6 +32,12 @@ fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
+/// Polls a future until it is ready, at most twice.
+fn poll_twice(future: impl Future) {
+    let mut future = std::pin::pin!(future);
+    let _ = poll_once(future.as_mut()).is_pending() && poll_once(future).is_pending();
+}
+
 fn is_displaced(sender: &UnverifiedSender) -> bool {
     poll_once(sender.displaced()).is_ready()
 }
@@ -57,10 +63,33 @@ fn body() -> (mpsc::Sender<&'static [u8]>, Body) {
     (pieces, Body::stream(Pieces(receiver)))
 }
 
-/// Sends a piece as a sender's next, without waiting.
+/// Makes a sender wait for a body that does not arrive.
+async fn wait(sender: &mut UnverifiedSender) {
+    let (_pieces, mut body) = body();
+    poll_twice(sender.next_piece(Pin::new(&mut body)));
+}
+
+/// Sends a piece as a sender's next, after which the sender waits.
 async fn send(sender: &mut UnverifiedSender, bytes: &'static [u8]) {
     let mut body = Body::from(bytes);
     sender.next_piece(Pin::new(&mut body)).await.unwrap();
+    wait(sender).await;
+}
+
+#[tokio::test]
+async fn a_sender_is_not_displaced_before_its_bytes_could_be_processed() {
+    let budget = UnverifiedBudget::new(UnverifiedLimits { senders: 2, ..LIMITS });
+    let mut sender = budget.admit();
+    let mut others: Vec<_> = (0..100).map(|_| budget.admit()).collect();
+    for other in &mut others {
+        wait(other).await;
+    }
+    let _another = budget.admit();
+    assert!(!is_displaced(&sender));
+    assert!(is_displaced(&others[0]));
+    wait(&mut sender).await;
+    let _another = budget.admit();
+    assert!(is_displaced(&sender));
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +97,9 @@ async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrive
     let budget = UnverifiedBudget::new(LIMITS);
     let mut first = budget.admit();
     let mut second = budget.admit();
-    let (third, fourth) = (budget.admit(), budget.admit());
+    let (mut third, mut fourth) = (budget.admit(), budget.admit());
+    wait(&mut third).await;
+    wait(&mut fourth).await;
     send(&mut first, &[0; 20]).await;
     send(&mut second, &[0; 10]).await;
 
@@ -91,6 +122,8 @@ async fn a_sender_that_sends_steadily_outlasts_any_number_that_idle_or_burst() {
         let mut other = budget.admit();
         if round % 2 == 0 {
             send(&mut other, &[0; 500]).await;
+        } else {
+            wait(&mut other).await;
         }
         others.push(other);
         others.retain(|other| !is_displaced(other));
@@ -257,6 +290,9 @@ proptest! {
     fn no_limit_is_exceeded_and_no_small_or_late_sender_is_displaced(
         operations in prop::collection::vec(operation(), 1..100),
     ) {
+        // For the timers of senders that wait.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
         let budget = UnverifiedBudget::new(LIMITS);
         // Each sender with what it holds, by its order of arrival.
         let mut senders: BTreeMap<usize, (UnverifiedSender, u64)> = BTreeMap::new();
@@ -269,15 +305,20 @@ proptest! {
             let chosen = |index: usize| senders.keys().nth(index).copied();
             match operation {
                 Operation::Admit => {
-                    senders.insert(number, (budget.admit(), 0));
+                    let mut sender = budget.admit();
+                    let (_pieces, mut body) = body();
+                    poll_twice(sender.next_piece(Pin::new(&mut body)));
+                    senders.insert(number, (sender, 0));
                     let later_half = before.get(before.len().div_ceil(2)..).unwrap_or_default();
                     let after = staying(&senders);
                     prop_assert!(later_half.iter().all(|sender| after.contains(sender)));
                 }
                 Operation::Receive(index, bytes) => {
                     if let Some((sender, _)) = chosen(index).and_then(|key| senders.get_mut(&key)) {
-                        let mut body = Body::from(vec![0; bytes]);
-                        let _ = poll_once(sender.next_piece(Pin::new(&mut body)));
+                        let mut arrived = Body::from(vec![0; bytes]);
+                        let _ = poll_once(sender.next_piece(Pin::new(&mut arrived)));
+                        let (_pieces, mut body) = body();
+                        poll_twice(sender.next_piece(Pin::new(&mut body)));
                     }
                 }
                 Operation::Reserve(index, bytes) => {
