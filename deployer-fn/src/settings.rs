@@ -31,7 +31,7 @@ const DEFAULT_TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
 /// The default limits on hand-overs whose signature is not verified yet. A hand-over usually has a few KiB.
 const UNVERIFIED_LIMITS: UnverifiedLimits = UnverifiedLimits {
     senders: 64,
-    memory: 8 << 20,
+    memory: 4 << 20,
     disk: 0,
     rate: 64 << 10,
     grace: Duration::from_secs(10),

@@ -5,6 +5,7 @@
 mod fake;
 mod faults;
 mod fixtures;
+mod flood;
 mod handler;
 mod model;
 mod policy;
