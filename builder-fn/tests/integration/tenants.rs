@@ -14,10 +14,12 @@ use crate::daemon::{self, DaemonCalls, SessionCall, SolveCall, StatusCall};
 use crate::setting::{TestBuilder, tar};
 use crate::sources::ask;
 
-/// Returns a builder with the tenant acme, which signs with the test's key, and with credentials of its own and of others.
+const ACME_KEY: &str = "the payload key of acme";
+
+/// Returns a builder with the tenant acme, and with credentials of its own and of others.
 fn builder(daemon: Daemon, rules: Value) -> TestBuilder {
     let mut acme = json!({
-        "keys": ["payload-secret"],
+        "keys": ["acme-payload"],
         "push": ["registry:5000/acme/"],
         "read": {"images": ["registry:5000/public/"]},
         "registryConfig": "acme-registry",
@@ -29,6 +31,7 @@ fn builder(daemon: Daemon, rules: Value) -> TestBuilder {
     let login = |password: &str| {
         json!({"auths": {"registry:5000": {"username": "u", "password": password}}}).to_string()
     };
+    builder.secret("acme-payload", ACME_KEY);
     builder.secret("acme-registry", &login("of acme"));
     builder.secret("registry-config", &login("of everybody"));
     builder
@@ -36,11 +39,8 @@ fn builder(daemon: Daemon, rules: Value) -> TestBuilder {
 
 /// Starts a build of the tenant's image, and waits for its calls.
 async fn start(builder: TestBuilder, calls: &mut DaemonCalls) -> (SolveCall, StatusCall, SessionCall) {
-    tokio::spawn(async move {
-        builder
-            .build(tar(json!({"image": "registry:5000/acme/app:1"})))
-            .await
-    });
+    let config = json!({"image": "registry:5000/acme/app:1"});
+    tokio::spawn(async move { builder.build_as(ACME_KEY, None, tar(config)).await });
     calls.build().await
 }
 
