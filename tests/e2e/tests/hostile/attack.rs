@@ -27,6 +27,26 @@ pub(crate) struct Attack {
     pub(crate) attempts: &'static str,
 }
 
+/// Returns both lists in one; `N` has to be the sum of their lengths.
+pub(crate) const fn concat<const A: usize, const B: usize, const N: usize>(
+    first: &[Attack; A],
+    second: &[Attack; B],
+) -> [Attack; N] {
+    assert!(A + B == N);
+    let mut all = [first[0]; N];
+    let mut at = 0;
+    while at < B {
+        all[A + at] = second[at];
+        at += 1;
+    }
+    at = 0;
+    while at < A {
+        all[at] = first[at];
+        at += 1;
+    }
+    all
+}
+
 /// The outcome of an attack, with the evidence for it.
 #[derive(Debug)]
 pub(crate) enum Outcome {

@@ -13,7 +13,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes},
+    attack::{Attack, Neighbour, Outcome, Outcomes, concat},
     probe::{self, Probe},
     world::World,
 };
@@ -161,15 +161,7 @@ const WITHOUT_A_CERTIFICATE: Attack = Attack {
     attempts: "lists the daemon's workers from the functions' network, without a certificate and with a forged one",
 };
 
-const ALL: [Attack; 24] = {
-    let mut all = [WITHOUT_A_CERTIFICATE; 24];
-    let mut at = 0;
-    while at < OF_PROBES.len() {
-        all[at] = OF_PROBES[at];
-        at += 1;
-    }
-    all
-};
+const ALL: [Attack; 24] = concat(&OF_PROBES, &[WITHOUT_A_CERTIFICATE]);
 
 pub(crate) const ATTACKS: &[Attack] = &ALL;
 

@@ -19,7 +19,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    attack::{Attack, Neighbour, Outcome, Outcomes, brief, concat},
     probe::{self, Probe},
     world::World,
 };
@@ -148,19 +148,7 @@ const OF_SOURCES: [Attack; 11] = [
     },
 ];
 
-const ALL: [Attack; 19] = {
-    let mut all = [OF_SOURCES[0]; 19];
-    let mut at = 0;
-    while at < OF_PROBES.len() {
-        all[at] = OF_PROBES[at];
-        at += 1;
-    }
-    while at < 19 {
-        all[at] = OF_SOURCES[at - OF_PROBES.len()];
-        at += 1;
-    }
-    all
-};
+const ALL: [Attack; 19] = concat(&OF_PROBES, &OF_SOURCES);
 
 pub(crate) const ATTACKS: &[Attack] = &ALL;
 
