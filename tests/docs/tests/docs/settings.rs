@@ -98,7 +98,7 @@ fn the_settings_of_traces_are_documented_and_read() {
 fn the_settings_of_the_builder_are_documented_and_read() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("payload-secret"), "a key of 17 bytes").unwrap();
-    let environment = RecordingEnvironment::with(&[("buildkit_url", "tcp://buildkit:1234")]);
+    let environment = RecordingEnvironment::with(&[("buildkit_url", "tcp://127.0.0.1:1234")]);
     let mut parser = Parser::new(&environment);
     builder_fn::settings::Settings::read(&mut parser, &Secrets::new(folder.path()), None);
     parser.finish().unwrap();
