@@ -40,7 +40,7 @@ impl Builder {
         let span = trace::client_span("solve");
         let mut step_spans = StepSpans::new(&span, call.trace_mask);
         let solving = span.run(async {
-            let connection = daemon.connect().await?;
+            let connection = daemon.connect_despite_restart().await?;
             if let Some(registration) = registration {
                 registration.check_history(&connection).await?;
                 if !registration.sees_other_builders() {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bollard_buildkit_proto::moby::buildkit::v1::InfoRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
@@ -18,6 +19,12 @@ use super::{
 
 /// The longest wait for a daemon to accept a connection, and to answer a probe on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a build waits for a daemon that restarts, as it does to load a renewed certificate.
+const RESTART_GRACE: Duration = Duration::from_secs(15);
+
+/// The pause between two attempts to connect to a daemon that restarts.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// The limit on the headers and trailers of a daemon's answer, in bytes. A failed solve's trailers contain the
 /// Dockerfile, several times. A daemon that may not send so much, 16 KiB in hyper's default, resets the call, which
@@ -52,6 +59,14 @@ pub enum ConnectError {
         /// nothing else.
         reason: Box<TlsError>,
     },
+}
+
+impl ConnectError {
+    /// Returns whether the daemon's host is there, and nothing listens at the daemon's port.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. }
+            if source.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused))
+    }
 }
 
 /// A gRPC connection to a daemon. It is never re-established: Session, Solve and Status must reach the same daemon.
@@ -111,6 +126,23 @@ impl Daemon {
         }
     }
 
+    /// Connects to the daemon; while its host refuses connections, tries again for 15 s, so that a restart of the daemon
+    /// loses no build.
+    ///
+    /// # Errors
+    /// Fails as [`connect`](Self::connect) does, at once unless the connection was refused.
+    pub async fn connect_despite_restart(&self) -> Result<Connection, ConnectError> {
+        let deadline = Instant::now() + RESTART_GRACE;
+        loop {
+            match self.connect().await {
+                Err(error) if error.is_refusal() && Instant::now() < deadline => {
+                    tokio::time::sleep(RESTART_PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Connects to the daemon and checks that it answers a request.
     ///
     /// # Errors
@@ -164,6 +196,8 @@ impl fmt::Debug for Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::buildkit::DialFuture;
 
@@ -193,5 +227,55 @@ mod tests {
             .connect()
             .await
             .expect_err("it never answers");
+    }
+
+    /// Refuses the first connections, and counts all.
+    #[derive(Clone)]
+    struct RestartingDialer {
+        attempts: Arc<AtomicUsize>,
+        refusals: usize,
+    }
+
+    impl Dialer for RestartingDialer {
+        fn open_transport(&self) -> DialFuture {
+            let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+            let kind = if attempt < self.refusals {
+                io::ErrorKind::ConnectionRefused
+            } else {
+                io::ErrorKind::NotFound
+            };
+            Box::pin(async move { Err(kind.into()) })
+        }
+    }
+
+    async fn attempts_of_a_build(refusals: usize) -> usize {
+        let dialer = RestartingDialer {
+            attempts: Arc::default(),
+            refusals,
+        };
+        Daemon::with_dialer("restarting", dialer.clone())
+            .connect_despite_restart()
+            .await
+            .expect_err("it never accepts");
+        dialer.attempts.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_build_waits_for_a_daemon_that_restarts() {
+        assert_eq!(attempts_of_a_build(3).await, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_build_does_not_wait_for_a_daemon_that_stays_away() {
+        let began = Instant::now();
+
+        attempts_of_a_build(usize::MAX).await;
+
+        assert_eq!(began.elapsed(), RESTART_GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_build_tries_only_refused_connections_again() {
+        assert_eq!(attempts_of_a_build(0).await, 1);
     }
 }
