@@ -8,6 +8,7 @@ mod gateway_tls;
 mod kills;
 mod outcomes;
 mod restarts;
+mod tenants;
 mod unverified;
 
 use anyhow::{Context as _, Result};
