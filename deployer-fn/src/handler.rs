@@ -17,7 +17,7 @@ use crate::answer::{self, HandOverResult};
 use crate::build_times::BuildTimes;
 use crate::error::HandOverError;
 use crate::function::{FunctionAddress, FunctionId};
-use crate::gateway::{HttpGatewaySender, TokenExchange};
+use crate::gateway::{self, HttpGatewaySender, TokenExchange};
 use crate::metrics::DeploymentMetrics;
 use crate::outcome::{DeploymentOutcome, DeploymentStatus, DryRunOutcome};
 use crate::queue::DeploymentQueue;
@@ -240,8 +240,10 @@ impl Deployer {
     ) -> DeploymentOutcome {
         let _in_progress = self.metrics.begin_deployment();
         objections.extend(self.check_image(&hand_over.spec.image, tenant, context).await);
-        // Another deployment does not yield to one that is rejected.
-        let times = match objections.is_empty() {
+        // Another deployment does not yield to one that is rejected, nor to one of a tenant that may not change the
+        // function.
+        let times = match objections.is_empty() && self.may_change_function(hand_over, tenant, context).await
+        {
             true => hand_over.build_times(),
             false => BuildTimes::default(),
         };
@@ -267,6 +269,25 @@ impl Deployer {
         outcome.durations.queue = waited;
         self.metrics.record_outcome(&outcome);
         outcome
+    }
+
+    /// Returns whether the function, if it exists, is the tenant's to change. One whose state cannot be read is not.
+    async fn may_change_function(
+        &self,
+        hand_over: &HandOver,
+        tenant: Option<&Tenant>,
+        context: &Context,
+    ) -> bool {
+        if tenant.is_none() {
+            return true;
+        }
+        let transport = HttpGatewaySender::new(context.gateway(), context.secrets(), &self.exchange);
+        let function = hand_over.spec.function_address();
+        match gateway::read_function(&transport, &function, self.settings.timeouts.request).await {
+            Ok(None) => true,
+            Ok(Some(status)) => tenancy::objection_to_change(tenant, &status).is_none(),
+            Err(_) => false,
+        }
     }
 
     /// Returns why the image cannot be deployed, if its registry says so.

@@ -133,7 +133,7 @@ fn spec_digest_of_hand_over() -> String {
     ))
 }
 
-fn digest_of_spec(spec: &str) -> String {
+pub(crate) fn digest_of_spec(spec: &str) -> String {
     use sha2::Digest as _;
     format!("sha256:{}", hex::encode(sha2::Sha256::digest(spec)))
 }

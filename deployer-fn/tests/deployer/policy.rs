@@ -1,5 +1,7 @@
 //! Tests of a deployer with a policy: whose hand-over it is, and which functions it may change.
 
+use std::sync::Arc;
+
 use deployer_fn::{
     DeploymentOutcome, DeploymentStatus, HandOver, RolloutContext, RolloutDeadline, RolloutHistory,
     RolloutTimeouts, RunningState, SPEC_DIGEST_ANNOTATION, SuccessorReceiver, roll_out_hand_over,
@@ -9,13 +11,14 @@ use function_host::policy::Policy;
 use function_host::signature::{HmacKeys, sign_body};
 use function_host::{Secret, Shutdown};
 use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
 
 use crate::fixtures::{
     NEW_IMAGE, OLD_IMAGE, READY_TIMEOUT, expect_create_request, expect_probe_request, expect_status_request,
     expect_update_request, hand_over_of_new_image, new_state,
 };
-use crate::handler::{TestDeployer, test_deployer, test_deployer_with_files};
-use crate::script::{ANY_NUMBER_OF_TIMES, ExpectedCall, ScriptedGateway};
+use crate::handler::{TestDeployer, digest_of_spec, test_deployer, test_deployer_with_files};
+use crate::script::{ANY_NUMBER_OF_TIMES, ExpectedCall, ScriptedGateway, expect_request};
 
 /// An address that nobody listens at: a request that reaches the gateway fails with 502.
 const NO_GATEWAY: &str = "http://127.0.0.1:9";
@@ -211,6 +214,68 @@ async fn a_rejected_dry_run_says_that_it_is_one() {
         &["policy rule functions of tenant acme"],
     );
     assert_eq!(answer.1["dryRun"], true);
+}
+
+/// A newer build of a function ends the rollout of an older one. Another tenant's is no build of this function.
+#[tokio::test]
+async fn a_rollout_does_not_yield_to_a_hand_over_of_another_tenant() {
+    let (reached, mut events) = mpsc::unbounded_channel();
+    let asked = reached.clone();
+    let gate = Arc::new(Notify::new());
+    let image = format!("registry.example/acme/hello@sha256:{}", "1".repeat(64));
+    let state = |replicas: u64| {
+        let spec = format!(
+            "{{\"service\":\"acme-hello\",\"image\":\"{image}\",\"limits\":{{\"memory\":\"64Mi\"}}}}"
+        );
+        json!({"name": "acme-hello", "namespace": "openfaas-fn", "image": image, "replicas": 1,
+            "availableReplicas": replicas,
+            "annotations": {SPEC_DIGEST_ANNOTATION: digest_of_spec(&spec), "slipway/tenant": "acme"}})
+        .to_string()
+    };
+    let function = || expect_request("GET /system/function/acme-hello");
+    let gateway = ScriptedGateway::new([
+        function().expected_times(3).answered_with(404, ""),
+        expect_request("PUT /system/functions").answered_with(404, ""),
+        expect_request("POST /system/functions").answered_with(202, ""),
+        // Globex's hand-over arrives during this request, and asks whose function it is.
+        function()
+            .with_request_check(move |_| reached.send(()).unwrap())
+            .answered_after(&gate)
+            .answered_with(200, state(0)),
+        function()
+            .with_request_check(move |_| asked.send(()).unwrap())
+            .answered_with(200, state(0)),
+        function().answered_with(200, state(1)),
+        expect_request("GET /function/acme-hello/_/health").answered_with(200, "OK"),
+        // Globex's turn.
+        function().answered_with(200, state(1)),
+    ]);
+    let deployer = Arc::new(test_deployer_with_files(
+        &gateway.serve_over_http().await,
+        &[("policy.json", POLICY)],
+    ));
+    let post = |repository: &str, tenant: &str, second: u32| {
+        let deployer = Arc::clone(&deployer);
+        let mut document = hand_over(repository, Some(tenant), json!({"service": "acme-hello"}));
+        document["submittedAt"] = format!("2026-03-01T12:00:0{second}Z").into();
+        tokio::spawn(async move { deployer.post_hand_over(&document).await })
+    };
+    let acme = post("acme/hello", "acme", 1);
+    events.recv().await.unwrap();
+    let globex = post("globex/hello", "globex", 2);
+    events.recv().await.unwrap();
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    gate.notify_one();
+    let (status, answer) = acme.await.unwrap();
+    assert_eq!(status, StatusCode::OK, "{answer:#}");
+    assert_refused(
+        &globex.await.unwrap(),
+        StatusCode::UNPROCESSABLE_ENTITY,
+        &["belongs to another tenant than globex"],
+    );
+    gateway.assert_finished();
 }
 
 /// Rolls out a hand-over of the tenant on a gateway that expects these calls.
