@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 
 use queue::{Grant, TenantQueues};
 
-/// The build slots of a builder. The default is unlimited. Clones share the slots.
-#[derive(Clone, Debug, Default)]
-pub struct BuildSlots(Option<Arc<SharedSlots>>);
+/// The build slots of a builder. The default has no limit but those of tenants. Clones share the slots.
+#[derive(Clone, Debug)]
+pub struct BuildSlots(Arc<SharedSlots>);
 
 #[derive(Debug)]
 struct SharedSlots {
@@ -44,7 +44,7 @@ pub(crate) struct SlotOwner {
 
 /// A guard for a request that was admitted: it may build, or wait for a slot. Dropping it admits another request.
 #[derive(Debug)]
-pub(crate) struct QueueAdmission(Option<AdmittedOwner>);
+pub(crate) struct QueueAdmission(AdmittedOwner);
 
 #[derive(Debug)]
 struct AdmittedOwner {
@@ -81,20 +81,20 @@ impl SlotOwner {
 }
 
 impl BuildSlots {
-    /// Creates slots without a limit.
+    /// Creates slots without a limit but those of tenants, for which no request waits.
     pub fn unlimited() -> Self {
-        Self::default()
+        Self::new(usize::MAX, Duration::ZERO, 0)
     }
 
     /// Creates `limit` build slots, for which up to `queue_length` more requests of each tenant wait for up to `max_wait`.
     /// With a `max_wait` of zero, no request waits.
     pub fn new(limit: usize, max_wait: Duration, queue_length: usize) -> Self {
-        Self(Some(Arc::new(SharedSlots {
+        Self(Arc::new(SharedSlots {
             limit,
             max_wait,
             queue_length: if max_wait.is_zero() { 0 } else { queue_length },
             queues: Mutex::default(),
-        })))
+        }))
     }
 
     /// Checks, before the body of a request is read, that there is a place for it. Reserves nothing, because nobody knows
@@ -103,9 +103,9 @@ impl BuildSlots {
     /// # Errors
     /// Fails if the request of any tenant would be rejected.
     pub(crate) fn check_early(&self) -> Result<(), NoFreeSlot> {
-        match &self.0 {
-            Some(shared) if self.is_full() => Err(NoFreeSlot { limit: shared.limit }),
-            _ => Ok(()),
+        match self.is_full() {
+            true => Err(NoFreeSlot { limit: self.0.limit }),
+            false => Ok(()),
         }
     }
 
@@ -114,9 +114,7 @@ impl BuildSlots {
     /// # Errors
     /// Fails if as many requests of the owner are admitted as may build and wait.
     pub(crate) fn admit(&self, owner: SlotOwner) -> Result<QueueAdmission, NoFreeSlot> {
-        let Some(shared) = &self.0 else {
-            return Ok(QueueAdmission(None));
-        };
+        let shared = &self.0;
         let limit = owner.max_builds.unwrap_or(shared.limit).min(shared.limit);
         let mut queues = shared.lock();
         let is_full = match shared.queue_length {
@@ -128,25 +126,31 @@ impl BuildSlots {
         }
         queues.admit(&owner.name, limit);
         drop(queues);
-        Ok(QueueAdmission(Some(AdmittedOwner {
+        Ok(QueueAdmission(AdmittedOwner {
             shared: shared.clone(),
             owner: SlotOwner {
                 max_builds: Some(limit),
                 ..owner
             },
-        })))
+        }))
     }
 
     /// Returns whether a request of any tenant would be rejected now.
     ///
     /// Where requests wait, tenants have queues of their own, of which one that is full says nothing about the others.
     pub fn is_full(&self) -> bool {
-        let Some(shared) = &self.0 else { return false };
+        let shared = &self.0;
         let queues = shared.lock();
         match shared.queue_length {
             0 => queues.total_admitted() >= shared.limit,
             length => queues.admitted(&None) >= shared.limit.saturating_add(length),
         }
+    }
+}
+
+impl Default for BuildSlots {
+    fn default() -> Self {
+        Self::unlimited()
     }
 }
 
@@ -156,9 +160,7 @@ impl QueueAdmission {
     /// # Errors
     /// Fails if no slot became free in time.
     pub(crate) async fn wait_for_slot(&self) -> Result<BuildSlot, NoFreeSlot> {
-        let Some(AdmittedOwner { shared, owner }) = &self.0 else {
-            return Ok(BuildSlot(None));
-        };
+        let AdmittedOwner { shared, owner } = &self.0;
         let limit = owner.max_builds.unwrap_or(shared.limit);
         let (sender, granted) = oneshot::channel();
         let grants = {
@@ -181,9 +183,8 @@ impl QueueAdmission {
 
 impl Drop for QueueAdmission {
     fn drop(&mut self) {
-        if let Some(AdmittedOwner { shared, owner }) = &self.0 {
-            shared.lock().leave(&owner.name);
-        }
+        let AdmittedOwner { shared, owner } = &self.0;
+        shared.lock().leave(&owner.name);
     }
 }
 

@@ -191,8 +191,26 @@ async fn nothing_is_remembered_of_a_tenant_without_requests() {
     for number in 0..100 {
         drop(running(start(&slots, tenant(&number.to_string())).await).await);
     }
-    assert_eq!(slots.0.as_ref().expect("limited").lock().total_admitted(), 0);
+    assert_eq!(slots.0.lock().total_admitted(), 0);
     assert!(format!("{slots:?}").len() < 500, "{slots:?}");
+}
+
+#[tokio::test]
+async fn a_tenants_limit_applies_without_a_limit_for_all_builds() {
+    let slots = BuildSlots::unlimited();
+    let limited = || SlotOwner {
+        max_builds: Some(1),
+        ..tenant("limited")
+    };
+    let first = running(start(&slots, limited()).await).await;
+    assert_eq!(
+        slots.admit(limited()).expect_err("rejected"),
+        NoFreeSlot { limit: 1 }
+    );
+    let _other = running(start(&slots, tenant("other")).await).await;
+    assert!(!slots.is_full(), "other tenants have places");
+    drop(first);
+    let _next = running(start(&slots, limited()).await).await;
 }
 
 #[tokio::test]
