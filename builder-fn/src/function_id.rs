@@ -1,35 +1,49 @@
-//! The identity of a function: its name and its namespace.
+//! The identity of a function: its name, its namespace and its tenant.
 
 use std::fmt;
 use std::str::FromStr;
 
+use function_host::policy::TenantName;
 use serde_json::{Map, Value};
 
 /// The identity of a function: its name and its namespace. A function without a namespace has the operator's
-/// default one, so that both forms of its name are one identity.
+/// default one, so that both forms of its name are one identity. With a policy, functions of two tenants are two, whatever
+/// their names, so that no tenant's build ends another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FunctionId {
+    tenant: Option<String>,
     name: String,
     namespace: String,
 }
 
-/// The error for a text that is not of the form `NAME.NAMESPACE`.
+/// The error for a text that is not of the form `NAME.NAMESPACE` or `TENANT/NAME.NAMESPACE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("should be NAME.NAMESPACE")]
+#[error("should be NAME.NAMESPACE or TENANT/NAME.NAMESPACE")]
 pub struct NotFunctionId;
 
 impl FunctionId {
-    /// Creates the identity of the function `name` in `namespace`.
+    /// Creates the identity of the function `name` in `namespace`, which belongs to no tenant.
     pub fn new(name: impl Into<String>, namespace: impl Into<String>) -> Self {
         Self {
+            tenant: None,
             name: name.into(),
             namespace: namespace.into(),
         }
     }
 
-    /// Returns the identity of the function in a config's `deploy`, or `None` if it names no function.
+    /// Returns the identity of the function of this name and namespace that belongs to `tenant`.
+    #[must_use]
+    pub fn of_tenant(self, tenant: &TenantName) -> Self {
+        Self {
+            tenant: Some(tenant.to_string()),
+            ..self
+        }
+    }
+
+    /// Returns the identity of the function in a config's `deploy`, or `None` if it names no function. A name with a slash
+    /// is none: no provider has such functions, and the slash separates the tenant in the identity's text.
     pub fn from_deploy_config(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
-        let name = non_empty_text(deploy, "service")?;
+        let name = non_empty_text(deploy, "service").filter(|name| !name.contains('/'))?;
         let namespace = non_empty_text(deploy, "namespace").unwrap_or(default_namespace);
         Some(Self::new(name, namespace))
     }
@@ -48,6 +62,9 @@ fn non_empty_text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str>
 
 impl fmt::Display for FunctionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(tenant) = &self.tenant {
+            write!(f, "{tenant}/")?;
+        }
         write!(f, "{}.{}", self.name, self.namespace)
     }
 }
@@ -55,14 +72,20 @@ impl fmt::Display for FunctionId {
 impl FromStr for FunctionId {
     type Err = NotFunctionId;
 
-    /// Parses a function's identity from `NAME.NAMESPACE`. A namespace contains no dot.
+    /// Parses a function's identity from `NAME.NAMESPACE` or `TENANT/NAME.NAMESPACE`. A namespace contains no dot.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.rsplit_once('.') {
-            Some((name, namespace)) if !name.is_empty() && !namespace.is_empty() => {
-                Ok(Self::new(name, namespace))
-            }
-            _ => Err(NotFunctionId),
+        let (tenant, function) = match text.split_once('/') {
+            Some((tenant, function)) => (Some(tenant), function),
+            None => (None, text),
+        };
+        let (name, namespace) = function.rsplit_once('.').ok_or(NotFunctionId)?;
+        if name.is_empty() || namespace.is_empty() || tenant.is_some_and(str::is_empty) {
+            return Err(NotFunctionId);
         }
+        Ok(Self {
+            tenant: tenant.map(str::to_owned),
+            ..Self::new(name, namespace)
+        })
     }
 }
 
@@ -92,18 +115,43 @@ mod tests {
             of(json!({"service": "hello", "namespace": "dev"})).as_deref(),
             Some("hello.dev")
         );
-        for deploy in [json!({}), json!({"service": ""}), json!({"service": 1})] {
+        for deploy in [
+            json!({}),
+            json!({"service": ""}),
+            json!({"service": 1}),
+            json!({"service": "acme/hello"}),
+        ] {
             assert_eq!(of(deploy), None);
         }
+    }
+
+    #[test]
+    fn functions_of_two_tenants_are_two_whatever_their_names() {
+        let hello = FunctionId::new("hello", "openfaas-fn");
+        let tenants =
+            ["acme", "globex"].map(|name| hello.clone().of_tenant(&name.parse().expect("a tenant's name")));
+        assert_ne!(tenants[0], tenants[1]);
+        assert_ne!(tenants[0], hello);
     }
 
     #[test]
     fn a_text_is_parsed_to_the_identity_that_it_was_made_of() {
         for (name, namespace) in [("hello", "openfaas-fn"), ("hello.v2", "dev")] {
             let id = FunctionId::new(name, namespace);
-            assert_eq!(id.to_string().parse(), Ok(id));
+            assert_eq!(id.to_string().parse(), Ok(id.clone()));
+            let of_acme = id.of_tenant(&"acme".parse().expect("a tenant's name"));
+            assert_eq!(of_acme.to_string(), format!("acme/{name}.{namespace}"));
+            assert_eq!(of_acme.to_string().parse(), Ok(of_acme));
         }
-        for text in ["", "hello", ".dev", "hello."] {
+        for text in [
+            "",
+            "hello",
+            ".dev",
+            "hello.",
+            "/hello.dev",
+            "acme/hello",
+            "acme/.dev",
+        ] {
             assert_eq!(text.parse::<FunctionId>(), Err(NotFunctionId), "{text:?}");
         }
     }

@@ -104,6 +104,7 @@ impl Builder {
     pub(super) fn solve_attributes(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> SolveAttributes {
         let namespace = &self.settings.default_namespace;
         let deploy = request.config.deploy.as_ref();
+        let function = deploy.and_then(|deploy| FunctionId::from_deploy_config(deploy, namespace));
         SolveAttributes {
             call_id: call.id.to_owned(),
             signature: request
@@ -111,7 +112,10 @@ impl Builder {
                 .as_ref()
                 .map(VerifiedSignature::sha256_fingerprint),
             submitted_at: request.submitted_at.at,
-            function: deploy.and_then(|deploy| FunctionId::from_deploy_config(deploy, namespace)),
+            function: function.map(|function| match request.tenant() {
+                Some(tenant) => function.of_tenant(tenant.name()),
+                None => function,
+            }),
             supersede: request.config.supersede,
         }
     }
