@@ -12,7 +12,6 @@ use crate::inflight::{ConcurrencyLimitExceeded, InFlightLimiter};
 pub(crate) struct Acceptance {
     accepted: Arc<InFlightLimiter>,
     connection: Arc<ConnectionState>,
-    has_body: bool,
     stage: AtomicU8,
 }
 
@@ -22,15 +21,10 @@ const ENDED: u8 = 2;
 
 impl Acceptance {
     /// Creates the acceptance of a request of `connection`, which `accepted` will count.
-    pub(crate) fn new(
-        accepted: Arc<InFlightLimiter>,
-        connection: Arc<ConnectionState>,
-        has_body: bool,
-    ) -> Self {
+    pub(crate) fn new(accepted: Arc<InFlightLimiter>, connection: Arc<ConnectionState>) -> Self {
         Self {
             accepted,
             connection,
-            has_body,
             stage: AtomicU8::new(RECEIVED),
         }
     }
@@ -59,11 +53,11 @@ impl Acceptance {
         }
     }
 
-    /// Returns whether the connection must not be used for further requests: it has a large buffer, or the request has
-    /// a body and was not accepted.
+    /// Returns whether the connection must not be used for further requests: the request was not accepted, so that each
+    /// further one costs its sender a connection; or the connection has a large buffer.
     pub(crate) fn closes_connection(&self) -> bool {
         let accepted = self.stage.load(Ordering::Relaxed) != RECEIVED;
-        self.has_body && !accepted || self.connection.buffered() > SMALL_BUFFER
+        !accepted || self.connection.buffered() > SMALL_BUFFER
     }
 }
 
@@ -72,7 +66,7 @@ mod tests {
     use super::*;
 
     fn acceptance(accepted: &Arc<InFlightLimiter>) -> Acceptance {
-        Acceptance::new(accepted.clone(), Arc::default(), true)
+        Acceptance::new(accepted.clone(), Arc::default())
     }
 
     #[test]
@@ -100,16 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_kept_after_an_accepted_request_and_after_a_small_one() {
-        let accepted = Arc::new(InFlightLimiter::new(None));
-        let request = acceptance(&accepted);
+    fn a_connection_is_kept_after_an_accepted_request_unless_its_buffer_is_large() {
+        let connection = Arc::new(ConnectionState::default());
+        let request = Acceptance::new(Arc::new(InFlightLimiter::new(None)), connection.clone());
         assert!(request.closes_connection());
         request.accept().unwrap();
         assert!(!request.closes_connection());
-        let connection = Arc::new(ConnectionState::default());
-        let small = Acceptance::new(accepted, connection.clone(), false);
-        assert!(!small.closes_connection());
-        connection.set_buffered(1 << 16);
-        assert!(small.closes_connection());
+        connection.set_buffered(SMALL_BUFFER + 1);
+        assert!(request.closes_connection());
     }
 }

@@ -51,8 +51,8 @@ impl<H: Handler> App<H> {
     /// Declares that the handler verifies who sent a request, and calls [`Context::accept`](crate::Context::accept) then.
     ///
     /// The host then expects requests from anybody: a request counts against `max_inflight` only once it is accepted,
-    /// fewer connections may wait for a request, and a connection is closed after a request with a body that was not
-    /// accepted. The handler should receive bodies within an [`UnverifiedBudget`](crate::unverified::UnverifiedBudget),
+    /// the memory of connections without an accepted one is limited, and a connection is closed after a request that was
+    /// not accepted. The handler should receive bodies within an [`UnverifiedBudget`](crate::unverified::UnverifiedBudget),
     /// which then is what limits requests that are not accepted yet.
     #[must_use]
     pub fn verifies_requests(mut self) -> Self {

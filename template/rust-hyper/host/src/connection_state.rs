@@ -5,8 +5,10 @@
 //! budget of connections, which may displace a connection that waits.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
+
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The next bytes that the client of a connection is expected to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub(crate) struct ConnectionState {
     displaced: AtomicU32,
     /// Wakes the connection's task, which is always the same one.
     waker: OnceLock<Waker>,
+    /// The connection's place among those that are served before they have sent an authentic request.
+    place: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// The size of a connection's smallest buffer, with the rest of its memory, in bytes.
@@ -109,9 +113,15 @@ impl ConnectionState {
         self.packed.store(number | EXPECTS_HEAD, Ordering::Relaxed);
     }
 
-    /// Records that the current request is authentic.
+    /// Records that the current request is authentic, and gives the connection's place to another one.
     pub(crate) fn accept_request(&self) {
         self.accepted.store(true, Ordering::Relaxed);
+        self.set_place(None);
+    }
+
+    /// Sets the connection's place among those that are served before they have sent an authentic request.
+    pub(crate) fn set_place(&self, place: Option<OwnedSemaphorePermit>) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
     /// Records whether the client has still to read some of the answers that the host tried to send.

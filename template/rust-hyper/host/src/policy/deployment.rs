@@ -73,7 +73,9 @@ impl<'a> RequestedFunction<'a> {
             let amount = |kind: &str| {
                 // Go, and so the gateway, matches names in any case.
                 let given = deploy.get(name)?.as_object()?.iter();
-                let (_, amount) = given.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(kind))?;
+                let (_, amount) = given
+                    .into_iter()
+                    .find(|(name, _)| name.eq_ignore_ascii_case(kind))?;
                 Quantity::parse(amount.as_str()?)
             };
             RequestedResources {

@@ -17,7 +17,7 @@ use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet, unconstrained, yield_now};
+use tokio::task::{JoinHandle, JoinSet, unconstrained};
 use tokio::time::{Instant, sleep};
 
 use super::connection_budget::{AdmittedConnection, ConnectionBudget};
@@ -132,10 +132,6 @@ async fn wait_for_phase(receiver: &mut watch::Receiver<ListenerPhase>, phase: Li
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// The number of turns for which a connection whose first byte has arrived lets displaced ones end first. It is limited,
-/// because the others may be those of authentic requests.
-const CROWDED_TURNS: usize = 20;
-
 /// The settings of each connection of a listener.
 #[derive(Clone)]
 struct ConnectionSettings {
@@ -182,7 +178,7 @@ async fn accept_connections(
 /// Serves one connection until it ends.
 async fn serve_connection(
     stream: TcpStream,
-    mut admitted: AdmittedConnection,
+    admitted: AdmittedConnection,
     settings: ConnectionSettings,
     service: impl ConnectionService,
     mut phase: watch::Receiver<ListenerPhase>,
@@ -198,13 +194,19 @@ async fn serve_connection(
     if !wait_for_first_byte(&stream, admitted.state(), head_timeout, &mut phase).await {
         return;
     }
-    for _ in 0..CROWDED_TURNS {
-        if !admitted.is_crowded() {
-            break;
-        }
-        yield_now().await;
+    let displaced = poll_fn(|_| match admitted.state().is_displaced() {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    });
+    let has_place = tokio::select! {
+        () = admitted.wait_for_place() => true,
+        () = displaced => false,
+        () = sleep(head_timeout.saturating_sub(accepted.elapsed())) => false,
+    };
+    if !has_place {
+        let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+        return;
     }
-    admitted.begin_service();
     let state = admitted.state().clone();
     let waited = accepted.elapsed();
     let connection = TimedConnection::new(stream, settings.timeouts, admitted, waited);

@@ -5,11 +5,12 @@
 //! waited the longest is displaced, or the one with the largest buffer. Connections whose request is being answered are
 //! never displaced, and cost this budget nothing: handlers and `max_inflight` limit those.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::IntCounter;
 use slab::Slab;
+use tokio::sync::Semaphore;
 
 use crate::connection_state::ConnectionState;
 
@@ -27,8 +28,8 @@ pub(crate) struct ConnectionLimits {
 pub(crate) struct ConnectionBudget {
     limits: ConnectionLimits,
     arrivals: Arc<AtomicU32>,
-    /// The number of connections whose first byte has arrived.
-    served: AtomicUsize,
+    /// The places for connections that are served before they have sent an authentic request; `None` for no limit.
+    places: Option<Arc<Semaphore>>,
     connections: Mutex<Slab<Arc<ConnectionState>>>,
     displaced: IntCounter,
 }
@@ -39,11 +40,15 @@ pub(crate) struct AdmittedConnection {
     budget: Arc<ConnectionBudget>,
     key: usize,
     state: Arc<ConnectionState>,
-    is_served: bool,
 }
 
-/// The number of served connections from which on another one should let displaced ones end first.
-const CROWD: usize = 256;
+/// The number of connections that are served at a time before they have sent an authentic request, if the function
+/// verifies requests. It is more than wait with a buffer or for their body, so the others are about to end, and another
+/// connection soon gets its place. Without the limit, a burst of requests would take memory for all at once.
+const PLACES: usize = 256;
+
+/// The number of such connections from which on buffers for reading are kept small.
+const BUSY: usize = 32;
 
 impl ConnectionBudget {
     /// Creates a budget; `displaced` counts the connections that were displaced.
@@ -51,7 +56,7 @@ impl ConnectionBudget {
         Arc::new(Self {
             limits,
             arrivals: Arc::default(),
-            served: AtomicUsize::new(0),
+            places: limits.buffers.map(|_| Arc::new(Semaphore::new(PLACES))),
             connections: Mutex::default(),
             displaced,
         })
@@ -70,7 +75,6 @@ impl ConnectionBudget {
             budget: self.clone(),
             key,
             state,
-            is_served: false,
         }
     }
 
@@ -139,16 +143,18 @@ impl AdmittedConnection {
         &self.state
     }
 
-    /// Returns whether so many connections are served that another one should let displaced ones end first: when many
-    /// requests arrive at once, displaced connections still hold their memory.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.budget.limits.buffers.is_some() && self.budget.served.load(Ordering::Relaxed) >= CROWD
+    /// Waits for a place to be served, in the order of arrival.
+    pub(crate) async fn wait_for_place(&self) {
+        if let Some(places) = &self.budget.places {
+            // Fails only if the semaphore was closed, which it never is.
+            self.state.set_place(places.clone().acquire_owned().await.ok());
+        }
     }
 
-    /// Records that the first byte has arrived.
-    pub(crate) fn begin_service(&mut self) {
-        self.is_served = true;
-        self.budget.served.fetch_add(1, Ordering::Relaxed);
+    /// Returns whether so many connections are served that buffers for reading are to be kept small.
+    pub(crate) fn is_busy(&self) -> bool {
+        let places = self.budget.places.as_ref();
+        places.is_some_and(|places| places.available_permits() < PLACES - BUSY)
     }
 
     /// Records the size of the connection's buffer while it waits, in bytes. If all of them are too large together, the
@@ -164,9 +170,7 @@ impl AdmittedConnection {
 impl Drop for AdmittedConnection {
     fn drop(&mut self) {
         self.budget.lock().try_remove(self.key);
-        if self.is_served {
-            self.budget.served.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.state.set_place(None);
     }
 }
 

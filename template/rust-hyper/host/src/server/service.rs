@@ -89,8 +89,8 @@ impl<H: Handler> FunctionService<H> {
         let has_body = !request.body().is_end_stream();
         let accepted = self.counters.accepted.as_ref();
         let active = connection.begin_request(has_body, accepted.is_none());
-        let acceptance = accepted
-            .map(|accepted| Arc::new(Acceptance::new(accepted.clone(), connection.clone(), has_body)));
+        let acceptance =
+            accepted.map(|accepted| Arc::new(Acceptance::new(accepted.clone(), connection.clone())));
         let trace = self.tracer.open_span(&request, &call_id_text);
         let (log_span, trace_context) = (trace.log_span(&call_id_text), trace.context());
         let (record, entered) =

@@ -34,6 +34,9 @@ const UNREAD_BODY_DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The timeout between two chunks of an unread body that is being discarded.
 const UNREAD_BODY_CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// One byte less than hyper's smallest buffer.
+const SMALL_READ: usize = 8191;
+
 /// The answer to a head that does not arrive in time.
 const HEAD_TOO_SLOW: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: text/plain\r\n\
@@ -201,6 +204,16 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message))
     }
 
+    /// Reads fewer bytes than fill hyper's smallest buffer, so that hyper does not enlarge it.
+    fn poll_small_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [0; SMALL_READ];
+        let mut whole = ReadBuf::new(&mut bytes);
+        let mut read = whole.take(buffer.remaining());
+        ready!(Pin::new(&mut self.connection).poll_read(cx, &mut read))?;
+        buffer.put_slice(read.filled());
+        Poll::Ready(Ok(()))
+    }
+
     /// Sends an answer to a head that has not arrived, if the client takes it at once.
     fn answer(&mut self, answer: &[u8], cx: &mut Context<'_>) {
         // After unread answers, hyper may have sent a part of one.
@@ -250,7 +263,11 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedConnection<C> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let room = buffer.remaining();
-        match Pin::new(&mut this.connection).poll_read(cx, buffer) {
+        let polled = match this.admitted.is_busy() {
+            true => this.poll_small_read(cx, buffer),
+            false => Pin::new(&mut this.connection).poll_read(cx, buffer),
+        };
+        match polled {
             Poll::Ready(read) => {
                 this.record_read(room - buffer.remaining(), room);
                 Poll::Ready(read)

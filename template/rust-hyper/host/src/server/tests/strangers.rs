@@ -62,6 +62,44 @@ async fn any_number_of_idle_connections_displaces_no_request_in_progress() {
     read_until(&mut busy, "0\r\n\r\n").await;
 }
 
+/// More than the host serves at a time before they have sent an authentic request.
+const CROWD: usize = 400;
+
+#[tokio::test]
+async fn any_number_of_requests_that_are_not_accepted_let_an_authentic_one_pass() {
+    let served = serve_app(&[], app_that_verifies()).await;
+    let mut strangers = Vec::new();
+    for number in 0..CROWD {
+        let request = match number % 2 {
+            0 => post("wrong"),
+            _ => "POST / HTTP/1.1\r\nhost: te".to_owned(),
+        };
+        strangers.push(connect_and_send(served.address, &request).await);
+    }
+    let mut authentic = connect_and_send(served.address, &post("key")).await;
+    read_until(&mut authentic, "accepted").await;
+}
+
+#[tokio::test]
+async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
+    let (calls, mut receiver) = mpsc::channel(8);
+    let handler = move |_request, context: Context| {
+        let calls = calls.clone();
+        async move {
+            context.accept()?;
+            calls.send(()).await.unwrap();
+            std::future::pending::<()>().await;
+            Ok::<_, Error>(reply::text("never"))
+        }
+    };
+    let served = serve_app(&[], App::new(handler).verifies_requests()).await;
+    let mut clients = Vec::new();
+    for _ in 0..CROWD {
+        clients.push(connect_and_send(served.address, &post("key")).await);
+        await_within_timeout(receiver.recv()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_kept_connection_is_displaced_without_an_answer() {
     let served = serve_app(&[("max_connections", "1")], app_that_verifies()).await;
@@ -134,7 +172,7 @@ async fn only_accepted_requests_count_against_max_inflight() {
 }
 
 #[tokio::test]
-async fn only_an_accepted_request_with_a_body_keeps_its_connection() {
+async fn only_an_accepted_request_keeps_its_connection() {
     let served = serve_app(&[], app_that_verifies()).await;
     let mut client = connect_and_send(served.address, &post("key")).await;
     let accepted = read_until(&mut client, "accepted").await;
