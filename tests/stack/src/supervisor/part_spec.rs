@@ -304,9 +304,7 @@ impl PartSpecSource {
         command.env("gateway_url", format!("{}/", self.plan.number.gateway_url()));
         command.env("secret_mount_path", self.dir.secrets_directory());
         command.env("insecure", "true").env("log_format", "text");
-        for limit in ["read_timeout", "write_timeout", "exec_timeout"] {
-            command.env(limit, CALL_TIMEOUT_SETTING);
-        }
+        command.env("exec_timeout", CALL_TIMEOUT_SETTING);
         let url = format!("{}/_/ready", self.plan.number.plain_builder_url());
         PartSpec {
             command,
