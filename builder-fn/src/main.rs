@@ -69,10 +69,11 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         metrics,
     };
     let slots = settings.slots;
+    let senders = api.limits.unverified.budget().limits().senders;
     // Requests count only once their signatures have been verified.
     Ok(App::new(api)
         .handler_limits_inflight()
-        .verifies_requests()
+        .verifies_requests(senders)
         .named("builder-fn")
         .ready_while(ready)
         .ready_if(move || !slots.is_full())

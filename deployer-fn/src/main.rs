@@ -11,7 +11,8 @@ fn main() -> ExitCode {
         let settings = Settings::read(&mut parser);
         settings.check_signing_keys(&mut parser, context.secrets());
         parser.finish()?;
+        let senders = settings.unverified.senders;
         let deployer = Deployer::new(settings, DeploymentMetrics::new(context.metrics_registry())?);
-        Ok::<_, SetupError>(App::new(deployer).named("deployer-fn").verifies_requests())
+        Ok::<_, SetupError>(App::new(deployer).named("deployer-fn").verifies_requests(senders))
     })
 }

@@ -63,7 +63,7 @@ pub struct Settings {
     pub(crate) public_url: Option<String>,
     /// `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`: the limits on hand-overs whose
     /// signature is not verified yet.
-    pub(crate) unverified: UnverifiedLimits,
+    pub unverified: UnverifiedLimits,
     /// `policy_file`: the policy; without it, there is one tenant, which may do everything that is not reserved.
     pub policy: Option<PolicyFile>,
     /// `protected_functions` and `protected_secrets`, besides what is always reserved.

@@ -11,7 +11,7 @@ pub struct App<H> {
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
     pub(crate) limits_itself: bool,
-    pub(crate) verifies_requests: bool,
+    pub(crate) unverified_senders: Option<usize>,
     pub(crate) name: Option<&'static str>,
 }
 
@@ -27,7 +27,7 @@ impl<H: Handler> App<H> {
             health_paths: Vec::new(),
             ready_paths: Vec::new(),
             limits_itself: false,
-            verifies_requests: false,
+            unverified_senders: None,
             name: None,
         }
     }
@@ -52,11 +52,11 @@ impl<H: Handler> App<H> {
     ///
     /// The host then expects requests from anybody: a request counts against `max_inflight` only once it is accepted,
     /// the memory of connections without an accepted one is limited, and a connection is closed after a request that was
-    /// not accepted. The handler should receive bodies within an [`UnverifiedBudget`](crate::unverified::UnverifiedBudget),
-    /// which then is what limits requests that are not accepted yet.
+    /// not accepted. The handler must receive bodies within an [`UnverifiedBudget`](crate::unverified::UnverifiedBudget) of
+    /// `senders`, which displaces those that hold others up.
     #[must_use]
-    pub fn verifies_requests(mut self) -> Self {
-        self.verifies_requests = true;
+    pub fn verifies_requests(mut self, senders: usize) -> Self {
+        self.unverified_senders = Some(senders);
         self
     }
 

@@ -63,14 +63,14 @@ impl<H: Handler> Server<H> {
         tracer: RequestTracer,
     ) -> Result<Self, prometheus::Error> {
         let limit = settings.max_inflight.filter(|_| !app.limits_itself);
-        let limit_of_all = limit.filter(|_| !app.verifies_requests);
+        let limit_of_all = limit.filter(|_| app.unverified_senders.is_none());
         let inflight = Arc::new(InFlightLimiter::new(limit_of_all));
         registry.register(Box::new(InFlightGauge::new(inflight.clone())?))?;
         let counters = Arc::new(RequestCounters {
             inflight,
             accepted: app
-                .verifies_requests
-                .then(|| Arc::new(InFlightLimiter::new(limit))),
+                .unverified_senders
+                .map(|_| Arc::new(InFlightLimiter::new(limit))),
             metrics: RequestMetrics::new(&registry)?,
         });
         let displaced = metrics::register_displaced_connections(&registry)?;
@@ -82,7 +82,10 @@ impl<H: Handler> Server<H> {
         };
         let connections = ConnectionLimits {
             waiting: settings.max_connections,
-            buffers: app.verifies_requests.then_some(BUFFERS_OF_STRANGERS),
+            buffers: app.unverified_senders.map(|_| BUFFERS_OF_STRANGERS),
+            places: app
+                .unverified_senders
+                .map(|senders| senders.saturating_add(FURTHER_PLACES)),
         };
         let (limits, metrics_limits) = (limits(connections), limits(CONNECTIONS_FOR_METRICS));
         let service = Arc::new(FunctionService::new(
@@ -122,10 +125,15 @@ impl<H: Handler> Server<H> {
 /// strangers. Ordinary heads are complete when they arrive.
 const BUFFERS_OF_STRANGERS: usize = 2 << 20;
 
+/// The connections that are served before they have sent an authentic request, besides those whose bodies the handler
+/// receives: more than may wait for a request with a buffer, so that some are always about to end.
+const FURTHER_PLACES: usize = 192;
+
 /// The limits on connections for the page of metrics.
 const CONNECTIONS_FOR_METRICS: ConnectionLimits = ConnectionLimits {
     waiting: 64,
     buffers: Some(512 << 10),
+    places: None,
 };
 
 /// The longest time for the head of a request, if `read_timeout` is longer. Functions often have one that is as long as

@@ -21,6 +21,10 @@ pub(crate) struct ConnectionLimits {
     pub(crate) waiting: usize,
     /// The size of their buffers together, in bytes; `None` for no limit.
     pub(crate) buffers: Option<usize>,
+    /// The number of connections that are served at a time before they have sent an authentic request; `None` for no
+    /// limit. It is more than wait with a buffer or for their body, so the others are about to end, and another
+    /// connection soon gets its place. Without the limit, a burst of requests would take memory for all at once.
+    pub(crate) places: Option<usize>,
 }
 
 /// A budget that all connections of a listener share.
@@ -42,21 +46,17 @@ pub(crate) struct AdmittedConnection {
     state: Arc<ConnectionState>,
 }
 
-/// The number of connections that are served at a time before they have sent an authentic request, if the function
-/// verifies requests. It is more than wait with a buffer or for their body, so the others are about to end, and another
-/// connection soon gets its place. Without the limit, a burst of requests would take memory for all at once.
-const PLACES: usize = 256;
-
-/// The number of such connections from which on buffers for reading are kept small.
+/// The number of connections without an authentic request from which on buffers for reading are kept small.
 const BUSY: usize = 32;
 
 impl ConnectionBudget {
     /// Creates a budget; `displaced` counts the connections that were displaced.
-    pub(crate) fn new(limits: ConnectionLimits, displaced: IntCounter) -> Arc<Self> {
+    pub(crate) fn new(mut limits: ConnectionLimits, displaced: IntCounter) -> Arc<Self> {
+        limits.places = limits.places.map(|places| places.min(Semaphore::MAX_PERMITS));
         Arc::new(Self {
             limits,
             arrivals: Arc::default(),
-            places: limits.buffers.map(|_| Arc::new(Semaphore::new(PLACES))),
+            places: limits.places.map(|places| Arc::new(Semaphore::new(places))),
             connections: Mutex::default(),
             displaced,
         })
@@ -153,8 +153,10 @@ impl AdmittedConnection {
 
     /// Returns whether so many connections are served that buffers for reading are to be kept small.
     pub(crate) fn is_busy(&self) -> bool {
-        let places = self.budget.places.as_ref();
-        places.is_some_and(|places| places.available_permits() < PLACES - BUSY)
+        match (&self.budget.places, self.budget.limits.places) {
+            (Some(places), Some(all)) => places.available_permits() + BUSY < all,
+            _ => false,
+        }
     }
 
     /// Records the size of the connection's buffer while it waits, in bytes. If all of them are too large together, the
@@ -180,8 +182,12 @@ mod tests {
 
     fn budget(waiting: usize, buffers: usize) -> Arc<ConnectionBudget> {
         let displaced = IntCounter::new("displaced", "displaced").unwrap();
-        let buffers = Some(buffers);
-        ConnectionBudget::new(ConnectionLimits { waiting, buffers }, displaced)
+        let limits = ConnectionLimits {
+            waiting,
+            buffers: Some(buffers),
+            places: None,
+        };
+        ConnectionBudget::new(limits, displaced)
     }
 
     #[test]

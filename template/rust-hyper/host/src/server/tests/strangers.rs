@@ -14,7 +14,7 @@ fn app_that_verifies() -> App<impl Handler> {
         context.accept()?;
         Ok(reply::text("accepted\n"))
     };
-    App::new(handler).verifies_requests()
+    App::new(handler).verifies_requests(8)
 }
 
 fn post(body: &str) -> String {
@@ -92,7 +92,7 @@ async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
             Ok::<_, Error>(reply::text("never"))
         }
     };
-    let served = serve_app(&[], App::new(handler).verifies_requests()).await;
+    let served = serve_app(&[], App::new(handler).verifies_requests(8)).await;
     let mut clients = Vec::new();
     for _ in 0..CROWD {
         clients.push(connect_and_send(served.address, &post("key")).await);
@@ -144,7 +144,7 @@ async fn only_accepted_requests_count_against_max_inflight() {
             Ok::<_, Error>(reply::text("finished\n"))
         }
     };
-    let served = serve_app(&[("max_inflight", "1")], App::new(handler).verifies_requests()).await;
+    let served = serve_app(&[("max_inflight", "1")], App::new(handler).verifies_requests(8)).await;
     let half = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\nhalf";
     let mut strangers = Vec::new();
     for request in [half, half, &post("wrong")] {

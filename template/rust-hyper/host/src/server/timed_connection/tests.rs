@@ -24,6 +24,7 @@ fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream
     let limits = ConnectionLimits {
         waiting: 1,
         buffers: Some(LARGE_BUFFER),
+        places: None,
     };
     let displaced = IntCounter::new("displaced", "displaced").unwrap();
     let admitted = ConnectionBudget::new(limits, displaced).admit();
