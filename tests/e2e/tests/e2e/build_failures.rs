@@ -483,17 +483,19 @@ async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()
     let base = testbed.busybox().await?;
     // A daemon of this machine, which reaches the web server.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let settings = [
-        ("buildkit_url", daemon.url()),
-        ("max_inflight", CONCURRENT_BUILDS.to_string()),
-    ];
-    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("page"), "a page")?;
     std::fs::create_dir(folder.path().join("repository"))?;
     create_git_repository(&folder.path().join("repository"))?;
     let web = WebServer::start(folder.path()).await?;
+    let web_host = web.url.strip_prefix("http://").unwrap_or(&web.url).to_owned();
+    let settings = [
+        ("allowed_sources", web_host),
+        ("buildkit_url", daemon.url()),
+        ("max_inflight", CONCURRENT_BUILDS.to_string()),
+    ];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
 
     let cases: Vec<FailingBuild> = [
         failing_dockerfiles(base),
