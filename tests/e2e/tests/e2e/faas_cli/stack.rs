@@ -140,13 +140,15 @@ async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
     assert!(listed.contains("builder"), "{listed}");
     let deploy = ["store", "deploy", "builder-fn", "--url", &url, "--name", name];
     let secrets = [
-        "--secret",
         "payload-secret",
-        "--secret",
         "deploy-secret",
-        "--secret",
         "registry-config",
-    ];
+        "buildkit-ca",
+        "buildkit-cert",
+        "buildkit-key",
+    ]
+    .map(|secret| ["--secret", secret])
+    .concat();
     let daemon = ["--env", "buildkit_url=tcp://127.0.0.1:1234"];
     cli(&[&deploy[..], &secrets, &daemon].concat()).await?;
 
