@@ -516,21 +516,34 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_gateways_ignore_are_ignored_with_a_warning() {
+    fn a_field_in_another_case_is_read_with_a_warning_and_null_variables_are_dropped() {
         let hand_over = parse_valid_hand_over(&json!({"image": IMAGE_REFERENCE, "deploy": {
-            "Service": "hello", "network": "func_functions", "envVars": {"A": "", "B": null}
+            "Service": "hello", "envVars": {"A": "", "B": null}
         }}));
         assert_eq!(
             serde_json::to_value(&hand_over.spec).unwrap(),
             json!({"service": "hello", "image": IMAGE_REFERENCE, "envVars": {"A": ""}})
         );
+        assert_eq!(hand_over.warnings, ["deploy.Service is read as service"]);
+    }
+
+    #[test]
+    fn a_field_that_gateways_ignore_is_ignored_with_a_warning() {
+        let hand_over = parse_valid_hand_over(
+            &json!({"image": IMAGE_REFERENCE, "deploy": {"service": "hello", "network": "func_functions"}}),
+        );
+        assert_eq!(
+            serde_json::to_value(&hand_over.spec).unwrap(),
+            json!({"service": "hello", "image": IMAGE_REFERENCE})
+        );
         assert_eq!(
             hand_over.warnings,
-            [
-                "deploy.Service is read as service",
-                "deploy.network is ignored: gateways have not used it since Docker Swarm"
-            ]
+            ["deploy.network is ignored: gateways have not used it since Docker Swarm"]
         );
+    }
+
+    #[test]
+    fn registry_credentials_in_a_specification_are_rejected_without_repeating_them() {
         let found = problems_of(
             &json!({"image": IMAGE_REFERENCE, "deploy": {"service": "hello", "registryAuth": "c2VjcmV0"}}),
         );
