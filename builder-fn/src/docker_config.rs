@@ -212,7 +212,7 @@ fn read_limited(path: &Path) -> io::Result<Option<Vec<u8>>> {
 mod tests {
     use super::*;
 
-    fn config(content: &str) -> (tempfile::TempDir, DockerConfig) {
+    fn config_file_with(content: &str) -> (tempfile::TempDir, DockerConfig) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".dockerconfigjson");
         fs::write(&path, content).unwrap();
@@ -231,7 +231,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_changed_docker_config_is_read_again() {
-        let (dir, config) = config(r#"{"auths": {"example.com": {"username": "a", "password": "1"}}}"#);
+        let (dir, config) =
+            config_file_with(r#"{"auths": {"example.com": {"username": "a", "password": "1"}}}"#);
         assert_eq!(config.find_credentials("example.com").await.unwrap().secret, "1");
         // Replaces the file by a rename, as Kubernetes does.
         let next = dir.path().join("next");
@@ -251,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_error_of_an_unusable_file_names_the_file_and_quotes_nothing_of_it() {
-        let (_dir, config) = config(r#"{"auths": {"example.com": {"auth": hunter2}}}"#);
+        let (_dir, config) = config_file_with(r#"{"auths": {"example.com": {"auth": hunter2}}}"#);
         let error = ErrorChain(&config.check_readable().unwrap_err()).to_string();
         assert!(
             error.contains(".dockerconfigjson") && error.contains("line 1"),
@@ -268,13 +269,13 @@ mod tests {
             folder.check_readable(),
             Err(DockerConfigError::Read { .. })
         ));
-        let (_dir, large) = self::config(&" ".repeat(2 << 20));
+        let (_dir, large) = config_file_with(&" ".repeat(2 << 20));
         assert!(large.check_readable().unwrap_err().to_string().contains("bytes"));
     }
 
     #[tokio::test]
     async fn an_unusable_docker_config_entry_affects_only_its_own_registry() {
-        let (_dir, config) = config(
+        let (_dir, config) = config_file_with(
             r#"{"credHelpers": {"helper.example": 1, "none.example": null},
             "auths": {"bad.example": {"auth": "hunter2!"}, "good.example": {"auth": "dXNl\ncjpwYXNz"}}}"#,
         );
@@ -298,7 +299,7 @@ esac
 
     #[tokio::test]
     async fn a_helper_precedes_the_entries_of_the_file_and_its_answers_are_cached() {
-        let (dir, config) = config(
+        let (dir, config) = config_file_with(
             r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "from the file"}}}"#,
         );
         helper::tests::write_executable(&dir.path().join("docker-credential-test"), COUNTING_HELPER_SCRIPT);
@@ -330,7 +331,7 @@ esac
     #[tokio::test]
     async fn the_debug_output_of_a_docker_config_contains_no_secret() {
         let (_dir, config) =
-            config(r#"{"auths": {"example.com": {"username": "a", "password": "hunter2"}}}"#);
+            config_file_with(r#"{"auths": {"example.com": {"username": "a", "password": "hunter2"}}}"#);
         let credentials = config.find_credentials("example.com").await.unwrap();
         assert!(!format!("{config:?} {credentials:?}").contains("hunter2"));
     }

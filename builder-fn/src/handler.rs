@@ -306,7 +306,7 @@ impl BuilderApi {
     /// immediately.
     fn read_signature_check(&self, head: &RequestHead, context: &Context) -> Result<SignatureCheck, Error> {
         if let Some(policy) = &self.signatures.policy {
-            return Ok(self.tenants_check(&policy.current(), head, context));
+            return Ok(self.tenants_check(&policy.current_policy(), head, context));
         }
         if self.signatures.disable_hmac {
             return Ok(SignatureCheck::Disabled);
@@ -329,8 +329,8 @@ impl BuilderApi {
         let tenants = policy
             .tenants()
             .filter(|tenant| named.is_none_or(|named| tenant.name().as_str() == named));
-        let names = tenants.flat_map(|tenant| tenant.keys().iter().map(move |name| (tenant, name)));
-        let read = |name: &str| self.signatures.key_reader.read(context.secrets(), name);
+        let names = tenants.flat_map(|tenant| tenant.key_secrets().iter().map(move |name| (tenant, name)));
+        let read = |name: &str| self.signatures.key_reader.read_keys(context.secrets(), name);
         let secrets = names.filter_map(|(tenant, name)| Some((Arc::clone(tenant), read(name)?)));
         SignatureCheck::Required(SignatureKeys::of_tenants(secrets, self.signatures.accept_sha1))
     }

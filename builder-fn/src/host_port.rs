@@ -1,7 +1,7 @@
 //! Splits `HOST[:PORT]`, in which an IPv6 address is in brackets.
 
 /// Splits `HOST[:PORT]`. An empty port counts as missing. Returns `None` if the port is no number from 0 to 65535.
-pub(crate) fn split(text: &str) -> Option<(&str, Option<u16>)> {
+pub(crate) fn split_host_port(text: &str) -> Option<(&str, Option<u16>)> {
     let host_end = match text.starts_with('[') {
         true => text.find(']')? + 1,
         false => 0,
@@ -37,7 +37,7 @@ mod tests {
             ("a:1:2", None),
             ("a:65536", None),
         ] {
-            assert_eq!(split(text), expected, "{text}");
+            assert_eq!(split_host_port(text), expected, "{text}");
         }
     }
 }

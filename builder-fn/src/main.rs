@@ -35,7 +35,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
     tokio::spawn(ready::probe_periodically(settings.daemon.clone(), sender));
     let metrics = Metrics::register(context.metrics_registry())?;
     if let Some(policy) = &settings.signatures.policy {
-        policy.show_validity_in(metrics.policy_valid());
+        policy.show_validity_in(metrics.policy_valid_gauge());
     }
     let credentials = Arc::new(settings.credentials);
     let builder = Builder {
@@ -50,7 +50,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         credentials,
         tenants: settings.tenants,
         settings: settings.build,
-        keys: SharedKeyPool::new(metrics.sent_bytes()),
+        keys: SharedKeyPool::new(metrics.sent_bytes_counter()),
         deployer: Deployer {
             gateway: context.gateway().clone(),
             secrets: context.secrets().clone(),
@@ -62,7 +62,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
     };
     let api = BuilderApi {
         builder,
-        limits: settings.requests.into_request_limits(metrics.spool_bytes()),
+        limits: settings.requests.into_request_limits(metrics.spool_bytes_gauge()),
         signatures: settings.signatures,
         max_log: settings.max_log,
         seal_key: settings.seal_key,

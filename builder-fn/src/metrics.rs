@@ -125,17 +125,17 @@ impl Metrics {
     }
 
     /// Returns the counter of the bytes sent to BuildKit.
-    pub fn sent_bytes(&self) -> prometheus::IntCounter {
+    pub fn sent_bytes_counter(&self) -> prometheus::IntCounter {
         self.sent_bytes.clone()
     }
 
     /// Returns the gauge of the bytes of spooled request bodies.
-    pub fn spool_bytes(&self) -> IntGauge {
+    pub fn spool_bytes_gauge(&self) -> IntGauge {
         self.spool_bytes.clone()
     }
 
     /// Returns the gauge that shows whether the policy's file can be used.
-    pub fn policy_valid(&self) -> IntGauge {
+    pub fn policy_valid_gauge(&self) -> IntGauge {
         self.policy_valid.clone()
     }
 

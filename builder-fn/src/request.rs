@@ -176,7 +176,7 @@ pub fn violations_in_config(
     reserved: &ReservedNames,
 ) -> Result<Vec<String>, RequestError> {
     let config = BuildConfig::parse(content)?;
-    Ok(match rules::check(&config, Some(tenant), reserved) {
+    Ok(match rules::check_config(&config, Some(tenant), reserved) {
         Ok(()) => Vec::new(),
         Err(violations) => violations.iter().map(ToString::to_string).collect(),
     })

@@ -178,14 +178,14 @@ mod tests {
 
     /// A private key written by faas-cli (`secret keygen` and `secret seal`):
     /// `tests/clients/recorded/secrets.json`.
-    const PRIVATE: &str = "71PAWVnhbfjrSSIrTaaFGTECn2XoUVHRxpkXMK7iNFY=";
-    const PUBLIC: &str = "UWnDv86xVyoHbiUx5erolv0cwuSO9bN3hcX0c3WOmWg=";
+    const PRIVATE_KEY: &str = "71PAWVnhbfjrSSIrTaaFGTECn2XoUVHRxpkXMK7iNFY=";
+    const PUBLIC_KEY: &str = "UWnDv86xVyoHbiUx5erolv0cwuSO9bN3hcX0c3WOmWg=";
     const ENVELOPE: &str = "version: v1\nalgorithm: nacl/box\nkey_id: UWnDv86x\n\
         public_key: wxgxx0txUKbj9O9G/SQuc5Tlf3FpifyCOitbNAeNRCk=\nsecrets:\n    \
         npmrc: AqGBHF+aUNdhe99dDqwBySBlt/MhZc4DCUa8GTcGGqrFsrFVGfDxfm/URNcYDiMAU+zbVpPB3AtT0NOFzbEMMCn0Jg==\n    \
         pip_token: 8wx/10/ldSRa34Govwn3kp2a4Nfew9ITIUlZnn46TYAwvyQMb4vYQPOMpDdO3CY=\n";
 
-    fn key(content: &str) -> (tempfile::TempDir, SealKey) {
+    fn seal_key_file(content: &str) -> (tempfile::TempDir, SealKey) {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("key");
         std::fs::write(&path, content).expect("write");
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn an_envelope_of_faas_cli_is_opened() {
-        let (_folder, key) = key(&format!("{PRIVATE}\n"));
+        let (_folder, key) = seal_key_file(&format!("{PRIVATE_KEY}\n"));
         let secrets = key.open_envelope(ENVELOPE.as_bytes()).expect("secrets");
 
         assert_eq!(
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
         assert_eq!(
             key.public_key_answer().expect("a key"),
-            json!({"key_id": "UWnDv86x", "algorithm": "nacl/box", "public_key": PUBLIC})
+            json!({"key_id": "UWnDv86x", "algorithm": "nacl/box", "public_key": PUBLIC_KEY})
         );
         let without_id = ENVELOPE.replace("key_id: UWnDv86x\n", "");
         assert!(key.open_envelope(without_id.as_bytes()).is_ok());
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_field_or_the_secret_and_no_value() {
-        let (_folder, key) = key(PRIVATE);
+        let (_folder, key) = seal_key_file(PRIVATE_KEY);
         let many: String = (0..=MAX_SECRETS)
             .map(|name| format!("    s{name}: AAAA\n"))
             .collect();
@@ -306,11 +306,11 @@ mod tests {
 
     #[test]
     fn an_unusable_key_is_the_platforms_fault_and_a_changed_key_is_read_again() {
-        let (folder, key) = key("no key");
+        let (folder, key) = seal_key_file("no key");
         assert!(matches!(key.public_key_answer(), Err(SealError::KeyFormat)));
-        std::fs::write(folder.path().join("next"), PRIVATE).expect("write");
+        std::fs::write(folder.path().join("next"), PRIVATE_KEY).expect("write");
         std::fs::rename(folder.path().join("next"), folder.path().join("key")).expect("rename");
-        assert_eq!(key.public_key_answer().expect("a key")["public_key"], PUBLIC);
+        assert_eq!(key.public_key_answer().expect("a key")["public_key"], PUBLIC_KEY);
         std::fs::remove_file(folder.path().join("key")).expect("remove");
         let error = key
             .open_envelope(ENVELOPE.as_bytes())
@@ -319,7 +319,7 @@ mod tests {
     }
 
     /// Seals values of these sizes to the private key `[1; 32]`, and returns the envelope.
-    fn envelope(sizes: &[usize]) -> String {
+    fn sealed_envelope(sizes: &[usize]) -> String {
         use crypto_box::aead::generic_array::GenericArray;
         let sender = SecretKey::from([2; 32]);
         let seal = SalsaBox::new(&SecretKey::from([1; 32]).public_key(), &sender);
@@ -336,28 +336,32 @@ mod tests {
 
     #[test]
     fn a_value_may_be_as_large_as_buildkit_accepts() {
-        let (_folder, key) = key(&STANDARD.encode([1; 32]));
+        let (_folder, key) = seal_key_file(&STANDARD.encode([1; 32]));
         for (size, is_accepted) in [
             (0, true),
             (MAX_SECRET_VALUE_BYTES, true),
             (MAX_SECRET_VALUE_BYTES + 1, false),
         ] {
-            let opened = key.open_envelope(envelope(&[size]).as_bytes());
+            let opened = key.open_envelope(sealed_envelope(&[size]).as_bytes());
             assert_eq!(opened.is_ok(), is_accepted, "{size}");
         }
     }
 
     #[test]
     fn secrets_that_are_too_large_to_be_masked_are_rejected() {
-        let (_folder, key) = key(&STANDARD.encode([1; 32]));
+        let (_folder, key) = seal_key_file(&STANDARD.encode([1; 32]));
         let rest = MAX_TOTAL_SECRET_BYTES - 2 * MAX_SECRET_VALUE_BYTES;
         assert!(
-            key.open_envelope(envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest]).as_bytes())
-                .is_ok()
+            key.open_envelope(
+                sealed_envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest]).as_bytes()
+            )
+            .is_ok()
         );
 
         let error = key
-            .open_envelope(envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest + 1]).as_bytes())
+            .open_envelope(
+                sealed_envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest + 1]).as_bytes(),
+            )
             .expect_err("too large in total");
         assert!(
             error

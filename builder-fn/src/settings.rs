@@ -182,8 +182,8 @@ impl Settings {
             token_realms,
             tenants,
             build,
-            requests: RequestSettings::read(parser),
-            signatures: SignatureSettings::read(parser, secrets),
+            requests: RequestSettings::read_request_settings(parser),
+            signatures: SignatureSettings::read_signature_settings(parser, secrets),
             slots: read_build_slots(parser, max_inflight),
             deployer: DeployerSettings {
                 function: deployer,
@@ -213,7 +213,7 @@ impl Settings {
         let Some(policy) = &self.signatures.policy else {
             return;
         };
-        for tenant in policy.current().tenants() {
+        for tenant in policy.current_policy().tenants() {
             if let Err(problem) = self.tenants.daemon(tenant) {
                 parser.add_problem("policy_file", format!("cannot be used: {problem}"));
             }
@@ -242,7 +242,7 @@ impl Settings {
 }
 
 impl RequestSettings {
-    fn read(parser: &mut Parser<'_>) -> Self {
+    fn read_request_settings(parser: &mut Parser<'_>) -> Self {
         let max_body = parser.number("max_body", 1 << 30);
         let settings = Self {
             max_body,
@@ -292,7 +292,7 @@ impl RequestSettings {
 }
 
 impl SignatureSettings {
-    fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
+    fn read_signature_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
         let settings = Self {
             disable_hmac: parser.flag("disable_hmac", false),
             accept_sha1: parser.flag("accept_sha1", true),
@@ -300,7 +300,7 @@ impl SignatureSettings {
             key_reader: KeyReader::default(),
         };
         if let Some(policy) = &settings.policy {
-            settings.check_with_policy(&policy.current(), parser, secrets);
+            settings.check_with_policy(&policy.current_policy(), parser, secrets);
         } else if !settings.disable_hmac {
             if let Err(error) = secrets.read_secret(PAYLOAD_SECRET_NAME) {
                 parser.add_problem("disable_hmac", format!("is not set, and {error}"));
@@ -326,9 +326,9 @@ impl SignatureSettings {
                 "should be left out with policy_file, whose tenants have frontends of their own (tenants.NAME.frontends)",
             );
         }
-        for name in policy.tenants().flat_map(|tenant| tenant.keys()) {
+        for name in policy.tenants().flat_map(|tenant| tenant.key_secrets()) {
             signature::check_signing_secret(parser, secrets, name);
-            self.key_reader.read(secrets, name);
+            self.key_reader.read_keys(secrets, name);
         }
     }
 }
@@ -541,7 +541,7 @@ mod tests {
 
     const VALID_PAYLOAD_KEY: &str = "a key of 17 bytes\n";
 
-    fn read(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
+    fn read_builder_settings(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
         let folder = tempfile::tempdir().expect("folder");
         if let Some(secret) = secret {
             std::fs::write(folder.path().join(PAYLOAD_SECRET_NAME), secret).expect("write");
@@ -554,7 +554,7 @@ mod tests {
 
     #[test]
     fn the_buildkit_address_and_the_payload_secret_are_the_only_required_settings() {
-        let settings = read(
+        let settings = read_builder_settings(
             &[
                 ("buildkit_url", "tcp://buildkit:1234"),
                 ("buildkit_plaintext", "true"),
@@ -582,7 +582,7 @@ mod tests {
 
     #[test]
     fn all_invalid_settings_are_reported_together_by_name() {
-        let problems = read(
+        let problems = read_builder_settings(
             &[
                 ("buildkit_url", "http://buildkit"),
                 ("insecure", "perhaps"),
@@ -698,10 +698,10 @@ mod tests {
     #[test]
     fn limits_on_unverified_bodies_have_room_for_one_body() {
         let address = ("buildkit_url", "unix:///run/b.sock");
-        let settings =
-            read(&[address, ("max_body", "3000000000")], Some(VALID_PAYLOAD_KEY)).expect("settings");
+        let settings = read_builder_settings(&[address, ("max_body", "3000000000")], Some(VALID_PAYLOAD_KEY))
+            .expect("settings");
         assert_eq!(settings.requests.unverified.disk, 3_000_000_000);
-        let problems = read(
+        let problems = read_builder_settings(
             &[
                 address,
                 ("unverified_senders", "0"),
@@ -737,7 +737,7 @@ mod tests {
                 "line 1 begins a PEM text",
             ),
         ] {
-            let problems = read(&address, Some(secret)).expect_err("the secret is not fit");
+            let problems = read_builder_settings(&address, Some(secret)).expect_err("the secret is not fit");
             let expected = format!("secret payload-secret is not fit for signatures: {fault}");
             assert!(problems.to_string().starts_with(&expected), "{problems}");
             assert_eq!(problems.0.len(), 1);
@@ -746,14 +746,14 @@ mod tests {
 
     #[test]
     fn the_payload_secret_is_needed_unless_hmac_is_disabled() {
-        read(
+        read_builder_settings(
             &[("buildkit_url", "unix:///run/b.sock"), ("disable_hmac", "true")],
             None,
         )
         .expect("settings");
 
-        let problems =
-            read(&[("buildkit_url", "unix:///run/b.sock")], None).expect_err("the secret is missing");
+        let problems = read_builder_settings(&[("buildkit_url", "unix:///run/b.sock")], None)
+            .expect_err("the secret is missing");
         assert!(
             problems.to_string().contains("payload-secret is missing"),
             "{problems}"

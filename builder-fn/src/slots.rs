@@ -17,7 +17,7 @@ use std::time::Duration;
 use function_host::policy::Tenant;
 use tokio::sync::oneshot;
 
-use queue::{Grant, TenantQueues};
+use queue::{GrantedSlot, TenantQueues};
 
 /// The build slots of a builder. The default has no limit but those of tenants. Clones share the slots.
 #[derive(Clone, Debug)]
@@ -121,10 +121,10 @@ impl BuildSlots {
             0 => queues.total_admitted() >= shared.limit,
             _ => false,
         };
-        if is_full || queues.admitted(&owner.name) >= limit.saturating_add(shared.queue_length) {
+        if is_full || queues.admitted_of_tenant(&owner.name) >= limit.saturating_add(shared.queue_length) {
             return Err(NoFreeSlot { limit });
         }
-        queues.admit(&owner.name, limit);
+        queues.add_admitted(&owner.name, limit);
         drop(queues);
         Ok(QueueAdmission(AdmittedOwner {
             shared: shared.clone(),
@@ -143,7 +143,7 @@ impl BuildSlots {
         let queues = shared.lock();
         match shared.queue_length {
             0 => queues.total_admitted() >= shared.limit,
-            length => queues.admitted(&None) >= shared.limit.saturating_add(length),
+            length => queues.admitted_of_tenant(&None) >= shared.limit.saturating_add(length),
         }
     }
 }
@@ -165,10 +165,10 @@ impl QueueAdmission {
         let (sender, granted) = oneshot::channel();
         let grants = {
             let mut queues = shared.lock();
-            queues.wait(&owner.name, sender);
-            queues.grant(shared.limit)
+            queues.add_waiter(&owner.name, sender);
+            queues.grant_free_slots(shared.limit)
         };
-        shared.send(grants);
+        shared.send_grants(grants);
         let mut granted = granted;
         // A slot that is free is taken even without any time to wait.
         if let Ok(slot) = granted.try_recv() {
@@ -184,7 +184,7 @@ impl QueueAdmission {
 impl Drop for QueueAdmission {
     fn drop(&mut self) {
         let AdmittedOwner { shared, owner } = &self.0;
-        shared.lock().leave(&owner.name);
+        shared.lock().remove_admitted(&owner.name);
     }
 }
 
@@ -193,10 +193,10 @@ impl Drop for BuildSlot {
         if let Some(TakenSlot { shared, tenant }) = self.0.take() {
             let grants = {
                 let mut queues = shared.lock();
-                queues.free(&tenant);
-                queues.grant(shared.limit)
+                queues.free_slot(&tenant);
+                queues.grant_free_slots(shared.limit)
             };
-            shared.send(grants);
+            shared.send_grants(grants);
         }
     }
 }
@@ -208,8 +208,8 @@ impl SharedSlots {
 
     /// Passes slots to the requests that wait for them. The slot of a request that has stopped waiting is freed again, so
     /// the queues must not be locked here.
-    fn send(self: &Arc<Self>, grants: Vec<Grant>) {
-        for Grant { tenant, waiter } in grants {
+    fn send_grants(self: &Arc<Self>, grants: Vec<GrantedSlot>) {
+        for GrantedSlot { tenant, waiter } in grants {
             let slot = BuildSlot(Some(TakenSlot {
                 shared: self.clone(),
                 tenant,

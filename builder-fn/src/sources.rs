@@ -40,7 +40,7 @@ pub struct SourceRules {
 
 impl SourceCheck for SourceRules {
     fn check(&self, identifier: &str, attributes: &BTreeMap<String, String>) -> SourceDecision {
-        match self.decide(identifier, attributes) {
+        match self.decide_source(identifier, attributes) {
             Ok(decision) => decision,
             Err(reason) => SourceDecision::Deny(reason),
         }
@@ -48,7 +48,7 @@ impl SourceCheck for SourceRules {
 }
 
 impl SourceRules {
-    fn decide(
+    fn decide_source(
         &self,
         identifier: &str,
         attributes: &BTreeMap<String, String>,
@@ -73,7 +73,7 @@ impl SourceRules {
                 let lists_sources = self
                     .tenant
                     .as_ref()
-                    .is_some_and(|tenant| tenant.sources().is_some());
+                    .is_some_and(|tenant| tenant.read_rules().is_some());
                 if lists_sources && !skips_submodules {
                     // The repository names the addresses of its submodules, and the daemon asks about none of them.
                     let mut attributes = attributes.clone();
@@ -87,7 +87,7 @@ impl SourceRules {
 
     fn check_image(&self, image: &ImageName) -> Result<(), String> {
         let host = Host::parse(image.host()).map_err(|error| format!("the registry {error}"))?;
-        if host.is_metadata() && !self.allowed.allow(&host, image.port()) {
+        if host.is_metadata() && !self.allowed.allows_host(&host, image.port()) {
             return Err(format!(
                 "no image is read from {host}, a link-local address or a metadata service, unless the builder's setting \
                  allowed_sources names it"
@@ -107,7 +107,7 @@ impl SourceRules {
 
     fn check_host(&self, url: &Url) -> Result<(), String> {
         match url.host.private_kind() {
-            Some(kind) if !self.allowed.allow(&url.host, url.port()) => Err(format!(
+            Some(kind) if !self.allowed.allows_host(&url.host, url.port()) => Err(format!(
                 "{} is {kind}, from which no build reads, unless the builder's setting allowed_sources names it",
                 url.host
             )),

@@ -18,9 +18,9 @@ pub type DaemonConnector = Arc<dyn Fn(&str) -> Result<Daemon, String> + Send + S
 
 /// The registry credentials and the daemons of tenants, made when a tenant first needs them. Clones share them.
 #[derive(Clone)]
-pub struct TenantResources(Arc<Shared>);
+pub struct TenantResources(Arc<SharedResources>);
 
-struct Shared {
+struct SharedResources {
     secrets: Secrets,
     insecure: bool,
     token_realms: AllowedTokenHosts,
@@ -50,7 +50,7 @@ impl TenantResources {
         helpers: CredentialHelpers,
         connector: DaemonConnector,
     ) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedResources {
             secrets,
             insecure,
             token_realms,
@@ -64,7 +64,7 @@ impl TenantResources {
     /// Returns the registries with the credentials that the tenant's builds use. Without `registryConfig` there are none:
     /// those of other tenants are never used.
     pub fn registries(&self, tenant: &Tenant) -> Arc<Registries> {
-        let secret = tenant.registry_config().map(str::to_owned);
+        let secret = tenant.registry_config_secret().map(str::to_owned);
         let mut registries = self.0.registries.lock().unwrap_or_else(PoisonError::into_inner);
         let create = || {
             let credentials: Arc<dyn CredentialStore> = match &secret {
@@ -89,7 +89,7 @@ impl TenantResources {
     /// # Errors
     /// Fails if the address of the daemon cannot be used; the text is for the operator.
     pub fn daemon(&self, tenant: &Tenant) -> Result<Option<TenantDaemon>, String> {
-        let Some(address) = tenant.buildkit() else {
+        let Some(address) = tenant.buildkit_address() else {
             return Ok(None);
         };
         let mut daemons = self.0.daemons.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    fn resources(folder: &tempfile::TempDir) -> TenantResources {
+    fn example_resources(folder: &tempfile::TempDir) -> TenantResources {
         let connector: DaemonConnector = Arc::new(|text| {
             let address = text.parse::<crate::buildkit::DaemonAddress>();
             Ok(Daemon::at(address.map_err(|error| error.to_string())?))
@@ -133,7 +133,7 @@ mod tests {
         )
     }
 
-    fn tenant(rules: &str) -> Arc<Tenant> {
+    fn tenant_with_rules(rules: &str) -> Arc<Tenant> {
         let text = format!(r#"{{"tenants": {{"acme": {{"keys": ["acme-payload"]{rules}}}}}}}"#);
         Policy::parse(&text)
             .expect("policy")
@@ -150,13 +150,13 @@ mod tests {
                 format!(r#"{{"auths": {{"r.example": {{"username": "u", "password": "{password}"}}}}}}"#);
             std::fs::write(folder.path().join(name), login).expect("write");
         }
-        let resources = resources(&folder);
+        let resources = example_resources(&folder);
         for (rules, expected) in [
             (r#", "registryConfig": "acme-registry""#, "of acme"),
             (r#", "registryConfig": "acme-missing""#, ""),
             ("", ""),
         ] {
-            let registries = resources.registries(&tenant(rules));
+            let registries = resources.registries(&tenant_with_rules(rules));
             let credentials = registries.credentials.credentials("r.example").await;
             assert_eq!(credentials.secret, expected, "{rules}");
         }
@@ -164,14 +164,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_tenant_has_a_daemon_of_its_own_only_if_the_policy_names_one() {
-        let resources = resources(&tempfile::tempdir().expect("folder"));
-        assert!(resources.daemon(&tenant("")).expect("no daemon").is_none());
+        let resources = example_resources(&tempfile::tempdir().expect("folder"));
+        assert!(
+            resources
+                .daemon(&tenant_with_rules(""))
+                .expect("no daemon")
+                .is_none()
+        );
         let own = resources
-            .daemon(&tenant(r#", "buildkit": "tcp://acme-buildkit:1234""#))
+            .daemon(&tenant_with_rules(r#", "buildkit": "tcp://acme-buildkit:1234""#))
             .expect("an address")
             .expect("a daemon");
         assert_eq!(own.daemon.address_for_messages(), "tcp://acme-buildkit:1234");
-        let error = resources.daemon(&tenant(r#", "buildkit": "tcp://acme-buildkit:0x1""#));
+        let error = resources.daemon(&tenant_with_rules(r#", "buildkit": "tcp://acme-buildkit:0x1""#));
         let error = error.expect_err("no address");
         assert!(
             error.starts_with("tenants.acme.buildkit should have a host and a port"),

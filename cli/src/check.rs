@@ -78,7 +78,7 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
     let named = arguments.tenant.as_deref();
     let request = &arguments.request;
     if let Some(path) = &request.hand_over {
-        let bytes = read(path)?;
+        let bytes = read_file(path)?;
         let name = match named {
             Some(name) => name.to_owned(),
             None => deployer_fn::tenant_in_hand_over(&bytes)
@@ -91,13 +91,13 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
     }
     if let Some(path) = &request.config {
         let tenant = find_tenant(&policy, named.context("--config needs --tenant")?)?;
-        let violations = builder_fn::request::violations_in_config(&read(path)?, tenant, &reserved)
+        let violations = builder_fn::request::violations_in_config(&read_file(path)?, tenant, &reserved)
             .with_context(|| path.display().to_string())?;
         return Ok(Report::of_violations(violations, tenant));
     }
     if let Some(path) = &request.tar {
         let tenant = find_tenant(&policy, named.context("--tar needs --tenant")?)?;
-        let source = source::read(path).with_context(|| path.display().to_string())?;
+        let source = source::read_source(path).with_context(|| path.display().to_string())?;
         let mut violations = builder_fn::request::violations_in_config(&source.config, tenant, &reserved)
             .with_context(|| path.display().to_string())?;
         violations.extend(builder_fn::request::violation_in_dockerfile(
@@ -135,6 +135,6 @@ fn find_tenant<'p>(policy: &'p Policy, name: &str) -> anyhow::Result<&'p Tenant>
     tenant.with_context(|| format!("the policy has no tenant {name:?}"))
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("could not read {}", path.display()))
 }

@@ -11,9 +11,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 /// Exit code of a request that the policy rejects.
-const REJECTED: u8 = 1;
+const EXIT_CODE_REJECTED: u8 = 1;
 /// Exit code of a wrong command line, an invalid policy, or a file that cannot be used.
-const UNUSABLE: u8 = 2;
+const EXIT_CODE_UNUSABLE: u8 = 2;
 
 /// Slipway's command line.
 #[derive(Parser)]
@@ -44,11 +44,11 @@ fn main() -> ExitCode {
     match check::check(&arguments) {
         Ok(report) => {
             print_lines(&report.lines);
-            ExitCode::from(if report.is_allowed { 0 } else { REJECTED })
+            ExitCode::from(if report.is_allowed { 0 } else { EXIT_CODE_REJECTED })
         }
         Err(error) => {
             print_error(&error);
-            ExitCode::from(UNUSABLE)
+            ExitCode::from(EXIT_CODE_UNUSABLE)
         }
     }
 }

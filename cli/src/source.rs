@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use builder_fn::request::dockerfile_in_config;
 
 /// The name of the configuration in a build's tar.
-const CONFIG: &str = "com.openfaas.docker.config";
+const CONFIG_FILE_NAME: &str = "com.openfaas.docker.config";
 /// The most bytes that are read of a file in the tar.
-const FILE_MAX: u64 = 1024 * 1024;
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// The configuration and the Dockerfile of a build.
 pub(crate) struct BuildSource {
@@ -23,24 +23,25 @@ pub(crate) struct BuildSource {
 ///
 /// # Errors
 /// Fails if the file is not a tar with a configuration.
-pub(crate) fn read(path: &Path) -> anyhow::Result<BuildSource> {
-    let config = find(path, CONFIG)?.with_context(|| format!("the tar has no {CONFIG}"))?;
+pub(crate) fn read_source(path: &Path) -> anyhow::Result<BuildSource> {
+    let config =
+        find_file(path, CONFIG_FILE_NAME)?.with_context(|| format!("the tar has no {CONFIG_FILE_NAME}"))?;
     let dockerfile = format!("context/{}", dockerfile_in_config(&config)?);
     Ok(BuildSource {
-        dockerfile: find(path, &dockerfile)?.unwrap_or_default(),
+        dockerfile: find_file(path, &dockerfile)?.unwrap_or_default(),
         config,
     })
 }
 
 /// Returns the content of a file in a tar.
-fn find(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
-    let mut archive = tar::Archive::new(open(path)?);
+fn find_file(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    let mut archive = tar::Archive::new(open_tar(path)?);
     for entry in archive.entries()? {
         let entry = entry.context("could not read the tar")?;
         let found = entry.path()?;
         if found.strip_prefix("./").unwrap_or(&found) == Path::new(name) {
             let mut content = Vec::new();
-            entry.take(FILE_MAX).read_to_end(&mut content)?;
+            entry.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
             return Ok(Some(content));
         }
     }
@@ -48,7 +49,7 @@ fn find(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
 }
 
 /// Opens a tar that may be compressed.
-fn open(path: &Path) -> anyhow::Result<Box<dyn Read>> {
+fn open_tar(path: &Path) -> anyhow::Result<Box<dyn Read>> {
     let mut file = File::open(path)?;
     let mut start = Vec::new();
     (&mut file).take(4).read_to_end(&mut start)?;

@@ -8,13 +8,13 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-const POLICY: &str = r#"{"tenants": {
+const POLICY_JSON: &str = r#"{"tenants": {
     "acme": {"keys": ["acme-payload"], "push": ["registry.example/acme/"], "functions": ["acme-*"]},
     "globex": {"keys": ["globex-payload"]}
 }}"#;
 
 /// Runs the command in a folder with these files, and returns its exit code and its two outputs.
-fn slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, String) {
+fn run_slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, String) {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
         fs::write(folder.path().join(name), content).unwrap();
@@ -33,13 +33,13 @@ fn slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, String)
     )
 }
 
-fn evaluate(name: &str, content: &[u8], arguments: &[&str]) -> (i32, String, String) {
+fn check_file_against_policy(name: &str, content: &[u8], arguments: &[&str]) -> (i32, String, String) {
     let option = format!("--{}", name.split('.').next().unwrap());
     let arguments = [&["policy", &option, name], arguments].concat();
-    slipway(&[("policy", POLICY.as_bytes()), (name, content)], &arguments)
+    run_slipway(&[("policy", POLICY_JSON.as_bytes()), (name, content)], &arguments)
 }
 
-fn tar_of(config: &Value, dockerfile: &str) -> Vec<u8> {
+fn tar_with(config: &Value, dockerfile: &str) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in [
         ("com.openfaas.docker.config", config.to_string()),
@@ -55,13 +55,13 @@ fn tar_of(config: &Value, dockerfile: &str) -> Vec<u8> {
 
 #[test]
 fn a_valid_policy_ends_with_0_and_an_invalid_one_with_2_and_every_problem() {
-    let (code, out, _) = slipway(&[("policy", POLICY.as_bytes())], &["policy"]);
+    let (code, out, _) = run_slipway(&[("policy", POLICY_JSON.as_bytes())], &["policy"]);
     assert_eq!(
         (code, out.as_str()),
         (0, "valid, with the tenants acme, globex\n")
     );
     let wrong = br#"{"tenants": {"acme": {"keys": ["a"], "push": ["nginx"], "pull": []}}}"#;
-    let (code, out, error) = slipway(&[("policy", wrong)], &["policy"]);
+    let (code, out, error) = run_slipway(&[("policy", wrong)], &["policy"]);
     assert_eq!((code, out.as_str()), (2, ""));
     for problem in ["tenants.acme.push[0] should", "tenants.acme.pull is not"] {
         assert!(error.contains(problem), "{error}");
@@ -72,7 +72,7 @@ fn a_valid_policy_ends_with_0_and_an_invalid_one_with_2_and_every_problem() {
 fn a_rejected_request_ends_with_1_and_every_violated_rule_on_a_line() {
     let config = json!({"image": "registry.example/globex/x:1", "deploy": {"service": "hello", "secrets": ["deploy-secret"]}});
     let config = config.to_string();
-    let (code, out, _) = evaluate("config.json", config.as_bytes(), &["--tenant", "acme"]);
+    let (code, out, _) = check_file_against_policy("config.json", config.as_bytes(), &["--tenant", "acme"]);
     assert_eq!(code, 1);
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines.len(), 3, "{out}");
@@ -83,7 +83,7 @@ fn a_rejected_request_ends_with_1_and_every_violated_rule_on_a_line() {
     ] {
         assert!(lines.iter().any(|line| line.contains(rule)), "{rule}: {out}");
     }
-    let (code, out, _) = evaluate(
+    let (code, out, _) = check_file_against_policy(
         "config.json",
         br#"{"image": "registry.example/globex/x:1"}"#,
         &["--tenant", "globex"],
@@ -93,7 +93,7 @@ fn a_rejected_request_ends_with_1_and_every_violated_rule_on_a_line() {
 
 #[test]
 fn a_tar_is_evaluated_with_its_dockerfile_whatever_its_compression() {
-    let tar = tar_of(
+    let tar = tar_with(
         &json!({"image": "registry.example/acme/x:1"}),
         "# syntax=r.example/evil:1\nFROM scratch\n",
     );
@@ -101,7 +101,7 @@ fn a_tar_is_evaluated_with_its_dockerfile_whatever_its_compression() {
     gzip.write_all(&tar).unwrap();
     let zstd = zstd::stream::encode_all(tar.as_slice(), 1).unwrap();
     for content in [tar, gzip.finish().unwrap(), zstd] {
-        let (code, out, error) = evaluate("tar", &content, &["--tenant", "acme"]);
+        let (code, out, error) = check_file_against_policy("tar", &content, &["--tenant", "acme"]);
         assert_eq!(code, 1, "{error}");
         assert!(out.contains("rule frontends of tenant acme"), "{out}");
     }
@@ -111,13 +111,14 @@ fn a_tar_is_evaluated_with_its_dockerfile_whatever_its_compression() {
 fn a_hand_over_is_evaluated_for_the_tenant_that_it_names() {
     let image = format!("registry.example/acme/x@sha256:{}", "1".repeat(64));
     let hand_over = json!({"image": image, "tenant": "acme", "deploy": {"service": "hello"}}).to_string();
-    let (code, out, _) = evaluate("hand-over", hand_over.as_bytes(), &[]);
+    let (code, out, _) = check_file_against_policy("hand-over", hand_over.as_bytes(), &[]);
     assert_eq!(code, 1);
     assert!(
         out.contains("rule functions of tenant acme does not allow \"hello\""),
         "{out}"
     );
-    let (code, _, error) = evaluate("hand-over", hand_over.as_bytes(), &["--tenant", "globex"]);
+    let (code, _, error) =
+        check_file_against_policy("hand-over", hand_over.as_bytes(), &["--tenant", "globex"]);
     assert_eq!(code, 2, "{error}");
     assert!(error.contains("tenant should be \"globex\""), "{error}");
 }
@@ -125,9 +126,10 @@ fn a_hand_over_is_evaluated_for_the_tenant_that_it_names() {
 #[test]
 fn a_request_without_a_tenant_and_an_unknown_tenant_end_with_2() {
     for arguments in [&[][..], &["--tenant", "umbrella"]] {
-        let (code, _, error) = evaluate("config", br#"{"image": "registry.example/x"}"#, arguments);
+        let (code, _, error) =
+            check_file_against_policy("config", br#"{"image": "registry.example/x"}"#, arguments);
         assert_eq!(code, 2, "{error}");
     }
-    assert_eq!(slipway(&[], &["policy"]).0, 2);
-    assert_eq!(slipway(&[], &[]).0, 2);
+    assert_eq!(run_slipway(&[], &["policy"]).0, 2);
+    assert_eq!(run_slipway(&[], &[]).0, 2);
 }

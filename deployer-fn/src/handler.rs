@@ -58,7 +58,7 @@ impl Deployer {
     pub fn new(settings: Settings, metrics: DeploymentMetrics) -> Self {
         let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
         if let Some(policy) = &settings.policy {
-            policy.show_validity_in(metrics.policy_valid());
+            policy.show_validity_in(metrics.policy_valid_gauge());
         }
         Self {
             metrics,
@@ -177,7 +177,7 @@ impl Deployer {
         request: Request,
         context: &Context,
     ) -> Result<(ReceivedHandOver, Option<Arc<Tenant>>), HandOverError> {
-        let policy = self.settings.policy.as_ref().map(PolicyFile::current);
+        let policy = self.settings.policy.as_ref().map(PolicyFile::current_policy);
         let policy = policy.as_deref();
         let keys = tenancy::read_keys(context.secrets(), policy, &self.key_reader)?;
         let keys: Vec<_> = keys.iter().map(|(key, signer)| (key.clone(), signer)).collect();
@@ -301,7 +301,9 @@ impl Deployer {
         if !settings.check_image {
             return None;
         }
-        let config_secret = tenant.and_then(Tenant::pull_config).unwrap_or(PULL_CONFIG_SECRET);
+        let config_secret = tenant
+            .and_then(Tenant::pull_config_secret)
+            .unwrap_or(PULL_CONFIG_SECRET);
         let lookup = RegistryImageCheck {
             secrets: context.secrets().clone(),
             config_secret: config_secret.to_owned(),

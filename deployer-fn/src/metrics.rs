@@ -79,7 +79,7 @@ impl DeploymentMetrics {
     }
 
     /// Returns the gauge that shows whether the policy's file can be used.
-    pub(crate) fn policy_valid(&self) -> IntGauge {
+    pub(crate) fn policy_valid_gauge(&self) -> IntGauge {
         self.policy_valid.clone()
     }
 

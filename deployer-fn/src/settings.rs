@@ -12,7 +12,7 @@ use function_host::{ErrorChain, Secrets, signature};
 
 use crate::request::check_namespace;
 use crate::rollout::RolloutTimeouts;
-use crate::tenancy::KEY_SECRET;
+use crate::tenancy::DEPLOY_KEY_SECRET;
 
 /// The default of `ready_timeout`. With the rollback it is less than a minute, after which the community
 /// edition's gateway ends a call by default.
@@ -138,10 +138,10 @@ impl Settings {
 impl Settings {
     /// Checks that the secrets for signatures contain usable keys, so that an unusable one prevents the start.
     pub fn check_signing_keys(&self, parser: &mut Parser<'_>, secrets: &Secrets) {
-        signature::check_signing_secret(parser, secrets, KEY_SECRET);
-        let policy = self.policy.as_ref().map(PolicyFile::current);
+        signature::check_signing_secret(parser, secrets, DEPLOY_KEY_SECRET);
+        let policy = self.policy.as_ref().map(PolicyFile::current_policy);
         for tenant in policy.iter().flat_map(|policy| policy.tenants()) {
-            for name in tenant.deploy_keys() {
+            for name in tenant.deploy_key_secrets() {
                 signature::check_signing_secret(parser, secrets, name);
             }
         }

@@ -13,7 +13,7 @@ use crate::request::{
 };
 
 /// The name of the secret with the keys that the builder signs hand-overs with: one key a line while keys are rotated.
-pub(crate) const KEY_SECRET: &str = "deploy-secret";
+pub(crate) const DEPLOY_KEY_SECRET: &str = "deploy-secret";
 
 /// The signer of a hand-over, as its key tells.
 #[derive(Clone, Debug)]
@@ -44,23 +44,28 @@ pub(crate) fn read_keys(
     policy: Option<&Policy>,
     reader: &KeyReader,
 ) -> Result<Vec<(HmacKeys, Signer)>, HandOverError> {
-    let secret = secrets.read_secret(KEY_SECRET);
+    let secret = secrets.read_secret(DEPLOY_KEY_SECRET);
     // Where tenants have keys of their own, a deployer may do without a builder.
-    let has_other_keys =
-        policy.is_some_and(|policy| policy.tenants().any(|tenant| !tenant.deploy_keys().is_empty()));
+    let has_other_keys = policy.is_some_and(|policy| {
+        policy
+            .tenants()
+            .any(|tenant| !tenant.deploy_key_secrets().is_empty())
+    });
     let mut keys = match secret {
         Err(SecretError::Missing { .. }) if has_other_keys => Vec::new(),
         Err(error) => return Err(HandOverError::Key(error)),
         Ok(secret) => {
-            let key = HmacKeys::new(&secret).ok_or(HandOverError::NoKey { name: KEY_SECRET })?;
+            let key = HmacKeys::new(&secret).ok_or(HandOverError::NoKey {
+                name: DEPLOY_KEY_SECRET,
+            })?;
             vec![(key, Signer::Builder)]
         }
     };
     for tenant in policy.into_iter().flat_map(Policy::tenants) {
         let read = tenant
-            .deploy_keys()
+            .deploy_key_secrets()
             .iter()
-            .filter_map(|name| reader.read(secrets, name));
+            .filter_map(|name| reader.read_keys(secrets, name));
         let read = read.filter_map(|secret| HmacKeys::new(&secret));
         keys.extend(read.map(|key| (key, Signer::Tenant(Arc::clone(tenant)))));
     }
@@ -136,7 +141,7 @@ pub(crate) fn check_rules(
         violations.extend(image.and_then(|image| tenant.may_run_image(image.repository()).err()));
         violations.extend(tenant.deployments().violations(&function));
     }
-    Violations::none_of(violations)
+    Violations::fail_if_any(violations)
 }
 
 /// Returns the tenant that the JSON of a hand-over names.
@@ -202,17 +207,17 @@ mod tests {
 
     use super::*;
 
-    const POLICY: &str = r#"{"tenants": {
+    const POLICY_JSON: &str = r#"{"tenants": {
         "acme": {"keys": ["a"], "functions": ["*"]}, "globex": {"keys": ["g"]}, "initech": {"keys": ["i"], "adopt": true}
     }}"#;
 
-    fn policy() -> Policy {
-        Policy::parse(POLICY).unwrap()
+    fn example_policy() -> Policy {
+        Policy::parse(POLICY_JSON).unwrap()
     }
 
     #[test]
     fn the_field_tenant_has_to_fit_the_signer_and_the_policy() {
-        let policy = policy();
+        let policy = example_policy();
         let acme = Signer::Tenant(policy.tenant("acme").unwrap().clone());
         let find = |signer: &Signer, given: Option<&str>, policy: Option<&Policy>| {
             find_tenant(signer, given, policy).map(|tenant| tenant.map(|tenant| tenant.name().to_string()))
@@ -236,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_function_is_changed_by_its_own_tenant_only() {
-        let policy = policy();
+        let policy = example_policy();
         let may_change = |tenant: &str, annotations: serde_json::Value| {
             let status = json!({"name": "hello", "image": "r/hello:1", "annotations": annotations});
             let status = serde_json::from_value(status).unwrap();

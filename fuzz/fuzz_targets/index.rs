@@ -3,7 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[allow(dead_code, unused_imports, reason = "each target uses one of the harness's functions")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "each target uses one of the harness's functions"
+)]
 #[path = "../../builder-fn/tests/integration/harness/mod.rs"]
 mod harness;
 

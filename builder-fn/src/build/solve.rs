@@ -175,7 +175,7 @@ impl Builder {
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
             tenant: tenant.map(|tenant| tenant.name().to_string()),
-            no_network: tenant.is_some_and(|tenant| tenant.network() == StepNetwork::None),
+            no_network: tenant.is_some_and(|tenant| tenant.step_network() == StepNetwork::None),
             step_limits: settings.step_limits,
         };
         Ok(BuildJob {

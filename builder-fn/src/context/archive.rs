@@ -19,7 +19,7 @@ pub use limits::ArchiveLimits;
 pub(crate) use stored::ReadError;
 
 use error::{EntryProblem, ShownEntryName};
-use header::{BLOCK, TarHeader};
+use header::{BLOCK_BYTES, TarHeader};
 use name::EntryRole;
 use pax::PaxRecords;
 use tar_entry::{EntryType, ExtendedHeaders, TarEntry};
@@ -49,7 +49,7 @@ pub struct ArchiveReader {
     limits: ArchiveLimits,
     offset: u64,
     state: ReaderState,
-    block: Box<[u8; BLOCK]>,
+    block: Box<[u8; BLOCK_BYTES]>,
     /// The extended headers that apply to the next entry.
     extended: ExtendedHeaders,
     /// The modification time in a global header, for entries without one in their own extended headers.
@@ -103,7 +103,7 @@ impl ArchiveReader {
             limits: limits.clamped_to_index(),
             offset: 0,
             state: ReaderState::TarHeader(0),
-            block: Box::new([0; BLOCK]),
+            block: Box::new([0; BLOCK_BYTES]),
             extended: ExtendedHeaders::default(),
             global_mtime_ns: None,
             current: ShownEntryName::start(),
@@ -125,7 +125,7 @@ impl ArchiveReader {
         while !piece.is_empty() {
             let used = match &mut self.state {
                 ReaderState::TarHeader(filled) => {
-                    let used = piece.len().min(BLOCK - *filled);
+                    let used = piece.len().min(BLOCK_BYTES - *filled);
                     self.block[*filled..*filled + used].copy_from_slice(&piece[..used]);
                     *filled += used;
                     used
@@ -194,7 +194,7 @@ impl ArchiveReader {
         if self.offset == 0 {
             return Err(ArchiveError::Empty);
         }
-        if self.offset < BLOCK as u64 {
+        if self.offset < BLOCK_BYTES as u64 {
             return Err(compressed_tar_error(&self.block[..]).unwrap_or(ArchiveError::NotTar));
         }
         if within_header || within_content || !self.extended.is_empty() {
@@ -231,7 +231,7 @@ impl ArchiveReader {
 
     /// Interprets a header or an entry's content once it is complete.
     fn interpret_complete_part(&mut self) -> Result<(), ArchiveError> {
-        if let ReaderState::TarHeader(BLOCK) = self.state {
+        if let ReaderState::TarHeader(BLOCK_BYTES) = self.state {
             self.read_header()?;
         }
         if let ReaderState::Content {
@@ -259,7 +259,7 @@ impl ArchiveReader {
             return Ok(());
         }
         let block = *self.block;
-        let start = self.offset - BLOCK as u64;
+        let start = self.offset - BLOCK_BYTES as u64;
         let Some(header) = TarHeader::parse(&block) else {
             return Err(match start {
                 0 => compressed_tar_error(&block[..]).unwrap_or(ArchiveError::NotTar),
@@ -400,7 +400,7 @@ impl ArchiveReader {
                     .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
             }
             EntryType::HardLink => match EntryRole::from_entry_name(&link)? {
-                EntryRole::InContext(target) => self.tree.link(path, &target),
+                EntryRole::InContext(target) => self.tree.insert_hard_link(path, &target),
                 EntryRole::ContextRoot => Err(TreeConflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
             },
@@ -423,7 +423,7 @@ impl ArchiveReader {
 
     /// Prepares to read the content of an entry.
     fn begin_content(&mut self, size: u64, purpose: Option<ContentPurpose>) {
-        let padding = size.next_multiple_of(BLOCK as u64) - size;
+        let padding = size.next_multiple_of(BLOCK_BYTES as u64) - size;
         let collector = purpose.map(|purpose| ContentCollector {
             purpose,
             bytes: Vec::new(),

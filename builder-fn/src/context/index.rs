@@ -89,7 +89,7 @@ impl Index {
     pub(crate) fn write_path(&self, at: u32, path: &mut String) {
         let mut bytes = std::mem::take(path).into_bytes();
         bytes.clear();
-        let above = || std::iter::successors(Some(at), |at| self.folder(*at));
+        let above = || std::iter::successors(Some(at), |at| self.parent_folder(*at));
         let length: usize = above().map(|at| self.name_bytes(at).len() + 1).sum();
         bytes.resize(length, b'/');
         let mut end = length - 1;
@@ -110,7 +110,7 @@ impl Index {
             let Some(before) = rest.strip_suffix(self.name_bytes(at)) else {
                 return false;
             };
-            match (self.folder(at), before) {
+            match (self.parent_folder(at), before) {
                 (None, []) => return true,
                 (Some(folder), [above @ .., b'/']) => (at, rest) = (folder, above),
                 _ => return false,
@@ -119,7 +119,7 @@ impl Index {
     }
 
     /// Returns the number of an entry's folder, or `None` if the entry is directly in the context.
-    pub(super) fn folder(&self, at: u32) -> Option<u32> {
+    pub(super) fn parent_folder(&self, at: u32) -> Option<u32> {
         Some(self.packed(at).folder).filter(|folder| *folder != PackedEntry::TOP_LEVEL)
     }
 

@@ -252,16 +252,16 @@ mod tests {
 
     use super::*;
 
-    fn quota(limit: u64) -> SpoolQuota {
+    fn quota_with_limit(limit: u64) -> SpoolQuota {
         SpoolQuota::new(limit, IntGauge::new("used", "used").unwrap())
     }
 
-    fn settings(memory: usize) -> (tempfile::TempDir, SpoolSettings) {
+    fn spool_settings(memory: usize) -> (tempfile::TempDir, SpoolSettings) {
         let dir = tempfile::tempdir().unwrap();
         let settings = SpoolSettings {
             folder: dir.path().to_owned(),
             memory,
-            quota: quota(u64::MAX),
+            quota: quota_with_limit(u64::MAX),
         };
         (dir, settings)
     }
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_spool_reads_back_the_appended_bytes_from_memory_and_from_disk() {
         for memory in [0, 4, 10, 11, 100] {
-            let (dir, settings) = settings(memory);
+            let (dir, settings) = spool_settings(memory);
             let mut spool = Spool::new(settings);
             for piece in [&b"0123"[..], b"", b"456789", b"X"] {
                 spool.append(piece).unwrap();
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_spool_creates_no_file_while_its_memory_is_enough() {
-        let (dir, settings) = settings(3);
+        let (dir, settings) = spool_settings(3);
         drop(dir);
         let mut spool = Spool::new(settings.clone());
         spool.append(b"abc").unwrap();
@@ -308,9 +308,9 @@ mod tests {
 
     #[test]
     fn spools_share_their_quota_and_release_it_when_dropped() {
-        let (_dir, settings) = settings(2);
+        let (_dir, settings) = spool_settings(2);
         let settings = SpoolSettings {
-            quota: quota(10),
+            quota: quota_with_limit(10),
             ..settings
         };
         let (mut one, mut two) = (Spool::new(settings.clone()), Spool::new(settings.clone()));
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_distinguished_from_other_errors() {
-        let (_dir, settings) = settings(0);
+        let (_dir, settings) = spool_settings(0);
         assert!(check_spool_folder_writable(&settings.folder).is_ok());
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
             assert!(matches!(

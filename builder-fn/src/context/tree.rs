@@ -73,10 +73,11 @@ impl ContextTree {
             Some((folder, name)) => (self.make_folder(folder)?, name),
             None => (None, path),
         };
-        let matches = |at| self.index.folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
+        let matches =
+            |at| self.index.parent_folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
         match self.lookup(path, matches) {
             None => {
-                self.add(path, folder, entry);
+                self.add_entry(path, folder, entry);
             }
             Some(at) if !entry.is_folder() && self.index.has_children(at) => {
                 return Err(TreeConflict::ReplacesFolder);
@@ -90,7 +91,7 @@ impl ContextTree {
     ///
     /// # Errors
     /// Fails if the target does not exist or is a folder, and as [`insert`](Self::insert).
-    pub(super) fn link(&mut self, path: &str, target: &str) -> Result<(), TreeConflict> {
+    pub(super) fn insert_hard_link(&mut self, path: &str, target: &str) -> Result<(), TreeConflict> {
         let target = self.find(target).ok_or(TreeConflict::NoTarget)?;
         let Entry {
             kind,
@@ -165,7 +166,7 @@ impl ContextTree {
             }
         }
         for end in ends.into_iter().rev() {
-            folder = Some(self.add(&path[..end], folder, &IMPLIED_FOLDER));
+            folder = Some(self.add_entry(&path[..end], folder, &IMPLIED_FOLDER));
         }
         path.clone_into(&mut self.last_folder.0);
         self.last_folder.1 = folder;
@@ -186,7 +187,7 @@ impl ContextTree {
     }
 
     /// Adds an entry at a path where none exists, and returns its number.
-    fn add(&mut self, path: &str, folder: Option<u32>, entry: &Entry<'_>) -> u32 {
+    fn add_entry(&mut self, path: &str, folder: Option<u32>, entry: &Entry<'_>) -> u32 {
         let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         let at = self.index.push(folder, name, entry);
         let half_hash = self.half_hash(path);
@@ -212,7 +213,7 @@ fn table_hash(half_hash: u32) -> u64 {
 mod tests {
     use super::*;
 
-    fn file(offset: u64) -> Entry<'static> {
+    fn file_entry(offset: u64) -> Entry<'static> {
         let kind = Kind::File { offset, size: 1 };
         Entry {
             kind,
@@ -222,14 +223,14 @@ mod tests {
         }
     }
 
-    fn folder(mode: u32) -> Entry<'static> {
+    fn folder_entry(mode: u32) -> Entry<'static> {
         Entry {
             mode,
             ..IMPLIED_FOLDER
         }
     }
 
-    fn symlink(target: &str) -> Entry<'_> {
+    fn symlink_entry(target: &str) -> Entry<'_> {
         Entry {
             kind: Kind::Symlink { target },
             mode: 0o777,
@@ -237,11 +238,11 @@ mod tests {
         }
     }
 
-    fn insert(tree: &mut ContextTree, path: &str, entry: Entry<'_>) -> Result<(), TreeConflict> {
+    fn insert_entry(tree: &mut ContextTree, path: &str, entry: Entry<'_>) -> Result<(), TreeConflict> {
         tree.insert(path, &entry)
     }
 
-    fn paths(tree: ContextTree) -> Vec<String> {
+    fn indexed_paths(tree: ContextTree) -> Vec<String> {
         let index = tree.into_index();
         let mut walk = index.walk();
         let mut paths = Vec::new();
@@ -254,16 +255,16 @@ mod tests {
     #[test]
     fn folders_that_a_tar_only_implies_are_added_to_the_tree() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "a/b/c", file(1)).unwrap();
-        insert(&mut tree, "a.txt", file(2)).unwrap();
+        insert_entry(&mut tree, "a/b/c", file_entry(1)).unwrap();
+        insert_entry(&mut tree, "a.txt", file_entry(2)).unwrap();
         let index = tree.into_index();
         assert_eq!(
             index,
             Index::of([
-                ("a", folder(0o755)),
-                ("a/b", folder(0o755)),
-                ("a/b/c", file(1)),
-                ("a.txt", file(2))
+                ("a", folder_entry(0o755)),
+                ("a/b", folder_entry(0o755)),
+                ("a/b/c", file_entry(1)),
+                ("a.txt", file_entry(2))
             ])
         );
         assert_eq!(index.len(), 4);
@@ -272,24 +273,24 @@ mod tests {
     #[test]
     fn a_folder_after_its_entries_sets_its_own_mode() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "a/b", file(1)).unwrap();
-        insert(&mut tree, "a", folder(0o700)).unwrap();
+        insert_entry(&mut tree, "a/b", file_entry(1)).unwrap();
+        insert_entry(&mut tree, "a", folder_entry(0o700)).unwrap();
         let index = tree.into_index();
-        assert_eq!(index.get("a"), Some(folder(0o700)));
-        assert_eq!(index.get("a/b"), Some(file(1)));
+        assert_eq!(index.get("a"), Some(folder_entry(0o700)));
+        assert_eq!(index.get("a/b"), Some(file_entry(1)));
         assert_eq!(index.len(), 2);
     }
 
     #[test]
     fn the_last_of_several_entries_with_one_path_wins() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "a", file(1)).unwrap();
-        insert(&mut tree, "a", symlink("b")).unwrap();
-        insert(&mut tree, "a", folder(0o755)).unwrap();
-        insert(&mut tree, "a", file(2)).unwrap();
+        insert_entry(&mut tree, "a", file_entry(1)).unwrap();
+        insert_entry(&mut tree, "a", symlink_entry("b")).unwrap();
+        insert_entry(&mut tree, "a", folder_entry(0o755)).unwrap();
+        insert_entry(&mut tree, "a", file_entry(2)).unwrap();
         let index = tree.into_index();
         assert_eq!(index.len(), 1);
-        assert_eq!(index.get("a"), Some(file(2)));
+        assert_eq!(index.get("a"), Some(file_entry(2)));
     }
 
     #[test]
@@ -297,23 +298,23 @@ mod tests {
         let attributes = ExtendedAttributes::pack([("user.a", &b"1"[..])]);
         let with = Entry {
             xattrs: ExtendedAttributes::from_packed(&attributes),
-            ..file(1)
+            ..file_entry(1)
         };
         let entries = [
-            file(1),
+            file_entry(1),
             with,
-            symlink("b"),
-            symlink("cd"),
+            symlink_entry("b"),
+            symlink_entry("cd"),
             with,
-            folder(0o700),
-            file(2),
+            folder_entry(0o700),
+            file_entry(2),
         ];
         for after in entries {
             for before in entries {
                 let mut tree = ContextTree::default();
-                insert(&mut tree, "d/a", before).unwrap();
+                insert_entry(&mut tree, "d/a", before).unwrap();
                 let taken = tree.bytes();
-                insert(&mut tree, "d/a", after).unwrap();
+                insert_entry(&mut tree, "d/a", after).unwrap();
                 assert!(tree.bytes() >= taken, "a replaced entry still counts");
                 let index = tree.into_index();
                 assert_eq!(index.get("d/a"), Some(after));
@@ -325,20 +326,20 @@ mod tests {
     #[test]
     fn a_folder_replaced_by_a_file_is_no_folder_for_the_next_entry() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "a/b/c", file(1)).unwrap();
-        insert(&mut tree, "x", file(1)).unwrap();
-        insert(&mut tree, "y/z", folder(0o755)).unwrap();
-        insert(&mut tree, "y/z", file(2)).unwrap();
-        insert(&mut tree, "y/c", file(1)).unwrap();
+        insert_entry(&mut tree, "a/b/c", file_entry(1)).unwrap();
+        insert_entry(&mut tree, "x", file_entry(1)).unwrap();
+        insert_entry(&mut tree, "y/z", folder_entry(0o755)).unwrap();
+        insert_entry(&mut tree, "y/z", file_entry(2)).unwrap();
+        insert_entry(&mut tree, "y/c", file_entry(1)).unwrap();
         assert_eq!(
-            insert(&mut tree, "y/z/a", file(2)),
+            insert_entry(&mut tree, "y/z/a", file_entry(2)),
             Err(TreeConflict::InFile("y/z".to_owned()))
         );
-        insert(&mut tree, "p/q", folder(0o755)).unwrap();
-        assert_eq!(insert(&mut tree, "p/q/r/s", folder(0o755)), Ok(()));
-        assert_eq!(insert(&mut tree, "p/q/r/s", symlink("t")), Ok(()));
+        insert_entry(&mut tree, "p/q", folder_entry(0o755)).unwrap();
+        assert_eq!(insert_entry(&mut tree, "p/q/r/s", folder_entry(0o755)), Ok(()));
+        assert_eq!(insert_entry(&mut tree, "p/q/r/s", symlink_entry("t")), Ok(()));
         assert_eq!(
-            insert(&mut tree, "p/q/r/s/t", file(2)),
+            insert_entry(&mut tree, "p/q/r/s/t", file_entry(2)),
             Err(TreeConflict::ThroughLink("p/q/r/s".to_owned()))
         );
     }
@@ -346,54 +347,57 @@ mod tests {
     #[test]
     fn no_entry_is_added_below_a_file_or_a_symlink() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "file", file(1)).unwrap();
-        insert(&mut tree, "link", symlink("/etc")).unwrap();
+        insert_entry(&mut tree, "file", file_entry(1)).unwrap();
+        insert_entry(&mut tree, "link", symlink_entry("/etc")).unwrap();
         for (path, conflict) in [
             ("file/x", TreeConflict::InFile("file".to_owned())),
             ("file/x/y", TreeConflict::InFile("file".to_owned())),
             ("link/x", TreeConflict::ThroughLink("link".to_owned())),
             ("link/x/y", TreeConflict::ThroughLink("link".to_owned())),
         ] {
-            assert_eq!(insert(&mut tree, path, file(2)), Err(conflict));
+            assert_eq!(insert_entry(&mut tree, path, file_entry(2)), Err(conflict));
         }
-        assert_eq!(paths(tree), ["file", "link"]);
+        assert_eq!(indexed_paths(tree), ["file", "link"]);
     }
 
     #[test]
     fn only_an_empty_folder_is_replaced() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "a/b", folder(0o755)).unwrap();
+        insert_entry(&mut tree, "a/b", folder_entry(0o755)).unwrap();
         // A sibling that sorts directly after the folder is not in it.
-        insert(&mut tree, "a.txt", file(1)).unwrap();
+        insert_entry(&mut tree, "a.txt", file_entry(1)).unwrap();
         assert_eq!(
-            insert(&mut tree, "a", symlink("x")),
+            insert_entry(&mut tree, "a", symlink_entry("x")),
             Err(TreeConflict::ReplacesFolder)
         );
-        assert_eq!(insert(&mut tree, "a/b", symlink("x")), Ok(()));
-        assert_eq!(paths(tree), ["a", "a/b", "a.txt"]);
+        assert_eq!(insert_entry(&mut tree, "a/b", symlink_entry("x")), Ok(()));
+        assert_eq!(indexed_paths(tree), ["a", "a/b", "a.txt"]);
     }
 
     #[test]
     fn a_hard_link_keeps_its_file_when_the_first_name_is_replaced() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "z", file(1)).unwrap();
-        tree.link("a", "z").unwrap();
-        insert(&mut tree, "z", file(2)).unwrap();
-        tree.link("z", "z").unwrap();
+        insert_entry(&mut tree, "z", file_entry(1)).unwrap();
+        tree.insert_hard_link("a", "z").unwrap();
+        insert_entry(&mut tree, "z", file_entry(2)).unwrap();
+        tree.insert_hard_link("z", "z").unwrap();
         let index = tree.into_index();
-        assert_eq!(index.get("a"), Some(file(1)));
-        assert_eq!(index.get("z"), Some(file(2)));
+        assert_eq!(index.get("a"), Some(file_entry(1)));
+        assert_eq!(index.get("z"), Some(file_entry(2)));
         assert_eq!(index.len(), 2);
     }
 
     #[test]
     fn a_hard_link_needs_an_existing_file_or_symlink_as_its_target() {
         let mut tree = ContextTree::default();
-        insert(&mut tree, "folder", folder(0o755)).unwrap();
-        insert(&mut tree, "link", symlink("x")).unwrap();
-        assert_eq!(tree.link("a", "nothing"), Err(TreeConflict::NoTarget));
-        assert_eq!(tree.link("a", "folder"), Err(TreeConflict::FolderTarget));
-        assert_eq!(tree.link("a", "link"), Ok(()));
-        assert_eq!(tree.into_index().get("a"), Some(symlink("x")));
+        insert_entry(&mut tree, "folder", folder_entry(0o755)).unwrap();
+        insert_entry(&mut tree, "link", symlink_entry("x")).unwrap();
+        assert_eq!(tree.insert_hard_link("a", "nothing"), Err(TreeConflict::NoTarget));
+        assert_eq!(
+            tree.insert_hard_link("a", "folder"),
+            Err(TreeConflict::FolderTarget)
+        );
+        assert_eq!(tree.insert_hard_link("a", "link"), Ok(()));
+        assert_eq!(tree.into_index().get("a"), Some(symlink_entry("x")));
     }
 }

@@ -99,7 +99,7 @@ fn view_with_effort(
     let include = include.as_deref().map(PatternSelection::include).transpose()?;
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(PatternSelection::exclude).transpose()?;
-    let entries = select(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
+    let entries = select_entries(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
     let links = hard_links(context, &entries);
     Ok(ContextView { entries, links })
 }
@@ -140,7 +140,7 @@ struct PatternSelection {
 }
 
 /// The state of the selection for a folder above the current entry.
-struct Folder {
+struct FolderState {
     at: u32,
     include: MatchedPatterns,
     exclude: MatchedPatterns,
@@ -191,7 +191,7 @@ impl PatternSelection {
 ///
 /// # Errors
 /// Fails if a malformed pattern is tried, and as [`MatchingEffort`].
-fn select(
+fn select_entries(
     context: &SourceContext,
     include: Option<&PatternSelection>,
     exclude: Option<&PatternSelection>,
@@ -199,19 +199,19 @@ fn select(
 ) -> Result<Vec<u32>, PatternError> {
     let index = context.index();
     let mut selected = Vec::new();
-    let mut folders: Vec<Folder> = Vec::new();
+    let mut folders: Vec<FolderState> = Vec::new();
     let mut walk = index.walk();
     while let Some((at, path)) = walk.next_entry() {
         effort.check_wanted().map_err(|reason| PatternError {
             pattern: String::new(),
             reason,
         })?;
-        let above = index.folder(at);
+        let above = index.parent_folder(at);
         while folders.last().is_some_and(|folder| Some(folder.at) != above) {
             folders.pop();
         }
         let is_folder = index.is_folder(at);
-        let mut folder = Folder {
+        let mut folder = FolderState {
             at,
             include: MatchedPatterns::new(),
             exclude: MatchedPatterns::new(),

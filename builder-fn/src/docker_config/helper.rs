@@ -204,7 +204,7 @@ pub(super) mod tests {
     }
 
     /// Creates a credential helper that runs `script`, in a temporary folder.
-    fn helper(script: &str) -> (tempfile::TempDir, CredentialHelpers) {
+    fn helper_with_script(script: &str) -> (tempfile::TempDir, CredentialHelpers) {
         let folder = tempfile::tempdir().unwrap();
         write_executable(
             &folder.path().join("docker-credential-test"),
@@ -217,12 +217,12 @@ pub(super) mod tests {
         (folder, helpers)
     }
 
-    async fn ask(script: &str) -> Result<Option<RegistryCredentials>, HelperError> {
-        let (_folder, helpers) = helper(script);
+    async fn ask_helper_with(script: &str) -> Result<Option<RegistryCredentials>, HelperError> {
+        let (_folder, helpers) = helper_with_script(script);
         helpers.ask("test", "r.example:5000").await
     }
 
-    fn credentials(username: &str, secret: &str) -> Option<RegistryCredentials> {
+    fn some_credentials(username: &str, secret: &str) -> Option<RegistryCredentials> {
         Some(RegistryCredentials {
             username: username.into(),
             secret: secret.into(),
@@ -233,17 +233,17 @@ pub(super) mod tests {
     async fn a_helper_gets_the_name_of_the_registry_and_answers_with_credentials() {
         let script = r#"[ "$1" = get ] && read -r server; echo "{\"ServerURL\": \"$server\", \"Username\": \"user of $server\", \"Secret\": \"s\"}""#;
         assert_eq!(
-            ask(script).await.unwrap(),
-            credentials("user of r.example:5000", "s")
+            ask_helper_with(script).await.unwrap(),
+            some_credentials("user of r.example:5000", "s")
         );
         let token = r#"echo '{"Username": "<token>", "Secret": "t"}'"#;
-        assert_eq!(ask(token).await.unwrap(), credentials("", "t"));
+        assert_eq!(ask_helper_with(token).await.unwrap(), some_credentials("", "t"));
     }
 
     #[tokio::test]
     async fn an_unknown_registry_is_not_an_error() {
         let script = format!("cat > /dev/null; echo '{CREDENTIALS_NOT_FOUND_OUTPUT}'; exit 1");
-        assert_eq!(ask(&script).await.unwrap(), None);
+        assert_eq!(ask_helper_with(&script).await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -263,7 +263,7 @@ pub(super) mod tests {
                 "did not answer with credentials",
             ),
         ] {
-            let error = ask(script).await.unwrap_err();
+            let error = ask_helper_with(script).await.unwrap_err();
             assert!(error.to_string().contains(reason), "{script}: {error}");
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
         }
@@ -272,7 +272,7 @@ pub(super) mod tests {
     #[tokio::test]
     async fn a_helper_that_exceeds_its_timeout_is_killed() {
         let script = "exec 3> \"$(dirname \"$0\")/alive\"; echo started >&3; exec sleep 1000";
-        let (folder, helpers) = helper(script);
+        let (folder, helpers) = helper_with_script(script);
         let fifo = folder.path().join("alive");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
         assert!(made.success());
@@ -299,7 +299,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_missing_helper_and_an_invalid_name_are_reported() {
-        let (_folder, helpers) = helper("");
+        let (_folder, helpers) = helper_with_script("");
         let error = helpers.ask("nowhere", "r").await.unwrap_err();
         assert_eq!(error.to_string(), "could not run docker-credential-nowhere");
         for name in ["", "../test", "a b"] {

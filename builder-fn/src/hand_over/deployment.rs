@@ -145,7 +145,7 @@ fn parse_deployers_answer(body: &[u8]) -> Option<Value> {
 mod tests {
     use super::*;
 
-    fn answered(status: u16, body: &str) -> Deployment {
+    fn deployment_from_answer(status: u16, body: &str) -> Deployment {
         Deployment::from_answer(StatusCode::from_u16(status).expect("status"), body.as_bytes())
     }
 
@@ -161,7 +161,11 @@ mod tests {
             (500, DeploymentStatus::Failed),
             (502, DeploymentStatus::Failed),
         ] {
-            assert_eq!(answered(http, r#"{"status":"x"}"#).status, status, "{http}");
+            assert_eq!(
+                deployment_from_answer(http, r#"{"status":"x"}"#).status,
+                status,
+                "{http}"
+            );
         }
     }
 
@@ -171,13 +175,13 @@ mod tests {
             (r#"{"status":"ready"}"#, DeploymentStatus::Ready),
             (r#"{"status":"unverified"}"#, DeploymentStatus::Unverified),
         ] {
-            assert_eq!(answered(200, answer).status, status, "{answer}");
+            assert_eq!(deployment_from_answer(200, answer).status, status, "{answer}");
         }
     }
 
     #[test]
     fn an_answer_that_is_not_the_deployers_is_a_failure_whatever_its_status() {
-        let deployment = answered(200, "<html>");
+        let deployment = deployment_from_answer(200, "<html>");
 
         assert_eq!(deployment.status, DeploymentStatus::Failed);
         assert_eq!(
@@ -192,7 +196,7 @@ mod tests {
             (r#"{"status":"refused","reasons":["a","b"]}"#, "a; b"),
             (r#"{"status":"rolled_back"}"#, "it is rolled_back"),
         ] {
-            assert_eq!(answered(422, body).reasons_in_one_line(), reason);
+            assert_eq!(deployment_from_answer(422, body).reasons_in_one_line(), reason);
         }
     }
 }

@@ -84,16 +84,16 @@ impl<'a> DryRun<'a> {
 
 /// Serializes a time as RFC 3339 in milliseconds.
 fn in_milliseconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{:.3}", timestamp(*time)))
+    serializer.collect_str(&format_args!("{:.3}", to_timestamp(*time)))
 }
 
 /// Serializes a time as RFC 3339 in nanoseconds: two times in one millisecond keep their order.
 fn in_nanoseconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{:.9}", timestamp(*time)))
+    serializer.collect_str(&format_args!("{:.9}", to_timestamp(*time)))
 }
 
 /// Converts a time for RFC 3339. A time that RFC 3339 cannot express becomes 1970.
-fn timestamp(time: SystemTime) -> Timestamp {
+fn to_timestamp(time: SystemTime) -> Timestamp {
     Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
@@ -105,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    fn time(milliseconds: u64) -> SystemTime {
+    fn time_in_milliseconds(milliseconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
     }
 
@@ -117,9 +117,9 @@ mod tests {
             tag: "registry/hello:1",
             tenant: Some("acme"),
             call_id: "id",
-            submitted_at: time(1_767_323_045_500) + Duration::from_nanos(1),
-            built_at: time(1_767_323_046_500),
-            expires_at: time(1_767_326_646_500),
+            submitted_at: time_in_milliseconds(1_767_323_045_500) + Duration::from_nanos(1),
+            built_at: time_in_milliseconds(1_767_323_046_500),
+            expires_at: time_in_milliseconds(1_767_326_646_500),
             deploy: deploy.as_object().expect("object"),
             probe: None,
         };
@@ -147,7 +147,7 @@ mod tests {
             "registry/hello:1",
             None,
             "id",
-            time(0),
+            time_in_milliseconds(0),
             deploy.as_object().expect("object"),
             probe.as_object(),
         );

@@ -85,7 +85,7 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
     let is_dry_run = answer["dryRun"] == true;
     match status {
         StatusCode::OK if is_dry_run => DryRunOutcome::Accepted {
-            warnings: texts(&answer["warnings"]),
+            warnings: text_items(&answer["warnings"]),
         },
         StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_dry_run => {
             DryRunOutcome::Refused(Box::new(Deployment::from_answer(status, body)))
@@ -99,7 +99,7 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
 }
 
 /// Returns the texts in a list.
-fn texts(list: &Value) -> Vec<String> {
+fn text_items(list: &Value) -> Vec<String> {
     let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
     texts.map(str::to_owned).collect()
 }

@@ -36,7 +36,7 @@ impl SecretMask {
         let mut strings = BTreeSet::new();
         for value in values {
             for line in value.split(|byte| *byte == b'\n') {
-                add_in_pieces(&mut strings, line.trim_ascii(), MAX_NEEDLE_BYTES);
+                add_text_in_pieces(&mut strings, line.trim_ascii(), MAX_NEEDLE_BYTES);
             }
             add_base64(&mut strings, value.trim_ascii_end());
         }
@@ -102,7 +102,7 @@ impl SecretMask {
 
 /// Adds `text` to the strings to mask, in pieces of `length` bytes. If the last piece would be too short, it
 /// overlaps the one before it.
-fn add_in_pieces(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
+fn add_text_in_pieces(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
     for (index, piece) in text.chunks(length).enumerate() {
         if piece.len() >= MIN_MASKED_BYTES {
             strings.insert(piece.to_vec());
@@ -122,12 +122,12 @@ fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
             return;
         }
         let encoded = STANDARD.encode(whole);
-        add_in_pieces(strings, encoded.as_bytes(), MAX_NEEDLE_BYTES);
-        add_in_pieces(strings, URL_SAFE.encode(whole).as_bytes(), MAX_NEEDLE_BYTES);
+        add_text_in_pieces(strings, encoded.as_bytes(), MAX_NEEDLE_BYTES);
+        add_text_in_pieces(strings, URL_SAFE.encode(whole).as_bytes(), MAX_NEEDLE_BYTES);
         if skipped == 0 && encoded.len() > BASE64_LINE_LENGTHS[1] {
             BASE64_LINE_LENGTHS
                 .iter()
-                .for_each(|wrap| add_in_pieces(strings, encoded.as_bytes(), *wrap));
+                .for_each(|wrap| add_text_in_pieces(strings, encoded.as_bytes(), *wrap));
         }
     }
 }
@@ -136,13 +136,13 @@ fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
 mod tests {
     use super::*;
 
-    fn mask(values: &[&str]) -> SecretMask {
+    fn mask_of_values(values: &[&str]) -> SecretMask {
         SecretMask::new(values.iter().map(|value| value.as_bytes()))
     }
 
     #[test]
     fn values_their_lines_and_their_base64_are_masked() {
-        let mask = mask(&[
+        let mask = mask_of_values(&[
             "hunter2\n",
             "first line\nsecond line\n",
             "abc",
@@ -173,13 +173,13 @@ mod tests {
     #[test]
     fn a_mask_without_values_changes_nothing() {
         assert_eq!(SecretMask::default().mask_text("a  b"), "a  b");
-        assert_eq!(mask(&["", "\n\n", "abc"]).mask_text("abc"), "abc");
+        assert_eq!(mask_of_values(&["", "\n\n", "abc"]).mask_text("abc"), "abc");
     }
 
     #[test]
     fn no_piece_of_a_long_value_is_shown_wrapped_or_not() {
         let value: String = (0..2000).map(|number| format!("{number} ")).collect();
-        let mask = mask(&[&value]);
+        let mask = mask_of_values(&[&value]);
         assert_eq!(mask.mask_text(value.trim_end()), "***");
         let encoded = STANDARD.encode(value.trim_end());
         for wrap in [encoded.len(), 76, 64] {
@@ -201,7 +201,7 @@ mod tests {
                 .collect();
             let value = value.replace(' ', "_");
             assert_eq!(
-                mask(&[&value]).mask_text(&format!("<{value}>")),
+                mask_of_values(&[&value]).mask_text(&format!("<{value}>")),
                 "<***>",
                 "{length}"
             );

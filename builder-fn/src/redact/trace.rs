@@ -87,7 +87,7 @@ fn mask_word(text: &str, word: &str) -> String {
 mod tests {
     use super::*;
 
-    fn mask() -> TraceMask {
+    fn example_trace_mask() -> TraceMask {
         let secrets: [&[u8]; 1] = [b"hunter2"];
         let arguments = [
             ("TOKEN", "s3cr3t-value"),
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn step_names_show_the_instruction_and_mask_its_values() {
-        let mask = mask();
+        let mask = example_trace_mask();
         for (name, masked) in [
             (
                 "[build 4/14] RUN make -j4 -l 4",
@@ -127,14 +127,14 @@ mod tests {
 
     #[test]
     fn long_step_names_are_cut_to_200_bytes() {
-        let name = mask().mask_step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
+        let name = example_trace_mask().mask_step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
         assert!(name.len() <= MAX_SPAN_NAME_BYTES + '…'.len_utf8(), "{name}");
     }
 
     #[test]
     fn a_secret_across_the_end_of_a_cut_name_is_masked_before_the_cut() {
         let filler = "x".repeat(MAX_SPAN_NAME_BYTES - 13);
-        let name = mask().mask_step_name(&format!("[1/2] RUN {filler} hunter2"));
+        let name = example_trace_mask().mask_step_name(&format!("[1/2] RUN {filler} hunter2"));
         assert!(!name.contains("hunt"), "{name}");
     }
 

@@ -8,11 +8,11 @@ use super::image_name::{ImageName, canonical_registry};
 /// The repositories that one build may use: those that its config names, and those of the images that it was allowed to
 /// read. Clones share the record.
 #[derive(Clone, Debug, Default)]
-pub struct RepositoryAccess(Arc<Mutex<BTreeMap<ImageName, Access>>>);
+pub struct RepositoryAccess(Arc<Mutex<BTreeMap<ImageName, AccessLevel>>>);
 
 /// What a build may do with a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Access {
+enum AccessLevel {
     /// The build may pull images.
     Pull,
     /// The build may pull and push images.
@@ -22,15 +22,15 @@ enum Access {
 impl RepositoryAccess {
     /// Allows the build to pull from a repository.
     pub fn allow_pull(&self, image: ImageName) {
-        self.allow(image, Access::Pull);
+        self.allow_access(image, AccessLevel::Pull);
     }
 
     /// Allows the build to pull from and push to a repository.
     pub fn allow_push(&self, image: ImageName) {
-        self.allow(image, Access::Push);
+        self.allow_access(image, AccessLevel::Push);
     }
 
-    fn allow(&self, image: ImageName, access: Access) {
+    fn allow_access(&self, image: ImageName, access: AccessLevel) {
         let mut repositories = self.lock();
         let granted = repositories.entry(image).or_insert(access);
         *granted = (*granted).max(access);
@@ -50,7 +50,7 @@ impl RepositoryAccess {
             let is_granted = |action: &&str| match *action {
                 "pull" => repositories.keys().any(|image| may_pull(image, &registry, name)),
                 "push" => repositories.iter().any(|(image, access)| {
-                    *access == Access::Push && image.registry() == registry && image.repository() == name
+                    *access == AccessLevel::Push && image.registry() == registry && image.repository() == name
                 }),
                 _ => false,
             };
@@ -60,7 +60,7 @@ impl RepositoryAccess {
         granted.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ImageName, Access>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ImageName, AccessLevel>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,17 +85,17 @@ fn may_pull(image: &ImageName, registry: &str, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn image(text: &str) -> ImageName {
+    fn parse_image_name(text: &str) -> ImageName {
         ImageName::parse(text).unwrap()
     }
 
     #[test]
     fn a_token_is_for_the_repositories_and_actions_of_the_build_only() {
         let access = RepositoryAccess::default();
-        access.allow_push(image("r.example/acme/app"));
-        access.allow_pull(image("r.example/acme/app"));
-        access.allow_pull(image("r.example/acme/base"));
-        access.allow_pull(image("docker.io/library/alpine"));
+        access.allow_push(parse_image_name("r.example/acme/app"));
+        access.allow_pull(parse_image_name("r.example/acme/app"));
+        access.allow_pull(parse_image_name("r.example/acme/base"));
+        access.allow_pull(parse_image_name("docker.io/library/alpine"));
         for (host, requested, expected) in [
             (
                 "r.example",

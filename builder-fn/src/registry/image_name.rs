@@ -32,7 +32,7 @@ impl ImageName {
         };
         let is_registry = !registry.is_empty()
             && registry.bytes().all(is_host_byte)
-            && host_port::split(registry).is_some_and(|(host, _)| !host.is_empty());
+            && host_port::split_host_port(registry).is_some_and(|(host, _)| !host.is_empty());
         (is_registry && repository.split('/').all(is_component)).then(|| Self {
             registry: canonical_registry(registry),
             repository: repository.to_owned(),
@@ -51,12 +51,12 @@ impl ImageName {
 
     /// Returns the registry's host; an IPv6 address in brackets.
     pub fn host(&self) -> &str {
-        host_port::split(&self.registry).map_or(&*self.registry, |(host, _)| host)
+        host_port::split_host_port(&self.registry).map_or(&*self.registry, |(host, _)| host)
     }
 
     /// Returns the registry's port: 443 if the name has none.
     pub fn port(&self) -> u16 {
-        host_port::split(&self.registry)
+        host_port::split_host_port(&self.registry)
             .and_then(|(_, port)| port)
             .unwrap_or(443)
     }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_name_is_none() {
+    fn a_malformed_image_name_is_not_parsed() {
         for text in [
             "",
             "alpine",

@@ -34,8 +34,8 @@ impl BoundedLog {
         match self.tail.take_evicted() {
             0 => {}
             dropped => {
-                warnings.push_incomplete_log(&left_out(dropped, self.limit));
-                lines.push(left_out_notice(dropped, self.limit));
+                warnings.push_incomplete_log(&omission_text(dropped, self.limit));
+                lines.push(omission_log_line(dropped, self.limit));
             }
         }
         lines.extend(std::iter::from_fn(|| self.tail.pop()));
@@ -56,12 +56,12 @@ impl LogSink for BoundedLog {
 }
 
 /// Returns the notice in place of lines that were dropped from the middle of a log.
-pub(super) fn left_out_notice(lines: usize, limit: usize) -> String {
-    timestamped_line(&format!("… {} …", left_out(lines, limit)))
+pub(super) fn omission_log_line(lines: usize, limit: usize) -> String {
+    timestamped_line(&format!("… {} …", omission_text(lines, limit)))
 }
 
 /// Says that lines were dropped from the middle of a log.
-pub(super) fn left_out(lines: usize, limit: usize) -> String {
+pub(super) fn omission_text(lines: usize, limit: usize) -> String {
     format!("{lines} lines left out: a log may have {limit} bytes")
 }
 
@@ -69,7 +69,7 @@ pub(super) fn left_out(lines: usize, limit: usize) -> String {
 mod tests {
     use super::*;
 
-    fn kept(count: usize) -> Vec<String> {
+    fn lines_kept_of(count: usize) -> Vec<String> {
         let mut log = BoundedLog::new(8 * line_cost_bytes("line 00000"));
         for number in 0..count {
             log.push(format!("line {number:05}"));
@@ -79,13 +79,13 @@ mod tests {
 
     #[test]
     fn a_log_within_the_limit_is_kept_whole() {
-        assert_eq!(kept(8).len(), 8);
-        assert_eq!(kept(8)[7], "line 00007");
+        assert_eq!(lines_kept_of(8).len(), 8);
+        assert_eq!(lines_kept_of(8)[7], "line 00007");
     }
 
     #[test]
     fn a_log_above_the_limit_keeps_its_beginning_and_its_end() {
-        let mut lines = kept(1000);
+        let mut lines = lines_kept_of(1000);
         let notice = lines.remove(2);
 
         assert!(

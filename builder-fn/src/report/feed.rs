@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::bounded_log::{left_out, left_out_notice};
+use super::bounded_log::{omission_log_line, omission_text};
 use super::line_formatter::timestamped_line;
 use super::ring::{LineRing, line_cost_bytes};
 use super::{LogSink, Warnings};
@@ -109,7 +109,7 @@ impl LogFeed {
             0 => {}
             dropped => {
                 state.left_out += dropped;
-                state.waiting.push(left_out_notice(dropped, limit));
+                state.waiting.push(omission_log_line(dropped, limit));
             }
         }
         while let Some(line) = tail.pop() {
@@ -125,7 +125,7 @@ impl LogFeed {
             warnings.push_incomplete_log(&format!("{} lines were not read in time", state.unread));
         }
         if state.left_out > 0 {
-            warnings.push_incomplete_log(&left_out(state.left_out, state.limit));
+            warnings.push_incomplete_log(&omission_text(state.left_out, state.limit));
         }
     }
 

@@ -59,7 +59,7 @@ impl LineFormatter {
                 started: Some(started),
                 ended,
                 ..
-            } => self.step_end(&digest, &name, started, ended),
+            } => self.format_step_end(&digest, &name, started, ended),
             BuildEvent::StepEnded { started: None, .. } => Vec::new(),
             BuildEvent::Progress { id, current, at, .. } => {
                 let id = self.mask.mask_text(&id);
@@ -70,7 +70,7 @@ impl LineFormatter {
                 stream,
                 at,
                 text,
-            } => self.output(step, stream, at, &text),
+            } => self.format_output(step, stream, at, &text),
             BuildEvent::Warning { text } => vec![self.format_unrecorded_warning(&text)],
             BuildEvent::Unsure { text } => vec![self.record_warning(&text)],
         }
@@ -121,7 +121,13 @@ impl LineFormatter {
     }
 
     /// Returns the unfinished output of a step, followed by the line of the step's end.
-    fn step_end(&mut self, digest: &str, name: &str, started: SystemTime, ended: SystemTime) -> Vec<String> {
+    fn format_step_end(
+        &mut self,
+        digest: &str,
+        name: &str,
+        started: SystemTime,
+        ended: SystemTime,
+    ) -> Vec<String> {
         let mut lines: Vec<_> = [1, 2]
             .into_iter()
             .filter_map(|stream| self.unfinished.remove(&(digest.to_owned(), stream)))
@@ -138,7 +144,7 @@ impl LineFormatter {
         lines
     }
 
-    fn output(&mut self, step: String, stream: i64, at: SystemTime, text: &[u8]) -> Vec<String> {
+    fn format_output(&mut self, step: String, stream: i64, at: SystemTime, text: &[u8]) -> Vec<String> {
         let key = (step, stream);
         let mut pending = self
             .unfinished

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::report::{BuildStatus, Warnings};
 
-    fn failed(error: &str) -> Report {
+    fn failed_report(error: &str) -> Report {
         Report {
             log: Some(vec!["l: not here".into()]),
             image: Some("registry/hello:1".into()),
@@ -152,7 +152,7 @@ mod tests {
             "data: {\"log\":[],\"status\":\"in_progress\",\"duration\":0.201}\n\n"
         );
         assert_eq!(
-            StreamFormat::Ndjson.terminal_record(failed("exit code: 3")),
+            StreamFormat::Ndjson.terminal_record(failed_report("exit code: 3")),
             "{\"image\":\"registry/hello:1\",\"status\":\"failed\",\"error\":\"exit code: 3\",\"duration\":1.5}\n"
         );
     }
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_terminal_record_is_below_64_kib_whatever_it_contains() {
         for filling in ["x", "ü", "\u{1}", "\"", "\n", "\u{2028}"] {
-            let mut report = failed(&filling.repeat(100_000));
+            let mut report = failed_report(&filling.repeat(100_000));
             report.deployment = Some(json!({"status": "failed", "reasons": [filling.repeat(100_000)]}));
             for _ in 0..100 {
                 report.warnings.push(filling.repeat(100_000));
@@ -189,7 +189,7 @@ mod tests {
         for format in [StreamFormat::Ndjson, StreamFormat::EventStream] {
             for record in [
                 format.progress_record(&log, Duration::ZERO),
-                format.terminal_record(failed(&log[0])),
+                format.terminal_record(failed_report(&log[0])),
             ] {
                 let record = std::str::from_utf8(&record).expect("UTF-8");
                 assert!(record.contains(r"l: a\u2028b\u2029c\u0085d"), "{record}");

@@ -141,7 +141,7 @@ mod tests {
     use crate::report::record::MAX_RECORD_BYTES;
     use crate::report::{BuildStatus, LogSink, Warnings};
 
-    fn report(status: BuildStatus) -> Report {
+    fn report_with_status(status: BuildStatus) -> Report {
         Report {
             log: None,
             image: None,
@@ -165,7 +165,7 @@ mod tests {
             feed.clone(),
             Instant::now(),
             build,
-            report(BuildStatus::Failed),
+            report_with_status(BuildStatus::Failed),
         );
         Box::pin(records.map(|record| {
             assert!(record.len() <= MAX_RECORD_BYTES);
@@ -173,7 +173,7 @@ mod tests {
         }))
     }
 
-    fn log(record: &Value) -> Vec<&str> {
+    fn log_of_record(record: &Value) -> Vec<&str> {
         record["log"]
             .as_array()
             .into_iter()
@@ -199,13 +199,14 @@ mod tests {
         feed.push("l: 2".into());
         let record = records.next().await.expect("a record");
         assert_eq!(
-            (log(&record), &record["status"]),
+            (log_of_record(&record), &record["status"]),
             (vec!["l: 1", "l: 2"], &json!("in_progress"))
         );
 
         feed.push("l: 3".into());
-        end.send(report(BuildStatus::Success)).expect("the build waits");
-        assert_eq!(log(&records.next().await.expect("a record")), ["l: 3"]);
+        end.send(report_with_status(BuildStatus::Success))
+            .expect("the build waits");
+        assert_eq!(log_of_record(&records.next().await.expect("a record")), ["l: 3"]);
         let last = records.next().await.expect("a terminal record");
         assert_eq!(last, json!({"status": "success", "duration": 0.0}));
         assert_eq!(records.next().await, None);
@@ -224,7 +225,10 @@ mod tests {
         let (last, before) = records.split_last().expect("records");
         assert_eq!(last["status"], "failed");
         assert_eq!(last["error"], "internal error");
-        assert_eq!(before.iter().flat_map(log).collect::<Vec<_>>(), ["l: before"]);
+        assert_eq!(
+            before.iter().flat_map(log_of_record).collect::<Vec<_>>(),
+            ["l: before"]
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -267,14 +271,14 @@ mod tests {
             for number in 0..100_000 {
                 inside.push(format!("l: {number}"));
             }
-            report(BuildStatus::Success)
+            report_with_status(BuildStatus::Success)
         });
         tokio::task::yield_now().await;
 
         let records: Vec<_> = records.collect().await;
         let (last, before) = records.split_last().expect("records");
         assert_eq!(last["status"], "success");
-        let lines: Vec<_> = before.iter().flat_map(log).collect();
+        let lines: Vec<_> = before.iter().flat_map(log_of_record).collect();
         let dropped = 100_000 - (lines.len() - 1);
         assert!(
             lines[0].contains(&format!("… {dropped} lines dropped")),

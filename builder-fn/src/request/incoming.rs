@@ -32,10 +32,10 @@ const COPIED_PIECE_BYTES: usize = 16 << 10;
 const SMALL_BODY_BYTES: usize = 16 << 10;
 
 /// The bytes that are hashed on the thread that received them, which takes less time than a switch of threads is worth.
-const QUICK_BYTES: usize = 64 << 10;
+const MAX_INLINE_HASH_BYTES: usize = 64 << 10;
 
 /// The smallest number of threads on which unverified bodies are hashed and stored.
-const THREADS_MIN: usize = 2;
+const MIN_THREADS: usize = 2;
 
 /// The resources that all unverified bodies share. Clones share them.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl UnverifiedBodies {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             budget,
-            threads: Arc::new(Semaphore::new((processors / 2).max(THREADS_MIN))),
+            threads: Arc::new(Semaphore::new((processors / 2).max(MIN_THREADS))),
         }
     }
 
@@ -63,7 +63,7 @@ impl UnverifiedBodies {
 
     /// Returns whether so much memory is in use that each body should hold little of it.
     fn is_memory_short(&self) -> bool {
-        self.budget.held(Resource::Memory) > self.budget.limits().memory / 2
+        self.budget.held_bytes(Resource::Memory) > self.budget.limits().memory / 2
     }
 }
 
@@ -87,7 +87,7 @@ where
     let mut received = 0u64;
     loop {
         let piece = incoming.sender.next_piece(body.as_mut()).await;
-        let Some(piece) = piece.map_err(receive_error)? else {
+        let Some(piece) = piece.map_err(to_request_error)? else {
             return incoming.finish().await;
         };
         received = received.saturating_add(piece.len() as u64);
@@ -98,7 +98,7 @@ where
     }
 }
 
-fn receive_error<E: Into<BoxError>>(error: ReceiveError<E>) -> RequestError {
+fn to_request_error<E: Into<BoxError>>(error: ReceiveError<E>) -> RequestError {
     match error {
         ReceiveError::Displaced(displaced) => RequestError::Displaced(displaced),
         ReceiveError::TooSlow { rate, grace } => RequestError::TooSlow { rate, grace },
@@ -109,8 +109,8 @@ fn receive_error<E: Into<BoxError>>(error: ReceiveError<E>) -> RequestError {
 /// A body that arrives: one batch of it is processed on another thread, while the next one is collected.
 struct IncomingBody<'a> {
     /// The sender's part of the budget. It is dropped after everything that it accounts for.
-    processing: Processing,
-    pending: Batch,
+    processing: WorkerState,
+    pending: PieceBatch,
     /// The number of bytes that were passed on to be stored.
     stored: u64,
     is_on_disk: bool,
@@ -121,53 +121,53 @@ struct IncomingBody<'a> {
 
 /// Pieces of a body that are processed together.
 #[derive(Default)]
-struct Batch {
+struct PieceBatch {
     pieces: Vec<Bytes>,
     /// Small pieces that followed, in one buffer.
     small: BytesMut,
     bytes: usize,
 }
 
-impl Batch {
+impl PieceBatch {
     fn push(&mut self, piece: Bytes) {
         self.bytes += piece.len();
         if piece.len() < COPIED_PIECE_BYTES {
             self.small.extend_from_slice(&piece);
         } else {
-            self.join_small();
+            self.join_small_pieces();
             self.pieces.push(piece);
         }
     }
 
-    fn join_small(&mut self) {
+    fn join_small_pieces(&mut self) {
         if !self.small.is_empty() {
             self.pieces.push(self.small.split().freeze());
         }
     }
 
     fn into_pieces(mut self) -> Vec<Bytes> {
-        self.join_small();
+        self.join_small_pieces();
         self.pieces
     }
 }
 
 /// The state of the worker of one body.
-enum Processing {
-    Idle(Box<Worker>),
+enum WorkerState {
+    Idle(Box<BodyWorker>),
     /// The worker processes a batch, after which this much memory is free again.
-    Running(JoinHandle<Result<Box<Worker>, RequestError>>, u64),
+    Running(JoinHandle<Result<Box<BodyWorker>, RequestError>>, u64),
     /// The worker failed, or is being passed on.
     Ended,
 }
 
 /// Hashes and stores the batches of one body. It may block.
-struct Worker {
+struct BodyWorker {
     verifier: Option<BodyVerifier>,
     spool: Spool,
 }
 
-impl Worker {
-    fn process(&mut self, batch: Batch, is_on_disk: bool) -> Result<(), RequestError> {
+impl BodyWorker {
+    fn process_batch(&mut self, batch: PieceBatch, is_on_disk: bool) -> Result<(), RequestError> {
         if is_on_disk {
             self.spool.move_to_disk()?;
         }
@@ -206,8 +206,8 @@ impl<'a> IncomingBody<'a> {
     ) -> Self {
         let spool = Spool::uncounted(settings);
         Self {
-            processing: Processing::Idle(Box::new(Worker { verifier, spool })),
-            pending: Batch::default(),
+            processing: WorkerState::Idle(Box::new(BodyWorker { verifier, spool })),
+            pending: PieceBatch::default(),
             stored: 0,
             is_on_disk: false,
             bodies,
@@ -225,28 +225,28 @@ impl<'a> IncomingBody<'a> {
             false => BATCH_BYTES,
         };
         match self.pending.bytes >= wanted {
-            true => self.flush().await,
+            true => self.pass_on_pending().await,
             false => Ok(()),
         }
     }
 
     /// Passes the pending pieces on to the worker, after it has processed those before.
-    async fn flush(&mut self) -> Result<(), RequestError> {
+    async fn pass_on_pending(&mut self) -> Result<(), RequestError> {
         let mut worker = self.idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
-        let (is_on_disk, released) = self.place(batch.bytes).await?;
+        let (is_on_disk, released) = self.reserve_place(batch.bytes).await?;
         let permit = self.bodies.threads.clone().acquire_owned().await?;
         let task = spawn_blocking(move || {
             let _permit = permit;
-            worker.process(batch, is_on_disk).map(|()| worker)
+            worker.process_batch(batch, is_on_disk).map(|()| worker)
         });
-        self.processing = Processing::Running(task, released);
+        self.processing = WorkerState::Running(task, released);
         Ok(())
     }
 
     /// Decides where the next `bytes` are stored, and reserves disk space for them. Returns whether that is a file, and how
     /// much memory is free again once they are there.
-    async fn place(&mut self, bytes: usize) -> Result<(bool, u64), RequestError> {
+    async fn reserve_place(&mut self, bytes: usize) -> Result<(bool, u64), RequestError> {
         let bytes = bytes as u64;
         let in_memory = match self.bodies.is_memory_short() {
             true => SMALL_BODY_BYTES.min(self.settings.memory),
@@ -267,15 +267,15 @@ impl<'a> IncomingBody<'a> {
     }
 
     /// Waits until the worker is idle, and returns it.
-    async fn idle_worker(&mut self) -> Result<Box<Worker>, RequestError> {
-        match std::mem::replace(&mut self.processing, Processing::Ended) {
-            Processing::Idle(worker) => Ok(worker),
-            Processing::Running(task, released) => {
-                let worker = join(task).await??;
+    async fn idle_worker(&mut self) -> Result<Box<BodyWorker>, RequestError> {
+        match std::mem::replace(&mut self.processing, WorkerState::Ended) {
+            WorkerState::Idle(worker) => Ok(worker),
+            WorkerState::Running(task, released) => {
+                let worker = join_task(task).await??;
                 self.sender.release(Resource::Memory, released);
                 Ok(worker)
             }
-            Processing::Ended => Err(RequestError::Interrupted),
+            WorkerState::Ended => Err(RequestError::Interrupted),
         }
     }
 
@@ -283,11 +283,11 @@ impl<'a> IncomingBody<'a> {
     async fn finish(mut self) -> Result<VerifiedBody, RequestError> {
         let mut worker = self.idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
-        let (is_on_disk, _) = self.place(batch.bytes).await?;
+        let (is_on_disk, _) = self.reserve_place(batch.bytes).await?;
         let (settings, sender) = (self.settings.clone(), self.sender);
-        let is_quick = !is_on_disk && batch.bytes <= QUICK_BYTES;
+        let is_quick = !is_on_disk && batch.bytes <= MAX_INLINE_HASH_BYTES;
         let work = move || {
-            worker.process(batch, is_on_disk)?;
+            worker.process_batch(batch, is_on_disk)?;
             let verified = worker.finish(&settings);
             // Counted against one of the two at any time.
             drop(sender);
@@ -319,12 +319,12 @@ impl From<AcquireError> for RequestError {
 pub(super) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RequestError> {
-    join(spawn_blocking(work)).await
+    join_task(spawn_blocking(work)).await
 }
 
 /// Waits for a task and resumes its panic here; a runtime that is shutting down yields
 /// [`Interrupted`](RequestError::Interrupted).
-async fn join<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
+async fn join_task<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
     task.await.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => RequestError::Interrupted,

@@ -8,7 +8,7 @@ use super::BuildConfig;
 ///
 /// # Errors
 /// Fails with every violation, each with the name of its rule.
-pub(super) fn check(
+pub(super) fn check_config(
     config: &BuildConfig,
     tenant: Option<&Tenant>,
     reserved: &ReservedNames,
@@ -24,7 +24,7 @@ pub(super) fn check(
             violations.extend(tenant.deployments().violations(function));
         }
     }
-    Violations::none_of(violations)
+    Violations::fail_if_any(violations)
 }
 
 /// Returns the violations of the rules for repositories. An image that is not pushed counts too: its name stands for what
@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    fn tenant() -> Arc<Tenant> {
+    fn tenant_with_rules() -> Arc<Tenant> {
         let policy = json!({"tenants": {
             "acme": {
                 "keys": ["acme-payload"], "registryConfig": "acme-registry", "push": ["registry.example/acme/"],
@@ -67,22 +67,25 @@ mod tests {
         policy.tenant("acme").unwrap().clone()
     }
 
-    fn violations(config: &Value, tenant: Option<&Tenant>) -> Vec<String> {
+    fn violations_of_config(config: &Value, tenant: Option<&Tenant>) -> Vec<String> {
         let config = BuildConfig::parse(config.to_string().as_bytes()).unwrap();
-        match check(&config, tenant, &ReservedNames::default()) {
+        match check_config(&config, tenant, &ReservedNames::default()) {
             Ok(()) => Vec::new(),
             Err(violations) => violations.iter().map(ToString::to_string).collect(),
         }
     }
 
     #[test]
-    fn what_a_tenant_may_do_is_not_rejected() {
+    fn a_config_within_the_tenants_rules_is_accepted() {
         let config = json!({
             "image": "registry.example/acme/hello:1", "tags": ["2"], "cacheTo": ["registry.example/acme-cache/hello"],
             "cacheFrom": ["registry.example/acme-cache/hello", "registry.example/acme/hello", "alpine"],
             "deploy": {"service": "acme-hello", "secrets": ["acme-key"]}
         });
-        assert_eq!(violations(&config, Some(&tenant())), Vec::<String>::new());
+        assert_eq!(
+            violations_of_config(&config, Some(&tenant_with_rules())),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -92,7 +95,7 @@ mod tests {
             "cacheFrom": ["registry.example/victim/c"],
             "deploy": {"service": "hello", "secrets": ["acme-key", "globex-key", "acme-of-globex", "basic-auth-password"]}
         });
-        let found = violations(&config, Some(&tenant()));
+        let found = violations_of_config(&config, Some(&tenant_with_rules()));
         for expected in [
             "rule push of tenant acme does not allow \"registry.example/victim/hello\"",
             "rule cache of tenant acme does not allow \"registry.example/acme/hello\"",
@@ -116,7 +119,7 @@ mod tests {
         let config = json!({
             "image": "registry.example/victim/hello:1", "skipPush": true, "cacheTo": ["registry.example/victim/c"]
         });
-        assert_eq!(violations(&config, Some(&tenant())).len(), 2);
+        assert_eq!(violations_of_config(&config, Some(&tenant_with_rules())).len(), 2);
     }
 
     #[test]
@@ -125,14 +128,14 @@ mod tests {
             "image": "registry.example/victim/hello:1", "cacheTo": ["registry.example/victim/c"],
             "deploy": {"service": "hello", "secrets": ["any"]}
         });
-        assert_eq!(violations(&config, None), Vec::<String>::new());
+        assert_eq!(violations_of_config(&config, None), Vec::<String>::new());
         for deploy in [
             json!({"service": "deployer-fn"}),
             json!({"service": "Deployer-fn.openfaas-fn"}),
             json!({"service": "hello", "secrets": ["deploy-secret"]}),
         ] {
             let config = json!({"image": "registry.example/hello", "deploy": deploy});
-            let found = violations(&config, None);
+            let found = violations_of_config(&config, None);
             assert!(found[0].starts_with("no policy allows"), "{found:?}");
         }
     }

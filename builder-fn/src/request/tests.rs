@@ -21,10 +21,10 @@ use crate::context::Kind;
 const VALID_CONFIG_JSON: &[u8] = br#"{"image": "example.com/hello:v1", "soon": 1}"#;
 
 fn unlimited_quota() -> SpoolQuota {
-    SpoolQuota::new(u64::MAX, gauge())
+    SpoolQuota::new(u64::MAX, test_gauge())
 }
 
-fn gauge() -> function_host::prometheus::IntGauge {
+fn test_gauge() -> function_host::prometheus::IntGauge {
     function_host::prometheus::IntGauge::new("used", "used").unwrap()
 }
 

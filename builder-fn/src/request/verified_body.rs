@@ -71,7 +71,7 @@ impl VerifiedBody {
         let now = SystemTime::now();
         check_not_expired(config.not_after, now)?;
         let is_dated = limits.freshness.check_age(config.submitted_at, now)?;
-        rules::check(&config, tenant, &limits.reserved)?;
+        rules::check_config(&config, tenant, &limits.reserved)?;
         let submitted_at = SubmittedAt::determine(config.submitted_at, head, now, &mut warnings)?;
         let context = SourceContext::new(contents.entries, spool);
         dockerfile::check_dockerfile_exists(&context, config.dockerfile.as_deref())?;

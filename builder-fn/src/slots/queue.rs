@@ -33,7 +33,7 @@ struct TenantQueue {
 }
 
 /// A slot that is to be passed to a waiting request.
-pub(super) struct Grant {
+pub(super) struct GrantedSlot {
     pub(super) tenant: TenantName,
     pub(super) waiter: oneshot::Sender<BuildSlot>,
 }
@@ -45,19 +45,19 @@ impl TenantQueues {
     }
 
     /// Returns the number of admitted requests of a tenant.
-    pub(super) fn admitted(&self, tenant: &TenantName) -> usize {
+    pub(super) fn admitted_of_tenant(&self, tenant: &TenantName) -> usize {
         self.tenants.get(tenant).map_or(0, |tenant| tenant.admitted)
     }
 
     /// Admits a request of a tenant, of which at most `max_builds` build at the same time.
-    pub(super) fn admit(&mut self, tenant: &TenantName, max_builds: usize) {
+    pub(super) fn add_admitted(&mut self, tenant: &TenantName, max_builds: usize) {
         let tenant = self.tenants.entry(tenant.clone()).or_default();
         tenant.admitted += 1;
         tenant.max_builds = max_builds;
     }
 
     /// Removes an admitted request of a tenant.
-    pub(super) fn leave(&mut self, name: &TenantName) {
+    pub(super) fn remove_admitted(&mut self, name: &TenantName) {
         if let Some(tenant) = self.tenants.get_mut(name) {
             tenant.admitted = tenant.admitted.saturating_sub(1);
             self.forget_if_idle(name);
@@ -65,7 +65,7 @@ impl TenantQueues {
     }
 
     /// Adds an admitted request to the queue of its tenant.
-    pub(super) fn wait(&mut self, tenant: &TenantName, waiter: oneshot::Sender<BuildSlot>) {
+    pub(super) fn add_waiter(&mut self, tenant: &TenantName, waiter: oneshot::Sender<BuildSlot>) {
         if let Some(tenant) = self.tenants.get_mut(tenant) {
             // Those that have stopped waiting, so that the queue is not longer than the number of admitted requests.
             tenant.waiting.retain(|waiter| !waiter.is_closed());
@@ -74,7 +74,7 @@ impl TenantQueues {
     }
 
     /// Frees a slot of a tenant.
-    pub(super) fn free(&mut self, name: &TenantName) {
+    pub(super) fn free_slot(&mut self, name: &TenantName) {
         self.running = self.running.saturating_sub(1);
         if let Some(tenant) = self.tenants.get_mut(name) {
             tenant.running = tenant.running.saturating_sub(1);
@@ -83,7 +83,7 @@ impl TenantQueues {
     }
 
     /// Takes the free ones of `limit` slots for waiting requests.
-    pub(super) fn grant(&mut self, limit: usize) -> Vec<Grant> {
+    pub(super) fn grant_free_slots(&mut self, limit: usize) -> Vec<GrantedSlot> {
         let mut grants = Vec::new();
         while self.running < limit {
             for tenant in self.tenants.values_mut() {
@@ -102,7 +102,7 @@ impl TenantQueues {
             self.running += 1;
             tenant.running += 1;
             tenant.last_grant = self.granted;
-            grants.push(Grant {
+            grants.push(GrantedSlot {
                 tenant: name.clone(),
                 waiter,
             });

@@ -7,29 +7,32 @@ use super::*;
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-fn tenant(name: &str) -> SlotOwner {
+fn slots_of_tenant(name: &str) -> SlotOwner {
     SlotOwner {
         name: Some(name.into()),
         max_builds: None,
     }
 }
 
-fn anybody() -> SlotOwner {
+fn owner_without_policy() -> SlotOwner {
     SlotOwner::default()
 }
 
 /// A build that has a slot, and its admission.
-type Running = (BuildSlot, QueueAdmission);
+type RunningBuild = (BuildSlot, QueueAdmission);
 
 /// Admits a request of `owner` and waits for its slot in a task.
-async fn start(slots: &BuildSlots, owner: SlotOwner) -> JoinHandle<Result<Running, NoFreeSlot>> {
+async fn spawn_waiting_build(
+    slots: &BuildSlots,
+    owner: SlotOwner,
+) -> JoinHandle<Result<RunningBuild, NoFreeSlot>> {
     let admission = slots.admit(owner).expect("a place");
     let waiting = tokio::spawn(async move { Ok((admission.wait_for_slot().await?, admission)) });
     tokio::task::yield_now().await;
     waiting
 }
 
-async fn running(waiting: JoinHandle<Result<Running, NoFreeSlot>>) -> Running {
+async fn wait_until_running(waiting: JoinHandle<Result<RunningBuild, NoFreeSlot>>) -> RunningBuild {
     assert!(waiting.is_finished(), "the build still waits");
     waiting.await.expect("no panic").expect("a slot")
 }
@@ -37,15 +40,18 @@ async fn running(waiting: JoinHandle<Result<Running, NoFreeSlot>>) -> Running {
 #[tokio::test(start_paused = true)]
 async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_wait() {
     let slots = BuildSlots::new(1, MAX_WAIT, 2);
-    let first = running(start(&slots, anybody()).await).await;
-    let (second, third) = (start(&slots, anybody()).await, start(&slots, anybody()).await);
+    let first = wait_until_running(spawn_waiting_build(&slots, owner_without_policy()).await).await;
+    let (second, third) = (
+        spawn_waiting_build(&slots, owner_without_policy()).await,
+        spawn_waiting_build(&slots, owner_without_policy()).await,
+    );
     let begun = Instant::now();
 
     tokio::time::advance(MAX_WAIT / 2).await;
     drop(first);
     tokio::task::yield_now().await;
 
-    let _second = running(second).await;
+    let _second = wait_until_running(second).await;
     let error = third.await.expect("no panic").expect_err("no slot is free");
     assert_eq!(error, NoFreeSlot { limit: 1 });
     assert_eq!(begun.elapsed(), MAX_WAIT);
@@ -54,31 +60,31 @@ async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_
 #[tokio::test(start_paused = true)]
 async fn only_as_many_requests_are_admitted_as_may_build_or_wait() {
     let slots = BuildSlots::new(1, MAX_WAIT, 1);
-    let first = slots.admit(anybody()).expect("admitted");
+    let first = slots.admit(owner_without_policy()).expect("admitted");
     assert!(!slots.is_full());
-    let _second = slots.admit(anybody()).expect("admitted");
+    let _second = slots.admit(owner_without_policy()).expect("admitted");
     assert!(slots.is_full());
     assert_eq!(slots.check_early(), Err(NoFreeSlot { limit: 1 }));
     assert_eq!(
-        slots.admit(anybody()).expect_err("rejected"),
+        slots.admit(owner_without_policy()).expect_err("rejected"),
         NoFreeSlot { limit: 1 }
     );
     drop(first);
     assert_eq!(slots.check_early(), Ok(()));
-    slots.admit(anybody()).expect("admitted again");
+    slots.admit(owner_without_policy()).expect("admitted again");
 }
 
 #[tokio::test]
 async fn without_a_wait_a_request_is_rejected_while_all_slots_are_taken() {
     let slots = BuildSlots::new(2, Duration::ZERO, 16);
-    let first = running(start(&slots, tenant("one")).await).await;
-    let _second = running(start(&slots, tenant("two")).await).await;
+    let first = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("one")).await).await;
+    let _second = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("two")).await).await;
     assert!(slots.is_full());
-    for owner in [tenant("three"), anybody()] {
+    for owner in [slots_of_tenant("three"), owner_without_policy()] {
         assert_eq!(slots.admit(owner).expect_err("rejected"), NoFreeSlot { limit: 2 });
     }
     drop(first);
-    let _third = running(start(&slots, tenant("three")).await).await;
+    let _third = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("three")).await).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,22 +93,22 @@ async fn a_flood_of_one_tenant_delays_another_by_at_most_one_build() {
         let slots = BuildSlots::new(limit, MAX_WAIT, 100);
         let mut flood = Vec::new();
         for _ in 0..limit {
-            flood.push(running(start(&slots, tenant("flood")).await).await);
+            flood.push(wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("flood")).await).await);
         }
         let mut waiting = Vec::new();
         for _ in 0..50 {
-            waiting.push(start(&slots, tenant("flood")).await);
+            waiting.push(spawn_waiting_build(&slots, slots_of_tenant("flood")).await);
         }
         for round in 0..5 {
-            let other = start(&slots, tenant("other")).await;
+            let other = spawn_waiting_build(&slots, slots_of_tenant("other")).await;
             assert!(!other.is_finished());
             drop(flood.remove(0));
             tokio::task::yield_now().await;
-            let other = running(other).await;
+            let other = wait_until_running(other).await;
             // The other tenant's slot goes back to the one that waits.
             drop(other);
             tokio::task::yield_now().await;
-            flood.push(running(waiting.remove(0)).await);
+            flood.push(wait_until_running(waiting.remove(0)).await);
             assert_eq!(flood.len(), limit, "{round}");
         }
     }
@@ -111,10 +117,10 @@ async fn a_flood_of_one_tenant_delays_another_by_at_most_one_build() {
 #[tokio::test(start_paused = true)]
 async fn tenants_that_wait_are_served_in_turn() {
     let slots = BuildSlots::new(1, MAX_WAIT, 100);
-    let mut current = running(start(&slots, tenant("a")).await).await;
+    let mut current = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("a")).await).await;
     let mut waiting = Vec::new();
     for name in ["a", "a", "a", "b", "b", "c"] {
-        waiting.push((name, start(&slots, tenant(name)).await));
+        waiting.push((name, spawn_waiting_build(&slots, slots_of_tenant(name)).await));
     }
     let mut served = String::new();
     while !waiting.is_empty() {
@@ -122,7 +128,7 @@ async fn tenants_that_wait_are_served_in_turn() {
         tokio::task::yield_now().await;
         let next = waiting.iter().position(|(_, waiting)| waiting.is_finished());
         let (name, build) = waiting.remove(next.expect("a slot is free"));
-        current = running(build).await;
+        current = wait_until_running(build).await;
         served.push_str(name);
     }
     assert_eq!(served, "bcabaa");
@@ -133,10 +139,10 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
     let slots = BuildSlots::new(3, MAX_WAIT, 1);
     let limited = || SlotOwner {
         max_builds: Some(1),
-        ..tenant("limited")
+        ..slots_of_tenant("limited")
     };
-    let first = running(start(&slots, limited()).await).await;
-    let second = start(&slots, limited()).await;
+    let first = wait_until_running(spawn_waiting_build(&slots, limited()).await).await;
+    let second = spawn_waiting_build(&slots, limited()).await;
     assert!(
         !second.is_finished(),
         "two slots are free, and none for this tenant"
@@ -146,50 +152,55 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
         NoFreeSlot { limit: 1 }
     );
     let _others = [
-        running(start(&slots, tenant("other")).await).await,
-        running(start(&slots, tenant("other")).await).await,
+        wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("other")).await).await,
+        wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("other")).await).await,
     ];
     drop(first);
     tokio::task::yield_now().await;
-    let _second = running(second).await;
+    let _second = wait_until_running(second).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_of_one_tenant_is_not_full_for_another() {
     let slots = BuildSlots::new(1, MAX_WAIT, 1);
     let _flood = (
-        start(&slots, tenant("flood")).await,
-        start(&slots, tenant("flood")).await,
+        spawn_waiting_build(&slots, slots_of_tenant("flood")).await,
+        spawn_waiting_build(&slots, slots_of_tenant("flood")).await,
     );
-    assert!(slots.admit(tenant("flood")).is_err());
+    assert!(slots.admit(slots_of_tenant("flood")).is_err());
     assert!(!slots.is_full(), "the builder stays ready for others");
     assert_eq!(slots.check_early(), Ok(()));
-    slots.admit(tenant("other")).expect("a place");
+    slots.admit(slots_of_tenant("other")).expect("a place");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_stops_waiting_takes_no_slot() {
     let slots = BuildSlots::new(1, MAX_WAIT, 3);
-    let first = running(start(&slots, anybody()).await).await;
-    let (gone, next) = (start(&slots, anybody()).await, start(&slots, anybody()).await);
+    let first = wait_until_running(spawn_waiting_build(&slots, owner_without_policy()).await).await;
+    let (gone, next) = (
+        spawn_waiting_build(&slots, owner_without_policy()).await,
+        spawn_waiting_build(&slots, owner_without_policy()).await,
+    );
     gone.abort();
     tokio::task::yield_now().await;
     drop(first);
     tokio::task::yield_now().await;
-    let next = running(next).await;
+    let next = wait_until_running(next).await;
     // One that stops just as it gets the slot.
-    let gone = start(&slots, anybody()).await;
+    let gone = spawn_waiting_build(&slots, owner_without_policy()).await;
     drop(next);
     gone.abort();
     tokio::task::yield_now().await;
-    let _last = running(start(&slots, anybody()).await).await;
+    let _last = wait_until_running(spawn_waiting_build(&slots, owner_without_policy()).await).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_remembered_of_a_tenant_without_requests() {
     let slots = BuildSlots::new(1, MAX_WAIT, 1);
     for number in 0..100 {
-        drop(running(start(&slots, tenant(&number.to_string())).await).await);
+        drop(
+            wait_until_running(spawn_waiting_build(&slots, slots_of_tenant(&number.to_string())).await).await,
+        );
     }
     assert_eq!(slots.0.lock().total_admitted(), 0);
     assert!(format!("{slots:?}").len() < 500, "{slots:?}");
@@ -200,17 +211,17 @@ async fn a_tenants_limit_applies_without_a_limit_for_all_builds() {
     let slots = BuildSlots::unlimited();
     let limited = || SlotOwner {
         max_builds: Some(1),
-        ..tenant("limited")
+        ..slots_of_tenant("limited")
     };
-    let first = running(start(&slots, limited()).await).await;
+    let first = wait_until_running(spawn_waiting_build(&slots, limited()).await).await;
     assert_eq!(
         slots.admit(limited()).expect_err("rejected"),
         NoFreeSlot { limit: 1 }
     );
-    let _other = running(start(&slots, tenant("other")).await).await;
+    let _other = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("other")).await).await;
     assert!(!slots.is_full(), "other tenants have places");
     drop(first);
-    let _next = running(start(&slots, limited()).await).await;
+    let _next = wait_until_running(spawn_waiting_build(&slots, limited()).await).await;
 }
 
 #[tokio::test]
@@ -218,7 +229,7 @@ async fn unlimited_slots_are_never_full() {
     let slots = BuildSlots::unlimited();
     let mut taken = Vec::new();
     for _ in 0..100 {
-        taken.push(running(start(&slots, anybody()).await).await);
+        taken.push(wait_until_running(spawn_waiting_build(&slots, owner_without_policy()).await).await);
     }
     assert!(!slots.is_full());
 }

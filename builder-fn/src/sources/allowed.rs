@@ -11,7 +11,7 @@ pub struct AllowedSources(Vec<(Host, Option<u16>)>);
 
 impl AllowedSources {
     /// Returns whether builds may read from this host and port.
-    pub(super) fn allow(&self, host: &Host, port: u16) -> bool {
+    pub(super) fn allows_host(&self, host: &Host, port: u16) -> bool {
         self.0
             .iter()
             .any(|(allowed, at)| allowed == host && at.is_none_or(|at| at == port))
@@ -27,7 +27,7 @@ impl FromStr for AllowedSources {
         let entries = entries.map(|entry| {
             let malformed =
                 || format!("should be hosts, HOST or HOST:PORT, separated by commas, not {entry:?}");
-            let (host, port) = host_port::split(entry).ok_or_else(malformed)?;
+            let (host, port) = host_port::split_host_port(entry).ok_or_else(malformed)?;
             Ok((Host::parse(host).map_err(|_| malformed())?, port))
         });
         entries.collect::<Result<_, _>>().map(Self)
@@ -51,7 +51,7 @@ mod tests {
             ("[fd00::1]", 80, false),
         ] {
             let host = Host::parse(host).unwrap();
-            assert_eq!(allowed.allow(&host, port), expected, "{host} {port}");
+            assert_eq!(allowed.allows_host(&host, port), expected, "{host} {port}");
         }
         for wrong in ["http://a", "a:b", "10.0.0.0/8", "0x7f.1", "a:99999", "*"] {
             assert!(wrong.parse::<AllowedSources>().is_err(), "{wrong}");

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The length of the longest host name, in bytes (RFC 1035).
-const NAME_MAX: usize = 253;
+const MAX_NAME_BYTES: usize = 253;
 
 /// The endings of names that never belong to public hosts: RFC 6761, RFC 6762 (with its appendix G), RFC 8375, ICANN's
 /// `internal`, and the names of Kubernetes' services.
@@ -62,11 +62,11 @@ impl Host {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
             !label.is_empty() && label.len() <= 63 && label.bytes().all(allowed)
         };
-        if name.len() > NAME_MAX || !name.split('.').all(is_label) {
+        if name.len() > MAX_NAME_BYTES || !name.split('.').all(is_label) {
             return Err(MalformedHost);
         }
         // A name whose last label is a number is an address to most programs, whatever comes before it.
-        match name.rsplit('.').next().is_some_and(is_number) {
+        match name.rsplit('.').next().is_some_and(reads_as_number) {
             true => name.parse().map(Self::V4).map_err(|_| MalformedHost),
             false => Ok(Self::Name(name)),
         }
@@ -96,7 +96,7 @@ impl Host {
             }
             Self::V4(address) => is_metadata_v4(*address),
             Self::V6(address) => {
-                embedded_v4(*address).is_some_and(is_metadata_v4)
+                embedded_ipv4(*address).is_some_and(is_metadata_v4)
                     || address.is_unicast_link_local()
                     || address.segments()[..2] == [0xfd00, 0x0ec2]
             }
@@ -115,7 +115,7 @@ impl fmt::Display for Host {
 }
 
 /// Returns whether C libraries read the last label of a name as a number: decimal, octal, or hexadecimal.
-fn is_number(label: &str) -> bool {
+fn reads_as_number(label: &str) -> bool {
     let is_hexadecimal = label
         .strip_prefix("0x")
         .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -159,7 +159,7 @@ fn private_v4_kind(address: Ipv4Addr) -> Option<&'static str> {
 }
 
 fn private_v6_kind(address: Ipv6Addr) -> Option<&'static str> {
-    if let Some(kind) = embedded_v4(address).and_then(private_v4_kind) {
+    if let Some(kind) = embedded_ipv4(address).and_then(private_v4_kind) {
         return Some(kind);
     }
     match address.segments() {
@@ -177,7 +177,7 @@ fn private_v6_kind(address: Ipv6Addr) -> Option<&'static str> {
 
 /// Returns the IPv4 address that packets to an IPv6 address may reach: mapped, compatible, NAT64 (RFC 6052), 6to4 (RFC
 /// 3056) and ISATAP (RFC 5214).
-fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let of = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
         Some(Ipv4Addr::new(a, b, c, d))
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_programs_read_differently_is_no_host() {
+    fn a_host_that_programs_read_differently_is_rejected() {
         for text in [
             "",
             ".",
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_services_are_told_from_other_private_hosts() {
+    fn metadata_services_are_distinguished_from_other_private_hosts() {
         for (text, expected) in [
             ("169.254.169.254", true),
             ("168.63.129.16", true),
@@ -335,7 +335,7 @@ mod tests {
         }
     }
 
-    fn private_v4() -> impl Strategy<Value = Ipv4Addr> {
+    fn generate_private_ipv4() -> impl Strategy<Value = Ipv4Addr> {
         let ranges: [(u32, u32); 9] = [
             (0x7f00_0000, 24),
             (0x0a00_0000, 24),
@@ -352,7 +352,7 @@ mod tests {
     }
 
     /// Returns the spellings of an address that one program or another reads as this address.
-    fn spellings(address: Ipv4Addr) -> Vec<String> {
+    fn spellings_of_ipv4(address: Ipv4Addr) -> Vec<String> {
         let number = u32::from(address);
         let [a, b, c, d] = address.octets();
         let mapped = address.to_ipv6_mapped();
@@ -391,8 +391,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_spelling_of_a_private_address_is_public(address in private_v4()) {
-            for spelling in spellings(address) {
+        fn no_spelling_of_a_private_address_is_public(address in generate_private_ipv4()) {
+            for spelling in spellings_of_ipv4(address) {
                 prop_assert!(is_private(&spelling), "{spelling}");
             }
         }
@@ -400,7 +400,7 @@ mod tests {
         #[test]
         fn no_spelling_of_an_address_hides_another(number in any::<u32>()) {
             let address = Ipv4Addr::from(number);
-            for spelling in spellings(address) {
+            for spelling in spellings_of_ipv4(address) {
                 if let Ok(host) = Host::parse(&spelling) {
                     let expected = private_v4_kind(address).is_some();
                     // IPv6 forms of public addresses may be private for another reason.

@@ -14,7 +14,7 @@ use crate::registry::ImageName;
 /// The attribute with the full address of a git repository; the identifier has no scheme.
 const GIT_FULL_URL: &str = "git.fullurl";
 /// The attribute with an image's blob from which a git repository is read.
-const GIT_BUNDLE: &str = "git.bundle";
+const GIT_BUNDLE_ATTRIBUTE: &str = "git.bundle";
 /// The attribute that says whether submodules, whose addresses the repository names, are left out.
 pub(super) const GIT_SKIP_SUBMODULES: &str = "git.skipsubmodules";
 
@@ -106,7 +106,7 @@ impl Source {
         if url.host != named.host || url.port != named.port {
             return Err(LocatorError::Authority);
         }
-        let bundle = attributes.get(GIT_BUNDLE).map(|bundle| {
+        let bundle = attributes.get(GIT_BUNDLE_ATTRIBUTE).map(|bundle| {
             let name = bundle.strip_prefix("docker-image+blob://");
             ImageName::parse(name.ok_or(LocatorError::Scheme)?).ok_or(LocatorError::Image)
         });
@@ -133,7 +133,7 @@ impl Url {
             format!("/{rest}")
         };
         let path = rest.split_once('?').map_or(&*rest, |(path, _)| path);
-        if !is_plain_path(path) {
+        if !is_unambiguous_path(path) {
             return Err(LocatorError::Path);
         }
         let scheme = scheme.to_ascii_lowercase();
@@ -205,12 +205,12 @@ fn parse_authority(text: &str) -> Result<(Host, Option<u16>), LocatorError> {
         }
         None => text,
     };
-    let (host, port) = host_port::split(host).ok_or(LocatorError::Authority)?;
+    let (host, port) = host_port::split_host_port(host).ok_or(LocatorError::Authority)?;
     Ok((Host::parse(host)?, port))
 }
 
 /// Returns whether every server reads the path in the same way.
-fn is_plain_path(path: &str) -> bool {
+fn is_unambiguous_path(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let is_dots = |segment: &str| matches!(segment, "." | "..");
     let has_encoded = ["%2e", "%2f", "%5c", "%00"]
@@ -233,7 +233,7 @@ mod tests {
         Source::parse(identifier, &attributes.collect())
     }
 
-    fn url(identifier: &str, attributes: &[(&str, &str)]) -> String {
+    fn normalised_url(identifier: &str, attributes: &[(&str, &str)]) -> String {
         match parse(identifier, attributes).unwrap_or_else(|error| panic!("{identifier}: {error}")) {
             Source::Http(url) | Source::Git { url, .. } => url.to_string(),
             other => panic!("{other:?}"),
@@ -258,7 +258,7 @@ mod tests {
                 "https://github.com/acme/app.git",
             ),
         ] {
-            assert_eq!(url(identifier, &[]), expected);
+            assert_eq!(normalised_url(identifier, &[]), expected);
         }
     }
 
@@ -281,7 +281,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                url("git://github.com/acme/app.git", &[(GIT_FULL_URL, full)]),
+                normalised_url("git://github.com/acme/app.git", &[(GIT_FULL_URL, full)]),
                 expected
             );
         }
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_is_of_its_image() {
+    fn a_blob_is_a_source_of_the_repository_of_its_image() {
         for scheme in ["docker-image", "docker-image+blob"] {
             match parse(&format!("{scheme}://Registry.Example/a/b:c@sha256:00"), &[]) {
                 Ok(Source::Image(image)) => assert_eq!(image.to_string(), "registry.example/a/b"),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_checked_is_rejected() {
+    fn a_source_that_cannot_be_checked_is_rejected() {
         for identifier in [
             "",
             "alpine",
@@ -365,7 +365,7 @@ mod tests {
         fn parsing_never_panics(identifier in "\\PC{0,60}", full in "\\PC{0,60}") {
             let _ = parse(&identifier, &[]);
             for scheme in ["http", "https", "git", "docker-image"] {
-                let _ = parse(&format!("{scheme}://{identifier}"), &[(GIT_FULL_URL, &full), (GIT_BUNDLE, &full)]);
+                let _ = parse(&format!("{scheme}://{identifier}"), &[(GIT_FULL_URL, &full), (GIT_BUNDLE_ATTRIBUTE, &full)]);
             }
         }
 

@@ -4,7 +4,7 @@ use function_host::policy::Policy;
 
 use super::*;
 
-fn rules(policy: &str) -> SourceRules {
+fn rules_of_policy(policy: &str) -> SourceRules {
     let tenant = match policy {
         "" => None,
         rules => {
@@ -21,25 +21,25 @@ fn rules(policy: &str) -> SourceRules {
     }
 }
 
-fn check(rules: &SourceRules, identifier: &str) -> SourceDecision {
+fn check_source(rules: &SourceRules, identifier: &str) -> SourceDecision {
     rules.check(identifier, &BTreeMap::new())
 }
 
-fn denial(rules: &SourceRules, identifier: &str) -> String {
-    match check(rules, identifier) {
+fn denial_of_source(rules: &SourceRules, identifier: &str) -> String {
+    match check_source(rules, identifier) {
         SourceDecision::Deny(reason) => reason,
         other => panic!("{identifier}: {other:?}"),
     }
 }
 
-const TENANT: &str = r#""push": ["r.example/acme/"], "cache": ["r.example/caches/acme/"], "read": {
+const TENANT_MEMBERS_JSON: &str = r#""push": ["r.example/acme/"], "cache": ["r.example/caches/acme/"], "read": {
     "images": ["docker.io/library/", "10.63.1.2:5000/acme/"],
     "http": ["https://example.com/files/", "http://10.1.2.3/"],
     "git": ["https://github.com/acme/"]}"#;
 
 #[test]
 fn without_a_policy_everything_is_read_but_private_addresses() {
-    let rules = rules("");
+    let rules = rules_of_policy("");
     for identifier in [
         "local://context",
         "docker-image://docker.io/library/alpine:3",
@@ -50,7 +50,11 @@ fn without_a_policy_everything_is_read_but_private_addresses() {
         "https://10.1.2.3/a",
         "git://github.com/acme/app#main",
     ] {
-        assert_eq!(check(&rules, identifier), SourceDecision::Allow, "{identifier}");
+        assert_eq!(
+            check_source(&rules, identifier),
+            SourceDecision::Allow,
+            "{identifier}"
+        );
     }
     for identifier in [
         "http://127.0.0.1:8222/",
@@ -66,7 +70,7 @@ fn without_a_policy_everything_is_read_but_private_addresses() {
         "docker-image://169.254.169.254/x:1",
         "docker-image://metadata.google.internal/x:1",
     ] {
-        let reason = denial(&rules, identifier);
+        let reason = denial_of_source(&rules, identifier);
         assert!(reason.contains("allowed_sources"), "{identifier}: {reason}");
     }
     for identifier in [
@@ -74,13 +78,13 @@ fn without_a_policy_everything_is_read_but_private_addresses() {
         "http://2130706433/",
         "docker-image://alpine",
     ] {
-        denial(&rules, identifier);
+        denial_of_source(&rules, identifier);
     }
 }
 
 #[test]
 fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
-    let rules = rules(TENANT);
+    let rules = rules_of_policy(TENANT_MEMBERS_JSON);
     for identifier in [
         "local://dockerfile",
         "docker-image://docker.io/library/alpine:3@sha256:00",
@@ -91,7 +95,11 @@ fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
         "https://example.com/files/a",
         "http://10.1.2.3/a",
     ] {
-        assert_eq!(check(&rules, identifier), SourceDecision::Allow, "{identifier}");
+        assert_eq!(
+            check_source(&rules, identifier),
+            SourceDecision::Allow,
+            "{identifier}"
+        );
     }
     for (identifier, rule) in [
         ("docker-image://r.example/victim/private:1", "read.images"),
@@ -107,19 +115,19 @@ fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
         ("git://github.com/victim/app", "read.git"),
         ("git://github.com/acme-b/app", "read.git"),
     ] {
-        let reason = denial(&rules, identifier);
+        let reason = denial_of_source(&rules, identifier);
         assert!(
             reason.contains(&format!("rule {rule} of tenant acme")),
             "{identifier}: {reason}"
         );
     }
     // A listed address is still private.
-    assert!(denial(&rules, "http://127.0.0.1/").contains("loopback"));
+    assert!(denial_of_source(&rules, "http://127.0.0.1/").contains("loopback"));
 }
 
 #[test]
 fn an_address_is_allowed_only_if_the_address_that_git_fetches_is() {
-    let rules = rules(TENANT);
+    let rules = rules_of_policy(TENANT_MEMBERS_JSON);
     let attributes = |full: &str| BTreeMap::from([("git.fullurl".to_owned(), full.to_owned())]);
     for full in [
         "http://github.com/acme/app",
@@ -136,7 +144,7 @@ fn an_address_is_allowed_only_if_the_address_that_git_fetches_is() {
 
 #[test]
 fn submodules_are_left_out_where_a_tenant_lists_its_sources() {
-    let rules = rules(TENANT);
+    let rules = rules_of_policy(TENANT_MEMBERS_JSON);
     let full = BTreeMap::from([(
         "git.fullurl".to_owned(),
         "https://github.com/acme/app.git".to_owned(),
@@ -155,7 +163,7 @@ fn submodules_are_left_out_where_a_tenant_lists_its_sources() {
 
 #[test]
 fn a_bundle_of_a_git_repository_is_an_image_that_has_to_be_allowed_too() {
-    let rules = rules(TENANT);
+    let rules = rules_of_policy(TENANT_MEMBERS_JSON);
     let bundle = |image: &str| {
         let attributes = [
             ("git.bundle", format!("docker-image+blob://{image}@sha256:00")),
@@ -173,9 +181,9 @@ fn a_bundle_of_a_git_repository_is_an_image_that_has_to_be_allowed_too() {
 
 #[test]
 fn an_image_that_may_be_read_may_be_pulled_and_no_other() {
-    let rules = rules(TENANT);
-    check(&rules, "docker-image://r.example/acme/base:1");
-    denial(&rules, "docker-image://r.example/victim/private:1");
+    let rules = rules_of_policy(TENANT_MEMBERS_JSON);
+    check_source(&rules, "docker-image://r.example/acme/base:1");
+    denial_of_source(&rules, "docker-image://r.example/victim/private:1");
     let scopes = ["repository:acme/base:pull,push", "repository:victim/private:pull"];
     let scopes = scopes.map(str::to_owned);
     assert_eq!(

@@ -46,7 +46,7 @@ pub(super) async fn watch_history(shared: Arc<SharedSupersession>) {
 async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Result<(), WatchError> {
     let connection = shared.daemon.connect().await?;
     let mut builds = connection
-        .watch_builds(history_start(earliest_submission(shared)))
+        .watch_builds(history_start(earliest_submission_time(shared)))
         .await?;
     shared.log_history_success();
     *pause = RECONNECT_PAUSE_MIN;
@@ -57,13 +57,13 @@ async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Re
                 None => return Ok(()),
             },
             // What happened before the registration is in the history, and not among the events to come.
-            () = shared.registered.notified() => shared.apply_history(&connection, earliest_submission(shared)).await,
+            () = shared.registered.notified() => shared.apply_history(&connection, earliest_submission_time(shared)).await,
         }
     }
 }
 
 /// Returns the time of the earliest submission of a registered build.
-fn earliest_submission(shared: &SharedSupersession) -> SystemTime {
+fn earliest_submission_time(shared: &SharedSupersession) -> SystemTime {
     let earliest = shared.lock_state().registry.earliest_submission();
     earliest.unwrap_or_else(SystemTime::now)
 }

@@ -12,24 +12,24 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::gateway::gateway;
+use crate::gateway::start_answering_gateway;
 use crate::job::output_response;
-use crate::setting::{Answer, TestBuilder, key, post, tar, tar_of};
+use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
 use crate::{complete_or_panic, daemon};
 
 /// Sends a build request with `tar` in a background task.
 fn spawn_build(setting: &TestBuilder, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
     let setting = setting.clone();
-    tokio::spawn(async move { setting.build(tar).await })
+    tokio::spawn(async move { setting.send_signed_build(tar).await })
 }
 
 #[tokio::test]
 async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let answer = spawn_build(
         &setting,
-        tar(json!({
+        request_tar_with(json!({
             "buildArgs": {"SOURCE_DATE_EPOCH": "0"},
             "platforms": ["linux/amd64"],
             "target": "release",
@@ -39,7 +39,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
             "surprise": 1
         })),
     );
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
 
     let frontend = &solve.request.frontend_attrs;
     let exporter = &solve.request.exporters[0].attrs;
@@ -83,9 +83,12 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
 
 #[tokio::test]
 async fn skip_push_builds_without_pushing() {
-    let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({"skipPush": true})));
-    let (solve, status, _session) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let answer = spawn_build(
+        &TestBuilder::new(daemon),
+        request_tar_with(json!({"skipPush": true})),
+    );
+    let (solve, status, _session) = calls.next_build_calls().await;
 
     assert_eq!(solve.request.exporters[0].attrs.get("push"), None);
     drop(status);
@@ -96,11 +99,11 @@ async fn skip_push_builds_without_pushing() {
 
 #[tokio::test]
 async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    let good = tar(json!({}));
-    let signed = |body: &[u8], name: &str| sign_body(&key(name), body);
-    let sealed = tar_of(&[
+    let good = request_tar_with(json!({}));
+    let signed = |body: &[u8], name: &str| sign_body(&hmac_keys(name), body);
+    let sealed = tar_with_files(&[
         (
             "com.openfaas.docker.config",
             br#"{"image": "registry:5000/hello:1"}"#,
@@ -142,7 +145,12 @@ async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
             "no key for sealed secrets",
         ),
     ] {
-        let answer = Answer::read(setting.send(post(body, signature.as_deref())).await).await;
+        let answer = Answer::from_response(
+            setting
+                .send_request(build_request_with(body, signature.as_deref()))
+                .await,
+        )
+        .await;
         assert_eq!(answer.status, status, "{answer:?}");
         assert_eq!(answer.body["status"], "failed");
         assert!(
@@ -157,15 +165,17 @@ async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
 
 #[tokio::test]
 async fn a_body_above_the_limit_is_not_read_to_its_end() {
-    let (daemon, _calls) = daemon::start();
+    let (daemon, _calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let endless = tokio_stream::iter(std::iter::repeat_with(|| Ok(vec![0; 64 << 10].into())));
-    let signature = sign_body(&key("payload key"), b"");
+    let signature = sign_body(&hmac_keys("payload key"), b"");
 
-    let response = setting.send(post(Body::stream(endless), Some(&signature))).await;
+    let response = setting
+        .send_request(build_request_with(Body::stream(endless), Some(&signature)))
+        .await;
 
     assert_eq!(response.headers()["connection"], "close");
-    let answer = Answer::read(response).await;
+    let answer = Answer::from_response(response).await;
     assert_eq!(answer.status, 413);
     assert!(
         answer.body["error"]
@@ -178,9 +188,9 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
 
 #[tokio::test]
 async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
-    let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({})));
-    let (solve, status, _session) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let answer = spawn_build(&TestBuilder::new(daemon), request_tar_with(json!({})));
+    let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
         .send(Ok(output_response("error: no such crate\n")))
@@ -208,7 +218,7 @@ async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
 async fn a_daemon_that_is_down_or_lost_is_502() {
     let nowhere = "unix:///nowhere/buildkitd.sock".parse().expect("address");
     let answer = TestBuilder::new(builder_fn::buildkit::Daemon::at(nowhere))
-        .build(tar(json!({})))
+        .send_signed_build(request_tar_with(json!({})))
         .await;
     assert_eq!(answer.status, 502);
     assert_eq!(
@@ -217,16 +227,16 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
     );
     assert_eq!(answer.body["image"], "registry:5000/hello:1");
 
-    let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({})));
-    let (_solve, status, _session) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let answer = spawn_build(&TestBuilder::new(daemon), request_tar_with(json!({})));
+    let (_solve, status, _session) = calls.next_build_calls().await;
     status
         .events
         .send(Ok(output_response("so far\n")))
         .await
         .expect("listening");
     status.events.reserve().await.expect("it was read");
-    calls.cut();
+    calls.cut_connections();
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 502);
     assert_eq!(answer.body["error"], "BuildKit was lost during the build");
@@ -234,9 +244,12 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
 
 #[tokio::test(start_paused = true)]
 async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
-    let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({"timeout": "90s"})));
-    let (mut solve, status, _session) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let answer = spawn_build(
+        &TestBuilder::new(daemon),
+        request_tar_with(json!({"timeout": "90s"})),
+    );
+    let (mut solve, status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
 
     let answer = answer.await.expect("no panic");
@@ -250,10 +263,10 @@ async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
 
 #[tokio::test(start_paused = true)]
 async fn a_build_that_a_shutdown_interrupts_is_answered_before_the_process_ends() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    let answer = spawn_build(&setting, tar(json!({})));
-    let (mut solve, _status, _session) = calls.build().await;
+    let answer = spawn_build(&setting, request_tar_with(json!({})));
+    let (mut solve, _status, _session) = calls.next_build_calls().await;
     let deadline = Instant::now() + Duration::from_secs(30);
 
     setting.begin_shutdown(deadline);
@@ -270,11 +283,11 @@ async fn a_build_that_a_shutdown_interrupts_is_answered_before_the_process_ends(
 
 #[tokio::test]
 async fn a_builder_that_is_shutting_down_starts_no_build() {
-    let (daemon, _calls) = daemon::start();
+    let (daemon, _calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     setting.begin_shutdown(Instant::now() + Duration::from_secs(30));
 
-    let rejected = setting.build(tar(json!({}))).await;
+    let rejected = setting.send_signed_build(request_tar_with(json!({}))).await;
 
     assert_eq!(rejected.status, 429, "another builder may accept it");
     assert!(
@@ -286,15 +299,17 @@ async fn a_builder_that_is_shutting_down_starts_no_build() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::from_secs(60), 1));
-    let first = spawn_build(&setting, tar(json!({})));
-    let (solve, status, _session) = calls.build().await;
+    let first = spawn_build(&setting, request_tar_with(json!({})));
+    let (solve, status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
-    let second = spawn_build(&setting, tar(json!({"noCache": true})));
+    let second = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
     setting.wait_until_full().await;
 
-    let rejected = setting.send(post(Body::empty(), None)).await;
+    let rejected = setting
+        .send_request(build_request_with(Body::empty(), None))
+        .await;
     assert_eq!(
         rejected.status(),
         429,
@@ -303,12 +318,12 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let second = second.await.expect("no panic");
     assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
 
-    let third = spawn_build(&setting, tar(json!({"noCache": true})));
+    let third = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
     setting.wait_until_full().await;
     drop(status);
     solve.succeed("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
     solve.succeed("sha256:34");
     assert_eq!(third.await.expect("no panic").status, 200);
@@ -316,26 +331,34 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
 
 #[tokio::test]
 async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::ZERO, 0));
-    let body = tar(json!({}));
-    let signature = sign_body(&key("another key of the caller"), &body);
+    let body = request_tar_with(json!({}));
+    let signature = sign_body(&hmac_keys("another key of the caller"), &body);
     let mut unverified = Vec::new();
     for _ in 0..5 {
         let half = body[..body.len() / 2].to_vec();
         let pieces = futures_util::stream::iter([Ok(half.into())]);
         let body = Body::stream(pieces.chain(futures_util::stream::pending()));
-        let (setting, request) = (setting.clone(), post(body, Some(&signature)));
-        unverified.push(tokio::spawn(async move { setting.send(request).await }));
+        let (setting, request) = (setting.clone(), build_request_with(body, Some(&signature)));
+        unverified.push(tokio::spawn(async move { setting.send_request(request).await }));
         tokio::task::yield_now().await;
     }
-    let wrong = setting.send(post(body.clone(), Some(&signature))).await;
+    let wrong = setting
+        .send_request(build_request_with(body.clone(), Some(&signature)))
+        .await;
     assert_eq!(wrong.status(), 401);
 
     let first = spawn_build(&setting, body);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
 
-    assert_eq!(setting.send(post(Body::empty(), None)).await.status(), 429);
+    assert_eq!(
+        setting
+            .send_request(build_request_with(Body::empty(), None))
+            .await
+            .status(),
+        429
+    );
     drop(status);
     solve.succeed("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
@@ -344,26 +367,26 @@ async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
 
 #[tokio::test]
 async fn a_stream_without_a_free_slot_is_429_in_plain_text_also_after_its_body_was_received() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::ZERO, 0));
     let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
-    let body = tar(json!({"noCache": true}));
-    let signature = sign_body(&key(crate::setting::PAYLOAD_KEY), &body);
+    let body = request_tar_with(json!({"noCache": true}));
+    let signature = sign_body(&hmac_keys(crate::setting::PAYLOAD_KEY), &body);
     // The last piece arrives only once the slot is taken.
     let end = futures_util::stream::once(async move {
         let _ = receiver.await;
         Ok(body.into())
     });
-    let mut request = post(Body::stream(end), Some(&signature));
+    let mut request = build_request_with(Body::stream(end), Some(&signature));
     let accept = "application/x-ndjson".parse().expect("header");
     request.headers_mut().insert("accept", accept);
     let late = tokio::spawn({
         let setting = setting.clone();
-        async move { setting.send(request).await }
+        async move { setting.send_request(request).await }
     });
     tokio::task::yield_now().await;
-    let first = spawn_build(&setting, tar(json!({})));
-    let _held = calls.build().await;
+    let first = spawn_build(&setting, request_tar_with(json!({})));
+    let _held = calls.next_build_calls().await;
 
     drop(sender);
     let rejected = late.await.expect("no panic");
@@ -379,9 +402,9 @@ async fn a_stream_without_a_free_slot_is_429_in_plain_text_also_after_its_body_w
 
 #[tokio::test]
 async fn a_build_is_cancelled_when_its_caller_disconnects() {
-    let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({})));
-    let (mut solve, status, session) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let answer = spawn_build(&TestBuilder::new(daemon), request_tar_with(json!({})));
+    let (mut solve, status, session) = calls.next_build_calls().await;
 
     answer.abort();
 
@@ -394,14 +417,16 @@ async fn a_build_is_cancelled_when_its_caller_disconnects() {
 
 #[tokio::test]
 async fn only_the_same_body_of_the_same_call_has_the_same_reference_in_buildkit() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     // Otherwise the second delivery would find the record of the first.
-    calls.history.behave(daemon::HistoryBehaviour::Unimplemented);
+    calls
+        .history
+        .set_behaviour(daemon::HistoryBehaviour::Unimplemented);
     let setting = TestBuilder::new(daemon);
     let mut references = Vec::new();
     for changes in [json!({}), json!({}), json!({"noCache": true})] {
-        let answer = spawn_build(&setting, tar(changes));
-        let (solve, status, _session) = calls.build().await;
+        let answer = spawn_build(&setting, request_tar_with(changes));
+        let (solve, status, _session) = calls.next_build_calls().await;
         references.push(solve.request.r#ref.clone());
         drop(status);
         solve.succeed("sha256:12");
@@ -419,8 +444,8 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
         ("exclude-patterns", "context/.dockerignore", 2),
         ("followpaths", "context/Dockerfile", 3),
     ] {
-        let (daemon, mut calls) = daemon::start();
-        let body = tar_of(&[
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let body = tar_with_files(&[
             ("com.openfaas.docker.config", config),
             (
                 "context/Dockerfile",
@@ -429,7 +454,7 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
             ("context/.dockerignore", b"\ta\t\nb\tc\n"),
         ]);
         let answer = spawn_build(&TestBuilder::new(daemon), body);
-        let (solve, status, _session) = calls.build().await;
+        let (solve, status, _session) = calls.next_build_calls().await;
         drop(status);
         solve.fail(Status::internal(format!(
             "header key \"{header}\" contains value with non-printable ASCII characters"
@@ -444,7 +469,7 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
 
 #[tokio::test]
 async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
-    let (daemon, _calls) = daemon::start();
+    let (daemon, _calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     for (method, path, status, error) in [
         (Method::GET, "/build", 405, "only POST is served here"),
@@ -463,10 +488,10 @@ async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
             "nothing is here; builds are sent to POST /build",
         ),
     ] {
-        let mut request = post(Body::empty(), None);
+        let mut request = build_request_with(Body::empty(), None);
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("path");
-        let answer = Answer::read(setting.send(request).await).await;
+        let answer = Answer::from_response(setting.send_request(request).await).await;
         assert_eq!(
             (answer.status, &answer.body["error"]),
             (status, &json!(error)),
@@ -482,20 +507,20 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
         serde_json::from_str(include_str!("../../../tests/clients/recorded/secrets.json")).expect("JSON");
     let envelope = recorded["sealed"].as_str().expect("an envelope");
     let config = r#"{"image": "registry:5000/hello:1", "s3cr3t": 1, "deploy": {"service": "s3cr3t"}}"#;
-    let body = tar_of(&[
+    let body = tar_with_files(&[
         ("com.openfaas.docker.config", config.as_bytes()),
         ("com.openfaas.secrets", envelope.as_bytes()),
         ("context/Dockerfile", b"FROM scratch\n"),
     ]);
     let answer = r#"{"status": "failed", "reasons": ["it logged s3cr3t"]}"#;
-    let (address, _received) = gateway(502, answer).await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, _received) = start_answering_gateway(502, answer).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
         .with_seal_key(recorded["private_key"].as_str().expect("a key"));
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting, body);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
         .send(Ok(output_response("s3cr3t in the output\n")))

@@ -96,12 +96,12 @@ impl Dialer for UnreachableDialer {
 }
 
 /// Returns a daemon to which no connection is ever established.
-pub(crate) fn unreachable() -> Daemon {
+pub(crate) fn unreachable_daemon() -> Daemon {
     Daemon::with_dialer("the daemon in this test", UnreachableDialer)
 }
 
 /// Starts a fake daemon, and returns it with the calls that reach it.
-pub(crate) fn start() -> (Daemon, DaemonCalls) {
+pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
     let history = FakeHistory::default();
     let (dials, dialled) = mpsc::unbounded_channel();
     let (solves, solve_calls) = mpsc::unbounded_channel();
@@ -139,7 +139,7 @@ pub(crate) fn start() -> (Daemon, DaemonCalls) {
 
 impl DaemonCalls {
     /// Waits for the Solve, Status and Session calls of one build.
-    pub(crate) async fn build(&mut self) -> (SolveCall, StatusCall, SessionCall) {
+    pub(crate) async fn next_build_calls(&mut self) -> (SolveCall, StatusCall, SessionCall) {
         let (solve, status, session) =
             tokio::join!(self.solves.recv(), self.statuses.recv(), self.sessions.recv());
         (
@@ -150,24 +150,24 @@ impl DaemonCalls {
     }
 
     /// Adds a finished build to the fake daemon's history, with its digest or its error.
-    pub(crate) fn record(&self, reference: &str, outcome: Result<&str, Status>) {
+    pub(crate) fn add_finished_build(&self, reference: &str, outcome: Result<&str, Status>) {
         let record = BuildHistoryRecord {
             r#ref: reference.into(),
             ..BuildHistoryRecord::default()
         };
         match outcome {
-            Ok(digest) => self.history.add(record, Ok(digest)),
-            Err(status) => self.history.add(record, Err(&status)),
+            Ok(digest) => self.history.add_finished_build(record, Ok(digest)),
+            Err(status) => self.history.add_finished_build(record, Err(&status)),
         }
     }
 
     /// Cuts every connection to the fake daemon, without closing it first.
-    pub(crate) fn cut(&self) {
+    pub(crate) fn cut_connections(&self) {
         self.transports.lock().expect("no panic").abort_all();
     }
 
     /// Waits for the Session call of one build.
-    pub(crate) async fn session(&mut self) -> SessionCall {
+    pub(crate) async fn next_session_call(&mut self) -> SessionCall {
         self.sessions.recv().await.expect("a session")
     }
 }
@@ -175,7 +175,7 @@ impl DaemonCalls {
 impl Drop for DaemonCalls {
     fn drop(&mut self) {
         self.server.abort();
-        self.cut();
+        self.cut_connections();
     }
 }
 
@@ -205,7 +205,7 @@ impl Control for FakeControl {
         let (reply, replied) = oneshot::channel();
         let headers = request.metadata().clone();
         let request = request.into_inner();
-        let recording = self.history.start(&request)?;
+        let recording = self.history.record_start(&request)?;
         let call = SolveCall {
             headers,
             request,
@@ -218,8 +218,8 @@ impl Control for FakeControl {
             .await
             .map_err(|_| Status::unknown("the test gave no answer"))?;
         match &answer {
-            Ok(answer) => recording.end(Ok(&answer.exporter_response["containerimage.digest"])),
-            Err(status) => recording.end(Err(status)),
+            Ok(answer) => recording.record_outcome(Ok(&answer.exporter_response["containerimage.digest"])),
+            Err(status) => recording.record_outcome(Err(status)),
         }
         answer.map(Response::new)
     }
@@ -314,7 +314,9 @@ impl Control for FakeControl {
         &self,
         request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Ok(Response::new(Box::pin(self.history.listen(request.get_ref())?)))
+        Ok(Response::new(Box::pin(
+            self.history.answer_listen_request(request.get_ref())?,
+        )))
     }
 
     async fn update_build_history(

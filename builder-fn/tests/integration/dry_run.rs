@@ -10,13 +10,13 @@ use tokio::task::JoinHandle;
 
 use crate::daemon;
 use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
-use crate::hand_over::succeed;
-use crate::setting::{Answer, CALL_ID, TestBuilder, key, tar};
+use crate::hand_over::let_build_succeed;
+use crate::setting::{Answer, CALL_ID, TestBuilder, hmac_keys, request_tar_with};
 
-fn build(setting: &TestBuilder) -> JoinHandle<Answer> {
+fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
     let setting = setting.clone();
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
-    tokio::spawn(async move { setting.build(tar(config)).await })
+    tokio::spawn(async move { setting.send_signed_build(request_tar_with(config)).await })
 }
 
 #[tokio::test]
@@ -38,25 +38,25 @@ async fn a_deployment_that_would_be_refused_is_rejected_before_a_slot_is_taken()
             409,
         ),
     ] {
-        let (address, mut received) = gateway::manual().await;
-        let (daemon, mut calls) = daemon::start();
+        let (address, mut received) = gateway::start_manual_gateway().await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
             .with_slots(BuildSlots::new(1, Duration::from_secs(3600), 1));
-        setting.secret("deploy-secret", "deploy key");
+        setting.write_secret("deploy-secret", "deploy key");
         let other = tokio::spawn({
             let setting = setting.clone();
-            async move { setting.build(tar(json!({}))).await }
+            async move { setting.send_signed_build(request_tar_with(json!({}))).await }
         });
-        let (solve, updates, _session) = calls.build().await;
+        let (solve, updates, _session) = calls.next_build_calls().await;
 
-        let answering = build(&setting);
+        let answering = spawn_deployed_build(&setting);
         let call = received.recv().await.expect("a dry run");
         assert_eq!(call.request.uri().path(), "/function/deployer-fn");
         assert_eq!(call.request.headers()["x-call-id"], CALL_ID);
         let signature = call.request.headers()["x-deploy-signature"]
             .to_str()
             .expect("text");
-        let mut verifier = SignatureVerifier::new(&key("deploy key"), signature).expect("a signature");
+        let mut verifier = SignatureVerifier::new(&hmac_keys("deploy key"), signature).expect("a signature");
         verifier.update(call.request.body());
         verifier.finish().expect("the right one");
         let mut body = call.body();
@@ -118,18 +118,18 @@ async fn a_deployer_that_cannot_answer_a_dry_run_prevents_no_build() {
             None,
         ),
     ] {
-        let (address, mut received) = gateway::manual().await;
-        let (daemon, mut calls) = daemon::start();
+        let (address, mut received) = gateway::start_manual_gateway().await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-        setting.secret("deploy-secret", "deploy key");
+        setting.write_secret("deploy-secret", "deploy key");
 
-        let building = build(&setting);
+        let building = spawn_deployed_build(&setting);
         for (status, answer) in answers {
             let call = received.recv().await.expect("a dry run");
             assert!(call.is_dry_run());
             call.answer(*status, answer);
         }
-        succeed(&mut calls).await;
+        let_build_succeed(&mut calls).await;
         let call = received.recv().await.expect("a hand-over");
         assert!(!call.is_dry_run());
         call.answer(200, r#"{"status":"ready"}"#);
@@ -155,12 +155,12 @@ async fn a_dry_run_is_sent_directly_if_hand_overs_go_through_the_queue_and_not_a
         ),
         (DeployVia::Callback, &[]),
     ] {
-        let (address, mut received) = gateway::manual().await;
-        let (daemon, mut calls) = daemon::start();
+        let (address, mut received) = gateway::start_manual_gateway().await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(via);
-        setting.secret("deploy-secret", "deploy key");
+        setting.write_secret("deploy-secret", "deploy key");
 
-        let building = build(&setting);
+        let building = spawn_deployed_build(&setting);
         let deployer = async {
             let mut paths = Vec::new();
             for _ in expected {
@@ -173,7 +173,7 @@ async fn a_dry_run_is_sent_directly_if_hand_overs_go_through_the_queue_and_not_a
             }
             paths
         };
-        let (paths, ()) = tokio::join!(deployer, succeed(&mut calls));
+        let (paths, ()) = tokio::join!(deployer, let_build_succeed(&mut calls));
 
         assert_eq!(paths, expected);
         assert_eq!(building.await.expect("no panic").status, 200);

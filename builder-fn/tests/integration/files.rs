@@ -20,7 +20,7 @@ use crate::job::FakeManifestStore;
 use crate::shared_keys;
 
 /// Waits for `future`, and fails the test if it hangs.
-async fn within<T>(future: impl Future<Output = T>, what_hangs: &str) -> T {
+async fn complete_in_time<T>(future: impl Future<Output = T>, what_hangs: &str) -> T {
     const HANG_TIMEOUT: Duration = Duration::from_secs(60);
     let result = tokio::time::timeout(HANG_TIMEOUT, future).await;
     result.unwrap_or_else(|_| panic!("{what_hangs}"))
@@ -33,9 +33,9 @@ struct ServedFiles {
     _build: JoinHandle<Result<BuiltImage, JobError>>,
 }
 
-async fn serve(tar: Vec<u8>) -> ServedFiles {
+async fn start_served_build(tar: Vec<u8>) -> ServedFiles {
     let context = Arc::new(SourceContext::from_tar(&tar).expect("context"));
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
         let lease = Arc::new(shared_keys().lease_single_use());
@@ -50,7 +50,7 @@ async fn serve(tar: Vec<u8>) -> ServedFiles {
         };
         job.run_to_outcome(&connection, |_| ()).await
     });
-    let session = calls.session().await;
+    let session = calls.next_session_call().await;
     ServedFiles {
         session,
         _calls: calls,
@@ -97,7 +97,7 @@ impl ServedFiles {
 }
 
 impl DaemonTransfer {
-    fn send(&self, kind: PacketType, id: u32) {
+    fn send_packet(&self, kind: PacketType, id: u32) {
         self.requests
             .send(Packet {
                 r#type: kind.into(),
@@ -107,14 +107,14 @@ impl DaemonTransfer {
             .expect("the transfer runs");
     }
 
-    async fn next(&mut self) -> Result<Option<Packet>, Status> {
-        within(self.answers.message(), "no packet arrives").await
+    async fn next_packet(&mut self) -> Result<Option<Packet>, Status> {
+        complete_in_time(self.answers.message(), "no packet arrives").await
     }
 
     /// Receives the announced entries, up to the empty packet that ends them.
     async fn receive_stats(&mut self) -> Vec<Stat> {
         let mut stats = Vec::new();
-        while let Some(packet) = self.next().await.expect("a packet") {
+        while let Some(packet) = self.next_packet().await.expect("a packet") {
             assert_eq!(packet.r#type(), PacketType::PacketStat);
             match packet.stat {
                 Some(stat) => stats.push(stat),
@@ -127,7 +127,7 @@ impl DaemonTransfer {
     /// Requests the files with the numbers `ids`, and receives them. Returns the contents, and the order of completion.
     async fn request_and_receive(&mut self, ids: &[u32]) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
         for id in ids {
-            self.send(PacketType::PacketReq, *id);
+            self.send_packet(PacketType::PacketReq, *id);
         }
         self.read_files(ids.len() as u32).await
     }
@@ -137,7 +137,7 @@ impl DaemonTransfer {
         let mut contents: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         let mut done = Vec::new();
         while done.len() < count as usize {
-            let packet = self.next().await.expect("a packet").expect("more packets");
+            let packet = self.next_packet().await.expect("a packet").expect("more packets");
             assert_eq!(packet.r#type(), PacketType::PacketData);
             assert!(
                 packet.data.len() <= 64 << 10,
@@ -151,15 +151,19 @@ impl DaemonTransfer {
         (contents, done)
     }
 
-    async fn finish(mut self) {
-        self.send(PacketType::PacketFin, 0);
-        let packet = self.next().await.expect("a packet").expect("an answer to FIN");
+    async fn finish_transfer(mut self) {
+        self.send_packet(PacketType::PacketFin, 0);
+        let packet = self
+            .next_packet()
+            .await
+            .expect("a packet")
+            .expect("an answer to FIN");
         assert_eq!(packet.r#type(), PacketType::PacketFin);
-        assert!(self.next().await.expect("a clean end").is_none());
+        assert!(self.next_packet().await.expect("a clean end").is_none());
     }
 }
 
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+fn context_tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in [("com.openfaas.docker.config", b"{}".as_slice())]
         .iter()
@@ -180,7 +184,7 @@ fn pattern_bytes(length: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
-    let served = serve(tar(&[
+    let served = start_served_build(context_tar(&[
         ("context/b/file", b"in b"),
         ("context/a", b"in a"),
         ("context/b-", b""),
@@ -205,7 +209,7 @@ async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
             BTreeMap::from([(0, b"in a".to_vec()), (2, b"in b".to_vec())]),
             "folders are numbered too"
         );
-        transfer.finish().await;
+        transfer.finish_transfer().await;
     }
 }
 
@@ -213,7 +217,7 @@ async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
 async fn a_large_file_does_not_delay_small_ones_and_arrives_complete() {
     let large = pattern_bytes((3 << 20) + 17);
     let small = pattern_bytes(100);
-    let served = serve(tar(&[
+    let served = start_served_build(context_tar(&[
         ("context/0", &large),
         ("context/1", &small),
         ("context/2", &small),
@@ -229,7 +233,7 @@ async fn a_large_file_does_not_delay_small_ones_and_arrives_complete() {
 
     assert_eq!(done.last(), Some(&0), "the large file is completed last");
     assert!(contents[&0] == large && contents[&1] == small && contents[&2] == small);
-    transfer.finish().await;
+    transfer.finish_transfer().await;
 }
 
 #[tokio::test]
@@ -239,7 +243,7 @@ async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
         .iter()
         .map(|name| (name.as_str(), name.as_bytes()))
         .collect();
-    let served = serve(tar(&files)).await;
+    let served = start_served_build(context_tar(&files)).await;
     let mut transfer = served
         .start_transfer(&[("dir-name", "context")])
         .await
@@ -251,7 +255,7 @@ async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
     for (id, name) in names.iter().enumerate() {
         assert_eq!(contents[&(id as u32)], name.as_bytes());
     }
-    transfer.finish().await;
+    transfer.finish_transfer().await;
 }
 
 /// BuildKit's receiver requests every file as soon as it has the file's STAT packet, in a small frame each, however
@@ -266,7 +270,7 @@ async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
         .iter()
         .map(|name| (name.as_str(), name.as_bytes()))
         .collect();
-    let served = serve(tar(&files)).await;
+    let served = start_served_build(context_tar(&files)).await;
     let mut transfer = served
         .start_transfer(&[("dir-name", "context")])
         .await
@@ -274,22 +278,22 @@ async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
     assert_eq!(transfer.receive_stats().await.len(), FILE_COUNT as usize);
 
     for id in 0..FILE_COUNT {
-        transfer.send(PacketType::PacketReq, id);
+        transfer.send_packet(PacketType::PacketReq, id);
     }
     // Half of the requests are longer than a flow-control window, so they are accepted only if the service reads them.
     let accepted = transfer.accepted.wait_for(|count| *count >= FILE_COUNT / 2);
-    within(accepted, "requests wait until contents are read")
+    complete_in_time(accepted, "requests wait until contents are read")
         .await
         .expect("the transfer runs");
 
     let (contents, _) = transfer.read_files(FILE_COUNT).await;
     assert_eq!(contents.len(), FILE_COUNT as usize);
-    transfer.finish().await;
+    transfer.finish_transfer().await;
 }
 
 #[tokio::test]
 async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
-    let served = serve(tar(&[
+    let served = start_served_build(context_tar(&[
         ("context/keep", b"kept"),
         ("context/ignored", b"secret"),
         ("context/x", b"x"),
@@ -307,21 +311,25 @@ async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
     assert_eq!(paths, ["keep", "x"]);
     let (contents, _) = transfer.request_and_receive(&[1]).await;
     assert_eq!(contents[&1], b"x");
-    transfer.finish().await;
+    transfer.finish_transfer().await;
 }
 
 #[tokio::test]
 async fn files_that_were_not_announced_are_not_sent() {
-    let served = serve(tar(&[("context/folder/file", b"x")])).await;
+    let served = start_served_build(context_tar(&[("context/folder/file", b"x")])).await;
     for id in [0, 2, u32::MAX] {
         let mut transfer = served
             .start_transfer(&[("dir-name", "context")])
             .await
             .expect("a transfer");
         transfer.receive_stats().await;
-        transfer.send(PacketType::PacketReq, id);
+        transfer.send_packet(PacketType::PacketReq, id);
         assert_eq!(
-            transfer.next().await.expect_err("the file is rejected").code(),
+            transfer
+                .next_packet()
+                .await
+                .expect_err("the file is rejected")
+                .code(),
             Code::InvalidArgument,
             "{id}"
         );
@@ -346,7 +354,7 @@ async fn files_that_were_not_announced_are_not_sent() {
 
 #[tokio::test]
 async fn an_error_of_the_daemon_ends_the_transfer() {
-    let served = serve(tar(&[("context/file", b"x")])).await;
+    let served = start_served_build(context_tar(&[("context/file", b"x")])).await;
     let mut transfer = served
         .start_transfer(&[("dir-name", "context")])
         .await
@@ -360,7 +368,7 @@ async fn an_error_of_the_daemon_ends_the_transfer() {
     };
     transfer.requests.send(full).expect("the transfer runs");
 
-    let error = transfer.next().await.expect_err("the transfer ends");
+    let error = transfer.next_packet().await.expect_err("the transfer ends");
     assert_eq!(
         (error.code(), error.message()),
         (Code::Aborted, "the receiver failed: no space left")

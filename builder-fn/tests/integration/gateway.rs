@@ -39,7 +39,7 @@ impl GatewayCall {
 }
 
 /// Starts a fake gateway whose requests the test answers. Returns its address and the requests that it receives.
-pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<GatewayCall>) {
+pub(crate) async fn start_manual_gateway() -> (SocketAddr, mpsc::UnboundedReceiver<GatewayCall>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let (calls, received) = mpsc::unbounded_channel();
@@ -68,11 +68,11 @@ pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<GatewayCall
 
 /// Starts a fake gateway that accepts every dry run, and gives every hand-over the same answer. Returns its address and
 /// the hand-overs that it receives.
-pub(crate) async fn gateway(
+pub(crate) async fn start_answering_gateway(
     status: u16,
     answer: &'static str,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<ReceivedRequest>) {
-    let (address, mut calls) = manual().await;
+    let (address, mut calls) = start_manual_gateway().await;
     let (sender, received) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {

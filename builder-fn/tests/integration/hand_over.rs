@@ -7,30 +7,35 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, DaemonCalls};
-use crate::gateway::{self, gateway};
-use crate::setting::{Answer, CALL_ID, TestBuilder, key, post, tar};
+use crate::gateway::{self, start_answering_gateway};
+use crate::setting::{Answer, CALL_ID, TestBuilder, build_request_with, hmac_keys, request_tar_with};
 
-fn spawn_build(setting: &TestBuilder) -> JoinHandle<Answer> {
+fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
     let setting = setting.clone();
     let deploy = json!({"service": "hello", "envVars": {"A": "b"}});
-    tokio::spawn(async move { setting.build(tar(json!({"deploy": deploy}))).await })
+    tokio::spawn(async move {
+        setting
+            .send_signed_build(request_tar_with(json!({"deploy": deploy})))
+            .await
+    })
 }
 
-pub(crate) async fn succeed(calls: &mut DaemonCalls) {
-    let (solve, status, _session) = calls.build().await;
+pub(crate) async fn let_build_succeed(calls: &mut DaemonCalls) {
+    let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
     solve.succeed("sha256:12");
 }
 
 #[tokio::test]
 async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
-    let (address, mut received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) =
+        start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key\n");
+    setting.write_secret("deploy-secret", "deploy key\n");
 
-    let answer = spawn_build(&setting);
-    succeed(&mut calls).await;
+    let answer = spawn_deployed_build(&setting);
+    let_build_succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -46,7 +51,7 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     );
     assert_eq!(request.headers()["x-call-id"], CALL_ID);
     let signature = request.headers()["x-deploy-signature"].to_str().expect("text");
-    let mut verifier = SignatureVerifier::new(&key("deploy key"), signature).expect("a signature");
+    let mut verifier = SignatureVerifier::new(&hmac_keys("deploy key"), signature).expect("a signature");
     verifier.update(request.body());
     verifier.finish().expect("the right one");
     let mut body: Value = serde_json::from_slice(request.body()).expect("JSON");
@@ -72,16 +77,20 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
 
 #[tokio::test]
 async fn a_delivery_without_a_time_of_its_own_has_the_time_of_the_first_delivery() {
-    let (address, mut received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) =
+        start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key\n");
+    setting.write_secret("deploy-secret", "deploy key\n");
 
-    let first = spawn_build(&setting);
-    succeed(&mut calls).await;
+    let first = spawn_deployed_build(&setting);
+    let_build_succeed(&mut calls).await;
     assert_eq!(first.await.expect("no panic").status, 200);
     // BuildKit's history has the build, so that there is no second solve.
-    assert_eq!(spawn_build(&setting).await.expect("no panic").status, 200);
+    assert_eq!(
+        spawn_deployed_build(&setting).await.expect("no panic").status,
+        200
+    );
 
     let mut times = Vec::new();
     for _ in 0..2 {
@@ -104,13 +113,13 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
         (404, 502),
     ] {
         let (address, _received) =
-            gateway(deployer, r#"{"status":"refused","reasons":["it crashed"]}"#).await;
-        let (daemon, mut calls) = daemon::start();
+            start_answering_gateway(deployer, r#"{"status":"refused","reasons":["it crashed"]}"#).await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-        setting.secret("deploy-secret", "deploy key");
+        setting.write_secret("deploy-secret", "deploy key");
 
-        let answer = spawn_build(&setting);
-        succeed(&mut calls).await;
+        let answer = spawn_deployed_build(&setting);
+        let_build_succeed(&mut calls).await;
 
         let answer = answer.await.expect("no panic");
         assert_eq!(answer.status, status, "the deployer answered {deployer}");
@@ -124,12 +133,12 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
 
 #[tokio::test]
 async fn a_gateway_that_is_down_is_502_and_the_answer_has_the_digest() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
-    let answer = spawn_build(&setting);
-    succeed(&mut calls).await;
+    let answer = spawn_deployed_build(&setting);
+    let_build_succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 502);
@@ -145,14 +154,14 @@ async fn a_gateway_that_is_down_is_502_and_the_answer_has_the_digest() {
 #[tokio::test]
 async fn a_hand_over_through_the_queue_is_not_waited_for() {
     for (gateway_status, status, deployment) in [(202, 200, "queued"), (500, 502, "failed")] {
-        let (address, mut received) = gateway(gateway_status, "").await;
-        let (daemon, mut calls) = daemon::start();
+        let (address, mut received) = start_answering_gateway(gateway_status, "").await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
             .with_deploy_via(DeployVia::AsyncFunction);
-        setting.secret("deploy-secret", "deploy key");
+        setting.write_secret("deploy-secret", "deploy key");
 
-        let answer = spawn_build(&setting);
-        succeed(&mut calls).await;
+        let answer = spawn_deployed_build(&setting);
+        let_build_succeed(&mut calls).await;
 
         let answer = answer.await.expect("no panic");
         assert_eq!(answer.status, status, "{answer:?}");
@@ -166,24 +175,24 @@ async fn a_hand_over_through_the_queue_is_not_waited_for() {
 
 #[tokio::test]
 async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signed() {
-    let (address, mut received) = gateway(200, "{}").await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) = start_answering_gateway(200, "{}").await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting =
         TestBuilder::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(DeployVia::Callback);
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
     let answer = tokio::spawn({
         let setting = setting.clone();
-        async move { setting.answer(tar(config)).await }
+        async move { setting.send_build_unread(request_tar_with(config)).await }
     });
-    succeed(&mut calls).await;
+    let_build_succeed(&mut calls).await;
 
     let (head, body) = answer.await.expect("no panic").into_parts();
     let body = body.collect().await.expect("body").to_bytes();
     assert_eq!(head.status, 200);
     let signature = head.headers["x-deploy-signature"].to_str().expect("text");
-    let mut verifier = SignatureVerifier::new(&key("deploy key"), signature).expect("a signature");
+    let mut verifier = SignatureVerifier::new(&hmac_keys("deploy key"), signature).expect("a signature");
     verifier.update(&body);
     verifier.finish().expect("the right one");
     let body: Value = serde_json::from_slice(&body).expect("JSON");
@@ -201,16 +210,16 @@ async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signe
 
 #[tokio::test]
 async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_build() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_deploy_via(DeployVia::Callback);
-    setting.secret("deploy-secret", "deploy key");
-    let tar = tar(json!({"deploy": {"service": "hello"}}));
-    let signature = function_host::signature::sign_body(&key("payload key"), &tar);
-    let mut request = post(tar, Some(&signature));
+    setting.write_secret("deploy-secret", "deploy key");
+    let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
+    let signature = function_host::signature::sign_body(&hmac_keys("payload key"), &tar);
+    let mut request = build_request_with(tar, Some(&signature));
     let accept = "application/x-ndjson".parse().expect("header");
     request.headers_mut().insert("accept", accept);
 
-    let answer = Answer::read(setting.send(request).await).await;
+    let answer = Answer::from_response(setting.send_request(request).await).await;
 
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("failed")));
     let error = answer.body["error"].as_str().expect("text");
@@ -220,13 +229,13 @@ async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_b
 
 #[tokio::test]
 async fn a_build_that_fails_is_not_deployed() {
-    let (address, mut received) = gateway(200, "{}").await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) = start_answering_gateway(200, "{}").await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
-    let answer = spawn_build(&setting);
-    let (solve, status, _session) = calls.build().await;
+    let answer = spawn_deployed_build(&setting);
+    let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
     solve.fail(tonic::Status::unknown("exit code: 1"));
 
@@ -236,9 +245,11 @@ async fn a_build_that_fails_is_not_deployed() {
 
 #[tokio::test]
 async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_build() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
 
-    let answer = spawn_build(&TestBuilder::new(daemon)).await.expect("no panic");
+    let answer = spawn_deployed_build(&TestBuilder::new(daemon))
+        .await
+        .expect("no panic");
 
     assert_eq!(answer.status, 400);
     assert!(
@@ -254,15 +265,15 @@ async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_buil
 /// The gateway fails in every way that is worth a retry.
 #[tokio::test]
 async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged() {
-    let (address, mut received) = gateway::manual().await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) = gateway::start_manual_gateway().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
-    let answer = spawn_build(&setting);
+    let answer = spawn_deployed_build(&setting);
     let dry_run = received.recv().await.expect("a dry run");
     dry_run.answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
-    succeed(&mut calls).await;
+    let_build_succeed(&mut calls).await;
     let failures = [Some(503), Some(502), Some(504), Some(429), None];
     let mut bodies = Vec::new();
     for failure in failures {
@@ -289,13 +300,14 @@ async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged()
 
 #[tokio::test]
 async fn the_deployers_own_failure_is_not_sent_again() {
-    let (address, mut received) = gateway(502, r#"{"status":"failed","reasons":["x"]}"#).await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) =
+        start_answering_gateway(502, r#"{"status":"failed","reasons":["x"]}"#).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
-    let answer = spawn_build(&setting);
-    succeed(&mut calls).await;
+    let answer = spawn_deployed_build(&setting);
+    let_build_succeed(&mut calls).await;
 
     assert_eq!(answer.await.expect("no panic").status, 502);
     received.recv().await.expect("a hand-over");
@@ -305,13 +317,13 @@ async fn the_deployers_own_failure_is_not_sent_again() {
 #[tokio::test]
 async fn a_deployer_that_deployed_a_newer_build_makes_the_answer_409_with_its_call() {
     let newer = r#"{"status":"refused","supersededBy":"call-2","reasons":["call-2 is newer"]}"#;
-    let (address, _received) = gateway(409, newer).await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, _received) = start_answering_gateway(409, newer).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
-    let answer = spawn_build(&setting);
-    succeed(&mut calls).await;
+    let answer = spawn_deployed_build(&setting);
+    let_build_succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");
     assert_eq!((answer.status, &answer.body["status"]), (409, &json!("failed")));
@@ -322,13 +334,13 @@ async fn a_deployer_that_deployed_a_newer_build_makes_the_answer_409_with_its_ca
 #[tokio::test]
 async fn an_unverified_version_is_a_success_that_says_so() {
     let unverified = r#"{"status":"unverified","reasons":["the old version may be what answers"]}"#;
-    let (address, _received) = gateway(200, unverified).await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, _received) = start_answering_gateway(200, unverified).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
-    let answer = spawn_build(&setting);
-    succeed(&mut calls).await;
+    let answer = spawn_deployed_build(&setting);
+    let_build_succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("success")));

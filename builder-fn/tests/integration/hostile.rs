@@ -16,7 +16,7 @@ use crate::harness;
 const TAR_BLOCK_BYTES: usize = 512;
 
 /// Returns the bytes of a tar entry, whose header `change` may make invalid.
-fn entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
+fn tar_entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut header = Header::new_ustar();
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     header.set_mode(0o644);
@@ -30,12 +30,12 @@ fn entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u
     bytes
 }
 
-fn file(name: &str) -> Vec<u8> {
-    entry(name.as_bytes(), b"content", |_| ())
+fn regular_file_entry(name: &str) -> Vec<u8> {
+    tar_entry(name.as_bytes(), b"content", |_| ())
 }
 
 fn entry_of_type(name: &str, kind: EntryType, target: &str) -> Vec<u8> {
-    entry(name.as_bytes(), b"", |header| {
+    tar_entry(name.as_bytes(), b"", |header| {
         header.set_entry_type(kind);
         if !target.is_empty() {
             header.set_link_name_literal(target).expect("target");
@@ -43,20 +43,20 @@ fn entry_of_type(name: &str, kind: EntryType, target: &str) -> Vec<u8> {
     })
 }
 
-fn pax(records: &str) -> Vec<u8> {
-    entry(b"pax", records.as_bytes(), |header| {
+fn pax_header_entry(records: &str) -> Vec<u8> {
+    tar_entry(b"pax", records.as_bytes(), |header| {
         header.set_entry_type(EntryType::XHeader)
     })
 }
 
 /// Returns the tar of a valid request, with `more` entries added.
 fn request_with_entries(more: &[Vec<u8>]) -> Vec<u8> {
-    let config = entry(
+    let config = tar_entry(
         b"com.openfaas.docker.config",
         br#"{"image": "example.com/a"}"#,
         |_| (),
     );
-    let dockerfile = entry(b"context/Dockerfile", b"FROM scratch\n", |_| ());
+    let dockerfile = tar_entry(b"context/Dockerfile", b"FROM scratch\n", |_| ());
     [config, dockerfile, more.concat(), vec![0; 2 * TAR_BLOCK_BYTES]].concat()
 }
 
@@ -95,32 +95,35 @@ async fn rejection_of_tar(
 async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
     let sized = |size: &[u8; 12]| {
         let size = *size;
-        entry(b"context/huge", b"", move |header| {
+        tar_entry(b"context/huge", b"", move |header| {
             header.as_old_mut().size = size
         })
     };
     for (name, more, entry, reason) in [
         (
             "an absolute path",
-            vec![file("/etc/passwd")],
+            vec![regular_file_entry("/etc/passwd")],
             "/etc/passwd",
             "absolute path",
         ),
         (
             "dots",
-            vec![file("context/../../etc/passwd")],
+            vec![regular_file_entry("context/../../etc/passwd")],
             "context/../../etc/passwd",
             "'..'",
         ),
         (
             "dots at the end",
-            vec![file("context/a/..")],
+            vec![regular_file_entry("context/a/..")],
             "context/a/..",
             "'..'",
         ),
         (
             "dots in pax",
-            vec![pax("24 path=context/../../x\n"), file("context/x")],
+            vec![
+                pax_header_entry("24 path=context/../../x\n"),
+                regular_file_entry("context/x"),
+            ],
             "context/../../x",
             "'..'",
         ),
@@ -128,7 +131,7 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
             "a file below a symlink",
             vec![
                 entry_of_type("context/out", EntryType::Symlink, "/etc"),
-                file("context/out/passwd"),
+                regular_file_entry("context/out/passwd"),
             ],
             "context/out/passwd",
             "symbolic link",
@@ -196,13 +199,13 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         ),
         (
             "a file below a file",
-            vec![file("context/a"), file("context/a/b")],
+            vec![regular_file_entry("context/a"), regular_file_entry("context/a/b")],
             "context/a/b",
             "not a folder",
         ),
         (
             "a file that replaces a folder",
-            vec![file("context/a/b"), file("context/a")],
+            vec![regular_file_entry("context/a/b"), regular_file_entry("context/a")],
             "context/a",
             "folder that is not empty",
         ),
@@ -226,31 +229,40 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         ),
         (
             "a negative size in pax",
-            vec![pax("11 size=-1\n"), file("context/less")],
+            vec![
+                pax_header_entry("11 size=-1\n"),
+                regular_file_entry("context/less"),
+            ],
             "context/less",
             "-1 bytes",
         ),
         (
             "a size above 64 bits",
-            vec![pax("30 size=999999999999999999999\n"), file("context/x")],
+            vec![
+                pax_header_entry("30 size=999999999999999999999\n"),
+                regular_file_entry("context/x"),
+            ],
             "pax",
             "too large",
         ),
         (
             "a NUL in a name",
-            vec![pax("19 path=context/\0x\n"), file("context/x")],
+            vec![
+                pax_header_entry("19 path=context/\0x\n"),
+                regular_file_entry("context/x"),
+            ],
             "context/\\0x",
             "NUL",
         ),
         (
             "a name that is not UTF-8",
-            vec![entry(b"context/\xff\xfe", b"", |_| ())],
+            vec![tar_entry(b"context/\xff\xfe", b"", |_| ())],
             "context/",
             "UTF-8",
         ),
         (
             "a huge extended header",
-            vec![entry(b"bomb", b"", |header| {
+            vec![tar_entry(b"bomb", b"", |header| {
                 header.set_entry_type(EntryType::XHeader);
                 header.set_size(1 << 30);
             })],
@@ -259,13 +271,13 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         ),
         (
             "a record with a wrong length",
-            vec![pax("999 path=x\n"), file("context/x")],
+            vec![pax_header_entry("999 path=x\n"), regular_file_entry("context/x")],
             "pax",
             "length",
         ),
         (
             "an unknown type",
-            vec![entry(b"context/new", b"", |header| {
+            vec![tar_entry(b"context/new", b"", |header| {
                 header.as_old_mut().linkflag = [b'Z']
             })],
             "context/new",
@@ -280,7 +292,11 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         assert!(text.contains(reason), "{name}: {text}");
     }
     assert_eq!(
-        rejection_of_tar(request_with_entries(&[file("context/good")]), |_| ()).await,
+        rejection_of_tar(
+            request_with_entries(&[regular_file_entry("context/good")]),
+            |_| ()
+        )
+        .await,
         None,
         "the rest of the request is valid"
     );
@@ -289,10 +305,10 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
 #[tokio::test]
 async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
     let more = [
-        pax("12 mtime=12\n"),
-        file("context/a"),
+        pax_header_entry("12 mtime=12\n"),
+        regular_file_entry("context/a"),
         entry_of_type("context/b", EntryType::Symlink, "a"),
-        file("context/c"),
+        regular_file_entry("context/c"),
     ];
     let body = request_with_entries(&more);
     let end = body.len() - 2 * TAR_BLOCK_BYTES;
@@ -321,7 +337,7 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     bomb.write_all(&request_with_entries(&[])[..4 * TAR_BLOCK_BYTES])
         .expect("gzip");
-    bomb.write_all(&entry(b"context/zeros", &vec![0; 80 << 20], |_| ()))
+    bomb.write_all(&tar_entry(b"context/zeros", &vec![0; 80 << 20], |_| ()))
         .expect("gzip");
     let (kind, text) = rejection_of_tar(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
         .await
@@ -330,7 +346,7 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     assert!(text.contains("200 times its size"), "{text}");
 
     let flood: Vec<_> = (0..20_000)
-        .map(|number| entry(format!("context/{number}").as_bytes(), b"", |_| ()))
+        .map(|number| tar_entry(format!("context/{number}").as_bytes(), b"", |_| ()))
         .collect();
     let (kind, text) = rejection_of_tar(request_with_entries(&flood), |limits| limits.entries = 10_000)
         .await
@@ -341,7 +357,9 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     );
 
     let deep = format!("context/{}x", "d/".repeat(40));
-    let deep: Vec<_> = (0..400).map(|number| file(&format!("{deep}{number}"))).collect();
+    let deep: Vec<_> = (0..400)
+        .map(|number| regular_file_entry(&format!("{deep}{number}")))
+        .collect();
     assert_eq!(rejection_of_tar(request_with_entries(&deep), |_| ()).await, None);
     let (_, text) = rejection_of_tar(request_with_entries(&deep), |limits| limits.index = 20_000)
         .await
@@ -367,7 +385,7 @@ fn damaged_tars() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec((0usize..TAR_BLOCK_BYTES, any::<u8>()), 0..3),
     );
     let one = one.prop_map(|(name, kind, content, changes)| {
-        entry(name.as_bytes(), &content, |header| {
+        tar_entry(name.as_bytes(), &content, |header| {
             header.as_old_mut().linkflag = [kind];
             for (at, byte) in changes {
                 header.as_mut_bytes()[at] = byte;
@@ -393,7 +411,7 @@ proptest! {
 
     #[test]
     fn a_request_is_parsed_or_rejected_and_leaves_nothing(tar in damaged_tars(), mode in 0u8..8) {
-        runtime().block_on(harness::check_request(&[&[mode][..], &tar].concat()));
+        current_thread_runtime().block_on(harness::check_request(&[&[mode][..], &tar].concat()));
     }
 
     #[test]
@@ -405,13 +423,13 @@ proptest! {
     ) {
         let head = [&[mode][..], patterns.join("\n").as_bytes(), b"\n\n"].concat();
         let asked: Vec<u8> = asked.into_iter().flat_map(|(kind, number)| [kind, number]).collect();
-        runtime().block_on(harness::check_file_sync(&[&head[..], &asked].concat()));
-        runtime().block_on(harness::check_file_sync(&[&head[..], &bytes].concat()));
-        runtime().block_on(harness::check_file_sync(&bytes));
+        current_thread_runtime().block_on(harness::check_file_sync(&[&head[..], &asked].concat()));
+        current_thread_runtime().block_on(harness::check_file_sync(&[&head[..], &bytes].concat()));
+        current_thread_runtime().block_on(harness::check_file_sync(&bytes));
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+fn current_thread_runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

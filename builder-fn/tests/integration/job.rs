@@ -63,7 +63,7 @@ pub(crate) struct RunningJob {
 }
 
 /// Returns the reference of the tests' job.
-pub(crate) fn reference() -> BuildReference {
+pub(crate) fn job_reference() -> BuildReference {
     BuildReference::for_call_and_signature("call-1", "sha256=12")
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestStore) -> Ru
         .with_health()
         .with_credentials(Arc::new(OneRegistryCredentials));
     let solve = SolveOptions {
-        reference: reference(),
+        reference: job_reference(),
         names: vec!["registry:5000/a:1".into()],
         push: true,
         ..SolveOptions::default()
@@ -135,7 +135,7 @@ pub(crate) fn output_text(event: Option<BuildEvent>) -> String {
 }
 
 /// Returns the text of the cause of a [`JobError::Lost`]; fails the test for any other result.
-pub(crate) fn lost_cause(result: Result<BuiltImage, JobError>) -> String {
+pub(crate) fn cause_of_lost_job(result: Result<BuiltImage, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),
         other => panic!("the build failed instead: {other:?}"),
@@ -144,12 +144,12 @@ pub(crate) fn lost_cause(result: Result<BuiltImage, JobError>) -> String {
 
 #[tokio::test]
 async fn a_build_solves_and_follows_its_status_under_one_reference() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
-    let (solve, status, session) = calls.build().await;
+    let (solve, status, session) = calls.next_build_calls().await;
 
-    assert_eq!(solve.request.r#ref, reference().to_string());
-    assert_eq!(status.reference, reference().to_string());
+    assert_eq!(solve.request.r#ref, job_reference().to_string());
+    assert_eq!(status.reference, job_reference().to_string());
     let id = session
         .headers
         .get("x-docker-expose-session-uuid")
@@ -184,9 +184,9 @@ async fn a_build_solves_and_follows_its_status_under_one_reference() {
 
 #[tokio::test]
 async fn the_session_serves_health_and_credentials() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, status, session) = calls.build().await;
+    let (solve, status, session) = calls.next_build_calls().await;
 
     let health = HealthClient::new(session.services.clone())
         .check(HealthCheckRequest::default())
@@ -215,9 +215,9 @@ async fn the_session_serves_health_and_credentials() {
 
 #[tokio::test]
 async fn a_failing_build_ends_after_the_rest_of_its_log() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
 
     solve.fail(Status::unknown(
         "failed to push registry:5000/a:1: 401 Unauthorized",
@@ -252,9 +252,9 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
 /// Dockerfile exceeds the HTTP/2 library's default limit on headers, which would look like a broken connection.
 #[tokio::test]
 async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_lost_daemon() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     let error = "process did not complete successfully: exit code: 3";
     let step = failed_step_response("[2/2] RUN exit 3", error);
     status.events.send(Ok(step)).await.expect("the client reads");
@@ -271,9 +271,9 @@ async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_los
 
 #[tokio::test(start_paused = true)]
 async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, _status, _session) = calls.build().await;
+    let (solve, _status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
 
     solve.succeed("sha256:12");
@@ -284,9 +284,9 @@ async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
 
 #[tokio::test(start_paused = true)]
 async fn a_log_that_continues_after_the_build_is_cut_off() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
 
     solve.succeed("sha256:12");
@@ -306,9 +306,9 @@ async fn a_log_that_continues_after_the_build_is_cut_off() {
 
 #[tokio::test]
 async fn dropping_a_build_cancels_all_its_calls() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (mut solve, status, session) = calls.build().await;
+    let (mut solve, status, session) = calls.next_build_calls().await;
 
     running.build.abort();
 
@@ -323,14 +323,14 @@ async fn dropping_a_build_cancels_all_its_calls() {
 #[tokio::test]
 async fn the_end_of_the_session_ends_the_build() {
     for status in [None, Some(Status::internal("healthcheck failed fatally"))] {
-        let (daemon, mut calls) = daemon::start();
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let running = start_job(daemon);
-        let (mut solve, status_call, session) = calls.build().await;
+        let (mut solve, status_call, session) = calls.next_build_calls().await;
 
         session.end.send(status).expect("the session runs");
 
         assert_eq!(
-            lost_cause(running.build.await.expect("no panic")),
+            cause_of_lost_job(running.build.await.expect("no panic")),
             "BuildKit ended the session"
         );
         solve.reply.closed().await;
@@ -340,9 +340,9 @@ async fn the_end_of_the_session_ends_the_build() {
 
 #[tokio::test]
 async fn an_error_of_the_status_stream_ends_the_build() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (mut solve, status, session) = calls.build().await;
+    let (mut solve, status, session) = calls.next_build_calls().await;
 
     status
         .events
@@ -350,7 +350,7 @@ async fn an_error_of_the_status_stream_ends_the_build() {
         .await
         .expect("the client reads");
 
-    assert!(lost_cause(running.build.await.expect("no panic")).contains("no such job ref"));
+    assert!(cause_of_lost_job(running.build.await.expect("no panic")).contains("no such job ref"));
     solve.reply.closed().await;
     session
         .ended_by_client
@@ -360,13 +360,13 @@ async fn an_error_of_the_status_stream_ends_the_build() {
 
 #[tokio::test]
 async fn a_broken_connection_ends_the_build() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let _unanswered = calls.build().await;
+    let _unanswered = calls.next_build_calls().await;
 
-    calls.cut();
+    calls.cut_connections();
 
-    lost_cause(running.build.await.expect("no panic"));
+    cause_of_lost_job(running.build.await.expect("no panic"));
 }
 
 #[tokio::test]
@@ -375,20 +375,20 @@ async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
         Status::unavailable("closing"),
         Status::cancelled("context canceled"),
     ] {
-        let (daemon, mut calls) = daemon::start();
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let running = start_job(daemon);
-        let (solve, status_call, _session) = calls.build().await;
+        let (solve, status_call, _session) = calls.next_build_calls().await;
 
         solve.fail(status);
         drop(status_call);
 
-        lost_cause(running.build.await.expect("no panic"));
+        cause_of_lost_job(running.build.await.expect("no panic"));
     }
 }
 
 #[tokio::test]
 async fn a_probe_succeeds_while_the_daemon_answers() {
-    let (daemon, calls) = daemon::start();
+    let (daemon, calls) = daemon::start_fake_daemon();
     daemon.check_answers().await.expect("it answers");
 
     drop(calls);

@@ -37,5 +37,9 @@ async fn complete_or_panic<F: Future>(future: F) -> F::Output {
 }
 
 fn shared_keys() -> SharedKeyPool {
-    SharedKeyPool::new(Metrics::register(&Registry::new()).expect("metrics").sent_bytes())
+    SharedKeyPool::new(
+        Metrics::register(&Registry::new())
+            .expect("metrics")
+            .sent_bytes_counter(),
+    )
 }

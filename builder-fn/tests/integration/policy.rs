@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use crate::daemon;
-use crate::gateway::gateway;
-use crate::hand_over::succeed;
-use crate::setting::{PAYLOAD_KEY, TestBuilder, tar};
+use crate::gateway::start_answering_gateway;
+use crate::hand_over::let_build_succeed;
+use crate::setting::{PAYLOAD_KEY, TestBuilder, request_tar_with};
 
 const ACME_KEY: &str = "the payload key of acme";
 const GLOBEX_KEY: &str = "the payload key of globex";
 
-fn policy() -> Value {
+fn policy_with_tenants() -> Value {
     json!({"tenants": {
         "acme": {
             "keys": ["acme-payload"], "push": ["registry:5000/acme/"], "functions": ["acme-*"], "secrets": ["acme-*"]
@@ -20,16 +20,16 @@ fn policy() -> Value {
     }})
 }
 
-fn with_policy(setting: TestBuilder) -> TestBuilder {
-    setting.secret("acme-payload", ACME_KEY);
-    setting.secret("globex-payload", GLOBEX_KEY);
-    setting.with_policy(&policy())
+fn with_policy_and_keys(setting: TestBuilder) -> TestBuilder {
+    setting.write_secret("acme-payload", ACME_KEY);
+    setting.write_secret("globex-payload", GLOBEX_KEY);
+    setting.with_policy(&policy_with_tenants())
 }
 
 #[tokio::test]
 async fn a_rejection_names_every_violated_rule_and_comes_before_the_daemon_is_asked() {
-    let (daemon, calls) = daemon::start();
-    let setting = with_policy(TestBuilder::new(daemon));
+    let (daemon, calls) = daemon::start_fake_daemon();
+    let setting = with_policy_and_keys(TestBuilder::new(daemon));
     // A call of the daemon would wait forever.
     drop(calls);
 
@@ -37,7 +37,9 @@ async fn a_rejection_names_every_violated_rule_and_comes_before_the_daemon_is_as
         "image": "registry:5000/globex/hello:1",
         "deploy": {"service": "hello", "secrets": ["globex-key", "deploy-secret"]}
     });
-    let answer = setting.build_as(ACME_KEY, None, tar(config)).await;
+    let answer = setting
+        .send_signed_build_as(ACME_KEY, None, request_tar_with(config))
+        .await;
 
     assert_eq!(answer.status, 403, "{answer:?}");
     assert_eq!(answer.body["status"], "failed");
@@ -54,9 +56,9 @@ async fn a_rejection_names_every_violated_rule_and_comes_before_the_daemon_is_as
 
 #[tokio::test]
 async fn only_the_keys_of_tenants_sign_builds() {
-    let (daemon, _calls) = daemon::start();
-    let setting = with_policy(TestBuilder::new(daemon));
-    let rejected = tar(json!({"image": "registry:5000/another/hello"}));
+    let (daemon, _calls) = daemon::start_fake_daemon();
+    let setting = with_policy_and_keys(TestBuilder::new(daemon));
+    let rejected = request_tar_with(json!({"image": "registry:5000/another/hello"}));
     for (key, tenant, status) in [
         // The first two are known, and stopped by their rules.
         (ACME_KEY, None, 403),
@@ -67,25 +69,30 @@ async fn only_the_keys_of_tenants_sign_builds() {
         (GLOBEX_KEY, Some(""), 401),
         (PAYLOAD_KEY, None, 401),
     ] {
-        let answer = setting.build_as(key, tenant, rejected.clone()).await;
+        let answer = setting.send_signed_build_as(key, tenant, rejected.clone()).await;
         assert_eq!(answer.status, status, "{key} {tenant:?}: {answer:?}");
     }
 }
 
 #[tokio::test]
 async fn a_hand_over_names_the_tenant_that_signed_the_build() {
-    let (address, mut received) = gateway(200, r#"{"function":"acme-hello","status":"ready"}"#).await;
-    let (daemon, mut calls) = daemon::start();
-    let setting = with_policy(TestBuilder::with_gateway(daemon, &format!("http://{address}")));
-    setting.secret("deploy-secret", "deploy key\n");
+    let (address, mut received) =
+        start_answering_gateway(200, r#"{"function":"acme-hello","status":"ready"}"#).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let setting = with_policy_and_keys(TestBuilder::with_gateway(daemon, &format!("http://{address}")));
+    setting.write_secret("deploy-secret", "deploy key\n");
     let building = tokio::spawn({
         let setting = setting.clone();
         let config = json!({
             "image": "registry:5000/acme/hello:1", "deploy": {"service": "acme-hello", "secrets": ["acme-key"]}
         });
-        async move { setting.build_as(ACME_KEY, None, tar(config)).await }
+        async move {
+            setting
+                .send_signed_build_as(ACME_KEY, None, request_tar_with(config))
+                .await
+        }
     });
-    succeed(&mut calls).await;
+    let_build_succeed(&mut calls).await;
 
     let answer = building.await.expect("no panic");
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -96,21 +103,30 @@ async fn a_hand_over_names_the_tenant_that_signed_the_build() {
 
 #[tokio::test]
 async fn a_changed_policy_applies_to_the_next_request() {
-    let (daemon, _calls) = daemon::start();
-    let setting = with_policy(TestBuilder::new(daemon));
-    let config = tar(json!({"image": "registry:5000/another/hello"}));
-    assert_eq!(setting.build_as(ACME_KEY, None, config.clone()).await.status, 403);
-    setting.secret(
+    let (daemon, _calls) = daemon::start_fake_daemon();
+    let setting = with_policy_and_keys(TestBuilder::new(daemon));
+    let config = request_tar_with(json!({"image": "registry:5000/another/hello"}));
+    assert_eq!(
+        setting
+            .send_signed_build_as(ACME_KEY, None, config.clone())
+            .await
+            .status,
+        403
+    );
+    setting.write_secret(
         "policy.json",
         r#"{"tenants": {"globex": {"keys": ["globex-payload"]}}}"#,
     );
-    assert_eq!(setting.build_as(ACME_KEY, None, config).await.status, 401);
+    assert_eq!(
+        setting.send_signed_build_as(ACME_KEY, None, config).await.status,
+        401
+    );
 }
 
 /// Without a policy there is one tenant, and the platform's own names are reserved.
 #[tokio::test]
 async fn without_a_policy_no_function_takes_a_name_or_secret_of_the_platform() {
-    let (daemon, _calls) = daemon::start();
+    let (daemon, _calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     for deploy in [
         json!({"service": "deployer-fn"}),
@@ -120,7 +136,9 @@ async fn without_a_policy_no_function_takes_a_name_or_secret_of_the_platform() {
         json!({"service": "hello", "secrets": ["deploy-secret", "payload-secret", "registry-config"]}),
         json!({"service": "hello", "annotations": {"com.openfaas.serviceaccount": "deployer-fn"}}),
     ] {
-        let answer = setting.build(tar(json!({ "deploy": deploy }))).await;
+        let answer = setting
+            .send_signed_build(request_tar_with(json!({ "deploy": deploy })))
+            .await;
         assert_eq!(answer.status, 403, "{deploy}: {answer:?}");
         let error = answer.body["error"].as_str().expect("text");
         assert!(error.starts_with("no policy allows"), "{error}");

@@ -10,30 +10,30 @@ use function_host::registry::AllowedTokenHosts;
 use tonic::Status;
 
 use crate::daemon;
-use crate::gateway::gateway;
+use crate::gateway::start_answering_gateway;
 use crate::job::{
-    FakeManifestStore, OneRegistryCredentials, output_response, output_text, reference, start_job,
+    FakeManifestStore, OneRegistryCredentials, job_reference, output_response, output_text, start_job,
     start_job_with,
 };
 
 /// Returns the name of the job's attempt with this number.
 fn attempt_name(number: u32) -> String {
     match number {
-        1 => reference().to_string(),
-        _ => format!("{}-{number}", reference()),
+        1 => job_reference().to_string(),
+        _ => format!("{}-{number}", job_reference()),
     }
 }
 
 /// Returns the status with which the daemon rejects a second solve of a reference.
 fn already_exists_status() -> Status {
-    Status::unknown(format!("job ID {} exists", reference()))
+    Status::unknown(format!("job ID {} exists", job_reference()))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_second_delivery_follows_the_running_build() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut second = start_job(daemon);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
 
     solve.fail(already_exists_status());
     status
@@ -43,7 +43,7 @@ async fn a_second_delivery_follows_the_running_build() {
         .expect("the client reads");
     assert_eq!(output_text(second.events.recv().await), "of the first\n");
     drop(status);
-    calls.record(&attempt_name(1), Ok("sha256:12"));
+    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
 
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
@@ -51,9 +51,9 @@ async fn a_second_delivery_follows_the_running_build() {
 
 #[tokio::test(start_paused = true)]
 async fn a_second_delivery_fails_with_the_build_that_it_follows() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let second = start_job(daemon);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
 
     solve.fail(already_exists_status());
     status
@@ -62,7 +62,7 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
         .await
         .expect("the client reads");
     drop(status);
-    calls.record(&attempt_name(1), Err(Status::unknown("exit code: 3")));
+    calls.add_finished_build(&attempt_name(1), Err(Status::unknown("exit code: 3")));
 
     match second.build.await.expect("no panic").expect_err("it fails") {
         JobError::Failed(failure) => {
@@ -80,14 +80,14 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
 
 #[tokio::test(start_paused = true)]
 async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let second = start_job(daemon);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     solve.fail(already_exists_status());
     drop(status);
-    calls.record(&attempt_name(1), Err(Status::cancelled("context canceled")));
+    calls.add_finished_build(&attempt_name(1), Err(Status::cancelled("context canceled")));
 
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_name(2));
     assert_eq!(status.reference, attempt_name(2));
     drop(status);
@@ -99,8 +99,8 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
 
 #[tokio::test]
 async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
-    let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt_name(1), Ok("sha256:12"));
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
     let mut second = start_job(daemon);
 
     let status = calls.statuses.recv().await.expect("a status");
@@ -119,12 +119,12 @@ async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
 
 #[tokio::test]
 async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
-    let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt_name(1), Err(Status::unknown("failed to push")));
-    calls.record(&attempt_name(2), Err(Status::unknown("failed to push")));
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    calls.add_finished_build(&attempt_name(1), Err(Status::unknown("failed to push")));
+    calls.add_finished_build(&attempt_name(2), Err(Status::unknown("failed to push")));
     let third = start_job(daemon);
 
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_name(3));
     drop(status);
     solve.succeed("sha256:12");
@@ -134,11 +134,11 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
 
 #[tokio::test]
 async fn an_image_that_has_left_its_registry_is_built_again() {
-    let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt_name(1), Ok("sha256:12"));
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
     let second = start_job_with(daemon, FakeManifestStore::Missing);
 
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_name(2));
     drop(status);
     solve.succeed("sha256:34");
@@ -149,8 +149,8 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 
 #[tokio::test]
 async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
-    let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt_name(1), Ok("sha256:12"));
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
     let mut second = start_job_with(daemon, FakeManifestStore::Unknown);
 
     drop(calls.statuses.recv().await.expect("a status"));
@@ -170,7 +170,7 @@ async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
 #[tokio::test]
 async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository() {
     for (status, expected) in [(200, Some(true)), (404, Some(false)), (503, None)] {
-        let (address, mut received) = gateway(status, "").await;
+        let (address, mut received) = start_answering_gateway(status, "").await;
         let folder = tempfile::tempdir().expect("folder");
         let registries = Registries {
             credentials: Arc::new(OneRegistryCredentials),

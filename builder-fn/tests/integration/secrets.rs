@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use crate::daemon;
-use crate::hand_over::succeed;
+use crate::hand_over::let_build_succeed;
 use crate::job::output_response;
-use crate::setting::{Answer, TestBuilder, post, tar_of};
+use crate::setting::{Answer, TestBuilder, build_request_with, tar_with_files};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
 fn recorded_secrets() -> Value {
@@ -19,8 +19,8 @@ fn recorded_secrets() -> Value {
     serde_json::from_str(text).expect("JSON")
 }
 
-fn tar(envelope: &str) -> Vec<u8> {
-    tar_of(&[
+fn tar_with_sealed_secrets(envelope: &str) -> Vec<u8> {
+    tar_with_files(&[
         ("context/Dockerfile", b"FROM scratch\n"),
         (
             "com.openfaas.docker.config",
@@ -33,11 +33,11 @@ fn tar(envelope: &str) -> Vec<u8> {
 #[tokio::test]
 async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
     let recorded = recorded_secrets();
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
-    let body = tar(recorded["sealed"].as_str().expect("an envelope"));
-    let answer = tokio::spawn(async move { setting.build(body).await });
-    let (solve, status, session) = calls.build().await;
+    let body = tar_with_sealed_secrets(recorded["sealed"].as_str().expect("an envelope"));
+    let answer = tokio::spawn(async move { setting.send_signed_build(body).await });
+    let (solve, status, session) = calls.next_build_calls().await;
 
     let mut client = SecretsClient::new(session.services.clone());
     for (id, value) in recorded["values"].as_object().expect("values") {
@@ -99,7 +99,7 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
     let deploy = json!({"service": secret, "envVars": {"TOKEN": secret}, "labels": {secret: secret}});
     let config = json!({"image": "registry:5000/s3cr3t:1", "deploy": deploy, "probe": {"path": "/s3cr3t"}, "s3cr3t": 1})
         .to_string();
-    let body = tar_of(&[
+    let body = tar_with_files(&[
         ("context/Dockerfile", b"FROM scratch\n"),
         ("com.openfaas.docker.config", config.as_bytes()),
         (
@@ -107,14 +107,14 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
             recorded["sealed"].as_str().expect("an envelope").as_bytes(),
         ),
     ]);
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon)
         .with_deploy_via(DeployVia::Callback)
         .with_seal_key(recorded["private_key"].as_str().expect("a key"));
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
-    let answer = tokio::spawn(async move { setting.build(body).await });
-    succeed(&mut calls).await;
+    let answer = tokio::spawn(async move { setting.send_signed_build(body).await });
+    let_build_succeed(&mut calls).await;
 
     let Answer { status, body } = answer.await.expect("no panic");
     assert_eq!(status, 200, "{body}");
@@ -136,12 +136,12 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
 #[tokio::test]
 async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before_the_build() {
     let recorded = recorded_secrets();
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
-    let mut request = post(Body::empty(), None);
+    let mut request = build_request_with(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");
-    let answer = Answer::read(setting.send(request).await).await;
+    let answer = Answer::from_response(setting.send_request(request).await).await;
     assert_eq!(
         (answer.status, &answer.body),
         (200, &recorded["publickey_answer"])
@@ -155,7 +155,9 @@ async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before
         ),
         (sealed.replace("8wx/10", "8wx/11"), "\"pip_token\""),
     ] {
-        let answer = setting.build(tar(&envelope)).await;
+        let answer = setting
+            .send_signed_build(tar_with_sealed_secrets(&envelope))
+            .await;
         assert_eq!(answer.status, 400, "{answer:?}");
         assert!(
             answer.body["error"]

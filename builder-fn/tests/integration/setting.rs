@@ -104,7 +104,7 @@ impl TestBuilder {
             slots: BuildSlots::unlimited(),
             metrics: metrics.clone(),
         };
-        let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes());
+        let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes_gauge());
         let api = BuilderApi {
             builder,
             limits: RequestLimits::new(MAX_BODY_BYTES, folder.path(), quota),
@@ -154,9 +154,9 @@ impl TestBuilder {
         self
     }
 
-    /// Gives the builder a policy, whose secrets with keys are written by [`secret`](Self::secret).
+    /// Gives the builder a policy, whose secrets with keys are written by [`write_secret`](Self::write_secret).
     pub(crate) fn with_policy(mut self, policy: &Value) -> Self {
-        self.secret("policy.json", &policy.to_string());
+        self.write_secret("policy.json", &policy.to_string());
         let file = PolicyFile::open(self.secrets.path().join("policy.json")).expect("a policy");
         self.api.signatures.policy = Some(file);
         self
@@ -201,13 +201,13 @@ impl TestBuilder {
     }
 
     /// Writes a secret of the builder.
-    pub(crate) fn secret(&self, name: &str, content: &str) {
+    pub(crate) fn write_secret(&self, name: &str, content: &str) {
         std::fs::write(self.secrets.path().join(name), content).expect("secret");
     }
 
     /// Gives the builder a private key for sealed secrets.
     pub(crate) fn with_seal_key(mut self, key: &str) -> Self {
-        self.secret("build-secrets-key", key);
+        self.write_secret("build-secrets-key", key);
         let path = self.secrets.path().join("build-secrets-key");
         self.api.seal_key = Some(SealKey::at(&path));
         self
@@ -217,7 +217,7 @@ impl TestBuilder {
         (self.trigger)(deadline);
     }
 
-    pub(crate) async fn send(&self, request: Request) -> Response {
+    pub(crate) async fn send_request(&self, request: Request) -> Response {
         self.api
             .call(request, self.context.clone())
             .await
@@ -225,47 +225,52 @@ impl TestBuilder {
     }
 
     /// Sends a signed build request with `tar`, and returns its streamed answer.
-    pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> StreamedRecords {
-        let response = self.request_stream(tar, accept).await;
+    pub(crate) async fn send_streamed_build(&self, tar: Vec<u8>, accept: &'static str) -> StreamedRecords {
+        let response = self.send_streamed_build_unread(tar, accept).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], accept);
         StreamedRecords(response.into_body())
     }
 
     /// Sends a signed build request with `tar` that asks for a stream, and returns its response.
-    pub(crate) async fn request_stream(&self, tar: Vec<u8>, accept: &'static str) -> Response {
-        let signature = sign_body(&key(PAYLOAD_KEY), &tar);
-        let mut request = post(tar, Some(&signature));
+    pub(crate) async fn send_streamed_build_unread(&self, tar: Vec<u8>, accept: &'static str) -> Response {
+        let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
+        let mut request = build_request_with(tar, Some(&signature));
         let accept_value = accept.parse().expect("header");
         request.headers_mut().insert("accept", accept_value);
-        self.send(request).await
+        self.send_request(request).await
     }
 
     /// Sends a signed build request with `tar`, and returns its answer.
-    pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
-        Answer::read(self.answer(tar).await).await
+    pub(crate) async fn send_signed_build(&self, tar: Vec<u8>) -> Answer {
+        Answer::from_response(self.send_build_unread(tar).await).await
     }
 
     /// Sends a build request with `tar` that is signed with `payload_key`, and names the tenant `tenant` if there is one.
-    pub(crate) async fn build_as(&self, payload_key: &str, tenant: Option<&str>, tar: Vec<u8>) -> Answer {
-        let signature = sign_body(&key(payload_key), &tar);
-        let mut request = post(tar, Some(&signature));
+    pub(crate) async fn send_signed_build_as(
+        &self,
+        payload_key: &str,
+        tenant: Option<&str>,
+        tar: Vec<u8>,
+    ) -> Answer {
+        let signature = sign_body(&hmac_keys(payload_key), &tar);
+        let mut request = build_request_with(tar, Some(&signature));
         if let Some(tenant) = tenant {
             let tenant = tenant.parse().expect("header");
             request.headers_mut().insert("x-slipway-tenant", tenant);
         }
-        Answer::read(self.send(request).await).await
+        Answer::from_response(self.send_request(request).await).await
     }
 
     /// Sends a signed build request with `tar`, and returns its response with an unread body.
-    pub(crate) async fn answer(&self, tar: Vec<u8>) -> Response {
-        let signature = sign_body(&key(PAYLOAD_KEY), &tar);
-        self.send(post(tar, Some(&signature))).await
+    pub(crate) async fn send_build_unread(&self, tar: Vec<u8>) -> Response {
+        let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
+        self.send_request(build_request_with(tar, Some(&signature))).await
     }
 }
 
 impl Answer {
-    pub(crate) async fn read(response: Response) -> Self {
+    pub(crate) async fn from_response(response: Response) -> Self {
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.expect("body").to_bytes();
         Self {
@@ -284,7 +289,7 @@ pub(crate) struct StreamedRecords(ResponseBody);
 
 impl StreamedRecords {
     /// Reads the bytes of the streamed answer's next record, with its framing.
-    pub(crate) async fn bytes(&mut self) -> Option<Bytes> {
+    pub(crate) async fn next_record_bytes(&mut self) -> Option<Bytes> {
         let frame = self.0.frame().await?.expect("no error");
         let bytes = frame.into_data().expect("data");
         assert!(bytes.len() < 64 << 10, "{} bytes", bytes.len());
@@ -293,13 +298,13 @@ impl StreamedRecords {
 
     /// Reads the next record of an NDJSON stream.
     pub(crate) async fn next(&mut self) -> Option<Value> {
-        let bytes = self.bytes().await?;
+        let bytes = self.next_record_bytes().await?;
         let line = bytes.strip_suffix(b"\n").expect("a line");
         Some(serde_json::from_slice(line).expect("one JSON value"))
     }
 
     /// Reads the streamed answer to its end. Returns the remaining log lines and the terminal record.
-    pub(crate) async fn rest(mut self) -> (Vec<String>, Value) {
+    pub(crate) async fn read_to_end(mut self) -> (Vec<String>, Value) {
         let mut lines = Vec::new();
         while let Some(mut record) = self.next().await {
             if record["status"] != "in_progress" {
@@ -313,11 +318,11 @@ impl StreamedRecords {
     }
 }
 
-pub(crate) fn key(text: &str) -> HmacKeys {
+pub(crate) fn hmac_keys(text: &str) -> HmacKeys {
     HmacKeys::new(&Secret::new(text)).expect("a key")
 }
 
-pub(crate) fn post(body: impl Into<Body>, signature: Option<&str>) -> Request {
+pub(crate) fn build_request_with(body: impl Into<Body>, signature: Option<&str>) -> Request {
     let mut request = Request::new(body.into());
     *request.method_mut() = Method::POST;
     *request.uri_mut() = "/build".parse().expect("path");
@@ -329,20 +334,20 @@ pub(crate) fn post(body: impl Into<Body>, signature: Option<&str>) -> Request {
 }
 
 /// Returns the tar of a build request, with `changes` to a minimal config.
-pub(crate) fn tar(changes: Value) -> Vec<u8> {
+pub(crate) fn request_tar_with(changes: Value) -> Vec<u8> {
     let mut config = json!({"image": "registry:5000/hello:1"});
     for (key, value) in changes.as_object().expect("an object") {
         config[key] = value.clone();
     }
     let config = config.to_string();
-    tar_of(&[
+    tar_with_files(&[
         ("com.openfaas.docker.config", config.as_bytes()),
         ("context/Dockerfile", b"FROM scratch\n"),
     ])
 }
 
 /// Returns a tar with the files `files`, as paths and contents.
-pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar_with_files(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {
         let mut header = tar::Header::new_gnu();

@@ -9,21 +9,21 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 
 use crate::daemon;
-use crate::setting::{Answer, TestBuilder, tar};
+use crate::setting::{Answer, TestBuilder, request_tar_with};
 
-fn builder(daemon: &Daemon) -> TestBuilder {
+fn builder_with_max_age(daemon: &Daemon) -> TestBuilder {
     TestBuilder::new(daemon.clone()).with_max_age(Duration::from_secs(600))
 }
 
 /// Returns the tar of a request whose config has the time of signing.
 fn tar_with_signing_time() -> Vec<u8> {
     let now = jiff::Timestamp::try_from(SystemTime::now()).expect("a time");
-    tar(json!({"submittedAt": now.to_string()}))
+    request_tar_with(json!({"submittedAt": now.to_string()}))
 }
 
-fn send(setting: &TestBuilder, call_id: &str, tar: &[u8]) -> JoinHandle<Answer> {
+fn spawn_build_as_call(setting: &TestBuilder, call_id: &str, tar: &[u8]) -> JoinHandle<Answer> {
     let (setting, tar) = (setting.with_call_id(call_id), tar.to_vec());
-    tokio::spawn(async move { setting.build(tar).await })
+    tokio::spawn(async move { setting.send_signed_build(tar).await })
 }
 
 async fn assert_rejected(answer: JoinHandle<Answer>) {
@@ -38,17 +38,22 @@ async fn assert_rejected(answer: JoinHandle<Answer>) {
 
 #[tokio::test]
 async fn while_a_request_is_built_another_call_with_it_is_rejected_and_a_redelivery_follows() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = tar_with_signing_time();
-    let first = send(&builder(&daemon), "first", &request);
-    let (solve, status, _session) = calls.build().await;
+    let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
+    let (solve, status, _session) = calls.next_build_calls().await;
 
-    assert_rejected(send(&builder(&daemon), "second", &request)).await;
-    let _rejected = (calls.statuses.recv().await, calls.session().await);
+    assert_rejected(spawn_build_as_call(
+        &builder_with_max_age(&daemon),
+        "second",
+        &request,
+    ))
+    .await;
+    let _rejected = (calls.statuses.recv().await, calls.next_session_call().await);
 
-    let redelivery = send(&builder(&daemon), "first", &request);
+    let redelivery = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
     let followed = calls.statuses.recv().await.expect("a status");
-    let ended = calls.session().await.ended_by_client;
+    let ended = calls.next_session_call().await.ended_by_client;
     ended.await.expect("the redelivery follows");
     drop((status, followed));
     solve.succeed("sha256:12");
@@ -63,17 +68,22 @@ async fn while_a_request_is_built_another_call_with_it_is_rejected_and_a_redeliv
 
 #[tokio::test]
 async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder_that_has_just_started() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = tar_with_signing_time();
-    let first = send(&builder(&daemon), "first", &request);
-    let (solve, status, _session) = calls.build().await;
+    let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
+    let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
     solve.succeed("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
 
-    assert_rejected(send(&builder(&daemon), "second", &request)).await;
+    assert_rejected(spawn_build_as_call(
+        &builder_with_max_age(&daemon),
+        "second",
+        &request,
+    ))
+    .await;
 
-    let redelivery = send(&builder(&daemon), "first", &request);
+    let redelivery = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
     drop(calls.statuses.recv().await.expect("a status"));
     assert_eq!(redelivery.await.expect("no panic").body["digest"], "sha256:12");
     assert!(calls.solves.try_recv().is_err(), "nothing is solved again");
@@ -81,19 +91,24 @@ async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder
 
 #[tokio::test]
 async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = tar_with_signing_time();
-    let first = send(&builder(&daemon), "first", &request);
-    let (solve, status, _session) = calls.build().await;
+    let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
+    let (solve, status, _session) = calls.next_build_calls().await;
     let reference = solve.request.r#ref.clone();
     drop(status);
     solve.fail(Status::unknown("exit code: 1"));
     assert_eq!(first.await.expect("no panic").status, 422);
 
-    assert_rejected(send(&builder(&daemon), "second", &request)).await;
+    assert_rejected(spawn_build_as_call(
+        &builder_with_max_age(&daemon),
+        "second",
+        &request,
+    ))
+    .await;
 
-    let redelivery = send(&builder(&daemon), "first", &request);
-    let (solve, status, _session) = calls.build().await;
+    let redelivery = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
+    let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, format!("{reference}-2"));
     drop(status);
     solve.succeed("sha256:12");
@@ -104,13 +119,16 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
 async fn a_request_without_a_time_or_a_builder_without_max_age_builds_for_every_call() {
     let unlimited: fn(&Daemon) -> TestBuilder = |daemon| TestBuilder::new(daemon.clone());
     for (builder, request) in [
-        (builder as fn(&Daemon) -> TestBuilder, tar(json!({}))),
+        (
+            builder_with_max_age as fn(&Daemon) -> TestBuilder,
+            request_tar_with(json!({})),
+        ),
         (unlimited, tar_with_signing_time()),
     ] {
-        let (daemon, mut calls) = daemon::start();
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         for call_id in ["first", "second"] {
-            let build = send(&builder(&daemon), call_id, &request);
-            let (solve, status, _session) = calls.build().await;
+            let build = spawn_build_as_call(&builder(&daemon), call_id, &request);
+            let (solve, status, _session) = calls.next_build_calls().await;
             drop(status);
             solve.succeed("sha256:12");
             assert_eq!(build.await.expect("no panic").status, 200);

@@ -11,10 +11,13 @@ use tonic::{Code, Request, Status};
 
 use crate::complete_or_panic;
 use crate::daemon::{self, SessionCall};
-use crate::setting::{TestBuilder, tar};
+use crate::setting::{TestBuilder, request_tar_with};
 
 /// Asks the session whether its build may read a source, as BuildKit does.
-pub(crate) async fn ask(session: &SessionCall, identifier: &str) -> Result<DecisionResponse, Status> {
+pub(crate) async fn ask_about_source(
+    session: &SessionCall,
+    identifier: &str,
+) -> Result<DecisionResponse, Status> {
     let mut client = tonic::client::Grpc::new(session.services.clone());
     client.ready().await.expect("ready");
     let request = CheckPolicyRequest {
@@ -47,10 +50,10 @@ async fn request_files(session: &SessionCall) -> Result<(), Status> {
 
 #[tokio::test]
 async fn a_daemon_that_does_not_ask_about_sources_gets_no_files() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    let answer = tokio::spawn(async move { setting.build(tar(json!({}))).await });
-    let (solve, status, session) = calls.build().await;
+    let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
+    let (solve, status, session) = calls.next_build_calls().await;
     assert_eq!(
         solve.request.source_policy_session, solve.request.session,
         "the session decides about sources"
@@ -62,7 +65,9 @@ async fn a_daemon_that_does_not_ask_about_sources_gets_no_files() {
     assert_eq!(error.code(), Code::FailedPrecondition);
     assert!(error.message().contains("BuildKit 0.26"), "{error}");
 
-    let decision = ask(&session, "local://dockerfile").await.expect("an answer");
+    let decision = ask_about_source(&session, "local://dockerfile")
+        .await
+        .expect("an answer");
     assert_eq!(decision.action, i32::from(PolicyAction::Allow));
     complete_or_panic(request_files(&session)).await.expect("files");
     solve.succeed("sha256:12");
@@ -72,17 +77,17 @@ async fn a_daemon_that_does_not_ask_about_sources_gets_no_files() {
 
 #[tokio::test]
 async fn a_build_that_fails_because_of_a_denied_source_says_which_and_why() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    let answer = tokio::spawn(async move { setting.build(tar(json!({}))).await });
-    let (solve, status, session) = calls.build().await;
+    let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
+    let (solve, status, session) = calls.next_build_calls().await;
 
     for (source, is_allowed) in [
         ("docker-image://docker.io/library/alpine:3", true),
         ("https://example.com/a", true),
         ("http://127.0.0.1:8222/", false),
     ] {
-        let decision = ask(&session, source).await.expect("an answer");
+        let decision = ask_about_source(&session, source).await.expect("an answer");
         let expected = if is_allowed {
             PolicyAction::Allow
         } else {
@@ -108,11 +113,13 @@ async fn a_build_that_fails_because_of_a_denied_source_says_which_and_why() {
 
 #[tokio::test]
 async fn another_failure_of_a_build_with_a_denied_source_is_reported_as_it_is() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    let answer = tokio::spawn(async move { setting.build(tar(json!({}))).await });
-    let (solve, status, session) = calls.build().await;
-    ask(&session, "http://127.0.0.1/").await.expect("an answer");
+    let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
+    let (solve, status, session) = calls.next_build_calls().await;
+    ask_about_source(&session, "http://127.0.0.1/")
+        .await
+        .expect("an answer");
     solve.fail(Status::unknown(
         "process \"x\" did not complete successfully: exit code: 1",
     ));

@@ -7,8 +7,8 @@ use builder_fn::slots::BuildSlots;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::hand_over::succeed;
-use crate::setting::{TestBuilder, tar};
+use crate::hand_over::let_build_succeed;
+use crate::setting::{TestBuilder, request_tar_with};
 use crate::{daemon, gateway};
 
 const NDJSON: &str = "application/x-ndjson";
@@ -29,24 +29,28 @@ enum Stall {
 }
 
 /// Runs a streamed build that stalls at a step, and returns its terminal record.
-async fn terminal_record(stall: Stall, is_shutdown: bool) -> Value {
-    let (address, mut received) = gateway::manual().await;
-    let (daemon, mut calls) = daemon::start();
+async fn terminal_record_of_stalled_build(stall: Stall, is_shutdown: bool) -> Value {
+    let (address, mut received) = gateway::start_manual_gateway().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(
         match stall {
-            Stall::Connection => daemon::unreachable(),
+            Stall::Connection => daemon::unreachable_daemon(),
             _ => daemon,
         },
         &format!("http://{address}"),
     )
     .with_deploy_timeout(TIME_TO_DEADLINE * 2)
     .with_slots(BuildSlots::new(1, TIME_TO_DEADLINE * 2, 1));
-    setting.secret("deploy-secret", "deploy key\n");
+    setting.write_secret("deploy-secret", "deploy key\n");
     // What must not be dropped while the build stalls.
     let mut held: Vec<Box<dyn Any>> = Vec::new();
     if stall == Stall::Slot {
-        held.push(Box::new(setting.stream(tar(json!({})), NDJSON).await));
-        held.push(Box::new(calls.build().await));
+        held.push(Box::new(
+            setting
+                .send_streamed_build(request_tar_with(json!({})), NDJSON)
+                .await,
+        ));
+        held.push(Box::new(calls.next_build_calls().await));
     }
     let end = Instant::now() + TIME_TO_DEADLINE;
     let limited = match is_shutdown {
@@ -54,7 +58,9 @@ async fn terminal_record(stall: Stall, is_shutdown: bool) -> Value {
         false => setting.clone().with_deadline(end),
     };
     let config = json!({"deploy": {"service": "hello"}, "noCache": true});
-    let records = limited.stream(tar(config), NDJSON).await;
+    let records = limited
+        .send_streamed_build(request_tar_with(config), NDJSON)
+        .await;
     let dry_run = received.recv().await.expect("a dry run");
     match stall {
         Stall::DryRun => held.push(Box::new(dry_run)),
@@ -62,18 +68,18 @@ async fn terminal_record(stall: Stall, is_shutdown: bool) -> Value {
     }
     match stall {
         Stall::DryRun | Stall::Slot | Stall::Connection => {}
-        Stall::Solve => held.push(Box::new(calls.build().await)),
+        Stall::Solve => held.push(Box::new(calls.next_build_calls().await)),
         Stall::LogAfterSolve => {
-            let (solve, status, session) = calls.build().await;
+            let (solve, status, session) = calls.next_build_calls().await;
             solve.succeed("sha256:12");
             held.push(Box::new((status, session)));
         }
         Stall::HandOver => {
-            succeed(&mut calls).await;
+            let_build_succeed(&mut calls).await;
             held.push(Box::new(received.recv().await));
         }
         Stall::Retries => {
-            succeed(&mut calls).await;
+            let_build_succeed(&mut calls).await;
             received.recv().await.expect("a hand-over").answer(503, "");
         }
     }
@@ -82,7 +88,7 @@ async fn terminal_record(stall: Stall, is_shutdown: bool) -> Value {
     if is_shutdown {
         setting.begin_shutdown(end);
     }
-    let (_, last) = records.rest().await;
+    let (_, last) = records.read_to_end().await;
     assert!(Instant::now() < end, "{stall:?}");
     last
 }
@@ -99,7 +105,7 @@ async fn every_stalled_build_ends_in_a_terminal_record_before_the_call_or_the_pr
         Stall::Retries,
     ] {
         for is_shutdown in [false, true] {
-            let last = terminal_record(stall, is_shutdown).await;
+            let last = terminal_record_of_stalled_build(stall, is_shutdown).await;
             assert_eq!(last["status"], "failed", "{stall:?}, shutdown: {is_shutdown}");
             assert!(last["error"].is_string(), "{stall:?}, shutdown: {is_shutdown}");
             tokio::time::resume();

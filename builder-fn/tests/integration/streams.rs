@@ -7,24 +7,24 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::gateway::{self, gateway};
-use crate::hand_over::succeed;
+use crate::gateway::{self, start_answering_gateway};
+use crate::hand_over::let_build_succeed;
 use crate::job::output_response;
-use crate::setting::{Answer, TestBuilder, key, post, tar, tar_of};
+use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
 use crate::{complete_or_panic, daemon};
 
 const NDJSON: &str = "application/x-ndjson";
 
 #[tokio::test]
 async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut records = TestBuilder::new(daemon)
-        .stream(tar(json!({"surprise": 1})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({"surprise": 1})), NDJSON)
         .await;
 
     let first = records.next().await.expect("a record before the first event");
     assert_eq!(first["status"], "in_progress");
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
         .send(Ok(output_response("compiling\n")))
@@ -48,7 +48,7 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     drop(status);
     solve.succeed("sha256:12");
 
-    let (lines, mut last) = records.rest().await;
+    let (lines, mut last) = records.read_to_end().await;
     assert_eq!(lines, ["l: 1970-01-01T00:00:00Z done"]);
     assert!(last["duration"].take().is_f64());
     assert!(
@@ -65,16 +65,16 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
 
 #[tokio::test]
 async fn an_event_stream_has_the_framing_that_browsers_read() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut records = TestBuilder::new(daemon)
-        .stream(tar(json!({})), "text/event-stream")
+        .send_streamed_build(request_tar_with(json!({})), "text/event-stream")
         .await;
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
     solve.succeed("sha256:12");
 
     let mut last = Value::Null;
-    while let Some(bytes) = records.bytes().await {
+    while let Some(bytes) = records.next_record_bytes().await {
         let data = bytes
             .strip_prefix(b"data: ")
             .and_then(|rest| rest.strip_suffix(b"\n\n"));
@@ -85,9 +85,11 @@ async fn an_event_stream_has_the_framing_that_browsers_read() {
 
 #[tokio::test]
 async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
-    let (daemon, mut calls) = daemon::start();
-    let records = TestBuilder::new(daemon).stream(tar(json!({})), NDJSON).await;
-    let (solve, status, _session) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let records = TestBuilder::new(daemon)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
         .send(Ok(output_response("error: no such crate\n")))
@@ -95,7 +97,7 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
         .expect("listening");
     drop(status);
     solve.fail(Status::unknown("exit code: 101"));
-    let (lines, last) = records.rest().await;
+    let (lines, last) = records.read_to_end().await;
     assert_eq!(lines, ["l: 1970-01-01T00:00:00Z error: no such crate"]);
     assert_eq!(
         (&last["status"], &last["error"]),
@@ -103,36 +105,42 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     );
     assert_eq!(last["image"], "registry:5000/hello:1");
 
-    let (daemon, mut calls) = daemon::start();
-    let records = TestBuilder::new(daemon).stream(tar(json!({})), NDJSON).await;
-    let (_solve, status, _session) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let records = TestBuilder::new(daemon)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .await;
+    let (_solve, status, _session) = calls.next_build_calls().await;
     status
         .events
         .send(Ok(output_response("so far\n")))
         .await
         .expect("listening");
     status.events.reserve().await.expect("it was read");
-    calls.cut();
-    let (_, last) = records.rest().await;
+    calls.cut_connections();
+    let (_, last) = records.read_to_end().await;
     assert_eq!(last["error"], "BuildKit was lost during the build");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    let records = setting.stream(tar(json!({"timeout": "90s"})), NDJSON).await;
-    let (mut solve, _status, _session) = calls.build().await;
-    let (lines, last) = records.rest().await;
+    let records = setting
+        .send_streamed_build(request_tar_with(json!({"timeout": "90s"})), NDJSON)
+        .await;
+    let (mut solve, _status, _session) = calls.next_build_calls().await;
+    let (lines, last) = records.read_to_end().await;
     assert_eq!(last["error"], "the build ran past its time limit of 1m30s");
     assert_eq!(lines, [""; 0]);
     complete_or_panic(solve.reply.closed()).await;
 
-    let records = setting.stream(tar(json!({})), NDJSON).await;
-    let (mut solve, _status, _session) = calls.build().await;
+    let records = setting
+        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .await;
+    let (mut solve, _status, _session) = calls.next_build_calls().await;
     let deadline = Instant::now() + Duration::from_secs(30);
     setting.begin_shutdown(deadline);
-    let (_, last) = records.rest().await;
+    let (_, last) = records.read_to_end().await;
     assert!(Instant::now() < deadline);
     assert_eq!(
         last["error"],
@@ -143,35 +151,40 @@ async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
 
 #[tokio::test]
 async fn errors_before_the_signature_is_verified_keep_their_status_and_later_ones_are_streamed() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let request = |body: Vec<u8>, signature: Option<&str>| {
-        let mut request = post(body, signature);
+        let mut request = build_request_with(body, signature);
         let accept = NDJSON.parse().expect("header");
         request.headers_mut().insert("accept", accept);
         request
     };
-    let good = tar(json!({}));
-    let wrong = sign_body(&key("another key"), &good);
+    let good = request_tar_with(json!({}));
+    let wrong = sign_body(&hmac_keys("another key"), &good);
     for signature in [None, Some("sha256=12"), Some(&wrong)] {
-        let answer = Answer::read(setting.send(request(good.clone(), signature)).await).await;
+        let answer =
+            Answer::from_response(setting.send_request(request(good.clone(), signature)).await).await;
         assert_eq!((answer.status, &answer.body["status"]), (401, &json!("failed")));
     }
     let large = vec![0; 2 << 20];
-    let signature = sign_body(&key("payload key"), &large);
-    let answer = Answer::read(setting.send(request(large, Some(&signature))).await).await;
+    let signature = sign_body(&hmac_keys("payload key"), &large);
+    let answer = Answer::from_response(setting.send_request(request(large, Some(&signature))).await).await;
     assert_eq!(answer.status, 413);
 
-    let expired = tar(json!({"notAfter": "2020-01-01T00:00:00Z"}));
-    let no_config = tar_of(&[("context/Dockerfile", b"FROM scratch\n")]);
+    let expired = request_tar_with(json!({"notAfter": "2020-01-01T00:00:00Z"}));
+    let no_config = tar_with_files(&[("context/Dockerfile", b"FROM scratch\n")]);
     for (body, error) in [
         (b"no tar".to_vec(), "tar"),
         (no_config, "com.openfaas.docker.config"),
-        (tar(json!({"image": "no reference"})), "image"),
-        (tar(json!({"dockerfile": "other"})), "context/other"),
+        (request_tar_with(json!({"image": "no reference"})), "image"),
+        (request_tar_with(json!({"dockerfile": "other"})), "context/other"),
         (expired, "notAfter"),
     ] {
-        let (lines, last) = setting.stream(body, NDJSON).await.rest().await;
+        let (lines, last) = setting
+            .send_streamed_build(body, NDJSON)
+            .await
+            .read_to_end()
+            .await;
         assert_eq!((lines.len(), &last["status"]), (0, &json!("failed")));
         assert!(
             last["error"].as_str().is_some_and(|text| text.contains(error)),
@@ -187,16 +200,16 @@ async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
         (200, r#"{"function":"hello","status":"ready"}"#, "success"),
         (422, r#"{"status":"refused","reasons":["it crashed"]}"#, "failed"),
     ] {
-        let (address, _received) = gateway(status, answer).await;
-        let (daemon, mut calls) = daemon::start();
+        let (address, _received) = start_answering_gateway(status, answer).await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-        setting.secret("deploy-secret", "deploy key\n");
+        setting.write_secret("deploy-secret", "deploy key\n");
         let records = setting
-            .stream(tar(json!({"deploy": {"service": "hello"}})), NDJSON)
+            .send_streamed_build(request_tar_with(json!({"deploy": {"service": "hello"}})), NDJSON)
             .await;
-        succeed(&mut calls).await;
+        let_build_succeed(&mut calls).await;
 
-        let (lines, last) = records.rest().await;
+        let (lines, last) = records.read_to_end().await;
 
         assert_eq!(last["status"], outcome);
         assert_eq!(
@@ -218,26 +231,26 @@ async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
 
 #[tokio::test]
 async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
-    let (address, mut received) = gateway::manual().await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) = gateway::start_manual_gateway().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key\n");
+    setting.write_secret("deploy-secret", "deploy key\n");
     let records = setting
-        .stream(tar(json!({"deploy": {"service": "hello"}})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({"deploy": {"service": "hello"}})), NDJSON)
         .await;
     received
         .recv()
         .await
         .expect("a dry run")
         .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
-    succeed(&mut calls).await;
+    let_build_succeed(&mut calls).await;
     // The gateway accepts the request and never answers.
     let _hand_over = received.recv().await.expect("a hand-over");
 
     // The time that is reserved for the answer: the deployment is ended immediately.
     setting.begin_shutdown(Instant::now() + Duration::from_secs(2));
 
-    let (_, last) = records.rest().await;
+    let (_, last) = records.read_to_end().await;
     assert_eq!(last["status"], "failed");
     assert_eq!(last["digest"], "sha256:12", "the image exists");
     assert_eq!(last["deployment"]["status"], "failed");
@@ -251,10 +264,12 @@ async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
 
 #[tokio::test]
 async fn a_build_is_cancelled_when_the_reader_disconnects() {
-    let (daemon, mut calls) = daemon::start();
-    let mut records = TestBuilder::new(daemon).stream(tar(json!({})), NDJSON).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let mut records = TestBuilder::new(daemon)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .await;
     records.next().await.expect("a record");
-    let (mut solve, status, session) = calls.build().await;
+    let (mut solve, status, session) = calls.next_build_calls().await;
 
     drop(records);
 
@@ -267,10 +282,12 @@ async fn a_build_is_cancelled_when_the_reader_disconnects() {
 
 #[tokio::test]
 async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
-    let records = setting.stream(tar(json!({})), NDJSON).await;
-    let (solve, status, _session) = calls.build().await;
+    let records = setting
+        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     for block in 0..50 {
         let text: String = (0..10_000).map(|line| format!("{block} {line}\n")).collect();
         status
@@ -281,7 +298,7 @@ async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
     }
     drop(status);
     solve.succeed("sha256:12");
-    let (lines, last) = records.rest().await;
+    let (lines, last) = records.read_to_end().await;
 
     assert_eq!(last["status"], "success");
     let held: usize = lines.iter().map(String::len).sum();

@@ -10,25 +10,25 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
-use crate::gateway::{self, gateway};
-use crate::setting::{Answer, TestBuilder, tar};
+use crate::gateway::{self, start_answering_gateway};
+use crate::setting::{Answer, TestBuilder, request_tar_with};
 
 /// Creates a builder whose deployer accepts every hand-over.
-async fn builder(daemon: &Daemon) -> TestBuilder {
-    let (address, _received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+async fn builder_with_ready_deployer(daemon: &Daemon) -> TestBuilder {
+    let (address, _received) = start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
     let setting = TestBuilder::with_gateway(daemon.clone(), &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key\n");
+    setting.write_secret("deploy-secret", "deploy key\n");
     setting
 }
 
 /// Sends a build request that deploys `hello`, with `changes` to its config, in a background task.
-fn send(setting: &TestBuilder, call_id: &str, changes: Value) -> JoinHandle<Answer> {
+fn spawn_build_as_call(setting: &TestBuilder, call_id: &str, changes: Value) -> JoinHandle<Answer> {
     let setting = setting.with_call_id(call_id);
     let mut config = json!({"deploy": {"service": "hello"}});
     for (key, value) in changes.as_object().expect("an object") {
         config[key] = value.clone();
     }
-    tokio::spawn(async move { setting.build(tar(config)).await })
+    tokio::spawn(async move { setting.send_signed_build(request_tar_with(config)).await })
 }
 
 /// Returns a solve request of another builder for `function`, submitted `ahead` after now.
@@ -64,7 +64,7 @@ fn format_submission_time(seconds_ago: u64) -> String {
 
 /// Waits until a builder listens to the fake daemon's history.
 async fn wait_until_listening(calls: &DaemonCalls) {
-    while calls.history.listeners() == 0 {
+    while calls.history.listener_count() == 0 {
         tokio::task::yield_now().await;
     }
 }
@@ -72,21 +72,21 @@ async fn wait_until_listening(calls: &DaemonCalls) {
 #[tokio::test]
 async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_it() {
     for is_same_builder in [true, false] {
-        let (daemon, mut calls) = daemon::start();
-        let first = builder(&daemon).await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let first = builder_with_ready_deployer(&daemon).await;
         let second = match is_same_builder {
             true => first.clone(),
-            false => builder(&daemon).await,
+            false => builder_with_ready_deployer(&daemon).await,
         };
-        let old = send(&first, "old", json!({}));
-        let (mut old_solve, _status, _session) = calls.build().await;
+        let old = spawn_build_as_call(&first, "old", json!({}));
+        let (mut old_solve, _status, _session) = calls.next_build_calls().await;
 
-        let new = send(
+        let new = spawn_build_as_call(
             &second,
             "new",
             json!({"deploy": {"service": "hello", "namespace": "openfaas-fn"}}),
         );
-        let (new_solve, status, _session) = calls.build().await;
+        let (new_solve, status, _session) = calls.next_build_calls().await;
 
         assert_superseded(old, "new").await;
         old_solve.reply.closed().await;
@@ -98,17 +98,17 @@ async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_
 
 #[tokio::test]
 async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
-    let (daemon, mut calls) = daemon::start();
-    let setting = builder(&daemon)
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let setting = builder_with_ready_deployer(&daemon)
         .await
         .with_slots(BuildSlots::new(1, Duration::from_secs(600), 8));
-    let other = send(&setting, "other", json!({"deploy": {"service": "other"}}));
-    let (solve, status, _session) = calls.build().await;
-    let old = send(&setting, "old", json!({}));
+    let other = spawn_build_as_call(&setting, "other", json!({"deploy": {"service": "other"}}));
+    let (solve, status, _session) = calls.next_build_calls().await;
+    let old = spawn_build_as_call(&setting, "old", json!({}));
 
     // As another builder runs it.
     let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
-    let _running = calls.history.start(&request).expect("a free reference");
+    let _running = calls.history.record_start(&request).expect("a free reference");
 
     assert_superseded(old, "new").await;
     drop(status);
@@ -127,12 +127,12 @@ async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_o
             json!({"deploy": {"service": "hello", "namespace": "dev"}}),
         ),
     ] {
-        let (daemon, mut calls) = daemon::start();
-        let setting = builder(&daemon).await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let setting = builder_with_ready_deployer(&daemon).await;
         let mut builds = Vec::new();
         for (call_id, config) in [("first", &first), ("second", &second)] {
-            let build = send(&setting, call_id, config.clone());
-            builds.push((build, calls.build().await));
+            let build = spawn_build_as_call(&setting, call_id, config.clone());
+            builds.push((build, calls.next_build_calls().await));
         }
         wait_until_listening(&calls).await;
 
@@ -148,31 +148,35 @@ async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_o
 #[tokio::test]
 async fn an_older_build_is_not_solved_once_a_newer_one_runs_or_has_succeeded() {
     for is_finished in [false, true] {
-        let (daemon, mut calls) = daemon::start();
+        let (daemon, mut calls) = daemon::start_fake_daemon();
         let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
-        let recording = calls.history.start(&request).expect("a free reference");
+        let recording = calls.history.record_start(&request).expect("a free reference");
         let _running = match is_finished {
             true => {
-                recording.end(Ok("sha256:12"));
+                recording.record_outcome(Ok("sha256:12"));
                 None
             }
             false => Some(recording),
         };
 
-        assert_superseded(send(&builder(&daemon).await, "old", json!({})), "new").await;
+        assert_superseded(
+            spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "old", json!({})),
+            "new",
+        )
+        .await;
         assert!(calls.solves.try_recv().is_err(), "nothing is solved");
     }
 }
 
 #[tokio::test]
 async fn a_failed_newer_build_supersedes_none() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
-    let recording = calls.history.start(&request).expect("a free reference");
-    recording.end(Err(&tonic::Status::unknown("exit code: 1")));
-    let old = send(&builder(&daemon).await, "old", json!({}));
+    let recording = calls.history.record_start(&request).expect("a free reference");
+    recording.record_outcome(Err(&tonic::Status::unknown("exit code: 1")));
+    let old = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
 
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
     solve.succeed("sha256:12");
     assert_eq!(old.await.expect("no panic").body["digest"], "sha256:12");
@@ -181,18 +185,18 @@ async fn a_failed_newer_build_supersedes_none() {
 #[tokio::test(start_paused = true)]
 async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects() {
     for is_finished in [false, true] {
-        let (daemon, mut calls) = daemon::start();
-        let old = send(&builder(&daemon).await, "old", json!({}));
-        let _solve = calls.build().await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let old = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
+        let _solve = calls.next_build_calls().await;
         wait_until_listening(&calls).await;
 
-        calls.history.behave(HistoryBehaviour::Unimplemented);
+        calls.history.set_behaviour(HistoryBehaviour::Unimplemented);
         calls.history.disconnect_listeners();
         let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
-        let recording = calls.history.start(&request).expect("a free reference");
+        let recording = calls.history.record_start(&request).expect("a free reference");
         let _running = match is_finished {
             true => {
-                recording.end(Ok("sha256:12"));
+                recording.record_outcome(Ok("sha256:12"));
                 None
             }
             false => Some(recording),
@@ -200,7 +204,7 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(!old.is_finished(), "nothing is known of the newer build");
 
-        calls.history.behave(HistoryBehaviour::Kept);
+        calls.history.set_behaviour(HistoryBehaviour::Kept);
         assert_superseded(old, "new").await;
     }
 }
@@ -208,11 +212,11 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
 #[tokio::test(start_paused = true)]
 async fn a_history_that_fails_or_never_answers_prevents_no_build() {
     for behaviour in [HistoryBehaviour::Unimplemented, HistoryBehaviour::Silent] {
-        let (daemon, mut calls) = daemon::start();
-        calls.history.behave(behaviour);
-        let build = send(&builder(&daemon).await, "call", json!({}));
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        calls.history.set_behaviour(behaviour);
+        let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
 
-        let (solve, status, _session) = calls.build().await;
+        let (solve, status, _session) = calls.next_build_calls().await;
         drop(status);
         solve.succeed("sha256:12");
 
@@ -226,28 +230,28 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
 
 #[tokio::test]
 async fn the_deployer_decides_once_the_hand_over_was_sent() {
-    let (address, mut received) = gateway::manual().await;
-    let (daemon, mut calls) = daemon::start();
+    let (address, mut received) = gateway::start_manual_gateway().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-    setting.secret("deploy-secret", "deploy key\n");
-    let old = send(&setting, "old", json!({}));
+    setting.write_secret("deploy-secret", "deploy key\n");
+    let old = spawn_build_as_call(&setting, "old", json!({}));
     received
         .recv()
         .await
         .expect("a dry run")
         .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
     solve.succeed("sha256:12");
     let hand_over = received.recv().await.expect("a hand-over");
 
-    let new = send(&setting, "new", json!({}));
+    let new = spawn_build_as_call(&setting, "new", json!({}));
     received
         .recv()
         .await
         .expect("a dry run")
         .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
-    let (new_solve, ..) = calls.build().await;
+    let (new_solve, ..) = calls.next_build_calls().await;
     hand_over.answer(502, r#"{"status":"failed","reasons":["a test"]}"#);
 
     let answer = old.await.expect("no panic");
@@ -259,13 +263,13 @@ async fn the_deployer_decides_once_the_hand_over_was_sent() {
 
 #[tokio::test]
 async fn deliveries_of_one_call_do_not_supersede_each_other() {
-    let (daemon, mut calls) = daemon::start();
-    let first = send(&builder(&daemon).await, "call", json!({}));
-    let (solve, status, _session) = calls.build().await;
-    let second = send(&builder(&daemon).await, "call", json!({}));
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let first = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+    let (solve, status, _session) = calls.next_build_calls().await;
+    let second = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     // The daemon has refused the second solve once its session has ended.
     let _followed = calls.statuses.recv().await.expect("a status");
-    let ended = calls.session().await.ended_by_client;
+    let ended = calls.next_session_call().await.ended_by_client;
     ended.await.expect("the client ends the session");
 
     drop((status, _followed));
@@ -279,9 +283,9 @@ async fn deliveries_of_one_call_do_not_supersede_each_other() {
 
 #[tokio::test]
 async fn a_solve_tells_other_builders_what_it_is_for() {
-    let (daemon, mut calls) = daemon::start();
-    let build = send(&builder(&daemon).await, "call", json!({}));
-    let (solve, ..) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+    let (solve, ..) = calls.next_build_calls().await;
 
     let attrs = &solve.request.frontend_attrs;
     assert_eq!(attrs["slipway.call-id"], "call");
@@ -292,23 +296,27 @@ async fn a_solve_tells_other_builders_what_it_is_for() {
         .expect("RFC 3339");
     build.abort();
 
-    let build = send(&builder(&daemon).await, "call-2", json!({"deploy": null}));
-    let (solve, ..) = calls.build().await;
+    let build = spawn_build_as_call(
+        &builder_with_ready_deployer(&daemon).await,
+        "call-2",
+        json!({"deploy": null}),
+    );
+    let (solve, ..) = calls.next_build_calls().await;
     assert!(!solve.request.frontend_attrs.contains_key("slipway.function"));
     build.abort();
 }
 
 #[tokio::test]
 async fn nobody_listens_once_the_builds_have_ended() {
-    let (daemon, mut calls) = daemon::start();
-    let build = send(&builder(&daemon).await, "call", json!({}));
-    let (mut solve, ..) = calls.build().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+    let (mut solve, ..) = calls.next_build_calls().await;
     wait_until_listening(&calls).await;
 
     build.abort();
     solve.reply.closed().await;
 
-    while calls.history.listeners() > 0 {
+    while calls.history.listener_count() > 0 {
         tokio::task::yield_now().await;
     }
 }
@@ -316,12 +324,12 @@ async fn nobody_listens_once_the_builds_have_ended() {
 #[tokio::test]
 async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
     for (first, second) in [(true, false), (false, true)] {
-        let (daemon, mut calls) = daemon::start();
-        let setting = builder(&daemon).await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let setting = builder_with_ready_deployer(&daemon).await;
         let mut builds = Vec::new();
         for (call_id, supersede) in [("first", first), ("second", second)] {
-            let build = send(&setting, call_id, json!({"supersede": supersede}));
-            builds.push((build, calls.build().await));
+            let build = spawn_build_as_call(&setting, call_id, json!({"supersede": supersede}));
+            builds.push((build, calls.next_build_calls().await));
         }
         wait_until_listening(&calls).await;
 
@@ -335,16 +343,16 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
 
 #[tokio::test]
 async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
-    let (daemon, mut calls) = daemon::start();
-    let new = send(
-        &builder(&daemon).await,
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let new = spawn_build_as_call(
+        &builder_with_ready_deployer(&daemon).await,
         "new",
         json!({"submittedAt": format_submission_time(10)}),
     );
-    let (solve, status, _session) = calls.build().await;
+    let (solve, status, _session) = calls.next_build_calls().await;
 
-    let old = send(
-        &builder(&daemon).await,
+    let old = spawn_build_as_call(
+        &builder_with_ready_deployer(&daemon).await,
         "old",
         json!({"submittedAt": format_submission_time(20)}),
     );
@@ -354,8 +362,8 @@ async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
     solve.succeed("sha256:12");
     assert_eq!(new.await.expect("no panic").status, 200);
     // Also after a restart of both builders.
-    let older = send(
-        &builder(&daemon).await,
+    let older = spawn_build_as_call(
+        &builder_with_ready_deployer(&daemon).await,
         "older",
         json!({"submittedAt": format_submission_time(30)}),
     );
@@ -364,17 +372,17 @@ async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
 
 #[tokio::test]
 async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
-    let (daemon, mut calls) = daemon::start();
-    let setting = builder(&daemon).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let setting = builder_with_ready_deployer(&daemon).await;
     let config = json!({"deploy": {"service": "hello"}});
     let records = setting
         .with_call_id("old")
-        .stream(tar(config), "application/x-ndjson")
+        .send_streamed_build(request_tar_with(config), "application/x-ndjson")
         .await;
-    let _old = calls.build().await;
-    let new = send(&setting, "new", json!({"noCache": true}));
+    let _old = calls.next_build_calls().await;
+    let new = spawn_build_as_call(&setting, "new", json!({"noCache": true}));
 
-    let (_, last) = records.rest().await;
+    let (_, last) = records.read_to_end().await;
     assert_eq!(
         (&last["status"], &last["supersededBy"]),
         (&json!("failed"), &json!("new"))
@@ -390,7 +398,7 @@ enum SupersessionStep {
     End { succeeds: bool },
 }
 
-fn steps() -> impl Strategy<Value = Vec<SupersessionStep>> {
+fn generate_steps() -> impl Strategy<Value = Vec<SupersessionStep>> {
     let arrive = (0..2_usize, 1..1000_u64)
         .prop_map(|(builder, seconds_ago)| SupersessionStep::Arrive { builder, seconds_ago });
     let end = any::<bool>().prop_map(|succeeds| SupersessionStep::End { succeeds });
@@ -399,8 +407,11 @@ fn steps() -> impl Strategy<Value = Vec<SupersessionStep>> {
 
 /// Runs generated steps on two builders of one daemon, and checks that no build outlives a newer one.
 async fn run_steps(steps: Vec<SupersessionStep>) {
-    let (daemon, mut calls) = daemon::start();
-    let builders = [builder(&daemon).await, builder(&daemon).await];
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builders = [
+        builder_with_ready_deployer(&daemon).await,
+        builder_with_ready_deployer(&daemon).await,
+    ];
     let mut times = std::collections::HashSet::new();
     // The call ids and ages of the builds that succeeded, and of the one that runs.
     let mut succeeded: Vec<(String, u64)> = Vec::new();
@@ -410,7 +421,7 @@ async fn run_steps(steps: Vec<SupersessionStep>) {
             SupersessionStep::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}
             SupersessionStep::Arrive { builder, seconds_ago } => {
                 let call_id = at.to_string();
-                let build = send(
+                let build = spawn_build_as_call(
                     &builders[builder],
                     &call_id,
                     json!({"submittedAt": format_submission_time(seconds_ago)}),
@@ -425,7 +436,7 @@ async fn run_steps(steps: Vec<SupersessionStep>) {
                     assert!(newer.iter().any(|(id, _)| id == by), "{by} of {newer:?}");
                     continue;
                 }
-                let call = calls.build().await;
+                let call = calls.next_build_calls().await;
                 if let Some((_, _, old, _)) = running.replace((call_id.clone(), seconds_ago, build, call)) {
                     assert_superseded(old, &call_id).await;
                 }
@@ -456,7 +467,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn an_older_build_never_outlives_a_newer_one_whichever_builder_runs_them(steps in steps()) {
+    fn an_older_build_never_outlives_a_newer_one_whichever_builder_runs_them(steps in generate_steps()) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::daemon::{self, DaemonCalls, SessionCall, SolveCall, StatusCall};
-use crate::setting::{TestBuilder, tar};
-use crate::sources::ask;
+use crate::setting::{TestBuilder, request_tar_with};
+use crate::sources::ask_about_source;
 
 const ACME_KEY: &str = "the payload key of acme";
 
 /// Returns a builder with the tenant acme, and with credentials of its own and of others.
-fn builder(daemon: Daemon, rules: Value) -> TestBuilder {
+fn builder_with_tenant_acme(daemon: Daemon, rules: Value) -> TestBuilder {
     let mut acme = json!({
         "keys": ["acme-payload"],
         "push": ["registry:5000/acme/"],
@@ -31,23 +31,31 @@ fn builder(daemon: Daemon, rules: Value) -> TestBuilder {
     let login = |password: &str| {
         json!({"auths": {"registry:5000": {"username": "u", "password": password}}}).to_string()
     };
-    builder.secret("acme-payload", ACME_KEY);
-    builder.secret("acme-registry", &login("of acme"));
-    builder.secret("registry-config", &login("of everybody"));
+    builder.write_secret("acme-payload", ACME_KEY);
+    builder.write_secret("acme-registry", &login("of acme"));
+    builder.write_secret("registry-config", &login("of everybody"));
     builder
 }
 
 /// Starts a build of the tenant's image, and waits for its calls.
-async fn start(builder: TestBuilder, calls: &mut DaemonCalls) -> (SolveCall, StatusCall, SessionCall) {
+async fn start_tenant_build(
+    builder: TestBuilder,
+    calls: &mut DaemonCalls,
+) -> (SolveCall, StatusCall, SessionCall) {
     let config = json!({"image": "registry:5000/acme/app:1"});
-    tokio::spawn(async move { builder.build_as(ACME_KEY, None, tar(config)).await });
-    calls.build().await
+    tokio::spawn(async move {
+        builder
+            .send_signed_build_as(ACME_KEY, None, request_tar_with(config))
+            .await
+    });
+    calls.next_build_calls().await
 }
 
 #[tokio::test]
 async fn a_tenants_solve_has_its_own_cache_mounts_and_cache_keys_and_no_entitlement() {
-    let (daemon, mut calls) = daemon::start();
-    let (solve, _status, _session) = start(builder(daemon, json!({})), &mut calls).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let (solve, _status, _session) =
+        start_tenant_build(builder_with_tenant_acme(daemon, json!({})), &mut calls).await;
     let attrs = &solve.request.frontend_attrs;
     assert_eq!(attrs["build-arg:BUILDKIT_CACHE_MOUNT_NS"], "acme");
     assert_eq!(attrs["hostname"], "acme");
@@ -57,23 +65,24 @@ async fn a_tenants_solve_has_its_own_cache_mounts_and_cache_keys_and_no_entitlem
 
 #[tokio::test]
 async fn the_steps_of_a_tenant_without_network_have_none() {
-    let (daemon, mut calls) = daemon::start();
-    let builder = builder(daemon, json!({"network": "none"}));
-    let (solve, _status, _session) = start(builder, &mut calls).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = builder_with_tenant_acme(daemon, json!({"network": "none"}));
+    let (solve, _status, _session) = start_tenant_build(builder, &mut calls).await;
     assert_eq!(solve.request.frontend_attrs["force-network-mode"], "none");
 }
 
 #[tokio::test]
 async fn a_tenants_build_reads_no_image_of_another_tenant() {
-    let (daemon, mut calls) = daemon::start();
-    let (_solve, _status, session) = start(builder(daemon, json!({})), &mut calls).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let (_solve, _status, session) =
+        start_tenant_build(builder_with_tenant_acme(daemon, json!({})), &mut calls).await;
     for (image, is_allowed) in [
         ("registry:5000/acme/base:1", true),
         ("registry:5000/public/base:1", true),
         ("registry:5000/victim/private:1", false),
         ("docker.io/library/alpine:3", false),
     ] {
-        let decision = ask(&session, &format!("docker-image://{image}")).await;
+        let decision = ask_about_source(&session, &format!("docker-image://{image}")).await;
         let decision = decision.expect("an answer");
         let expected = if is_allowed {
             PolicyAction::Allow
@@ -94,8 +103,9 @@ async fn a_tenants_build_reads_no_image_of_another_tenant() {
 
 #[tokio::test]
 async fn a_tenants_build_gets_its_own_credentials_and_tokens_only_for_its_own_repositories() {
-    let (daemon, mut calls) = daemon::start();
-    let (_solve, _status, session) = start(builder(daemon, json!({})), &mut calls).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let (_solve, _status, session) =
+        start_tenant_build(builder_with_tenant_acme(daemon, json!({})), &mut calls).await;
     let mut auth = AuthClient::new(session.services.clone());
     let host = || "registry:5000".to_owned();
 
@@ -151,9 +161,9 @@ async fn a_tenants_build_gets_its_own_credentials_and_tokens_only_for_its_own_re
 
 #[tokio::test]
 async fn a_tenant_without_credentials_uses_registries_anonymously() {
-    let (daemon, mut calls) = daemon::start();
-    let builder = builder(daemon, json!({"registryConfig": "acme-missing"}));
-    let (_solve, _status, session) = start(builder, &mut calls).await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = builder_with_tenant_acme(daemon, json!({"registryConfig": "acme-missing"}));
+    let (_solve, _status, session) = start_tenant_build(builder, &mut calls).await;
     let request = CredentialsRequest {
         host: "registry:5000".into(),
     };

@@ -6,12 +6,12 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, Tra
 use serde_json::json;
 
 use crate::daemon;
-use crate::setting::{TestBuilder, tar};
+use crate::setting::{TestBuilder, request_tar_with};
 
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// Returns the function context of a request with the trace header [`TRACEPARENT`].
-fn traced() -> Context {
+fn traced_context() -> Context {
     Context::new().with_remote_span_context(SpanContext::new(
         TraceId::from_hex(&TRACEPARENT[3..35]).expect("an id"),
         SpanId::from_hex(&TRACEPARENT[36..52]).expect("an id"),
@@ -23,20 +23,20 @@ fn traced() -> Context {
 
 #[tokio::test]
 async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_deploy_via(DeployVia::Callback);
-    setting.secret("deploy-secret", "deploy key");
-    let _context = traced().attach();
+    setting.write_secret("deploy-secret", "deploy key");
+    let _context = traced_context().attach();
 
     let daemon = async {
-        let (solve, status, _session) = calls.build().await;
+        let (solve, status, _session) = calls.next_build_calls().await;
         let parent = solve.headers.get("traceparent").cloned();
         drop(status);
         solve.succeed("sha256:12");
         parent
     };
-    let tar = tar(json!({"deploy": {"service": "hello"}}));
-    let (answer, solve) = tokio::join!(setting.answer(tar), daemon);
+    let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
+    let (answer, solve) = tokio::join!(setting.send_build_unread(tar), daemon);
 
     assert_eq!(solve.expect("a parent"), TRACEPARENT);
     assert_eq!(answer.status(), 200);
@@ -45,18 +45,18 @@ async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
 
 #[tokio::test]
 async fn without_a_trace_no_trace_context_is_sent() {
-    let (daemon, mut calls) = daemon::start();
+    let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_deploy_via(DeployVia::Callback);
-    setting.secret("deploy-secret", "deploy key");
+    setting.write_secret("deploy-secret", "deploy key");
 
     let daemon = async {
-        let (solve, status, _session) = calls.build().await;
+        let (solve, status, _session) = calls.next_build_calls().await;
         assert!(solve.headers.get("traceparent").is_none());
         drop(status);
         solve.succeed("sha256:12");
     };
-    let tar = tar(json!({"deploy": {"service": "hello"}}));
-    let (answer, ()) = tokio::join!(setting.answer(tar), daemon);
+    let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
+    let (answer, ()) = tokio::join!(setting.send_build_unread(tar), daemon);
 
     assert!(!answer.headers().contains_key("traceparent"));
 }

@@ -11,7 +11,7 @@ use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
 use crate::job::{FakeManifestStore, output_response};
-use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, key, tar, tar_of};
+use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files};
 
 /// A reason for which a build has exactly one warning.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,31 +45,31 @@ impl WarningSource {
         Self::DryRun,
     ];
 
-    fn deploys(self) -> bool {
+    fn has_deployment(self) -> bool {
         matches!(self, Self::History | Self::NoDryRun | Self::DryRun)
     }
 
-    fn tar(self) -> Vec<u8> {
+    fn request_tar(self) -> Vec<u8> {
         let config = br#"{"image": "registry:5000/hello:1"}"#;
         match self {
-            Self::Key | Self::KeyOfFailedBuild => tar(json!({"surprise": 1})),
-            Self::Entry => tar_of(&[
+            Self::Key | Self::KeyOfFailedBuild => request_tar_with(json!({"surprise": 1})),
+            Self::Entry => tar_with_files(&[
                 ("com.openfaas.docker.config", config),
                 ("context/Dockerfile", b"FROM scratch\n"),
                 ("elsewhere", b""),
             ]),
             Self::EndOfTar => {
-                let mut tar = tar(json!({}));
+                let mut tar = request_tar_with(json!({}));
                 tar.truncate(tar.len() - 1024);
                 tar
             }
-            _ if self.deploys() => tar(json!({"deploy": {"service": "hello"}})),
-            _ => tar(json!({})),
+            _ if self.has_deployment() => request_tar_with(json!({"deploy": {"service": "hello"}})),
+            _ => request_tar_with(json!({})),
         }
     }
 
     /// Returns the answer to a dry run.
-    fn dry_run(self) -> (u16, &'static str) {
+    fn dry_run_answer(self) -> (u16, &'static str) {
         match self {
             Self::NoDryRun => (502, ""),
             Self::DryRun => (
@@ -81,7 +81,7 @@ impl WarningSource {
     }
 
     /// Returns a part of the only warning.
-    fn expected(self) -> Option<&'static str> {
+    fn expected_warning_part(self) -> Option<&'static str> {
         match self {
             Self::Nothing | Self::Lint => None,
             Self::Key | Self::KeyOfFailedBuild => Some("surprise"),
@@ -96,12 +96,12 @@ impl WarningSource {
     }
 
     /// Plays BuildKit's part.
-    async fn build(self, calls: &mut DaemonCalls) {
+    async fn play_buildkit(self, calls: &mut DaemonCalls) {
         if self == Self::Registry {
             drop(calls.statuses.recv().await.expect("a status"));
             return;
         }
-        let (solve, status, _session) = calls.build().await;
+        let (solve, status, _session) = calls.next_build_calls().await;
         let lint = VertexWarning {
             short: b"FromAsCasing".to_vec(),
             ..VertexWarning::default()
@@ -124,16 +124,20 @@ impl WarningSource {
 }
 
 /// Starts a build. It returns its log and its result, which of a streamed answer is the terminal record.
-fn start(setting: TestBuilder, tar: Vec<u8>, is_streamed: bool) -> JoinHandle<(String, Value)> {
+fn spawn_build_for_log_and_result(
+    setting: TestBuilder,
+    tar: Vec<u8>,
+    is_streamed: bool,
+) -> JoinHandle<(String, Value)> {
     tokio::spawn(async move {
         match is_streamed {
             true => {
-                let records = setting.stream(tar, "application/x-ndjson").await;
-                let (lines, last) = records.rest().await;
+                let records = setting.send_streamed_build(tar, "application/x-ndjson").await;
+                let (lines, last) = records.read_to_end().await;
                 (lines.join("\n"), last)
             }
             false => {
-                let mut body = setting.build(tar).await.body;
+                let mut body = setting.send_signed_build(tar).await.body;
                 (body["log"].take().to_string().replace("\\\"", "\""), body)
             }
         }
@@ -144,40 +148,40 @@ fn start(setting: TestBuilder, tar: Vec<u8>, is_streamed: bool) -> JoinHandle<(S
 async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
     for source in WarningSource::ALL {
         for is_streamed in [false, true] {
-            let (address, mut received) = gateway::manual().await;
+            let (address, mut received) = gateway::start_manual_gateway().await;
             tokio::spawn(async move {
                 while let Some(call) = received.recv().await {
                     let (status, answer) = match call.is_dry_run() {
-                        true => source.dry_run(),
+                        true => source.dry_run_answer(),
                         false => (200, r#"{"status":"ready"}"#),
                     };
                     call.answer(status, answer);
                 }
             });
-            let (daemon, mut calls) = daemon::start();
+            let (daemon, mut calls) = daemon::start_fake_daemon();
             let mut setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
-            setting.secret("deploy-secret", "deploy key");
-            let tar = source.tar();
+            setting.write_secret("deploy-secret", "deploy key");
+            let tar = source.request_tar();
             match source {
                 WarningSource::Log => setting = setting.with_max_log(2000),
-                WarningSource::History => calls.history.behave(HistoryBehaviour::Unimplemented),
+                WarningSource::History => calls.history.set_behaviour(HistoryBehaviour::Unimplemented),
                 WarningSource::Registry => {
                     setting = setting.with_manifests(FakeManifestStore::Unknown);
-                    let signature = sign_body(&key(PAYLOAD_KEY), &tar);
+                    let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
                     let reference = BuildReference::for_call_and_signature(CALL_ID, &signature);
-                    calls.record(&reference.to_string(), Ok("sha256:12"));
+                    calls.add_finished_build(&reference.to_string(), Ok("sha256:12"));
                 }
                 _ => {}
             }
 
-            let answering = start(setting, tar, is_streamed);
-            complete_or_panic(source.build(&mut calls)).await;
+            let answering = spawn_build_for_log_and_result(setting, tar, is_streamed);
+            complete_or_panic(source.play_buildkit(&mut calls)).await;
             let (log, result) = complete_or_panic(answering).await.expect("no panic");
 
             let case = format!("{source:?}, streamed: {is_streamed}: {result}\n{log}");
             let is_failed = source == WarningSource::KeyOfFailedBuild;
             assert_eq!(result["status"] == "failed", is_failed, "{case}");
-            match source.expected() {
+            match source.expected_warning_part() {
                 None => assert_eq!(result.get("warnings"), None, "{case}"),
                 Some(expected) => {
                     let warnings = result["warnings"].as_array().expect(&case);

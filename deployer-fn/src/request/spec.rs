@@ -99,8 +99,8 @@ impl FunctionSpec {
             namespace: self.namespace.as_deref(),
             secrets: self.secrets.iter().map(String::as_str).collect(),
             environment: self.env_vars.keys().map(String::as_str).collect(),
-            labels: borrowed(&self.labels),
-            annotations: borrowed(&self.annotations),
+            labels: borrow_entries(&self.labels),
+            annotations: borrow_entries(&self.annotations),
             constraints: self.constraints.iter().map(String::as_str).collect(),
             limits: amounts(&self.limits),
             requests: amounts(&self.requests),
@@ -177,7 +177,7 @@ impl FunctionSpec {
 }
 
 /// Returns a map of the same texts, without copying them.
-fn borrowed(map: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+fn borrow_entries(map: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
     let pairs = map.iter();
     pairs
         .map(|(name, value)| (name.as_str(), value.as_str()))

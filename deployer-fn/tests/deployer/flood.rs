@@ -18,10 +18,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The number of senders without the key, unless the environment variable `FLOOD_SENDERS` has another one.
-const SENDERS: usize = 300;
+const SENDER_COUNT: usize = 300;
 
 /// The duration of the flood, unless the environment variable `FLOOD_SECONDS` has another one.
-const DURATION: Duration = Duration::from_secs(5);
+const FLOOD_DURATION: Duration = Duration::from_secs(5);
 
 /// The limit on the memory that the flood costs, in KiB. The deployer as shipped takes less than 9 MiB without it.
 const MEMORY_LIMIT_KIB: u64 = 23 << 10;
@@ -29,19 +29,19 @@ const MEMORY_LIMIT_KIB: u64 = 23 << 10;
 /// The time after which a signed hand-over counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(60);
 
-const KEY: &str = "a key of 17 bytes";
+const DEPLOY_KEY: &str = "a key of 17 bytes";
 
 /// A process of the deployer, with a gateway that does not exist. Dropping it kills the process.
-struct Deployer {
+struct DeployerProcess {
     process: Child,
     address: SocketAddr,
     _secrets: TempDir,
 }
 
-impl Deployer {
+impl DeployerProcess {
     async fn start() -> Self {
         let secrets = tempfile::tempdir().unwrap();
-        fs::write(secrets.path().join("deploy-secret"), KEY).unwrap();
+        fs::write(secrets.path().join("deploy-secret"), DEPLOY_KEY).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_deployer-fn"))
             .env_clear()
             .env("port", "0")
@@ -85,7 +85,7 @@ impl Deployer {
 /// that the signature was verified.
 async fn send_signed(address: SocketAddr) -> Result<Duration, String> {
     let body = json!({"deploy": {"service": "x".repeat(2000)}}).to_string();
-    let signature = signature::sign_body(&HmacKeys::new(&Secret::new(KEY)).unwrap(), body.as_bytes());
+    let signature = signature::sign_body(&HmacKeys::new(&Secret::new(DEPLOY_KEY)).unwrap(), body.as_bytes());
     let request = format!(
         "POST / HTTP/1.1\r\nhost: deployer\r\nconnection: close\r\nx-deploy-signature: {signature}\r\n\
          content-length: {}\r\n\r\n{body}",
@@ -188,17 +188,17 @@ async fn send_unsigned(mut stream: TcpStream, kind: usize) -> std::io::Result<()
 }
 
 async fn sleep_until_end() -> std::io::Result<()> {
-    sleep(DURATION).await;
+    sleep(FLOOD_DURATION).await;
     Ok(())
 }
 
 /// Returns the number in an environment variable, if it is set.
-fn from_environment(name: &str) -> Option<u64> {
+fn number_from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
 }
 
 /// Returns the median and the 95th percentile.
-fn percentiles(mut times: Vec<Duration>) -> [Duration; 2] {
+fn median_and_95th_percentile(mut times: Vec<Duration>) -> [Duration; 2] {
     times.sort_unstable();
     [50, 95].map(|percent| times[times.len() * percent / 100])
 }
@@ -216,11 +216,11 @@ async fn send_signed_for(address: SocketAddr, duration: Duration) -> Vec<Duratio
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
-    let deployer = Deployer::start().await;
+    let deployer = DeployerProcess::start().await;
     let address = deployer.address;
     let alone = send_signed_for(address, Duration::from_secs(2)).await;
     let idle = deployer.peak_memory_kib();
-    let senders = from_environment("FLOOD_SENDERS").map_or(SENDERS, |number| number as usize);
+    let senders = number_from_environment("FLOOD_SENDERS").map_or(SENDER_COUNT, |number| number as usize);
     let mut flood = JoinSet::new();
     for number in 0..senders {
         flood.spawn(async move {
@@ -235,13 +235,16 @@ async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
 
     let flooded = send_signed_for(
         address,
-        from_environment("FLOOD_SECONDS").map_or(DURATION, Duration::from_secs),
+        number_from_environment("FLOOD_SECONDS").map_or(FLOOD_DURATION, Duration::from_secs),
     )
     .await;
 
     flood.shutdown().await;
     let peak = deployer.peak_memory_kib();
-    let (alone, flooded) = (percentiles(alone), percentiles(flooded));
+    let (alone, flooded) = (
+        median_and_95th_percentile(alone),
+        median_and_95th_percentile(flooded),
+    );
     let figures = format!("memory {idle} KiB, then {peak} KiB; median and p95 {alone:?}, then {flooded:?}");
     assert!(peak - idle < MEMORY_LIMIT_KIB, "{figures}");
     // Shown with --nocapture.

@@ -25,7 +25,7 @@ const NO_GATEWAY: &str = "http://127.0.0.1:9";
 
 const ACME_DEPLOY_KEY: &str = "the deploy key of acme";
 
-const POLICY: &str = r#"{"tenants": {
+const POLICY_JSON: &str = r#"{"tenants": {
     "acme": {"keys": ["acme-payload"], "deployKeys": ["acme-deploy"], "push": ["registry.example/acme/"],
              "functions": ["acme-*"], "secrets": ["acme-*"], "maxMemory": "128Mi", "defaultMemory": "64Mi"},
     "globex": {"keys": ["globex-payload"], "deployKeys": ["globex-deploy"], "push": ["registry.example/globex/"]}
@@ -35,14 +35,14 @@ fn deployer_with_policy() -> TestDeployer {
     test_deployer_with_files(
         NO_GATEWAY,
         &[
-            ("policy.json", POLICY),
+            ("policy.json", POLICY_JSON),
             ("acme-deploy", ACME_DEPLOY_KEY),
             ("globex-deploy", "the deploy key of globex"),
         ],
     )
 }
 
-fn hand_over(repository: &str, tenant: Option<&str>, deploy: Value) -> Value {
+fn hand_over_json(repository: &str, tenant: Option<&str>, deploy: Value) -> Value {
     let image = format!("registry.example/{repository}@sha256:{}", "1".repeat(64));
     let mut document = json!({"image": image, "deploy": deploy});
     if let Some(tenant) = tenant {
@@ -74,7 +74,7 @@ async fn the_rules_of_the_hand_overs_tenant_apply_and_no_others() {
     let deployer = deployer_with_policy();
     let deploy = json!({"service": "hello", "secrets": ["other"], "limits": {"memory": "1Gi"}});
     let answer = deployer
-        .post_hand_over(&hand_over("globex/hello", Some("acme"), deploy.clone()))
+        .post_hand_over(&hand_over_json("globex/hello", Some("acme"), deploy.clone()))
         .await;
     assert_refused(
         &answer,
@@ -88,7 +88,7 @@ async fn the_rules_of_the_hand_overs_tenant_apply_and_no_others() {
     );
     // The same is globex's to deploy. The next step, which asks the gateway, fails.
     let answer = deployer
-        .post_hand_over(&hand_over("globex/hello", Some("globex"), deploy))
+        .post_hand_over(&hand_over_json("globex/hello", Some("globex"), deploy))
         .await;
     assert_eq!(answer.0, StatusCode::BAD_GATEWAY, "{answer:?}");
 }
@@ -102,13 +102,13 @@ async fn a_hand_over_of_the_builder_names_a_tenant_that_both_policies_have() {
         (Some("umbrella"), "tenant is \"umbrella\""),
     ] {
         let answer = deployer
-            .post_hand_over(&hand_over("acme/hello", tenant, deploy.clone()))
+            .post_hand_over(&hand_over_json("acme/hello", tenant, deploy.clone()))
             .await;
         assert_refused(&answer, StatusCode::BAD_REQUEST, &[reason]);
     }
     let without_policy = test_deployer(NO_GATEWAY);
     let answer = without_policy
-        .post_hand_over(&hand_over("acme/hello", Some("acme"), deploy))
+        .post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
         .await;
     assert_refused(&answer, StatusCode::BAD_REQUEST, &["this deployer has no policy"]);
 }
@@ -117,7 +117,7 @@ async fn a_hand_over_of_the_builder_names_a_tenant_that_both_policies_have() {
 async fn a_tenants_own_key_signs_for_that_tenant_only() {
     let deployer = deployer_with_policy();
     let deploy = json!({"service": "acme-hello"});
-    let others = hand_over("globex/hello", Some("globex"), deploy.clone());
+    let others = hand_over_json("globex/hello", Some("globex"), deploy.clone());
     let answer = post_signed_with(&deployer, ACME_DEPLOY_KEY, &others).await;
     assert_refused(
         &answer,
@@ -128,7 +128,7 @@ async fn a_tenants_own_key_signs_for_that_tenant_only() {
     let answer = post_signed_with(
         &deployer,
         ACME_DEPLOY_KEY,
-        &hand_over("globex/hello", None, deploy.clone()),
+        &hand_over_json("globex/hello", None, deploy.clone()),
     )
     .await;
     assert_refused(
@@ -136,7 +136,7 @@ async fn a_tenants_own_key_signs_for_that_tenant_only() {
         StatusCode::UNPROCESSABLE_ENTITY,
         &["rule push of tenant acme"],
     );
-    let own = hand_over("acme/hello", None, deploy);
+    let own = hand_over_json("acme/hello", None, deploy);
     let answer = post_signed_with(&deployer, ACME_DEPLOY_KEY, &own).await;
     assert_eq!(answer.0, StatusCode::BAD_GATEWAY, "{answer:?}");
     let answer = post_signed_with(&deployer, "another key", &own).await;
@@ -148,12 +148,12 @@ async fn a_key_of_two_signers_signs_for_neither() {
     let deployer = test_deployer_with_files(
         NO_GATEWAY,
         &[
-            ("policy.json", POLICY),
+            ("policy.json", POLICY_JSON),
             ("acme-deploy", "k"),
             ("globex-deploy", "x"),
         ],
     );
-    let document = hand_over("globex/hello", Some("globex"), json!({"service": "hello"}));
+    let document = hand_over_json("globex/hello", Some("globex"), json!({"service": "hello"}));
     // A key of one byte is not fit for signatures, and is not read.
     let answer = deployer.post_hand_over(&document).await;
     assert_eq!(answer.0, StatusCode::BAD_GATEWAY, "{answer:?}");
@@ -162,7 +162,7 @@ async fn a_key_of_two_signers_signs_for_neither() {
     let deployer = test_deployer_with_files(
         NO_GATEWAY,
         &[
-            ("policy.json", POLICY),
+            ("policy.json", POLICY_JSON),
             ("acme-deploy", shared),
             ("globex-deploy", shared),
         ],
@@ -186,7 +186,7 @@ async fn no_hand_over_takes_a_name_or_secret_of_the_platform() {
             (deployer_with_policy(), Some("globex")),
         ] {
             let (status, body) = deployer
-                .post_hand_over(&hand_over("globex/hello", tenant, deploy.clone()))
+                .post_hand_over(&hand_over_json("globex/hello", tenant, deploy.clone()))
                 .await;
             assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{deploy}: {body}");
             let reasons = body["reasons"].to_string();
@@ -196,7 +196,7 @@ async fn no_hand_over_takes_a_name_or_secret_of_the_platform() {
     // A secret that another tenant's policy names.
     let deploy = json!({"service": "acme-hello", "secrets": ["acme-payload"]});
     let (_, body) = deployer_with_policy()
-        .post_hand_over(&hand_over("acme/hello", Some("acme"), deploy))
+        .post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
         .await;
     assert!(body["reasons"].to_string().contains("no policy allows"), "{body}");
 }
@@ -252,11 +252,11 @@ async fn a_rollout_does_not_yield_to_a_hand_over_of_another_tenant() {
     ]);
     let deployer = Arc::new(test_deployer_with_files(
         &gateway.serve_over_http().await,
-        &[("policy.json", POLICY)],
+        &[("policy.json", POLICY_JSON)],
     ));
     let post = |repository: &str, tenant: &str, second: u32| {
         let deployer = Arc::clone(&deployer);
-        let mut document = hand_over(repository, Some(tenant), json!({"service": "acme-hello"}));
+        let mut document = hand_over_json(repository, Some(tenant), json!({"service": "acme-hello"}));
         document["submittedAt"] = format!("2026-03-01T12:00:0{second}Z").into();
         tokio::spawn(async move { deployer.post_hand_over(&document).await })
     };
@@ -306,14 +306,14 @@ async fn roll_out_as(
     outcome
 }
 
-fn state_with(annotations: Value) -> String {
+fn function_state_json(annotations: Value) -> String {
     json!({"name": "hello", "image": OLD_IMAGE, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": 1,
         "annotations": annotations})
     .to_string()
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_tenants_function_is_not_changed_and_nothing_of_it_is_told() {
+async fn another_tenants_function_is_not_changed_and_its_state_is_not_revealed() {
     for (tenant, annotations) in [
         (
             "acme",
@@ -328,7 +328,7 @@ async fn another_tenants_function_is_not_changed_and_nothing_of_it_is_told() {
         ("acme", json!({SPEC_DIGEST_ANNOTATION: "sha256:1"})),
         ("acme", json!({})),
     ] {
-        let state = state_with(annotations.clone());
+        let state = function_state_json(annotations.clone());
         let calls = [expect_status_request().answered_with(200, state)];
         let outcome = roll_out_as(tenant, hand_over_of_new_image(), calls).await;
         assert_eq!(
@@ -347,7 +347,7 @@ async fn another_tenants_function_is_not_changed_and_nothing_of_it_is_told() {
 async fn the_same_specification_as_another_tenants_is_refused() {
     let spec = hand_over_of_new_image().spec;
     let annotations = json!({"slipway/tenant": "adopter", SPEC_DIGEST_ANNOTATION: spec.spec_digest()});
-    let state = state_with(annotations).replace(OLD_IMAGE, NEW_IMAGE);
+    let state = function_state_json(annotations).replace(OLD_IMAGE, NEW_IMAGE);
     let calls = [expect_status_request().answered_with(200, state)];
     let outcome = roll_out_as("acme", hand_over_of_new_image(), calls).await;
     assert_eq!(outcome.status, DeploymentStatus::Refused, "{outcome:?}");

@@ -20,30 +20,30 @@ use tokio::task::JoinHandle;
 use crate::network_namespace::NetworkNamespace;
 
 /// The text of every page of a [`BaitServer`].
-pub const BAIT: &str = "the-bait-was-taken";
+pub const BAIT_TEXT: &str = "the-bait-was-taken";
 
-/// An HTTP server that answers every request with [`BAIT`], except that `/redirect/URL` redirects to `http://URL`, and
+/// An HTTP server that answers every request with [`BAIT_TEXT`], except that `/redirect/URL` redirects to `http://URL`, and
 /// that requests of a registry's API need credentials. It stops on drop.
 #[derive(Debug)]
 pub struct BaitServer {
     address: SocketAddr,
-    requests: Requests,
+    requests: ReceivedRequests,
     serving: JoinHandle<()>,
 }
 
 /// The path and the credentials of each request.
-type Requests = Arc<Mutex<Vec<(String, Option<String>)>>>;
+type ReceivedRequests = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
 impl BaitServer {
     /// Starts a server on this address of this machine; port 0 selects a free one.
     pub fn start(address: impl Into<SocketAddr>) -> Result<Self> {
-        Self::serve(TcpListener::bind(address.into())?)
+        Self::serve_listener(TcpListener::bind(address.into())?)
     }
 
     /// Starts a server on this address of a namespace.
-    pub fn start_in(namespace: &NetworkNamespace, address: impl Into<SocketAddr>) -> Result<Self> {
+    pub fn start_in_namespace(namespace: &NetworkNamespace, address: impl Into<SocketAddr>) -> Result<Self> {
         let address = address.into();
-        Self::serve(namespace.run(|| Ok(TcpListener::bind(address)?))?)
+        Self::serve_listener(namespace.run_inside(|| Ok(TcpListener::bind(address)?))?)
     }
 
     /// Returns the server's address.
@@ -52,13 +52,13 @@ impl BaitServer {
     }
 
     /// Returns the paths of all requests so far.
-    pub fn requests(&self) -> Vec<String> {
+    pub fn request_paths(&self) -> Vec<String> {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         requests.iter().map(|(path, _)| path.clone()).collect()
     }
 
     /// Returns the value of the header `Authorization` of each request that has one.
-    pub fn credentials(&self) -> Vec<String> {
+    pub fn received_credentials(&self) -> Vec<String> {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         requests
             .iter()
@@ -66,12 +66,14 @@ impl BaitServer {
             .collect()
     }
 
-    fn serve(listener: TcpListener) -> Result<Self> {
+    fn serve_listener(listener: TcpListener) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let requests = Requests::default();
-        let app = Router::new().fallback(answer).with_state(Arc::clone(&requests));
+        let requests = ReceivedRequests::default();
+        let app = Router::new()
+            .fallback(answer_request)
+            .with_state(Arc::clone(&requests));
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).await.ok();
         });
@@ -89,7 +91,7 @@ impl Drop for BaitServer {
     }
 }
 
-async fn answer(State(requests): State<Requests>, headers: HeaderMap, uri: Uri) -> Response {
+async fn answer_request(State(requests): State<ReceivedRequests>, headers: HeaderMap, uri: Uri) -> Response {
     let path = uri.path();
     let credentials = headers
         .get(AUTHORIZATION)
@@ -108,6 +110,6 @@ async fn answer(State(requests): State<Requests>, headers: HeaderMap, uri: Uri) 
     }
     match path.strip_prefix("/redirect/") {
         Some(target) => (StatusCode::FOUND, [(LOCATION, format!("http://{target}"))]).into_response(),
-        None => BAIT.into_response(),
+        None => BAIT_TEXT.into_response(),
     }
 }

@@ -13,7 +13,8 @@ use reqwest::StatusCode;
 use crate::{
     client::SigningClient,
     process::{
-        binary, free_port, unlinked_open_files, wait_for_status, wait_for_success, wait_until_function_alive,
+        build_once_and_get_path, free_port, unlinked_open_files, wait_for_status, wait_for_success,
+        wait_until_function_alive,
     },
     registry::RegistryClient,
     testbed::Testbed,
@@ -63,7 +64,7 @@ impl BuilderProcess {
         }
         let spool = tempfile::tempdir()?;
         let (port, metrics) = (free_port()?, free_port()?);
-        let child = Command::new(binary("builder-fn").await?)
+        let child = Command::new(build_once_and_get_path("builder-fn").await?)
             .env_clear()
             .env("port", port.to_string())
             .env("metrics_port", metrics.to_string())

@@ -29,8 +29,12 @@ pub struct ChangingDns {
 impl ChangingDns {
     /// Starts a server on port 53 of this loopback address of a namespace. Queries for names that it does not have
     /// get SERVFAIL, so that clients ask their next server.
-    pub fn start_in(namespace: &NetworkNamespace, at: Ipv4Addr, names: &[ChangingName]) -> Result<Self> {
-        let socket = namespace.run(|| Ok(UdpSocket::bind((IpAddr::from(at), 53))?))?;
+    pub fn start_in_namespace(
+        namespace: &NetworkNamespace,
+        at: Ipv4Addr,
+        names: &[ChangingName],
+    ) -> Result<Self> {
+        let socket = namespace.run_inside(|| Ok(UdpSocket::bind((IpAddr::from(at), 53))?))?;
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UdpSocket::from_std(socket)?;
         let mut names = names.to_vec();
@@ -56,7 +60,7 @@ impl Drop for ChangingDns {
 }
 
 /// The type of a query for an IPv4 address (RFC 1035).
-const A: u16 = 1;
+const TYPE_A: u16 = 1;
 
 /// Returns the reply to a query (RFC 1035), or `None` if it is malformed. The answer's time to live is 0.
 fn dns_reply(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
@@ -75,7 +79,7 @@ fn dns_reply(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
     let question = query.get(12..at + 4)?;
     let known = names.iter_mut().find(|known| known.name == labels.join("."));
     let code: u8 = if known.is_some() { 0 } else { 2 };
-    let answer = known.filter(|_| kind == A).map(ChangingName::next);
+    let answer = known.filter(|_| kind == TYPE_A).map(ChangingName::next);
     let mut reply = query.get(..2)?.to_vec();
     // A response to a recursive query, with one question.
     reply.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(answer.is_some()), 0, 0, 0, 0]);
@@ -105,7 +109,7 @@ impl ChangingName {
 mod tests {
     use super::*;
 
-    fn query(name: &str, kind: u8) -> Vec<u8> {
+    fn dns_query(name: &str, kind: u8) -> Vec<u8> {
         let mut query = vec![7, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         for label in name.split('.') {
             query.push(label.len() as u8);
@@ -124,12 +128,12 @@ mod tests {
             answers: 1,
             then,
         }];
-        let reply = dns_reply(&query("A.test", 1), &mut names).unwrap();
+        let reply = dns_reply(&dns_query("A.test", 1), &mut names).unwrap();
         assert_eq!((&reply[..2], reply[3] & 15, reply[7]), (&[7, 9][..], 0, 1));
         assert_eq!(reply[reply.len() - 4..], first.octets());
-        let reply = dns_reply(&query("a.test", 1), &mut names).unwrap();
+        let reply = dns_reply(&dns_query("a.test", 1), &mut names).unwrap();
         assert_eq!(reply[reply.len() - 4..], then.octets());
-        let other = dns_reply(&query("b.test", 1), &mut names).unwrap();
+        let other = dns_reply(&dns_query("b.test", 1), &mut names).unwrap();
         assert_eq!((other[3] & 15, other[7]), (2, 0));
         assert_eq!(dns_reply(&[0; 12], &mut names), None);
     }

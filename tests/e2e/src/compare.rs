@@ -265,7 +265,9 @@ impl BuildBenchmark {
     /// with a comma.
     fn seconds_with_buildctl(&self, folder: &UniqueContextFolder, more: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.context_path().display());
-        let image = self.testbed.image(BUILDCTL_REPOSITORY, &folder.salt.to_string());
+        let image = self
+            .testbed
+            .image_name(BUILDCTL_REPOSITORY, &folder.salt.to_string());
         let begun = Instant::now();
         run_command(
             self.buildctl_command()

@@ -52,7 +52,7 @@ impl ClientComparison {
     /// Returns the config for builder-fn's image with this tag. The build uses no cache, because its keys depend on
     /// content only.
     pub fn config_without_cache(&self, tag: &str) -> Value {
-        json!({ "image": self.testbed.image(self.repository, tag), "noCache": true })
+        json!({ "image": self.testbed.image_name(self.repository, tag), "noCache": true })
     }
 
     /// Builds a tar with builder-fn; `tag` is the one in the tar's [`config_without_cache`](Self::config_without_cache).
@@ -72,7 +72,7 @@ impl ClientComparison {
         tag: &str,
         options: &[&str],
     ) -> Result<ClientOutcome> {
-        let image = self.testbed.image(self.repository, tag);
+        let image = self.testbed.image_name(self.repository, tag);
         match self.buildctl.build_and_push(folder, &image, options) {
             Ok(()) => Ok(Ok(self.files_of_image(tag).await?)),
             Err(error) => Ok(Err(error.to_string())),

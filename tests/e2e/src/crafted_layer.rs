@@ -17,22 +17,22 @@ impl CraftedLayer {
 
     /// Adds a file with this mode, whatever its name.
     pub fn file(self, path: &str, mode: u32, content: &[u8]) -> Result<Self> {
-        self.entry(path, EntryType::Regular, "", mode, (0, 0), content)
+        self.with_entry(path, EntryType::Regular, "", mode, (0, 0), content)
     }
 
     /// Adds a symbolic link.
     pub fn link(self, path: &str, target: &str) -> Result<Self> {
-        self.entry(path, EntryType::Symlink, target, 0o777, (0, 0), &[])
+        self.with_entry(path, EntryType::Symlink, target, 0o777, (0, 0), &[])
     }
 
     /// Adds a hard link.
     pub fn hard_link(self, path: &str, target: &str) -> Result<Self> {
-        self.entry(path, EntryType::Link, target, 0o644, (0, 0), &[])
+        self.with_entry(path, EntryType::Link, target, 0o644, (0, 0), &[])
     }
 
     /// Adds a device, `EntryType::Char` or `EntryType::Block`, with its major and minor number.
     pub fn device(self, path: &str, kind: EntryType, number: (u32, u32)) -> Result<Self> {
-        self.entry(path, kind, "", 0o666, number, &[])
+        self.with_entry(path, kind, "", 0o666, number, &[])
     }
 
     /// Returns the layer as a zstd stream and as a tar.
@@ -43,7 +43,7 @@ impl CraftedLayer {
     }
 
     /// Adds an entry whose names are written as they are: the tar crate would reject some of them.
-    fn entry(
+    fn with_entry(
         mut self,
         path: &str,
         kind: EntryType,

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{
     client::{BuilderReply, sign_body},
-    process::{binary, free_port, wait_until_function_alive},
+    process::{build_once_and_get_path, free_port, wait_until_function_alive},
     registry,
     testbed::Testbed,
 };
@@ -79,7 +79,7 @@ impl DeployerProcess {
         settings: &[(&str, &str)],
     ) -> Result<Self> {
         let (port, metrics) = (free_port()?, free_port()?);
-        let child = Command::new(binary("deployer-fn").await?)
+        let child = Command::new(build_once_and_get_path("deployer-fn").await?)
             .env_clear()
             .env("port", port.to_string())
             .env("metrics_port", metrics.to_string())

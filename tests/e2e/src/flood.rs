@@ -20,10 +20,10 @@ use tokio::{
 use crate::network_namespace::NetworkNamespace;
 
 /// How long a sender waits until it connects again after its connection was closed.
-const PAUSE: Duration = Duration::from_millis(500);
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 /// How much of a body does not compress, in bytes.
-const NOISE: usize = 512 << 10;
+const NOISE_BYTES: usize = 512 << 10;
 
 /// A kind of sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,19 +62,19 @@ impl UnsignedSender {
 
 /// The bodies of all senders, made once.
 #[derive(Debug)]
-struct Bodies {
+struct FloodBodies {
     extended_attributes: Vec<u8>,
     ratio: Vec<u8>,
     plain: Vec<u8>,
 }
 
 /// How often senders of each kind got each answer.
-type Outcomes = Arc<Mutex<BTreeMap<(UnsignedSender, String), usize>>>;
+type OutcomeCounts = Arc<Mutex<BTreeMap<(UnsignedSender, String), usize>>>;
 
 /// Running senders. They stop on drop.
 #[derive(Debug)]
 pub struct Flood {
-    outcomes: Outcomes,
+    outcomes: OutcomeCounts,
     stop: watch::Sender<bool>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -101,12 +101,12 @@ impl Flood {
         count: usize,
         namespace: Option<NetworkNamespace>,
     ) -> Result<Self> {
-        let bodies = Arc::new(Bodies {
-            extended_attributes: gzip(&with_noise(tar_of_attributes()?)?)?,
-            ratio: gzip(&with_noise(tar_of_zeros()?)?)?,
+        let bodies = Arc::new(FloodBodies {
+            extended_attributes: gzip_without_end(&append_noise(tar_of_attributes()?)?)?,
+            ratio: gzip_without_end(&append_noise(tar_of_zeros()?)?)?,
             plain: vec![0; target.body],
         });
-        let outcomes = Outcomes::default();
+        let outcomes = OutcomeCounts::default();
         let (stop, stopped) = watch::channel(false);
         let (kinds, counts) = (kinds.to_vec(), Arc::clone(&outcomes));
         let work = move || -> Result<()> {
@@ -120,14 +120,14 @@ impl Flood {
                     let kind = *kind;
                     tokio::spawn(async move {
                         // Spread the connections over a second.
-                        tokio::time::sleep(PAUSE * 2 * number as u32 / count as u32).await;
+                        tokio::time::sleep(RECONNECT_PAUSE * 2 * number as u32 / count as u32).await;
                         loop {
-                            let outcome = match send(kind, &target, &bodies).await {
+                            let outcome = match send_unsigned(kind, &target, &bodies).await {
                                 Ok(answer) => answer,
                                 Err(error) => format!("{:?}", error.kind()),
                             };
                             count_outcome(&counts, kind, outcome);
-                            tokio::time::sleep(PAUSE).await;
+                            tokio::time::sleep(RECONNECT_PAUSE).await;
                         }
                     });
                 }
@@ -138,7 +138,7 @@ impl Flood {
         };
         let thread = thread::spawn(move || {
             let result = match namespace {
-                Some(namespace) => namespace.run(work),
+                Some(namespace) => namespace.run_inside(work),
                 None => work(),
             };
             result.ok();
@@ -151,7 +151,7 @@ impl Flood {
     }
 
     /// Returns how often senders of each kind got each answer: a status, `closed`, or an error.
-    pub fn outcomes(&self) -> BTreeMap<(UnsignedSender, String), usize> {
+    pub fn outcome_counts(&self) -> BTreeMap<(UnsignedSender, String), usize> {
         self.outcomes
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -168,13 +168,17 @@ impl Drop for Flood {
     }
 }
 
-fn count_outcome(counts: &Outcomes, kind: UnsignedSender, outcome: String) {
+fn count_outcome(counts: &OutcomeCounts, kind: UnsignedSender, outcome: String) {
     let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
     *counts.entry((kind, outcome)).or_default() += 1;
 }
 
 /// Sends one request and waits for its answer, however long that takes.
-async fn send(kind: UnsignedSender, target: &FloodTarget, bodies: &Bodies) -> std::io::Result<String> {
+async fn send_unsigned(
+    kind: UnsignedSender,
+    target: &FloodTarget,
+    bodies: &FloodBodies,
+) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(target.address).await?;
     let head = |length: usize| {
         format!(
@@ -204,7 +208,7 @@ async fn send(kind: UnsignedSender, target: &FloodTarget, bodies: &Bodies) -> st
             };
             let mut answer = [0; 64];
             return tokio::select! {
-                length = read.read(&mut answer) => Ok(status(answer.get(..length?).unwrap_or_default())),
+                length = read.read(&mut answer) => Ok(status_or_closed(answer.get(..length?).unwrap_or_default())),
                 () = trickle => Ok("closed".to_owned()),
             };
         }
@@ -233,11 +237,11 @@ async fn send(kind: UnsignedSender, target: &FloodTarget, bodies: &Bodies) -> st
     }
     let mut answer = [0; 64];
     let length = stream.read(&mut answer).await?;
-    Ok(status(answer.get(..length).unwrap_or_default()))
+    Ok(status_or_closed(answer.get(..length).unwrap_or_default()))
 }
 
 /// Returns the status of an answer, or `closed`.
-fn status(answer: &[u8]) -> String {
+fn status_or_closed(answer: &[u8]) -> String {
     let text = String::from_utf8_lossy(answer);
     text.split_whitespace().nth(1).unwrap_or("closed").to_owned()
 }
@@ -262,19 +266,19 @@ pub fn tar_of_attributes() -> Result<Vec<u8>> {
 
 /// Returns a tar without an end, with a file of zeros.
 fn tar_of_zeros() -> Result<Vec<u8>> {
-    const SIZE: usize = 28 << 20;
-    let mut tar = header("context/zeros", SIZE as u64)?;
-    tar.resize(tar.len() + SIZE, 0);
+    const CONTENT_BYTES: usize = 28 << 20;
+    let mut tar = tar_header("context/zeros", CONTENT_BYTES as u64)?;
+    tar.resize(tar.len() + CONTENT_BYTES, 0);
     Ok(tar)
 }
 
 /// Adds the beginning of a file that does not compress. A receiver that processes a body in batches gets to all that
 /// precedes it.
-fn with_noise(mut tar: Vec<u8>) -> Result<Vec<u8>> {
-    tar.extend(header("context/noise", 1 << 30)?);
+fn append_noise(mut tar: Vec<u8>) -> Result<Vec<u8>> {
+    tar.extend(tar_header("context/noise", 1 << 30)?);
     // Xorshift.
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
-    for _ in 0..NOISE / 8 {
+    for _ in 0..NOISE_BYTES / 8 {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -283,7 +287,7 @@ fn with_noise(mut tar: Vec<u8>) -> Result<Vec<u8>> {
     Ok(tar)
 }
 
-fn header(path: &str, size: u64) -> Result<Vec<u8>> {
+fn tar_header(path: &str, size: u64) -> Result<Vec<u8>> {
     let mut header = tar::Header::new_gnu();
     header.set_path(path).context("the path")?;
     header.set_size(size);
@@ -293,7 +297,7 @@ fn header(path: &str, size: u64) -> Result<Vec<u8>> {
 }
 
 /// Returns a gzip stream, flushed but without an end.
-fn gzip(content: &[u8]) -> Result<Vec<u8>> {
+fn gzip_without_end(content: &[u8]) -> Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(content)?;
     gzip.flush()?;

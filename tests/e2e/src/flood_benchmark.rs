@@ -18,7 +18,7 @@ use crate::{
     client::SigningClient,
     deployer_process::DeployerProcess,
     flood::{Flood, FloodTarget, UnsignedSender},
-    network_namespace::{NetworkNamespace, process_of},
+    network_namespace::{NetworkNamespace, find_process},
     testbed::Testbed,
 };
 
@@ -95,24 +95,24 @@ impl FloodBenchmark {
                     client: builder.client()?,
                     builder: FloodedFunction {
                         pid: builder.process_id(),
-                        target: builder_target(address(builder.url())?),
+                        target: builder_target(socket_address(builder.url())?),
                     },
                     deployer: FloodedFunction {
                         pid: deployer.process_id(),
-                        target: deployer_target(address(deployer.url())?),
+                        target: deployer_target(socket_address(deployer.url())?),
                     },
                     testbed,
                     _processes: Some((builder, deployer)),
                 }
             }
         };
-        benchmark.build().await?;
+        benchmark.send_build().await?;
         Ok(benchmark)
     }
 
     /// Measures for this long without the flood, and for as long with it.
     pub async fn measure(&self, senders: usize, length: Duration) -> Result<FloodResult> {
-        let alone = self.phase(length).await?;
+        let alone = self.measure_phase(length).await?;
         let flood = |receiver: &FloodedFunction, count: usize| {
             let namespace = NetworkNamespace::of_process(receiver.pid)?;
             Flood::start(
@@ -124,11 +124,11 @@ impl FloodBenchmark {
         };
         let builders = flood(&self.builder, senders * 3 / 4)?;
         let deployers = flood(&self.deployer, senders / 4)?;
-        let beside = self.phase(length).await?;
+        let beside = self.measure_phase(length).await?;
         let answers = [("builder-fn", &builders), ("deployer-fn", &deployers)]
             .into_iter()
             .flat_map(|(function, flood)| {
-                let outcomes = flood.outcomes().into_iter();
+                let outcomes = flood.outcome_counts().into_iter();
                 outcomes.map(move |((kind, answer), count)| format!("{function} {kind:?} {answer}: {count}"))
             })
             .collect();
@@ -140,7 +140,7 @@ impl FloodBenchmark {
         })
     }
 
-    async fn phase(&self, length: Duration) -> Result<FloodPhase> {
+    async fn measure_phase(&self, length: Duration) -> Result<FloodPhase> {
         for receiver in [&self.builder, &self.deployer] {
             // 5 resets the peak (proc_pid_clear_refs(5)).
             fs::write(format!("/proc/{}/clear_refs", receiver.pid), "5")?;
@@ -150,7 +150,7 @@ impl FloodBenchmark {
         let started = Instant::now();
         while started.elapsed() < length {
             second.tick().await;
-            let (client, tar) = (self.client.clone(), self.tar()?);
+            let (client, tar) = (self.client.clone(), self.build_request_tar()?);
             builds.spawn(async move {
                 let begun = Instant::now();
                 let reply = client.post_signed(tar).await?;
@@ -176,17 +176,17 @@ impl FloodBenchmark {
         Ok(phase)
     }
 
-    fn tar(&self) -> Result<Vec<u8>> {
+    fn build_request_tar(&self) -> Result<Vec<u8>> {
         let source = BuildContext::dockerfile("FROM scratch\nCOPY page more /\n");
         let source = source.with_file("page", format!("{:?}", Instant::now()));
-        let config = json!({ "image": self.testbed.image("hostile/bench-flood", "1") });
+        let config = json!({ "image": self.testbed.image_name("hostile/bench-flood", "1") });
         source
             .with_file("more", vec![7; 30 << 10])
             .tar_with_config(&config)
     }
 
-    async fn build(&self) -> Result<()> {
-        let reply = self.client.post_signed(self.tar()?).await?;
+    async fn send_build(&self) -> Result<()> {
+        let reply = self.client.post_signed(self.build_request_tar()?).await?;
         ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
         Ok(())
     }
@@ -195,7 +195,7 @@ impl FloodBenchmark {
 impl FloodedFunction {
     /// Finds the process of a function of the stack, and its address within its own network.
     fn of_function(name: &str, target: impl Fn(SocketAddr) -> FloodTarget) -> Result<Self> {
-        let shim = process_of("containerd-shim-runc-v2", &format!("{name}."))?;
+        let shim = find_process("containerd-shim-runc-v2", &format!("{name}."))?;
         let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
         let pid = children
             .split_whitespace()
@@ -226,7 +226,7 @@ fn deployer_target(address: SocketAddr) -> FloodTarget {
     }
 }
 
-fn address(url: &str) -> Result<SocketAddr> {
+fn socket_address(url: &str) -> Result<SocketAddr> {
     Ok(url.trim_start_matches("http://").parse()?)
 }
 

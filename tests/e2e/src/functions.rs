@@ -86,7 +86,7 @@ impl FunctionsClient {
     }
 
     /// Gets a function's page `/`; returns status and text.
-    pub async fn get_front_page(&self, name: &str) -> Result<(u16, String)> {
+    pub async fn get_function_page(&self, name: &str) -> Result<(u16, String)> {
         self.get_path(name, "/").await
     }
 
@@ -118,7 +118,7 @@ impl FunctionsClient {
     pub async fn wait_for_page(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
-            let last = self.get_front_page(name).await;
+            let last = self.get_function_page(name).await;
             if matches!(&last, Ok((200, page)) if page == text) {
                 return Ok(());
             }

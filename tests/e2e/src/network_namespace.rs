@@ -25,7 +25,7 @@ impl NetworkNamespace {
     }
 
     /// Runs `work` on a thread inside the namespace and returns its result.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub fn run_inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let inside = || {
             move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
                 .context("entering the network namespace")?;
@@ -36,8 +36,8 @@ impl NetworkNamespace {
     }
 
     /// Runs a program inside the namespace and returns its output. Fails if the program does.
-    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        self.run(|| {
+    pub fn program_output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        self.run_inside(|| {
             let output = Command::new(program).args(arguments).output()?;
             let errors = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "{program} {arguments:?}: {errors}");
@@ -47,7 +47,7 @@ impl NetworkNamespace {
 
     /// Returns the IPv4 addresses of the namespace's interfaces, with 127.0.0.1 last.
     pub fn ipv4_addresses(&self) -> Result<Vec<String>> {
-        let listed = self.output("ip", &["-4", "-o", "address", "show"])?;
+        let listed = self.program_output("ip", &["-4", "-o", "address", "show"])?;
         let interfaces = listed.lines().filter(|line| !line.contains(": lo "));
         let words = interfaces.filter_map(|line| line.split_whitespace().nth(3));
         let addresses = words.filter_map(|word| word.split('/').next());
@@ -66,8 +66,8 @@ impl NetworkNamespace {
         };
         for address in addresses {
             // An earlier run that was killed may have left it.
-            extra.change("del", *address).ok();
-            extra.change("add", *address)?;
+            extra.change_address("del", *address).ok();
+            extra.change_address("add", *address)?;
             extra.addresses.push(*address);
         }
         Ok(extra)
@@ -87,14 +87,14 @@ impl ExtraAddresses {
         &self.namespace
     }
 
-    fn change(&self, action: &str, address: IpAddr) -> Result<()> {
+    fn change_address(&self, action: &str, address: IpAddr) -> Result<()> {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
         let address = format!("{address}/{prefix}");
         let mut arguments = vec!["address", action, &address, "dev", "lo"];
         if action == "add" && prefix == 128 {
             arguments.push("nodad");
         }
-        self.namespace.output("ip", &arguments).map(drop)
+        self.namespace.program_output("ip", &arguments).map(drop)
     }
 }
 
@@ -102,13 +102,13 @@ impl Drop for ExtraAddresses {
     fn drop(&mut self) {
         for address in &self.addresses {
             // The namespace may have ended with its stack.
-            self.change("del", *address).ok();
+            self.change_address("del", *address).ok();
         }
     }
 }
 
 /// Returns the id of the process that runs this program with `argument` among its arguments.
-pub fn process_of(program: &str, argument: &str) -> Result<u32> {
+pub fn find_process(program: &str, argument: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
         // Most entries are not processes, and a process may exit while the list is read.

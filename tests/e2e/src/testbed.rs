@@ -76,17 +76,17 @@ impl Testbed {
     }
 
     /// Returns the name of an image in the stack's registry.
-    pub fn image(&self, repository: &str, tag: &str) -> String {
+    pub fn image_name(&self, repository: &str, tag: &str) -> String {
         format!("{}/{repository}:{tag}", self.stack.registry.host)
     }
 
     /// Returns the name of an image that contains only this machine's static busybox; builder-fn builds it once a
     /// run.
-    pub async fn busybox(&self) -> Result<&'static str> {
+    pub async fn busybox_image_name(&self) -> Result<&'static str> {
         let name = BUSYBOX_IMAGE
             .get_or_try_init(|| async {
                 let binary = fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
-                let image = self.image("e2e/busybox", "1");
+                let image = self.image_name("e2e/busybox", "1");
                 let tar = BuildContext::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
                     .with_file_of_mode("busybox", binary, 0o755)
                     .tar_with_config(&json!({ "image": image }))?;

@@ -26,7 +26,7 @@ use tonic::{
 pub(crate) use self::{
     containers::{Container, NewContainer},
     tasks::{TaskExit, TaskState},
-    transfer::{PullSource, platform},
+    transfer::{PullSource, machine_platform},
 };
 use crate::error::{ContainerdStatus, ProviderError};
 

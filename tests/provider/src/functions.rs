@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::restore::remove_all_functions;
 use self::{
-    deferred::Rollout,
+    deferred::DeferredRollout,
     deploy::{ContainerStage, REPLICAS_LABEL, STAGE_LABEL},
     instance::{Instance, InstanceContext, InstanceStatus, StoredFunction},
 };
@@ -64,7 +64,7 @@ struct FunctionStoreInner {
     table: RwLock<BTreeMap<FunctionKey, Arc<Instance>>>,
     locks: Mutex<HashMap<FunctionKey, Arc<tokio::sync::Mutex<()>>>>,
     /// The accepted updates whose version does not serve yet.
-    rollouts: Mutex<BTreeMap<FunctionKey, Rollout>>,
+    rollouts: Mutex<BTreeMap<FunctionKey, DeferredRollout>>,
     /// The tasks that remove replaced instances in the background.
     retiring: TaskTracker,
 }

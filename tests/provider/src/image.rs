@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tonic::Status;
 
 use crate::{
-    containerd::{NamespaceClient, PullSource, platform},
+    containerd::{NamespaceClient, PullSource, machine_platform},
     docker_config::DockerConfig,
     error::{ContainerdStatus, ProviderError},
     settings::ProviderSettings,
@@ -99,11 +99,12 @@ async fn stored_image(containerd: &NamespaceClient, name: String) -> Result<Unpa
         "application/vnd.oci.image.index.v1+json"
         | "application/vnd.docker.distribution.manifest.list.v2+json" => {
             let index: ImageIndex = containerd.read_json_blob(&target.digest).await?;
-            let chosen =
-                choose_manifest(&index, &platform().architecture).ok_or_else(|| ProviderError::Image {
+            let chosen = choose_manifest(&index, &machine_platform().architecture).ok_or_else(|| {
+                ProviderError::Image {
                     image: name.clone(),
                     reason: "no manifest for this machine's platform".to_owned(),
-                })?;
+                }
+            })?;
             chosen.digest().to_string()
         }
         _ => target.digest,

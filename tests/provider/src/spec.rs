@@ -73,7 +73,7 @@ pub(crate) fn build_spec(input: SpecInput<'_>) -> Result<Spec, ProviderError> {
             reason: "neither an entrypoint nor a command".to_owned(),
         });
     }
-    let mounts = mounts(&input);
+    let mounts = function_mounts(&input);
     let mut env = input.config.env().clone().unwrap_or_default();
     if !env.iter().any(|pair| pair.starts_with("PATH=")) {
         env.insert(0, DEFAULT_PATH_VARIABLE.to_owned());
@@ -193,7 +193,7 @@ pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (N
     (env, process)
 }
 
-fn mounts(input: &SpecInput<'_>) -> Vec<Mount> {
+fn function_mounts(input: &SpecInput<'_>) -> Vec<Mount> {
     let mut mounts = get_default_mounts();
     mounts.retain(|mount| mount.destination() != Path::new("/sys/fs/cgroup"));
     mounts.push(tmpfs_mount("/run", "mode=755"));
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
     use crate::model::FunctionResources;
 
-    fn deployment() -> FunctionDeployment {
+    fn test_deployment() -> FunctionDeployment {
         FunctionDeployment {
             service: "hello".into(),
             image: "hello".into(),
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_process_is_the_images_with_the_deployments_variables() {
-        let mut deployment = deployment();
+        let mut deployment = test_deployment();
         deployment.env_process = "cat".into();
         deployment.env_vars = NameValueMap::from([("A".into(), "mine".into()), ("B".into(), "x=y".into())]);
         let process = &spec_of_deployment(&deployment).unwrap()["process"];
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn only_the_named_secrets_are_mounted_and_read_only() {
-        let mut deployment = deployment();
+        let mut deployment = test_deployment();
         deployment.secrets = vec!["key".into()];
         let spec = spec_of_deployment(&deployment).unwrap();
         let mounts = spec["mounts"].as_array().unwrap().iter();
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_network_namespace_is_joined_and_the_others_are_new() {
-        let spec = spec_of_deployment(&deployment()).unwrap();
+        let spec = spec_of_deployment(&test_deployment()).unwrap();
         assert_eq!(
             spec["linux"]["namespaces"],
             json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_memory_limit_is_in_bytes_and_an_invalid_one_is_rejected() {
-        let mut deployment = deployment();
+        let mut deployment = test_deployment();
         deployment.limits = Some(FunctionResources {
             memory: "64Mi".into(),
             ..Default::default()
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_read_only_root_has_a_writable_tmp() {
-        let mut deployment = deployment();
+        let mut deployment = test_deployment();
         assert_eq!(
             spec_of_deployment(&deployment).unwrap()["root"],
             json!({"path": "rootfs", "readonly": false})
@@ -371,7 +371,7 @@ mod tests {
             .env(["PATH=/bin".to_owned(), "A=1".to_owned()])
             .build()
             .unwrap();
-        let mut deployment = deployment();
+        let mut deployment = test_deployment();
         deployment.env_process = "cat".into();
         deployment.env_vars = NameValueMap::from([("B".into(), "2".into())]);
         let (env, process) = status_env(&config, &deployment);

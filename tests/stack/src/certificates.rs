@@ -19,43 +19,45 @@ use crate::{
 };
 
 /// The names of the secrets with which builder-fn connects to BuildKit.
-pub(crate) const SECRETS: [&str; 3] = ["buildkit-ca", "buildkit-cert", "buildkit-key"];
+pub(crate) const CLIENT_SECRETS: [&str; 3] = ["buildkit-ca", "buildkit-cert", "buildkit-key"];
 
 /// The life of a certificate.
-const LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The time by which a certificate begins earlier than it is made, for clocks that are behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
 
 /// The name of the file with the daemon's certificate, in the stack's configuration.
-pub(crate) const DAEMON_CERTIFICATE: &str = "buildkit-daemon.crt";
+pub(crate) const DAEMON_CERTIFICATE_FILE: &str = "buildkit-daemon.crt";
 /// The name of the file with the key of the daemon's certificate.
-pub(crate) const DAEMON_KEY: &str = "buildkit-daemon.key";
+pub(crate) const DAEMON_KEY_FILE: &str = "buildkit-daemon.key";
 
 /// The name of the file with the time at which the certificates expire, in seconds since 1970.
-const EXPIRY: &str = "buildkit-certificates-expire";
+const EXPIRY_FILE: &str = "buildkit-certificates-expire";
 
 /// Makes the stack's certificates if they are missing or less than a third of their life is left, and returns when
 /// they expire, in seconds since 1970.
-pub(crate) fn ensure(dir: &StackDir) -> Result<u64> {
-    ensure_at(dir, SystemTime::now())
+pub(crate) fn ensure_certificates(dir: &StackDir) -> Result<u64> {
+    ensure_certificates_at(dir, SystemTime::now())
 }
 
-fn ensure_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
-    let files = [DAEMON_CERTIFICATE, DAEMON_KEY].map(|name| dir.config_directory().join(name));
-    let secrets = SECRETS.map(|name| dir.secrets_directory().join(name));
+fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
+    let files = [DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE].map(|name| dir.config_directory().join(name));
+    let secrets = CLIENT_SECRETS.map(|name| dir.secrets_directory().join(name));
     let complete = files.iter().chain(&secrets).all(|path| path.exists());
-    let path = dir.config_directory().join(EXPIRY);
+    let path = dir.config_directory().join(EXPIRY_FILE);
     let expiry = fs::read_to_string(&path)
         .ok()
         .and_then(|text| text.trim().parse().ok());
     match expiry {
-        Some(expiry) if complete && UNIX_EPOCH + Duration::from_secs(expiry) > now + LIFE / 3 => Ok(expiry),
+        Some(expiry) if complete && UNIX_EPOCH + Duration::from_secs(expiry) > now + CERTIFICATE_LIFE / 3 => {
+            Ok(expiry)
+        }
         _ => {
             // The time is written last: an interrupted renewal is repeated.
             let _ = fs::remove_file(&path);
-            let expiry = since_epoch(now) + LIFE;
-            issue(dir, since_epoch(now).saturating_sub(CLOCK_SKEW), expiry)?;
+            let expiry = since_epoch(now) + CERTIFICATE_LIFE;
+            issue_certificates(dir, since_epoch(now).saturating_sub(CLOCK_SKEW), expiry)?;
             let expiry = expiry.as_secs();
             write_private_file(&path, expiry.to_string().as_bytes())?;
             Ok(expiry)
@@ -68,7 +70,7 @@ fn since_epoch(time: SystemTime) -> Duration {
 }
 
 /// Makes an authority and the certificates of the daemon and of builder-fn, valid between two times since 1970.
-fn issue(dir: &StackDir, from: Duration, until: Duration) -> Result<()> {
+fn issue_certificates(dir: &StackDir, from: Duration, until: Duration) -> Result<()> {
     let failed = |error: rcgen::Error| {
         LauncherError::Environment(format!("cannot make BuildKit's certificates: {error}"))
     };
@@ -103,15 +105,15 @@ fn issue(dir: &StackDir, from: Duration, until: Duration) -> Result<()> {
         ExtendedKeyUsagePurpose::ClientAuth,
     )?;
     let [authority_secret, certificate_secret, key_secret] =
-        SECRETS.map(|name| dir.secrets_directory().join(name));
+        CLIENT_SECRETS.map(|name| dir.secrets_directory().join(name));
     write_private_file(&authority_secret, authority.pem().as_bytes())?;
     write_private_file(&certificate_secret, builder.0.as_bytes())?;
     write_private_file(&key_secret, builder.1.as_bytes())?;
     write_private_file(
-        &dir.config_directory().join(DAEMON_CERTIFICATE),
+        &dir.config_directory().join(DAEMON_CERTIFICATE_FILE),
         daemon.0.as_bytes(),
     )?;
-    write_private_file(&dir.config_directory().join(DAEMON_KEY), daemon.1.as_bytes())
+    write_private_file(&dir.config_directory().join(DAEMON_KEY_FILE), daemon.1.as_bytes())
 }
 
 #[cfg(test)]
@@ -127,22 +129,26 @@ mod tests {
         };
         dir.create_directories().unwrap();
         let content = || {
-            let all = [DAEMON_CERTIFICATE, DAEMON_KEY].map(|name| dir.config_directory().join(name));
+            let all =
+                [DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE].map(|name| dir.config_directory().join(name));
             all.into_iter()
-                .chain(SECRETS.map(|name| dir.secrets_directory().join(name)))
+                .chain(CLIENT_SECRETS.map(|name| dir.secrets_directory().join(name)))
                 .map(|path| fs::read_to_string(path).unwrap())
                 .collect::<Vec<_>>()
         };
         let made = SystemTime::now();
-        let expiry = ensure_at(&dir, made).unwrap();
+        let expiry = ensure_certificates_at(&dir, made).unwrap();
         let first = content();
-        assert_eq!(ensure_at(&dir, made + LIFE * 13 / 20).unwrap(), expiry);
+        assert_eq!(
+            ensure_certificates_at(&dir, made + CERTIFICATE_LIFE * 13 / 20).unwrap(),
+            expiry
+        );
         assert_eq!(content(), first);
-        assert!(ensure_at(&dir, made + LIFE * 7 / 10).unwrap() > expiry);
+        assert!(ensure_certificates_at(&dir, made + CERTIFICATE_LIFE * 7 / 10).unwrap() > expiry);
         let second = content();
         assert!(first.iter().zip(&second).all(|(first, second)| first != second));
         fs::remove_file(dir.secrets_directory().join("buildkit-key")).unwrap();
-        ensure_at(&dir, made + LIFE * 7 / 10).unwrap();
+        ensure_certificates_at(&dir, made + CERTIFICATE_LIFE * 7 / 10).unwrap();
         assert!(
             content()
                 .iter()

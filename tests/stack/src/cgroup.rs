@@ -25,7 +25,7 @@ pub(crate) const STEPS_GROUP: &str = "slipway-steps";
 
 /// The share of CPU time of all build steps together if others want it too, as a weight; other groups have 1024 in
 /// version 1 and 100 in version 2.
-const STEPS_CPU: [(&str, u64); 2] = [("cpu.shares", 512), ("cpu.weight", 50)];
+const STEPS_CPU_WEIGHT: [(&str, u64); 2] = [("cpu.shares", 512), ("cpu.weight", 50)];
 
 /// The longest time for the kernel to empty a control group whose processes were killed.
 const CGROUP_EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -206,7 +206,7 @@ pub(crate) fn limit_steps(limits: &StepLimits) -> Result<()> {
         let dir = hierarchy.mount.join(STEPS_GROUP);
         fs::create_dir_all(&dir).with_operation("create", &dir)?;
         inherit_cpuset(&dir)?;
-        for (name, value) in values.into_iter().chain(STEPS_CPU) {
+        for (name, value) in values.into_iter().chain(STEPS_CPU_WEIGHT) {
             let path = dir.join(name);
             if path.exists() {
                 fs::write(&path, value.to_string()).with_operation("write", path)?;

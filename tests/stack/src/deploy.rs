@@ -83,7 +83,10 @@ pub(crate) async fn deploy_functions(
 
 async fn put_function_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
     let existing = gateway.secret_names().await?;
-    for name in FUNCTION_SECRET_NAMES.into_iter().chain(certificates::SECRETS) {
+    for name in FUNCTION_SECRET_NAMES
+        .into_iter()
+        .chain(certificates::CLIENT_SECRETS)
+    {
         let path = stack.secrets_directory().join(name);
         let value = std::fs::read_to_string(&path).with_operation("read", &path)?;
         gateway
@@ -168,7 +171,11 @@ impl PlannedFunction {
             arguments.extend(["--env", &public_url]);
         }
         if self.name == "builder-fn" {
-            arguments.extend(certificates::SECRETS.iter().flat_map(|name| ["--secret", name]));
+            arguments.extend(
+                certificates::CLIENT_SECRETS
+                    .iter()
+                    .flat_map(|name| ["--secret", name]),
+            );
         }
         faas_cli
             .run_faas_cli(stack, &arguments, self.stack_yml_variables(stack))

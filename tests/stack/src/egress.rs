@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{LauncherError, Result};
 
 /// The networks that are never on the Internet, or that have metadata services of clouds.
-const RESERVED: [&str; 12] = [
+const RESERVED_NETWORKS: [&str; 12] = [
     // This network, and private networks (RFC 1918).
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -38,12 +38,12 @@ const RESERVED: [&str; 12] = [
 /// An IPv4 network, such as `10.1.0.0/16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct Network {
+pub(crate) struct Ipv4Network {
     address: Ipv4Addr,
     prefix: u8,
 }
 
-impl Network {
+impl Ipv4Network {
     /// Returns the network with a single address.
     fn of_host(address: Ipv4Addr) -> Self {
         Self { address, prefix: 32 }
@@ -63,7 +63,7 @@ impl Network {
     }
 }
 
-impl FromStr for Network {
+impl FromStr for Ipv4Network {
     type Err = LauncherError;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -81,7 +81,7 @@ impl FromStr for Network {
     }
 }
 
-impl TryFrom<String> for Network {
+impl TryFrom<String> for Ipv4Network {
     type Error = LauncherError;
 
     fn try_from(text: String) -> Result<Self> {
@@ -89,13 +89,13 @@ impl TryFrom<String> for Network {
     }
 }
 
-impl From<Network> for String {
-    fn from(network: Network) -> Self {
+impl From<Ipv4Network> for String {
+    fn from(network: Ipv4Network) -> Self {
         network.to_string()
     }
 }
 
-impl fmt::Display for Network {
+impl fmt::Display for Ipv4Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
     }
@@ -105,18 +105,18 @@ impl fmt::Display for Network {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Egress {
     /// The networks that the operator opened, which have precedence.
-    pub(crate) allowed: Vec<Network>,
+    pub(crate) allowed: Vec<Ipv4Network>,
     /// The networks that are closed unless the operator opened them.
-    pub(crate) denied: Vec<Network>,
+    pub(crate) denied: Vec<Ipv4Network>,
 }
 
 impl Egress {
     /// Returns the filter for a machine with these networks.
-    pub(crate) fn new(allowed: Vec<Network>, machine: Vec<Network>) -> Result<Self> {
-        let reserved = RESERVED
+    pub(crate) fn new(allowed: Vec<Ipv4Network>, machine: Vec<Ipv4Network>) -> Result<Self> {
+        let reserved = RESERVED_NETWORKS
             .into_iter()
             .map(str::parse)
-            .collect::<Result<Vec<Network>>>()?;
+            .collect::<Result<Vec<Ipv4Network>>>()?;
         Ok(Self {
             allowed,
             denied: [reserved, machine].concat(),
@@ -127,7 +127,7 @@ impl Egress {
 /// Parses the output of `ip -json -4 address show`: the networks of the machine's interfaces.
 ///
 /// A service of the machine that listens on every address is reached at any of them.
-pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Network>> {
+pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Ipv4Network>> {
     #[derive(Deserialize)]
     struct Interface {
         addr_info: Vec<Address>,
@@ -144,13 +144,13 @@ pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Network>> {
         })?;
     let addresses = interfaces.into_iter().flat_map(|interface| interface.addr_info);
     Ok(addresses
-        .filter_map(|address| Network::containing(address.local, address.prefixlen))
+        .filter_map(|address| Ipv4Network::containing(address.local, address.prefixlen))
         .collect())
 }
 
 /// Returns the networks that an operator opened: each entry is an address, a network, or a host name, which is
 /// resolved now.
-pub(crate) async fn resolve(entries: &[String]) -> Result<Vec<Network>> {
+pub(crate) async fn resolve_entries(entries: &[String]) -> Result<Vec<Ipv4Network>> {
     let mut networks = Vec::new();
     for entry in entries
         .iter()
@@ -167,7 +167,7 @@ pub(crate) async fn resolve(entries: &[String]) -> Result<Vec<Network>> {
             ))
         })?;
         networks.extend(found.filter_map(|address| match address {
-            SocketAddr::V4(address) => Some(Network::of_host(*address.ip())),
+            SocketAddr::V4(address) => Some(Ipv4Network::of_host(*address.ip())),
             SocketAddr::V6(_) => None,
         }));
     }
@@ -188,7 +188,7 @@ mod tests {
             egress
                 .denied
                 .iter()
-                .any(|network| Network::containing(address, network.prefix) == Some(*network))
+                .any(|network| Ipv4Network::containing(address, network.prefix) == Some(*network))
         };
         for address in [
             "169.254.169.254",
@@ -217,7 +217,7 @@ mod tests {
             {"ifname":"eth0","addr_info":[{"local":"198.51.100.7","prefixlen":24}]}, {"addr_info":[]}]"#;
         let networks = machine_networks(output).unwrap();
         assert_eq!(
-            networks.iter().map(Network::to_string).collect::<Vec<_>>(),
+            networks.iter().map(Ipv4Network::to_string).collect::<Vec<_>>(),
             ["127.0.0.0/8", "198.51.100.0/24"]
         );
     }
@@ -225,12 +225,12 @@ mod tests {
     #[tokio::test]
     async fn an_operator_opens_addresses_networks_and_names() {
         let entries = ["10.1.2.3", " 10.2.9.9/16", "localhost", ""].map(str::to_owned);
-        let networks = resolve(&entries).await.unwrap();
+        let networks = resolve_entries(&entries).await.unwrap();
         assert_eq!(
-            networks.iter().map(Network::to_string).collect::<Vec<_>>(),
+            networks.iter().map(Ipv4Network::to_string).collect::<Vec<_>>(),
             ["10.1.2.3/32", "10.2.0.0/16", "127.0.0.1/32"]
         );
-        let error = resolve(&["10.0.0.0/33".to_owned()]).await.unwrap_err();
+        let error = resolve_entries(&["10.0.0.0/33".to_owned()]).await.unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/33"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     address::StackNumber,
     directories::{StackDir, write_private_file},
-    egress::Network,
+    egress::Ipv4Network,
     error::{IoResultExt as _, LauncherError, Result},
     limits::StepLimits,
     tools::ToolPaths,
@@ -114,7 +114,7 @@ pub(crate) struct StackPlan {
     pub(crate) ack_wait_seconds: u64,
     /// The networks that BuildKit and build steps may reach besides public ones.
     #[serde(default)]
-    pub(crate) allowed: Vec<Network>,
+    pub(crate) allowed: Vec<Ipv4Network>,
     /// The limits of build steps; `None` in the plan of a stack that an earlier launcher started.
     #[serde(default)]
     pub(crate) limits: Option<StepLimits>,

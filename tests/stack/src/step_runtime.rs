@@ -21,19 +21,19 @@ use crate::{
 };
 
 /// The name of the runtime's program: the launcher under another name, in the stack's configuration.
-pub(crate) const PROGRAM: &str = "slipway-step-runtime";
+pub(crate) const RUNTIME_PROGRAM: &str = "slipway-step-runtime";
 
 /// The name of the runtime's configuration file, beside its program.
-pub(crate) const CONFIGURATION: &str = "slipway-step-runtime.json";
+pub(crate) const CONFIGURATION_FILE: &str = "slipway-step-runtime.json";
 
 /// The socket for traces that BuildKit mounts into each step.
 const TRACE_SOCKET: &str = "/dev/otel-grpc.sock";
 
 /// The beginning of the environment variables that BuildKit adds to each step for its traces.
-const TRACE_VARIABLES: &str = "OTEL_";
+const TRACE_VARIABLE_PREFIX: &str = "OTEL_";
 
 /// How much earlier than other processes the kernel ends a step if the machine has no memory left, from 0 to 1000.
-const OOM_SCORE: i64 = 500;
+const STEP_OOM_SCORE: i64 = 500;
 
 /// The period in which a step uses its share of CPU time, in microseconds.
 const CPU_PERIOD: f64 = 100_000.0;
@@ -50,7 +50,7 @@ pub(crate) struct StepRuntime {
 /// Returns whether this process was started as the runtime of build steps.
 pub fn is_step_runtime() -> bool {
     let program = env::args_os().next().unwrap_or_default();
-    Path::new(&program).file_name() == Some(OsStr::new(PROGRAM))
+    Path::new(&program).file_name() == Some(OsStr::new(RUNTIME_PROGRAM))
 }
 
 /// Adds limits to the configuration of the step that this process is to run, and becomes runc; returns only if that
@@ -59,12 +59,12 @@ pub fn run_step() -> Result<()> {
     let mut arguments = env::args_os();
     let program = PathBuf::from(arguments.next().unwrap_or_default());
     let arguments = arguments.collect::<Vec<_>>();
-    let path = program.with_file_name(CONFIGURATION);
-    let runtime: StepRuntime = read(&path)?;
+    let path = program.with_file_name(CONFIGURATION_FILE);
+    let runtime: StepRuntime = read_json(&path)?;
     if let Some(bundle) = created_bundle(&arguments) {
         let path = bundle.join("config.json");
-        let mut spec: Value = read(&path)?;
-        limit(&mut spec, &runtime.limits);
+        let mut spec: Value = read_json(&path)?;
+        add_limits(&mut spec, &runtime.limits);
         fs::write(&path, spec.to_string()).with_operation("write", path)?;
     }
     Err(LauncherError::Spawn {
@@ -73,7 +73,7 @@ pub fn run_step() -> Result<()> {
     })
 }
 
-fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
+fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
     let text = fs::read(path).with_operation("read", path)?;
     serde_json::from_slice(&text).map_err(|source| LauncherError::InvalidFile {
         path: path.to_owned(),
@@ -91,13 +91,13 @@ fn created_bundle(arguments: &[OsString]) -> Option<PathBuf> {
 }
 
 /// Adds limits to a container's configuration (OCI runtime specification). Lower limits stay.
-fn limit(spec: &mut Value, limits: &StepLimits) {
+fn add_limits(spec: &mut Value, limits: &StepLimits) {
     let resources = &mut spec["linux"]["resources"];
-    lower(&mut resources["pids"]["limit"], limits.processes);
-    lower(&mut resources["memory"]["limit"], limits.memory);
+    lower_limit(&mut resources["pids"]["limit"], limits.processes);
+    lower_limit(&mut resources["memory"]["limit"], limits.memory);
     // Memory and swap together: a step that used up its memory does not go on in swap.
     let memory = resources["memory"]["limit"].as_u64().unwrap_or(limits.memory);
-    lower(&mut resources["memory"]["swap"], memory);
+    lower_limit(&mut resources["memory"]["swap"], memory);
     if resources["cpu"]["quota"].is_null() {
         #[expect(
             clippy::cast_possible_truncation,
@@ -108,7 +108,7 @@ fn limit(spec: &mut Value, limits: &StepLimits) {
         resources["cpu"]["period"] = json!(CPU_PERIOD as u64);
     }
     let process = &mut spec["process"];
-    process["oomScoreAdj"] = json!(OOM_SCORE);
+    process["oomScoreAdj"] = json!(STEP_OOM_SCORE);
     if let Some(environment) = process["env"].as_array_mut()
         && environment
             .iter()
@@ -117,7 +117,7 @@ fn limit(spec: &mut Value, limits: &StepLimits) {
         environment.retain(|variable| {
             !variable
                 .as_str()
-                .is_some_and(|text| text.starts_with(TRACE_VARIABLES))
+                .is_some_and(|text| text.starts_with(TRACE_VARIABLE_PREFIX))
         });
     }
     if let Some(mounts) = spec["mounts"].as_array_mut() {
@@ -126,7 +126,7 @@ fn limit(spec: &mut Value, limits: &StepLimits) {
 }
 
 /// Sets a limit, unless it is lower already. A missing one and one of −1 are none.
-fn lower(value: &mut Value, limit: u64) {
+fn lower_limit(value: &mut Value, limit: u64) {
     let current = value.as_u64().unwrap_or(u64::MAX);
     *value = json!(current.min(limit));
 }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_step_gets_every_limit_and_keeps_lower_ones() {
         let mut spec = json!({ "process": {}, "linux": {} });
-        limit(&mut spec, &LIMITS);
+        add_limits(&mut spec, &LIMITS);
         let expected = json!({
             "pids": { "limit": 100 },
             "memory": { "limit": 1 << 30, "swap": 1 << 30 },
@@ -160,7 +160,7 @@ mod tests {
             "memory": { "limit": 4096, "swap": -1 },
             "cpu": { "quota": 50_000, "period": 200_000 },
         } } });
-        limit(&mut spec, &LIMITS);
+        add_limits(&mut spec, &LIMITS);
         let expected = json!({
             "pids": { "limit": 100 },
             "memory": { "limit": 4096, "swap": 4096 },
@@ -179,13 +179,13 @@ mod tests {
             ] },
             "mounts": [{ "destination": "/proc" }, { "destination": "/dev/otel-grpc.sock" }],
         });
-        limit(&mut spec, &LIMITS);
+        add_limits(&mut spec, &LIMITS);
         assert_eq!(spec["process"]["env"], json!(["PATH=/bin"]));
         assert_eq!(spec["mounts"], json!([{ "destination": "/proc" }]));
 
         let own = json!(["OTEL_SERVICE_NAME=mine"]);
         let mut spec = json!({ "process": { "env": own } });
-        limit(&mut spec, &LIMITS);
+        add_limits(&mut spec, &LIMITS);
         assert_eq!(spec["process"]["env"], own);
     }
 

@@ -60,7 +60,7 @@ impl Stack {
         let _one = dir.lock_stack().await?;
         plan.number = choose_stack_number(&directories, &dir)?;
         dir.create_directories()?;
-        plan.certificates_expire = certificates::ensure(&dir)?;
+        plan.certificates_expire = certificates::ensure_certificates(&dir)?;
         let stack = launch_holder(&dir, plan, progress).await?;
         let registry = RegistryClient::new(
             http::http_client_without_proxy()?,
@@ -103,7 +103,7 @@ async fn prepare_plan(
         packages::registry_program_path(directories, progress),
         images,
         programs,
-        egress::resolve(&options.allowed),
+        egress::resolve_entries(&options.allowed),
     )?;
     let provider = match &options.faasd {
         Some(faasd) => ProviderChoice::Faasd(ProgramFileStamp::read_stamp(&absolute_path(faasd)?)?),
@@ -223,7 +223,7 @@ async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
 /// The file is not a symbolic link, because a newer build of the launcher replaces the launcher's own file while steps
 /// run.
 fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
-    let program = dir.config_directory().join(step_runtime::PROGRAM);
+    let program = dir.config_directory().join(step_runtime::RUNTIME_PROGRAM);
     let _ = fs::remove_file(&program);
     let launcher = &plan.launcher.program;
     // Another file system needs a copy.
@@ -234,7 +234,7 @@ fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
         runc: plan.tools.runc.clone(),
         limits: plan.step_limits()?,
     };
-    let path = dir.config_directory().join(step_runtime::CONFIGURATION);
+    let path = dir.config_directory().join(step_runtime::CONFIGURATION_FILE);
     let text = serde_json::to_vec(&runtime).map_err(|source| LauncherError::InvalidFile {
         path: path.clone(),
         source,

@@ -30,7 +30,7 @@ use crate::context::{self, ContextView, SourceContext};
 const BATCHES_READ_AHEAD: usize = 2;
 
 /// The error for a daemon that does not ask whether a build may read a source. It is older than BuildKit 0.26.
-const UNCHECKED: &str = "this BuildKit does not ask the builder which sources a build may read; \
+const UNCHECKED_SOURCES_ERROR: &str = "this BuildKit does not ask the builder which sources a build may read; \
                          the builder needs BuildKit 0.26 or later";
 
 /// The stream of packets that answers a file-sync request.
@@ -57,7 +57,7 @@ impl FileSync {
 
     /// Sends files only once `gate` is open.
     #[must_use]
-    pub(super) fn behind(self, gate: SourceGate) -> Self {
+    pub(super) fn behind_gate(self, gate: SourceGate) -> Self {
         Self {
             gate: Some(gate),
             ..self
@@ -72,7 +72,7 @@ impl file_sync_server::FileSync for FileSync {
 
     async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
         if self.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
-            return Err(Status::failed_precondition(UNCHECKED));
+            return Err(Status::failed_precondition(UNCHECKED_SOURCES_ERROR));
         }
         let folder = request::FolderRequest::from_metadata(request.metadata())?;
         let sync = self.clone();

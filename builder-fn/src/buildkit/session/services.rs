@@ -32,7 +32,7 @@ use super::filesync::FileSync;
 use super::health::HealthService;
 use super::method;
 use super::secrets::{SecretStore, SecretsService};
-use super::source_check::{CHECK_POLICY, Denial, PolicyVerifier, SourceCheck, SourceGate};
+use super::source_check::{CHECK_POLICY_PATH, Denial, PolicyVerifier, SourceCheck, SourceGate};
 use crate::buildkit::shared_key::KeyLease;
 use crate::buildkit::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, MAX_GRPC_MESSAGE_BYTES};
 use crate::context::SourceContext;
@@ -78,7 +78,10 @@ impl SessionServices {
     pub fn with_source_check(mut self, check: Arc<dyn SourceCheck>) -> Self {
         let gate = SourceGate::default();
         self.gate = Some(gate.clone());
-        self.with_service(PolicyVerifier::new(check, gate), Some(CHECK_POLICY.to_owned()))
+        self.with_service(
+            PolicyVerifier::new(check, gate),
+            Some(CHECK_POLICY_PATH.to_owned()),
+        )
     }
 
     /// Adds the file-sync service with the files of `context`, under both folder names that the Dockerfile frontend
@@ -87,7 +90,7 @@ impl SessionServices {
     pub fn with_files(self, context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
         let mut files = FileSync::new(context, lease);
         if let Some(gate) = &self.gate {
-            files = files.behind(gate.clone());
+            files = files.behind_gate(gate.clone());
         }
         let server = FileSyncServer::new(files).max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES);
         let diff_copy = method::record_method_path(|recorder| async move {

@@ -27,9 +27,9 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 /// The name of the gRPC service that decides about sources.
-const SERVICE: &str = "moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier";
+const POLICY_SERVICE_NAME: &str = "moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier";
 /// The path of the only method of the gRPC service.
-pub(super) const CHECK_POLICY: &str =
+pub(super) const CHECK_POLICY_PATH: &str =
     "/moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier/CheckPolicy";
 
 /// A decision about one source of a build.
@@ -78,17 +78,17 @@ impl SourceGate {
     pub(super) fn denial(&self, message: &str) -> Option<Denial> {
         let denials = self.0.denials.lock().unwrap_or_else(PoisonError::into_inner);
         let is_named = |denial: &&Denial| message.contains(&denial.identifier);
-        if !message.contains(DENIED) {
+        if !message.contains(DENIED_ERROR_TEXT) {
             return None;
         }
         denials.iter().find(is_named).or(denials.first()).cloned()
     }
 
-    fn record(&self, identifier: &str, decision: &SourceDecision) {
+    fn record_decision(&self, identifier: &str, decision: &SourceDecision) {
         self.0.was_asked.store(true, Ordering::Release);
         if let SourceDecision::Deny(reason) = decision {
             let mut denials = self.0.denials.lock().unwrap_or_else(PoisonError::into_inner);
-            if denials.len() < DENIALS_MAX {
+            if denials.len() < MAX_DENIALS {
                 denials.push(Denial {
                     identifier: identifier.to_owned(),
                     reason: reason.clone(),
@@ -99,10 +99,10 @@ impl SourceGate {
 }
 
 /// The text in the daemon's error about a source that the session denied: BuildKit `solver/llbsolver/policy.go`.
-const DENIED: &str = " not allowed by policy";
+const DENIED_ERROR_TEXT: &str = " not allowed by policy";
 
 /// The limit on the denials that are remembered of one build. The first ends the build.
-const DENIALS_MAX: usize = 16;
+const MAX_DENIALS: usize = 16;
 
 /// The gRPC service that decides about sources, with the rules of one build.
 #[derive(Clone, Debug)]
@@ -116,11 +116,11 @@ impl PolicyVerifier {
         Self { check, gate }
     }
 
-    fn answer(&self, request: CheckPolicyRequest) -> Result<CheckPolicyResponse, Status> {
+    fn answer_check(&self, request: CheckPolicyRequest) -> Result<CheckPolicyResponse, Status> {
         let source = request.source.and_then(|response| response.source);
         let source = source.ok_or_else(|| Status::invalid_argument("the request names no source"))?;
         let decision = self.check.check(&source.identifier, &source.attrs);
-        self.gate.record(&source.identifier, &decision);
+        self.gate.record_decision(&source.identifier, &decision);
         tracing::debug!(
             source = source.identifier,
             ?decision,
@@ -194,7 +194,7 @@ impl UnaryService<CheckPolicyRequest> for PolicyVerifier {
     type Future = Pin<Box<dyn Future<Output = Result<Response<CheckPolicyResponse>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<CheckPolicyRequest>) -> Self::Future {
-        let answer = self.answer(request.into_inner());
+        let answer = self.answer_check(request.into_inner());
         Box::pin(async { answer.map(Response::new) })
     }
 }
@@ -212,7 +212,7 @@ impl Service<http::Request<Body>> for PolicyVerifier {
         let verifier = self.clone();
         Box::pin(async move {
             Ok(match request.uri().path() {
-                CHECK_POLICY => Grpc::new(ProstCodec::default()).unary(verifier, request).await,
+                CHECK_POLICY_PATH => Grpc::new(ProstCodec::default()).unary(verifier, request).await,
                 _ => Status::unimplemented("only CheckPolicy is implemented").into_http(),
             })
         })
@@ -220,5 +220,5 @@ impl Service<http::Request<Body>> for PolicyVerifier {
 }
 
 impl NamedService for PolicyVerifier {
-    const NAME: &'static str = SERVICE;
+    const NAME: &'static str = POLICY_SERVICE_NAME;
 }

@@ -109,7 +109,7 @@ impl DaemonModel {
             if same {
                 continue;
             }
-            send(&mut transfer, context, visible);
+            send_entry_content(&mut transfer, context, visible);
             let checksum = match (kept.get(&at), sent.kind) {
                 // BuildKit renews every checksum but that of a folder that was a folder before.
                 (Some(have), "folder") if have.kind == "folder" => have.checksum.clone(),
@@ -147,9 +147,9 @@ impl StoredEntry {
             seconds: entry.mtime_ns.div_euclid(1_000_000_000).max(0),
             mode: entry.mode,
             link,
-            content: content_of(context, entry),
+            content: read_content(context, entry),
             attributes: attributes.clone(),
-            checksum: (content_of(context, entry), entry.mode, attributes),
+            checksum: (read_content(context, entry), entry.mode, attributes),
         }
     }
 
@@ -257,7 +257,7 @@ fn context_of_specs(mut specs: Vec<EntrySpec>) -> SourceContext {
     SourceContext::new(index, Spool::in_memory(bytes))
 }
 
-fn content_of(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
+fn read_content(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
     let mut content = vec![0; usize::try_from(entry.size()).expect("small")];
     match entry.kind {
         Kind::File { .. } => context
@@ -269,12 +269,12 @@ fn content_of(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
 }
 
 /// Sends the content of an entry, unless it is a link, which the daemon makes itself.
-fn send(transfer: &mut TransferGuard, context: &SourceContext, visible: ViewEntry) {
+fn send_entry_content(transfer: &mut TransferGuard, context: &SourceContext, visible: ViewEntry) {
     let entry = context.entry(visible.entry);
     if matches!(entry.kind, Kind::File { .. }) && visible.link.is_none() {
         let piece = SentPiece {
             offset: 0,
-            data: &content_of(context, entry),
+            data: &read_content(context, entry),
             is_last: true,
         };
         transfer.hash_sent(visible.entry, context.index().len(), piece);
@@ -287,7 +287,7 @@ fn transfer_all(lease: &Arc<KeyLease>, context: &SourceContext) {
     let mut transfer = lease.begin_transfer();
     everything
         .iter()
-        .for_each(|visible| send(&mut transfer, context, visible));
+        .for_each(|visible| send_entry_content(&mut transfer, context, visible));
     transfer.complete(context, &everything);
 }
 
@@ -431,7 +431,7 @@ fn a_file_that_was_announced_and_not_sent_is_forced_next_time() {
     let everything = view(&context, &ViewFilter::default()).expect("patterns");
     let mut transfer = lease.begin_transfer();
     // The second entry is not sent.
-    send(&mut transfer, &context, everything.get(0).expect("an entry"));
+    send_entry_content(&mut transfer, &context, everything.get(0).expect("an entry"));
     transfer.complete(&context, &everything);
     lease.return_to_pool();
     let again = keys.lease_for_image("a", &context);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::error::EntryProblem;
 
 /// The length of a tar block, in bytes.
-pub(super) const BLOCK: usize = 512;
+pub(super) const BLOCK_BYTES: usize = 512;
 
 /// The magic of the ustar format, and of PAX's, whose entries have ustar headers. Whatever the version after it is (`00`, NULs
 /// or blanks, depending on the program), tar programs read the prefix.
@@ -26,7 +26,7 @@ pub(super) struct TarHeader<'a>(&'a tar::Header);
 impl<'a> TarHeader<'a> {
     /// Parses the header in `block`. Returns `None` if its checksum is wrong. The sum of signed bytes is accepted too,
     /// as by other tar readers.
-    pub(super) fn parse(block: &'a [u8; BLOCK]) -> Option<Self> {
+    pub(super) fn parse(block: &'a [u8; BLOCK_BYTES]) -> Option<Self> {
         let header = tar::Header::from_byte_slice(block);
         let stored = parse_octal_or_binary(&header.as_old().cksum)?;
         let bytes = || {
@@ -46,7 +46,7 @@ impl<'a> TarHeader<'a> {
     /// Returns the name of the entry, including a ustar prefix.
     pub(super) fn name(&self) -> Cow<'a, [u8]> {
         let prefix = match self.has_magic(USTAR_MAGIC) {
-            true => until_nul(&self.0.as_bytes()[USTAR_PREFIX_FIELD]),
+            true => text_until_nul(&self.0.as_bytes()[USTAR_PREFIX_FIELD]),
             false => &[],
         };
         match prefix {
@@ -57,7 +57,7 @@ impl<'a> TarHeader<'a> {
 
     /// Returns the name field of the header, without a ustar prefix.
     pub(super) fn name_field(&self) -> &'a [u8] {
-        until_nul(&self.0.as_old().name)
+        text_until_nul(&self.0.as_old().name)
     }
 
     /// Checks that all tar programs read the same name from the header. Some read a prefix in headers of every format.
@@ -84,7 +84,7 @@ impl<'a> TarHeader<'a> {
 
     /// Returns the link target in the header.
     pub(super) fn link_name(&self) -> &'a [u8] {
-        until_nul(&self.0.as_old().linkname)
+        text_until_nul(&self.0.as_old().linkname)
     }
 
     /// Returns the length of the entry's content in bytes; `None` if the field is malformed.
@@ -104,7 +104,7 @@ impl<'a> TarHeader<'a> {
 }
 
 /// Returns the text in a header field, up to the first NUL or the end of the field.
-fn until_nul(field: &[u8]) -> &[u8] {
+fn text_until_nul(field: &[u8]) -> &[u8] {
     let end = field.iter().position(|byte| *byte == 0);
     &field[..end.unwrap_or(field.len())]
 }

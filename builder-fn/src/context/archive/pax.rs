@@ -137,7 +137,7 @@ fn parse_nanoseconds(text: &[u8]) -> Result<i64, &'static str> {
 mod tests {
     use super::*;
 
-    fn record(key: &str, value: &[u8]) -> Vec<u8> {
+    fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
         let rest = key.len() + value.len() + 3;
         let length = (1..5)
             .map(|width| rest + width)
@@ -148,12 +148,12 @@ mod tests {
     #[test]
     fn known_pax_records_are_kept_and_others_ignored() {
         let data = [
-            record("path", "a/ü".as_bytes()),
-            record("linkpath", b"b"),
-            record("size", b"8589934592"),
-            record("mtime", b"12.5"),
-            record("comment", b"whatever"),
-            record("SCHILY.xattr.user.x", b"line\nline=\0"),
+            pax_record("path", "a/ü".as_bytes()),
+            pax_record("linkpath", b"b"),
+            pax_record("size", b"8589934592"),
+            pax_record("mtime", b"12.5"),
+            pax_record("comment", b"whatever"),
+            pax_record("SCHILY.xattr.user.x", b"line\nline=\0"),
         ]
         .concat();
         let expected = PaxRecords {
@@ -170,9 +170,9 @@ mod tests {
     #[test]
     fn extended_attributes_that_control_the_file_system_are_dropped() {
         let data = [
-            record("SCHILY.xattr.trusted.overlay.opaque", b"y"),
-            record("SCHILY.xattr.security.selinux", b"x"),
-            record("SCHILY.xattr.security.capability", b"cap"),
+            pax_record("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            pax_record("SCHILY.xattr.security.selinux", b"x"),
+            pax_record("SCHILY.xattr.security.capability", b"cap"),
         ]
         .concat();
         let kept = PaxRecords::parse(&data).unwrap().xattrs;
@@ -185,10 +185,10 @@ mod tests {
     #[test]
     fn the_last_pax_record_of_a_key_wins_and_an_empty_one_removes_it() {
         let data = [
-            record("path", b"a"),
-            record("path", b"b"),
-            record("mtime", b"1"),
-            record("mtime", b""),
+            pax_record("path", b"a"),
+            pax_record("path", b"b"),
+            pax_record("mtime", b"1"),
+            pax_record("mtime", b""),
         ]
         .concat();
         let records = PaxRecords::parse(&data).unwrap();

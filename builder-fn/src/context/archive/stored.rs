@@ -6,10 +6,10 @@ use super::{ArchiveContents, ArchiveError, ArchiveReader};
 use crate::context::Spool;
 
 /// The number of bytes that are read at once where entries are small, so that one read has many of them.
-const READ_MAX: usize = 64 << 10;
+const MAX_READ_BYTES: usize = 64 << 10;
 
 /// The number of bytes that are read at once after a large content was skipped: enough for a header with its extensions.
-const READ_MIN: usize = 4 << 10;
+const MIN_READ_BYTES: usize = 4 << 10;
 
 /// The reason why a stored tar cannot be indexed.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +37,8 @@ impl ArchiveReader {
         len: u64,
         mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
     ) -> Result<ArchiveContents, ReadError> {
-        let mut buffer = vec![0; usize::try_from(len).unwrap_or(READ_MAX).min(READ_MAX)];
-        let mut wanted = READ_MAX;
+        let mut buffer = vec![0; usize::try_from(len).unwrap_or(MAX_READ_BYTES).min(MAX_READ_BYTES)];
+        let mut wanted = MAX_READ_BYTES;
         let mut offset = 0;
         while offset < len {
             let end = wanted.min(buffer.len());
@@ -50,9 +50,9 @@ impl ArchiveReader {
             offset += count as u64;
             let skipped = self.skip_content(len.saturating_sub(offset))?;
             offset += skipped;
-            wanted = match skipped > READ_MAX as u64 {
-                true => READ_MIN,
-                false => (wanted * 2).min(READ_MAX),
+            wanted = match skipped > MAX_READ_BYTES as u64 {
+                true => MIN_READ_BYTES,
+                false => (wanted * 2).min(MAX_READ_BYTES),
             };
         }
         Ok(self.finish()?)
@@ -91,10 +91,10 @@ mod tests {
             511,
             512,
             513,
-            READ_MIN,
-            READ_MAX - 512,
-            READ_MAX,
-            READ_MAX + 1,
+            MIN_READ_BYTES,
+            MAX_READ_BYTES - 512,
+            MAX_READ_BYTES,
+            MAX_READ_BYTES + 1,
             300_000,
         ];
         let mut tar = TarBuilder::default();
@@ -132,7 +132,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(contents.entries.len(), 10);
-        assert!(bytes_read <= READ_MAX + 10 * READ_MIN, "{bytes_read}");
+        assert!(bytes_read <= MAX_READ_BYTES + 10 * MIN_READ_BYTES, "{bytes_read}");
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl TarBuilder {
     }
 
     fn padded(self, content: &[u8]) -> Self {
-        let padding = content.len().next_multiple_of(BLOCK) - content.len();
+        let padding = content.len().next_multiple_of(BLOCK_BYTES) - content.len();
         self.raw(content).raw(&vec![0; padding])
     }
 
@@ -80,7 +80,7 @@ impl TarBuilder {
     }
 
     pub(super) fn end(self) -> Self {
-        self.raw(&[0; 2 * BLOCK])
+        self.raw(&[0; 2 * BLOCK_BYTES])
     }
 
     fn read(self) -> Result<ArchiveContents, ArchiveError> {
@@ -112,7 +112,7 @@ fn small_tar() -> TarBuilder {
 }
 
 /// Returns the paths and entries of an index, in order.
-fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {
+fn paths_and_entries(index: &Index) -> Vec<(String, Entry<'_>)> {
     let mut listed = Vec::new();
     let mut walk = index.walk();
     while let Some((at, path)) = walk.next_entry() {
@@ -121,12 +121,12 @@ fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {
     listed
 }
 
-fn paths(contents: &ArchiveContents) -> Vec<String> {
-    let listed = listed(&contents.entries).into_iter();
+fn paths_in_contents(contents: &ArchiveContents) -> Vec<String> {
+    let listed = paths_and_entries(&contents.entries).into_iter();
     listed.map(|(path, _)| path).collect()
 }
 
-fn entry<'a>(contents: &'a ArchiveContents, path: &str) -> Entry<'a> {
+fn entry_at_path<'a>(contents: &'a ArchiveContents, path: &str) -> Entry<'a> {
     let entry = contents.entries.get(path);
     entry.unwrap_or_else(|| panic!("{path} is not in {:?}", contents.entries))
 }

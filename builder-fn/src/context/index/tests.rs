@@ -18,7 +18,7 @@ impl Index {
             if let Kind::File { offset, .. } = entry.kind
                 && let Some(first) = files.insert(offset, path.to_owned())
             {
-                tree.link(path, &first).unwrap();
+                tree.insert_hard_link(path, &first).unwrap();
             } else {
                 tree.insert(path, &entry).unwrap();
             }
@@ -27,7 +27,7 @@ impl Index {
     }
 }
 
-fn file(number: u64) -> Entry<'static> {
+fn file_entry(number: u64) -> Entry<'static> {
     Entry {
         kind: Kind::File {
             offset: 512 * number,
@@ -39,7 +39,7 @@ fn file(number: u64) -> Entry<'static> {
     }
 }
 
-fn walked(index: &Index) -> Vec<(u32, String)> {
+fn walked_numbers_and_paths(index: &Index) -> Vec<(u32, String)> {
     let mut walk = index.walk();
     let mut seen = Vec::new();
     while let Some((at, path)) = walk.next_entry() {
@@ -48,8 +48,11 @@ fn walked(index: &Index) -> Vec<(u32, String)> {
     seen
 }
 
-fn paths(index: &Index) -> Vec<String> {
-    walked(index).into_iter().map(|(_, path)| path).collect()
+fn walked_paths(index: &Index) -> Vec<String> {
+    walked_numbers_and_paths(index)
+        .into_iter()
+        .map(|(_, path)| path)
+        .collect()
 }
 
 #[test]
@@ -59,14 +62,19 @@ fn a_folders_entries_come_before_siblings_whose_names_are_longer() {
     ];
     let folders = ["a", "a/b", "ä"];
     let files = sorted.iter().rev().filter(|path| !folders.contains(path));
-    let index = Index::of(files.zip(0..).map(|(path, number)| (path, file(number))));
-    assert_eq!(paths(&index), sorted);
+    let index = Index::of(files.zip(0..).map(|(path, number)| (path, file_entry(number))));
+    assert_eq!(walked_paths(&index), sorted);
 }
 
 #[test]
 fn a_folder_whose_children_are_skipped_is_walked_without_them() {
     let files = ["a/b/c", "a/b/d", "a/e", "f/g", "h"];
-    let index = Index::of(files.iter().zip(0..).map(|(path, number)| (path, file(number))));
+    let index = Index::of(
+        files
+            .iter()
+            .zip(0..)
+            .map(|(path, number)| (path, file_entry(number))),
+    );
     let mut walk = index.walk();
     let mut seen = Vec::new();
     while let Some((_, path)) = walk.next_entry() {
@@ -80,33 +88,33 @@ fn a_folder_whose_children_are_skipped_is_walked_without_them() {
 
 #[test]
 fn paths_that_do_not_exist_are_not_found() {
-    let index = Index::of([("a/b", file(1)), ("c", file(2))]);
+    let index = Index::of([("a/b", file_entry(1)), ("c", file_entry(2))]);
     for path in [
         "", ".", "/", "a/", "/a", "a//b", "a/b/", "a/b/c", "b", "c/b", "a/c", "aa", "a/./b",
     ] {
         assert_eq!(index.find(path), None, "{path:?}");
     }
     assert!(Index::default().is_empty() && Index::default().find("a").is_none());
-    assert!(walked(&Index::default()).is_empty());
+    assert!(walked_numbers_and_paths(&Index::default()).is_empty());
 }
 
 #[test]
 fn two_indexes_are_equal_only_if_all_their_entries_are() {
-    let index = |path: &str, number| Index::of([("a/b", file(9)), (path, file(number))]);
+    let index = |path: &str, number| Index::of([("a/b", file_entry(9)), (path, file_entry(number))]);
     assert_eq!(index("a/c", 1), index("a/c", 1));
     assert_ne!(index("a/c", 1), index("a/c", 2));
     assert_ne!(index("a/c", 1), index("a/d", 1));
-    assert_ne!(index("a/c", 1), Index::of([("a/b", file(9))]));
+    assert_ne!(index("a/c", 1), Index::of([("a/b", file_entry(9))]));
     assert_eq!(format!("{:?}", index("x", 1)).matches("offset").count(), 2);
 }
 
 #[test]
 fn folders_may_be_as_deep_as_the_longest_path() {
     let deep = "d/".repeat(2000);
-    let files = (0..3000).map(|at| (format!("{deep}{at}"), file(at)));
+    let files = (0..3000).map(|at| (format!("{deep}{at}"), file_entry(at)));
     let index = Index::of(files);
     assert_eq!(index.len(), 5000);
-    for (at, path) in walked(&index) {
+    for (at, path) in walked_numbers_and_paths(&index) {
         if at % 97 == 0 {
             assert_eq!((index.find(&path), index.path(at)), (Some(at), path));
         }
@@ -123,7 +131,7 @@ proptest! {
         let mut tree = ContextTree::default();
         let mut expected = BTreeMap::new();
         for (path, number) in &entries {
-            let entry = file(u64::from(*number));
+            let entry = file_entry(u64::from(*number));
             if tree.insert(path, &entry).is_ok() {
                 expected.insert(path.split('/').collect::<Vec<_>>(), Some(entry));
             }
@@ -134,7 +142,7 @@ proptest! {
             }
         }
         let index = tree.into_index();
-        let seen = walked(&index);
+        let seen = walked_numbers_and_paths(&index);
         let in_order: Vec<_> = expected.keys().map(|path| path.join("/")).collect();
         prop_assert_eq!(seen.iter().map(|(_, path)| path.clone()).collect::<Vec<_>>(), in_order);
         for ((at, path), entry) in seen.iter().zip(expected.values()) {
@@ -151,8 +159,8 @@ proptest! {
         }
         for folder in [None].into_iter().chain(seen.iter().map(|(at, _)| Some(*at))) {
             let inside: Vec<_> = index.children(folder).collect();
-            prop_assert!(inside.iter().all(|at| index.folder(*at) == folder));
-            let expected = seen.iter().filter(|(at, _)| index.folder(*at) == folder).count();
+            prop_assert!(inside.iter().all(|at| index.parent_folder(*at) == folder));
+            let expected = seen.iter().filter(|(at, _)| index.parent_folder(*at) == folder).count();
             prop_assert_eq!(inside.len(), expected);
         }
     }

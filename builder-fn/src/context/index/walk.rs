@@ -56,7 +56,7 @@ impl<'a> IndexWalk<'a> {
         while let Some(at) = left {
             let end = self.path.rfind('/').unwrap_or_default();
             self.path.truncate(end);
-            let folder = self.index.folder(at);
+            let folder = self.index.parent_folder(at);
             if self.index.children(folder).contains(&(at + 1)) {
                 return Some(at + 1);
             }

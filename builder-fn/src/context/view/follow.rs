@@ -150,13 +150,14 @@ pub(super) fn without_nested(paths: impl IntoIterator<Item = String>) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::context;
+    use super::super::tests::context_with_entries;
     use super::*;
 
     fn follow_error(entries: &[String], path: &str) -> &'static str {
         let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
         let effort = MatchingEffort::new(1 << 20, "too many links", &|| true);
-        let error = follow_links_with_effort(effort, &context(&entries), &[path.to_owned()]).unwrap_err();
+        let error = follow_links_with_effort(effort, &context_with_entries(&entries), &[path.to_owned()])
+            .unwrap_err();
         assert!(error.pattern.len() <= 100, "{}", error.pattern.len());
         error.reason
     }

@@ -8,7 +8,7 @@
 struct BadPattern;
 
 /// Returns whether Go's `filepath.Match(pattern, ".")` returns without an error.
-pub(super) fn is_valid_go_pattern(pattern: &str) -> bool {
+pub(super) fn go_match_accepts(pattern: &str) -> bool {
     match_name(pattern, ".").is_ok()
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternPr
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let lines = (1..).zip(content.split(|byte| *byte == b'\n'));
     lines.filter_map(|(line, text)| {
-        let pattern = pattern(&String::from_utf8_lossy(text))?;
+        let pattern = pattern_text_in_line(&String::from_utf8_lossy(text))?;
         let reason = match Pattern::parse(&pattern) {
             Ok(parsed) => parsed.problem()?,
             Err(error) => error.reason,
@@ -35,7 +35,7 @@ pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternPr
 }
 
 /// Parses the pattern in a line of an ignore file; `None` for a blank line or a comment.
-fn pattern(line: &str) -> Option<String> {
+fn pattern_text_in_line(line: &str) -> Option<String> {
     if line.starts_with('#') {
         return None;
     }

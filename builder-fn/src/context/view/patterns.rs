@@ -137,7 +137,7 @@ impl Pattern {
             Some(rest) => (true, rest.to_owned()),
             None => (false, cleaned),
         };
-        if !go_match::is_valid_go_pattern(&text) {
+        if !go_match::go_match_accepts(&text) {
             return Err(reject("a '[' is not closed, or it ends with a '\\'"));
         }
         let rule = MatchRule::compile(&text).unwrap_or_else(MatchRule::Malformed);

@@ -5,11 +5,11 @@ use crate::context::tree::ContextTree;
 use crate::context::{Entry, ExtendedAttributes, Spool};
 
 /// Builds a context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
-pub(super) fn context(entries: &[&str]) -> SourceContext {
+pub(super) fn context_with_entries(entries: &[&str]) -> SourceContext {
     let mut tree = ContextTree::default();
     for (at, entry) in entries.iter().enumerate() {
         if let Some((path, target)) = entry.split_once(" = ") {
-            tree.link(path, target).unwrap();
+            tree.insert_hard_link(path, target).unwrap();
             continue;
         }
         let (path, kind) = match (entry.split_once(" -> "), entry.strip_suffix('/')) {
@@ -39,7 +39,7 @@ fn to_strings(list: &[&str]) -> Vec<String> {
 }
 
 /// Returns the paths in the view of a context; a hard link as `path = first path`.
-fn selected(context: &SourceContext, filter: &ViewFilter) -> Vec<String> {
+fn selected_paths(context: &SourceContext, filter: &ViewFilter) -> Vec<String> {
     let view = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
     let path = |at: u32| context.index().path(at);
     let line = |seen: ViewEntry| match seen.link {
@@ -50,7 +50,7 @@ fn selected(context: &SourceContext, filter: &ViewFilter) -> Vec<String> {
 }
 
 fn paths_excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
-    selected(
+    selected_paths(
         context,
         &ViewFilter {
             exclude: to_strings(patterns),
@@ -60,7 +60,7 @@ fn paths_excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 }
 
 fn paths_including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
-    selected(
+    selected_paths(
         context,
         &ViewFilter {
             include: to_strings(patterns),
@@ -70,7 +70,7 @@ fn paths_including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 }
 
 fn paths_following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
-    selected(
+    selected_paths(
         context,
         &ViewFilter {
             follow: to_strings(paths),
@@ -81,7 +81,7 @@ fn paths_following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
 
 /// Returns whether the exclude patterns `patterns` exclude `path` from a context that has nothing else.
 fn is_excluded(path: &str, patterns: &[&str]) -> bool {
-    !paths_excluding(&context(&[path]), patterns)
+    !paths_excluding(&context_with_entries(&[path]), patterns)
         .iter()
         .any(|selected| selected == path)
 }
@@ -193,7 +193,7 @@ fn the_last_pattern_that_matches_decides() {
 
 #[test]
 fn an_excluded_folder_with_an_exception_in_it_is_sent_without_its_other_entries() {
-    let context = context(&["a/b/keep", "a/b/other", "a/c", "z"]);
+    let context = context_with_entries(&["a/b/keep", "a/b/other", "a/c", "z"]);
     assert_eq!(
         paths_excluding(&context, &["a", "!a/b/keep"]),
         ["a", "a/b", "a/b/keep", "z"]
@@ -208,7 +208,7 @@ fn an_excluded_folder_with_an_exception_in_it_is_sent_without_its_other_entries(
 
 #[test]
 fn an_include_pattern_selects_the_match_everything_in_it_and_the_folders_above() {
-    let context = context(&["a/b/c", "a/b/d/e", "a/x", "ab/c", "z"]);
+    let context = context_with_entries(&["a/b/c", "a/b/d/e", "a/x", "ab/c", "z"]);
     assert_eq!(
         paths_including(&context, &["a/b"]),
         ["a", "a/b", "a/b/c", "a/b/d", "a/b/d/e"]
@@ -228,18 +228,18 @@ fn an_include_pattern_selects_the_match_everything_in_it_and_the_folders_above()
 
 #[test]
 fn exclude_patterns_override_include_patterns() {
-    let context = context(&["Dockerfile", "src/a.rs", "src/a.txt", "target/a.rs"]);
+    let context = context_with_entries(&["Dockerfile", "src/a.rs", "src/a.txt", "target/a.rs"]);
     let filter = ViewFilter {
         include: to_strings(&["src", "Dockerfile"]),
         exclude: to_strings(&["**/*.txt", "Dockerfile"]),
         follow: Vec::new(),
     };
-    assert_eq!(selected(&context, &filter), ["src", "src/a.rs"]);
+    assert_eq!(selected_paths(&context, &filter), ["src", "src/a.rs"]);
 }
 
 #[test]
 fn the_first_request_of_a_build_selects_only_the_dockerfile_and_the_ignore_files() {
-    let context = context(&["Dockerfile", ".dockerignore", "src/main.rs", "dockerfile"]);
+    let context = context_with_entries(&["Dockerfile", ".dockerignore", "src/main.rs", "dockerfile"]);
     let paths = [
         "Dockerfile",
         "Dockerfile.dockerignore",
@@ -254,7 +254,7 @@ fn the_first_request_of_a_build_selects_only_the_dockerfile_and_the_ignore_files
 
 #[test]
 fn symlinks_on_the_way_are_sent_with_their_targets() {
-    let context = context(&[
+    let context = context_with_entries(&[
         "bin -> usr/bin",
         "usr/bin/tool -> ../lib/tool-1.0",
         "usr/lib/tool-1.0",
@@ -283,7 +283,7 @@ fn symlinks_on_the_way_are_sent_with_their_targets() {
 
 #[test]
 fn wildcards_are_followed_through_every_symlink_that_matches() {
-    let context = context(&[
+    let context = context_with_entries(&[
         "a.conf -> real/a",
         "b.conf -> real/b",
         "c.txt -> real/c",
@@ -303,11 +303,11 @@ fn wildcards_are_followed_through_every_symlink_that_matches() {
 
 #[test]
 fn circular_symlinks_end_and_endless_chains_are_rejected() {
-    let circle = context(&["a -> b", "b -> a", "self -> self/self"]);
+    let circle = context_with_entries(&["a -> b", "b -> a", "self -> self/self"]);
     assert_eq!(paths_following(&circle, &["a/x", "self"]), ["a", "b", "self"]);
     let chain = |length: usize| {
         let links: Vec<String> = (0..length).map(|at| format!("{at} -> {}", at + 1)).collect();
-        context(&links.iter().map(String::as_str).collect::<Vec<_>>())
+        context_with_entries(&links.iter().map(String::as_str).collect::<Vec<_>>())
     };
     assert_eq!(paths_following(&chain(500), &["0"]).len(), 500);
     let filter = ViewFilter {
@@ -319,7 +319,7 @@ fn circular_symlinks_end_and_endless_chains_are_rejected() {
 
 #[test]
 fn hard_links_refer_to_the_first_name_that_is_sent() {
-    let context = context(&["m", "a = m", "z = m", "other"]);
+    let context = context_with_entries(&["m", "a = m", "z = m", "other"]);
     assert_eq!(paths_excluding(&context, &[]), ["a", "m = a", "other", "z = a"]);
     assert_eq!(paths_excluding(&context, &["a"]), ["m", "other", "z = m"]);
     assert_eq!(paths_including(&context, &["z"]), ["z"]);
@@ -327,7 +327,7 @@ fn hard_links_refer_to_the_first_name_that_is_sent() {
 
 #[test]
 fn hard_links_of_different_files_are_kept_apart() {
-    let context = context(&[
+    let context = context_with_entries(&[
         "a/1",
         "m",
         "b/1 = m",
@@ -362,7 +362,7 @@ fn hard_links_of_different_files_are_kept_apart() {
 /// `ExcludePatterns` on a folder with these files; `None` where either fails.
 #[test]
 fn a_malformed_pattern_fails_only_where_it_fails_in_go() {
-    let context = context(&["a/b", "ab$", "b", "z"]);
+    let context = context_with_entries(&["a/b", "ab$", "b", "z"]);
     for (patterns, expected) in [
         (&["a*/b\\"][..], Some("a a/b ab$ b z")),
         (&["*b\\"][..], None),
@@ -439,7 +439,7 @@ fn a_malformed_pattern_fails_only_where_it_fails_in_go() {
 
 #[test]
 fn a_malformed_pattern_is_named_in_the_error() {
-    let context = context(&["b"]);
+    let context = context_with_entries(&["b"]);
     for (pattern, reason) in [
         ("!", "'!'"),
         ("a[", "'['"),
@@ -468,7 +468,7 @@ fn a_malformed_pattern_is_named_in_the_error() {
 fn the_effort_of_patterns_is_limited_and_the_last_one_is_named() {
     let folder = "folder/".repeat(20);
     let files: Vec<String> = (0..100).map(|at| format!("{folder}{at}")).collect();
-    let context = context(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    let context = context_with_entries(&files.iter().map(String::as_str).collect::<Vec<_>>());
     let patterns: Vec<String> = (0..100).map(|at| format!("**/x*{at}/**/y?")).collect();
     let within = |effort: usize, exclude: Vec<String>| {
         let filter = ViewFilter {
@@ -494,8 +494,8 @@ fn the_effort_of_patterns_is_limited_and_the_last_one_is_named() {
 #[test]
 fn matching_stops_when_nobody_waits_for_it_any_more() {
     let files: Vec<String> = (0..100).map(|at| at.to_string()).collect();
-    let folder = context(&files.iter().map(String::as_str).collect::<Vec<_>>());
-    let links = context(&["0 -> 1", "1 -> 2", "2 -> 3"]);
+    let folder = context_with_entries(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    let links = context_with_entries(&["0 -> 1", "1 -> 2", "2 -> 3"]);
     let exclude = ViewFilter {
         exclude: to_strings(&["*x"]),
         ..ViewFilter::default()
@@ -522,7 +522,7 @@ fn the_memory_of_patterns_is_limited() {
             exclude,
             ..ViewFilter::default()
         };
-        view(&context(&["a"]), &filter).map_err(|error| error.reason)
+        view(&context_with_entries(&["a"]), &filter).map_err(|error| error.reason)
     };
     assert!(with(vec!["?".repeat(200_000)]).is_err());
     let many = |count: usize, form: &str| (0..count).map(|at| form.replace('N', &at.to_string())).collect();

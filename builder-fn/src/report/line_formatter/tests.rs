@@ -4,46 +4,46 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn at(milliseconds: u64) -> SystemTime {
+fn time_after_epoch(milliseconds: u64) -> SystemTime {
     // 2026-01-02T03:04:05Z
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045) + Duration::from_millis(milliseconds)
 }
 
-fn started(milliseconds: u64) -> BuildEvent {
+fn step_started_event(milliseconds: u64) -> BuildEvent {
     BuildEvent::StepStarted {
         digest: "sha256:1".into(),
         name: "[2/3] RUN make".into(),
-        at: at(milliseconds),
+        at: time_after_epoch(milliseconds),
         is_rerun: false,
     }
 }
 
-fn ended(started: Option<u64>, ended: u64) -> BuildEvent {
+fn step_ended_event(started: Option<u64>, ended: u64) -> BuildEvent {
     BuildEvent::StepEnded {
         digest: "sha256:1".into(),
         name: "[2/3] RUN make".into(),
-        started: started.map(at),
-        ended: at(ended),
+        started: started.map(time_after_epoch),
+        ended: time_after_epoch(ended),
         cached: false,
         error: String::new(),
         is_rerun: false,
     }
 }
 
-fn output(stream: i64, milliseconds: u64, text: &str) -> BuildEvent {
+fn output_event(stream: i64, milliseconds: u64, text: &str) -> BuildEvent {
     BuildEvent::Output {
         step: "sha256:1".into(),
         stream,
-        at: at(milliseconds),
+        at: time_after_epoch(milliseconds),
         text: text.into(),
     }
 }
 
-fn progress(milliseconds: u64, current: i64, done: bool) -> BuildEvent {
+fn progress_event(milliseconds: u64, current: i64, done: bool) -> BuildEvent {
     BuildEvent::Progress {
         id: "exporting layers".into(),
         current,
-        at: at(milliseconds),
+        at: time_after_epoch(milliseconds),
         done,
         is_rerun: false,
     }
@@ -54,15 +54,15 @@ fn a_step_gets_a_line_when_it_starts_and_one_with_its_time_when_it_ends() {
     let mut lines = LineFormatter::default();
 
     assert_eq!(
-        lines.format_event(started(0)),
+        lines.format_event(step_started_event(0)),
         ["v: 2026-01-02T03:04:05Z [2/3] RUN make"]
     );
     assert_eq!(
-        lines.format_event(ended(Some(0), 2340)),
+        lines.format_event(step_ended_event(Some(0), 2340)),
         ["v: 2026-01-02T03:04:07Z [2/3] RUN make 2.34s"]
     );
     assert_eq!(
-        lines.format_event(ended(None, 2340)),
+        lines.format_event(step_ended_event(None, 2340)),
         [""; 0],
         "the step's start is not known"
     );
@@ -71,7 +71,7 @@ fn a_step_gets_a_line_when_it_starts_and_one_with_its_time_when_it_ends() {
 #[test]
 fn a_progress_line_has_the_id_and_the_current_value() {
     assert_eq!(
-        LineFormatter::default().format_event(progress(0, 0, false)),
+        LineFormatter::default().format_event(progress_event(0, 0, false)),
         ["s: 2026-01-02T03:04:05Z exporting layers 0"]
     );
 }
@@ -81,20 +81,20 @@ fn output_is_joined_to_whole_lines_however_it_was_cut() {
     let mut lines = LineFormatter::default();
 
     assert_eq!(
-        lines.format_event(output(1, 0, "one\r\ntw")),
+        lines.format_event(output_event(1, 0, "one\r\ntw")),
         ["l: 2026-01-02T03:04:05Z one"]
     );
     assert_eq!(
-        lines.format_event(output(2, 0, "error\n")),
+        lines.format_event(output_event(2, 0, "error\n")),
         ["l: 2026-01-02T03:04:05Z error"],
         "the streams of a step are separate"
     );
     assert_eq!(
-        lines.format_event(output(1, 1000, "o\n\nthree")),
+        lines.format_event(output_event(1, 1000, "o\n\nthree")),
         ["l: 2026-01-02T03:04:06Z two", "l: 2026-01-02T03:04:06Z "]
     );
     assert_eq!(
-        lines.format_event(ended(Some(0), 1000)),
+        lines.format_event(step_ended_event(Some(0), 1000)),
         [
             "l: 2026-01-02T03:04:06Z three",
             "v: 2026-01-02T03:04:06Z [2/3] RUN make 1.00s"
@@ -106,7 +106,7 @@ fn output_is_joined_to_whole_lines_however_it_was_cut() {
 #[test]
 fn output_without_a_line_end_is_returned_when_the_build_is_over() {
     let mut lines = LineFormatter::default();
-    lines.format_event(output(1, 0, "no newline"));
+    lines.format_event(output_event(1, 0, "no newline"));
 
     assert_eq!(
         lines.take_unfinished_output(),
@@ -118,7 +118,7 @@ fn output_without_a_line_end_is_returned_when_the_build_is_over() {
 #[test]
 fn long_lines_are_split_between_characters_and_lose_nothing() {
     let text = "äöü€".repeat(MAX_LINE_BYTES);
-    let mut formatted = LineFormatter::default().format_event(output(1, 0, &format!("{text}\n")));
+    let mut formatted = LineFormatter::default().format_event(output_event(1, 0, &format!("{text}\n")));
     let prefix = "l: 2026-01-02T03:04:05Z ";
 
     assert!(
@@ -169,7 +169,7 @@ proptest! {
         for cut in cuts.iter().cycle() {
             let (piece, further) = rest.split_at(rest.len().min(*cut));
             rest = further;
-            let at = at(0);
+            let at = time_after_epoch(0);
             formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
             if rest.is_empty() {
                 break;
@@ -197,7 +197,7 @@ proptest! {
         let text = "x".repeat(before) + &secret + &"y".repeat(after);
         let mut formatted = Vec::new();
         for piece in text.as_bytes().chunks(cut) {
-            formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
+            formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at: time_after_epoch(0), text: piece.to_vec() }));
         }
         formatted.extend(lines.take_unfinished_output());
 
@@ -212,7 +212,7 @@ proptest! {
 fn a_line_without_an_end_is_passed_on_before_it_grows_large() {
     let mut lines = LineFormatter::default();
     let formatted: usize = (0..100)
-        .map(|_| lines.format_event(output(1, 0, &"x".repeat(1000))).len())
+        .map(|_| lines.format_event(output_event(1, 0, &"x".repeat(1000))).len())
         .sum();
 
     assert!(formatted >= 11, "{formatted}");
@@ -224,7 +224,7 @@ fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
     let event = BuildEvent::Output {
         step: "x".into(),
         stream: 1,
-        at: at(0),
+        at: time_after_epoch(0),
         text: b"\xff\xfe\n".to_vec(),
     };
     assert_eq!(
@@ -235,7 +235,7 @@ fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
     let event = BuildEvent::Progress {
         id: "a\nb".into(),
         current: 1,
-        at: at(0),
+        at: time_after_epoch(0),
         done: true,
         is_rerun: false,
     };

@@ -40,7 +40,7 @@ fn receive_without_end<'a>(
 }
 
 /// Polls a future until nothing changes without its caller, with blocking work done in between.
-async fn settle(receiving: &mut Receiving<'_>) -> Poll<Result<VerifiedBody, RequestError>> {
+async fn poll_until_stable(receiving: &mut Receiving<'_>) -> Poll<Result<VerifiedBody, RequestError>> {
     for _ in 0..100 {
         let polled = receiving.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         if polled.is_ready() {
@@ -64,13 +64,16 @@ fn a_body_takes_no_more_than_its_own_length_before_its_signature_is_verified() {
         let check = signature_required();
         let mut receiving = receive_without_end(vec![bomb.clone()], &check, &folder.limits);
 
-        assert!(settle(&mut receiving).await.is_pending());
+        assert!(poll_until_stable(&mut receiving).await.is_pending());
 
-        let held = budget.held(Resource::Memory) + budget.held(Resource::Disk);
+        let held = budget.held_bytes(Resource::Memory) + budget.held_bytes(Resource::Disk);
         assert_eq!(held, bomb.len() as u64);
         drop(receiving);
         assert_eq!(
-            (budget.held(Resource::Memory), budget.held(Resource::Disk)),
+            (
+                budget.held_bytes(Resource::Memory),
+                budget.held_bytes(Resource::Disk)
+            ),
             (0, 0)
         );
     });
@@ -90,23 +93,26 @@ fn any_number_of_unverified_bodies_stays_within_the_budget_and_leaves_nothing() 
             receiving.push(receive_without_end(pieces, &check, &folder.limits));
             let mut pending = Vec::new();
             for mut body in std::mem::take(&mut receiving) {
-                match settle(&mut body).await {
+                match poll_until_stable(&mut body).await {
                     Poll::Pending => pending.push(body),
                     Poll::Ready(Err(RequestError::Displaced(_))) => {}
                     Poll::Ready(other) => panic!("{other:?}"),
                 }
             }
             receiving = pending;
-            assert!(budget.senders() <= LIMITS.senders);
-            assert!(budget.held(Resource::Memory) <= LIMITS.memory);
-            assert!(budget.held(Resource::Disk) <= LIMITS.disk);
+            assert!(budget.sender_count() <= LIMITS.senders);
+            assert!(budget.held_bytes(Resource::Memory) <= LIMITS.memory);
+            assert!(budget.held_bytes(Resource::Disk) <= LIMITS.disk);
         }
-        assert!(budget.held(Resource::Disk) > 0, "none of them was large");
+        assert!(budget.held_bytes(Resource::Disk) > 0, "none of them was large");
         drop(receiving);
         wait_until_blocking_work_is_done().await;
         assert_eq!(folder.count_names_and_open_files(), (0, 0));
         assert_eq!(
-            (budget.held(Resource::Memory), budget.held(Resource::Disk)),
+            (
+                budget.held_bytes(Resource::Memory),
+                budget.held_bytes(Resource::Disk)
+            ),
             (0, 0)
         );
     });
@@ -129,23 +135,23 @@ fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget(
             let received = loop {
                 for body in &mut flood {
                     // A displaced body ends, and its sender tries again.
-                    if settle(body).await.is_ready() {
+                    if poll_until_stable(body).await.is_ready() {
                         *body = another();
                     }
                 }
-                if let Poll::Ready(received) = settle(&mut signed).await {
+                if let Poll::Ready(received) = poll_until_stable(&mut signed).await {
                     break received;
                 }
             };
             assert!(received.is_ok(), "{round}: {received:?}");
         }
-        assert!(budget.senders() <= LIMITS.senders);
+        assert!(budget.sender_count() <= LIMITS.senders);
     });
 }
 
 #[tokio::test]
 async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_other() {
-    let metric = gauge();
+    let metric = test_gauge();
     for body in [valid_tar(), tar_of_3_megabytes()] {
         let mut folder = folder_with_limits(LIMITS);
         folder.limits.spool.quota = SpoolQuota::new(body.len() as u64, metric.clone());
@@ -159,8 +165,8 @@ async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_othe
         let verified = receive().await.unwrap();
 
         assert_eq!(metric.get(), i64::try_from(body.len()).unwrap());
-        let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held(resource));
-        assert_eq!((held, budget.senders()), ([0, 0], 0));
+        let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held_bytes(resource));
+        assert_eq!((held, budget.sender_count()), ([0, 0], 0));
         let error = receive().await.unwrap_err();
         assert_eq!(error.kind(), RequestErrorKind::NoSpace, "{error}");
         drop(verified);

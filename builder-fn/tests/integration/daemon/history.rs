@@ -51,7 +51,7 @@ impl FakeHistory {
     }
 
     /// Sets the way in which the history answers its clients.
-    pub(crate) fn behave(&self, behaviour: HistoryBehaviour) {
+    pub(crate) fn set_behaviour(&self, behaviour: HistoryBehaviour) {
         self.state().behaviour = behaviour;
     }
 
@@ -61,14 +61,14 @@ impl FakeHistory {
     }
 
     /// Returns the number of clients that listen to the history.
-    pub(crate) fn listeners(&self) -> usize {
+    pub(crate) fn listener_count(&self) -> usize {
         let mut state = self.state();
         state.listeners.retain(|listener| !listener.is_closed());
         state.listeners.len()
     }
 
     /// Records the start of a build in the history, unless its reference is taken.
-    pub(crate) fn start(&self, request: &SolveRequest) -> Result<RecordedBuild, Status> {
+    pub(crate) fn record_start(&self, request: &SolveRequest) -> Result<RecordedBuild, Status> {
         let mut state = self.state();
         if state.active.contains_key(&request.r#ref) {
             return Err(Status::unknown(format!("job ID {} exists", request.r#ref)));
@@ -77,11 +77,11 @@ impl FakeHistory {
             r#ref: request.r#ref.clone(),
             frontend: request.frontend.clone(),
             frontend_attrs: request.frontend_attrs.clone(),
-            created_at: Some(now()),
+            created_at: Some(current_timestamp()),
             ..BuildHistoryRecord::default()
         };
         state.active.insert(record.r#ref.clone(), record.clone());
-        state.send(BuildHistoryEventType::Started, &record);
+        state.send_to_listeners(BuildHistoryEventType::Started, &record);
         Ok(RecordedBuild {
             history: self.clone(),
             record: Some(record),
@@ -89,16 +89,16 @@ impl FakeHistory {
     }
 
     /// Adds the record of a finished build to the history.
-    pub(crate) fn add(&self, record: BuildHistoryRecord, outcome: Result<&str, &Status>) {
-        let record = ended(record, outcome);
+    pub(crate) fn add_finished_build(&self, record: BuildHistoryRecord, outcome: Result<&str, &Status>) {
+        let record = finished_record(record, outcome);
         let mut state = self.state();
         state.finished.push(record.clone());
-        state.send(BuildHistoryEventType::Complete, &record);
+        state.send_to_listeners(BuildHistoryEventType::Complete, &record);
     }
 
     /// Answers a client of the history as BuildKit's `Listen` does: running builds, then the records that the filter
     /// allows, then events.
-    pub(super) fn listen(
+    pub(super) fn answer_listen_request(
         &self,
         request: &BuildHistoryRequest,
     ) -> Result<impl Stream<Item = Result<BuildHistoryEvent, Status>> + Send + use<>, Status> {
@@ -111,7 +111,7 @@ impl FakeHistory {
             HistoryBehaviour::Silent => return Ok(stream::pending().left_stream()),
         }
         // The history of a daemon contains other builds too.
-        let other = ended(
+        let other = finished_record(
             BuildHistoryRecord {
                 r#ref: "other".into(),
                 ..BuildHistoryRecord::default()
@@ -124,11 +124,11 @@ impl FakeHistory {
             .flat_map(|filter| filter.split(','))
             .collect();
         let active = state.active.values();
-        let active = active.map(|record| event(BuildHistoryEventType::Started, record));
+        let active = active.map(|record| history_event(BuildHistoryEventType::Started, record));
         let finished = [&other].into_iter().chain(&state.finished);
         let finished = finished
-            .filter(|record| filters.iter().all(|filter| allows(filter, record)))
-            .map(|record| event(BuildHistoryEventType::Complete, record));
+            .filter(|record| filters.iter().all(|filter| filter_allows(filter, record)))
+            .map(|record| history_event(BuildHistoryEventType::Complete, record));
         let known: Vec<_> = active.chain(finished).map(Ok).collect();
         let (listener, events) = mpsc::unbounded_channel();
         if !request.early_exit {
@@ -140,41 +140,41 @@ impl FakeHistory {
 }
 
 impl HistoryState {
-    fn send(&mut self, kind: BuildHistoryEventType, record: &BuildHistoryRecord) {
+    fn send_to_listeners(&mut self, kind: BuildHistoryEventType, record: &BuildHistoryRecord) {
         self.listeners
-            .retain(|listener| listener.send(Ok(event(kind, record))).is_ok());
+            .retain(|listener| listener.send(Ok(history_event(kind, record))).is_ok());
     }
 }
 
 impl RecordedBuild {
     /// Records the outcome of the build. BuildKit makes no record of a solve whose reference was taken.
-    pub(crate) fn end(mut self, outcome: Result<&str, &Status>) {
+    pub(crate) fn record_outcome(mut self, outcome: Result<&str, &Status>) {
         match outcome {
             Err(status) if status.message().ends_with(" exists") => {
                 if let Some(record) = self.record.take() {
                     self.history.state().active.remove(&record.r#ref);
                 }
             }
-            outcome => self.finish(outcome),
+            outcome => self.record_end(outcome),
         }
     }
 
-    fn finish(&mut self, outcome: Result<&str, &Status>) {
+    fn record_end(&mut self, outcome: Result<&str, &Status>) {
         if let Some(record) = self.record.take() {
             self.history.state().active.remove(&record.r#ref);
-            self.history.add(record, outcome);
+            self.history.add_finished_build(record, outcome);
         }
     }
 }
 
 impl Drop for RecordedBuild {
     fn drop(&mut self) {
-        self.finish(Err(&Status::cancelled("context canceled")));
+        self.record_end(Err(&Status::cancelled("context canceled")));
     }
 }
 
-fn ended(mut record: BuildHistoryRecord, outcome: Result<&str, &Status>) -> BuildHistoryRecord {
-    record.completed_at = Some(now());
+fn finished_record(mut record: BuildHistoryRecord, outcome: Result<&str, &Status>) -> BuildHistoryRecord {
+    record.completed_at = Some(current_timestamp());
     match outcome {
         Ok(digest) => {
             let descriptor = Descriptor {
@@ -198,7 +198,7 @@ fn ended(mut record: BuildHistoryRecord, outcome: Result<&str, &Status>) -> Buil
 }
 
 /// Returns whether one part of a history filter allows a finished build: BuildKit `solver/llbsolver/history/filter.go`.
-fn allows(filter: &str, record: &BuildHistoryRecord) -> bool {
+fn filter_allows(filter: &str, record: &BuildHistoryRecord) -> bool {
     if let Some(reference) = filter.strip_prefix("ref==") {
         return record.r#ref == reference;
     }
@@ -220,14 +220,14 @@ fn allows(filter: &str, record: &BuildHistoryRecord) -> bool {
     panic!("the fake daemon does not know the filter {filter:?}");
 }
 
-fn event(kind: BuildHistoryEventType, record: &BuildHistoryRecord) -> BuildHistoryEvent {
+fn history_event(kind: BuildHistoryEventType, record: &BuildHistoryRecord) -> BuildHistoryEvent {
     BuildHistoryEvent {
         r#type: kind.into(),
         record: Some(record.clone()),
     }
 }
 
-fn now() -> Timestamp {
+fn current_timestamp() -> Timestamp {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .expect("after 1970");

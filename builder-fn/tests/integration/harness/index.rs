@@ -6,7 +6,7 @@ use builder_fn::context::{
     ArchiveContents, ArchiveLimits, ArchiveReader, Entry, Index, Kind, SourceContext, Spool,
 };
 
-use super::listed;
+use super::paths_and_entries;
 
 const TAR_BLOCK_BYTES: usize = 512;
 
@@ -30,8 +30,8 @@ pub(crate) fn check_index(bytes: &[u8]) {
     if mode & 1 == 1 {
         fix_checksums(&mut tar);
     }
-    let whole = read(&tar, tar.len());
-    let in_pieces = read(&tar, usize::from(*piece) + 1);
+    let whole = read_in_pieces(&tar, tar.len());
+    let in_pieces = read_in_pieces(&tar, usize::from(*piece) + 1);
     assert_eq!(whole, in_pieces, "the result depends on the pieces");
     assert_eq!(
         whole,
@@ -50,7 +50,7 @@ pub(crate) fn check_index(bytes: &[u8]) {
     for small in [config, secrets].into_iter().flatten() {
         assert!(small.len() <= HARNESS_LIMITS.small_file);
     }
-    let entries = listed(&index);
+    let entries = paths_and_entries(&index);
     assert_eq!(entries.len(), index.len());
     check_bounds(&entries, tar.len());
     check_paths(&entries);
@@ -59,12 +59,12 @@ pub(crate) fn check_index(bytes: &[u8]) {
     check_content(index, tar);
 }
 
-fn read(tar: &[u8], piece: usize) -> ReadResult {
+fn read_in_pieces(tar: &[u8], piece: usize) -> ReadResult {
     let mut reader = ArchiveReader::new(HARNESS_LIMITS);
     for piece in tar.chunks(piece.max(1)) {
         reader.parse_piece(piece).map_err(|error| error.to_string())?;
     }
-    comparable(reader.finish().map_err(|error| error.to_string())?)
+    comparable_contents(reader.finish().map_err(|error| error.to_string())?)
 }
 
 /// Reads a tar in pieces, without the contents that the reader does not need.
@@ -78,15 +78,15 @@ fn read_headers(tar: &[u8], piece: usize) -> ReadResult {
         let skipped = skipped.map_err(|error| error.to_string())?;
         rest = &after[usize::try_from(skipped).expect("no longer than the tar")..];
     }
-    comparable(reader.finish().map_err(|error| error.to_string())?)
+    comparable_contents(reader.finish().map_err(|error| error.to_string())?)
 }
 
 fn read_stored(tar: &[u8]) -> ReadResult {
     let contents = ArchiveReader::new(HARNESS_LIMITS).read(&Spool::in_memory(tar.to_vec()));
-    comparable(contents.map_err(|error| error.to_string())?)
+    comparable_contents(contents.map_err(|error| error.to_string())?)
 }
 
-fn comparable(contents: ArchiveContents) -> ReadResult {
+fn comparable_contents(contents: ArchiveContents) -> ReadResult {
     Ok((
         contents.entries,
         contents.config,
@@ -212,7 +212,7 @@ fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
 /// Checks that the content of every file in the context is where the index says, and ends there.
 fn check_content(index: Index, tar: Vec<u8>) {
     let context = SourceContext::new(index, Spool::in_memory(tar.clone()));
-    for (path, entry) in listed(context.index()) {
+    for (path, entry) in paths_and_entries(context.index()) {
         assert_eq!(context.get(&path), Some(entry));
         let Kind::File { offset, size } = entry.kind else {
             assert!(context.read_file(entry, 0, &mut [0]).is_err());

@@ -14,11 +14,11 @@ pub(crate) use peer::check_file_sync;
 pub(crate) use request::check_request;
 
 /// Returns the paths and entries of an index, in order.
-fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {
-    let mut listed = Vec::new();
+fn paths_and_entries(index: &Index) -> Vec<(String, Entry<'_>)> {
+    let mut paths_and_entries = Vec::new();
     let mut walk = index.walk();
     while let Some((at, path)) = walk.next_entry() {
-        listed.push((path.to_owned(), index.entry(at)));
+        paths_and_entries.push((path.to_owned(), index.entry(at)));
     }
-    listed
+    paths_and_entries
 }

@@ -45,14 +45,14 @@ pub(crate) async fn check_file_sync(bytes: &[u8]) {
         }
     }
     daemon.patterns.push(("followpaths-encoded", encoded.to_owned()));
-    let context = contexts(mode & 2 != 0);
+    let context = shared_context(mode & 2 != 0);
     let keys = SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"));
     let lease = Arc::new(keys.lease_for_image("image", &context));
     let server = FileSyncServer::new(FileSync::new(context.clone(), lease));
     if mode & 1 == 0 {
         daemon.send_frames(server, rest).await;
     } else {
-        daemon.packets = rest.chunks(2).map(packet).collect();
+        daemon.packets = rest.chunks(2).map(decode_fuzz_packet).collect();
         daemon.send_packets(server, &context).await;
     }
 }
@@ -65,7 +65,7 @@ fn split_at_newline(bytes: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Decodes fuzz bytes to a packet, with the type and the id in them.
-fn packet(bytes: &[u8]) -> Packet {
+fn decode_fuzz_packet(bytes: &[u8]) -> Packet {
     let id = bytes.get(1).map_or(0, |number| match number {
         0xff => u32::MAX,
         _ => u32::from(*number),
@@ -136,7 +136,7 @@ impl FuzzedDaemon {
                 let mut answers = answers.into_inner();
                 loop {
                     match answers.message().await {
-                        Ok(Some(packet)) => received.take(packet, context),
+                        Ok(Some(packet)) => received.receive_packet(packet, context),
                         Ok(None) => break Ok(()),
                         Err(status) => break Err(status),
                     }
@@ -166,10 +166,10 @@ struct ReceivedPackets {
 }
 
 impl ReceivedPackets {
-    fn take(&mut self, packet: Packet, context: &SourceContext) {
+    fn receive_packet(&mut self, packet: Packet, context: &SourceContext) {
         assert!(!self.finished, "a packet after the end");
         match (packet.r#type(), packet.stat) {
-            (PacketType::PacketStat, Some(stat)) => self.announced(stat, context),
+            (PacketType::PacketStat, Some(stat)) => self.receive_stat(stat, context),
             (PacketType::PacketStat, None) => {
                 assert!(!std::mem::replace(&mut self.all_announced, true));
             }
@@ -183,7 +183,7 @@ impl ReceivedPackets {
                 if let Some(byte) = packet.data.first() {
                     let (path, _) = FILE_SIZES
                         .iter()
-                        .find(|(path, _)| fill(path) == *byte)
+                        .find(|(path, _)| fill_byte_of_file(path) == *byte)
                         .expect("a file");
                     assert!(packet.data.iter().all(|other| other == byte));
                     if let Some(stat) = self.stats.get(packet.id as usize) {
@@ -196,7 +196,7 @@ impl ReceivedPackets {
         }
     }
 
-    fn announced(&mut self, stat: Stat, context: &SourceContext) {
+    fn receive_stat(&mut self, stat: Stat, context: &SourceContext) {
         assert!(!self.all_announced);
         let entry = context.get(&stat.path).expect("an entry of the context");
         assert_eq!(u64::try_from(stat.size), Ok(entry.size()));
@@ -254,17 +254,17 @@ const FILE_SIZES: [(&str, u64); 6] = [
 ];
 
 /// Returns the byte that fills the file at `path`, different for each file.
-fn fill(path: &str) -> u8 {
+fn fill_byte_of_file(path: &str) -> u8 {
     path.bytes()
         .fold(1u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
         | 1
 }
 
 /// Returns a shared context with files of several sizes and all kinds of links, spooled in memory or on disk.
-fn contexts(on_disk: bool) -> Arc<SourceContext> {
-    static CONTEXTS: OnceLock<[Arc<SourceContext>; 2]> = OnceLock::new();
-    let contexts = CONTEXTS.get_or_init(|| {
-        let tar = context();
+fn shared_context(on_disk: bool) -> Arc<SourceContext> {
+    static SHARED_CONTEXTS: OnceLock<[Arc<SourceContext>; 2]> = OnceLock::new();
+    let contexts = SHARED_CONTEXTS.get_or_init(|| {
+        let tar = context_tar();
         [tar.len(), 0].map(|memory| {
             let settings = SpoolSettings {
                 folder: std::env::temp_dir(),
@@ -282,13 +282,13 @@ fn contexts(on_disk: bool) -> Arc<SourceContext> {
     contexts[usize::from(on_disk)].clone()
 }
 
-fn context() -> Vec<u8> {
+fn context_tar() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, size) in FILE_SIZES {
         let mut header = tar::Header::new_gnu();
         header.set_size(size);
         header.set_mode(0o644);
-        let content = vec![fill(path); usize::try_from(size).expect("small")];
+        let content = vec![fill_byte_of_file(path); usize::try_from(size).expect("small")];
         tar.append_data(&mut header, format!("context/{path}"), &content[..])
             .expect("append");
     }

@@ -13,7 +13,7 @@ use function_host::prometheus::IntGauge;
 use function_host::unverified::Resource;
 use http_body_util::Full;
 
-use super::{fix_checksums, listed};
+use super::{fix_checksums, paths_and_entries};
 
 /// Receives `bytes` as the body of a request, and checks the outcome: once without signatures, and once from a caller
 /// without the key.
@@ -29,8 +29,8 @@ pub(crate) async fn check_request(bytes: &[u8]) {
     }
     let body = Bytes::from(match mode >> 1 & 3 {
         0 | 1 => body,
-        2 => gzip(&body),
-        _ => zstd(&body),
+        2 => compress_gzip(&body),
+        _ => compress_zstd(&body),
     });
     let spooled = IntGauge::new("used", "used").expect("gauge");
     let mut limits = RequestLimits::new(
@@ -65,7 +65,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
                     .iter()
                     .all(|text| !text.contains(char::is_control))
             );
-            for (_, entry) in listed(request.context.index()) {
+            for (_, entry) in paths_and_entries(request.context.index()) {
                 let size = match entry.kind {
                     Kind::File { offset, size } if offset + size <= held => size,
                     Kind::File { .. } => panic!("{entry:?} is not in the {held} bytes"),
@@ -89,16 +89,20 @@ pub(crate) async fn check_request(bytes: &[u8]) {
     }
     assert_eq!(spooled.get(), 0, "the quota is released");
     let budget = limits.unverified.budget();
-    let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held(resource));
-    assert_eq!((held, budget.senders()), ([0, 0], 0), "the budget is released");
+    let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held_bytes(resource));
+    assert_eq!(
+        (held, budget.sender_count()),
+        ([0, 0], 0),
+        "the budget is released"
+    );
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+fn compress_gzip(bytes: &[u8]) -> Vec<u8> {
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packed.write_all(bytes).expect("gzip");
     packed.finish().expect("gzip")
 }
 
-fn zstd(bytes: &[u8]) -> Vec<u8> {
+fn compress_zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::stream::encode_all(bytes, 1).expect("zstd")
 }

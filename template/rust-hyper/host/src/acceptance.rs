@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::connection_state::{ConnectionState, SMALL_BUFFER};
+use crate::connection_state::{ConnectionState, SMALLEST_BUFFER_BYTES};
 use crate::inflight::{ConcurrencyLimitExceeded, InFlightLimiter};
 
 /// The acceptance of one request, for functions that verify requests. It counts the request against `max_inflight` from
@@ -34,22 +34,22 @@ impl Acceptance {
         if self.stage.load(Ordering::Relaxed) != RECEIVED {
             return Ok(());
         }
-        self.accepted.admit()?;
+        self.accepted.count_request_in()?;
         let from = self
             .stage
             .compare_exchange(RECEIVED, ACCEPTED, Ordering::Relaxed, Ordering::Relaxed);
         match from {
             Ok(_) => self.connection.accept_request(),
             // It was accepted by another clone of the context, or has ended.
-            Err(_) => self.accepted.release(),
+            Err(_) => self.accepted.count_request_out(),
         }
         Ok(())
     }
 
     /// Records the end of the request.
-    pub(crate) fn end(&self) {
+    pub(crate) fn record_end(&self) {
         if self.stage.swap(ENDED, Ordering::Relaxed) == ACCEPTED {
-            self.accepted.release();
+            self.accepted.count_request_out();
         }
     }
 
@@ -57,7 +57,7 @@ impl Acceptance {
     /// further one costs its sender a connection; or the connection has a large buffer.
     pub(crate) fn closes_connection(&self) -> bool {
         let accepted = self.stage.load(Ordering::Relaxed) != RECEIVED;
-        !accepted || self.connection.buffered() > SMALL_BUFFER
+        !accepted || self.connection.buffered_bytes() > SMALLEST_BUFFER_BYTES
     }
 }
 
@@ -65,30 +65,30 @@ impl Acceptance {
 mod tests {
     use super::*;
 
-    fn acceptance(accepted: &Arc<InFlightLimiter>) -> Acceptance {
+    fn acceptance_limited_by(accepted: &Arc<InFlightLimiter>) -> Acceptance {
         Acceptance::new(accepted.clone(), Arc::default())
     }
 
     #[test]
     fn a_request_counts_from_its_acceptance_to_its_end() {
         let accepted = Arc::new(InFlightLimiter::new(Some(1)));
-        let (first, second) = (acceptance(&accepted), acceptance(&accepted));
+        let (first, second) = (acceptance_limited_by(&accepted), acceptance_limited_by(&accepted));
         assert_eq!(accepted.in_flight_count(), 0);
         first.accept().unwrap();
         first.accept().unwrap();
         assert_eq!(accepted.in_flight_count(), 1);
         assert_eq!(second.accept(), Err(ConcurrencyLimitExceeded { limit: 1 }));
-        first.end();
+        first.record_end();
         second.accept().unwrap();
-        second.end();
+        second.record_end();
         assert_eq!(accepted.in_flight_count(), 0);
     }
 
     #[test]
     fn a_request_that_has_ended_is_not_counted_when_it_is_accepted() {
         let accepted = Arc::new(InFlightLimiter::new(None));
-        let late = acceptance(&accepted);
-        late.end();
+        let late = acceptance_limited_by(&accepted);
+        late.record_end();
         late.accept().unwrap();
         assert_eq!(accepted.in_flight_count(), 0);
     }
@@ -100,7 +100,7 @@ mod tests {
         assert!(request.closes_connection());
         request.accept().unwrap();
         assert!(!request.closes_connection());
-        connection.set_buffered(SMALL_BUFFER + 1);
+        connection.set_buffered_bytes(SMALLEST_BUFFER_BYTES + 1);
         assert!(request.closes_connection());
     }
 }

@@ -37,7 +37,8 @@ pub(crate) struct ConnectionState {
     unread_answers: AtomicBool,
     /// The number of connections that the listener has accepted, which all of its connections share.
     arrivals: Arc<AtomicU32>,
-    /// The number of [`arrivals`](Self::arrivals) when the connection began to wait for a request.
+    /// The listener's count of accepted connections ([`arrivals`](Self::arrivals)) when this connection began to wait for
+    /// a request.
     waiting_since: AtomicU32,
     /// The size of the connection's buffer, in bytes; 0 before the first byte has arrived.
     buffered: AtomicU32,
@@ -50,7 +51,7 @@ pub(crate) struct ConnectionState {
 }
 
 /// The size of a connection's smallest buffer, with the rest of its memory, in bytes.
-pub(crate) const SMALL_BUFFER: usize = 16 << 10;
+pub(crate) const SMALLEST_BUFFER_BYTES: usize = 16 << 10;
 
 const EXPECTED_INPUT_MASK: u32 = 0b11;
 const EXPECTS_HEAD: u32 = 0;
@@ -101,7 +102,7 @@ impl ConnectionState {
     }
 
     /// Records a request that is answered at once, without a handler.
-    pub(crate) fn pass_request(&self) {
+    pub(crate) fn record_request_without_handler(&self) {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
         self.wait_for_request(number.wrapping_add(REQUEST_NUMBER_STEP));
     }
@@ -149,13 +150,13 @@ impl ConnectionState {
     }
 
     /// Records the size of the connection's buffer, in bytes.
-    pub(crate) fn set_buffered(&self, bytes: usize) {
+    pub(crate) fn set_buffered_bytes(&self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.buffered.store(bytes, Ordering::Relaxed);
     }
 
     /// Returns the size of the connection's buffer, in bytes; 0 before the first byte has arrived.
-    pub(crate) fn buffered(&self) -> usize {
+    pub(crate) fn buffered_bytes(&self) -> usize {
         self.buffered.load(Ordering::Relaxed) as usize
     }
 
@@ -192,7 +193,7 @@ pub(crate) struct ActiveRequest(Arc<ConnectionState>);
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.pass_request();
+        self.0.record_request_without_handler();
     }
 }
 
@@ -303,7 +304,7 @@ mod tests {
         drop(request);
         assert_eq!(state.waited_arrivals(), Some(0));
         arrivals.store(8, Ordering::Relaxed);
-        state.pass_request();
+        state.record_request_without_handler();
         assert_eq!(
             state.waited_arrivals(),
             Some(0),

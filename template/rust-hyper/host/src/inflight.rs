@@ -27,8 +27,9 @@ impl InFlightLimiter {
         }
     }
 
-    /// Counts a request in; [`release`](InFlightLimiter::release) must count it out. Fails if the limit is reached.
-    pub(crate) fn admit(&self) -> Result<(), ConcurrencyLimitExceeded> {
+    /// Counts a request as in flight until [`count_request_out`](InFlightLimiter::count_request_out); fails if the limit
+    /// is reached.
+    pub(crate) fn count_request_in(&self) -> Result<(), ConcurrencyLimitExceeded> {
         let Some(limit) = self.limit else {
             self.running.fetch_add(1, Ordering::Relaxed);
             return Ok(());
@@ -42,8 +43,8 @@ impl InFlightLimiter {
         entered.map(drop).map_err(|_| ConcurrencyLimitExceeded { limit })
     }
 
-    /// Counts out a request that was admitted by [`admit`](InFlightLimiter::admit).
-    pub(crate) fn release(&self) {
+    /// Ends the counting of a request that [`count_request_in`](InFlightLimiter::count_request_in) has counted.
+    pub(crate) fn count_request_out(&self) {
         self.running.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -65,21 +66,24 @@ mod tests {
     #[test]
     fn exactly_as_many_requests_as_the_limit_are_admitted_at_a_time() {
         let inflight = InFlightLimiter::new(Some(2));
-        assert_eq!(inflight.admit(), Ok(()));
+        assert_eq!(inflight.count_request_in(), Ok(()));
         assert!(!inflight.is_at_limit());
-        assert_eq!(inflight.admit(), Ok(()));
+        assert_eq!(inflight.count_request_in(), Ok(()));
         assert!(inflight.is_at_limit());
-        assert_eq!(inflight.admit(), Err(ConcurrencyLimitExceeded { limit: 2 }));
+        assert_eq!(
+            inflight.count_request_in(),
+            Err(ConcurrencyLimitExceeded { limit: 2 })
+        );
         assert_eq!(inflight.in_flight_count(), 2);
-        inflight.release();
-        assert_eq!(inflight.admit(), Ok(()));
+        inflight.count_request_out();
+        assert_eq!(inflight.count_request_in(), Ok(()));
     }
 
     #[test]
     fn without_a_limit_every_request_is_admitted() {
         let inflight = InFlightLimiter::new(None);
         for _ in 0..1000 {
-            assert_eq!(inflight.admit(), Ok(()));
+            assert_eq!(inflight.count_request_in(), Ok(()));
         }
         assert!(!inflight.is_at_limit());
         assert_eq!(inflight.in_flight_count(), 1000);

@@ -34,7 +34,7 @@ pub use tenant::{ReadRules, StepNetwork, Tenant, TenantName};
 pub use urls::{UrlPattern, UrlPatterns};
 
 use json::Json;
-use reader::Reader;
+use reader::ObjectReader;
 
 /// The number of secrets with keys that a policy may name. Each one is tried on a request that names no tenant.
 const KEY_SECRETS_MAX: usize = 64;
@@ -52,13 +52,17 @@ impl Policy {
     /// Fails with every problem of the policy, each with the path of its member: unknown members, wrong values, members that
     /// are given twice, and rules that would not do what they seem to say.
     pub fn parse(text: &str) -> Result<Self, InvalidPolicy> {
-        let json: Json = serde_json::from_str(text).map_err(|error| InvalidPolicy::syntax(&error))?;
+        let json: Json =
+            serde_json::from_str(text).map_err(|error| InvalidPolicy::of_syntax_error(&error))?;
         let mut problems = Vec::new();
-        let tenants = read_tenants(Reader::new(json, &mut problems));
+        let tenants = read_tenants(ObjectReader::new(json, &mut problems));
         if !problems.is_empty() {
             return Err(InvalidPolicy { problems });
         }
-        let own_secrets = tenants.values().flat_map(Tenant::own_secrets).map(str::to_owned);
+        let own_secrets = tenants
+            .values()
+            .flat_map(Tenant::secrets_of_platform)
+            .map(str::to_owned);
         let own_secrets = Arc::new(own_secrets.collect());
         let tenants = tenants.into_iter().map(|(name, mut tenant)| {
             tenant.set_policy_secrets(&own_secrets);
@@ -82,7 +86,7 @@ impl Policy {
 }
 
 /// Reads the policy's only member, the object `tenants`.
-fn read_tenants(mut reader: Reader<'_>) -> BTreeMap<TenantName, Tenant> {
+fn read_tenants(mut reader: ObjectReader<'_>) -> BTreeMap<TenantName, Tenant> {
     for (old, instead) in [
         ("rules", "the rules of a tenant belong to tenants.NAME"),
         (
@@ -90,41 +94,44 @@ fn read_tenants(mut reader: Reader<'_>) -> BTreeMap<TenantName, Tenant> {
             "the keys of a tenant belong to tenants.NAME.keys, and those of hand-overs to tenants.NAME.deployKeys",
         ),
     ] {
-        if reader.take(old).is_some() {
-            reader.report(old, format!("is from a policy without tenants; {instead}"));
+        if reader.take_member(old).is_some() {
+            reader.report_problem(old, format!("is from a policy without tenants; {instead}"));
         }
     }
     let mut tenants = BTreeMap::new();
-    match reader.take("tenants") {
+    match reader.take_member("tenants") {
         Some(Json::Object(members)) if !members.is_empty() => {
             for (name, value) in members {
-                let mut reader = reader.within(&format!("tenants.{name}"), value);
+                let mut reader = reader.nested_reader(&format!("tenants.{name}"), value);
                 match name.parse::<TenantName>() {
                     Ok(name) => {
                         let tenant = Tenant::read(name.clone(), &mut reader);
-                        reader.finish();
+                        reader.report_unknown_members();
                         tenants.insert(name, tenant);
                     }
-                    Err(error) => reader.report("", error.to_string()),
+                    Err(error) => reader.report_problem("", error.to_string()),
                 }
             }
         }
-        _ => reader.report("tenants", "should be an object with at least one tenant"),
+        _ => reader.report_problem("tenants", "should be an object with at least one tenant"),
     }
     check_key_secrets(&tenants, &mut reader);
-    reader.finish();
+    reader.report_unknown_members();
     tenants
 }
 
 /// Reports secrets with keys that more than one purpose names: a key must tell whose request it signed.
-fn check_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut Reader<'_>) {
+fn check_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut ObjectReader<'_>) {
     let mut owners: BTreeMap<&str, String> = BTreeMap::new();
     for (name, tenant) in tenants {
-        for (list, secrets) in [("keys", tenant.keys()), ("deployKeys", tenant.deploy_keys())] {
+        for (list, secrets) in [
+            ("keys", tenant.key_secrets()),
+            ("deployKeys", tenant.deploy_key_secrets()),
+        ] {
             for (at, secret) in secrets.iter().enumerate() {
                 let path = format!("tenants.{name}.{list}[{at}]");
                 match owners.get(secret.as_str()) {
-                    Some(first) => reader.report(
+                    Some(first) => reader.report_problem(
                         &path,
                         format!(
                             "should be another secret than {first}: a key belongs to one tenant and one use"
@@ -135,13 +142,13 @@ fn check_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut Reader
             }
         }
         for (member, secret) in [
-            ("registryConfig", tenant.registry_config()),
-            ("pullConfig", tenant.pull_config()),
+            ("registryConfig", tenant.registry_config_secret()),
+            ("pullConfig", tenant.pull_config_secret()),
         ] {
             if let Some(secret) = secret
                 && let Some(first) = owners.get(secret)
             {
-                reader.report(
+                reader.report_problem(
                     &format!("tenants.{name}.{member}"),
                     format!("should be another secret than {first}, which holds keys"),
                 );
@@ -149,7 +156,7 @@ fn check_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut Reader
         }
     }
     if owners.len() > KEY_SECRETS_MAX {
-        reader.report(
+        reader.report_problem(
             "tenants",
             format!(
                 "should name at most {KEY_SECRETS_MAX} secrets with keys, not {}",

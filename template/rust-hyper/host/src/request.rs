@@ -196,14 +196,14 @@ impl CollectBody {
     fn poll_collected(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let too_large = BodyError::TooLarge { limit: self.limit };
         // A client that announces a body that is too large is rejected before it sends the body.
-        if self.body.remaining_bytes().lower() > (self.limit - self.collected_bytes()) as u64 {
+        if self.body.remaining_bytes().lower() > (self.limit - self.collected_len()) as u64 {
             return Poll::Ready(Err(too_large));
         }
         while let Some(chunk) = ready!(self.body.poll_chunk(cx)).transpose()? {
-            if chunk.len() > self.limit - self.collected_bytes() {
+            if chunk.len() > self.limit - self.collected_len() {
                 return Poll::Ready(Err(too_large));
             }
-            if self.collected_bytes() == 0 {
+            if self.collected_len() == 0 {
                 self.first = chunk;
                 continue;
             }
@@ -221,7 +221,7 @@ impl CollectBody {
         }))
     }
 
-    fn collected_bytes(&self) -> usize {
+    fn collected_len(&self) -> usize {
         self.first.len() + self.all.len()
     }
 }

@@ -35,7 +35,7 @@ use crate::handler::Handler;
 use crate::inflight::InFlightLimiter;
 use crate::settings::Settings;
 use crate::trace::RequestTracer;
-use connection::{ConnectionService, ServedListener, ServerLimits};
+use connection::{ConnectionService, ListenerLimits, ServedListener};
 use connection_budget::{ConnectionBudget, ConnectionLimits};
 use metrics::{InFlightGauge, RequestMetrics};
 use outgoing_body::OutgoingBody;
@@ -46,8 +46,8 @@ use timed_connection::ConnectionTimeouts;
 
 /// A function that can be served, with its metrics.
 pub(crate) struct Server<H> {
-    limits: ServerLimits,
-    metrics_limits: ServerLimits,
+    limits: ListenerLimits,
+    metrics_limits: ListenerLimits,
     counters: Arc<RequestCounters>,
     service: Arc<FunctionService<H>>,
     registry: Registry,
@@ -74,7 +74,7 @@ impl<H: Handler> Server<H> {
             metrics: RequestMetrics::new(&registry)?,
         });
         let displaced = metrics::register_displaced_connections(&registry)?;
-        let limits = |connections: ConnectionLimits| ServerLimits {
+        let limits = |connections: ConnectionLimits| ListenerLimits {
             timeouts: connection_timeouts(settings),
             max_headers: settings.max_headers,
             max_header_bytes: settings.max_header_bytes,
@@ -197,8 +197,8 @@ impl ConnectionService for MetricsPageService {
     type ResponseFuture = Ready<Result<Response<Full<Bytes>>, Infallible>>;
 
     fn respond(&self, request: Request<Incoming>, connection: &Arc<ConnectionState>) -> Self::ResponseFuture {
-        connection.pass_request();
-        let response = match host_header::fault(request.version(), request.headers()) {
+        connection.record_request_without_handler();
+        let response = match host_header::bad_request_reason(request.version(), request.headers()) {
             Some(_) => {
                 let mut response = Response::new(Full::default());
                 *response.status_mut() = StatusCode::BAD_REQUEST;

@@ -7,30 +7,35 @@ use serde_json::Value;
 use crate::repository;
 
 /// The list of all pinned components.
-const LIST: &str = "tests/stack/components.json";
+const COMPONENTS_FILE: &str = "tests/stack/components.json";
 
-fn components() -> Vec<Value> {
-    let list: Value = serde_json::from_str(&repository::read(LIST)).unwrap();
+fn read_components() -> Vec<Value> {
+    let list: Value = serde_json::from_str(&repository::read(COMPONENTS_FILE)).unwrap();
     list["components"].as_array().unwrap().clone()
 }
 
-fn text<'a>(component: &'a Value, field: &str) -> &'a str {
+fn text_field<'a>(component: &'a Value, field: &str) -> &'a str {
     component[field]
         .as_str()
-        .unwrap_or_else(|| panic!("{LIST}: {}: {field} is not a text", component["name"]))
+        .unwrap_or_else(|| panic!("{COMPONENTS_FILE}: {}: {field} is not a text", component["name"]))
 }
 
 /// Returns each file that a component names, with the text that pins the version there.
-fn pins(component: &Value) -> Vec<(&str, String)> {
+fn version_pins(component: &Value) -> Vec<(&str, String)> {
     let pins = component["pins"].as_array().unwrap();
-    let version = text(component, "version");
+    let version = text_field(component, "version");
     pins.iter()
-        .map(|pin| (text(pin, "file"), text(pin, "text").replace("{version}", version)))
+        .map(|pin| {
+            (
+                text_field(pin, "file"),
+                text_field(pin, "text").replace("{version}", version),
+            )
+        })
         .collect()
 }
 
 /// Returns the numbers of a release. A commit without a release (`0.0.0-TIME-COMMIT`) compares by its time.
-fn numbers(version: &str) -> Vec<u64> {
+fn version_numbers(version: &str) -> Vec<u64> {
     let (release, commit) = version.split_once('-').unwrap_or((version, "0"));
     let time = commit.split('-').next().unwrap();
     release
@@ -43,30 +48,30 @@ fn numbers(version: &str) -> Vec<u64> {
 #[test]
 fn no_component_is_older_than_the_lowest_version_without_known_advisories() {
     let date = Regex::new(r"^20[0-9]{2}-[01][0-9]-[0-3][0-9]$").unwrap();
-    for component in components() {
+    for component in read_components() {
         let (name, version, lowest) = (
-            text(&component, "name"),
-            text(&component, "version"),
-            text(&component, "lowest"),
+            text_field(&component, "name"),
+            text_field(&component, "version"),
+            text_field(&component, "lowest"),
         );
         assert!(
-            numbers(version) >= numbers(lowest),
+            version_numbers(version) >= version_numbers(lowest),
             "{name} {version} has known advisories; the lowest version without is {lowest}"
         );
-        assert!(!text(&component, "source").is_empty(), "{name}");
-        assert!(date.is_match(text(&component, "checked")), "{name}");
+        assert!(!text_field(&component, "source").is_empty(), "{name}");
+        assert!(date.is_match(text_field(&component, "checked")), "{name}");
     }
 }
 
 #[test]
 fn each_component_has_the_version_that_the_files_pin() {
-    for component in components() {
-        let pins = pins(&component);
+    for component in read_components() {
+        let pins = version_pins(&component);
         assert!(!pins.is_empty(), "{}", component["name"]);
         for (file, pin) in pins {
             assert!(
                 repository::read(file).contains(&pin),
-                "{LIST} says that {} is {}, but {file} does not contain {pin:?}",
+                "{COMPONENTS_FILE} says that {} is {}, but {file} does not contain {pin:?}",
                 component["name"],
                 component["version"]
             );
@@ -76,8 +81,8 @@ fn each_component_has_the_version_that_the_files_pin() {
 
 #[test]
 fn every_pinned_program_and_image_is_a_component() {
-    let components = components();
-    let pinned = components.iter().flat_map(pins).collect::<Vec<_>>();
+    let components = read_components();
+    let pinned = components.iter().flat_map(version_pins).collect::<Vec<_>>();
     let tools = Regex::new(r"(?m)^(?:tool |\t)([^ \t\n(]+)$").unwrap();
     for file in repository::files("tests/stack/tools", |name| name == "go.mod") {
         let module = repository::read(&file);
@@ -107,7 +112,7 @@ fn every_pinned_program_and_image_is_a_component() {
             let module = of_tool.unwrap_or_else(|| panic!("{file}: no version of {tool}"));
             assert!(
                 pinned.iter().any(|(_, pin)| pin == module),
-                "{file}: {module:?} is not in {LIST}"
+                "{file}: {module:?} is not in {COMPONENTS_FILE}"
             );
         }
     }
@@ -123,13 +128,13 @@ fn every_pinned_program_and_image_is_a_component() {
         for image in images {
             assert!(
                 pinned.iter().any(|(_, pin)| image.contains(pin.as_str())),
-                "{file}: {image} is not in {LIST}"
+                "{file}: {image} is not in {COMPONENTS_FILE}"
             );
         }
         for tag in tagged.captures_iter(&content).filter(|tag| &tag[2] != "\"\"") {
             assert!(
                 pinned.iter().any(|(_, pin)| *pin == tag[0]),
-                "{file}: {:?} is not in {LIST}",
+                "{file}: {:?} is not in {COMPONENTS_FILE}",
                 &tag[0]
             );
         }
@@ -138,7 +143,7 @@ fn every_pinned_program_and_image_is_a_component() {
 
 #[test]
 fn releases_compare_by_number_and_commits_by_time() {
-    assert!(numbers("0.34.2") > numbers("0.9.10"));
-    assert!(numbers("0.0.0-20250415083406-ed") > numbers("0.0.0-20231102155424-02"));
-    assert!(numbers("1.95") < numbers("1.95.1"));
+    assert!(version_numbers("0.34.2") > version_numbers("0.9.10"));
+    assert!(version_numbers("0.0.0-20250415083406-ed") > version_numbers("0.0.0-20231102155424-02"));
+    assert!(version_numbers("1.95") < version_numbers("1.95.1"));
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::{repository, settings::documented};
+use crate::{repository, settings::documented_settings};
 
 /// The variable of an installation that the C library reads.
 const READ_BY_THE_C_LIBRARY: &str = "MALLOC_ARENA_MAX";
@@ -71,8 +71,8 @@ fn the_gateways_autoscaler_keeps_one_deployer() {
 #[test]
 fn every_variable_of_an_installation_is_a_setting() {
     for name in ["builder-fn", "deployer-fn"] {
-        let mut settings = documented("host");
-        settings.extend(documented(name));
+        let mut settings = documented_settings("host");
+        settings.extend(documented_settings(name));
         settings.insert(READ_BY_THE_C_LIBRARY.to_owned());
         for installation in [in_stack_yml(name), in_store_json(name)] {
             assert!(!installation.environment.is_empty(), "{name}: no variables");

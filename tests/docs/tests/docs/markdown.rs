@@ -43,7 +43,7 @@ impl MarkdownPage {
     pub(crate) fn code_spans(&self) -> Vec<(usize, String)> {
         let mut spans = Vec::new();
         for (number, line) in &self.prose {
-            spans.extend(backticked(line).into_iter().map(|span| (*number, span)));
+            spans.extend(texts_in_backticks(line).into_iter().map(|span| (*number, span)));
         }
         spans
     }
@@ -52,19 +52,19 @@ impl MarkdownPage {
     pub(crate) fn anchors(&self) -> BTreeSet<String> {
         let headings = self.prose.iter().filter_map(|(_, line)| {
             let text = line.trim_start_matches('#');
-            (text.len() < line.len() && text.starts_with(' ')).then(|| slug(text.trim()))
+            (text.len() < line.len() && text.starts_with(' ')).then(|| heading_anchor(text.trim()))
         });
         headings.collect()
     }
 }
 
 /// Returns the texts between backticks in `line`.
-pub(crate) fn backticked(line: &str) -> Vec<String> {
+pub(crate) fn texts_in_backticks(line: &str) -> Vec<String> {
     line.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 /// Returns the anchor of a heading: lower case, blanks as hyphens, without punctuation.
-fn slug(heading: &str) -> String {
+fn heading_anchor(heading: &str) -> String {
     let kept = heading
         .chars()
         .filter(|char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_'));
@@ -84,7 +84,7 @@ pub(crate) fn names_in_table(text: &str, mark: &str) -> BTreeSet<String> {
     // The first two rows are the heading and its line.
     for row in table.lines().filter(|line| line.starts_with('|')).skip(2) {
         let column = row.split('|').nth(1).unwrap();
-        let found = backticked(column);
+        let found = texts_in_backticks(column);
         assert!(!found.is_empty(), "{mark}: no name in {row}");
         for name in found {
             assert!(names.insert(name.clone()), "{mark}: {name} is there twice");

@@ -13,11 +13,11 @@ use crate::{repository, settings};
 
 /// Returns the names of all metrics in the sources in `folder`: those in the constructors of metrics, and every text that
 /// begins like the name of a metric and is not a setting.
-fn in_sources(folder: &str) -> BTreeSet<String> {
+fn metrics_in_sources(folder: &str) -> BTreeSet<String> {
     let constructor =
         Regex::new(r#"(?:Opts|Counter|Gauge|Histogram)::(?:new|with_opts)\([ \n]*"([a-z0-9_]+)""#).unwrap();
     let prefixed = Regex::new(r#""((?:slipway|http)_[a-z0-9_]+)""#).unwrap();
-    let settings = settings::documented("host");
+    let settings = settings::documented_settings("host");
     let mut names = BTreeSet::new();
     for path in repository::files(folder, |name| name.ends_with(".rs") && name != "tests.rs") {
         let source = repository::read(&path);
@@ -36,7 +36,7 @@ fn in_sources(folder: &str) -> BTreeSet<String> {
 fn assert_documented(table: &str, folder: &str, registry: &Registry) {
     let text = repository::read("docs/observability.md");
     let documented = names_in_table(&text, &format!("metrics: {table}"));
-    let in_sources = in_sources(folder);
+    let in_sources = metrics_in_sources(folder);
     for family in registry.gather() {
         assert!(
             in_sources.contains(family.name()),

@@ -11,12 +11,12 @@ use crate::repository;
 const MAX_LINE_CHARS: usize = 120;
 
 /// Returns the paths of the repository's documents.
-fn pages() -> Vec<String> {
+fn document_paths() -> Vec<String> {
     repository::files("", |name| name.ends_with(".md"))
 }
 
 /// Returns what is wrong with a link to `target` in the document or source `from`, if anything is.
-fn fault(from: &str, target: &str) -> Option<String> {
+fn link_fault(from: &str, target: &str) -> Option<String> {
     let (path, anchor) = match target.split_once('#') {
         Some((path, anchor)) => (path, Some(anchor)),
         None => (target, None),
@@ -36,23 +36,23 @@ fn fault(from: &str, target: &str) -> Option<String> {
 }
 
 #[track_caller]
-fn assert_none(faults: &[String]) {
+fn assert_no_faults(faults: &[String]) {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
 #[test]
 fn every_relative_link_leads_to_a_file_and_a_heading() {
     let mut faults = Vec::new();
-    for path in pages() {
+    for path in document_paths() {
         let page = MarkdownPage::parse(&repository::read(&path));
         for (number, target) in page.links() {
             if target.contains("://") {
                 continue;
             }
-            faults.extend(fault(&path, &target).map(|fault| format!("line {number}: {fault}")));
+            faults.extend(link_fault(&path, &target).map(|fault| format!("line {number}: {fault}")));
         }
     }
-    assert_none(&faults);
+    assert_no_faults(&faults);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn every_path_in_a_document_exists() {
         Regex::new(r"^(?:builder-fn|deployer-fn|template|tests|chart|fuzz|docs|\.ci)/[A-Za-z0-9_./-]*$")
             .unwrap();
     let mut faults = Vec::new();
-    for path in pages() {
+    for path in document_paths() {
         for (number, span) in MarkdownPage::parse(&repository::read(&path)).code_spans() {
             let first = span.split(' ').next().unwrap_or_default();
             if from_root.is_match(first) && !repository::root().join(first).exists() {
@@ -70,7 +70,7 @@ fn every_path_in_a_document_exists() {
             }
         }
     }
-    assert_none(&faults);
+    assert_no_faults(&faults);
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn every_make_target_in_a_document_exists() {
     };
     let command = Regex::new(r"(?m)(?:^|[ `(])make ([a-z][a-z0-9-]*)").unwrap();
     let mut faults = Vec::new();
-    for path in pages() {
+    for path in document_paths() {
         let page = MarkdownPage::parse(&repository::read(&path));
         for (number, span) in page.code_spans() {
             for found in command.captures_iter(&span) {
@@ -93,13 +93,13 @@ fn every_make_target_in_a_document_exists() {
             }
         }
     }
-    assert_none(&faults);
+    assert_no_faults(&faults);
 }
 
 #[test]
 fn no_line_outside_of_tables_and_code_is_long() {
     let mut faults = Vec::new();
-    for path in pages() {
+    for path in document_paths() {
         for (number, line) in MarkdownPage::parse(&repository::read(&path)).prose {
             let length = line.chars().count();
             if length > MAX_LINE_CHARS && !line.starts_with('|') {
@@ -107,7 +107,7 @@ fn no_line_outside_of_tables_and_code_is_long() {
             }
         }
     }
-    assert_none(&faults);
+    assert_no_faults(&faults);
 }
 
 #[test]
@@ -127,8 +127,8 @@ fn every_reference_from_the_code_to_a_document_leads_somewhere() {
             continue;
         }
         for found in reference.captures_iter(&repository::read(&path)) {
-            faults.extend(fault("README.md", &found[1]).map(|fault| format!("{path}: {fault}")));
+            faults.extend(link_fault("README.md", &found[1]).map(|fault| format!("{path}: {fault}")));
         }
     }
-    assert_none(&faults);
+    assert_no_faults(&faults);
 }

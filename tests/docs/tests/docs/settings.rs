@@ -36,7 +36,7 @@ impl RecordingEnvironment {
         }
     }
 
-    fn asked(self) -> BTreeSet<String> {
+    fn requested_variables(self) -> BTreeSet<String> {
         self.asked.into_inner().unwrap()
     }
 }
@@ -49,7 +49,7 @@ impl Environment for RecordingEnvironment {
 }
 
 /// Returns the settings in the table `table` of docs/settings.md.
-pub(crate) fn documented(table: &str) -> BTreeSet<String> {
+pub(crate) fn documented_settings(table: &str) -> BTreeSet<String> {
     names_in_table(
         &repository::read("docs/settings.md"),
         &format!("settings: {table}"),
@@ -76,14 +76,14 @@ fn read_by_the_host() -> BTreeSet<String> {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"),
     ]);
     function_host::check_settings(&environment).unwrap();
-    environment.asked()
+    environment.requested_variables()
 }
 
 #[test]
 fn the_settings_of_every_function_are_documented_and_read() {
     let mut read = read_by_the_host();
     read.retain(|name| !name.starts_with("OTEL_"));
-    assert_same(&documented("host"), &read);
+    assert_same(&documented_settings("host"), &read);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn the_settings_of_traces_are_documented_and_read() {
     let mut read = read_by_the_host();
     read.retain(|name| name.starts_with("OTEL_"));
     read.extend(READ_BY_THE_SDK.map(str::to_owned));
-    assert_same(&documented("traces"), &read);
+    assert_same(&documented_settings("traces"), &read);
 }
 
 #[test]
@@ -102,7 +102,10 @@ fn the_settings_of_the_builder_are_documented_and_read() {
     let mut parser = Parser::new(&environment);
     builder_fn::settings::Settings::read(&mut parser, &Secrets::new(folder.path()), None);
     parser.finish().unwrap();
-    assert_same(&documented("builder-fn"), &environment.asked());
+    assert_same(
+        &documented_settings("builder-fn"),
+        &environment.requested_variables(),
+    );
 }
 
 #[test]
@@ -111,5 +114,8 @@ fn the_settings_of_the_deployer_are_documented_and_read() {
     let mut parser = Parser::new(&environment);
     deployer_fn::Settings::read(&mut parser);
     parser.finish().unwrap();
-    assert_same(&documented("deployer-fn"), &environment.asked());
+    assert_same(
+        &documented_settings("deployer-fn"),
+        &environment.requested_variables(),
+    );
 }

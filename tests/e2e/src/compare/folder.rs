@@ -26,7 +26,7 @@ impl UniqueContextFolder {
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
-            fs::write(path, content(shape.bytes, salt ^ ((number as u64) << 8)))?;
+            fs::write(path, random_content(shape.bytes, salt ^ ((number as u64) << 8)))?;
         }
         folder.set_times()?;
         Ok(folder)
@@ -65,7 +65,7 @@ impl UniqueContextFolder {
     pub(super) fn change_one_file(&self) -> Result<()> {
         let path = self.context_path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;
-        fs::write(&path, content(bytes, !self.salt))?;
+        fs::write(&path, random_content(bytes, !self.salt))?;
         self.set_times()?;
         run_command(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
     }
@@ -78,7 +78,7 @@ impl UniqueContextFolder {
     pub(super) fn tar_for_builder(&self, comparison: &BuildBenchmark, compression: &str) -> Result<Vec<u8>> {
         let image = comparison
             .testbed
-            .image(BUILDER_FN_REPOSITORY, &self.salt.to_string());
+            .image_name(BUILDER_FN_REPOSITORY, &self.salt.to_string());
         let compression = Some(compression).filter(|name| !name.is_empty());
         let config: Value = json!({ "image": image, "compression": compression });
         fs::write(
@@ -100,7 +100,7 @@ impl UniqueContextFolder {
 }
 
 /// Returns incompressible bytes, the same ones for the same seed.
-fn content(bytes: usize, seed: u64) -> Vec<u8> {
+fn random_content(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;
@@ -122,8 +122,8 @@ mod tests {
 
     #[test]
     fn content_depends_on_the_seed_alone() {
-        assert_eq!(content(100, 7), content(100, 7));
-        assert_ne!(content(100, 7), content(100, 8 << 8));
-        assert_eq!(content(13, 1).len(), 13);
+        assert_eq!(random_content(100, 7), random_content(100, 7));
+        assert_ne!(random_content(100, 7), random_content(100, 8 << 8));
+        assert_eq!(random_content(13, 1).len(), 13);
     }
 }

@@ -28,16 +28,16 @@ pub(super) fn append_entry(
     content: &[u8],
 ) -> Result<()> {
     match long {
-        None => block(tar, "", path, header, content.len(), true)?,
+        None => append_header_block(tar, "", path, header, content.len(), true)?,
         Some("prefix") => {
             let end = path.len().min(156);
             let at = path.get(..end).and_then(|start| start.rfind('/'));
             let at = at.with_context(|| format!("{path} cannot be split"))?;
-            block(tar, &path[..at], &path[at + 1..], header, content.len(), true)?;
+            append_header_block(tar, &path[..at], &path[at + 1..], header, content.len(), true)?;
         }
         Some("pax") => {
             let (folder, name) = path.rsplit_once('/').context("the name has no folder")?;
-            let record = record("path", path);
+            let record = pax_record("path", path);
             let extended = HeaderFields {
                 kind: b'x',
                 mode: 0,
@@ -45,9 +45,9 @@ pub(super) fn append_entry(
                 owner: &EntryOwner { id: 0, name: "" },
             };
             let name = ascii_part(&format!("{folder}/PaxHeaders.0/{name}"));
-            block(tar, "", &name, &extended, record.len(), false)?;
+            append_header_block(tar, "", &name, &extended, record.len(), false)?;
             append_padded(tar, record.as_bytes());
-            block(tar, "", &ascii_part(path), header, content.len(), true)?;
+            append_header_block(tar, "", &ascii_part(path), header, content.len(), true)?;
         }
         Some(other) => bail!("{path}: unknown encoding {other:?} of a long name"),
     }
@@ -55,7 +55,7 @@ pub(super) fn append_entry(
     Ok(())
 }
 
-fn block(
+fn append_header_block(
     tar: &mut Vec<u8>,
     prefix: &str,
     name: &str,
@@ -101,7 +101,7 @@ fn append_padded(tar: &mut Vec<u8>, content: &[u8]) {
 }
 
 /// Returns a PAX record, which starts with its own length.
-fn record(key: &str, value: &str) -> String {
+fn pax_record(key: &str, value: &str) -> String {
     let rest = format!(" {key}={value}\n");
     let mut length = rest.len() + 1;
     while length != rest.len() + length.to_string().len() {

@@ -21,10 +21,10 @@ const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(90);
 async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let name = "queued";
     testbed.functions.remove_function(name).await?;
-    let config = json!({ "image": testbed.image("e2e/queued", "1"), "deploy": { "service": name } });
+    let config = json!({ "image": testbed.image_name("e2e/queued", "1"), "deploy": { "service": name } });
     let tar = BuildContext::static_page_function(base, "by the queue").tar_with_config(&config)?;
     assert!(tar.len() < QUEUED_BODY_MAX_BYTES);
 
@@ -46,10 +46,9 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
 async fn a_second_version_replaces_the_first_without_a_failed_request() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let name = "replaced";
-    let config =
-        |tag: &str| json!({ "image": testbed.image("e2e/replaced", tag), "deploy": { "service": name } });
+    let config = |tag: &str| json!({ "image": testbed.image_name("e2e/replaced", tag), "deploy": { "service": name } });
 
     assert_eq!(
         testbed
@@ -80,7 +79,7 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
         .await;
     // Also request the page after the switch, while the first version is being stopped.
     for _ in 0..50 {
-        testbed.functions.get_front_page(name).await.ok();
+        testbed.functions.get_function_page(name).await.ok();
     }
     replaced?;
     done.store(true, Ordering::SeqCst);
@@ -110,7 +109,7 @@ async fn count_pages(functions: FunctionsClient, name: &'static str, done: Arc<A
     let mut counts = PageCounts::default();
     // With faasd, a call that began between the versions may end long after the second one is running.
     while !done.load(Ordering::SeqCst) || counts.second == 0 {
-        match functions.get_front_page(name).await {
+        match functions.get_function_page(name).await {
             Ok((200, page)) if page == "first" => counts.first += 1,
             Ok((200, page)) if page == "second" => counts.second += 1,
             other => counts.failed.push(format!("{other:?}")),

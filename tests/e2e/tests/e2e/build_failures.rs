@@ -450,7 +450,7 @@ async fn differences_from_expected(
     cases: Vec<FailingBuild>,
 ) -> Result<Vec<String>> {
     let client = builder.client()?;
-    let default_image = testbed.image("e2e/build-failures", "1");
+    let default_image = testbed.image_name("e2e/build-failures", "1");
     let (client, default_image) = (&client, &default_image);
     let answers = stream::iter(cases).map(|case| async move {
         let mut config = json!({ "image": default_image });
@@ -480,7 +480,7 @@ async fn differences_from_expected(
 async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     // A daemon of this machine, which reaches the web server.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let folder = tempfile::tempdir()?;
@@ -521,9 +521,9 @@ async fn a_private_base_image_without_credentials_is_the_platforms_fault() -> Re
         ensure!(testbed.stack.registry.user.is_empty());
         return Ok(());
     }
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_docker_config(&testbed, "{}", &[]).await?;
-    let config = json!({ "image": testbed.image("e2e/build-failures", "1"), "skipPush": true });
+    let config = json!({ "image": testbed.image_name("e2e/build-failures", "1"), "skipPush": true });
     let source = BuildContext::dockerfile(format!("FROM {base}\n"));
 
     let reply = builder

@@ -17,7 +17,7 @@ fn read_recorded_secrets() -> Result<Value> {
 async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let recorded = read_recorded_secrets()?;
     let text = |name: &str| recorded[name].as_str().with_context(|| name.to_owned());
     let keys = tempfile::tempdir()?;
@@ -36,7 +36,7 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
          cat /run/secrets/pip_token; echo \"with $NPMRC\"; base64 /run/secrets/pip_token; \
          echo what the step wrote > /proof\n"
     ));
-    let config = json!({ "image": testbed.image("e2e/sealed", "1") });
+    let config = json!({ "image": testbed.image_name("e2e/sealed", "1") });
     let tar = source.tar_with_secrets(&config, text("sealed")?)?;
     let reply = builder.client()?.post_signed(tar).await?;
 
@@ -88,7 +88,7 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
     let refused = builder
         .client()?
         .post_signed(source.tar_with_secrets(
-            &json!({ "image": testbed.image("e2e/sealed-wrong", "1") }),
+            &json!({ "image": testbed.image_name("e2e/sealed-wrong", "1") }),
             &wrong,
         )?)
         .await?;

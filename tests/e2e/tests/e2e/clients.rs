@@ -53,7 +53,7 @@ impl<'a> ClientFixture<'a> {
         let keys = tempfile::tempdir()?;
         let key = CliRecording::read_recording()?.write_private_key(keys.path())?;
         let settings = [("build_secrets_private_key_path", key.as_str())];
-        let base = testbed.busybox().await?;
+        let base = testbed.busybox_image_name().await?;
         Ok(Self {
             testbed,
             builder: BuilderProcess::start_with_settings(testbed, &settings).await?,
@@ -116,7 +116,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
         .parent()
         .and_then(|path| path.to_str())
         .context("the handler has no folder")?;
-    let image = |name: &str| testbed.image(&format!("e2e/go-sdk-{name}"), "1");
+    let image = |name: &str| testbed.image_name(&format!("e2e/go-sdk-{name}"), "1");
 
     let output = fixture.run_client(sdk, &["build", &good, &image("build")], &[])?;
     let result = output.json();
@@ -202,7 +202,7 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
         .work_dir
         .write_file("key.pub", key.as_str().context("secrets.json: no public_key")?)?;
     let key = format!("-public-key={}", key.display());
-    let image = testbed.image("e2e/go-sdk-secrets", "1");
+    let image = testbed.image_name("e2e/go-sdk-secrets", "1");
     for (call, more) in [
         ("secrets", &[][..]),
         ("secrets-stream", &[]),
@@ -293,8 +293,8 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
     ];
     for (program, arguments) in clients {
         let repository = format!("e2e/client-{program}");
-        let image = testbed.image(&repository, "1");
-        let refused = testbed.image(&format!("{repository}-bad"), "1");
+        let image = testbed.image_name(&repository, "1");
+        let refused = testbed.image_name(&format!("{repository}-bad"), "1");
         let run = |image: &str, folder: &str, lang, more: &[(&str, &str)]| -> Result<(i32, Value)> {
             let arguments = arguments(image, folder, lang);
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -339,8 +339,8 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     let good = fixture.write_uncached_context("good", "RUN echo one")?;
     let bad = fixture.write_uncached_context("bad", "RUN exit 3")?;
     let (image, refused) = (
-        testbed.image("e2e/client-curl", "1"),
-        testbed.image("e2e/client-curl-bad", "1"),
+        testbed.image_name("e2e/client-curl", "1"),
+        testbed.image_name("e2e/client-curl-bad", "1"),
     );
 
     let output = fixture.run_client(curl, &[&refused, &bad], &[])?;
@@ -363,7 +363,7 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
 
     // The gateway strips the function's name from the path; /build remains.
     let through = format!("{}/function/builder-fn", testbed.stack.gateway.url);
-    let image = testbed.image("e2e/client-curl-gateway", "1");
+    let image = testbed.image_name("e2e/client-curl-gateway", "1");
     let config = json!({ "image": image, "labels": { "by": "curl" } }).to_string();
     let arguments = [
         image.as_str(),

@@ -40,7 +40,7 @@ async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
     .with_file("a-amd64", "for amd64")
     .with_file("a-arm64", "for arm64");
     let config = json!({
-        "image": testbed.image(repository, "1"),
+        "image": testbed.image_name(repository, "1"),
         "tags": ["2"],
         "platforms": [" linux/amd64", "linux/arm64 ", ""],
     });
@@ -74,7 +74,7 @@ async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
 
     // Another stage of the same context, for the daemon's own platform: a plain manifest, with labels.
     let config = json!({
-        "image": testbed.image(repository, "first"),
+        "image": testbed.image_name(repository, "first"),
         "platforms": [""],
         "target": "first",
         "labels": { "org.example.label": "with = and \"quotes\"" },
@@ -105,16 +105,16 @@ async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
 async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let repository = "e2e/cached";
-    let cache = testbed.image(repository, "cache");
+    let cache = testbed.image_name(repository, "cache");
     let at = format!("{:?}", SystemTime::now());
     let source = BuildContext::dockerfile(format!(
         "FROM {base} AS work\nARG AT\nRUN echo $AT; cat /proc/sys/kernel/random/uuid > /made\n\
          FROM scratch\nCOPY --from=work /made /made\n"
     ));
     let config = |tag: &str, more: Value| {
-        let mut config = json!({ "image": testbed.image(repository, tag), "buildArgs": { "AT": at } });
+        let mut config = json!({ "image": testbed.image_name(repository, tag), "buildArgs": { "AT": at } });
         for (key, value) in more.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
@@ -160,12 +160,12 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
 async fn the_index_has_the_requested_attestations() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
-    let generator = testbed.image("e2e/generator", "1");
+    let base = testbed.busybox_image_name().await?;
+    let generator = testbed.image_name("e2e/generator", "1");
     let small = BuildContext::static_page_function(base, "attested").with_file("a", "a");
     let repository = "e2e/attested";
     let config = json!({
-        "image": testbed.image(repository, "1"),
+        "image": testbed.image_name(repository, "1"),
         "buildArgs": { "TOKEN": "value of an argument" },
         "sbom": true,
         "provenance": true,
@@ -241,7 +241,7 @@ async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
-    let config = json!({ "image": testbed.image("e2e/frontend", "1"), "skipPush": true });
+    let config = json!({ "image": testbed.image_name("e2e/frontend", "1"), "skipPush": true });
     let evil = "# syntax=registry.invalid/frontend:1\nFROM scratch\nCOPY a /a\n";
     let post = async |source: BuildContext| {
         builder
@@ -276,13 +276,13 @@ async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
 async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[("exec_timeout", "6s")]).await?;
     let at = format!("{:?}", SystemTime::now());
     let limited = async |seconds: u32, more: Value| {
         let source =
             BuildContext::dockerfile(format!("FROM {base}\nARG AT\nRUN sleep {seconds}; echo $AT\n"));
-        let mut config = json!({ "image": testbed.image("e2e/limited", "1"), "buildArgs": { "AT": at }, "skipPush": true });
+        let mut config = json!({ "image": testbed.image_name("e2e/limited", "1"), "buildArgs": { "AT": at }, "skipPush": true });
         for (key, value) in more.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }

@@ -27,7 +27,7 @@ async fn build_and_compare(
     tag: &str,
     tree: &ContextTree,
 ) -> Result<()> {
-    let image = testbed.image(repository, tag);
+    let image = testbed.image_name(repository, tag);
     let reply = builder
         .client()?
         .post_signed(tree.tar_with_config(&json!({ "image": image }))?)
@@ -124,7 +124,7 @@ async fn an_aborted_transfer_does_not_affect_later_builds() -> Result<()> {
     build_and_compare(&testbed, &builder, "e2e/broken", "1", &tree(1)).await?;
 
     let sent = builder.metric_value("slipway_context_sent_bytes_total").await?;
-    let tar = tree(2).tar_with_config(&json!({ "image": testbed.image("e2e/broken", "2") }))?;
+    let tar = tree(2).tar_with_config(&json!({ "image": testbed.image_name("e2e/broken", "2") }))?;
     let client = builder.client()?;
     let posting = tokio::spawn(async move { client.post_signed(tar).await });
     while builder.metric_value("slipway_context_sent_bytes_total").await? < sent + 1e5 {
@@ -211,7 +211,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
                 "FROM scratch\nCOPY . /\nCOPY nothing-of-this-name /\n",
             );
         }
-        let image = testbed.image("e2e/random", &tag);
+        let image = testbed.image_name("e2e/random", &tag);
         let reply = builder
             .client()?
             .post_signed(posted.tar_with_config(&json!({ "image": image }))?)

@@ -18,9 +18,9 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
         return Ok(());
     }
     let functions = &testbed.functions;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let build = async |name: &str, context: BuildContext| -> Result<String> {
-        let image = testbed.image(&format!("e2e/deferred-{name}"), "1");
+        let image = testbed.image_name(&format!("e2e/deferred-{name}"), "1");
         let reply = testbed
             .builder
             .post_signed(context.tar_with_config(&json!({ "image": image }))?)
@@ -58,7 +58,7 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
         assert_eq!(status["envVars"]["IMAGE"], **image, "{status:#}");
         assert_eq!(status["availableReplicas"], 1, "{status:#}");
         assert_eq!(
-            functions.get_front_page(name).await?,
+            functions.get_function_page(name).await?,
             (200, "first".to_owned()),
             "{image}"
         );

@@ -61,7 +61,7 @@ static DEPLOYED_IMAGES: OnceCell<DeployedImages> = OnceCell::const_new();
 
 impl DeployedImages {
     async fn build_images(testbed: &Testbed) -> Result<Self> {
-        let base = testbed.busybox().await?;
+        let base = testbed.busybox_image_name().await?;
         let runs = |command: &str| {
             BuildContext::dockerfile(format!(
                 "FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{command}\"]\n"
@@ -227,7 +227,7 @@ impl DeployerFixture {
             image if image == self.images.first => "first",
             _ => "second",
         };
-        let answer = self.testbed.functions.get_front_page(&self.name).await?;
+        let answer = self.testbed.functions.get_function_page(&self.name).await?;
         assert_eq!(answer, (200, page.to_owned()));
         Ok(())
     }

@@ -149,7 +149,7 @@ impl DigestComparison {
     ) -> Result<()> {
         let (ours, theirs) = (format!("{name}-builder-fn"), format!("{name}-buildctl"));
         let mut config = json!({
-            "image": self.testbed.image(DIGESTS_REPOSITORY, &ours),
+            "image": self.testbed.image_name(DIGESTS_REPOSITORY, &ours),
             "noCache": true,
             "buildArgs": { "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH_TEXT },
         });
@@ -194,7 +194,7 @@ impl DigestComparison {
         let output = format!(",rewrite-timestamp=true,oci-mediatypes=true,compression={compression}");
         self.buildctl.build_with_output(
             folder,
-            &self.testbed.image(DIGESTS_REPOSITORY, tag),
+            &self.testbed.image_name(DIGESTS_REPOSITORY, tag),
             &options.each_ref().map(String::as_str),
             &output,
         )
@@ -366,7 +366,7 @@ async fn of_several_tar_entries_for_a_path_the_last_one_is_in_the_image() -> Res
     folder.write_file("kind", "a file first")?;
     folder.set_times("@1500000000")?;
     let config = json!({
-        "image": comparison.testbed.image(DIGESTS_REPOSITORY, "twice-builder-fn"),
+        "image": comparison.testbed.image_name(DIGESTS_REPOSITORY, "twice-builder-fn"),
         "noCache": true,
         "buildArgs": { "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH_TEXT },
     });
@@ -412,7 +412,7 @@ async fn twenty_thousand_files_give_the_same_digest() -> Result<()> {
 async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
     let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
-    let base = comparison.testbed.busybox().await?;
+    let base = comparison.testbed.busybox_image_name().await?;
     let folder = ContextFolder::new(&format!(
         "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /output\nCOPY nested/ /nested/\n"
     ))?;
@@ -422,7 +422,7 @@ async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
     folder.set_times("@1600000000")?;
     // Layers of the base image keep their compression, which is that of the stack's builder.
     let config = json!({
-        "image": comparison.testbed.image(DIGESTS_REPOSITORY, "steps-builder-fn"),
+        "image": comparison.testbed.image_name(DIGESTS_REPOSITORY, "steps-builder-fn"),
         "noCache": true,
         "buildArgs": { "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH_TEXT },
     });

@@ -85,7 +85,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         ensure!(registry.user.is_empty());
         return Ok(());
     }
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let repository = "e2e/docker-config";
     let source = BuildContext::static_page_function(base, "odd credentials");
@@ -96,7 +96,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         let buildctl = Buildctl::with_docker_config(&testbed, &daemon, text)?;
         let pushed = buildctl.build_and_push(
             &folder,
-            &testbed.image(repository, &format!("{name}-buildctl")),
+            &testbed.image_name(repository, &format!("{name}-buildctl")),
             &[],
         );
         match odd.is_accepted_by_buildctl {
@@ -109,7 +109,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
             BuilderProcess::start_with_docker_config(&testbed, text, &[("buildkit_url", &daemon.url())])
                 .await
                 .with_context(|| format!("builder-fn with {name}"))?;
-        let image = testbed.image(repository, name);
+        let image = testbed.image_name(repository, name);
         let reply = builder
             .client()?
             .post_signed(source.tar_with_config(&json!({ "image": image, "noCache": true }))?)
@@ -133,7 +133,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
                 .await
                 .with_context(|| format!("deployer-fn with {name}"))?;
         let hand_over = json!({
-            "image": format!("{}@{digest}", testbed.image(repository, "").trim_end_matches(':')),
+            "image": format!("{}@{digest}", testbed.image_name(repository, "").trim_end_matches(':')),
             "callId": name,
             "builtAt": "2026-01-01T00:00:00Z",
             "deploy": { "service": function },
@@ -143,7 +143,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         assert_eq!(reply.status, 200, "{name}: {}", reply.text);
         let absent = format!(
             "{}@sha256:{}",
-            testbed.image(repository, "").trim_end_matches(':'),
+            testbed.image_name(repository, "").trim_end_matches(':'),
             "0".repeat(64)
         );
         let mut hand_over = hand_over;

@@ -309,7 +309,7 @@ async fn labels_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<Val
 async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
         let name = format!("cli-publish-{at}");
@@ -357,7 +357,10 @@ async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
 async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let (base, recorded) = (testbed.busybox().await?, CliRecording::read_recording()?);
+    let (base, recorded) = (
+        testbed.busybox_image_name().await?,
+        CliRecording::read_recording()?,
+    );
     let keys = tempfile::tempdir()?;
     let key = recorded.write_private_key(keys.path())?;
     let settings = [("build_secrets_private_key_path", key.as_str())];
@@ -396,7 +399,7 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
 async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
         let bad = format!("cli-bad-{at}");

@@ -40,8 +40,8 @@ impl HandOverFixture {
 
     /// Builds pages with this text; the image is `e2e/hand-over:TAG`.
     async fn build_page(&self, tag: &str, text: &str, deploy: Value) -> Result<BuilderReply> {
-        let config = json!({ "image": self.testbed.image("e2e/hand-over", tag), "deploy": deploy });
-        let source = BuildContext::static_page_function(self.testbed.busybox().await?, text);
+        let config = json!({ "image": self.testbed.image_name("e2e/hand-over", tag), "deploy": deploy });
+        let source = BuildContext::static_page_function(self.testbed.busybox_image_name().await?, text);
         self.builder
             .client()?
             .post_signed(source.tar_with_config(&config)?)
@@ -63,7 +63,7 @@ impl HandOverFixture {
 async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
     let fixture = HandOverFixture::start().await?;
     let _parts = fixture.testbed.share_parts().await;
-    let base = fixture.testbed.busybox().await?;
+    let base = fixture.testbed.busybox_image_name().await?;
     let tag = format!("refused-{}", std::process::id());
     let valid = "never-built";
     for (what, deploy, part) in [
@@ -94,7 +94,7 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
         ),
     ] {
         fixture.gateway.clear_requests();
-        let image = fixture.testbed.image("e2e/hand-over", &tag);
+        let image = fixture.testbed.image_name("e2e/hand-over", &tag);
         let source = BuildContext::dockerfile(format!("FROM {base}\nRUN sleep 317\n"));
         let tar = source.tar_with_config(
             &json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": "40s" }),
@@ -149,7 +149,7 @@ async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()>
             .is_some_and(|image| image.contains("@sha256:")),
         "{real}"
     );
-    let page = fixture.testbed.functions.get_front_page(name).await?;
+    let page = fixture.testbed.functions.get_function_page(name).await?;
     assert_eq!(page, (200, "after a dry run".to_owned()));
     // One creation, by the hand-over: the dry run wrote nothing.
     let creations = fixture.gateway.changing_requests();
@@ -183,7 +183,7 @@ async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.json()["deployment"]["status"], "ready", "{}", reply.text);
     assert_eq!(
-        fixture.testbed.functions.get_front_page(name).await?,
+        fixture.testbed.functions.get_function_page(name).await?,
         (200, "retried".to_owned())
     );
     let all = fixture.route.recorded_hand_overs();

@@ -15,7 +15,7 @@ use slipway_stack::{LauncherDirectories, ProgressSink, promtool_path};
 async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let value = async |name: &str| builder.metric_value(name).await;
     let success = "slipway_builds_total{outcome=\"success\"}";
@@ -30,7 +30,7 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
     let source = BuildContext::dockerfile(format!("FROM {base}\nARG AT\nCOPY a /a\nRUN echo $AT\n"))
         .with_file("a", vec![1; 5000]);
     let config = json!({
-        "image": testbed.image("e2e/metrics", "1"), "buildArgs": { "AT": at }, "skipPush": true,
+        "image": testbed.image_name("e2e/metrics", "1"), "buildArgs": { "AT": at }, "skipPush": true,
     });
     let tar = source.tar_with_config(&config)?;
     let reply = builder.client()?.post_signed(tar.clone()).await?;

@@ -75,7 +75,7 @@ async fn every_answer_matches_the_openapi_description() -> Result<()> {
         ("PYTHONDONTWRITEBYTECODE", "1"),
         ("DESCRIPTION", &description),
         ("PAYLOAD_SECRET", &text(testbed.stack.payload_secret.clone())?),
-        ("IMAGE", &testbed.image("e2e/openapi", "1")),
+        ("IMAGE", &testbed.image_name("e2e/openapi", "1")),
     ];
     let arguments = format!(
         "-m schemathesis.cli run {description} --url {} --exclude-path /metrics --phases examples,coverage,fuzzing \

@@ -24,7 +24,7 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
     let registry = &testbed.stack.registry;
     let wrong = RegistryClient::docker_config(&registry.host, &registry.user, "not the password");
     let builder = BuilderProcess::start_with_docker_config(&testbed, &wrong, &[]).await?;
-    let image = testbed.image("e2e/wrong-password", "1");
+    let image = testbed.image_name("e2e/wrong-password", "1");
     let config = json!({ "image": image, "deploy": { "service": "wrong-password" } });
     let reply = builder
         .client()?
@@ -64,11 +64,11 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
 async fn a_caller_that_disconnects_leaves_no_file_and_no_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let registry = &testbed.stack.registry;
     let good = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
     let builder = BuilderProcess::start_with_docker_config(&testbed, &good, &[]).await?;
-    let image = testbed.image("e2e/dropped", "1");
+    let image = testbed.image_name("e2e/dropped", "1");
     let at = format!("{:?}", std::time::SystemTime::now());
     let source = BuildContext::dockerfile(format!(
         "FROM {base}\nARG AT\nCOPY pad /pad\nRUN sleep 300; echo $AT\n"
@@ -94,7 +94,7 @@ async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() ->
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
     let tar = small_context().tar_with_config(
-        &json!({ "image": testbed.image("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }),
+        &json!({ "image": testbed.image_name("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }),
     )?;
     let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
     buildkit.make_unavailable().await?;
@@ -115,7 +115,8 @@ async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() ->
     let reply = buildkit
         .builder_client()?
         .post_signed(
-            small_context().tar_with_config(&json!({ "image": testbed.image("e2e/no-buildkit", "2") }))?,
+            small_context()
+                .tar_with_config(&json!({ "image": testbed.image_name("e2e/no-buildkit", "2") }))?,
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -126,13 +127,14 @@ async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() ->
 async fn buildkit_lost_during_a_build_is_a_502_and_leaves_no_session() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let at = format!("{:?}", std::time::SystemTime::now());
     let source = BuildContext::dockerfile(format!("FROM {base}\nARG AT\nRUN sleep 301; echo $AT\n"));
     // The tag is new in every run, so an image of an earlier run cannot be mistaken for this one's.
     let tag = std::process::id().to_string();
-    let tar = source
-        .tar_with_config(&json!({ "image": testbed.image("e2e/lost", &tag), "buildArgs": { "AT": at } }))?;
+    let tar = source.tar_with_config(
+        &json!({ "image": testbed.image_name("e2e/lost", &tag), "buildArgs": { "AT": at } }),
+    )?;
     let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
     let client = buildkit.builder_client()?;
     let running = tokio::spawn(async move { client.post_signed(tar).await });
@@ -157,7 +159,7 @@ async fn without_the_gateway_the_image_is_built_and_the_deployment_fails() -> Re
     let _alone = testbed.lock_parts().await;
     let name = "no-gateway";
     let tar = small_context().tar_with_config(
-        &json!({ "image": testbed.image("e2e/no-gateway", "1"), "deploy": { "service": name } }),
+        &json!({ "image": testbed.image_name("e2e/no-gateway", "1"), "deploy": { "service": name } }),
     )?;
     let gateway = PartOutage::prepare(&testbed, StackPart::Gateway).await?;
     gateway.make_unavailable().await?;
@@ -183,7 +185,7 @@ async fn a_build_leaves_no_session() -> Result<()> {
     let _alone = testbed.lock_parts().await;
     let tar = small_context()
         .with_file("pad", vec![3; 12 << 20])
-        .tar_with_config(&json!({ "image": testbed.image("e2e/tidy", "1") }))?;
+        .tar_with_config(&json!({ "image": testbed.image_name("e2e/tidy", "1") }))?;
     let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
     let reply = buildkit.builder_client()?.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);

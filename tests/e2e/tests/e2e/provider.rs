@@ -12,8 +12,8 @@ use tokio::{
 };
 
 async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
-    let base = testbed.busybox().await?;
-    let image = testbed.image(&format!("e2e/provider-{text}"), "1");
+    let base = testbed.busybox_image_name().await?;
+    let image = testbed.image_name(&format!("e2e/provider-{text}"), "1");
     let reply = testbed
         .builder
         .post_signed(
@@ -41,7 +41,7 @@ async fn call_continuously(
     while !*stop.borrow() {
         tick.tick().await;
         let functions = Arc::clone(&functions);
-        calls.spawn(async move { functions.get_front_page(name).await });
+        calls.spawn(async move { functions.get_function_page(name).await });
     }
     let all = calls.join_all().await;
     let failed = |called: &Result<(u16, String)>| match called {

@@ -55,11 +55,12 @@ impl<'b> BuilderWithRoute<'b> {
     async fn tar_of_page(&self, function: &str, text: &str) -> Result<Vec<u8>> {
         self.testbed.functions.remove_function(function).await?;
         let config = json!({
-            "image": self.testbed.image(&format!("e2e/{function}"), "1"),
+            "image": self.testbed.image_name(&format!("e2e/{function}"), "1"),
             "deploy": { "service": function },
             "probe": { "path": "/index.html", "successes": 2 },
         });
-        BuildContext::static_page_function(self.testbed.busybox().await?, text).tar_with_config(&config)
+        BuildContext::static_page_function(self.testbed.busybox_image_name().await?, text)
+            .tar_with_config(&config)
     }
 
     async fn remove_function(self, function: &str) -> Result<()> {

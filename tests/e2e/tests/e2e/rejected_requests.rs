@@ -11,8 +11,8 @@ struct ExpectedRejection {
     message: &'static [&'static str],
 }
 
-fn config_with_image(testbed: &Testbed, name: &str) -> Value {
-    json!({ "image": testbed.image(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
+fn config_to_reject(testbed: &Testbed, name: &str) -> Value {
+    json!({ "image": testbed.image_name(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
 }
 
 async fn assert_rejected(
@@ -64,7 +64,7 @@ fn valid_context() -> BuildContext {
 async fn a_wrong_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let tar = valid_context().tar_with_config(&config_with_image(&testbed, "wrong-signature"))?;
+    let tar = valid_context().tar_with_config(&config_to_reject(&testbed, "wrong-signature"))?;
     let signature = slipway_e2e::client::sign_body(b"another key", &tar)?;
     let expected = ExpectedRejection {
         what: "wrong signature",
@@ -82,7 +82,7 @@ async fn a_wrong_signature_is_rejected() -> Result<()> {
 async fn a_body_without_a_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let tar = valid_context().tar_with_config(&config_with_image(&testbed, "no-signature"))?;
+    let tar = valid_context().tar_with_config(&config_to_reject(&testbed, "no-signature"))?;
     let expected = ExpectedRejection {
         what: "no signature",
         status: 401,
@@ -98,7 +98,7 @@ async fn a_truncated_tar_is_rejected() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let mut tar = valid_context()
         .with_file("b", vec![7; 4096])
-        .tar_with_config(&config_with_image(&testbed, "truncated"))?;
+        .tar_with_config(&config_to_reject(&testbed, "truncated"))?;
     tar.truncate(512 * 6 + 100);
     let expected = ExpectedRejection {
         what: "truncated tar",
@@ -155,11 +155,11 @@ async fn an_invalid_image_name_is_rejected() -> Result<()> {
 async fn a_failing_step_is_reported_with_its_log_and_nothing_is_deployed() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN echo this is said before; exit 3\n"));
     let reply = testbed
         .builder
-        .post_signed(source.tar_with_config(&config_with_image(&testbed, "failing-step"))?)
+        .post_signed(source.tar_with_config(&config_to_reject(&testbed, "failing-step"))?)
         .await?;
     let log = reply.json()["log"].to_string();
     assert!(log.contains("this is said before"), "{}", reply.text);
@@ -178,7 +178,7 @@ async fn a_syntax_error_in_the_dockerfile_is_reported_with_the_instruction() -> 
     let source = BuildContext::dockerfile("FROM scratch\nNONSENSE here\n");
     let reply = testbed
         .builder
-        .post_signed(source.tar_with_config(&config_with_image(&testbed, "no-parse"))?)
+        .post_signed(source.tar_with_config(&config_to_reject(&testbed, "no-parse"))?)
         .await?;
     let expected = ExpectedRejection {
         what: "unknown instruction",
@@ -197,7 +197,7 @@ async fn a_context_without_a_dockerfile_is_rejected_before_the_build() -> Result
         .post_signed(
             BuildContext::new()
                 .with_file("a", "a")
-                .tar_with_config(&config_with_image(&testbed, "no-dockerfile"))?,
+                .tar_with_config(&config_to_reject(&testbed, "no-dockerfile"))?,
         )
         .await?;
     let expected = ExpectedRejection {

@@ -31,7 +31,7 @@ async fn post_context(
     name: &str,
     tree: &ContextTree,
 ) -> Result<BuilderReply> {
-    let config = json!({ "image": testbed.image("e2e/lean", name), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
+    let config = json!({ "image": testbed.image_name("e2e/lean", name), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
     builder
         .client()?
         .post_signed(tree.tar_with_config(&config)?)
@@ -115,7 +115,7 @@ async fn each_concurrent_build_needs_little_memory() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = start_builder(&testbed, &[]).await?;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let tree = |gate: &str| {
         // The gate is the file /{gate}, so the context needs another name.
         let dockerfile = format!(
@@ -199,7 +199,7 @@ async fn a_tar_with_a_million_entries_is_rejected_within_the_memory_limit() -> R
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = start_builder(&testbed, &[]).await?;
-    let config = json!({ "image": testbed.image("e2e/lean", "million"), "skipPush": true });
+    let config = json!({ "image": testbed.image_name("e2e/lean", "million"), "skipPush": true });
     let mut tar = ContextTree::dockerfile("FROM scratch\n").tar_with_config(&config)?;
     // Remove the end-of-archive marker.
     tar.truncate(tar.len() - 1024);
@@ -258,7 +258,7 @@ async fn neither_a_full_disk_nor_a_kill_leaves_spooled_files() -> Result<()> {
     let disk = SmallDisk::new(8 * BYTES_PER_MIB)?;
     let spool = disk.mount_path().to_string_lossy().into_owned();
     let builder = start_builder(&testbed, &[("spool_dir", &spool)]).await?;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let copy = "FROM scratch\nCOPY . /\n";
 
     let reply = post_context(
@@ -296,7 +296,8 @@ async fn neither_a_full_disk_nor_a_kill_leaves_spooled_files() -> Result<()> {
         4 * BYTES_PER_MIB,
         4,
     );
-    let config = json!({ "image": testbed.image("e2e/lean", "killed"), "skipPush": true, "noCache": true });
+    let config =
+        json!({ "image": testbed.image_name("e2e/lean", "killed"), "skipPush": true, "noCache": true });
     let (client, tar) = (builder.client()?, waits.tar_with_config(&config)?);
     let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step("sleep 306; true", true).await?;
@@ -319,14 +320,15 @@ async fn concurrent_requests_share_the_spool_limit() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let limit = (8 * BYTES_PER_MIB).to_string();
     let builder = start_builder(&testbed, &[("spool_limit", &limit), ("max_body", &limit)]).await?;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let gate = "gate-of-spool-limit";
     let waits = compressible_context(
         &format!("FROM {base}\nCOPY . /x\nRUN {}\n", gated_command(gate)),
         5 * BYTES_PER_MIB,
         4,
     );
-    let config = json!({ "image": testbed.image("e2e/lean", "waits"), "skipPush": true, "noCache": true });
+    let config =
+        json!({ "image": testbed.image_name("e2e/lean", "waits"), "skipPush": true, "noCache": true });
     let (client, tar) = (builder.client()?, waits.tar_with_config(&config)?);
     let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step(gate, true).await?;

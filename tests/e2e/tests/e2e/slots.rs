@@ -14,8 +14,8 @@ async fn start_gated_build(
     builder: &BuilderProcess,
     gate: &str,
 ) -> Result<tokio::task::JoinHandle<Result<BuilderReply>>> {
-    let context = BuildContext::with_gated_step(testbed.busybox().await?, gate);
-    let config = json!({ "image": testbed.image("e2e/slots", "1"), "skipPush": true });
+    let context = BuildContext::with_gated_step(testbed.busybox_image_name().await?, gate);
+    let config = json!({ "image": testbed.image_name("e2e/slots", "1"), "skipPush": true });
     let (client, tar) = (builder.client()?, context.tar_with_config(&config)?);
     let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step(gate, true).await?;
@@ -25,7 +25,7 @@ async fn start_gated_build(
 fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .with_file("a", "a")
-        .tar_with_config(&json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true }))
+        .tar_with_config(&json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true }))
 }
 
 fn assert_rejected(reply: &BuilderReply) {
@@ -110,8 +110,9 @@ async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_rec
     let gate = "gate-of-a-deadline";
     let running = start_gated_build(&testbed, &builder, gate).await?;
     // The first build ends at its own deadline, so the second may get the slot for a moment. It would not end either.
-    let context = BuildContext::with_gated_step(testbed.busybox().await?, "gate-of-a-later-deadline");
-    let config = json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true });
+    let context =
+        BuildContext::with_gated_step(testbed.busybox_image_name().await?, "gate-of-a-later-deadline");
+    let config = json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true });
 
     let waiting = builder
         .client()?

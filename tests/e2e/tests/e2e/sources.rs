@@ -100,7 +100,7 @@ async fn no_spelling_of_a_private_address_is_read_and_no_connection_is_made() ->
     ] {
         let context = BuildContext::dockerfile(format!("FROM scratch\n{source}\n"));
         let tar = context
-            .tar_with_config(&json!({ "image": testbed.image("e2e/sources", "1"), "skipPush": true }))?;
+            .tar_with_config(&json!({ "image": testbed.image_name("e2e/sources", "1"), "skipPush": true }))?;
 
         let reply = builder.client()?.post_signed(tar).await?;
 
@@ -131,7 +131,7 @@ async fn the_operator_opens_a_private_host_for_builds() -> Result<()> {
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let dockerfile = format!("FROM scratch\nADD http://{allowed}/a /a\n");
     let tar = BuildContext::dockerfile(dockerfile)
-        .tar_with_config(&json!({ "image": testbed.image("e2e/sources", "2"), "skipPush": true }))?;
+        .tar_with_config(&json!({ "image": testbed.image_name("e2e/sources", "2"), "skipPush": true }))?;
 
     let reply = builder.client()?.post_signed(tar).await?;
 

@@ -29,11 +29,11 @@ async fn assert_output_arrives_during_the_build(
     accept: &str,
     name: &str,
 ) -> Result<()> {
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let gate = format!("gate-of-{}", name.replace('/', "-"));
     let steps = format!("RUN echo waiting; {}; echo through", gated_command(&gate));
     let tar =
-        uncached_context(base, &steps).tar_with_config(&json!({ "image": testbed.image(name, "1") }))?;
+        uncached_context(base, &steps).tar_with_config(&json!({ "image": testbed.image_name(name, "1") }))?;
     let mut records = client.post_and_stream_records(tar, accept).await?;
 
     let first = records.next_record().await?.context("the stream has no record")?;
@@ -44,7 +44,7 @@ async fn assert_output_arrives_during_the_build(
 
     assert!(lines.iter().any(|line| line.ends_with("Z through")), "{lines:?}");
     assert_eq!(last["status"], "success", "{last}");
-    assert_eq!(last["image"], testbed.image(name, "1").as_str(), "{last}");
+    assert_eq!(last["image"], testbed.image_name(name, "1").as_str(), "{last}");
     assert!(
         last["duration"].as_f64().is_some_and(|seconds| seconds > 0.0),
         "{last}"
@@ -80,8 +80,8 @@ async fn records_arrive_during_the_build() -> Result<()> {
 async fn events_pass_the_gateway_complete() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
-    let config = json!({ "image": testbed.image("e2e/stream-gateway", "1"), "skipPush": true });
+    let base = testbed.busybox_image_name().await?;
+    let config = json!({ "image": testbed.image_name("e2e/stream-gateway", "1"), "skipPush": true });
     let tar = uncached_context(base, "RUN echo through the gateway").tar_with_config(&config)?;
     let (lines, last) = testbed
         .through_gateway
@@ -101,10 +101,10 @@ async fn events_pass_the_gateway_complete() -> Result<()> {
 async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
-    let image = testbed.image("e2e/stream-failed", "1");
+    let image = testbed.image_name("e2e/stream-failed", "1");
 
     let tar = uncached_context(base, "RUN echo this is said before; exit 3")
         .tar_with_config(&json!({ "image": image }))?;
@@ -171,12 +171,12 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
     const UNICODE_LINE_ENDS: [char; 3] = ['\u{2028}', '\u{2029}', '\u{85}'];
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let printed = r"a\342\200\250b\342\200\251c\302\205d";
     let step = format!("RUN printf '{printed}\\n'; exit 3");
     let tar = uncached_context(base, &step)
-        .tar_with_config(&json!({ "image": testbed.image("e2e/stream-unicode", "1") }))?;
+        .tar_with_config(&json!({ "image": testbed.image_name("e2e/stream-unicode", "1") }))?;
     for accept in [JSON_LINES_MEDIA_TYPE, EVENT_STREAM_MEDIA_TYPE, "application/json"] {
         let reply = builder
             .client()?
@@ -205,7 +205,7 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
 async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let settings = [
         ("exec_timeout", "0s"),
         ("write_timeout", "4s"),
@@ -213,7 +213,7 @@ async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result
     ];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let tar = uncached_context(base, "RUN echo begun; sleep 303; echo over")
-        .tar_with_config(&json!({ "image": testbed.image("e2e/stream-ended", "1") }))?;
+        .tar_with_config(&json!({ "image": testbed.image_name("e2e/stream-ended", "1") }))?;
     let mut records = builder
         .client()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
@@ -237,10 +237,10 @@ async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result
 async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let tar = uncached_context(base, "RUN echo begun; sleep 304; echo over")
-        .tar_with_config(&json!({ "image": testbed.image("e2e/stream-gone", "1") }))?;
+        .tar_with_config(&json!({ "image": testbed.image_name("e2e/stream-gone", "1") }))?;
     let mut records = builder
         .client()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
@@ -257,12 +257,12 @@ async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
 async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_slot() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let settings = [("max_inflight", "1"), ("write_timeout", "2s")];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     // More output than the buffers between builder and client hold.
     let steps = "RUN seq 1000000 1999999; sleep 305; echo over";
-    let config = json!({ "image": testbed.image("e2e/stream-unread", "1"), "skipPush": true });
+    let config = json!({ "image": testbed.image_name("e2e/stream-unread", "1"), "skipPush": true });
     let tar = uncached_context(base, steps).tar_with_config(&config)?;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
     let signature = sign_body(key.trim_ascii(), &tar)?;
@@ -306,12 +306,12 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
     const LONG_LINE_BYTES: usize = 200_000;
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
 
     let steps = format!("RUN head -c {LONG_LINE_BYTES} /dev/zero | tr '\\0' x; echo");
-    let config = json!({ "image": testbed.image("e2e/stream-long", "1"), "skipPush": true });
+    let config = json!({ "image": testbed.image_name("e2e/stream-long", "1"), "skipPush": true });
     let (lines, last) = client
         .post_and_stream_records(
             uncached_context(base, &steps).tar_with_config(&config)?,

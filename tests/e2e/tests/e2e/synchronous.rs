@@ -5,8 +5,8 @@ use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, client::SigningClient, testbed::Testbed};
 
 async fn assert_builds_and_deploys(testbed: &Testbed, client: &SigningClient, name: &str) -> Result<()> {
-    let base = testbed.busybox().await?;
-    let image = testbed.image(&format!("e2e/{name}"), "1");
+    let base = testbed.busybox_image_name().await?;
+    let image = testbed.image_name(&format!("e2e/{name}"), "1");
     let config = json!({ "image": image, "deploy": { "service": name } });
     let reply = client
         .post_signed(BuildContext::static_page_function(base, "first").tar_with_config(&config)?)
@@ -39,7 +39,7 @@ async fn assert_builds_and_deploys(testbed: &Testbed, client: &SigningClient, na
         manifest.digest
     );
     assert_eq!(
-        testbed.functions.get_front_page(name).await?,
+        testbed.functions.get_function_page(name).await?,
         (200, "first".to_owned())
     );
     testbed.functions.remove_function(name).await
@@ -65,7 +65,7 @@ async fn the_root_path_builds_because_the_gateway_strips_the_functions_path() ->
     let _parts = testbed.share_parts().await;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
     let root = SigningClient::new(format!("{}/", testbed.stack.builder_url), &key)?;
-    let image = testbed.image("e2e/root-path", "1");
+    let image = testbed.image_name("e2e/root-path", "1");
     let reply = root.post_signed(
         BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
             .with_file("a", "a")
@@ -88,8 +88,8 @@ async fn the_root_path_builds_because_the_gateway_strips_the_functions_path() ->
 async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
-    let image = testbed.image("e2e/long", "1");
+    let base = testbed.busybox_image_name().await?;
+    let image = testbed.image_name("e2e/long", "1");
     // The last COPY needs the session after the long step. The argument prevents caching.
     let dockerfile = format!("FROM {base}\nARG AT\nRUN sleep 22; echo $AT > /at\nCOPY late /late\n");
     let at = format!("{:?}", std::time::SystemTime::now());
@@ -121,7 +121,7 @@ async fn a_context_may_be_larger_than_the_builders_memory_limit() -> Result<()> 
     const BUILDER_MEMORY_LIMIT_BYTES: usize = 256 << 20;
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let config = json!({ "image": testbed.image("e2e/large", "1"), "skipPush": true });
+    let config = json!({ "image": testbed.image_name("e2e/large", "1"), "skipPush": true });
     let tar = BuildContext::dockerfile("FROM scratch\nCOPY Dockerfile /\n")
         .with_file("pad", vec![7; BUILDER_MEMORY_LIMIT_BYTES + (8 << 20)])
         .tar_with_config(&config)?;
@@ -134,7 +134,7 @@ async fn a_context_may_be_larger_than_the_builders_memory_limit() -> Result<()> 
 async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let name = "dockerignored";
     let source = BuildContext::static_page_function(base, "kept")
         .with_file("www/secret.txt", "must not be seen")
@@ -144,7 +144,8 @@ async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
             ".dockerignore",
             "# a comment\n**/secret.txt\nwww/logs/*.log\n!www/logs/keep.log\n",
         );
-    let config = json!({ "image": testbed.image("e2e/dockerignored", "1"), "deploy": { "service": name } });
+    let config =
+        json!({ "image": testbed.image_name("e2e/dockerignored", "1"), "deploy": { "service": name } });
     let reply = testbed
         .builder
         .post_signed(source.tar_with_config(&config)?)
@@ -162,7 +163,7 @@ async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
 async fn skip_push_leaves_the_registry_unchanged() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let image = testbed.image("e2e/not-pushed", "1");
+    let image = testbed.image_name("e2e/not-pushed", "1");
     let config = json!({ "image": image, "skipPush": true });
     let reply = testbed
         .builder

@@ -48,7 +48,7 @@ impl<'a> TemplateProject<'a> {
 
     async fn build_and_call(&self, name: &str, body: &str) -> Result<(u16, String)> {
         let config = json!({
-            "image": self.testbed.image(&format!("e2e/{name}"), "1"),
+            "image": self.testbed.image_name(&format!("e2e/{name}"), "1"),
             "buildArgs": { "RUST_IMAGE": self.testbed.stack.rust_image() },
             "deploy": { "service": name },
         });

@@ -14,12 +14,12 @@ const ACME_KEY: &str = "the payload key of acme";
 const GLOBEX_KEY: &str = "the payload key of globex";
 
 /// A builder with the tenants acme and globex, on the stack's BuildKit.
-struct TwoTenants {
+struct BuilderWithTwoTenants {
     builder: BuilderProcess,
     _folder: tempfile::TempDir,
 }
 
-impl TwoTenants {
+impl BuilderWithTwoTenants {
     /// Starts the builder. Both tenants may push below `e2e/NAME/`; `acme` and `globex` have more rules.
     async fn start(testbed: &Testbed, acme: Value, globex: Value, settings: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
@@ -73,8 +73,8 @@ impl TwoTenants {
     }
 }
 
-fn image(testbed: &Testbed, name: &str) -> Value {
-    json!({ "image": testbed.image(name, "1") })
+fn image_of_tenant(testbed: &Testbed, name: &str) -> Value {
+    json!({ "image": testbed.image_name(name, "1") })
 }
 
 #[tokio::test]
@@ -83,10 +83,14 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let own_only = json!({"read": {}});
-    let tenants = TwoTenants::start(&testbed, json!({}), own_only, &[]).await?;
+    let tenants = BuilderWithTwoTenants::start(&testbed, json!({}), own_only, &[]).await?;
     let private = "e2e/acme/private";
     let reply = tenants
-        .build(ACME_KEY, "FROM scratch\nCOPY a /a\n", image(&testbed, private))
+        .build(
+            ACME_KEY,
+            "FROM scratch\nCOPY a /a\n",
+            image_of_tenant(&testbed, private),
+        )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let host = &testbed.stack.registry.host;
@@ -108,7 +112,11 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
         ),
     ] {
         let reply = tenants
-            .build(GLOBEX_KEY, &dockerfile, image(&testbed, "e2e/globex/app"))
+            .build(
+                GLOBEX_KEY,
+                &dockerfile,
+                image_of_tenant(&testbed, "e2e/globex/app"),
+            )
             .await?;
         assert_eq!(reply.status, 422, "{dockerfile}: {}", reply.text);
         assert!(
@@ -121,14 +129,14 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
         assert!(!reply.text.contains("the file of acme"), "{}", reply.text);
     }
     for (config, rule) in [
-        (image(&testbed, private), "push"),
+        (image_of_tenant(&testbed, private), "push"),
         (
-            json!({"image": testbed.image("e2e/globex/app", "1"), "skipPush": true,
-            "cacheTo": [testbed.image(private, "1")]}),
+            json!({"image": testbed.image_name("e2e/globex/app", "1"), "skipPush": true,
+            "cacheTo": [testbed.image_name(private, "1")]}),
             "push",
         ),
         (
-            json!({"image": testbed.image("e2e/globex/app", "1"), "cacheFrom": [testbed.image(private, "1")]}),
+            json!({"image": testbed.image_name("e2e/globex/app", "1"), "cacheFrom": [testbed.image_name(private, "1")]}),
             "read.images",
         ),
     ] {
@@ -159,10 +167,14 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let globex = json!({"registryConfig": "globex-wrong"});
-    let tenants = TwoTenants::start(&testbed, json!({}), globex, &[]).await?;
+    let tenants = BuilderWithTwoTenants::start(&testbed, json!({}), globex, &[]).await?;
     let private = "e2e/acme/guarded";
     let reply = tenants
-        .build(ACME_KEY, "FROM scratch\nCOPY a /a\n", image(&testbed, private))
+        .build(
+            ACME_KEY,
+            "FROM scratch\nCOPY a /a\n",
+            image_of_tenant(&testbed, private),
+        )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let host = &testbed.stack.registry.host;
@@ -175,7 +187,7 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
 
     for reference in [format!("{private}:1"), format!("{private}@{digest}")] {
         let dockerfile = format!("FROM {host}/{reference}\n");
-        let config = json!({"image": testbed.image("e2e/globex/app", "1"), "skipPush": true});
+        let config = json!({"image": testbed.image_name("e2e/globex/app", "1"), "skipPush": true});
         let reply = tenants.build(GLOBEX_KEY, &dockerfile, config).await?;
         assert!(
             reply.status == 502 && reply.text_field("error").contains("401"),
@@ -187,7 +199,7 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
         .build(
             GLOBEX_KEY,
             "FROM scratch\nCOPY a /a\n",
-            image(&testbed, "e2e/globex/refused"),
+            image_of_tenant(&testbed, "e2e/globex/refused"),
         )
         .await?;
     assert_eq!(reply.status, 502, "{}", reply.text);
@@ -205,14 +217,14 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
 async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
-    let tenants = TwoTenants::start(&testbed, json!({}), json!({}), &[]).await?;
+    let base = testbed.busybox_image_name().await?;
+    let tenants = BuilderWithTwoTenants::start(&testbed, json!({}), json!({}), &[]).await?;
     let mount = "--mount=type=cache,id=e2e-tenants,target=/c";
     let build = async |key: &str, step: String| {
-        let config = json!({"image": testbed.image("e2e/acme/mounts", "1"), "skipPush": true});
+        let config = json!({"image": testbed.image_name("e2e/acme/mounts", "1"), "skipPush": true});
         let config = match key {
             ACME_KEY => config,
-            _ => json!({"image": testbed.image("e2e/globex/mounts", "1"), "skipPush": true}),
+            _ => json!({"image": testbed.image_name("e2e/globex/mounts", "1"), "skipPush": true}),
         };
         tenants
             .build(key, &format!("FROM {base}\nRUN {mount} {step}\n"), config)
@@ -238,7 +250,9 @@ async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Re
         (GLOBEX_KEY, "e2e/globex/one"),
     ] {
         let dockerfile = format!("FROM {base}\nRUN cat /proc/sys/kernel/random/uuid > /{nonce}\n");
-        let reply = tenants.build(key, &dockerfile, image(&testbed, name)).await?;
+        let reply = tenants
+            .build(key, &dockerfile, image_of_tenant(&testbed, name))
+            .await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
         let manifest = testbed
             .registry
@@ -259,12 +273,12 @@ async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Re
 async fn no_build_gets_an_entitlement_and_a_tenant_without_network_has_none() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let globex = json!({"network": "none"});
     let settings = [("step_memory", "67108864"), ("step_cpus", "0.5")];
-    let tenants = TwoTenants::start(&testbed, json!({}), globex, &settings).await?;
+    let tenants = BuilderWithTwoTenants::start(&testbed, json!({}), globex, &settings).await?;
     let build = async |key: &str, name: &str, step: &str| {
-        let config = json!({"image": testbed.image(name, "1"), "skipPush": true, "noCache": true});
+        let config = json!({"image": testbed.image_name(name, "1"), "skipPush": true, "noCache": true});
         tenants
             .build(key, &format!("FROM {base}\nRUN {step}\n"), config)
             .await

@@ -79,7 +79,7 @@ impl SpansOfTrace {
 async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let name = "e2e-traces";
     testbed.functions.remove_function(name).await?;
     let collector = TraceCollector::start().await?;
@@ -114,7 +114,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
 
     let at = format!("{:?}", SystemTime::now());
     let config = json!({
-        "image": testbed.image(&format!("e2e/{name}"), "1"),
+        "image": testbed.image_name(&format!("e2e/{name}"), "1"),
         "buildArgs": { "AT": at, "SHOWN": SECRET_BUILD_ARGUMENT, "JOBS": "4" },
         "deploy": { "service": name },
         "probe": { "path": "/index.html" },
@@ -208,7 +208,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
 
     // A failed build has the error in its spans.
     let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar_with_config(&json!({
-        "image": testbed.image(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": SECRET_BUILD_ARGUMENT }, "skipPush": true,
+        "image": testbed.image_name(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": SECRET_BUILD_ARGUMENT }, "skipPush": true,
     }))?;
     assert_eq!(builder.client()?.post_signed(failing).await?.status, 422);
     let failed = collector
@@ -284,7 +284,7 @@ async fn a_collector_that_refuses_connections_or_hangs_does_not_affect_builds() 
             ("healthcheck_interval", "0s"),
         ];
         let mut builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
-        let config = json!({ "image": testbed.image("e2e/traces-nowhere", "1"), "skipPush": true });
+        let config = json!({ "image": testbed.image_name("e2e/traces-nowhere", "1"), "skipPush": true });
         for number in 0..3 {
             let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
                 .with_file("a", format!("{number} {address}"));

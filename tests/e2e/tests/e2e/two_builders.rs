@@ -85,24 +85,25 @@ impl TwoBuilders {
     /// Returns a config that deploys the image with this tag.
     fn config_with_deployment(&self, tag: &str) -> Value {
         json!({
-            "image": self.testbed.image(&self.repository_of_function(), tag),
+            "image": self.testbed.image_name(&self.repository_of_function(), tag),
             "deploy": { "service": self.function },
         })
     }
 
     /// Returns a config that only builds the image with this tag.
     fn config_without_deployment(&self, tag: &str) -> Value {
-        json!({ "image": self.testbed.image(&self.repository_of_function(), tag) })
+        json!({ "image": self.testbed.image_name(&self.repository_of_function(), tag) })
     }
 
     /// Returns a tar of a function whose page is this text.
     async fn tar_of_page(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
-        BuildContext::static_page_function(self.testbed.busybox().await?, page).tar_with_config(config)
+        BuildContext::static_page_function(self.testbed.busybox_image_name().await?, page)
+            .tar_with_config(config)
     }
 
     /// Returns a tar of a function whose page is this text, and whose build runs until the gate is opened.
     async fn tar_of_gated_page(&self, page: &str, gate: &str, config: &Value) -> Result<Vec<u8>> {
-        let base = self.testbed.busybox().await?;
+        let base = self.testbed.busybox_image_name().await?;
         let dockerfile = format!(
             "FROM {base}\nRUN {}\nCOPY www /www\nUSER 1000\n\
              CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n",
@@ -170,8 +171,8 @@ impl TwoBuilders {
         Ok(status.context("there is no such function")?["createdAt"].take())
     }
 
-    async fn get_front_page(&self) -> Result<(u16, String)> {
-        self.testbed.functions.get_front_page(&self.function).await
+    async fn get_function_page(&self) -> Result<(u16, String)> {
+        self.testbed.functions.get_function_page(&self.function).await
     }
 
     /// Asserts that no image was pushed under this tag.

@@ -7,7 +7,7 @@ use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, 
 const JSON_LINES_MEDIA_TYPE: &str = "application/x-ndjson";
 
 /// Returns the warnings of a result or a record.
-fn warnings_of_record(record: &Value) -> Vec<&str> {
+fn warnings_in_answer(record: &Value) -> Vec<&str> {
     let list = record["warnings"].as_array().into_iter().flatten();
     list.filter_map(Value::as_str).collect()
 }
@@ -19,7 +19,7 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
     let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "a");
-    let image = testbed.image("e2e/warnings", "1");
+    let image = testbed.image_name("e2e/warnings", "1");
     let with = |key: &str| {
         let mut config = json!({ "image": image, "skipPush": true });
         config[key] = json!("x");
@@ -38,7 +38,7 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
         assert_eq!(reply.status, 200, "{what}: {}", reply.text);
         let result = reply.json();
         assert!(
-            warnings_of_record(&result).iter().any(|one| one.contains(part)),
+            warnings_in_answer(&result).iter().any(|one| one.contains(part)),
             "{what}: {result}"
         );
         assert!(result["log"].to_string().contains(part), "{what}: {result}");
@@ -49,8 +49,8 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
             .read_to_terminal_record()
             .await?;
         assert_eq!(
-            warnings_of_record(&last),
-            warnings_of_record(&result),
+            warnings_in_answer(&last),
+            warnings_in_answer(&result),
             "{what}: {last}"
         );
         assert!(lines.iter().any(|line| line.contains(part)), "{what}: {lines:?}");
@@ -70,7 +70,7 @@ async fn a_failed_build_has_its_warnings_too() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let source = BuildContext::dockerfile("FROM scratch\nCOPY nowhere /\n");
-    let config = json!({ "image": testbed.image("e2e/warnings", "1"), "nonsense": 1 });
+    let config = json!({ "image": testbed.image_name("e2e/warnings", "1"), "nonsense": 1 });
 
     let reply = builder
         .client()?
@@ -80,7 +80,7 @@ async fn a_failed_build_has_its_warnings_too() -> Result<()> {
     assert_eq!(reply.status, 422, "{}", reply.text);
     let result = reply.json();
     assert!(
-        warnings_of_record(&result)
+        warnings_in_answer(&result)
             .iter()
             .any(|one| one.contains("nonsense")),
         "{result}"

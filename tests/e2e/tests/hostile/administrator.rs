@@ -13,12 +13,12 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
-    world::World,
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    world::AttackWorld,
 };
 
 /// The secrets that Slipway uses, and the gateway's.
-const SECRETS: [&str; 4] = [
+const PLATFORM_SECRETS: [&str; 4] = [
     "basic-auth-password",
     "deploy-secret",
     "payload-secret",
@@ -50,17 +50,17 @@ pub(crate) const ATTACKS: &[Attack] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_build_makes_its_sender_the_administrator() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let testbed = &world.testbed;
     let _parts = testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "administrator").await?;
+    let neighbour = HonestNeighbour::start(&world, "administrator").await?;
     let mut outcomes = Outcomes::default();
 
     for (name, field) in [
         ("secrets-of-the-platform", "secrets"),
         ("secrets-by-another-spelling", "SECRETS"),
     ] {
-        outcomes.add(name, read_secrets(testbed, name, field).await?);
+        outcomes.add_outcome(name, read_secrets(testbed, name, field).await?);
     }
 
     // Behind a gateway that records changes and makes none.
@@ -79,12 +79,15 @@ async fn no_build_makes_its_sender_the_administrator() -> Result<()> {
         ),
     ] {
         gateway.clear_requests();
-        let tar = page(testbed, name, deploy).await?;
+        let tar = tar_of_secret_printer(testbed, name, deploy).await?;
         let reply = builder.client()?.post_signed(tar).await?;
         let writes = gateway.changing_requests();
-        outcomes.add(
+        outcomes.add_outcome(
             name,
-            Outcome::of(!writes.is_empty(), format!("{}; {writes:?}", brief(&reply))),
+            Outcome::of_success(
+                !writes.is_empty(),
+                format!("{}; {writes:?}", summarize_reply(&reply)),
+            ),
         );
     }
     neighbour.finish().await?;
@@ -92,27 +95,33 @@ async fn no_build_makes_its_sender_the_administrator() -> Result<()> {
 }
 
 /// Returns the tar of a function that prints its secrets.
-async fn page(testbed: &Testbed, name: &str, deploy: Value) -> Result<Vec<u8>> {
+async fn tar_of_secret_printer(testbed: &Testbed, name: &str, deploy: Value) -> Result<Vec<u8>> {
     let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; cat /var/openfaas/secrets/*\n";
-    let source = BuildContext::static_page_function(testbed.busybox().await?, name);
+    let source = BuildContext::static_page_function(testbed.busybox_image_name().await?, name);
     let source = source.with_file_of_mode("www/cgi-bin/secrets", script, 0o755);
-    source
-        .tar_with_config(&json!({ "image": testbed.image("hostile/administrator", name), "deploy": deploy }))
+    source.tar_with_config(
+        &json!({ "image": testbed.image_name("hostile/administrator", name), "deploy": deploy }),
+    )
 }
 
 /// Deploys a function with the platform's secrets on the stack, and asks it for them.
 async fn read_secrets(testbed: &Testbed, name: &str, field: &str) -> Result<Outcome> {
     let service = format!("hostile-{name}");
-    let tar = page(testbed, name, json!({ "service": service, field: SECRETS })).await?;
+    let tar = tar_of_secret_printer(
+        testbed,
+        name,
+        json!({ "service": service, field: PLATFORM_SECRETS }),
+    )
+    .await?;
     let reply = testbed.builder.post_signed(tar).await?;
     let answer = testbed.functions.get_path(&service, "/cgi-bin/secrets").await?;
     testbed.functions.remove_function(&service).await?;
     let has_password = answer.1.contains(testbed.stack.gateway.password.trim());
-    Ok(Outcome::of(
+    Ok(Outcome::of_success(
         has_password,
         match has_password {
             true => "the function printed the gateway's password".to_owned(),
-            false => brief(&reply),
+            false => summarize_reply(&reply),
         },
     ))
 }

@@ -12,13 +12,13 @@ use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, client::BuilderReply};
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::world::{Tenant, World};
+use crate::world::{AttackWorld, Tenant};
 
 /// The longest time that an honest build may take beside an attack. Alone, it takes less than a second.
-const ON_TIME: Duration = Duration::from_secs(20);
+const MAX_HONEST_BUILD_TIME: Duration = Duration::from_secs(20);
 
 /// The variable that names a file to which each outcome is appended, as a row of a Markdown table.
-const REPORT: &str = "SLIPWAY_HOSTILE_REPORT";
+const REPORT_VARIABLE: &str = "SLIPWAY_HOSTILE_REPORT";
 
 /// An attack by its name and what it attempts; docs/hostile.md has a row for each.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ pub(crate) struct Attack {
 }
 
 /// Returns both lists in one; `N` has to be the sum of their lengths.
-pub(crate) const fn concat<const A: usize, const B: usize, const N: usize>(
+pub(crate) const fn concat_attacks<const A: usize, const B: usize, const N: usize>(
     first: &[Attack; A],
     second: &[Attack; B],
 ) -> [Attack; N] {
@@ -58,7 +58,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Returns the outcome of an attack that succeeded if `succeeded` is true.
-    pub(crate) fn of(succeeded: bool, evidence: impl Into<String>) -> Self {
+    pub(crate) fn of_success(succeeded: bool, evidence: impl Into<String>) -> Self {
         match succeeded {
             true => Self::Succeeded(evidence.into()),
             false => Self::Stopped(evidence.into()),
@@ -67,12 +67,12 @@ impl Outcome {
 
     /// Returns the outcome of an attack by a build that succeeded if the answer contains `bait`.
     pub(crate) fn of_reply(reply: &BuilderReply, bait: &str) -> Self {
-        Self::of(reply.text.contains(bait), brief(reply))
+        Self::of_success(reply.text.contains(bait), summarize_reply(reply))
     }
 }
 
 /// Returns the status and the error of an answer, or its last lines.
-pub(crate) fn brief(reply: &BuilderReply) -> String {
+pub(crate) fn summarize_reply(reply: &BuilderReply) -> String {
     let json = reply.json();
     let text = match json["error"].as_str() {
         Some(error) => error.to_owned(),
@@ -88,7 +88,7 @@ pub(crate) struct Outcomes(Vec<(&'static str, Outcome)>);
 
 impl Outcomes {
     /// Adds the outcome of the attack with this name.
-    pub(crate) fn add(&mut self, name: &'static str, outcome: Outcome) {
+    pub(crate) fn add_outcome(&mut self, name: &'static str, outcome: Outcome) {
         self.0.push((name, outcome));
     }
 
@@ -122,7 +122,7 @@ impl Outcomes {
             .iter()
             .find(|(of, _)| !group.iter().any(|attack| attack.name == *of));
         ensure!(unknown.is_none(), "not in the group: {unknown:?}");
-        if let Some(path) = env::var_os(REPORT) {
+        if let Some(path) = env::var_os(REPORT_VARIABLE) {
             let mut file = OpenOptions::new().create(true).append(true).open(path)?;
             file.write_all(report.as_bytes())?;
         }
@@ -133,16 +133,16 @@ impl Outcomes {
 
 /// An honest tenant who builds again and again beside a group of attacks.
 #[derive(Debug)]
-pub(crate) struct Neighbour {
+pub(crate) struct HonestNeighbour {
     stop: watch::Sender<bool>,
     building: JoinHandle<Result<Vec<Duration>>>,
 }
 
-impl Neighbour {
+impl HonestNeighbour {
     /// Starts to build as the victim of this world; `group` distinguishes the images.
-    pub(crate) async fn start(world: &World, group: &'static str) -> Result<Self> {
+    pub(crate) async fn start(world: &AttackWorld, group: &'static str) -> Result<Self> {
         let victim = world.victim.clone();
-        let base = world.testbed.busybox().await?;
+        let base = world.testbed.busybox_image_name().await?;
         let (stop, stopped) = watch::channel(false);
         let building = tokio::spawn(async move {
             let mut durations = Vec::new();
@@ -161,7 +161,7 @@ impl Neighbour {
         let durations = self.building.await??;
         let longest = durations.iter().max().copied().unwrap_or_default();
         assert!(
-            longest <= ON_TIME,
+            longest <= MAX_HONEST_BUILD_TIME,
             "the longest of {} honest builds beside the attacks took {longest:?}",
             durations.len()
         );

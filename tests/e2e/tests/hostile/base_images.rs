@@ -7,12 +7,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use slipway_e2e::{crafted_layer::CraftedLayer, flood_benchmark::peak_memory, network_namespace::process_of};
+use slipway_e2e::{
+    crafted_layer::CraftedLayer, flood_benchmark::peak_memory, network_namespace::find_process,
+};
 use tar::EntryType;
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
-    world::World,
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    world::AttackWorld,
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -59,52 +61,52 @@ pub(crate) const ATTACKS: &[Attack] = &[
 ];
 
 /// The number of attacks that reach for the machine; the others exhaust the daemon.
-const REACHING: usize = 7;
+const MACHINE_ATTACK_COUNT: usize = 7;
 
 /// The content of a file that only this machine has.
 const BAIT: &str = "content-of-a-file-of-the-machine";
 
 /// How much memory more the daemon may use for one base image.
-const MEMORY: u64 = 128 << 20;
+const MAX_MEMORY_GROWTH: u64 = 128 << 20;
 
 /// How long the daemon may read a user database.
-const READING: Duration = Duration::from_secs(20);
+const MAX_READ_TIME: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_base_image_reaches_the_machine() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "base-images").await?;
+    let neighbour = HonestNeighbour::start(&world, "base-images").await?;
     let mut outcomes = Outcomes::default();
-    let images = BaseImages::prepare(&world)?;
+    let images = BaseImageAttacks::prepare(&world)?;
     images.reach_the_machine(&mut outcomes).await?;
     neighbour.finish().await?;
-    outcomes.assert_all_stopped(&ATTACKS[..REACHING])
+    outcomes.assert_all_stopped(&ATTACKS[..MACHINE_ATTACK_COUNT])
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_user_database_of_a_base_image_exhausts_the_daemon() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     // The memory of the daemon is measured, so no other attack may run beside these.
     let _alone = world.testbed.lock_parts().await;
-    let neighbour = Neighbour::start(&world, "user-databases").await?;
+    let neighbour = HonestNeighbour::start(&world, "user-databases").await?;
     let mut outcomes = Outcomes::default();
-    BaseImages::prepare(&world)?
+    BaseImageAttacks::prepare(&world)?
         .exhaust_the_daemon(&mut outcomes)
         .await?;
     neighbour.finish().await?;
-    outcomes.assert_all_stopped(&ATTACKS[REACHING..])
+    outcomes.assert_all_stopped(&ATTACKS[MACHINE_ATTACK_COUNT..])
 }
 
-struct BaseImages<'a> {
-    world: &'a World,
+struct BaseImageAttacks<'a> {
+    world: &'a AttackWorld,
     folder: String,
     climbing: String,
     busybox: Vec<u8>,
 }
 
-impl<'a> BaseImages<'a> {
-    fn prepare(world: &'a World) -> Result<Self> {
+impl<'a> BaseImageAttacks<'a> {
+    fn prepare(world: &'a AttackWorld) -> Result<Self> {
         let folder = world
             .folder()
             .to_str()
@@ -123,7 +125,7 @@ impl<'a> BaseImages<'a> {
     }
 
     /// Returns a layer with a shell.
-    fn layer(&self) -> Result<CraftedLayer> {
+    fn layer_with_shell(&self) -> Result<CraftedLayer> {
         let names = ["sh", "cat", "dd", "wc", "id", "ls", "grep"];
         let layer = CraftedLayer::new().file("bin/busybox", 0o4755, &self.busybox)?;
         names
@@ -132,7 +134,7 @@ impl<'a> BaseImages<'a> {
     }
 
     /// Pushes the layer as a base image, and builds these instructions upon it.
-    async fn build(
+    async fn build_on_layer(
         &self,
         name: &str,
         layer: CraftedLayer,
@@ -145,7 +147,7 @@ impl<'a> BaseImages<'a> {
             .registry
             .push_image(&repository, "1", layer, config)
             .await?;
-        let image = self.world.testbed.image(&repository, "1");
+        let image = self.world.testbed.image_name(&repository, "1");
         self.world
             .mallory
             .try_dockerfile("on-base", format!("FROM {image}\n{instructions}\n"))
@@ -156,79 +158,86 @@ impl<'a> BaseImages<'a> {
         let (folder, climbing) = (&self.folder, &self.climbing);
         let device = rustix::fs::stat("/")?.st_dev;
         let number = (rustix::fs::major(device), rustix::fs::minor(device));
-        let layer = self.layer()?.device("disk", EntryType::Block, number)?;
+        let layer = self
+            .layer_with_shell()?
+            .device("disk", EntryType::Block, number)?;
         let reply = self
-            .build(
+            .build_on_layer(
                 "disk",
                 layer,
                 "RUN dd if=/disk bs=512 count=1 | wc -c | grep 512 && echo got $((1000 + 234))",
             )
             .await?;
-        outcomes.add("base-image-with-the-disk", Outcome::of_reply(&reply, "got 1234"));
+        outcomes.add_outcome("base-image-with-the-disk", Outcome::of_reply(&reply, "got 1234"));
         let layer = self
-            .layer()?
+            .layer_with_shell()?
             .device("mem", EntryType::Char, (1, 1))?
             .device("port", EntryType::Char, (1, 4))?
             .device("kmsg", EntryType::Char, (1, 11))?;
         let reads = "RUN for at in mem port kmsg; do dd if=/$at bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); done; true";
-        let reply = self.build("memory", layer, reads).await?;
-        outcomes.add(
+        let reply = self.build_on_layer("memory", layer, reads).await?;
+        outcomes.add_outcome(
             "base-image-with-memory-devices",
             Outcome::of_reply(&reply, "got 1234"),
         );
 
         let layer = self
-            .layer()?
+            .layer_with_shell()?
             .file(&format!("{climbing}/written"), 0o644, b"x")?
             .file(&format!("etc/{climbing}/written"), 0o644, b"x")?
             .file(&format!("{folder}/written"), 0o644, b"x")?;
-        let reply = self.build("names", layer, "RUN true").await?;
-        outcomes.add("base-image-names-out", self.outcome(&reply));
+        let reply = self.build_on_layer("names", layer, "RUN true").await?;
+        outcomes.add_outcome("base-image-names-out", self.outcome_of_build(&reply));
         for (name, target) in [
             ("hard-link", climbing.clone()),
             ("hard-link-absolute", folder.clone()),
         ] {
-            let layer = self.layer()?.hard_link("got", &format!("{target}/bait"))?;
-            let reply = self.build(name, layer, "RUN cat /got").await?;
-            let outcome = self.outcome(&reply);
+            let layer = self
+                .layer_with_shell()?
+                .hard_link("got", &format!("{target}/bait"))?;
+            let reply = self.build_on_layer(name, layer, "RUN cat /got").await?;
+            let outcome = self.outcome_of_build(&reply);
             if name == "hard-link-absolute" || matches!(outcome, Outcome::Succeeded(_)) {
-                outcomes.add("base-image-hard-link-out", outcome);
+                outcomes.add_outcome("base-image-hard-link-out", outcome);
                 break;
             }
         }
         let layer = self
-            .layer()?
+            .layer_with_shell()?
             .link("out", folder)?
             .file("out/written", 0o644, b"x")?
             .link("up", climbing)?
             .file("up/written", 0o644, b"x")?;
-        let reply = self.build("through-a-link", layer, "RUN true").await?;
-        outcomes.add("base-image-through-a-link", self.outcome(&reply));
+        let reply = self.build_on_layer("through-a-link", layer, "RUN true").await?;
+        outcomes.add_outcome("base-image-through-a-link", self.outcome_of_build(&reply));
         let layer = self
-            .layer()?
+            .layer_with_shell()?
             .file(&format!("{climbing}/.wh.victim"), 0o644, b"")?
             .link("out", folder)?
             .file("out/.wh.victim", 0o644, b"")?
             .file("out/.wh..wh..opq", 0o644, b"")?;
-        let reply = self.build("whiteout", layer, "RUN true").await?;
+        let reply = self.build_on_layer("whiteout", layer, "RUN true").await?;
         let removed = !self.world.folder().join("victim").exists();
-        outcomes.add("base-image-whiteout-out", Outcome::of(removed, brief(&reply)));
+        outcomes.add_outcome(
+            "base-image-whiteout-out",
+            Outcome::of_success(removed, summarize_reply(&reply)),
+        );
 
         // Root of the step is root without rights over the machine: it must not read the kernel's memory or mount.
-        let layer = self.layer()?;
+        let layer = self.layer_with_shell()?;
         let steps = "USER 1000\nRUN busybox su -c 'busybox mount -t tmpfs none /bin' ; busybox dd if=/proc/kcore bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); true";
-        let reply = self.build("setuid", layer, steps).await?;
-        outcomes.add("base-image-with-setuid", Outcome::of_reply(&reply, "got 1234"));
+        let reply = self.build_on_layer("setuid", layer, steps).await?;
+        outcomes.add_outcome("base-image-with-setuid", Outcome::of_reply(&reply, "got 1234"));
         Ok(())
     }
 
-    fn outcome(&self, reply: &slipway_e2e::client::BuilderReply) -> Outcome {
+    fn outcome_of_build(&self, reply: &slipway_e2e::client::BuilderReply) -> Outcome {
         let written = self.world.folder().join("written").exists();
-        Outcome::of(written || reply.text.contains(BAIT), brief(reply))
+        Outcome::of_success(written || reply.text.contains(BAIT), summarize_reply(reply))
     }
 
     async fn exhaust_the_daemon(&self, outcomes: &mut Outcomes) -> Result<()> {
-        let daemon = process_of("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
+        let daemon = find_process("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
         let lines = b"user:x:1000:1000:a name:/home/user:/bin/sh\n".repeat((256 << 20) / 43);
         let group: Vec<u8> = [b"staff:x:50:".to_vec(), b"member,".repeat((256 << 20) / 7)].concat();
         for (name, file, content, steps) in [
@@ -245,31 +254,38 @@ impl<'a> BaseImages<'a> {
                 "COPY --chown=0:nobody-here Dockerfile /a",
             ),
         ] {
-            let layer = self.layer()?.file(file, 0o644, &content)?;
+            let layer = self.layer_with_shell()?.file(file, 0o644, &content)?;
             drop(content);
             let peak = PeakMemory::reset(daemon)?;
             let started = Instant::now();
-            let reply = self.build(name, layer, steps).await?;
+            let reply = self.build_on_layer(name, layer, steps).await?;
             let (more, took) = (peak.growth()?, started.elapsed());
-            let evidence = format!("{} MiB more, {took:.1?}; {}", more >> 20, brief(&reply));
-            outcomes.add(name, Outcome::of(more > MEMORY || took > READING, evidence));
+            let evidence = format!("{} MiB more, {took:.1?}; {}", more >> 20, summarize_reply(&reply));
+            outcomes.add_outcome(
+                name,
+                Outcome::of_success(more > MAX_MEMORY_GROWTH || took > MAX_READ_TIME, evidence),
+            );
         }
         let peak = PeakMemory::reset(daemon)?;
         let started = Instant::now();
-        let zero = self.layer()?.device("etc/passwd", EntryType::Char, (1, 5))?;
-        let config_of_zero = self.build("zero-passwd", zero, "USER nobody-here\nRUN true");
-        let zero = tokio::time::timeout(READING, config_of_zero).await;
-        let fifo = self.layer()?.device("etc/passwd", EntryType::Fifo, (0, 0))?;
+        let zero = self
+            .layer_with_shell()?
+            .device("etc/passwd", EntryType::Char, (1, 5))?;
+        let config_of_zero = self.build_on_layer("zero-passwd", zero, "USER nobody-here\nRUN true");
+        let zero = tokio::time::timeout(MAX_READ_TIME, config_of_zero).await;
+        let fifo = self
+            .layer_with_shell()?
+            .device("etc/passwd", EntryType::Fifo, (0, 0))?;
         let fifo = tokio::time::timeout(
-            READING,
-            self.build("fifo-passwd", fifo, "USER nobody-here\nRUN true"),
+            MAX_READ_TIME,
+            self.build_on_layer("fifo-passwd", fifo, "USER nobody-here\nRUN true"),
         )
         .await;
         let evidence = format!("{} MiB more, {:.1?}", peak.growth()? >> 20, started.elapsed());
         let hung = zero.is_err() || fifo.is_err();
-        outcomes.add(
+        outcomes.add_outcome(
             "base-image-with-a-device-as-passwd",
-            Outcome::of(hung || peak.growth()? > MEMORY, evidence),
+            Outcome::of_success(hung || peak.growth()? > MAX_MEMORY_GROWTH, evidence),
         );
         Ok(())
     }

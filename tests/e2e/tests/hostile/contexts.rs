@@ -8,8 +8,8 @@ use slipway_e2e::crafted_layer::CraftedLayer;
 use tar::EntryType;
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes},
-    world::World,
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes},
+    world::AttackWorld,
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -52,26 +52,26 @@ const BAIT: &str = "content-of-a-file-of-the-machine";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_context_reads_or_writes_outside_of_itself() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "contexts").await?;
-    let attacks = Contexts::prepare(&world)?;
+    let neighbour = HonestNeighbour::start(&world, "contexts").await?;
+    let attacks = ContextAttacks::prepare(&world)?;
     let mut outcomes = Outcomes::default();
-    attacks.run(&mut outcomes).await?;
+    attacks.run_attacks(&mut outcomes).await?;
     neighbour.finish().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by contexts, and a folder of this machine that builder-fn, BuildKit and the test can all see.
-struct Contexts<'a> {
-    world: &'a World,
+struct ContextAttacks<'a> {
+    world: &'a AttackWorld,
     folder: String,
     /// The same path without its leading slash, behind enough `..` to leave any folder.
     climbing: String,
 }
 
-impl<'a> Contexts<'a> {
-    fn prepare(world: &'a World) -> Result<Self> {
+impl<'a> ContextAttacks<'a> {
+    fn prepare(world: &'a AttackWorld) -> Result<Self> {
         let folder = world
             .folder()
             .to_str()
@@ -86,8 +86,8 @@ impl<'a> Contexts<'a> {
         })
     }
 
-    async fn run(&self, outcomes: &mut Outcomes) -> Result<()> {
-        let base = self.world.testbed.busybox().await?;
+    async fn run_attacks(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let base = self.world.testbed.busybox_image_name().await?;
         let copies = |from: &str| {
             format!("FROM {base}\nCOPY {from} /got/\nRUN find /got -type f -exec head -c 99 {{}} +\n")
         };
@@ -96,29 +96,38 @@ impl<'a> Contexts<'a> {
             CraftedLayer::new().link("context/a", &format!("{folder}/bait"))?,
             CraftedLayer::new().link("context/a", &format!("{climbing}/bait"))?,
         ];
-        outcomes.add("context-links-out", self.each(layers, &copies("a")).await?);
+        outcomes.add_outcome(
+            "context-links-out",
+            self.build_each_tar(layers, &copies("a")).await?,
+        );
         let layers = [
             CraftedLayer::new().link("context/a", folder)?,
             CraftedLayer::new()
                 .link("context/a", climbing)?
                 .link("context/b", "/")?,
         ];
-        outcomes.add(
+        outcomes.add_outcome(
             "context-folder-links-out",
-            self.each(layers, &copies("a/bait")).await?,
+            self.build_each_tar(layers, &copies("a/bait")).await?,
         );
         let layers = [
             CraftedLayer::new().hard_link("context/a", &format!("{folder}/bait"))?,
             CraftedLayer::new().hard_link("context/a", &format!("context/{climbing}/bait"))?,
         ];
-        outcomes.add("context-hard-link-out", self.each(layers, &copies("a")).await?);
+        outcomes.add_outcome(
+            "context-hard-link-out",
+            self.build_each_tar(layers, &copies("a")).await?,
+        );
 
         let layers = [
             CraftedLayer::new().file(&format!("context/{climbing}/written"), 0o644, b"x")?,
             CraftedLayer::new().file(&format!("{folder}/written"), 0o644, b"x")?,
             CraftedLayer::new().file(&format!("context/{folder}/written"), 0o644, b"x")?,
         ];
-        outcomes.add("context-names-out", self.each(layers, &copies(".")).await?);
+        outcomes.add_outcome(
+            "context-names-out",
+            self.build_each_tar(layers, &copies(".")).await?,
+        );
         let layers = [
             CraftedLayer::new()
                 .link("context/a", folder)?
@@ -127,7 +136,10 @@ impl<'a> Contexts<'a> {
                 .link("context/a", climbing)?
                 .file("context/a/written", 0o644, b"x")?,
         ];
-        outcomes.add("context-through-a-link", self.each(layers, &copies(".")).await?);
+        outcomes.add_outcome(
+            "context-through-a-link",
+            self.build_each_tar(layers, &copies(".")).await?,
+        );
 
         let device = rustix::fs::stat("/")?.st_dev;
         let number = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -136,18 +148,18 @@ impl<'a> Contexts<'a> {
             BAIT.chars().rev().collect::<String>()
         );
         let layers = [CraftedLayer::new().device("context/a", EntryType::Block, number)?];
-        outcomes.add("context-devices", self.each(layers, &reads).await?);
+        outcomes.add_outcome("context-devices", self.build_each_tar(layers, &reads).await?);
 
         let started = std::time::Instant::now();
         let fifo = |name: &str| CraftedLayer::new().device(name, EntryType::Fifo, (0, 0));
-        let outcome = self.each([fifo("context/a")?], &copies("a")).await?;
-        self.each([fifo("context/Dockerfile")?], "").await?;
+        let outcome = self.build_each_tar([fifo("context/a")?], &copies("a")).await?;
+        self.build_each_tar([fifo("context/Dockerfile")?], "").await?;
         let waited = started.elapsed() > std::time::Duration::from_secs(30);
         let outcome = match outcome {
-            Outcome::Stopped(evidence) => Outcome::of(waited, evidence),
+            Outcome::Stopped(evidence) => Outcome::of_success(waited, evidence),
             succeeded => succeeded,
         };
-        outcomes.add("context-fifo", outcome);
+        outcomes.add_outcome("context-fifo", outcome);
 
         let target = format!("{folder}/bait");
         let layers = [
@@ -159,13 +171,17 @@ impl<'a> Contexts<'a> {
                 b"FROM scratch\nCOPY . /\n",
             )?,
         ];
-        outcomes.add("dockerfile-links-out", self.each(layers, "").await?);
+        outcomes.add_outcome("dockerfile-links-out", self.build_each_tar(layers, "").await?);
         Ok(())
     }
 
     /// Builds each tar with this Dockerfile, if it is not empty. The attack succeeded if an answer has the bait, or a
     /// file was written to the folder.
-    async fn each<const N: usize>(&self, layers: [CraftedLayer; N], dockerfile: &str) -> Result<Outcome> {
+    async fn build_each_tar<const N: usize>(
+        &self,
+        layers: [CraftedLayer; N],
+        dockerfile: &str,
+    ) -> Result<Outcome> {
         let mut evidence = String::new();
         for layer in layers {
             let config = json!({
@@ -177,7 +193,7 @@ impl<'a> Contexts<'a> {
             }
             let (_, tar) = layer.finish()?;
             let reply = self.world.mallory.client.post_signed(tar).await?;
-            evidence = crate::attack::brief(&reply);
+            evidence = crate::attack::summarize_reply(&reply);
             let written = self.world.folder().join("written").exists();
             if written || reply.text.contains(BAIT) {
                 return Ok(Outcome::Succeeded(evidence));

@@ -8,20 +8,20 @@ use slipway_e2e::{
     bait_server::BaitServer,
     build_context::{BuildContext, gated_command},
     certificates::CertificateAuthority,
-    network_namespace::{NetworkNamespace, process_of},
+    network_namespace::{NetworkNamespace, find_process},
     testbed::step_process,
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, concat},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, concat_attacks},
     probe::{self, Probe},
-    world::World,
+    world::AttackWorld,
 };
 
 /// The build argument of the victim's running build. The probes look for this text; it is in none of their variables.
-const ARGUMENT: &str = "an-argument-of-the-victim";
+const VICTIM_ARGUMENT: &str = "an-argument-of-the-victim";
 
-const fn probe(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
+const fn probe_with_script(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
     Probe {
         attack: Attack { name, attempts },
         script,
@@ -30,157 +30,157 @@ const fn probe(name: &'static str, attempts: &'static str, script: &'static str)
 
 /// `$ADDRESSES` are those of the stack and of the daemon, `$STEP` those of the neighbour's step, `$NEIGHBOURS` those of its functions, `$MACHINE` is a server of this machine.
 const PROBES: [Probe; 23] = [
-    probe(
+    probe_with_script(
         "daemon-by-address",
         "lists the daemon's workers with buildctl, at every address of the stack",
         "for at in $ADDRESSES; do timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "daemon-by-default-route",
         "lists the daemon's workers with buildctl, at the step's default route",
         "at=$(ip route | awk '/^default/ { print $3; exit }'); [ \"$at\" ] || exit 1\n\
          timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers",
     ),
-    probe(
+    probe_with_script(
         "other-builds-arguments",
         "reads the arguments of a neighbour's running build from the daemon's history",
         "for at in $ADDRESSES $(ip route | awk '/^default/ { print $3; exit }'); do\n\
          timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug histories --format '{{json .}}' | grep -o an-argument-of-the-victim | head -n 1 | grep . && exit 0\n\
          done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "daemon-by-socket-names",
         "finds the daemon's sockets in the step's network namespace",
         "grep -E 'buildkit|containerd' /proc/net/unix",
     ),
-    probe(
+    probe_with_script(
         "daemon-by-socket-files",
         "finds a socket of the daemon or of containerd among the step's files",
         "for at in /run/buildkit/buildkitd.sock /run/containerd/containerd.sock /var/run/docker.sock /dev/*.sock; do\n\
          [ -S $at ] && echo $at && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "nats-by-loopback",
         "greets the queue's NATS server",
         "for at in $ADDRESSES; do printf 'CONNECT {\"verbose\":true}\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep PONG && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "nats-forged-by-a-step",
         "publishes a message of its own in NATS",
         "for at in $ADDRESSES; do\n\
          printf 'CONNECT {\"verbose\":true}\\r\\nPUB hostile.forged 6\\r\\nforged\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep -c '+OK' | grep 2 && exit 0\n\
          done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "nats-monitor",
         "reads the monitoring page of NATS",
         "for at in $ADDRESSES; do http $at 8222 /varz | grep server_id && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "provider-from-a-step",
         "reads the provider's health",
         "for at in $ADDRESSES; do http $at 8081 /healthz | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "gateway-from-a-step",
         "calls the gateway",
         "for at in $ADDRESSES; do http $at 8080 /healthz | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "gateway-metrics-from-a-step",
         "reads the gateway's metrics, which name all functions",
         "for at in $ADDRESSES; do http $at 8082 /metrics | grep -m 1 gateway && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "registry-from-a-step",
         "sends the registry requests of its own",
         "for at in $ADDRESSES; do http $at 5000 /v2/ | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "functions-from-a-step",
         "calls functions without the gateway",
         "for at in $NEIGHBOURS; do WAIT=1 http $at 8080 /_/health | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "function-metrics-from-a-step",
         "reads the metrics of builder-fn and deployer-fn",
         "for at in $NEIGHBOURS; do WAIT=1 http $at 8081 /metrics | grep -m 1 slipway && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "machine-from-a-step",
         "reaches a service of the machine that runs the daemon",
         "http ${MACHINE%:*} ${MACHINE#*:} / | grep bait",
     ),
-    probe(
+    probe_with_script(
         "network-of-others",
         "connects to a service within a neighbour's running step",
         "for at in $STEP $ADDRESSES; do timeout 3 nc -w 2 $at 4999 < /dev/null | grep step-of-the-victim && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "processes-of-others",
         "finds the daemon or a neighbour's step in /proc",
         "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -oE 'buildkit[d]|gate-of-the-[v]ictim' | head -n 1 | grep .",
     ),
-    probe(
+    probe_with_script(
         "environment-of-others",
         "reads a neighbour's build argument from the environment of its step",
         "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep '[a]n-argument-of-the-victim'",
     ),
-    probe(
+    probe_with_script(
         "files-of-the-daemon-by-proc",
         "reads the daemon's files through /proc/PID/root",
         "for at in /proc/[0-9]*/root; do ls $at/root/.local $at/root/.cache && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "kernel-settings",
         "writes to /proc/sys and /sys, through which a program runs on the machine",
         "for at in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /sys/kernel/uevent_helper; do\n\
          [ -e $at ] && cat $at > /tmp/value && cat /tmp/value > $at && echo $at && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "kernel-memory",
         "reads the machine's memory and kernel log",
         "head -c 1 /proc/kcore > /tmp/kcore && [ -s /tmp/kcore ] && exit 0; dmesg | grep -m 1 . && exit 0; ls /dev/mem /dev/kmsg",
     ),
-    probe(
+    probe_with_script(
         "mount",
         "mounts a file system",
         "mkdir -p /tmp/mount; mount -t tmpfs none /tmp/mount && exit 0; mount -o bind / /tmp/mount",
     ),
-    probe(
+    probe_with_script(
         "device-of-the-disk",
         "makes a device of the machine's disk and reads it",
         "mknod /tmp/disk b $DISK && dd if=/tmp/disk bs=512 count=1 | wc -c | grep 512",
     ),
 ];
 
-const OF_PROBES: [Attack; 23] = probe::attacks(&PROBES);
+const PROBE_ATTACKS: [Attack; 23] = probe::attacks_of_probes(&PROBES);
 
 const WITHOUT_A_CERTIFICATE: Attack = Attack {
     name: "daemon-without-a-certificate",
     attempts: "lists the daemon's workers from the functions' network, without a certificate and with a forged one",
 };
 
-const ALL: [Attack; 24] = concat(&OF_PROBES, &[WITHOUT_A_CERTIFICATE]);
+const ALL_ATTACKS: [Attack; 24] = concat_attacks(&PROBE_ATTACKS, &[WITHOUT_A_CERTIFICATE]);
 
-pub(crate) const ATTACKS: &[Attack] = &ALL;
+pub(crate) const ATTACKS: &[Attack] = &ALL_ATTACKS;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_processes() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "daemon").await?;
+    let neighbour = HonestNeighbour::start(&world, "daemon").await?;
 
     // A build of the victim runs all the while, with a service in its step.
     let gate = "gate-of-the-victim";
-    let base = world.testbed.busybox().await?;
+    let base = world.testbed.busybox_image_name().await?;
     let serving = "(while true; do echo step-of-the-victim | nc -l -p 4999; done) & ";
     let gated = BuildContext::dockerfile(format!(
         "FROM {base}\nARG TOKEN\nRUN {serving}{}\n",
         gated_command(gate)
     ));
     let config = json!({
-        "image": world.victim.image("gated", "1"), "skipPush": true, "buildArgs": { "TOKEN": ARGUMENT },
+        "image": world.victim.image("gated", "1"), "skipPush": true, "buildArgs": { "TOKEN": VICTIM_ARGUMENT },
     });
     let (client, tar) = (world.victim.client.clone(), gated.tar_with_config(&config)?);
     let running = tokio::spawn(async move { client.post_signed(tar).await });
@@ -188,12 +188,12 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
 
     let stack = &world.testbed.stack;
     let own = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-    let daemon = NetworkNamespace::of_process(process_of("buildkitd", &stack.dir.root.to_string_lossy())?)?;
+    let daemon = NetworkNamespace::of_process(find_process("buildkitd", &stack.dir.root.to_string_lossy())?)?;
     let step = NetworkNamespace::of_process(step_process(gate)?.context("the step has ended")?)?;
     let machine = BaitServer::start((outer_address(&own)?, 0))?;
     let mut addresses = [daemon.ipv4_addresses()?, own.ipv4_addresses()?].concat();
     addresses.dedup();
-    let neighbours = own.output(
+    let neighbours = own.program_output(
         "ip",
         &[
             "neigh",
@@ -217,14 +217,14 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
         ("NEIGHBOURS", neighbours.join(" ")),
         ("STEP", step.ipv4_addresses()?.join(" ")),
         ("MACHINE", machine.address().to_string()),
-        ("DISK", disk()?),
+        ("DISK", root_device_numbers()?),
     ]);
     let buildctl = fs::read(&stack.tools.buildctl).context("buildctl")?;
     let source = BuildContext::new().with_file_of_mode("tools/buildctl", buildctl, 0o755);
     let mut outcomes = Outcomes::default();
-    outcomes.extend(probe::run(&world, "probes", source, &variables, &PROBES).await?);
+    outcomes.extend(probe::run_probes(&world, "probes", source, &variables, &PROBES).await?);
 
-    outcomes.add(
+    outcomes.add_outcome(
         "daemon-without-a-certificate",
         without_a_certificate(&world, &own, &daemon)?,
     );
@@ -238,7 +238,7 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
 
 /// Lists the daemon's workers from the stack's network, with no certificate and with one of another authority.
 fn without_a_certificate(
-    world: &World,
+    world: &AttackWorld,
     own: &NetworkNamespace,
     daemon: &NetworkNamespace,
 ) -> Result<Outcome> {
@@ -273,7 +273,7 @@ fn without_a_certificate(
                 &["--timeout", "2", "--addr", &address, "debug", "workers"],
             ]
             .concat();
-            match own.output(buildctl, &arguments) {
+            match own.program_output(buildctl, &arguments) {
                 Ok(workers) => return Ok(Outcome::Succeeded(workers)),
                 Err(error) => evidence = format!("{error:#}"),
             }
@@ -284,7 +284,7 @@ fn without_a_certificate(
 
 /// Returns the address of this machine on the network that it shares with the stack.
 pub(crate) fn outer_address(namespace: &NetworkNamespace) -> Result<IpAddr> {
-    let addresses = namespace.output("ip", &["-4", "-o", "address", "show", "dev", "host0"])?;
+    let addresses = namespace.program_output("ip", &["-4", "-o", "address", "show", "dev", "host0"])?;
     let own = addresses
         .split_whitespace()
         .find(|word| word.contains('/'))
@@ -298,7 +298,7 @@ pub(crate) fn outer_address(namespace: &NetworkNamespace) -> Result<IpAddr> {
 }
 
 /// Returns the numbers of the device with this machine's root, such as `254 0`.
-fn disk() -> Result<String> {
+fn root_device_numbers() -> Result<String> {
     let device = rustix::fs::stat("/")?.st_dev;
     Ok(format!(
         "{} {}",

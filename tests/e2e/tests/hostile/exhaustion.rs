@@ -12,13 +12,13 @@ use slipway_e2e::{
     build_context::{BuildContext, gated_command},
     crafted_layer::CraftedLayer,
     flood::tar_of_attributes,
-    network_namespace::process_of,
+    network_namespace::find_process,
     testbed::step_process,
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
-    world::World,
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    world::AttackWorld,
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -57,27 +57,27 @@ const BUILDER_MEMORY: usize = 256 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_build_exhausts_the_machine_or_a_function() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "exhaustion").await?;
+    let neighbour = HonestNeighbour::start(&world, "exhaustion").await?;
     let mut outcomes = Outcomes::default();
     limits_of_a_step(&world, &mut outcomes).await?;
-    outcomes.add("log-flood", log_flood(&world).await?);
-    outcomes.add("endless-step", endless_step().await?);
-    outcomes.add("builder-memory", builder_memory().await?);
+    outcomes.add_outcome("log-flood", flood_log(&world).await?);
+    outcomes.add_outcome("endless-step", run_endless_step().await?);
+    outcomes.add_outcome("builder-memory", fill_builder_memory().await?);
     neighbour.finish().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
 /// The limits of a step, as the kernel enforces them; `None` means that there is none.
 #[derive(Debug, Default)]
-struct Limits {
+struct EnforcedLimits {
     processes: Option<u64>,
     memory: Option<u64>,
     processor: Option<String>,
 }
 
-impl Limits {
+impl EnforcedLimits {
     /// Reads the limits of a process from its control groups, up to those of the stack.
     fn of_process(pid: u32) -> Result<Self> {
         let machine = fs::read_to_string("/proc/meminfo")?;
@@ -94,13 +94,15 @@ impl Limits {
                 continue;
             };
             let root = match controllers {
-                "" => mounted(&["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]),
-                named => mounted(&[&format!("/sys/fs/cgroup/{}", named.trim_start_matches("name="))]),
+                "" => first_existing_path(&["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]),
+                named => {
+                    first_existing_path(&[&format!("/sys/fs/cgroup/{}", named.trim_start_matches("name="))])
+                }
             };
             let mut group = Path::new(path);
             // Groups above the stack's belong to the machine.
             while group.to_string_lossy().contains("slipway") {
-                limits.read(
+                limits.apply_group_limits(
                     &root.join(group.strip_prefix("/").unwrap_or(group)),
                     machine << 10,
                 );
@@ -110,7 +112,7 @@ impl Limits {
         Ok(limits)
     }
 
-    fn read(&mut self, group: &Path, machine: u64) {
+    fn apply_group_limits(&mut self, group: &Path, machine: u64) {
         let number =
             |file: &str| -> Option<u64> { fs::read_to_string(group.join(file)).ok()?.trim().parse().ok() };
         let lower = |own: Option<u64>, other: Option<u64>| own.into_iter().chain(other).min();
@@ -133,15 +135,15 @@ impl Limits {
     }
 }
 
-fn mounted(candidates: &[&str]) -> PathBuf {
+fn first_existing_path(candidates: &[&str]) -> PathBuf {
     let exists = candidates.iter().find(|path| Path::new(path).exists());
     PathBuf::from(exists.unwrap_or(&"/sys/fs/cgroup"))
 }
 
 /// Reads the limits of a running step, and exceeds those that exist. Without a limit nothing is exceeded: the machine
 /// has other users.
-async fn limits_of_a_step(world: &World, outcomes: &mut Outcomes) -> Result<()> {
-    let base = world.testbed.busybox().await?;
+async fn limits_of_a_step(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
+    let base = world.testbed.busybox_image_name().await?;
     let gate = "gate-of-the-limits";
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)));
     let config = json!({ "image": world.mallory.image("limits", "1"), "skipPush": true });
@@ -149,7 +151,7 @@ async fn limits_of_a_step(world: &World, outcomes: &mut Outcomes) -> Result<()> 
     let running = tokio::spawn(async move { client.post_signed(tar).await });
     world.testbed.wait_for_step(gate, true).await?;
     let pid = step_process(gate)?.context("the step has ended")?;
-    let limits = Limits::of_process(pid)?;
+    let limits = EnforcedLimits::of_process(pid)?;
     let (step, machine) = (
         rustix::fs::statvfs(format!("/proc/{pid}/root"))?,
         rustix::fs::statvfs("/")?,
@@ -171,11 +173,11 @@ async fn limits_of_a_step(world: &World, outcomes: &mut Outcomes) -> Result<()> 
             );
             let reply = step_of(bomb).await?;
             let all = reply.text.contains(&format!("started {count} of all"));
-            Outcome::of(all, format!("a limit of {most}; {}", brief(&reply)))
+            Outcome::of_success(all, format!("a limit of {most}; {}", summarize_reply(&reply)))
         }
         other => Outcome::Succeeded(format!("the limit is {other:?} processes")),
     };
-    outcomes.add("fork-bomb", outcome);
+    outcomes.add_outcome("fork-bomb", outcome);
     let outcome = match limits.memory {
         Some(most) if most <= 2 << 30 => {
             // dd fills a buffer of this size.
@@ -184,18 +186,21 @@ async fn limits_of_a_step(world: &World, outcomes: &mut Outcomes) -> Result<()> 
                 most + (64 << 20)
             ))
             .await?;
-            Outcome::of(
+            Outcome::of_success(
                 reply.text.contains("code 0"),
-                format!("a limit of {most} bytes; {}", brief(&reply)),
+                format!("a limit of {most} bytes; {}", summarize_reply(&reply)),
             )
         }
         // This machine has other users, who need the memory.
         Some(most) => Outcome::Stopped(format!("a limit of {most} bytes")),
         None => Outcome::Succeeded("no limit".to_owned()),
     };
-    outcomes.add("memory-hog", outcome);
+    outcomes.add_outcome("memory-hog", outcome);
     let evidence = format!("the limit is {:?}", limits.processor);
-    outcomes.add("processor-hog", Outcome::of(limits.processor.is_none(), evidence));
+    outcomes.add_outcome(
+        "processor-hog",
+        Outcome::of_success(limits.processor.is_none(), evidence),
+    );
     let is_machines = (step.f_blocks * step.f_frsize, step.f_fsid)
         == (machine.f_blocks * machine.f_frsize, machine.f_fsid)
         || step.f_blocks * step.f_frsize == machine.f_blocks * machine.f_frsize;
@@ -203,12 +208,12 @@ async fn limits_of_a_step(world: &World, outcomes: &mut Outcomes) -> Result<()> 
         "the step's file system has {} MiB",
         (step.f_blocks * step.f_frsize) >> 20
     );
-    outcomes.add("disk-filler", Outcome::of(is_machines, evidence));
+    outcomes.add_outcome("disk-filler", Outcome::of_success(is_machines, evidence));
     Ok(())
 }
 
-async fn log_flood(world: &World) -> Result<Outcome> {
-    let base = world.testbed.busybox().await?;
+async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
+    let base = world.testbed.busybox_image_name().await?;
     let before = world.builder.peak_memory_bytes()?;
     let started = Instant::now();
     let script =
@@ -228,14 +233,14 @@ async fn log_flood(world: &World) -> Result<Outcome> {
         more >> 20
     );
     let is_bounded = size < 8 << 20 && more < 48 << 20 && took < Duration::from_secs(60);
-    Ok(Outcome::of(!is_bounded, evidence))
+    Ok(Outcome::of_success(!is_bounded, evidence))
 }
 
-async fn endless_step() -> Result<Outcome> {
-    const LIMIT: Duration = Duration::from_secs(6);
-    let limit = format!("{}s", LIMIT.as_secs());
-    let world = World::with_settings(&[("exec_timeout", &limit)], &[]).await?;
-    let base = world.testbed.busybox().await?;
+async fn run_endless_step() -> Result<Outcome> {
+    const STEP_TIME_LIMIT: Duration = Duration::from_secs(6);
+    let limit = format!("{}s", STEP_TIME_LIMIT.as_secs());
+    let world = AttackWorld::with_settings(&[("exec_timeout", &limit)], &[]).await?;
+    let base = world.testbed.busybox_image_name().await?;
     let marker = "98765";
     let source = BuildContext::dockerfile(format!(
         "FROM {base}\nRUN trap '' TERM INT HUP; setsid sleep {marker} & while true; do sleep {marker}; done\n"
@@ -247,14 +252,17 @@ async fn endless_step() -> Result<Outcome> {
     let reply = world.mallory.build(&source, &config).await?;
     let took = started.elapsed();
     world.testbed.wait_for_step(marker, false).await?;
-    let ended = process_of("sleep", marker).is_err();
-    let evidence = format!("ended after {took:.1?}: {}", brief(&reply));
-    Ok(Outcome::of(!ended || took > 3 * LIMIT, evidence))
+    let ended = find_process("sleep", marker).is_err();
+    let evidence = format!("ended after {took:.1?}: {}", summarize_reply(&reply));
+    Ok(Outcome::of_success(
+        !ended || took > 3 * STEP_TIME_LIMIT,
+        evidence,
+    ))
 }
 
 /// Sends signed tars that are as large as the builder accepts in memory.
-async fn builder_memory() -> Result<Outcome> {
-    let world = World::start().await?;
+async fn fill_builder_memory() -> Result<Outcome> {
+    let world = AttackWorld::start().await?;
     let config = |more: &str| {
         format!(
             "{{\"image\": \"{}\", \"skipPush\": true{more}}}",
@@ -294,5 +302,5 @@ async fn builder_memory() -> Result<Outcome> {
     ensure!(!statuses.is_empty(), "nothing was sent");
     let peak = world.builder.peak_memory_bytes().unwrap_or(usize::MAX);
     let evidence = format!("a peak of {} MiB; {statuses:?}", peak >> 20);
-    Ok(Outcome::of(!alive || peak > BUILDER_MEMORY, evidence))
+    Ok(Outcome::of_success(!alive || peak > BUILDER_MEMORY, evidence))
 }

@@ -14,9 +14,9 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
     daemon::outer_address,
-    world::{MALLORY_KEY, World},
+    world::{AttackWorld, MALLORY_KEY},
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -54,35 +54,38 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
 ];
 
-const LIMIT: Duration = Duration::from_secs(30);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_forged_or_repeated_message_builds_or_deploys() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "forged").await?;
+    let neighbour = HonestNeighbour::start(&world, "forged").await?;
     let mut outcomes = Outcomes::default();
-    let attacks = Forged {
-        http: reqwest::Client::builder().no_proxy().timeout(LIMIT).build()?,
+    let attacks = ForgedMessageAttacks {
+        http: reqwest::Client::builder()
+            .no_proxy()
+            .timeout(HTTP_TIMEOUT)
+            .build()?,
         world: &world,
     };
     attacks.through_the_queue(&mut outcomes).await?;
-    attacks.to_the_deployer(&mut outcomes).await?;
-    attacks.as_callback(&mut outcomes).await?;
-    attacks.again(&mut outcomes).await?;
+    attacks.forge_hand_overs(&mut outcomes).await?;
+    attacks.forge_callbacks(&mut outcomes).await?;
+    attacks.replay_messages(&mut outcomes).await?;
     neighbour.finish().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
-struct Forged<'a> {
-    world: &'a World,
+struct ForgedMessageAttacks<'a> {
+    world: &'a AttackWorld,
     http: reqwest::Client,
 }
 
-impl Forged<'_> {
+impl ForgedMessageAttacks<'_> {
     /// Returns a hand-over that is valid but for its signature.
     fn hand_over(&self, service: &str) -> Result<Value> {
-        let image = self.world.testbed.image("hostile/mallory/forged", "1");
+        let image = self.world.testbed.image_name("hostile/mallory/forged", "1");
         let now = Timestamp::now();
         Ok(json!({
             "image": format!("{image}@sha256:{}", "0".repeat(64)), "tag": image, "callId": "forged",
@@ -92,7 +95,12 @@ impl Forged<'_> {
     }
 
     /// Sends a message through the queue, and waits for its outcome.
-    async fn queue(&self, function: &str, body: Vec<u8>, header: Option<(&str, String)>) -> Result<String> {
+    async fn send_through_queue(
+        &self,
+        function: &str,
+        body: Vec<u8>,
+        header: Option<(&str, String)>,
+    ) -> Result<String> {
         let namespace = NetworkNamespace::of_process(self.world.testbed.stack.supervisor_pid()?)?;
         let callback = BaitServer::start((outer_address(&namespace)?, 0))?;
         let url = self.world.testbed.functions.queued_call_url(function);
@@ -103,49 +111,52 @@ impl Forged<'_> {
         }
         let status = request.send().await?.status();
         ensure!(status.as_u16() == 202, "the queue: {status}");
-        let arrived = || Ok(!callback.requests().is_empty());
+        let arrived = || Ok(!callback.request_paths().is_empty());
         self.world
             .testbed
             .wait_until_condition("the queue delivers the outcome", arrived)
             .await?;
-        Ok(format!("delivered by the queue, {:?}", callback.requests()))
+        Ok(format!("delivered by the queue, {:?}", callback.request_paths()))
     }
 
     async fn through_the_queue(&self, outcomes: &mut Outcomes) -> Result<()> {
         let testbed = &self.world.testbed;
-        let image = testbed.image("hostile/forged/queued", "1");
+        let image = testbed.image_name("hostile/forged/queued", "1");
         let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
             .with_file("a", "a")
             .tar_with_config(&json!({ "image": image }))?;
         let other = sign_body(MALLORY_KEY.as_bytes(), b"another body")?;
-        self.queue("builder-fn", tar.clone(), None).await?;
+        self.send_through_queue("builder-fn", tar.clone(), None).await?;
         let evidence = self
-            .queue("builder-fn", tar, Some(("X-Build-Signature", other)))
+            .send_through_queue("builder-fn", tar, Some(("X-Build-Signature", other)))
             .await?;
         let built = testbed
             .registry
             .get_manifest("hostile/forged/queued", "1")
             .await?
             .is_some();
-        outcomes.add("forged-build-in-the-queue", Outcome::of(built, evidence));
+        outcomes.add_outcome("forged-build-in-the-queue", Outcome::of_success(built, evidence));
 
         let hand_over = self.hand_over("mallory-forged")?.to_string().into_bytes();
         let payload_key = std::fs::read(&testbed.stack.payload_secret)?;
         let signed = sign_body(payload_key.trim_ascii(), &hand_over)?;
         let evidence = self
-            .queue("deployer-fn", hand_over, Some(("X-Deploy-Signature", signed)))
+            .send_through_queue("deployer-fn", hand_over, Some(("X-Deploy-Signature", signed)))
             .await?;
         let deployed = testbed
             .functions
             .function_status("mallory-forged")
             .await?
             .is_some();
-        outcomes.add("forged-hand-over-in-the-queue", Outcome::of(deployed, evidence));
+        outcomes.add_outcome(
+            "forged-hand-over-in-the-queue",
+            Outcome::of_success(deployed, evidence),
+        );
         Ok(())
     }
 
     /// Posts to a URL, and returns status and text.
-    async fn post(&self, url: &str, body: String, signature: Option<String>) -> Result<(u16, String)> {
+    async fn post_json(&self, url: &str, body: String, signature: Option<String>) -> Result<(u16, String)> {
         let mut request = self.http.post(url).body(body);
         if let Some(signature) = signature {
             request = request.header("X-Deploy-Signature", signature);
@@ -154,16 +165,16 @@ impl Forged<'_> {
         Ok((answer.status().as_u16(), answer.text().await?))
     }
 
-    async fn to_the_deployer(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn forge_hand_overs(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         let unsigned = self.hand_over("mallory-forged")?.to_string();
         let url = world.testbed.functions.function_url("deployer-fn");
-        let (status, text) = self.post(&url, unsigned.clone(), None).await?;
-        let empty = self.post(&url, String::new(), None).await?;
+        let (status, text) = self.post_json(&url, unsigned.clone(), None).await?;
+        let empty = self.post_json(&url, String::new(), None).await?;
         let accepted = status != 401 || empty.0 != 401;
-        outcomes.add(
+        outcomes.add_outcome(
             "forged-hand-over-by-callback",
-            Outcome::of(accepted, format!("{status} {text}")),
+            Outcome::of_success(accepted, format!("{status} {text}")),
         );
 
         world.gateway.clear_requests();
@@ -171,25 +182,28 @@ impl Forged<'_> {
         hand_over["tenant"] = json!("victim");
         let body = hand_over.to_string();
         let signed = sign_body(MALLORY_KEY.as_bytes(), body.as_bytes())?;
-        let (status, text) = self.post(world.deployer.url(), body, Some(signed)).await?;
+        let (status, text) = self.post_json(world.deployer.url(), body, Some(signed)).await?;
         let accepted = status != 401 || !world.gateway.changing_requests().is_empty();
-        outcomes.add("forged-tenant", Outcome::of(accepted, format!("{status} {text}")));
+        outcomes.add_outcome(
+            "forged-tenant",
+            Outcome::of_success(accepted, format!("{status} {text}")),
+        );
         Ok(())
     }
 
-    async fn as_callback(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn forge_callbacks(&self, outcomes: &mut Outcomes) -> Result<()> {
         let testbed = &self.world.testbed;
         let deployer =
             slipway_e2e::deployer_process::DeployerProcess::start(testbed, &testbed.stack.gateway.url, &[])
                 .await?;
         let builder = BuilderProcess::start_with_settings(testbed, &[("deploy_via", "callback")]).await?;
-        let base = testbed.busybox().await?;
+        let base = testbed.busybox_image_name().await?;
         let printed = json!({ "deployment": { "handOver": self.hand_over("mallory-printed")? } }).to_string();
         let source = BuildContext::static_page_function(base, "called back").with_file("printed", printed);
         let dockerfile = format!("FROM {base}\nCOPY . /\nRUN cat /printed; echo; cat /printed >&2\n");
         let source = source.with_dockerfile(&dockerfile);
         let config = json!({
-            "image": testbed.image("hostile/forged/callback", "1"), "deploy": { "service": "mallory-callback" },
+            "image": testbed.image_name("hostile/forged/callback", "1"), "deploy": { "service": "mallory-callback" },
         });
         let tar = source.tar_with_config(&config)?;
         let key = std::fs::read(&testbed.stack.payload_secret)?;
@@ -206,26 +220,28 @@ impl Forged<'_> {
             .to_owned();
 
         let changed = text.replace("mallory-callback", "mallory-changed");
-        let (status, told) = self.post(deployer.url(), changed, Some(signed.clone())).await?;
+        let (status, told) = self
+            .post_json(deployer.url(), changed, Some(signed.clone()))
+            .await?;
         let deployed = testbed
             .functions
             .function_status("mallory-changed")
             .await?
             .is_some();
-        outcomes.add(
+        outcomes.add_outcome(
             "changed-callback",
-            Outcome::of(status != 401 || deployed, format!("{status} {told}")),
+            Outcome::of_success(status != 401 || deployed, format!("{status} {told}")),
         );
         // The answer itself is genuine: only its own function may be deployed.
-        let (status, _) = self.post(deployer.url(), text, Some(signed)).await?;
+        let (status, _) = self.post_json(deployer.url(), text, Some(signed)).await?;
         let deployed = testbed
             .functions
             .function_status("mallory-printed")
             .await?
             .is_some();
-        outcomes.add(
+        outcomes.add_outcome(
             "hand-over-in-the-log",
-            Outcome::of(deployed, format!("{status}, and only the answer's own function")),
+            Outcome::of_success(deployed, format!("{status}, and only the answer's own function")),
         );
         for name in ["mallory-callback", "mallory-changed", "mallory-printed"] {
             testbed.functions.remove_function(name).await?;
@@ -233,9 +249,9 @@ impl Forged<'_> {
         Ok(())
     }
 
-    async fn again(&self, outcomes: &mut Outcomes) -> Result<()> {
-        let world = World::with_settings(&[("max_age", "5m"), ("require_fresh", "true")], &[]).await?;
-        let base = world.testbed.busybox().await?;
+    async fn replay_messages(&self, outcomes: &mut Outcomes) -> Result<()> {
+        let world = AttackWorld::with_settings(&[("max_age", "5m"), ("require_fresh", "true")], &[]).await?;
+        let base = world.testbed.busybox_image_name().await?;
         let functions = &world.testbed.functions;
         let build = |page: &str, seconds: u64| -> Result<Vec<u8>> {
             let submitted = Timestamp::now() - Duration::from_secs(60 - seconds);
@@ -251,18 +267,26 @@ impl Forged<'_> {
         let recorded = world.route.recorded_hand_overs().pop().context("no hand-over")?;
         let reply = world.victim.client.post_signed(new).await?;
         ensure!(reply.status == 200, "{}", reply.text);
-        functions.wait_for_page("victim-replayed", "new", LIMIT).await?;
+        functions
+            .wait_for_page("victim-replayed", "new", HTTP_TIMEOUT)
+            .await?;
 
         // The recorded request, as it was, from anybody.
         let anybody = SigningClient::new(format!("{}/build", world.builder.url()), b"no key")?;
         let signed = sign_body(b"the key of the victim", &old)?;
         let reply = anybody.post_with_signature(old, Some(&signed), &[]).await?;
-        outcomes.add("replayed-build", Outcome::of(reply.status == 200, brief(&reply)));
+        outcomes.add_outcome(
+            "replayed-build",
+            Outcome::of_success(reply.status == 200, summarize_reply(&reply)),
+        );
         let reply = world.deployer.send_hand_over(&recorded).await?;
         let page = functions
-            .get_path_with_retry("victim-replayed", "/", LIMIT)
+            .get_path_with_retry("victim-replayed", "/", HTTP_TIMEOUT)
             .await?;
-        outcomes.add("replayed-hand-over", Outcome::of(page.1 != "new", brief(&reply)));
+        outcomes.add_outcome(
+            "replayed-hand-over",
+            Outcome::of_success(page.1 != "new", summarize_reply(&reply)),
+        );
         functions.remove_function("victim-replayed").await
     }
 }

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     bait_server::BaitServer,
     build_context::BuildContext,
-    network_namespace::{NetworkNamespace, process_of},
+    network_namespace::{NetworkNamespace, find_process},
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
-    world::World,
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    world::AttackWorld,
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -68,15 +68,15 @@ pub(crate) const ATTACKS: &[Attack] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "frontends").await?;
+    let neighbour = HonestNeighbour::start(&world, "frontends").await?;
     // A registry that the daemon asks for the frontend, if it asks at all. The stack's own would be asked too.
-    let daemon = process_of("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+    let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
     let namespace = NetworkNamespace::of_process(daemon)?;
     // BuildKit speaks plain HTTP with registries on loopback addresses.
-    let registry = BaitServer::start_in(&namespace, (Ipv4Addr::new(127, 0, 0, 88), 0))?;
-    let attacks = Frontends {
+    let registry = BaitServer::start_in_namespace(&namespace, (Ipv4Addr::new(127, 0, 0, 88), 0))?;
+    let attacks = FrontendAttacks {
         frontend: format!("{}/mallory/frontend:1", registry.address()),
         world: &world,
         registry,
@@ -88,36 +88,36 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     outcomes.assert_all_stopped(ATTACKS)
 }
 
-struct Frontends<'a> {
-    world: &'a World,
+struct FrontendAttacks<'a> {
+    world: &'a AttackWorld,
     frontend: String,
     registry: BaitServer,
 }
 
-impl Frontends<'_> {
+impl FrontendAttacks<'_> {
     async fn name_frontends(&self, outcomes: &mut Outcomes) -> Result<()> {
         let frontend = &self.frontend;
         let rest = "\nFROM scratch\nCOPY Dockerfile /\n";
         let syntax = format!("# syntax={frontend}");
-        let each = async |texts: &[String]| self.each_dockerfile(texts).await;
+        let each = async |texts: &[String]| self.build_each_dockerfile(texts).await;
         let comments = [
             format!("{syntax}{rest}"),
             format!("#syntax={frontend}{rest}"),
             format!("  #   SYNTAX  =  {frontend}  {rest}"),
         ];
-        outcomes.add("frontend-by-comment", each(&comments).await?);
+        outcomes.add_outcome("frontend-by-comment", each(&comments).await?);
         let others = [
             format!("//syntax={frontend}{rest}"),
             format!("// syntax = {frontend}{rest}"),
             format!("{{\"syntax\": \"{frontend}\"}}{rest}"),
         ];
-        outcomes.add("frontend-by-other-comments", each(&others).await?);
+        outcomes.add_outcome("frontend-by-other-comments", each(&others).await?);
         let marks = [
             format!("\u{feff}{syntax}{rest}"),
             format!("\u{feff}\u{feff}{syntax}{rest}"),
             format!("\u{feff}//syntax={frontend}{rest}"),
         ];
-        outcomes.add("frontend-after-a-byte-order-mark", each(&marks).await?);
+        outcomes.add_outcome("frontend-after-a-byte-order-mark", each(&marks).await?);
         let directives = [
             format!("# escape=`\n{syntax}{rest}"),
             format!("# check=skip=all\n# escape=\\\n{syntax}{rest}"),
@@ -125,14 +125,14 @@ impl Frontends<'_> {
             format!("\n{syntax}{rest}"),
             format!("# a comment\n{syntax}{rest}"),
         ];
-        outcomes.add("frontend-after-other-directives", each(&directives).await?);
+        outcomes.add_outcome("frontend-after-other-directives", each(&directives).await?);
         let ends = [
             format!("{syntax}\r\nFROM scratch\r\nCOPY Dockerfile /\r\n"),
             format!("{syntax}\rFROM scratch\rCOPY Dockerfile /\r"),
             format!("{syntax}\0{rest}"),
             syntax.clone(),
         ];
-        outcomes.add("frontend-by-other-line-ends", each(&ends).await?);
+        outcomes.add_outcome("frontend-by-other-line-ends", each(&ends).await?);
 
         let text = format!("{syntax}{rest}");
         let links = [
@@ -156,7 +156,7 @@ impl Frontends<'_> {
                 json!({}),
             ),
         ];
-        outcomes.add("frontend-behind-a-link", self.each(&links).await?);
+        outcomes.add_outcome("frontend-behind-a-link", self.build_each_context(&links).await?);
         let folders = [
             (
                 BuildContext::new()
@@ -173,7 +173,10 @@ impl Frontends<'_> {
                 json!({ "dockerfile": "./x/../x/Dockerfile" }),
             ),
         ];
-        outcomes.add("frontend-behind-a-folder-link", self.each(&folders).await?);
+        outcomes.add_outcome(
+            "frontend-behind-a-folder-link",
+            self.build_each_context(&folders).await?,
+        );
         let plain = BuildContext::dockerfile("FROM scratch\nCOPY Dockerfile /\n");
         let arguments = [
             (
@@ -197,20 +200,20 @@ impl Frontends<'_> {
                 json!({ "buildArgs": { "BUILDKIT_SYNTAX ": frontend, "cmdline": frontend, "source": frontend } }),
             ),
         ];
-        outcomes.add("frontend-by-argument", self.each(&arguments).await?);
+        outcomes.add_outcome("frontend-by-argument", self.build_each_context(&arguments).await?);
         Ok(())
     }
 
-    async fn each_dockerfile(&self, texts: &[String]) -> Result<Outcome> {
+    async fn build_each_dockerfile(&self, texts: &[String]) -> Result<Outcome> {
         let builds: Vec<_> = texts
             .iter()
             .map(|text| (BuildContext::dockerfile(text.clone()), json!({})))
             .collect();
-        self.each(&builds).await
+        self.build_each_context(&builds).await
     }
 
     /// Builds each context; the attack succeeded if the daemon asked for the frontend, or said that it does.
-    async fn each(&self, builds: &[(BuildContext, Value)]) -> Result<Outcome> {
+    async fn build_each_context(&self, builds: &[(BuildContext, Value)]) -> Result<Outcome> {
         let mut evidence = String::new();
         for (source, more) in builds {
             let mut config = json!({
@@ -220,12 +223,12 @@ impl Frontends<'_> {
                 config.extend(more.clone());
             }
             let reply = self.world.mallory.build(source, &config).await?;
-            let asked = !self.registry.requests().is_empty();
+            let asked = !self.registry.request_paths().is_empty();
             let said = reply.text.contains(&format!(
                 "resolve image config for docker-image://{}",
                 self.frontend
             ));
-            evidence = brief(&reply);
+            evidence = summarize_reply(&reply);
             if asked || said {
                 return Ok(Outcome::Succeeded(evidence));
             }
@@ -234,7 +237,7 @@ impl Frontends<'_> {
     }
 
     async fn ask_for_rights(&self, outcomes: &mut Outcomes) -> Result<()> {
-        let base = self.world.testbed.busybox().await?;
+        let base = self.world.testbed.busybox_image_name().await?;
         let mallory = &self.world.mallory;
         // The output of these steps is not in the text of the Dockerfile.
         let insecure = format!(
@@ -247,17 +250,17 @@ impl Frontends<'_> {
                 last = Outcome::of_reply(&mallory.try_dockerfile("rights", text).await?, "got 1234");
             }
         }
-        outcomes.add("security-insecure", last);
+        outcomes.add_outcome("security-insecure", last);
         let host = format!(
             "FROM {base}\nRUN --network=host grep -q host0 /proc/net/dev && echo got $((1000 + 234))\n"
         );
         let reply = mallory.try_dockerfile("rights", host).await?;
-        outcomes.add("network-host", Outcome::of_reply(&reply, "got 1234"));
+        outcomes.add_outcome("network-host", Outcome::of_reply(&reply, "got 1234"));
         let device = format!(
             "FROM {base}\nRUN --device=vendor.test/disk=all find /dev -type b | grep . && echo got $((1000 + 234))\n"
         );
         let reply = mallory.try_dockerfile("rights", device).await?;
-        outcomes.add("devices-by-name", Outcome::of_reply(&reply, "got 1234"));
+        outcomes.add_outcome("devices-by-name", Outcome::of_reply(&reply, "got 1234"));
 
         let sandboxed = format!("FROM {base}\nRUN grep -q host0 /proc/net/dev && echo got $((1000 + 234))\n");
         let config = json!({
@@ -270,10 +273,10 @@ impl Frontends<'_> {
         let reply = mallory
             .build(&BuildContext::dockerfile(sandboxed), &config)
             .await?;
-        let asked = !self.registry.requests().is_empty();
-        outcomes.add(
+        let asked = !self.registry.request_paths().is_empty();
+        outcomes.add_outcome(
             "options-of-the-frontend",
-            Outcome::of(asked || reply.text.contains("got 1234"), brief(&reply)),
+            Outcome::of_success(asked || reply.text.contains("got 1234"), summarize_reply(&reply)),
         );
         Ok(())
     }

@@ -22,7 +22,7 @@ mod world;
 use attack::Attack;
 
 /// All attacks of the suite.
-fn all() -> Vec<Attack> {
+fn all_attacks() -> Vec<Attack> {
     [
         administrator::ATTACKS,
         daemon::ATTACKS,
@@ -42,8 +42,8 @@ fn all() -> Vec<Attack> {
 #[test]
 fn every_attack_has_a_name_of_its_own_and_a_row_in_the_document() {
     let document = include_str!("../../../../docs/hostile.md");
-    let mut names: Vec<_> = all().iter().map(|attack| attack.name).collect();
-    let missing: Vec<_> = all()
+    let mut names: Vec<_> = all_attacks().iter().map(|attack| attack.name).collect();
+    let missing: Vec<_> = all_attacks()
         .iter()
         .map(|attack| format!("| {} | {} |", attack.name, attack.attempts))
         .filter(|row| !document.contains(row))

@@ -11,21 +11,21 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
-    bait_server::{BAIT, BaitServer},
+    bait_server::{BAIT_TEXT, BaitServer},
     build_context::BuildContext,
     changing_dns::{ChangingDns, ChangingName},
     crafted_layer::CraftedLayer,
-    network_namespace::{NetworkNamespace, process_of},
+    network_namespace::{NetworkNamespace, find_process},
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief, concat},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, concat_attacks, summarize_reply},
     probe::{self, Probe},
-    world::World,
+    world::AttackWorld,
 };
 
-/// The metadata addresses of clouds; [`AWS`] first.
-const ADDRESSES: [&str; 6] = [
+/// The metadata addresses of clouds; [`AWS_METADATA_ADDRESS`] first.
+const METADATA_ADDRESSES: [&str; 6] = [
     "169.254.169.254",
     "169.254.170.2",
     "169.254.170.23",
@@ -34,20 +34,20 @@ const ADDRESSES: [&str; 6] = [
     "fd00:ec2::254",
 ];
 
-const AWS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const AWS_METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The loopback address of the test's resolver in the daemon's network.
-const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
+const RESOLVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
 
 /// An address for documentation (RFC 5737), which this machine has during the test: a public server of the attacker's.
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
+const PUBLIC_TEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
 
 /// The name whose address changes from one that the attacker may read to that of a metadata service.
-const REBOUND: &str = "files.hostile.test";
+const REBOUND_NAME: &str = "files.hostile.test";
 /// Another such name, that has the address of a metadata service from the beginning.
-const POINTED: &str = "pointed.hostile.test";
+const POINTED_NAME: &str = "pointed.hostile.test";
 
-const fn probe(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
+const fn probe_with_script(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
     Probe {
         attack: Attack { name, attempts },
         script,
@@ -55,53 +55,53 @@ const fn probe(name: &'static str, attempts: &'static str, script: &'static str)
 }
 
 const PROBES: [Probe; 8] = [
-    probe(
+    probe_with_script(
         "metadata-in-a-step",
         "reads the metadata service at 169.254.169.254 in a step",
         "http 169.254.169.254 80 /latest/meta-data/ | grep bait",
     ),
-    probe(
+    probe_with_script(
         "metadata-of-tasks-in-a-step",
         "reads the credentials of tasks and pods at 169.254.170.2 and 169.254.170.23 in a step",
         "for at in 169.254.170.2 169.254.170.23; do http $at 80 /v1/credentials | grep bait && exit 0; done; exit 1",
     ),
-    probe(
+    probe_with_script(
         "metadata-of-azure-in-a-step",
         "reads Azure's service at 168.63.129.16 in a step",
         "http 168.63.129.16 80 /machine | grep bait",
     ),
-    probe(
+    probe_with_script(
         "metadata-of-alibaba-in-a-step",
         "reads Alibaba's service at 100.100.100.200 in a step",
         "http 100.100.100.200 80 /latest/meta-data/ | grep bait",
     ),
-    probe(
+    probe_with_script(
         "metadata-by-ipv6-in-a-step",
         "reads the metadata service at fd00:ec2::254 in a step",
         "http fd00:ec2::254 80 /latest/meta-data/ | grep bait",
     ),
-    probe(
+    probe_with_script(
         "metadata-by-name-in-a-step",
         "reads metadata.google.internal in a step",
         "at=$(nslookup metadata.google.internal | awk '/^Address/ && !/:53$/ { at = $NF } END { print at }')\n\
          http ${at:-169.254.169.254} 80 /computeMetadata/v1/ | grep bait",
     ),
-    probe(
+    probe_with_script(
         "metadata-by-redirect-in-a-step",
         "follows a redirect of a server of the attacker's to the metadata service in a step",
         "to=$(http ${SERVER%:*} ${SERVER#*:} /redirect/169.254.169.254/latest | tr -d '\\r' | awk -F/ 'tolower($1) ~ /^location/ { print $3 }')\n\
          http ${to:-169.254.169.254} 80 /latest | grep bait",
     ),
-    probe(
+    probe_with_script(
         "private-network-in-a-step",
         "reaches a server in a private network in a step",
         "http ${PRIVATE%:*} ${PRIVATE#*:} / | grep bait",
     ),
 ];
 
-const OF_PROBES: [Attack; 8] = probe::attacks(&PROBES);
+const PROBE_ATTACKS: [Attack; 8] = probe::attacks_of_probes(&PROBES);
 
-const OF_SOURCES: [Attack; 11] = [
+const SOURCE_ATTACKS: [Attack; 11] = [
     Attack {
         name: "add-from-nats",
         attempts: "fetches NATS's page by `ADD http://127.0.0.1:8222/varz`",
@@ -148,17 +148,17 @@ const OF_SOURCES: [Attack; 11] = [
     },
 ];
 
-const ALL: [Attack; 19] = concat(&OF_PROBES, &OF_SOURCES);
+const ALL_ATTACKS: [Attack; 19] = concat_attacks(&PROBE_ATTACKS, &SOURCE_ATTACKS);
 
-pub(crate) const ATTACKS: &[Attack] = &ALL;
+pub(crate) const ATTACKS: &[Attack] = &ALL_ATTACKS;
 
 /// Nameservers of the daemon, replaced until drop.
-struct Nameservers {
+struct ReplacedNameservers {
     path: PathBuf,
     before: String,
 }
 
-impl Nameservers {
+impl ReplacedNameservers {
     /// Puts a server in front of those of the process with this id.
     fn prepend(pid: u32, server: Ipv4Addr) -> Result<Self> {
         let path = PathBuf::from(format!("/proc/{pid}/root/etc/resolv.conf"));
@@ -171,7 +171,7 @@ impl Nameservers {
     }
 }
 
-impl Drop for Nameservers {
+impl Drop for ReplacedNameservers {
     fn drop(&mut self) {
         fs::write(&self.path, &self.before).ok();
     }
@@ -182,14 +182,14 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
     let testbed = slipway_e2e::testbed::Testbed::find_running_stack()?;
     let stack = &testbed.stack;
     let own = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-    let addresses: Vec<IpAddr> = ADDRESSES
+    let addresses: Vec<IpAddr> = METADATA_ADDRESSES
         .iter()
         .map(|at| Ok(at.parse()?))
         .collect::<Result<_>>()?;
     let extra = own.with_addresses(&addresses)?;
     let metadata: Vec<BaitServer> = addresses
         .iter()
-        .map(|at| BaitServer::start_in(extra.namespace(), (*at, 80)))
+        .map(|at| BaitServer::start_in_namespace(extra.namespace(), (*at, 80)))
         .collect::<Result<_>>()?;
     let inner: Ipv4Addr = stack
         .registry
@@ -198,17 +198,21 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         .next()
         .unwrap_or_default()
         .parse()?;
-    let _private = BaitServer::start_in(extra.namespace(), (inner, 80))?;
-    let public = NetworkNamespace::of_process(std::process::id())?.with_addresses(&[IpAddr::from(PUBLIC)])?;
-    let server = BaitServer::start_in(public.namespace(), (PUBLIC, 80))?;
+    let _private = BaitServer::start_in_namespace(extra.namespace(), (inner, 80))?;
+    let public = NetworkNamespace::of_process(std::process::id())?
+        .with_addresses(&[IpAddr::from(PUBLIC_TEST_ADDRESS)])?;
+    let server = BaitServer::start_in_namespace(public.namespace(), (PUBLIC_TEST_ADDRESS, 80))?;
     // The operator opens this server, whose address is one for special purposes, and the policy allows it and the name.
-    let opened = PUBLIC.to_string();
-    let readable = [format!("http://{PUBLIC}/"), format!("http://{REBOUND}/")];
-    let world = World::with_settings(&[("allowed_sources", &opened)], &readable).await?;
+    let opened = PUBLIC_TEST_ADDRESS.to_string();
+    let readable = [
+        format!("http://{PUBLIC_TEST_ADDRESS}/"),
+        format!("http://{REBOUND_NAME}/"),
+    ];
+    let world = AttackWorld::with_settings(&[("allowed_sources", &opened)], &readable).await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "metadata").await?;
+    let neighbour = HonestNeighbour::start(&world, "metadata").await?;
 
-    let daemon = process_of("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+    let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
     let name = |name, first, answers, then| ChangingName {
         name,
         first,
@@ -216,13 +220,18 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         then,
     };
     let names = [
-        name("metadata.google.internal", AWS, 0, AWS),
-        name(POINTED, AWS, 0, AWS),
-        name(REBOUND, PUBLIC, 1, AWS),
+        name(
+            "metadata.google.internal",
+            AWS_METADATA_ADDRESS,
+            0,
+            AWS_METADATA_ADDRESS,
+        ),
+        name(POINTED_NAME, AWS_METADATA_ADDRESS, 0, AWS_METADATA_ADDRESS),
+        name(REBOUND_NAME, PUBLIC_TEST_ADDRESS, 1, AWS_METADATA_ADDRESS),
     ];
     let of_daemon = NetworkNamespace::of_process(daemon)?;
-    let _dns = ChangingDns::start_in(&of_daemon, RESOLVER, &names)?;
-    let _nameservers = Nameservers::prepend(daemon, RESOLVER)?;
+    let _dns = ChangingDns::start_in_namespace(&of_daemon, RESOLVER_ADDRESS, &names)?;
+    let _nameservers = ReplacedNameservers::prepend(daemon, RESOLVER_ADDRESS)?;
     // Go's resolver reads resolv.conf at most every five seconds, and gives no sign when it does.
     tokio::time::sleep(Duration::from_secs(6)).await;
 
@@ -231,38 +240,38 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         ("SERVER", server.address().to_string()),
         ("PRIVATE", format!("{inner}:80")),
     ]);
-    outcomes.extend(probe::run(&world, "metadata", BuildContext::new(), &variables, &PROBES).await?);
-    let attacks = Sources {
+    outcomes.extend(probe::run_probes(&world, "metadata", BuildContext::new(), &variables, &PROBES).await?);
+    let attacks = SourceAttacks {
         world: &world,
         metadata: &metadata,
     };
-    attacks.run(&mut outcomes, &server).await?;
+    attacks.run_attacks(&mut outcomes, &server).await?;
     neighbour.finish().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by sources that the daemon fetches.
-struct Sources<'a> {
-    world: &'a World,
+struct SourceAttacks<'a> {
+    world: &'a AttackWorld,
     metadata: &'a [BaitServer],
 }
 
-impl Sources<'_> {
-    async fn run(&self, outcomes: &mut Outcomes, server: &BaitServer) -> Result<()> {
-        let fetch = async |urls: &[String]| self.fetch(urls).await;
+impl SourceAttacks<'_> {
+    async fn run_attacks(&self, outcomes: &mut Outcomes, server: &BaitServer) -> Result<()> {
+        let fetch = async |urls: &[String]| self.fetch_each(urls).await;
         let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>();
-        outcomes.add(
+        outcomes.add_outcome(
             "add-from-nats",
             fetch(&urls(&["http://127.0.0.1:8222/varz"])).await?,
         );
         let localhost = urls(&["http://localhost:8222/varz", "http://LOCALHOST:8222/varz"]);
-        outcomes.add("add-from-localhost", fetch(&localhost).await?);
+        outcomes.add_outcome("add-from-localhost", fetch(&localhost).await?);
         let all: Vec<_> = self
             .metadata
             .iter()
             .map(|at| format!("http://{}/latest", at.address()))
             .collect();
-        outcomes.add("add-from-metadata", fetch(&all).await?);
+        outcomes.add_outcome("add-from-metadata", fetch(&all).await?);
         let spellings = urls(&[
             "http://2852039166/latest",
             "http://0xA9FEA9FE/latest",
@@ -274,12 +283,12 @@ impl Sources<'_> {
             "http://files@169.254.169.254/latest",
             "HTTP://169.254.169.254/latest",
         ]);
-        outcomes.add("add-from-metadata-by-spelling", fetch(&spellings).await?);
+        outcomes.add_outcome("add-from-metadata-by-spelling", fetch(&spellings).await?);
         let names = [
             "http://metadata.google.internal/latest".to_owned(),
-            format!("http://{POINTED}/latest"),
+            format!("http://{POINTED_NAME}/latest"),
         ];
-        outcomes.add("add-from-metadata-by-name", fetch(&names).await?);
+        outcomes.add_outcome("add-from-metadata-by-name", fetch(&names).await?);
         let host = &self.world.testbed.stack.registry.host;
         let inner = host.split(':').next().unwrap_or_default();
         let redirects = [
@@ -288,44 +297,52 @@ impl Sources<'_> {
             format!("{inner}:8080/healthz"),
             "10.62.0.1:8081/healthz".to_owned(),
         ];
-        let redirects = redirects.map(|to| format!("http://{PUBLIC}/redirect/{to}"));
+        let redirects = redirects.map(|to| format!("http://{PUBLIC_TEST_ADDRESS}/redirect/{to}"));
         let outcome = fetch(&redirects).await?;
         ensure!(
-            !server.requests().is_empty(),
+            !server.request_paths().is_empty(),
             "the daemon did not follow the first redirect: {outcome:?}"
         );
-        outcomes.add("add-by-redirect", outcome);
+        outcomes.add_outcome("add-by-redirect", outcome);
         // Each attempt has more answers behind it.
-        let rebound: Vec<_> = (0..3).map(|round| format!("http://{REBOUND}/{round}")).collect();
-        outcomes.add("add-by-changing-dns", fetch(&rebound).await?);
+        let rebound: Vec<_> = (0..3)
+            .map(|round| format!("http://{REBOUND_NAME}/{round}"))
+            .collect();
+        outcomes.add_outcome("add-by-changing-dns", fetch(&rebound).await?);
         let git = urls(&[
             "http://169.254.169.254/a.git",
             "http://169.254.169.254/a.git#main",
             "git://127.0.0.1:4222/a.git",
         ]);
-        outcomes.add("git-from-metadata", fetch(&git).await?);
+        outcomes.add_outcome("git-from-metadata", fetch(&git).await?);
 
-        let before = self.requests_of("/v2/");
+        let before = self.metadata_request_count_of("/v2/");
         let from = self
             .world
             .mallory
             .try_dockerfile("metadata", "FROM 169.254.169.254:80/a/b:1\n")
             .await?;
-        outcomes.add("image-from-metadata", {
+        outcomes.add_outcome("image-from-metadata", {
             // The daemon speaks TLS with registries that it does not know.
             let was_reached = from.text.contains("server gave HTTP response to HTTPS client");
-            Outcome::of(was_reached || self.requests_of("/v2/") > before, brief(&from))
+            Outcome::of_success(
+                was_reached || self.metadata_request_count_of("/v2/") > before,
+                summarize_reply(&from),
+            )
         });
-        let before = self.requests_of("/v2/");
+        let before = self.metadata_request_count_of("/v2/");
         let config = json!({
             "image": self.world.mallory.image("metadata", "1"), "skipPush": true,
             "cacheFrom": ["169.254.170.2:80/a/b:1"],
         });
         let cached = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "a");
         let cached = self.world.mallory.build(&cached, &config).await?;
-        outcomes.add(
+        outcomes.add_outcome(
             "cache-from-metadata",
-            Outcome::of(self.requests_of("/v2/") > before, brief(&cached)),
+            Outcome::of_success(
+                self.metadata_request_count_of("/v2/") > before,
+                summarize_reply(&cached),
+            ),
         );
 
         let onbuild =
@@ -335,46 +352,53 @@ impl Sources<'_> {
         registry
             .push_image("hostile/base/onbuild-add", "1", layer, onbuild)
             .await?;
-        let image = self.world.testbed.image("hostile/base/onbuild-add", "1");
+        let image = self.world.testbed.image_name("hostile/base/onbuild-add", "1");
         let reply = self
             .world
             .mallory
             .try_dockerfile("metadata", format!("FROM {image}\n"))
             .await?;
-        outcomes.add(
+        outcomes.add_outcome(
             "add-by-onbuild",
-            Outcome::of(self.requests_of("/onbuild") > 0, brief(&reply)),
+            Outcome::of_success(
+                self.metadata_request_count_of("/onbuild") > 0,
+                summarize_reply(&reply),
+            ),
         );
         Ok(())
     }
 
     /// Fetches these addresses, each in a build of its own.
-    async fn fetch(&self, urls: &[String]) -> Result<Outcome> {
-        let base = self.world.testbed.busybox().await?;
+    async fn fetch_each(&self, urls: &[String]) -> Result<Outcome> {
+        let base = self.world.testbed.busybox_image_name().await?;
         let mut replies = Vec::new();
         for url in urls {
-            let before: usize = self.requests();
+            let before: usize = self.metadata_request_count();
             let dockerfile = format!("FROM {base}\nADD {url} /got\nRUN head -c 200 /got\n");
             let reply = self.world.mallory.try_dockerfile("metadata", dockerfile).await?;
             // The allowed server answers as the metadata services do; under the name, only those may not.
-            let is_bait = !url.contains(REBOUND) && reply.text.contains(BAIT);
-            let was_read = is_bait || reply.text.contains("server_id") || self.requests() > before;
+            let is_bait = !url.contains(REBOUND_NAME) && reply.text.contains(BAIT_TEXT);
+            let was_read =
+                is_bait || reply.text.contains("server_id") || self.metadata_request_count() > before;
             let is_redirect = url.contains("/redirect/");
             if was_read || (is_redirect && reply.status == 200) {
-                return Ok(Outcome::Succeeded(format!("{url}: {}", brief(&reply))));
+                return Ok(Outcome::Succeeded(format!("{url}: {}", summarize_reply(&reply))));
             }
-            replies.push(brief(&reply));
+            replies.push(summarize_reply(&reply));
         }
         Ok(Outcome::Stopped(replies.pop().context("no address")?))
     }
 
-    fn requests(&self) -> usize {
-        self.metadata.iter().map(|server| server.requests().len()).sum()
+    fn metadata_request_count(&self) -> usize {
+        self.metadata
+            .iter()
+            .map(|server| server.request_paths().len())
+            .sum()
     }
 
     /// Returns how many requests for paths that start with this the metadata services got.
-    fn requests_of(&self, path: &str) -> usize {
-        let requests = self.metadata.iter().flat_map(BaitServer::requests);
+    fn metadata_request_count_of(&self, path: &str) -> usize {
+        let requests = self.metadata.iter().flat_map(BaitServer::request_paths);
         requests.filter(|request| request.starts_with(path)).count()
     }
 }

@@ -7,8 +7,8 @@ use serde_json::json;
 use slipway_e2e::build_context::BuildContext;
 
 use crate::{
-    attack::{Attack, Outcome, brief},
-    world::World,
+    attack::{Attack, Outcome, summarize_reply},
+    world::AttackWorld,
 };
 
 /// An attack by a shell script that runs as root in a build step. It succeeded if the script exits with 0; its output
@@ -20,7 +20,7 @@ pub(crate) struct Probe {
 }
 
 /// Returns the attacks of probes.
-pub(crate) const fn attacks<const N: usize>(probes: &[Probe; N]) -> [Attack; N] {
+pub(crate) const fn attacks_of_probes<const N: usize>(probes: &[Probe; N]) -> [Attack; N] {
     let mut attacks = [probes[0].attack; N];
     let mut at = 0;
     while at < N {
@@ -30,7 +30,7 @@ pub(crate) const fn attacks<const N: usize>(probes: &[Probe; N]) -> [Attack; N] 
     attacks
 }
 
-const HTTP: &str = "#!/bin/sh\n\
+const HTTP_SCRIPT: &str = "#!/bin/sh\n\
     printf 'GET %s HTTP/1.0\\r\\nHost: %s\\r\\n\\r\\n' \"$3\" \"$1\" | timeout 6 nc -w ${WAIT:-5} \"$1\" \"$2\"\n";
 
 /// Runs all probes at once in one step of the attacker's, and returns their outcomes.
@@ -38,22 +38,23 @@ const HTTP: &str = "#!/bin/sh\n\
 /// `source` has files for the probes in the folder `tools`, which is first in their `PATH`; `variables` are set for
 /// them. The tool `http ADDRESS PORT PATH` prints an answer with its head: busybox's own wget needs glibc's resolver,
 /// which its static program does not have.
-pub(crate) async fn run(
-    world: &World,
+pub(crate) async fn run_probes(
+    world: &AttackWorld,
     name: &str,
     source: BuildContext,
     variables: &BTreeMap<&str, String>,
     probes: &[Probe],
 ) -> Result<Vec<(&'static str, Outcome)>> {
-    let base = world.testbed.busybox().await?;
+    let base = world.testbed.busybox_image_name().await?;
     let dockerfile = format!(
         "FROM {base}\nCOPY . /hostile\nRUN mkdir -p /tmp; PATH=/hostile/tools:$PATH; . /hostile/variables; for probe in /hostile/probes/*; do \
          ( output=$(timeout 20 sh $probe 2>&1); code=$?; \
          echo \"PROBE $(basename $probe) $code $(echo \"$output\" | tr '\\n' ' ' | head -c 300)\" ) & done; wait\n"
     );
-    let mut source = source
-        .with_file("Dockerfile", dockerfile)
-        .with_file_of_mode("tools/http", HTTP, 0o755);
+    let mut source =
+        source
+            .with_file("Dockerfile", dockerfile)
+            .with_file_of_mode("tools/http", HTTP_SCRIPT, 0o755);
     let variables: String = variables
         .iter()
         .map(|(name, value)| format!("export {name}='{value}'\n"))
@@ -77,9 +78,9 @@ pub(crate) async fn run(
         });
         let outcome = match result {
             Some((code, output)) => {
-                Outcome::of(code == "0", format!("the step's exit code {code}: {output}"))
+                Outcome::of_success(code == "0", format!("the step's exit code {code}: {output}"))
             }
-            None => Outcome::Stopped(format!("the step did not report: {}", brief(&reply))),
+            None => Outcome::Stopped(format!("the step did not report: {}", summarize_reply(&reply))),
         };
         (probe.attack.name, outcome)
     };

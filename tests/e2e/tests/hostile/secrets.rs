@@ -10,12 +10,12 @@ use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
     client::BuilderReply,
-    network_namespace::{NetworkNamespace, process_of},
+    network_namespace::{NetworkNamespace, find_process},
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
-    world::{MALLORY_KEY, World},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    world::{AttackWorld, MALLORY_KEY},
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -74,37 +74,38 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     let key = keys.path().join("key");
     std::fs::write(&key, text("private_key")?)?;
     let path = key.to_str().context("the path is not UTF-8")?;
-    let world = World::with_settings(&[("build_secrets_private_key_path", path)], &[]).await?;
+    let world = AttackWorld::with_settings(&[("build_secrets_private_key_path", path)], &[]).await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "secrets").await?;
+    let neighbour = HonestNeighbour::start(&world, "secrets").await?;
     let mut outcomes = Outcomes::default();
-    let attacks = Secrets {
+    let attacks = SecretAttacks {
         envelope: text("sealed")?,
         values: ["pip_token", "npmrc"]
             .map(|name| recorded["values"][name].as_str().unwrap_or_default().to_owned()),
-        base: world.testbed.busybox().await?,
+        base: world.testbed.busybox_image_name().await?,
         world: &world,
     };
-    attacks.print(&mut outcomes).await?;
-    attacks.keep(&mut outcomes).await?;
-    attacks.mount(&mut outcomes).await?;
-    attacks.log_in(&mut outcomes).await?;
+    attacks.print_secrets(&mut outcomes).await?;
+    attacks.keep_secrets(&mut outcomes).await?;
+    attacks.mount_other_secrets(&mut outcomes).await?;
+    attacks.log_in_to_registries(&mut outcomes).await?;
     neighbour.finish().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
-struct Secrets<'a> {
-    world: &'a World,
+struct SecretAttacks<'a> {
+    world: &'a AttackWorld,
     base: &'static str,
     envelope: String,
     values: [String; 2],
 }
 
-const MOUNTS: &str = "--mount=type=secret,id=pip_token,required=true --mount=type=secret,id=npmrc,env=NPMRC";
+const SECRET_MOUNTS: &str =
+    "--mount=type=secret,id=pip_token,required=true --mount=type=secret,id=npmrc,env=NPMRC";
 
-impl Secrets<'_> {
+impl SecretAttacks<'_> {
     /// Builds with the secrets, and returns the answer.
-    async fn build(&self, name: &str, steps: &str, more: &Value) -> Result<BuilderReply> {
+    async fn build_with_secrets(&self, name: &str, steps: &str, more: &Value) -> Result<BuilderReply> {
         let source = BuildContext::dockerfile(format!("FROM {}\n{steps}\n", self.base));
         let mut config = json!({ "image": self.world.mallory.image(name, "1"), "noCache": true });
         if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
@@ -118,7 +119,7 @@ impl Secrets<'_> {
     }
 
     /// Returns whether a text has a line of a secret, or its base64.
-    fn leaks(&self, text: &str) -> bool {
+    fn leaks_secret(&self, text: &str) -> bool {
         self.values
             .iter()
             .flat_map(|value| value.lines())
@@ -129,49 +130,49 @@ impl Secrets<'_> {
             })
     }
 
-    async fn print(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn print_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
         let skip = json!({ "skipPush": true });
         let echo = format!(
-            "RUN {MOUNTS} cat /run/secrets/pip_token; echo \"with $NPMRC\"; echo \"$NPMRC\" >&2; env"
+            "RUN {SECRET_MOUNTS} cat /run/secrets/pip_token; echo \"with $NPMRC\"; echo \"$NPMRC\" >&2; env"
         );
-        let reply = self.build("printed", &echo, &skip).await?;
+        let reply = self.build_with_secrets("printed", &echo, &skip).await?;
         ensure!(reply.status == 200, "{}", reply.text);
-        outcomes.add(
+        outcomes.add_outcome(
             "secret-by-echo",
-            Outcome::of(self.leaks(&reply.text), brief(&reply)),
+            Outcome::of_success(self.leaks_secret(&reply.text), summarize_reply(&reply)),
         );
         let encoded = format!(
-            "RUN {MOUNTS} base64 /run/secrets/pip_token; echo -n \"$NPMRC\" | base64; echo -n \"$NPMRC\" | base64 -w 8; \
+            "RUN {SECRET_MOUNTS} base64 /run/secrets/pip_token; echo -n \"$NPMRC\" | base64; echo -n \"$NPMRC\" | base64 -w 8; \
              base64 /run/secrets/pip_token | tr '+/' '-_'"
         );
-        let reply = self.build("printed", &encoded, &skip).await?;
-        outcomes.add(
+        let reply = self.build_with_secrets("printed", &encoded, &skip).await?;
+        outcomes.add_outcome(
             "secret-by-base64",
-            Outcome::of(self.leaks(&reply.text), brief(&reply)),
+            Outcome::of_success(self.leaks_secret(&reply.text), summarize_reply(&reply)),
         );
         let mut leaks = false;
         let mut evidence = String::new();
         for steps in [
-            format!("RUN {MOUNTS} sh -c \"$(cat /run/secrets/pip_token)\""),
-            format!("RUN {MOUNTS} cat \"/$NPMRC\" \"/$(cat /run/secrets/pip_token)\""),
-            format!("RUN {MOUNTS} ${{NPMRC}}"),
+            format!("RUN {SECRET_MOUNTS} sh -c \"$(cat /run/secrets/pip_token)\""),
+            format!("RUN {SECRET_MOUNTS} cat \"/$NPMRC\" \"/$(cat /run/secrets/pip_token)\""),
+            format!("RUN {SECRET_MOUNTS} ${{NPMRC}}"),
         ] {
-            let reply = self.build("printed", &steps, &skip).await?;
+            let reply = self.build_with_secrets("printed", &steps, &skip).await?;
             ensure!(reply.status == 422, "{} {}", reply.status, reply.text);
-            leaks |= self.leaks(&reply.text);
-            evidence = brief(&reply);
+            leaks |= self.leaks_secret(&reply.text);
+            evidence = summarize_reply(&reply);
         }
-        outcomes.add("secret-in-an-error", Outcome::of(leaks, evidence));
+        outcomes.add_outcome("secret-in-an-error", Outcome::of_success(leaks, evidence));
         Ok(())
     }
 
-    async fn keep(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn keep_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
         let steps = format!(
-            "RUN {MOUNTS} [ \"$NPMRC\" ] && [ -s /run/secrets/pip_token ] && echo {} > /proof",
+            "RUN {SECRET_MOUNTS} [ \"$NPMRC\" ] && [ -s /run/secrets/pip_token ] && echo {} > /proof",
             "used"
         );
         let reply = self
-            .build("kept", &steps, &json!({ "provenance": "max" }))
+            .build_with_secrets("kept", &steps, &json!({ "provenance": "max" }))
             .await?;
         ensure!(reply.status == 200, "{}", reply.text);
         let registry = &self.world.testbed.registry;
@@ -201,7 +202,7 @@ impl Secrets<'_> {
             texts.push_str(&manifest.body.to_string());
             for blob in manifest.layer_digests().into_iter().chain([config]) {
                 let content = registry.get_blob(repository, &blob).await?;
-                texts.push_str(&unpacked(&content)?);
+                texts.push_str(&unpack_to_text(&content)?);
             }
         }
         ensure!(
@@ -210,18 +211,21 @@ impl Secrets<'_> {
             index.body
         );
         ensure!(image.contains("used"), "the layer was not read");
-        outcomes.add(
+        outcomes.add_outcome(
             "secret-in-the-history",
-            Outcome::of(self.leaks(&image), "read the image's configuration and layers"),
+            Outcome::of_success(
+                self.leaks_secret(&image),
+                "read the image's configuration and layers",
+            ),
         );
-        outcomes.add(
+        outcomes.add_outcome(
             "secret-in-the-provenance",
-            Outcome::of(self.leaks(&attestations), "read the attestations"),
+            Outcome::of_success(self.leaks_secret(&attestations), "read the attestations"),
         );
         Ok(())
     }
 
-    async fn mount(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn mount_other_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         // Printed in reverse, so that no mask applies.
         let print = |ids: &[&str]| {
@@ -232,7 +236,10 @@ impl Secrets<'_> {
             format!("FROM {}\n{steps}", self.base)
         };
         let gate = "gate-of-the-secrets";
-        let steps = format!("RUN {MOUNTS} {}", slipway_e2e::build_context::gated_command(gate));
+        let steps = format!(
+            "RUN {SECRET_MOUNTS} {}",
+            slipway_e2e::build_context::gated_command(gate)
+        );
         let source = BuildContext::dockerfile(format!("FROM {}\n{steps}\n", self.base));
         let config = json!({ "image": world.victim.image("secrets", "1"), "skipPush": true });
         let (client, tar) = (
@@ -252,7 +259,10 @@ impl Secrets<'_> {
             .values
             .iter()
             .any(|value| reply.text.contains(&reversed(value)));
-        outcomes.add("secrets-of-another-build", Outcome::of(leaks, brief(&reply)));
+        outcomes.add_outcome(
+            "secrets-of-another-build",
+            Outcome::of_success(leaks, summarize_reply(&reply)),
+        );
 
         let ids = [
             "payload-secret",
@@ -267,17 +277,20 @@ impl Secrets<'_> {
         let leaks = [MALLORY_KEY, password]
             .iter()
             .any(|value| reply.text.contains(&reversed(value)));
-        outcomes.add("secrets-of-the-builder", Outcome::of(leaks, brief(&reply)));
+        outcomes.add_outcome(
+            "secrets-of-the-builder",
+            Outcome::of_success(leaks, summarize_reply(&reply)),
+        );
         let agent = format!(
             "FROM {}\nRUN --mount=type=ssh [ -S \"$SSH_AUTH_SOCK\" ] && echo got $((1000 + 234))\n",
             self.base
         );
         let reply = world.mallory.try_dockerfile("mounted", agent).await?;
-        outcomes.add("agent-of-the-builder", Outcome::of_reply(&reply, "got 1234"));
+        outcomes.add_outcome("agent-of-the-builder", Outcome::of_reply(&reply, "got 1234"));
         Ok(())
     }
 
-    async fn log_in(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn log_in_to_registries(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         let password = world.testbed.stack.registry.password.trim().to_owned();
         let search = format!(
@@ -286,37 +299,37 @@ impl Secrets<'_> {
         );
         let reply = world.mallory.try_dockerfile("login", search).await?;
         let reversed: String = password.chars().rev().collect();
-        outcomes.add(
+        outcomes.add_outcome(
             "registry-login-in-a-step",
-            Outcome::of(
+            Outcome::of_success(
                 !password.is_empty() && reply.text.contains(&reversed),
-                brief(&reply),
+                summarize_reply(&reply),
             ),
         );
 
         // A builder without a policy, which lets everybody read from every registry.
-        let daemon = process_of("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+        let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
         let namespace = NetworkNamespace::of_process(daemon)?;
         // BuildKit speaks plain HTTP with registries on loopback addresses.
-        let registry = BaitServer::start_in(&namespace, (Ipv4Addr::new(127, 0, 0, 88), 0))?;
+        let registry = BaitServer::start_in_namespace(&namespace, (Ipv4Addr::new(127, 0, 0, 88), 0))?;
         let builder = BuilderProcess::start_with_settings(&world.testbed, &[]).await?;
         let source = BuildContext::dockerfile(format!("FROM {}/a/b:1\n", registry.address()));
-        let config = json!({ "image": world.testbed.image("hostile/login", "1"), "skipPush": true });
+        let config = json!({ "image": world.testbed.image_name("hostile/login", "1"), "skipPush": true });
         let reply = builder
             .client()?
             .post_signed(source.tar_with_config(&config)?)
             .await?;
-        let given = registry.credentials();
-        outcomes.add(
+        let given = registry.received_credentials();
+        outcomes.add_outcome(
             "registry-login-for-another-registry",
-            Outcome::of(!given.is_empty(), brief(&reply)),
+            Outcome::of_success(!given.is_empty(), summarize_reply(&reply)),
         );
         Ok(())
     }
 }
 
 /// Returns the content of a layer or a document as text.
-fn unpacked(content: &[u8]) -> Result<String> {
+fn unpack_to_text(content: &[u8]) -> Result<String> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), content)?;
     // zstd decompresses gzip too, and with -f copies input that is not compressed.

@@ -10,12 +10,12 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, Neighbour, Outcome, Outcomes, brief},
-    world::{Tenant, World},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    world::{AttackWorld, Tenant},
 };
 
 /// The content of the victim's private image.
-const PRIVATE: &str = "what-only-the-victim-knows";
+const PRIVATE_CONTENT: &str = "what-only-the-victim-knows";
 
 pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
@@ -102,23 +102,23 @@ pub(crate) const ATTACKS: &[Attack] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_tenant_reads_or_changes_what_is_anothers() -> Result<()> {
-    let world = World::start().await?;
+    let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = Neighbour::start(&world, "tenants").await?;
+    let neighbour = HonestNeighbour::start(&world, "tenants").await?;
     let mut outcomes = Outcomes::default();
-    reads(&world, &mut outcomes).await?;
-    writes(&world, &mut outcomes).await?;
-    cache_mounts(&world, &mut outcomes).await?;
-    functions(&world, &mut outcomes).await?;
-    builds(&world, &mut outcomes).await?;
+    read_from_victim(&world, &mut outcomes).await?;
+    write_to_victim(&world, &mut outcomes).await?;
+    share_cache_mounts(&world, &mut outcomes).await?;
+    replace_functions(&world, &mut outcomes).await?;
+    imitate_builds(&world, &mut outcomes).await?;
     neighbour.finish().await?;
-    outcomes.add("slots-of-another-tenant", slots().await?);
+    outcomes.add_outcome("slots-of-another-tenant", fill_slots().await?);
     outcomes.assert_all_stopped(ATTACKS)
 }
 
 /// Builds and pushes the victim's private image with a cache, and returns its digest.
-async fn private_image(world: &World) -> Result<String> {
-    let base = world.testbed.busybox().await?;
+async fn build_private_image(world: &AttackWorld) -> Result<String> {
+    let base = world.testbed.busybox_image_name().await?;
     let source = BuildContext::dockerfile(format!(
         "FROM {base}\nCOPY private /private\nRUN cat /private > /step\n"
     ));
@@ -128,15 +128,15 @@ async fn private_image(world: &World) -> Result<String> {
     });
     let reply = world
         .victim
-        .build(&source.with_file("private", PRIVATE), &config)
+        .build(&source.with_file("private", PRIVATE_CONTENT), &config)
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
     Ok(reply.text_field("digest"))
 }
 
-async fn reads(world: &World, outcomes: &mut Outcomes) -> Result<()> {
-    let digest = private_image(world).await?;
-    let base = world.testbed.busybox().await?;
+async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
+    let digest = build_private_image(world).await?;
+    let base = world.testbed.busybox_image_name().await?;
     let private = world.victim.image("private", "1");
     let repository = private.trim_end_matches(":1");
     let mallory = &world.mallory;
@@ -145,7 +145,7 @@ async fn reads(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         for dockerfile in dockerfiles {
             let reply = mallory.try_dockerfile("reads", dockerfile).await?;
             // The output of a step, not the text of the Dockerfile.
-            last = Outcome::of_reply(&reply, PRIVATE);
+            last = Outcome::of_reply(&reply, PRIVATE_CONTENT);
             if matches!(last, Outcome::Succeeded(_)) {
                 break;
             }
@@ -153,12 +153,12 @@ async fn reads(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         Ok(last)
     };
     let copy = |from: &str| format!("FROM {base}\nCOPY --from={from} /private /got\nRUN cat /got\n");
-    outcomes.add("copy-from-a-private-image", read(&[copy(&private)]).await?);
-    outcomes.add(
+    outcomes.add_outcome("copy-from-a-private-image", read(&[copy(&private)]).await?);
+    outcomes.add_outcome(
         "from-a-private-image",
         read(&[format!("FROM {private}\nRUN cat /private\n")]).await?,
     );
-    outcomes.add(
+    outcomes.add_outcome(
         "mount-of-a-private-image",
         read(&[
             format!("FROM {base}\nRUN --mount=type=bind,from={private},target=/x cat /x/private\n"),
@@ -172,11 +172,11 @@ async fn reads(world: &World, outcomes: &mut Outcomes) -> Result<()> {
     registry
         .push_image("hostile/base/onbuild-copy", "1", layer, onbuild)
         .await?;
-    let onbuild = world.testbed.image("hostile/base/onbuild-copy", "1");
+    let onbuild = world.testbed.image_name("hostile/base/onbuild-copy", "1");
     let through = format!("FROM {onbuild} AS got\nFROM {base}\nCOPY --from=got /got /got\nRUN cat /got\n");
-    outcomes.add("private-image-by-onbuild", read(&[through]).await?);
+    outcomes.add_outcome("private-image-by-onbuild", read(&[through]).await?);
     let (start, end) = private.split_at(private.len() / 2);
-    outcomes.add(
+    outcomes.add_outcome(
         "private-image-by-argument",
         read(&[
             format!("ARG A={start}\nARG B={end}\nFROM ${{A}}${{B}}\nRUN cat /private\n"),
@@ -186,7 +186,7 @@ async fn reads(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         ])
         .await?,
     );
-    outcomes.add(
+    outcomes.add_outcome(
         "private-image-by-digest",
         read(&[
             copy(&format!("{repository}@{digest}")),
@@ -203,13 +203,16 @@ async fn reads(world: &World, outcomes: &mut Outcomes) -> Result<()> {
     });
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "a");
     let reply = mallory.build(&source, &config).await?;
-    outcomes.add("private-cache", Outcome::of(reply.status == 200, brief(&reply)));
+    outcomes.add_outcome(
+        "private-cache",
+        Outcome::of_success(reply.status == 200, summarize_reply(&reply)),
+    );
     Ok(())
 }
 
-async fn writes(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let (victim, mallory) = (&world.victim, &world.mallory);
-    let base = world.testbed.busybox().await?;
+    let base = world.testbed.busybox_image_name().await?;
     let host = &world.testbed.stack.registry.host;
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "overwritten");
     let digest = async |repository: &str, tag: &str| -> Result<Option<String>> {
@@ -220,13 +223,13 @@ async fn writes(world: &World, outcomes: &mut Outcomes) -> Result<()> {
     let mut attempt = async |name: &'static str, configs: &[Value]| -> Result<()> {
         let mut evidence = String::new();
         for config in configs {
-            evidence = brief(&mallory.build(&source, config).await?);
+            evidence = summarize_reply(&mallory.build(&source, config).await?);
         }
         let changed = digest("hostile/victim/private", "1").await? != before
             || digest("hostile/victim/private", "added").await?.is_some();
-        outcomes.add(name, Outcome::of(changed, evidence));
+        outcomes.add_outcome(name, Outcome::of_success(changed, evidence));
         if changed {
-            private_image(world).await?;
+            build_private_image(world).await?;
             if let Some(added) = digest("hostile/victim/private", "added").await? {
                 world
                     .testbed
@@ -271,9 +274,9 @@ async fn writes(world: &World, outcomes: &mut Outcomes) -> Result<()> {
     .await
 }
 
-async fn cache_mounts(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let (victim, mallory) = (&world.victim, &world.mallory);
-    let base = world.testbed.busybox().await?;
+    let base = world.testbed.busybox_image_name().await?;
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)?
         .as_nanos();
@@ -286,17 +289,17 @@ async fn cache_mounts(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         let config = json!({ "image": tenant.image("cache-mount", "1"), "skipPush": true });
         tenant.build(&BuildContext::dockerfile(dockerfile), &config).await
     };
-    let write = mount(&id, &format!("echo {PRIVATE} > /cache/private"));
+    let write = mount(&id, &format!("echo {PRIVATE_CONTENT} > /cache/private"));
     let reply = build(victim, write).await?;
     ensure!(reply.status == 200, "{}", reply.text);
 
     // The text of the script is in the log too, so what is written there must not be the bait.
     let read = build(mallory, mount(&id, "cat /cache/private")).await?;
-    outcomes.add("cache-mount-read", Outcome::of_reply(&read, PRIVATE));
+    outcomes.add_outcome("cache-mount-read", Outcome::of_reply(&read, PRIVATE_CONTENT));
 
     build(mallory, mount(&id, "echo poi''soned > /cache/tool")).await?;
     let next = build(victim, mount(&id, "cat /cache/tool || true")).await?;
-    outcomes.add("cache-mount-poisoned", Outcome::of_reply(&next, "poisoned"));
+    outcomes.add_outcome("cache-mount-poisoned", Outcome::of_reply(&next, "poisoned"));
 
     let mut last = Outcome::Stopped(String::new());
     for id in [
@@ -305,7 +308,7 @@ async fn cache_mounts(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         format!("../victim/{id}"),
     ] {
         let reply = build(mallory, mount(&id, "cat /cache/private")).await?;
-        last = Outcome::of_reply(&reply, PRIVATE);
+        last = Outcome::of_reply(&reply, PRIVATE_CONTENT);
         if matches!(last, Outcome::Succeeded(_)) {
             break;
         }
@@ -316,15 +319,15 @@ async fn cache_mounts(world: &World, outcomes: &mut Outcomes) -> Result<()> {
             "image": mallory.image("cache-mount", "1"), "skipPush": true,
             "buildArgs": { "BUILDKIT_CACHE_MOUNT_NS": "victim" },
         });
-        last = Outcome::of_reply(&mallory.build(&source, &config).await?, PRIVATE);
+        last = Outcome::of_reply(&mallory.build(&source, &config).await?, PRIVATE_CONTENT);
     }
-    outcomes.add("cache-mount-by-namespace", last);
+    outcomes.add_outcome("cache-mount-by-namespace", last);
     Ok(())
 }
 
-async fn functions(world: &World, outcomes: &mut Outcomes) -> Result<()> {
+async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let functions = &world.testbed.functions;
-    let base = world.testbed.busybox().await?;
+    let base = world.testbed.busybox_image_name().await?;
     let shop = |text: &str| BuildContext::static_page_function(base, text);
     let limit = Duration::from_secs(30);
     functions.remove_function("victim-shop").await?;
@@ -341,15 +344,15 @@ async fn functions(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         json!({ "SERVICE": "victim-shop", "namespace": "openfaas-fn" }),
     ] {
         let config = json!({ "image": world.mallory.image("shop", "1"), "deploy": deploy });
-        evidence = brief(&world.mallory.build(&shop("mallory's shop"), &config).await?);
+        evidence = summarize_reply(&world.mallory.build(&shop("mallory's shop"), &config).await?);
     }
     let page = functions.get_path_with_retry("victim-shop", "/", limit).await?;
-    outcomes.add(
+    outcomes.add_outcome(
         "function-of-another-tenant",
-        Outcome::of(page.1 != "the victim's shop", evidence),
+        Outcome::of_success(page.1 != "the victim's shop", evidence),
     );
 
-    functions.put_secret("victim-token", PRIVATE).await?;
+    functions.put_secret("victim-token", PRIVATE_CONTENT).await?;
     let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; cat /var/openfaas/secrets/*\n";
     let config = json!({
         "image": world.mallory.image("reader", "1"),
@@ -358,16 +361,16 @@ async fn functions(world: &World, outcomes: &mut Outcomes) -> Result<()> {
     let source = shop("reader").with_file_of_mode("www/cgi-bin/secrets", script, 0o755);
     let reply = world.mallory.build(&source, &config).await?;
     let answer = functions.get_path("mallory-reader", "/cgi-bin/secrets").await?;
-    outcomes.add(
+    outcomes.add_outcome(
         "secret-of-another-tenant",
-        Outcome::of(answer.1.contains(PRIVATE), brief(&reply)),
+        Outcome::of_success(answer.1.contains(PRIVATE_CONTENT), summarize_reply(&reply)),
     );
     functions.remove_function("mallory-reader").await?;
     functions.remove_function("victim-shop").await
 }
 
-async fn builds(world: &World, outcomes: &mut Outcomes) -> Result<()> {
-    let base = world.testbed.busybox().await?;
+async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
+    let base = world.testbed.busybox_image_name().await?;
     let gate = "gate-of-the-superseded";
     let call = format!(
         "hostile-{:?}",
@@ -376,7 +379,7 @@ async fn builds(world: &World, outcomes: &mut Outcomes) -> Result<()> {
             .as_nanos()
     );
     let source = BuildContext::dockerfile(format!(
-        "FROM {base}\nRUN {}; echo {PRIVATE}\n",
+        "FROM {base}\nRUN {}; echo {PRIVATE_CONTENT}\n",
         gated_command(gate)
     ));
     let config =
@@ -396,15 +399,15 @@ async fn builds(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         .mallory
         .build(&newer, &config(world.mallory.image("superseded", "1")))
         .await?;
-    let evidence = brief(&reply);
+    let evidence = summarize_reply(&reply);
     // The victim's build either runs still, or has ended with 409.
     if !running.is_finished() {
         world.testbed.open_gate_of_step(gate).ok();
     }
     let victims = running.await??;
-    outcomes.add(
+    outcomes.add_outcome(
         "superseded-build",
-        Outcome::of(
+        Outcome::of_success(
             victims.status == 409,
             format!("{evidence}; the victim's build: {}", victims.status),
         ),
@@ -417,7 +420,7 @@ async fn builds(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         .client
         .post_with_headers(other.tar_with_config(&config)?, &[("X-Call-Id", &call)])
         .await?;
-    outcomes.add("result-by-call-id", Outcome::of_reply(&reply, PRIVATE));
+    outcomes.add_outcome("result-by-call-id", Outcome::of_reply(&reply, PRIVATE_CONTENT));
 
     let tar = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n"))
         .with_file("a", "a")
@@ -432,9 +435,9 @@ async fn builds(world: &World, outcomes: &mut Outcomes) -> Result<()> {
         .registry
         .get_manifest("hostile/victim/claimed", "1")
         .await?;
-    outcomes.add(
+    outcomes.add_outcome(
         "key-of-another-tenant",
-        Outcome::of(image.is_some(), brief(&reply)),
+        Outcome::of_success(image.is_some(), summarize_reply(&reply)),
     );
     if let Some(image) = image {
         world
@@ -447,16 +450,18 @@ async fn builds(world: &World, outcomes: &mut Outcomes) -> Result<()> {
 }
 
 /// Fills the queue of a builder with one slot, and measures how long the victim's build waits.
-async fn slots() -> Result<Outcome> {
-    const BUILDS: usize = 6;
-    const STEP: Duration = Duration::from_secs(2);
+async fn fill_slots() -> Result<Outcome> {
+    const FLOOD_BUILD_COUNT: usize = 6;
+    const STEP_TIME: Duration = Duration::from_secs(2);
     let settings = [("max_inflight", "1"), ("queue_wait", "2m")];
-    let world = World::with_settings(&settings, &[]).await?;
-    let base = world.testbed.busybox().await?;
+    let world = AttackWorld::with_settings(&settings, &[]).await?;
+    let base = world.testbed.busybox_image_name().await?;
     let mut flood = tokio::task::JoinSet::new();
-    for number in 0..BUILDS {
-        let source =
-            BuildContext::dockerfile(format!("FROM {base}\nRUN sleep {}; : flood\n", STEP.as_secs()));
+    for number in 0..FLOOD_BUILD_COUNT {
+        let source = BuildContext::dockerfile(format!(
+            "FROM {base}\nRUN sleep {}; : flood\n",
+            STEP_TIME.as_secs()
+        ));
         let config = json!({ "image": world.mallory.image(&format!("flood-{number}"), "1"), "skipPush": true, "noCache": true });
         let (client, tar) = (world.mallory.client.clone(), source.tar_with_config(&config)?);
         flood.spawn(async move { client.post_signed(tar).await });
@@ -474,6 +479,6 @@ async fn slots() -> Result<Outcome> {
         ensure!([200, 429].contains(&reply.status), "{}", reply.text);
     }
     // One build of the flood may run first, with the time that starting and ending it takes.
-    let evidence = format!("waited {waited:.1?} behind {BUILDS} builds of {STEP:?} each");
-    Ok(Outcome::of(waited > 3 * STEP, evidence))
+    let evidence = format!("waited {waited:.1?} behind {FLOOD_BUILD_COUNT} builds of {STEP_TIME:?} each");
+    Ok(Outcome::of_success(waited > 3 * STEP_TIME, evidence))
 }

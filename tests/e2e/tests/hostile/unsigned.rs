@@ -16,8 +16,8 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, Outcome, Outcomes, brief},
-    world::World,
+    attack::{Attack, Outcome, Outcomes, summarize_reply},
+    world::AttackWorld,
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -48,17 +48,17 @@ const MIB: u64 = 1 << 20;
 #[tokio::test(flavor = "multi_thread")]
 async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
     let mut outcomes = Outcomes::default();
-    outcomes.add("unsigned-attributes", attributes().await?);
-    outcomes.add("unsigned-ratio", ratio().await?);
-    outcomes.add("unsigned-idle", idle().await?);
-    outcomes.add("unsigned-hand-overs", hand_overs().await?);
-    outcomes.add("unsigned-flood", flood().await?);
+    outcomes.add_outcome("unsigned-attributes", send_extended_attributes().await?);
+    outcomes.add_outcome("unsigned-ratio", send_high_compression_ratios().await?);
+    outcomes.add_outcome("unsigned-idle", hold_idle_bodies().await?);
+    outcomes.add_outcome("unsigned-hand-overs", send_half_hand_overs().await?);
+    outcomes.add_outcome("unsigned-flood", flood_both_functions().await?);
     outcomes.assert_all_stopped(ATTACKS)
 }
 
-fn builder_target(world: &World) -> Result<FloodTarget> {
+fn builder_target(world: &AttackWorld) -> Result<FloodTarget> {
     Ok(FloodTarget {
-        address: address(world.builder.url())?,
+        address: socket_address(world.builder.url())?,
         path: "/build",
         signature: "X-Build-Signature",
         body: 512 << 10,
@@ -67,19 +67,19 @@ fn builder_target(world: &World) -> Result<FloodTarget> {
 
 fn deployer_target(deployer: &DeployerProcess) -> Result<FloodTarget> {
     Ok(FloodTarget {
-        address: address(deployer.url())?,
+        address: socket_address(deployer.url())?,
         path: "/",
         signature: "X-Deploy-Signature",
         body: 500 << 10,
     })
 }
 
-fn address(url: &str) -> Result<SocketAddr> {
+fn socket_address(url: &str) -> Result<SocketAddr> {
     Ok(url.trim_start_matches("http://").parse()?)
 }
 
 /// Builds as the victim, with a body of this size.
-async fn signed_build(world: &World, size: usize) -> Result<BuilderReply> {
+async fn signed_build(world: &AttackWorld, size: usize) -> Result<BuilderReply> {
     let page = format!("{:?}", Instant::now());
     let source = BuildContext::dockerfile("FROM scratch\nCOPY page more /\n");
     let source = source.with_file("page", page).with_file("more", vec![7; size]);
@@ -88,12 +88,12 @@ async fn signed_build(world: &World, size: usize) -> Result<BuilderReply> {
 }
 
 /// Waits until the function has read what `count` senders send: its memory and its connections give no event.
-async fn settle() {
+async fn wait_until_senders_have_sent() {
     tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
-async fn attributes() -> Result<Outcome> {
-    let world = World::start().await?;
+async fn send_extended_attributes() -> Result<Outcome> {
+    let world = AttackWorld::start().await?;
     signed_build(&world, 1000).await?;
     let flood = Flood::start(
         builder_target(&world)?,
@@ -101,21 +101,24 @@ async fn attributes() -> Result<Outcome> {
         10,
         None,
     )?;
-    settle().await;
+    wait_until_senders_have_sent().await;
     let reply = signed_build(&world, 1000).await?;
     let peak = world.builder.peak_memory_bytes()? as u64;
     let evidence = format!(
         "a peak of {} MiB; a signed build: {}; {:?}",
         peak / MIB,
-        brief(&reply),
-        flood.outcomes()
+        summarize_reply(&reply),
+        flood.outcome_counts()
     );
-    Ok(Outcome::of(peak > 64 * MIB || reply.status != 200, evidence))
+    Ok(Outcome::of_success(
+        peak > 64 * MIB || reply.status != 200,
+        evidence,
+    ))
 }
 
-async fn ratio() -> Result<Outcome> {
+async fn send_high_compression_ratios() -> Result<Outcome> {
     let limit = (32 * MIB).to_string();
-    let world = World::with_settings(&[("spool_limit", &limit), ("max_body", &limit)], &[]).await?;
+    let world = AttackWorld::with_settings(&[("spool_limit", &limit), ("max_body", &limit)], &[]).await?;
     let flood = Flood::start(builder_target(&world)?, &[UnsignedSender::Ratio], 8, None)?;
     // Until the spool is full, or would have been.
     let end = Instant::now() + Duration::from_secs(15);
@@ -124,46 +127,50 @@ async fn ratio() -> Result<Outcome> {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let reply = signed_build(&world, 8 << 20).await?;
-    let evidence = format!("a signed build: {}; {:?}", brief(&reply), flood.outcomes());
-    Ok(Outcome::of(reply.status != 200, evidence))
+    let evidence = format!(
+        "a signed build: {}; {:?}",
+        summarize_reply(&reply),
+        flood.outcome_counts()
+    );
+    Ok(Outcome::of_success(reply.status != 200, evidence))
 }
 
-async fn idle() -> Result<Outcome> {
-    let world = World::with_settings(&[("max_inflight", "2")], &[]).await?;
+async fn hold_idle_bodies() -> Result<Outcome> {
+    let world = AttackWorld::with_settings(&[("max_inflight", "2")], &[]).await?;
     let _flood = Flood::start(builder_target(&world)?, &[UnsignedSender::IdleBody], 4, None)?;
-    settle().await;
+    wait_until_senders_have_sent().await;
     let reply = signed_build(&world, 1000).await?;
-    Ok(Outcome::of(
+    Ok(Outcome::of_success(
         reply.status != 200,
-        format!("a signed build: {}", brief(&reply)),
+        format!("a signed build: {}", summarize_reply(&reply)),
     ))
 }
 
-async fn hand_overs() -> Result<Outcome> {
-    let world = World::start().await?;
+async fn send_half_hand_overs() -> Result<Outcome> {
+    let world = AttackWorld::start().await?;
     let target = deployer_target(&world.deployer)?;
     let before = peak_memory(world.deployer.process_id())?;
     let _flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
-    settle().await;
+    wait_until_senders_have_sent().await;
     let peak = peak_memory(world.deployer.process_id())?;
     let evidence = format!("from {} to {} MiB", before / MIB, peak / MIB);
     // Half of what the chart lets the function use.
-    Ok(Outcome::of(peak > 32 * MIB, evidence))
+    Ok(Outcome::of_success(peak > 32 * MIB, evidence))
 }
 
-async fn flood() -> Result<Outcome> {
-    const LENGTH: Duration = Duration::from_secs(12);
-    const LONGEST: Duration = Duration::from_secs(10);
-    let world = World::start().await?;
+async fn flood_both_functions() -> Result<Outcome> {
+    const FLOOD_LENGTH: Duration = Duration::from_secs(12);
+    const MAX_BUILD_TIME: Duration = Duration::from_secs(10);
+    let world = AttackWorld::start().await?;
     signed_build(&world, 1000).await?;
     let _builder = Flood::start(builder_target(&world)?, &UnsignedSender::ALL, 240, None)?;
     let _deployer = Flood::start(deployer_target(&world.deployer)?, &UnsignedSender::ALL, 60, None)?;
     let (started, mut durations, mut failed) = (Instant::now(), Vec::new(), Vec::new());
-    while started.elapsed() < LENGTH {
+    while started.elapsed() < FLOOD_LENGTH {
         let begun = Instant::now();
         match signed_build(&world, 30 << 10).await {
             Ok(reply) if reply.status == 200 => durations.push(begun.elapsed()),
-            Ok(reply) => failed.push(brief(&reply)),
+            Ok(reply) => failed.push(summarize_reply(&reply)),
             Err(error) => failed.push(format!("{error:#}")),
         }
         tokio::time::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed())).await;
@@ -179,6 +186,7 @@ async fn flood() -> Result<Outcome> {
         deployer / MIB
     );
     // Unoptimised code has larger futures and deeper stacks than the limits of 64 and 32 MiB are for.
-    let is_harmless = failed.is_empty() && longest < LONGEST && builder < 80 * MIB && deployer < 40 * MIB;
-    Ok(Outcome::of(!is_harmless, evidence))
+    let is_harmless =
+        failed.is_empty() && longest < MAX_BUILD_TIME && builder < 80 * MIB && deployer < 40 * MIB;
+    Ok(Outcome::of_success(!is_harmless, evidence))
 }

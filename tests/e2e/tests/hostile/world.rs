@@ -50,7 +50,7 @@ impl Tenant {
 }
 
 /// A builder and a deployer beside the stack, and the two tenants of their policy.
-pub(crate) struct World {
+pub(crate) struct AttackWorld {
     pub(crate) testbed: Testbed,
     pub(crate) builder: BuilderProcess,
     pub(crate) deployer: DeployerProcess,
@@ -63,7 +63,7 @@ pub(crate) struct World {
     pub(crate) route: DeployerRoute,
 }
 
-impl World {
+impl AttackWorld {
     /// Starts the builder and the deployer.
     pub(crate) async fn start() -> Result<Self> {
         Self::with_settings(&[], &[]).await
@@ -73,15 +73,15 @@ impl World {
     pub(crate) async fn with_settings(settings: &[(&str, &str)], readable: &[String]) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         // Base images are built by the stack's own builder, before there is a policy.
-        testbed.busybox().await?;
+        testbed.busybox_image_name().await?;
         let policy = tempfile::tempdir()?;
         let path = policy.path().join("policy.json");
-        fs::write(&path, policy_of(&testbed, readable).to_string())?;
+        fs::write(&path, policy_with_sources(&testbed, readable).to_string())?;
         let path = path.to_str().context("the path is not UTF-8")?.to_owned();
 
         let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer_settings = [("policy_file", path.as_str())];
-        let secrets = secrets(&testbed);
+        let secrets = platform_secrets(&testbed);
         let deployer =
             DeployerProcess::start_with_more_secrets(&testbed, gateway.url(), &deployer_settings, &secrets)
                 .await?;
@@ -117,7 +117,7 @@ impl World {
     }
 }
 
-fn secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
+fn platform_secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
     let registry = &testbed.stack.registry;
     let login = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
     vec![
@@ -130,7 +130,7 @@ fn secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn policy_of(testbed: &Testbed, readable: &[String]) -> Value {
+fn policy_with_sources(testbed: &Testbed, readable: &[String]) -> Value {
     let host = &testbed.stack.registry.host;
     let tenant = |name: &str, http: &[String]| {
         let images = [

@@ -41,7 +41,7 @@ impl NamespaceClient {
                 ..RegistryResolver::default()
             }),
         };
-        let platform = platform();
+        let platform = machine_platform();
         let unpack = UnpackConfiguration {
             platform: Some(platform.clone()),
             snapshotter: self.snapshotter(),
@@ -71,7 +71,7 @@ impl NamespaceClient {
 }
 
 /// Returns this machine's platform in the notation of images.
-pub(crate) fn platform() -> Platform {
+pub(crate) fn machine_platform() -> Platform {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

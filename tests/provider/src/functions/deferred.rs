@@ -24,7 +24,7 @@ const ROLLOUT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The rollout of an accepted update whose new version does not serve yet.
 #[derive(Debug)]
-pub(super) struct Rollout {
+pub(super) struct DeferredRollout {
     image: String,
     record: StoredFunction,
     stop: CancellationToken,
@@ -49,7 +49,7 @@ impl FunctionStoreInner {
             let (deployment, stop) = (deployment.clone(), stop.clone());
             async move {
                 inner.roll_out_in_background(&key, &deployment, &stop).await;
-                inner.rollouts().remove(&key);
+                inner.lock_rollouts().remove(&key);
             }
         };
         let record = StoredFunction {
@@ -59,11 +59,11 @@ impl FunctionStoreInner {
             deployment,
         };
         // The lock is held, so that the rollout cannot end before it is in the map.
-        let mut rollouts = self.rollouts();
+        let mut rollouts = self.lock_rollouts();
         let task = tokio::spawn(work);
         rollouts.insert(
             key.clone(),
-            Rollout {
+            DeferredRollout {
                 image,
                 record,
                 stop,
@@ -76,8 +76,8 @@ impl FunctionStoreInner {
     /// Stops the rollout of a function, if one is in progress, and removes the rollout's version. Waits for a
     /// pull in progress.
     pub(super) async fn stop_rollout(&self, key: &FunctionKey) {
-        let rollout = self.rollouts().remove(key);
-        if let Some(Rollout { stop, task, .. }) = rollout {
+        let rollout = self.lock_rollouts().remove(key);
+        if let Some(DeferredRollout { stop, task, .. }) = rollout {
             stop.cancel();
             if let Err(error) = task.await {
                 tracing::error!(function = %key, %error, "a rollout failed");
@@ -87,8 +87,8 @@ impl FunctionStoreInner {
 
     /// Returns the image and the data of the version that a function's rollout in progress announces.
     pub(super) fn accepted_version(&self, key: &FunctionKey) -> Option<(String, StoredFunction)> {
-        let rollouts = self.rollouts();
-        let Rollout { image, record, .. } = rollouts.get(key)?;
+        let rollouts = self.lock_rollouts();
+        let DeferredRollout { image, record, .. } = rollouts.get(key)?;
         Some((image.clone(), record.clone()))
     }
 
@@ -131,7 +131,7 @@ impl FunctionStoreInner {
         }
     }
 
-    fn rollouts(&self) -> MutexGuard<'_, BTreeMap<FunctionKey, Rollout>> {
+    fn lock_rollouts(&self) -> MutexGuard<'_, BTreeMap<FunctionKey, DeferredRollout>> {
         self.rollouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

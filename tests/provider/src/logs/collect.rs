@@ -93,7 +93,7 @@ async fn read_lines(mut pipe: pipe::Receiver, stream: OutputStream, records: mps
     loop {
         let read = pipe.read(&mut buffer).await.unwrap_or(0);
         let complete = match read {
-            0 => lines.rest(),
+            0 => lines.take_rest(),
             read => lines.push_chunk(&buffer[..read]),
         };
         for text in complete {
@@ -137,7 +137,7 @@ impl LineAssembler {
         complete
     }
 
-    fn rest(&mut self) -> Vec<Vec<u8>> {
+    fn take_rest(&mut self) -> Vec<Vec<u8>> {
         let rest = std::mem::take(&mut self.partial);
         if rest.is_empty() { Vec::new() } else { vec![rest] }
     }
@@ -214,8 +214,8 @@ mod tests {
             lines_as_text(lines.push_chunk(b"e\ntwo\n\nth")),
             ["one", "two", ""]
         );
-        assert_eq!(lines_as_text(lines.rest()), ["th"]);
-        assert!(lines.rest().is_empty());
+        assert_eq!(lines_as_text(lines.take_rest()), ["th"]);
+        assert!(lines.take_rest().is_empty());
     }
 
     #[test]

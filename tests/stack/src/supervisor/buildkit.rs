@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     address::{BUILDKIT_ADDRESS, BUILDKIT_PORT, STEPS_SUBNET},
-    certificates::{DAEMON_CERTIFICATE, DAEMON_KEY, SECRETS},
+    certificates::{CLIENT_SECRETS, DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE},
     cgroup::STEPS_GROUP,
     step_runtime,
     supervisor::{
@@ -27,10 +27,10 @@ const HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
 const HISTORY_RECORDS: u32 = 10_000;
 
 /// The number of networks for steps that BuildKit prepares, so that a step does not wait for one.
-const NETWORK_POOL: u32 = 16;
+const NETWORK_POOL_SIZE: u32 = 16;
 
 /// The folder of the CNI plugins.
-const PLUGINS: &str = "/usr/lib/cni";
+const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 impl PartSpecSource {
     /// Returns the specification of BuildKit.
@@ -40,23 +40,23 @@ impl PartSpecSource {
         let config = self.dir.config_directory();
         let socket = format!("unix://{}", self.buildkit_socket_path().display());
         let networks = config.join("steps.conflist");
-        let [authority, ..] = SECRETS.map(|name| self.dir.secrets_directory().join(name));
+        let [authority, ..] = CLIENT_SECRETS.map(|name| self.dir.secrets_directory().join(name));
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BUILDKIT_ADDRESS}:{BUILDKIT_PORT}\"]\n  \
              [grpc.tls]\n    cert = \"{certificate}\"\n    key = \"{key}\"\n    ca = \"{authority}\"\n\n\
              [history]\n  maxAge = {history}\n  maxEntries = {HISTORY_RECORDS}\n\n\
              [worker.containerd]\n  enabled = false\n\n\
              [worker.oci]\n  binary = \"{runtime}\"\n  defaultCgroupParent = \"{STEPS_GROUP}\"\n  \
-             networkMode = \"cni\"\n  cniConfigPath = \"{networks}\"\n  cniBinaryPath = \"{PLUGINS}\"\n  \
-             cniPoolSize = {NETWORK_POOL}\n  gc = true\n  reservedSpace = \"10%\"\n  maxUsedSpace = \"60%\"\n  \
+             networkMode = \"cni\"\n  cniConfigPath = \"{networks}\"\n  cniBinaryPath = \"{CNI_PLUGINS}\"\n  \
+             cniPoolSize = {NETWORK_POOL_SIZE}\n  gc = true\n  reservedSpace = \"10%\"\n  maxUsedSpace = \"60%\"\n  \
              minFreeSpace = \"25%\"\n\n\
              [registry.\"{registry}\"]\n  http = true\n",
             root = self.dir.part_data_directory("buildkit").display(),
-            certificate = config.join(DAEMON_CERTIFICATE).display(),
-            key = config.join(DAEMON_KEY).display(),
+            certificate = config.join(DAEMON_CERTIFICATE_FILE).display(),
+            key = config.join(DAEMON_KEY_FILE).display(),
             authority = authority.display(),
             history = HISTORY_AGE.as_secs(),
-            runtime = config.join(step_runtime::PROGRAM).display(),
+            runtime = config.join(step_runtime::RUNTIME_PROGRAM).display(),
             networks = networks.display(),
             registry = self.plan.registry_host_and_port(),
         );

@@ -20,23 +20,23 @@ use crate::{
 };
 
 /// The share of the file system that stays free, as a divisor. With less, the step that has written most is ended.
-const RESERVE: u64 = 8;
+const RESERVE_DIVISOR: u64 = 8;
 
 /// The space that stays free on the machine's own file system, in bytes: the file system for BuildKit takes space there
 /// as it fills.
-const MACHINE_RESERVE: u64 = 1 << 30;
+const MACHINE_RESERVE_BYTES: u64 = 1 << 30;
 
 /// The share of the file system that a step may write without being ended, as a divisor.
-const SMALL_WRITER: u64 = 64;
+const SMALL_WRITER_DIVISOR: u64 = 64;
 
 /// The kernel memory that a step may use without being ended, in bytes. The kernel keeps about 1 KiB for a new file.
 const SMALL_KERNEL_MEMORY: u64 = 4 << 20;
 
 /// The time for BuildKit to give up what an ended step wrote.
-const RELEASE: Duration = Duration::from_secs(2);
+const RELEASE_TIME: Duration = Duration::from_secs(2);
 
 /// The interval between checks of the free space. A disk that takes 2 GB/s takes a tenth of a reserve of 4 GiB in it.
-const INTERVAL: Duration = Duration::from_millis(200);
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Mounts the file system for BuildKit's data in the stack's mount namespace; makes it at the first start.
 pub(super) fn mount_buildkit_disk(dir: &StackDir, size: u64) -> Result<()> {
@@ -97,24 +97,24 @@ pub(super) async fn guard_free_space(config: &PartSpecSource, reaper: &ProcessRe
     let dir = &config.dir;
     let path = dir.part_data_directory("buildkit");
     loop {
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let space = rustix::fs::statvfs(&path).with_operation("read the free space of", &path)?;
-        let small = space.f_blocks.saturating_mul(space.f_frsize) / SMALL_WRITER;
-        let lacks_blocks =
-            space.f_bavail < space.f_blocks / RESERVE || free_space(&dir.root)? < MACHINE_RESERVE;
-        let lacks_inodes = space.f_favail < space.f_files / RESERVE;
-        let ended = lacks_blocks && end_largest(&path, small, |step| written_by(&step.processes))
-            || lacks_inodes && end_largest(&path, SMALL_KERNEL_MEMORY, RunningStep::kernel_memory);
+        let small = space.f_blocks.saturating_mul(space.f_frsize) / SMALL_WRITER_DIVISOR;
+        let lacks_blocks = space.f_bavail < space.f_blocks / RESERVE_DIVISOR
+            || free_space(&dir.root)? < MACHINE_RESERVE_BYTES;
+        let lacks_inodes = space.f_favail < space.f_files / RESERVE_DIVISOR;
+        let ended = lacks_blocks && end_largest_step(&path, small, |step| bytes_written_by(&step.processes))
+            || lacks_inodes && end_largest_step(&path, SMALL_KERNEL_MEMORY, RunningStep::kernel_memory);
         if ended {
             // Until BuildKit has freed what the step wrote, no other step has to end. By itself it frees it later.
-            tokio::time::sleep(RELEASE).await;
+            tokio::time::sleep(RELEASE_TIME).await;
             let _ = reaper.run_to_exit(&mut config.collect_garbage_command()).await;
         }
     }
 }
 
 /// Ends the build step that uses most, if it uses more than `small` bytes. Returns whether it did.
-fn end_largest(path: &Path, small: u64, usage: impl Fn(&RunningStep) -> u64) -> bool {
+fn end_largest_step(path: &Path, small: u64, usage: impl Fn(&RunningStep) -> u64) -> bool {
     let largest = cgroup::running_steps()
         .into_iter()
         .map(|step| (usage(&step), step))
@@ -140,7 +140,7 @@ fn end_largest(path: &Path, small: u64, usage: impl Fn(&RunningStep) -> u64) -> 
 
 /// Returns how much the processes, and their children that have ended, have written to disks, in bytes (proc(5),
 /// `/proc/PID/io`).
-fn written_by(processes: &[u32]) -> u64 {
+fn bytes_written_by(processes: &[u32]) -> u64 {
     let written = |process: &u32| {
         let text = fs::read_to_string(format!("/proc/{process}/io")).ok()?;
         let bytes = text.lines().find_map(|line| line.strip_prefix("write_bytes: "))?;

@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// The number of connections that a build step may have at a time.
-const STEP_CONNECTIONS: u32 = 256;
+const MAX_STEP_CONNECTIONS: u32 = 256;
 
-const ESTABLISHED: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
+const ACCEPT_ESTABLISHED_RULE: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
 
 /// Returns the rules of the stack's network.
 pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
@@ -27,20 +27,20 @@ pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
         format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"),
         format!("-A FORWARD -i {INNER_INTERFACE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"),
         // Of the stack itself, BuildKit reaches the registry, and build steps reach nothing.
-        format!("-A INPUT -i {BUILDKIT_INTERFACE} {ESTABLISHED}"),
+        format!("-A INPUT -i {BUILDKIT_INTERFACE} {ACCEPT_ESTABLISHED_RULE}"),
         format!(
             "-A INPUT -i {BUILDKIT_INTERFACE} -s {BUILDKIT_ADDRESS} -d {inner} -p tcp --dport {REGISTRY_PORT} -j ACCEPT"
         ),
         format!("-A INPUT -i {BUILDKIT_INTERFACE} -j REJECT"),
         // Functions reach BuildKit's port, which requires a certificate, and no build step.
-        format!("-A FORWARD -o {BUILDKIT_INTERFACE} {ESTABLISHED}"),
+        format!("-A FORWARD -o {BUILDKIT_INTERFACE} {ACCEPT_ESTABLISHED_RULE}"),
         format!(
             "-A FORWARD -i {BRIDGE_INTERFACE} -o {BUILDKIT_INTERFACE} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} \
              -j ACCEPT"
         ),
         format!("-A FORWARD -o {BUILDKIT_INTERFACE} -j REJECT"),
         format!("-A FORWARD -i {BUILDKIT_INTERFACE} -j BUILDS"),
-        format!("-A BUILDS {ESTABLISHED}"),
+        format!("-A BUILDS {ACCEPT_ESTABLISHED_RULE}"),
         // Functions' networks.
         format!("-A BUILDS ! -o {EGRESS_INTERFACE} -j REJECT"),
         format!("-A BUILDS -d {STACKS_SUBNET} -j REJECT"),
@@ -69,7 +69,7 @@ pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
         format!("-A POSTROUTING -s {STEPS_SUBNET} -o {EGRESS_INTERFACE} -j MASQUERADE"),
         "COMMIT".to_owned(),
     ]);
-    text(&rules)
+    rules_text(&rules)
 }
 
 /// Returns the rules of BuildKit's network, which separate build steps from the daemon and from each other.
@@ -77,7 +77,7 @@ pub(super) fn buildkit_rules() -> String {
     let rules = [
         "*filter".to_owned(),
         "-A INPUT -i lo -j ACCEPT".to_owned(),
-        format!("-A INPUT {ESTABLISHED}"),
+        format!("-A INPUT {ACCEPT_ESTABLISHED_RULE}"),
         format!(
             "-A INPUT -i {STACK_INTERFACE} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} -j ACCEPT"
         ),
@@ -88,27 +88,27 @@ pub(super) fn buildkit_rules() -> String {
         ),
         "-A OUTPUT -o lo -j ACCEPT".to_owned(),
         format!("-A OUTPUT -o {STACK_INTERFACE} -j ACCEPT"),
-        format!("-A OUTPUT {ESTABLISHED}"),
+        format!("-A OUTPUT {ACCEPT_ESTABLISHED_RULE}"),
         "-A OUTPUT -j REJECT".to_owned(),
-        format!("-A FORWARD -i {STACK_INTERFACE} {ESTABLISHED}"),
+        format!("-A FORWARD -i {STACK_INTERFACE} {ACCEPT_ESTABLISHED_RULE}"),
         format!("-A FORWARD -i {STACK_INTERFACE} -j REJECT"),
         // A step that sends with another address, such as the daemon's.
         format!("-A FORWARD ! -s {STEPS_SUBNET} -j DROP"),
         // All steps and the stack itself share the tables of connections, here and in slirp4netns.
         format!(
             "-A FORWARD -o {STACK_INTERFACE} -m conntrack --ctstate NEW -m connlimit \
-             --connlimit-above {STEP_CONNECTIONS} --connlimit-mask 32 -j REJECT"
+             --connlimit-above {MAX_STEP_CONNECTIONS} --connlimit-mask 32 -j REJECT"
         ),
         format!("-A FORWARD -o {STACK_INTERFACE} -j ACCEPT"),
         "-A FORWARD -j REJECT".to_owned(),
         "COMMIT".to_owned(),
     ];
-    text(&rules)
+    rules_text(&rules)
 }
 
 /// Returns the rules as text. A rejected TCP connection is refused at once: of the messages that reject other
 /// packets, the kernel sends one a second, and a client would wait for it.
-fn text(rules: &[String]) -> String {
+fn rules_text(rules: &[String]) -> String {
     let mut text = String::new();
     for rule in rules {
         if let Some(matches) = rule.strip_suffix(" -j REJECT") {
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_operator_opened_precedes_what_is_closed_and_stacks_stay_closed() {
+    fn rules_for_opened_networks_precede_those_for_closed_ones_and_stacks_stay_closed() {
         let egress = Egress::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap();
         let rules = stack_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
         let at = |rule: &str| rules.find(rule).unwrap_or_else(|| panic!("no {rule} in {rules}"));

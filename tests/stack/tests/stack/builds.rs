@@ -17,15 +17,15 @@ use tokio::{
 use crate::{STACK_START_LOCK, isolation::own_outside_address, remove_stack};
 
 /// The resolver of the stack, the only private address that build steps reach.
-const RESOLVER: &str = "10.0.2.3:53";
+const STACK_RESOLVER: &str = "10.0.2.3:53";
 
 /// The output and outcome of a build.
-struct Built {
+struct FinishedBuild {
     succeeded: bool,
     output: String,
 }
 
-impl Built {
+impl FinishedBuild {
     /// Returns the words that follow `marker` in the output of steps.
     fn words_after(&self, marker: &str) -> Vec<&str> {
         let lines = self.output.lines();
@@ -35,7 +35,10 @@ impl Built {
     }
 }
 
-async fn start(name: &str, change: impl FnOnce(&mut StackOptions)) -> Result<Stack, LauncherError> {
+async fn start_stack_with(
+    name: &str,
+    change: impl FnOnce(&mut StackOptions),
+) -> Result<Stack, LauncherError> {
     stop_named_stack(name, true, &ProgressSink::discarding()).await?;
     let _one = STACK_START_LOCK.lock().await;
     let mut options = StackOptions::with_stack_name(name);
@@ -72,20 +75,20 @@ fn start_build(stack: &Stack, context: &Path, instructions: &str) -> Child {
     buildctl.spawn().unwrap()
 }
 
-async fn build(stack: &Stack, instructions: &str) -> Built {
+async fn build_on_busybox(stack: &Stack, instructions: &str) -> FinishedBuild {
     let context = tempfile::tempdir().unwrap();
     let done = start_build(stack, context.path(), instructions)
         .wait_with_output()
         .await
         .unwrap();
-    Built {
+    FinishedBuild {
         succeeded: done.status.success(),
         output: String::from_utf8_lossy(&done.stderr).into_owned(),
     }
 }
 
 /// Returns the instruction that connects to each address and prints `reached ADDRESS` where a connection is made.
-fn connect_to(addresses: &[String]) -> String {
+fn connecting_instruction(addresses: &[String]) -> String {
     format!(
         "RUN for at in {}; do timeout 2 nc ${{at%:*}} ${{at#*:}} </dev/null >/dev/null 2>&1; \
          [ $? = 1 ] || echo reached $at; done",
@@ -94,7 +97,7 @@ fn connect_to(addresses: &[String]) -> String {
 }
 
 /// Serves HTTP for a test: `/file` has a content, and any other path redirects to `target`.
-fn serve(listener: TcpListener, target: String) {
+fn serve_http_with_redirects(listener: TcpListener, target: String) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -122,7 +125,7 @@ fn stack_address(stack: &Stack) -> String {
 async fn builds_reach_no_service_of_the_stack_or_the_machine_and_no_other_build() -> Result<(), LauncherError>
 {
     let name = "test-builds";
-    let stack = start(name, |_| ()).await?;
+    let stack = start_stack_with(name, |_| ()).await?;
     let own = stack_address(&stack);
     let machine = own.replace(".2", ".1");
     let on_machine = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -142,21 +145,26 @@ async fn builds_reach_no_service_of_the_stack_or_the_machine_and_no_other_build(
     ] {
         closed.extend(ports.iter().map(|port| format!("{host}:{port}")));
     }
-    let all = [closed.as_slice(), &[RESOLVER.to_owned()]].concat();
-    let built = build(&stack, &connect_to(&all)).await;
+    let all = [closed.as_slice(), &[STACK_RESOLVER.to_owned()]].concat();
+    let built = build_on_busybox(&stack, &connecting_instruction(&all)).await;
     assert!(built.succeeded, "{}", built.output);
-    assert_eq!(built.words_after("reached "), [RESOLVER], "{}", built.output);
+    assert_eq!(
+        built.words_after("reached "),
+        [STACK_RESOLVER],
+        "{}",
+        built.output
+    );
 
     // The daemon reaches the registry, which requires a password.
     for at in closed.iter().filter(|at| !at.ends_with(":5000")) {
-        let built = build(&stack, &format!("ADD http://{at}/ /x")).await;
+        let built = build_on_busybox(&stack, &format!("ADD http://{at}/ /x")).await;
         assert!(
             !built.succeeded && built.output.contains("connection refused"),
             "{at}: {}",
             built.output
         );
     }
-    let built = build(&stack, &format!("ADD http://{own}:5000/v2/ /x")).await;
+    let built = build_on_busybox(&stack, &format!("ADD http://{own}:5000/v2/ /x")).await;
     assert!(built.output.contains("status 401"), "{}", built.output);
 
     let context = tempfile::tempdir().unwrap();
@@ -174,7 +182,7 @@ async fn builds_reach_no_service_of_the_stack_or_the_machine_and_no_other_build(
     let others = (1..64)
         .map(|host| format!("10.65.0.{host}:9999"))
         .collect::<Vec<_>>();
-    let built = build(&stack, &connect_to(&others)).await;
+    let built = build_on_busybox(&stack, &connecting_instruction(&others)).await;
     assert!(built.succeeded, "{}", built.output);
     assert_eq!(
         built.words_after("reached "),
@@ -185,7 +193,7 @@ async fn builds_reach_no_service_of_the_stack_or_the_machine_and_no_other_build(
     drop(listening);
 
     let socket = "RUN ls -l /dev/otel-grpc.sock /run/buildkit && exit 9 || true";
-    let built = build(&stack, socket).await;
+    let built = build_on_busybox(&stack, socket).await;
     assert!(
         built.succeeded,
         "the daemon has no socket in a step: {}",
@@ -227,23 +235,23 @@ async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing(
         return Ok(());
     };
     let name = "test-allowed";
-    let stack = start(name, |options| options.allowed = vec![address.to_string()]).await?;
+    let stack = start_stack_with(name, |options| options.allowed = vec![address.to_string()]).await?;
     let listener = TcpListener::bind(SocketAddr::from((address, 0))).unwrap();
     let server = listener.local_addr().unwrap();
-    serve(listener, format!("{}/healthz", stack.gateway.url));
-    let built = build(
+    serve_http_with_redirects(listener, format!("{}/healthz", stack.gateway.url));
+    let built = build_on_busybox(
         &stack,
         &format!("ADD http://{server}/file /x\nRUN wget -O- http://{server}/file"),
     )
     .await;
     assert!(built.succeeded, "{}", built.output);
-    let built = build(&stack, &format!("ADD http://{server}/redirect /x")).await;
+    let built = build_on_busybox(&stack, &format!("ADD http://{server}/redirect /x")).await;
     assert!(
         !built.succeeded && built.output.contains("connection refused"),
         "{}",
         built.output
     );
-    let built = build(&stack, &format!("RUN wget -O- http://{server}/redirect")).await;
+    let built = build_on_busybox(&stack, &format!("RUN wget -O- http://{server}/redirect")).await;
     assert!(
         !built.succeeded && built.output.contains("refused"),
         "{}",
@@ -261,7 +269,7 @@ async fn a_build_that_uses_too_much_fails_and_another_build_goes_on() -> Result<
         disk: 1 << 30,
         ..StepLimits::for_this_machine()?
     };
-    let stack = start(name, |options| options.limits = Some(limits)).await?;
+    let stack = start_stack_with(name, |options| options.limits = Some(limits)).await?;
     let greedy = [
         "RUN n=0; while [ $n -lt 200 ]; do sleep 60 & n=$((n + 1)); done",
         "RUN head -c 400m /dev/zero | tail -c 399m > /dev/null",
@@ -276,7 +284,7 @@ async fn a_build_that_uses_too_much_fails_and_another_build_goes_on() -> Result<
             "RUN n=0; while [ $n -lt 30 ]; do dd if=/dev/urandom of=/$n bs=64k count=4 || exit 1; sleep 0.1; \
              n=$((n + 1)); done",
         );
-        let built = build(&stack, instruction).await;
+        let built = build_on_busybox(&stack, instruction).await;
         assert!(!built.succeeded, "{instruction}: {}", built.output);
         let modest = modest.wait_with_output().await.unwrap();
         let output = String::from_utf8_lossy(&modest.stderr).into_owned();

@@ -22,8 +22,8 @@ fn a_tar_is_read_with_its_entries_in_any_order_and_with_or_without_a_leading_dot
             assert_eq!(contents.config.as_deref(), Some(&b"{1}"[..]));
             assert_eq!(contents.secrets, None);
             assert!(contents.warnings.is_empty());
-            assert_eq!(paths(&contents), ["Dockerfile"]);
-            let entry = entry(&contents, "Dockerfile");
+            assert_eq!(paths_in_contents(&contents), ["Dockerfile"]);
+            let entry = entry_at_path(&contents, "Dockerfile");
             assert_eq!(entry.mode, 0o644);
             assert_eq!(entry.mtime_ns, 1_700_000_000_000_000_000);
             let Kind::File { offset, size } = entry.kind else {
@@ -71,7 +71,7 @@ fn entries_outside_of_the_context_are_ignored_with_a_warning() {
         .symlink("x/y", "z")
         .read()
         .unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(paths(&contents), ["Dockerfile"]);
+    assert_eq!(paths_in_contents(&contents), ["Dockerfile"]);
     assert_eq!(
         contents.warnings,
         ["2 entries outside of context/ are ignored, such as ._context, x/y"]
@@ -102,20 +102,20 @@ fn names_in_extended_headers_override_those_in_the_header() {
     let folder = "d".repeat(200);
     let file = format!("{folder}/{}", "f".repeat(200));
     assert_eq!(
-        paths(&contents),
+        paths_in_contents(&contents),
         [folder.as_str(), file.as_str(), "link", "other", "pax"]
     );
     assert_eq!(
-        entry(&contents, "link").kind,
+        entry_at_path(&contents, "link").kind,
         Kind::Symlink {
             target: &"t".repeat(300)
         }
     );
     assert_eq!(
-        entry(&contents, "other").kind,
+        entry_at_path(&contents, "other").kind,
         Kind::Symlink { target: "elsewhere" }
     );
-    let pax = entry(&contents, "pax");
+    let pax = entry_at_path(&contents, "pax");
     assert_eq!(pax.mtime_ns, 1_500_000_000);
     assert!(pax.xattrs.iter().eq([("user.a", &b"v"[..])]));
 }
@@ -139,8 +139,8 @@ fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
     // Different fields are combined, in any order of the headers.
     let tar = pax(long(long(small_tar(), b'L'), b'K'), "mtime").file("context/short", b"");
     let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(paths(&contents), ["Dockerfile", "long"]);
-    assert_eq!(entry(&contents, "long").mtime_ns, 12_000_000_000);
+    assert_eq!(paths_in_contents(&contents), ["Dockerfile", "long"]);
+    assert_eq!(entry_at_path(&contents, "long").mtime_ns, 12_000_000_000);
 }
 
 #[test]
@@ -151,8 +151,8 @@ fn a_size_in_an_extended_header_is_the_length_of_the_content() {
         .padded(b"abc")
         .file("context/b", b"");
     let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(entry(&contents, "a").size(), 3);
-    assert_eq!(paths(&contents), ["a", "b"]);
+    assert_eq!(entry_at_path(&contents, "a").size(), 3);
+    assert_eq!(paths_in_contents(&contents), ["a", "b"]);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_global_header_may_set_the_time_and_unknown_fields_only() {
         .file("context/b", b"")
         .read()
         .unwrap_or_else(|error| panic!("{error}"));
-    let times = ["a", "b"].map(|path| entry(&contents, path).mtime_ns);
+    let times = ["a", "b"].map(|path| entry_at_path(&contents, path).mtime_ns);
     assert_eq!(times, [7_000_000_000, 8_000_000_000]);
     for field in ["path", "linkpath", "size", "SCHILY.xattr.user.a"] {
         let problem = TarBuilder::default()
@@ -181,7 +181,7 @@ fn a_trailing_slash_makes_a_folder_in_old_tars() {
         .typed(0, "context/old/", b"")
         .read()
         .unwrap_or_else(|error| panic!("{error}"));
-    assert!(entry(&contents, "old").is_folder());
+    assert!(entry_at_path(&contents, "old").is_folder());
 }
 
 #[test]
@@ -413,7 +413,7 @@ fn other_formats_than_tar_are_named_in_the_error() {
 #[test]
 fn a_damaged_header_is_reported_with_its_offset() {
     let mut bytes = small_tar().end().0;
-    bytes[2 * BLOCK] ^= 1;
+    bytes[2 * BLOCK_BYTES] ^= 1;
     let error = read_in_pieces(&bytes, &[]).err().map(|error| error.to_string());
     let expected =
         "the tar is damaged: the header at byte 1024, after com.openfaas.docker.config, has a wrong checksum";
@@ -425,7 +425,7 @@ fn a_tar_may_lack_only_its_end_of_archive_blocks() {
     let whole = small_tar()
         .pax(b'x', &[("mtime", b"1")])
         .file("context/z", b"abc");
-    let boundaries = [2 * BLOCK, 4 * BLOCK, whole.0.len()];
+    let boundaries = [2 * BLOCK_BYTES, 4 * BLOCK_BYTES, whole.0.len()];
     for cut in 0..whole.0.len() {
         let result = read_in_pieces(&whole.0[..cut], &[]);
         match result {
@@ -435,14 +435,14 @@ fn a_tar_may_lack_only_its_end_of_archive_blocks() {
             }
             Err(ArchiveError::Truncated { offset, .. }) => assert_eq!(offset, cut as u64),
             Err(ArchiveError::Empty) => assert_eq!(cut, 0),
-            Err(ArchiveError::NotTar) => assert!(cut < BLOCK),
-            Err(ArchiveError::NoContext) => assert_eq!(cut, 2 * BLOCK),
+            Err(ArchiveError::NotTar) => assert!(cut < BLOCK_BYTES),
+            Err(ArchiveError::NoContext) => assert_eq!(cut, 2 * BLOCK_BYTES),
             Err(error) => panic!("{cut}: {error}"),
         }
     }
     // One block of zeros instead of two, and more than two.
-    assert!(read_in_pieces(&whole.clone().raw(&[0; BLOCK]).0, &[]).is_ok());
-    assert!(read_in_pieces(&whole.clone().raw(&[0; 20 * BLOCK]).0, &[]).is_ok());
+    assert!(read_in_pieces(&whole.clone().raw(&[0; BLOCK_BYTES]).0, &[]).is_ok());
+    assert!(read_in_pieces(&whole.clone().raw(&[0; 20 * BLOCK_BYTES]).0, &[]).is_ok());
     // An extended header without an entry after it.
     let dangling = whole.pax(b'x', &[("path", b"context/y")]);
     assert!(matches!(
@@ -457,9 +457,9 @@ fn a_tar_may_lack_only_its_end_of_archive_blocks() {
 
 #[test]
 fn data_after_the_end_of_a_tar_is_rejected() {
-    for zeros in [BLOCK, 2 * BLOCK] {
+    for zeros in [BLOCK_BYTES, 2 * BLOCK_BYTES] {
         let two = small_tar().raw(&vec![0; zeros]).file("context/b", b"");
-        let expected = (4 * BLOCK + zeros) as u64;
+        let expected = (4 * BLOCK_BYTES + zeros) as u64;
         assert!(matches!(two.read(), Err(ArchiveError::AfterEnd { offset }) if offset == expected));
     }
 }

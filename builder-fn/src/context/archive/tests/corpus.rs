@@ -266,7 +266,10 @@ pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
             mtime_ns,
         }
     };
-    listed(context.index()).into_iter().map(found).collect()
+    paths_and_entries(context.index())
+        .into_iter()
+        .map(found)
+        .collect()
 }
 
 /// Lists a folder in the order of Go's `filepath.WalkDir`, which BuildKit's own client uses.

@@ -58,7 +58,7 @@ proptest! {
         let contents = tar.read();
         prop_assume!(contents.is_ok());
         let contents = contents.ok().unwrap();
-        let entries = listed(&contents.entries);
+        let entries = paths_and_entries(&contents.entries);
         prop_assert_eq!(entries.len(), contents.entries.len());
         for pair in entries.windows(2) {
             let (before, after) = (&pair[0].0, &pair[1].0);
@@ -74,7 +74,7 @@ proptest! {
     #[test]
     fn a_truncated_tar_is_rejected_or_has_a_warning(tar in generate_tars(true), cut in 0usize..12_000) {
         let bytes = tar.end().0;
-        let complete = bytes.len() - 2 * BLOCK;
+        let complete = bytes.len() - 2 * BLOCK_BYTES;
         let cut = cut % (complete + 1);
         if let Ok((_, _, warnings)) = read_outcome(&bytes[..cut], &[]) {
             prop_assert_eq!(warnings.len(), 1);
@@ -102,7 +102,7 @@ proptest! {
     fn reading_any_bytes_as_a_tar_causes_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
         let _ = read_outcome(&bytes, &[]);
         // Once more with a valid checksum, which lets the header be parsed.
-        let mut block = [0u8; BLOCK];
+        let mut block = [0u8; BLOCK_BYTES];
         for (to, from) in block.iter_mut().zip(&bytes) {
             *to = *from;
         }

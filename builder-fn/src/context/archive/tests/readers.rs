@@ -51,7 +51,7 @@ impl TarBuilder {
     /// Adds a file with 512 bytes of content, whose header has `field` as its size.
     fn with_size(self, field: &[u8; 12]) -> Self {
         self.entry("context/sized", b"", |header| header.as_old_mut().size = *field)
-            .raw(&[b'y'; BLOCK])
+            .raw(&[b'y'; BLOCK_BYTES])
     }
 }
 
@@ -133,7 +133,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
         AsExtracted,
     );
     for flag in [b'0', b'7'] {
-        let tar = small_tar().typed(flag, "context/sized/", &[b'y'; BLOCK]);
+        let tar = small_tar().typed(flag, "context/sized/", &[b'y'; BLOCK_BYTES]);
         case(
             "a newer file that is named as a folder",
             tar,
@@ -303,7 +303,7 @@ fn a_volume_label_is_ignored() {
             let read = read_in_pieces(&std::fs::read(&archive).unwrap(), &[]);
             let contents = read.unwrap_or_else(|error| panic!("{format}, {label}: {error}"));
             assert_eq!(
-                (paths(&contents), contents.warnings),
+                (paths_in_contents(&contents), contents.warnings),
                 (vec!["Dockerfile".to_owned()], vec![])
             );
             assert_eq!(contents.config.as_deref(), Some(&b"{}"[..]));

@@ -7,20 +7,20 @@ use serde_json::{Map, Value};
 use super::error::Violation;
 use super::names::NamePatterns;
 use super::quantity::Quantity;
-use super::reader::Reader;
+use super::reader::ObjectReader;
 use super::tenant::TenantName;
 
 /// The label with a function's highest number of replicas.
-const SCALE_MAX: &str = "com.openfaas.scale.max";
+const SCALE_MAX_LABEL: &str = "com.openfaas.scale.max";
 /// The label with a function's lowest number of replicas.
-const SCALE_MIN: &str = "com.openfaas.scale.min";
+const SCALE_MIN_LABEL: &str = "com.openfaas.scale.min";
 
 /// The annotations of OpenFaaS with which a function chooses its service account and its profile, and so what it may do in
 /// the cluster.
-const POWERFUL_ANNOTATIONS: [&str; 2] = [SERVICE_ACCOUNT, "com.openfaas.profile"];
+const POWERFUL_ANNOTATIONS: [&str; 2] = [SERVICE_ACCOUNT_ANNOTATION, "com.openfaas.profile"];
 
 /// The annotation with which a function chooses its service account.
-pub(super) const SERVICE_ACCOUNT: &str = "com.openfaas.serviceaccount";
+pub(super) const SERVICE_ACCOUNT_ANNOTATION: &str = "com.openfaas.serviceaccount";
 
 /// Amounts of CPU and memory that a function requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,10 +130,10 @@ pub struct DeploymentRules {
 
 impl DeploymentRules {
     /// Reads the members of a tenant that are about its functions.
-    pub(super) fn read(tenant: TenantName, reader: &mut Reader<'_>) -> Self {
-        let names = |reader: &mut Reader<'_>, name| {
+    pub(super) fn read(tenant: TenantName, reader: &mut ObjectReader<'_>) -> Self {
+        let names = |reader: &mut ObjectReader<'_>, name| {
             reader
-                .list(name, NamePatterns::parse_entry)
+                .read_list(name, NamePatterns::parse_entry)
                 .map(NamePatterns::new)
         };
         let rules = Self {
@@ -145,13 +145,13 @@ impl DeploymentRules {
             labels: names(reader, "labels"),
             annotations: names(reader, "annotations"),
             constraints: names(reader, "constraints"),
-            max_cpu: reader.quantity("maxCpu"),
-            max_memory: reader.quantity("maxMemory"),
-            max_replicas: reader.count("maxReplicas"),
-            default_cpu: reader.quantity("defaultCpu"),
-            default_memory: reader.quantity("defaultMemory"),
-            read_only_root_filesystem: reader.flag("readOnlyRootFilesystem"),
-            adopt: reader.flag("adopt"),
+            max_cpu: reader.read_quantity("maxCpu"),
+            max_memory: reader.read_quantity("maxMemory"),
+            max_replicas: reader.read_count("maxReplicas"),
+            default_cpu: reader.read_quantity("defaultCpu"),
+            default_memory: reader.read_quantity("defaultMemory"),
+            read_only_root_filesystem: reader.read_flag("readOnlyRootFilesystem"),
+            adopt: reader.read_flag("adopt"),
         };
         for (rule, default, cap) in [
             ("defaultCpu", &rules.default_cpu, &rules.max_cpu),
@@ -160,7 +160,7 @@ impl DeploymentRules {
             if let (Some(default), Some(cap)) = (default, cap)
                 && default.exceeds(cap)
             {
-                reader.report(
+                reader.report_problem(
                     rule,
                     format!("should be at most the maximum of {cap}, not {default}"),
                 );
@@ -199,7 +199,9 @@ impl DeploymentRules {
         let mut violations = Vec::new();
         self.check_names("functions", &self.functions, [function.name], &mut violations);
         match (&self.namespaces, function.namespace) {
-            (Some(_), None) => violations.push(self.violation("namespaces", "requires deploy.namespace")),
+            (Some(_), None) => {
+                violations.push(self.violation_of_rule("namespaces", "requires deploy.namespace"))
+            }
             (allowed, given) => self.check_names("namespaces", allowed, given, &mut violations),
         }
         for (rule, allowed, given) in [
@@ -217,12 +219,12 @@ impl DeploymentRules {
         self.check_replicas(function, &mut violations);
         if self.read_only_root_filesystem && !function.read_only_root_filesystem {
             let problem = "requires deploy.readOnlyRootFilesystem to be true";
-            violations.push(self.violation("readOnlyRootFilesystem", problem));
+            violations.push(self.violation_of_rule("readOnlyRootFilesystem", problem));
         }
         violations
     }
 
-    fn violation(&self, rule: &str, problem: impl std::fmt::Display) -> Violation {
+    fn violation_of_rule(&self, rule: &str, problem: impl std::fmt::Display) -> Violation {
         Violation::of_rule(rule, &self.tenant, problem)
     }
 
@@ -236,7 +238,9 @@ impl DeploymentRules {
     ) {
         let Some(allowed) = allowed else { return };
         let rejected = given.into_iter().filter(|name| !allowed.allow(name));
-        violations.extend(rejected.map(|name| self.violation(rule, format_args!("does not allow {name:?}"))));
+        violations.extend(
+            rejected.map(|name| self.violation_of_rule(rule, format_args!("does not allow {name:?}"))),
+        );
     }
 
     /// Adds a violation for every annotation that is not allowed. Those that give a function rights of the cluster have
@@ -254,7 +258,7 @@ impl DeploymentRules {
         let rejected = powerful.into_iter().filter(|name| !is_listed(name));
         violations.extend(rejected.map(|name| {
             let problem = format!("does not allow {name:?}, which has to be listed by its full name");
-            self.violation("annotations", problem)
+            self.violation_of_rule("annotations", problem)
         }));
     }
 
@@ -280,15 +284,17 @@ impl DeploymentRules {
             let Some(cap) = cap else { continue };
             let limit = limit.as_ref().or(default.as_ref());
             if limit.is_none() {
-                violations.push(self.violation(rule, format_args!("requires a limit of at most {cap}")));
+                violations
+                    .push(self.violation_of_rule(rule, format_args!("requires a limit of at most {cap}")));
             }
             if limit.is_some_and(Quantity::is_zero) {
-                violations
-                    .push(self.violation(rule, format_args!("allows {cap}, not 0, which means no limit")));
+                violations.push(
+                    self.violation_of_rule(rule, format_args!("allows {cap}, not 0, which means no limit")),
+                );
             }
             for given in limit.into_iter().chain(request) {
                 if given.exceeds(cap) {
-                    violations.push(self.violation(rule, format_args!("allows {cap}, not {given}")));
+                    violations.push(self.violation_of_rule(rule, format_args!("allows {cap}, not {given}")));
                 }
             }
         }
@@ -296,18 +302,18 @@ impl DeploymentRules {
 
     fn check_replicas(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
         let Some(cap) = self.max_replicas else { return };
-        for label in [SCALE_MIN, SCALE_MAX] {
+        for label in [SCALE_MIN_LABEL, SCALE_MAX_LABEL] {
             match function.labels.get(label).map(|text| text.parse::<u32>()) {
                 // No replicas at most is no limit, too. No replicas at least is no more than the cap.
-                Some(Ok(number)) if number <= cap && (number > 0 || label == SCALE_MIN) => {}
+                Some(Ok(number)) if number <= cap && (number > 0 || label == SCALE_MIN_LABEL) => {}
                 Some(_) => {
                     let problem = format_args!("allows {label} from 1 up to {cap}");
-                    violations.push(self.violation("maxReplicas", problem));
+                    violations.push(self.violation_of_rule("maxReplicas", problem));
                 }
                 // Without the label, OpenFaaS scales up to 20.
-                None if label == SCALE_MAX => {
+                None if label == SCALE_MAX_LABEL => {
                     let problem = format_args!("requires the label {label}, of at most {cap}");
-                    violations.push(self.violation("maxReplicas", problem));
+                    violations.push(self.violation_of_rule("maxReplicas", problem));
                 }
                 None => {}
             }

@@ -13,7 +13,7 @@ pub struct InvalidPolicy {
 }
 
 impl InvalidPolicy {
-    pub(super) fn syntax(error: &serde_json::Error) -> Self {
+    pub(super) fn of_syntax_error(error: &serde_json::Error) -> Self {
         Self {
             problems: vec![format!("the policy should be JSON: {error}")],
         }
@@ -60,10 +60,10 @@ pub enum PolicyFileError {
 }
 
 /// The number of violations that a text lists. More are counted.
-const SHOWN: usize = 20;
+const MAX_SHOWN_VIOLATIONS: usize = 20;
 
 /// The length of the longest violation that a text shows, in characters.
-const LENGTH_SHOWN: usize = 300;
+const MAX_SHOWN_CHARS: usize = 300;
 
 /// A request's violation of one rule. The text names the rule, and is meant for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Violation {
 
     /// Shortens a text that quotes a name of the caller's, which may be long.
     fn shortened(text: String) -> Self {
-        match text.char_indices().nth(LENGTH_SHOWN) {
+        match text.char_indices().nth(MAX_SHOWN_CHARS) {
             Some((end, _)) => Self(format!("{}…", &text[..end])),
             None => Self(text),
         }
@@ -106,7 +106,7 @@ impl Violations {
     ///
     /// # Errors
     /// The violations.
-    pub fn none_of(violations: Vec<Violation>) -> Result<(), Self> {
+    pub fn fail_if_any(violations: Vec<Violation>) -> Result<(), Self> {
         match violations.is_empty() {
             true => Ok(()),
             false => Err(Self(violations)),
@@ -127,11 +127,11 @@ impl From<Violation> for Violations {
 
 impl fmt::Display for Violations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, violation) in self.0.iter().take(SHOWN).enumerate() {
+        for (at, violation) in self.0.iter().take(MAX_SHOWN_VIOLATIONS).enumerate() {
             let separator = if at == 0 { "" } else { "; " };
             write!(f, "{separator}{violation}")?;
         }
-        match self.0.len().saturating_sub(SHOWN) {
+        match self.0.len().saturating_sub(MAX_SHOWN_VIOLATIONS) {
             0 => Ok(()),
             more => write!(f, "; and {more} more"),
         }

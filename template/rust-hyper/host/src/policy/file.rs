@@ -13,22 +13,22 @@ use crate::error_chain::ErrorChain;
 use crate::secret::FileVersion;
 
 /// The size of the largest policy, in bytes: what a Kubernetes ConfigMap may hold.
-const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_POLICY_BYTES: u64 = 1024 * 1024;
 
 /// The file with the operator's policy.
 ///
 /// A changed file is read again. One that cannot be used leaves the last good policy in force, and is logged once. Clones
 /// share the policy.
 #[derive(Clone)]
-pub struct PolicyFile(Arc<Shared>);
+pub struct PolicyFile(Arc<SharedPolicyFile>);
 
-struct Shared {
+struct SharedPolicyFile {
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<PolicyFileState>,
     is_valid: OnceLock<IntGauge>,
 }
 
-struct State {
+struct PolicyFileState {
     /// The version of the file that was looked at last, whether it could be used or not; `None` if there was no file.
     version: Option<FileVersion>,
     policy: Arc<Policy>,
@@ -41,11 +41,11 @@ impl PolicyFile {
     /// Fails if the file cannot be read, or has no valid policy.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, PolicyFileError> {
         let path = path.into();
-        let (version, text) = read(&path)?;
+        let (version, text) = read_policy_text(&path)?;
         let policy = parse(&path, &text)?;
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(SharedPolicyFile {
             path,
-            state: Mutex::new(State {
+            state: Mutex::new(PolicyFileState {
                 version: Some(version),
                 policy: Arc::new(policy),
             }),
@@ -61,25 +61,26 @@ impl PolicyFile {
     }
 
     /// Returns the policy that is in force. Takes one `stat` call if the file has not changed.
-    pub fn current(&self) -> Arc<Policy> {
+    pub fn current_policy(&self) -> Arc<Policy> {
         let version = std::fs::metadata(&self.0.path)
             .ok()
             .as_ref()
             .map(FileVersion::from_metadata);
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.version != version {
-            self.0.reload(&mut state, version);
+            self.0.reload_policy(&mut state, version);
         }
         Arc::clone(&state.policy)
     }
 }
 
-impl Shared {
-    fn reload(&self, state: &mut State, version: Option<FileVersion>) {
+impl SharedPolicyFile {
+    fn reload_policy(&self, state: &mut PolicyFileState, version: Option<FileVersion>) {
         // A file that is replaced while it is read is read again: its version is not the one recorded here.
         state.version = version;
         let path = self.path.display();
-        let loaded = read(&self.path).and_then(|(version, text)| Ok((version, parse(&self.path, &text)?)));
+        let loaded =
+            read_policy_text(&self.path).and_then(|(version, text)| Ok((version, parse(&self.path, &text)?)));
         let is_valid = match loaded {
             Ok((version, policy)) => {
                 state.version = Some(version);
@@ -109,7 +110,7 @@ impl fmt::Debug for PolicyFile {
 }
 
 /// Reads the file, and returns its content with the version that was read.
-fn read(path: &Path) -> Result<(FileVersion, String), PolicyFileError> {
+fn read_policy_text(path: &Path) -> Result<(FileVersion, String), PolicyFileError> {
     let failed = |source| PolicyFileError::Read {
         path: path.to_owned(),
         source,
@@ -117,13 +118,13 @@ fn read(path: &Path) -> Result<(FileVersion, String), PolicyFileError> {
     let file = std::fs::File::open(path).map_err(failed)?;
     let version = FileVersion::from_metadata(&file.metadata().map_err(failed)?);
     let mut text = String::new();
-    file.take(MAX_BYTES + 1)
+    file.take(MAX_POLICY_BYTES + 1)
         .read_to_string(&mut text)
         .map_err(failed)?;
-    if text.len() as u64 > MAX_BYTES {
+    if text.len() as u64 > MAX_POLICY_BYTES {
         return Err(PolicyFileError::TooLarge {
             path: path.to_owned(),
-            limit: MAX_BYTES,
+            limit: MAX_POLICY_BYTES,
         });
     }
     Ok((version, text))

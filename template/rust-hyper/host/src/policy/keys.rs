@@ -15,18 +15,18 @@ pub struct KeyReader {
 
 impl KeyReader {
     /// Reads a secret with keys, one on each line; `None` if it cannot be read, or is not fit for signatures.
-    pub fn read(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
+    pub fn read_keys(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
         let problem = match secrets.read_secret(name) {
             Ok(secret) => match signature::check_key_lines(&secret) {
                 Ok(()) => {
-                    self.lock().remove(name);
+                    self.lock_logged().remove(name);
                     return Some(secret);
                 }
                 Err(weak) => weak.to_string(),
             },
             Err(error) => ErrorChain(&error).to_string(),
         };
-        if self.lock().insert(name.to_owned()) {
+        if self.lock_logged().insert(name.to_owned()) {
             tracing::error!(
                 secret = name,
                 error = problem,
@@ -36,7 +36,7 @@ impl KeyReader {
         None
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn lock_logged(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.unusable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The number of significant digits of a quantity that are kept. With the largest binary unit, they fit 128
 /// bits.
-const DIGITS_MAX: usize = 20;
+const MAX_SIGNIFICANT_DIGITS: usize = 20;
 /// The number of decimal places of an amount: quantities are counted in 10⁻⁹, as in Kubernetes.
-const NANO_DIGITS: i64 = 9;
+const NANO_DECIMAL_PLACES: i64 = 9;
 
 /// An amount of memory or CPU, with the text that it was parsed from.
 ///
@@ -36,10 +36,10 @@ impl Quantity {
         if fraction.contains('.') || whole.is_empty() && fraction.is_empty() {
             return None;
         }
-        let (power_of_ten, power_of_two) = powers(unit)?;
+        let (power_of_ten, power_of_two) = unit_powers(unit)?;
         Some(Self {
             text: text.to_owned(),
-            nanos: nanos(whole, fraction, power_of_ten, power_of_two),
+            nanos: to_nanos(whole, fraction, power_of_ten, power_of_two),
         })
     }
 
@@ -57,7 +57,7 @@ impl Quantity {
 }
 
 /// Returns the factor of a quantity's unit or exponent, as powers of ten and of two.
-fn powers(unit: &str) -> Option<(i32, u32)> {
+fn unit_powers(unit: &str) -> Option<(i32, u32)> {
     Some(match unit {
         "n" => (-9, 0),
         "u" => (-6, 0),
@@ -80,11 +80,11 @@ fn powers(unit: &str) -> Option<(i32, u32)> {
 }
 
 /// Computes `WHOLE.FRACTION × 10^power_of_ten × 2^power_of_two` in 10⁻⁹, rounded up.
-fn nanos(whole: &str, fraction: &str, power_of_ten: i32, power_of_two: u32) -> u128 {
+fn to_nanos(whole: &str, fraction: &str, power_of_ten: i32, power_of_two: u32) -> u128 {
     let digits = format!("{whole}{fraction}");
     let digits = digits.trim_start_matches('0');
-    let mut power = NANO_DIGITS + i64::from(power_of_ten) - fraction.len() as i64;
-    let (kept, dropped) = digits.split_at(digits.len().min(DIGITS_MAX));
+    let mut power = NANO_DECIMAL_PLACES + i64::from(power_of_ten) - fraction.len() as i64;
+    let (kept, dropped) = digits.split_at(digits.len().min(MAX_SIGNIFICANT_DIGITS));
     power += dropped.len() as i64;
     let mut nanos = kept.parse().unwrap_or(0_u128);
     if dropped.bytes().any(|digit| digit != b'0') {
@@ -126,7 +126,7 @@ impl<'de> Deserialize<'de> for Quantity {
 mod tests {
     use super::*;
 
-    fn quantity(text: &str) -> Quantity {
+    fn parse_quantity(text: &str) -> Quantity {
         Quantity::parse(text).unwrap_or_else(|| panic!("{text:?} is not parsed"))
     }
 
@@ -135,7 +135,7 @@ mod tests {
         for right in [
             "0", "1", "0.5", ".5", "1.", "128Mi", "1Gi", "500m", "1e3", "1E-3", "12E+6", "2E", "0e400",
         ] {
-            assert_eq!(quantity(right).to_string(), right);
+            assert_eq!(parse_quantity(right).to_string(), right);
         }
         for wrong in [
             "",
@@ -167,7 +167,7 @@ mod tests {
             ("1n", false),
             ("1e-400", false),
         ] {
-            assert_eq!(quantity(text).is_zero(), zero, "{text}");
+            assert_eq!(parse_quantity(text).is_zero(), zero, "{text}");
         }
     }
 
@@ -182,9 +182,12 @@ mod tests {
             ("1", "1e-400"),
             ("1.00000000000000000001", "1"),
         ] {
-            assert!(quantity(larger).exceeds(&quantity(smaller)), "{larger} {smaller}");
             assert!(
-                !quantity(smaller).exceeds(&quantity(larger)),
+                parse_quantity(larger).exceeds(&parse_quantity(smaller)),
+                "{larger} {smaller}"
+            );
+            assert!(
+                !parse_quantity(smaller).exceeds(&parse_quantity(larger)),
                 "{larger} {smaller}"
             );
         }
@@ -197,7 +200,7 @@ mod tests {
             // Less than the smallest amount is the smallest amount.
             ("0.1n", "1n"),
         ] {
-            let (one, other) = (quantity(one), quantity(other));
+            let (one, other) = (parse_quantity(one), parse_quantity(other));
             assert!(!one.exceeds(&other) && !other.exceeds(&one), "{one} {other}");
         }
     }

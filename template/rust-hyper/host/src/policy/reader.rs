@@ -4,19 +4,19 @@ use super::json::Json;
 use super::quantity::Quantity;
 
 /// Reads the members of one object. Members that are left over are unknown ones.
-pub(super) struct Reader<'p> {
+pub(super) struct ObjectReader<'p> {
     path: String,
     members: Vec<(String, Json)>,
     problems: &'p mut Vec<String>,
 }
 
-impl<'p> Reader<'p> {
+impl<'p> ObjectReader<'p> {
     /// Creates a reader of the policy's outermost object.
     pub(super) fn new(json: Json, problems: &'p mut Vec<String>) -> Self {
-        Self::at(String::new(), json, problems)
+        Self::at_path(String::new(), json, problems)
     }
 
-    fn at(path: String, json: Json, problems: &'p mut Vec<String>) -> Self {
+    fn at_path(path: String, json: Json, problems: &'p mut Vec<String>) -> Self {
         let mut reader = Self {
             path,
             members: Vec::new(),
@@ -24,14 +24,14 @@ impl<'p> Reader<'p> {
         };
         match json {
             Json::Object(members) => reader.members = members,
-            _ => reader.report("", "should be an object"),
+            _ => reader.report_problem("", "should be an object"),
         }
         reader
     }
 
     /// Creates a reader of an object inside this one, at the relative path `name`.
-    pub(super) fn within(&mut self, name: &str, json: Json) -> Reader<'_> {
-        Reader::at(self.path_of(name), json, self.problems)
+    pub(super) fn nested_reader(&mut self, name: &str, json: Json) -> ObjectReader<'_> {
+        ObjectReader::at_path(self.path_of(name), json, self.problems)
     }
 
     fn path_of(&self, name: &str) -> String {
@@ -43,7 +43,7 @@ impl<'p> Reader<'p> {
     }
 
     /// Records a problem of the member `name`, or of the object itself if `name` is empty.
-    pub(super) fn report(&mut self, name: &str, problem: impl std::fmt::Display) {
+    pub(super) fn report_problem(&mut self, name: &str, problem: impl std::fmt::Display) {
         let path = match self.path_of(name) {
             path if path.is_empty() => "the policy".to_owned(),
             path => path,
@@ -52,7 +52,7 @@ impl<'p> Reader<'p> {
     }
 
     /// Removes the member `name` and returns its value.
-    pub(super) fn take(&mut self, name: &str) -> Option<Json> {
+    pub(super) fn take_member(&mut self, name: &str) -> Option<Json> {
         let at = self.members.iter().position(|(known, _)| known == name)?;
         Some(self.members.remove(at).1)
     }
@@ -60,13 +60,13 @@ impl<'p> Reader<'p> {
     /// Reads a list of texts, each parsed by `parse`; `None` if the member is absent.
     ///
     /// `null` is not absent: a rule that seems to be there must not allow everything.
-    pub(super) fn list<T>(
+    pub(super) fn read_list<T>(
         &mut self,
         name: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
-        let Json::List(items) = self.take(name)? else {
-            self.report(name, "should be a list of texts");
+        let Json::List(items) = self.take_member(name)? else {
+            self.report_problem(name, "should be a list of texts");
             return Some(Vec::new());
         };
         let mut list = Vec::with_capacity(items.len());
@@ -77,41 +77,45 @@ impl<'p> Reader<'p> {
             };
             match parsed {
                 Ok(item) => list.push(item),
-                Err(problem) => self.report(&format!("{name}[{at}]"), problem),
+                Err(problem) => self.report_problem(&format!("{name}[{at}]"), problem),
             }
         }
         Some(list)
     }
 
     /// Reads a text that is parsed by `parse`.
-    pub(super) fn text<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let parsed = match self.take(name)? {
+    pub(super) fn read_text<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let parsed = match self.take_member(name)? {
             Json::Text(text) => parse(&text).map_err(|problem| format!("{problem}, not {text:?}")),
             _ => Err("should be text".to_owned()),
         };
-        parsed.map_err(|problem| self.report(name, problem)).ok()
+        parsed.map_err(|problem| self.report_problem(name, problem)).ok()
     }
 
     /// Reads a flag; `false` if the member is absent.
-    pub(super) fn flag(&mut self, name: &str) -> bool {
-        match self.take(name) {
+    pub(super) fn read_flag(&mut self, name: &str) -> bool {
+        match self.take_member(name) {
             None => false,
             Some(Json::Flag(flag)) => flag,
             Some(_) => {
-                self.report(name, "should be true or false");
+                self.report_problem(name, "should be true or false");
                 false
             }
         }
     }
 
     /// Reads a whole number above zero.
-    pub(super) fn count(&mut self, name: &str) -> Option<u32> {
-        let number = match self.take(name)? {
+    pub(super) fn read_count(&mut self, name: &str) -> Option<u32> {
+        let number = match self.take_member(name)? {
             Json::Number(number) => u32::try_from(number).ok().filter(|number| *number > 0),
             _ => None,
         };
         if number.is_none() {
-            self.report(
+            self.report_problem(
                 name,
                 "should be a whole number above 0; without it, there is no limit",
             );
@@ -120,8 +124,8 @@ impl<'p> Reader<'p> {
     }
 
     /// Reads an amount of memory or CPU above zero.
-    pub(super) fn quantity(&mut self, name: &str) -> Option<Quantity> {
-        self.text(name, |text| match Quantity::parse(text) {
+    pub(super) fn read_quantity(&mut self, name: &str) -> Option<Quantity> {
+        self.read_text(name, |text| match Quantity::parse(text) {
             Some(quantity) if quantity.is_zero() => {
                 Err("should be more than 0; without it, there is no limit".to_owned())
             }
@@ -131,9 +135,9 @@ impl<'p> Reader<'p> {
     }
 
     /// Reports the members that were not read.
-    pub(super) fn finish(mut self) {
+    pub(super) fn report_unknown_members(mut self) {
         for (name, _) in std::mem::take(&mut self.members) {
-            self.report(&name, "is not a member that a policy has");
+            self.report_problem(&name, "is not a member that a policy has");
         }
     }
 }

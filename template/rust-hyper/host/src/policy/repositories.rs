@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_would_not_do_what_it_says_is_rejected() {
+    fn a_malformed_or_misleading_pattern_is_rejected() {
         for (entry, hint) in [
             ("", "registry"),
             ("*", "registry"),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::deployment::{RequestedFunction, SERVICE_ACCOUNT};
+use super::deployment::{RequestedFunction, SERVICE_ACCOUNT_ANNOTATION};
 use super::error::Violation;
 use super::tenant::Tenant;
 use crate::env::Parser;
@@ -11,10 +11,10 @@ use crate::env::Parser;
 pub(super) const PAYLOAD_SECRET: &str = "payload-secret";
 
 /// The names of Slipway's own functions.
-const FUNCTIONS: [&str; 2] = ["builder-fn", "deployer-fn"];
+const SLIPWAY_FUNCTIONS: [&str; 2] = ["builder-fn", "deployer-fn"];
 
 /// The names of secrets that Slipway uses, or that hold credentials of the gateway and of OpenFaaS itself.
-const SECRETS: [&str; 15] = [
+const PLATFORM_SECRETS: [&str; 15] = [
     PAYLOAD_SECRET,
     "deploy-secret",
     "registry-config",
@@ -37,7 +37,7 @@ const FUNCTION_LABEL: &str = "faas_function";
 
 /// Returns whether a secret with this name is always the platform's.
 pub(super) fn is_of_platform(secret: &str) -> bool {
-    SECRETS.contains(&secret)
+    PLATFORM_SECRETS.contains(&secret)
 }
 
 /// The names of functions and secrets that no deployment may use, with or without a policy.
@@ -50,8 +50,8 @@ pub struct ReservedNames {
 impl Default for ReservedNames {
     fn default() -> Self {
         Self {
-            functions: FUNCTIONS.map(str::to_owned).into(),
-            secrets: SECRETS.map(str::to_owned).into(),
+            functions: SLIPWAY_FUNCTIONS.map(str::to_owned).into(),
+            secrets: PLATFORM_SECRETS.map(str::to_owned).into(),
         }
     }
 }
@@ -61,14 +61,18 @@ impl ReservedNames {
     /// reserved.
     pub fn from_settings(parser: &mut Parser<'_>) -> Self {
         let mut reserved = Self::default();
-        reserved.functions.extend(names(parser, "protected_functions"));
-        reserved.secrets.extend(names(parser, "protected_secrets"));
+        reserved
+            .functions
+            .extend(read_name_list(parser, "protected_functions"));
+        reserved
+            .secrets
+            .extend(read_name_list(parser, "protected_secrets"));
         reserved
     }
 
     /// Reserves the name of a function, `NAME` or `NAME.NAMESPACE`, in every namespace.
     pub fn reserve_function(&mut self, name: &str) {
-        self.functions.insert(short_name(name));
+        self.functions.insert(name_without_namespace(name));
     }
 
     /// Reserves the name of a secret.
@@ -81,7 +85,7 @@ impl ReservedNames {
     /// # Errors
     /// The violation, if the name is reserved.
     pub fn check_function(&self, name: &str) -> Result<(), Violation> {
-        match self.functions.contains(&short_name(name)) {
+        match self.functions.contains(&name_without_namespace(name)) {
             true => Err(Violation::of_platform(format_args!(
                 "deploying a function under the name {name:?}, which is the platform's own"
             ))),
@@ -94,7 +98,7 @@ impl ReservedNames {
     /// # Errors
     /// The violation, if the secret is reserved.
     pub fn check_secret(&self, name: &str, tenant: Option<&Tenant>) -> Result<(), Violation> {
-        let is_of_policy = tenant.is_some_and(|tenant| tenant.is_policy_secret(name));
+        let is_of_policy = tenant.is_some_and(|tenant| tenant.is_used_by_platform(name));
         match self.secrets.contains(name) || is_of_policy {
             true => Err(Violation::of_platform(format_args!(
                 "a function to use the secret {name:?}, which is the platform's own"
@@ -109,8 +113,8 @@ impl ReservedNames {
         let name = self.check_function(function.name).err();
         let secrets = function.secrets.iter();
         let secrets = secrets.filter_map(|secret| self.check_secret(secret, tenant).err());
-        let account = function.annotations.get(SERVICE_ACCOUNT);
-        let account = account.filter(|account| self.functions.contains(&short_name(account)));
+        let account = function.annotations.get(SERVICE_ACCOUNT_ANNOTATION);
+        let account = account.filter(|account| self.functions.contains(&name_without_namespace(account)));
         let account = account.map(|account| {
             Violation::of_platform(format_args!(
                 "a function to use the service account {account:?}, which is the platform's own"
@@ -129,13 +133,13 @@ impl ReservedNames {
 }
 
 /// Returns the name of a function in lower case, without the namespace that callers of a function write behind it.
-fn short_name(name: &str) -> String {
+fn name_without_namespace(name: &str) -> String {
     let name = name.trim().split('.').next().unwrap_or_default();
     name.to_ascii_lowercase()
 }
 
 /// Reads a setting with names that are separated by commas or blanks.
-fn names(parser: &mut Parser<'_>, setting: &str) -> Vec<String> {
+fn read_name_list(parser: &mut Parser<'_>, setting: &str) -> Vec<String> {
     parser.parse_or_default(setting, Vec::new(), |text| {
         let names = text.split(|c: char| c == ',' || c.is_whitespace());
         let names: Vec<String> = names

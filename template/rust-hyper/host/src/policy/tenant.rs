@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use super::deployment::DeploymentRules;
 use super::error::Violation;
-use super::reader::Reader;
+use super::reader::ObjectReader;
 use super::repositories::{RepositoryPattern, RepositoryPatterns};
 use super::reserved;
 use super::urls::{UrlPattern, UrlPatterns};
 
 /// The longest name of a tenant, in characters.
-const NAME_MAX: usize = 63;
+const MAX_NAME_CHARS: usize = 63;
 
 /// The name of a tenant: lower-case letters, digits and hyphens, so that it may be a part of other names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,7 +24,7 @@ pub struct TenantName(String);
 /// The error for a text that is not the name of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "should have a name of at most {NAME_MAX} lower-case letters, digits and hyphens, with a letter or a digit at both \
+    "should have a name of at most {MAX_NAME_CHARS} lower-case letters, digits and hyphens, with a letter or a digit at both \
      ends"
 )]
 pub struct InvalidTenantName;
@@ -43,7 +43,7 @@ impl FromStr for TenantName {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let ends_well = |byte: Option<u8>| byte.is_some_and(is_word);
-        let is_valid = (1..=NAME_MAX).contains(&text.len())
+        let is_valid = (1..=MAX_NAME_CHARS).contains(&text.len())
             && text.bytes().all(|byte| is_word(byte) || byte == b'-')
             && ends_well(text.bytes().next())
             && ends_well(text.bytes().next_back());
@@ -126,27 +126,29 @@ pub struct Tenant {
 
 impl Tenant {
     /// Reads the members of a tenant.
-    pub(super) fn read(name: TenantName, reader: &mut Reader<'_>) -> Self {
-        let keys = reader.list("keys", check_key_secret).unwrap_or_default();
-        let deploy_keys = reader.list("deployKeys", check_key_secret).unwrap_or_default();
+    pub(super) fn read(name: TenantName, reader: &mut ObjectReader<'_>) -> Self {
+        let keys = reader.read_list("keys", check_key_secret).unwrap_or_default();
+        let deploy_keys = reader
+            .read_list("deployKeys", check_key_secret)
+            .unwrap_or_default();
         if keys.is_empty() && deploy_keys.is_empty() {
-            reader.report(
+            reader.report_problem(
                 "keys",
                 "should name at least one secret with a key, or deployKeys should",
             );
         }
-        let repositories = |reader: &mut Reader<'_>, name| {
+        let repositories = |reader: &mut ObjectReader<'_>, name| {
             reader
-                .list(name, RepositoryPattern::parse)
+                .read_list(name, RepositoryPattern::parse)
                 .map(RepositoryPatterns::new)
         };
         let push = repositories(reader, "push");
         let cache = repositories(reader, "cache");
         let frontends = repositories(reader, "frontends").unwrap_or_default();
-        let read = reader.take("read").map(|json| {
-            let mut reader = reader.within("read", json);
-            let urls = |reader: &mut Reader<'_>, name, schemes: &[&str]| {
-                let list = reader.list(name, |text| UrlPattern::parse(text, schemes));
+        let read = reader.take_member("read").map(|json| {
+            let mut reader = reader.nested_reader("read", json);
+            let urls = |reader: &mut ObjectReader<'_>, name, schemes: &[&str]| {
+                let list = reader.read_list(name, |text| UrlPattern::parse(text, schemes));
                 UrlPatterns::new(list.unwrap_or_default())
             };
             let rules = ReadRules {
@@ -154,33 +156,33 @@ impl Tenant {
                 http: urls(&mut reader, "http", &["https", "http"]),
                 git: urls(&mut reader, "git", &["https", "http", "ssh", "git"]),
             };
-            reader.finish();
+            reader.report_unknown_members();
             rules
         });
-        let buildkit = reader.text("buildkit", |text| {
+        let buildkit = reader.read_text("buildkit", |text| {
             match text.starts_with("tcp://") || text.starts_with("unix://") {
                 true => Ok(text.to_owned()),
                 false => Err("should be the address of a daemon, unix://PATH or tcp://HOST:PORT".to_owned()),
             }
         });
         if frontends.iter().next().is_some() && buildkit.is_none() {
-            reader.report(
+            reader.report_problem(
                 "frontends",
                 "needs a BuildKit daemon of the tenant's own (buildkit): a frontend chooses whose cache mounts it uses",
             );
         }
-        let network = reader.text("network", |text| match text {
+        let network = reader.read_text("network", |text| match text {
             "default" => Ok(StepNetwork::Default),
             "none" => Ok(StepNetwork::None),
             _ => Err("should be \"default\" or \"none\"".to_owned()),
         });
         if network == Some(StepNetwork::None) && frontends.iter().next().is_some() {
-            reader.report(
+            reader.report_problem(
                 "network",
                 "should be \"default\" for a tenant with frontends of its own: they do not obey it",
             );
         }
-        let max_builds = reader.count("maxBuilds").map(|number| number as usize);
+        let max_builds = reader.read_count("maxBuilds").map(|number| number as usize);
         Self {
             keys,
             deploy_keys,
@@ -191,8 +193,8 @@ impl Tenant {
             buildkit,
             network: network.unwrap_or_default(),
             max_builds: max_builds.and_then(NonZeroUsize::new),
-            registry_config: reader.text("registryConfig", check_config_secret),
-            pull_config: reader.text("pullConfig", check_config_secret),
+            registry_config: reader.read_text("registryConfig", check_config_secret),
+            pull_config: reader.read_text("pullConfig", check_config_secret),
             deployments: DeploymentRules::read(name.clone(), reader),
             policy_secrets: Arc::default(),
             name,
@@ -212,32 +214,32 @@ impl Tenant {
 
     /// Returns the names of the secrets with the keys that the tenant's builds are signed with.
     #[must_use]
-    pub fn keys(&self) -> &[String] {
+    pub fn key_secrets(&self) -> &[String] {
         &self.keys
     }
 
     /// Returns the names of the secrets with the keys of hand-overs that do not come through the builder.
     #[must_use]
-    pub fn deploy_keys(&self) -> &[String] {
+    pub fn deploy_key_secrets(&self) -> &[String] {
         &self.deploy_keys
     }
 
     /// Returns the repositories that the tenant may push to; `None` for all.
     #[must_use]
-    pub fn push(&self) -> Option<&RepositoryPatterns> {
+    pub fn push_repositories(&self) -> Option<&RepositoryPatterns> {
         self.push.as_ref()
     }
 
     /// Returns the repositories that the tenant may keep caches in: those of `push` unless the policy has others; `None`
     /// for all.
     #[must_use]
-    pub fn cache(&self) -> Option<&RepositoryPatterns> {
+    pub fn cache_repositories(&self) -> Option<&RepositoryPatterns> {
         self.cache.as_ref().or(self.push.as_ref())
     }
 
     /// Returns the sources that the tenant's builds may read; `None` for everything that is not forbidden to all.
     #[must_use]
-    pub fn sources(&self) -> Option<&ReadRules> {
+    pub fn read_rules(&self) -> Option<&ReadRules> {
         self.read.as_ref()
     }
 
@@ -249,13 +251,13 @@ impl Tenant {
 
     /// Returns the address of the tenant's own BuildKit daemon, as it was written.
     #[must_use]
-    pub fn buildkit(&self) -> Option<&str> {
+    pub fn buildkit_address(&self) -> Option<&str> {
         self.buildkit.as_deref()
     }
 
     /// Returns the network of the tenant's build steps.
     #[must_use]
-    pub fn network(&self) -> StepNetwork {
+    pub fn step_network(&self) -> StepNetwork {
         self.network
     }
 
@@ -268,13 +270,13 @@ impl Tenant {
     /// Returns the name of the secret with the only registry credentials that the tenant's builds use: a Docker
     /// `config.json`.
     #[must_use]
-    pub fn registry_config(&self) -> Option<&str> {
+    pub fn registry_config_secret(&self) -> Option<&str> {
         self.registry_config.as_deref()
     }
 
     /// Returns the name of the secret with the registry credentials that the deployer looks up the tenant's images with.
     #[must_use]
-    pub fn pull_config(&self) -> Option<&str> {
+    pub fn pull_config_secret(&self) -> Option<&str> {
         self.pull_config.as_deref()
     }
 
@@ -285,14 +287,15 @@ impl Tenant {
     }
 
     /// Returns the names of the secrets that the platform itself uses for this tenant.
-    pub fn own_secrets(&self) -> impl Iterator<Item = &str> {
+    pub fn secrets_of_platform(&self) -> impl Iterator<Item = &str> {
         let keys = self.keys.iter().chain(&self.deploy_keys).map(String::as_str);
-        keys.chain(self.registry_config()).chain(self.pull_config())
+        keys.chain(self.registry_config_secret())
+            .chain(self.pull_config_secret())
     }
 
     /// Returns whether the policy names a secret for the platform's own use, for this or another tenant.
     #[must_use]
-    pub fn is_policy_secret(&self, name: &str) -> bool {
+    pub fn is_used_by_platform(&self, name: &str) -> bool {
         self.policy_secrets.contains(name)
     }
 
@@ -301,9 +304,10 @@ impl Tenant {
     /// # Errors
     /// The violation of the rule `push`.
     pub fn may_push(&self, repository: &str) -> Result<(), Violation> {
-        self.check(
+        self.check_rule(
             "push",
-            self.push().is_none_or(|allowed| allowed.allow(repository)),
+            self.push_repositories()
+                .is_none_or(|allowed| allowed.allow(repository)),
             repository,
         )
     }
@@ -314,9 +318,10 @@ impl Tenant {
     /// The violation of the rule `cache`, or of `push` where there is no `cache`.
     pub fn may_cache(&self, repository: &str) -> Result<(), Violation> {
         let rule = if self.cache.is_some() { "cache" } else { "push" };
-        self.check(
+        self.check_rule(
             rule,
-            self.cache().is_none_or(|allowed| allowed.allow(repository)),
+            self.cache_repositories()
+                .is_none_or(|allowed| allowed.allow(repository)),
             repository,
         )
     }
@@ -335,7 +340,7 @@ impl Tenant {
             || is_own(&self.push)
             || is_own(&self.cache)
             || self.frontends.allow(repository);
-        self.check("read.images", is_allowed, repository)
+        self.check_rule("read.images", is_allowed, repository)
     }
 
     /// Checks that the tenant may run the images of a repository, given in full: those that it may push, and those that the
@@ -359,7 +364,7 @@ impl Tenant {
     /// # Errors
     /// The violation of the rule `read.http`.
     pub fn may_read_http(&self, url: &str) -> Result<(), Violation> {
-        self.check(
+        self.check_rule(
             "read.http",
             self.read.as_ref().is_none_or(|read| read.http.allow(url)),
             url,
@@ -371,7 +376,7 @@ impl Tenant {
     /// # Errors
     /// The violation of the rule `read.git`.
     pub fn may_read_git(&self, url: &str) -> Result<(), Violation> {
-        self.check(
+        self.check_rule(
             "read.git",
             self.read.as_ref().is_none_or(|read| read.git.allow(url)),
             url,
@@ -383,10 +388,10 @@ impl Tenant {
     /// # Errors
     /// The violation of the rule `frontends`.
     pub fn may_use_frontend(&self, repository: &str) -> Result<(), Violation> {
-        self.check("frontends", self.frontends.allow(repository), repository)
+        self.check_rule("frontends", self.frontends.allow(repository), repository)
     }
 
-    fn check(&self, rule: &str, is_allowed: bool, subject: &str) -> Result<(), Violation> {
+    fn check_rule(&self, rule: &str, is_allowed: bool, subject: &str) -> Result<(), Violation> {
         match is_allowed {
             true => Ok(()),
             false => Err(Violation::of_rule(
@@ -404,15 +409,15 @@ fn check_key_secret(text: &str) -> Result<String, String> {
     if reserved::is_of_platform(text) && text != reserved::PAYLOAD_SECRET {
         return Err("should be a secret that Slipway and the gateway do not use themselves".to_owned());
     }
-    check_secret(text)
+    parse_secret_name(text)
 }
 
 /// Checks the name of a secret that holds registry credentials.
 fn check_config_secret(text: &str) -> Result<String, String> {
-    check_secret(text)
+    parse_secret_name(text)
 }
 
-fn check_secret(text: &str) -> Result<String, String> {
+fn parse_secret_name(text: &str) -> Result<String, String> {
     let allowed =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
     if text.is_empty() || text.starts_with('.') || !text.bytes().all(allowed) {

@@ -8,7 +8,7 @@ fn parse(tenants: Value) -> Result<Policy, Vec<String>> {
 }
 
 /// Returns the only tenant of a policy with these members beside a key.
-fn tenant(mut members: Value) -> Arc<Tenant> {
+fn tenant_with(mut members: Value) -> Arc<Tenant> {
     members["keys"] = json!(["acme-payload"]);
     let policy = parse(json!({ "acme": members })).unwrap();
     Arc::clone(policy.tenant("acme").unwrap())
@@ -28,8 +28,8 @@ fn assert_rejected(text: &str, expected: &[&str]) {
 
 #[test]
 fn an_absent_rule_allows_everything_and_an_empty_one_nothing() {
-    let open = tenant(json!({}));
-    let closed = tenant(json!({"push": [], "read": {}, "functions": [], "secrets": []}));
+    let open = tenant_with(json!({}));
+    let closed = tenant_with(json!({"push": [], "read": {}, "functions": [], "secrets": []}));
     for repository in ["registry.example/acme/x", "docker.io/library/x"] {
         assert_eq!(open.may_push(repository), Ok(()));
         assert_eq!(open.may_cache(repository), Ok(()));
@@ -54,7 +54,7 @@ fn an_absent_rule_allows_everything_and_an_empty_one_nothing() {
 
 #[test]
 fn a_tenant_may_read_what_it_may_push_and_keep_caches_in() {
-    let tenant = tenant(json!({
+    let tenant = tenant_with(json!({
         "push": ["registry.example/acme/"], "cache": ["registry.example/acme-cache/"],
         "read": {"images": ["docker.io/library/*"]}
     }));
@@ -80,7 +80,7 @@ fn a_tenant_may_read_what_it_may_push_and_keep_caches_in() {
 
 #[test]
 fn caches_are_kept_where_images_are_pushed_unless_the_policy_says_otherwise() {
-    let tenant = tenant(json!({"push": ["registry.example/acme/"]}));
+    let tenant = tenant_with(json!({"push": ["registry.example/acme/"]}));
     assert_eq!(tenant.may_cache("registry.example/acme/x"), Ok(()));
     let violation = tenant.may_cache("registry.example/x").unwrap_err().to_string();
     assert!(violation.contains("rule push of tenant acme"), "{violation}");
@@ -88,7 +88,7 @@ fn caches_are_kept_where_images_are_pushed_unless_the_policy_says_otherwise() {
 
 #[test]
 fn every_violation_names_its_rule_and_tenant() {
-    let tenant = tenant(json!({
+    let tenant = tenant_with(json!({
         "functions": ["acme-*"], "namespaces": ["team-*"], "secrets": ["api-*"], "environment": ["A"],
         "labels": ["com.openfaas.*"], "annotations": [], "maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5,
         "readOnlyRootFilesystem": true
@@ -123,7 +123,7 @@ fn every_violation_names_its_rule_and_tenant() {
 
 #[test]
 fn zero_exceeds_every_cap() {
-    let tenant = tenant(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
+    let tenant = tenant_with(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
     let violations = |amount: &str, memory: &str, replicas: &str| {
         let deploy = json!({
             "service": "hello", "limits": {"cpu": amount, "memory": memory}, "requests": {"cpu": "0"},
@@ -140,7 +140,7 @@ fn zero_exceeds_every_cap() {
 
 #[test]
 fn a_default_stands_in_for_an_absent_limit() {
-    let tenant = tenant(json!({"maxCpu": "1", "defaultCpu": "500m"}));
+    let tenant = tenant_with(json!({"maxCpu": "1", "defaultCpu": "500m"}));
     let deploy = json!({"service": "hello"});
     let function = RequestedFunction::from_json(deploy.as_object().unwrap());
     assert_eq!(tenant.deployments().violations(&function), []);
@@ -307,7 +307,9 @@ fn an_annotation_with_rights_of_the_cluster_is_allowed_by_its_full_name_only() {
             0,
         ),
     ] {
-        let violations = tenant(annotations.clone()).deployments().violations(&function);
+        let violations = tenant_with(annotations.clone())
+            .deployments()
+            .violations(&function);
         assert_eq!(violations.len(), rejected, "{annotations}: {violations:?}");
     }
 }
@@ -315,11 +317,11 @@ fn an_annotation_with_rights_of_the_cluster_is_allowed_by_its_full_name_only() {
 #[test]
 fn a_tenant_runs_images_that_it_may_push_or_that_are_listed_for_reading() {
     let tenant =
-        tenant(json!({"push": ["registry.example/acme/"], "read": {"images": ["docker.io/library/"]}}));
+        tenant_with(json!({"push": ["registry.example/acme/"], "read": {"images": ["docker.io/library/"]}}));
     assert_eq!(tenant.may_run_image("registry.example/acme/x"), Ok(()));
     assert_eq!(tenant.may_run_image("docker.io/library/nginx"), Ok(()));
     assert!(tenant.may_run_image("registry.example/victim/x").is_err());
-    let open_reader = self::tenant(json!({"push": ["registry.example/acme/"]}));
+    let open_reader = tenant_with(json!({"push": ["registry.example/acme/"]}));
     assert!(open_reader.may_run_image("registry.example/victim/x").is_err());
 }
 
@@ -331,11 +333,11 @@ mod reload {
 
     use super::*;
 
-    const FIRST: &str = r#"{"tenants": {"first": {"keys": ["k"]}}}"#;
-    const SECOND: &str = r#"{"tenants": {"second": {"keys": ["k"]}}}"#;
+    const FIRST_POLICY: &str = r#"{"tenants": {"first": {"keys": ["k"]}}}"#;
+    const SECOND_POLICY: &str = r#"{"tenants": {"second": {"keys": ["k"]}}}"#;
 
-    fn names(file: &PolicyFile) -> Vec<String> {
-        file.current()
+    fn tenant_names(file: &PolicyFile) -> Vec<String> {
+        file.current_policy()
             .tenants()
             .map(|tenant| tenant.name().to_string())
             .collect()
@@ -346,11 +348,11 @@ mod reload {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy.json");
         assert!(PolicyFile::open(&path).is_err());
-        fs::write(&path, FIRST).unwrap();
+        fs::write(&path, FIRST_POLICY).unwrap();
         let gauge = IntGauge::new("policy_valid", "valid").unwrap();
         let file = PolicyFile::open(&path).unwrap();
         file.show_validity_in(gauge.clone());
-        assert_eq!((names(&file), gauge.get()), (vec!["first".to_owned()], 1));
+        assert_eq!((tenant_names(&file), gauge.get()), (vec!["first".to_owned()], 1));
 
         let replace = |text: &str| {
             let next = folder.path().join("next");
@@ -358,13 +360,13 @@ mod reload {
             fs::rename(&next, &path).unwrap();
         };
         replace("{\"tenants\": ");
-        assert_eq!((names(&file), gauge.get()), (vec!["first".to_owned()], 0));
-        replace(SECOND);
-        assert_eq!((names(&file), gauge.get()), (vec!["second".to_owned()], 1));
+        assert_eq!((tenant_names(&file), gauge.get()), (vec!["first".to_owned()], 0));
+        replace(SECOND_POLICY);
+        assert_eq!((tenant_names(&file), gauge.get()), (vec!["second".to_owned()], 1));
         fs::remove_file(&path).unwrap();
-        assert_eq!((names(&file), gauge.get()), (vec!["second".to_owned()], 0));
-        replace(FIRST);
-        assert_eq!((names(&file), gauge.get()), (vec!["first".to_owned()], 1));
+        assert_eq!((tenant_names(&file), gauge.get()), (vec!["second".to_owned()], 0));
+        replace(FIRST_POLICY);
+        assert_eq!((tenant_names(&file), gauge.get()), (vec!["first".to_owned()], 1));
     }
 
     /// Kubernetes mounts a ConfigMap as links through a link `..data`, which it replaces.
@@ -372,16 +374,16 @@ mod reload {
     fn a_config_map_that_kubernetes_replaces_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
-        for (version, text) in [("..1", FIRST), ("..2", SECOND)] {
+        for (version, text) in [("..1", FIRST_POLICY), ("..2", SECOND_POLICY)] {
             fs::create_dir(root.join(version)).unwrap();
             fs::write(root.join(version).join("policy.json"), text).unwrap();
         }
         symlink("..1", root.join("..data")).unwrap();
         symlink("..data/policy.json", root.join("policy.json")).unwrap();
         let file = PolicyFile::open(root.join("policy.json")).unwrap();
-        assert_eq!(names(&file), ["first"]);
+        assert_eq!(tenant_names(&file), ["first"]);
         symlink("..2", root.join("..next")).unwrap();
         fs::rename(root.join("..next"), root.join("..data")).unwrap();
-        assert_eq!(names(&file), ["second"]);
+        assert_eq!(tenant_names(&file), ["second"]);
     }
 }

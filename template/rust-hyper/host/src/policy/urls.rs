@@ -15,7 +15,7 @@ impl UrlPattern {
     /// What the entry should be.
     pub(super) fn parse(text: &str, schemes: &[&str]) -> Result<Self, String> {
         let example = format!("should be a URL such as \"{}://example.com/files/\"", schemes[0]);
-        let (scheme, authority, path) = split(text).ok_or_else(|| example.clone())?;
+        let (scheme, authority, path) = split_url(text).ok_or_else(|| example.clone())?;
         if !schemes.contains(&scheme.as_str()) {
             return Err(format!("should begin with {}://", schemes.join(":// or ")));
         }
@@ -50,7 +50,7 @@ impl UrlPattern {
     /// Returns whether the pattern has this address. An address with a user, or with `..` in its path, is in no pattern.
     #[must_use]
     pub fn has(&self, url: &str) -> bool {
-        let Some((scheme, authority, path)) = split(url) else {
+        let Some((scheme, authority, path)) = split_url(url) else {
             return false;
         };
         let path = path.split(['?', '#']).next().unwrap_or(path);
@@ -66,7 +66,7 @@ impl UrlPattern {
 
 /// Splits a URL into its scheme, its host with its port, and everything from the path on; `None` if it is not a URL
 /// with a host, or has a user. The scheme and host are in lower case, and the scheme's own port is left out.
-fn split(url: &str) -> Option<(String, String, &str)> {
+fn split_url(url: &str) -> Option<(String, String, &str)> {
     let (scheme, rest) = url.split_once("://")?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);

@@ -58,7 +58,7 @@ enum ListenerPhase {
 
 /// The limits of a listener's connections and of their requests' heads.
 #[derive(Clone, Debug)]
-pub(crate) struct ServerLimits {
+pub(crate) struct ListenerLimits {
     pub(crate) timeouts: ConnectionTimeouts,
     /// The number of headers of a request; then 431.
     pub(crate) max_headers: usize,
@@ -70,13 +70,13 @@ pub(crate) struct ServerLimits {
 
 /// The size of the largest buffer for reading from a connection, unless heads may be larger, in bytes. A larger one makes
 /// receiving a body no faster, and each connection may keep one.
-const READ_BUFFER: usize = 64 << 10;
+const MAX_READ_BUFFER_BYTES: usize = 64 << 10;
 
 impl ServedListener {
     /// Serves `listener`.
     pub(crate) fn spawn_accept_loop(
         listener: TcpListener,
-        limits: ServerLimits,
+        limits: ListenerLimits,
         service: impl ConnectionService,
     ) -> Self {
         let timeouts = limits.timeouts;
@@ -89,7 +89,7 @@ impl ServedListener {
         let mut http = http1::Builder::new();
         http.max_headers(limits.max_headers)
             .max_header_size(limits.max_header_bytes)
-            .max_buf_size(limits.max_header_bytes.max(READ_BUFFER));
+            .max_buf_size(limits.max_header_bytes.max(MAX_READ_BUFFER_BYTES));
         let settings = ConnectionSettings { http, timeouts };
         let accepting = accept_connections(listener, limits.budget, settings, service, receiver);
         Self {

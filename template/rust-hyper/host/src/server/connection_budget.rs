@@ -47,7 +47,7 @@ pub(crate) struct AdmittedConnection {
 }
 
 /// The number of connections without an authentic request from which on buffers for reading are kept small.
-const BUSY: usize = 32;
+const BUSY_CONNECTIONS: usize = 32;
 
 impl ConnectionBudget {
     /// Creates a budget; `displaced` counts the connections that were displaced.
@@ -110,7 +110,7 @@ impl ConnectionBudget {
         let connections = self.lock();
         let buffered = connections.iter().filter_map(|(_, state)| {
             let waited = state.waited_arrivals()?;
-            Some((state.buffered(), waited, state))
+            Some((state.buffered_bytes(), waited, state))
         });
         let mut buffered: Vec<_> = buffered.filter(|(bytes, ..)| *bytes > 0).collect();
         let mut total: usize = buffered.iter().map(|(bytes, ..)| bytes).sum();
@@ -154,15 +154,15 @@ impl AdmittedConnection {
     /// Returns whether so many connections are served that buffers for reading are to be kept small.
     pub(crate) fn is_busy(&self) -> bool {
         match (&self.budget.places, self.budget.limits.places) {
-            (Some(places), Some(all)) => places.available_permits() + BUSY < all,
+            (Some(places), Some(all)) => places.available_permits() + BUSY_CONNECTIONS < all,
             _ => false,
         }
     }
 
     /// Records the size of the connection's buffer while it waits, in bytes. If all of them are too large together, the
     /// largest are displaced.
-    pub(crate) fn set_buffered(&self, bytes: usize) {
-        self.state.set_buffered(bytes);
+    pub(crate) fn set_buffered_bytes(&self, bytes: usize) {
+        self.state.set_buffered_bytes(bytes);
         if let Some(limit) = self.budget.limits.buffers {
             self.budget.limit_buffers(limit);
         }
@@ -180,7 +180,7 @@ impl Drop for AdmittedConnection {
 mod tests {
     use super::*;
 
-    fn budget(waiting: usize, buffers: usize) -> Arc<ConnectionBudget> {
+    fn budget_with_limits(waiting: usize, buffers: usize) -> Arc<ConnectionBudget> {
         let displaced = IntCounter::new("displaced", "displaced").unwrap();
         let limits = ConnectionLimits {
             waiting,
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_connection_that_has_waited_the_longest_is_displaced_when_another_arrives() {
-        let budget = budget(3, 0);
+        let budget = budget_with_limits(3, 0);
         let (first, second, third) = (budget.admit(), budget.admit(), budget.admit());
         // A request of the first one has ended since the others arrived.
         drop(first.state().begin_request(false, true));
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_connection_whose_request_is_answered_is_not_displaced_and_takes_no_place() {
-        let budget = budget(2, 0);
+        let budget = budget_with_limits(2, 0);
         let (answering, waiting) = (budget.admit(), budget.admit());
         let _request = answering.state().begin_request(true, false);
 
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn an_ended_connection_takes_no_place() {
-        let budget = budget(2, 0);
+        let budget = budget_with_limits(2, 0);
         let first = budget.admit();
         drop(budget.admit());
         let _third = budget.admit();
@@ -228,13 +228,13 @@ mod tests {
 
     #[test]
     fn the_largest_buffers_are_displaced_once_all_exceed_the_limit() {
-        let budget = budget(8, 100);
+        let budget = budget_with_limits(8, 100);
         let (small, large, medium) = (budget.admit(), budget.admit(), budget.admit());
-        small.set_buffered(10);
-        large.set_buffered(60);
+        small.set_buffered_bytes(10);
+        large.set_buffered_bytes(60);
         assert!(!large.state().is_displaced());
 
-        medium.set_buffered(40);
+        medium.set_buffered_bytes(40);
 
         let displaced = [&small, &large, &medium].map(|connection| connection.state().is_displaced());
         assert_eq!(displaced, [false, true, false]);
@@ -242,18 +242,18 @@ mod tests {
 
     #[test]
     fn of_equal_buffers_the_one_that_has_waited_the_longest_is_displaced() {
-        let budget = budget(8, 20);
+        let budget = budget_with_limits(8, 20);
         let connections = [budget.admit(), budget.admit(), budget.admit()];
         connections
             .iter()
-            .for_each(|connection| connection.set_buffered(10));
+            .for_each(|connection| connection.set_buffered_bytes(10));
         let displaced = connections.map(|connection| connection.state().is_displaced());
         assert_eq!(displaced, [true, false, false]);
     }
 
     #[test]
     fn without_free_descriptors_the_older_half_is_displaced() {
-        let budget = budget(100, 0);
+        let budget = budget_with_limits(100, 0);
         let connections: Vec<_> = (0..4).map(|_| budget.admit()).collect();
         budget.displace_half();
         let displaced: Vec<_> = connections

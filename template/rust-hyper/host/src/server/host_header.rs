@@ -4,7 +4,7 @@ use http::header::HOST;
 use http::{HeaderMap, Version};
 
 /// Returns why the server has to answer 400 (RFC 9112, section 3.2), if it does.
-pub(super) fn fault(version: Version, headers: &HeaderMap) -> Option<&'static str> {
+pub(super) fn bad_request_reason(version: Version, headers: &HeaderMap) -> Option<&'static str> {
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) if version >= Version::HTTP_11 => Some("the request has no Host header\n"),
@@ -42,7 +42,7 @@ mod tests {
             (Version::HTTP_10, &["a", "b"], false),
         ] {
             let headers = hosts.iter().map(|host| (HOST, host.parse().unwrap()));
-            let fault = fault(version, &headers.collect());
+            let fault = bad_request_reason(version, &headers.collect());
             assert_eq!(fault.is_none(), is_right, "{version:?} {hosts:?}");
         }
     }

@@ -144,7 +144,7 @@ mod tests {
         registry
             .register(Box::new(InFlightGauge::new(inflight.clone()).unwrap()))
             .unwrap();
-        inflight.admit().unwrap();
+        inflight.count_request_in().unwrap();
         metrics.record_request(200, &Method::POST, Duration::from_millis(30));
         metrics.record_request(200, &Method::POST, Duration::from_millis(30));
         metrics.record_request(404, &Method::from_bytes(b"BREW").unwrap(), Duration::from_secs(1));

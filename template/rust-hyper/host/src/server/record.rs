@@ -58,7 +58,7 @@ impl RequestRecord {
         trace: Span,
         active: ActiveRequest,
     ) -> (Self, Result<(), ConcurrencyLimitExceeded>) {
-        let entered = counters.inflight.admit();
+        let entered = counters.inflight.count_request_in();
         let log_fields = tracing::enabled!(tracing::Level::DEBUG).then(|| RequestLogFields {
             path: request.uri().path().to_owned(),
             call_id: call_id.clone(),
@@ -104,10 +104,10 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         if self.admitted {
-            self.counters.inflight.release();
+            self.counters.inflight.count_request_out();
         }
         if let Some(acceptance) = &self.acceptance {
-            acceptance.end();
+            acceptance.record_end();
         }
         let duration = self.start.elapsed();
         self.counters

@@ -73,8 +73,8 @@ impl<H: Handler> FunctionService<H> {
             call_id,
             version: self.version.clone(),
         };
-        if let Some(fault) = host_header::fault(request.version(), request.headers()) {
-            connection.pass_request();
+        if let Some(fault) = host_header::bad_request_reason(request.version(), request.headers()) {
+            connection.record_request_without_handler();
             let mut response = reply::message(StatusCode::BAD_REQUEST, fault);
             // Whoever forwarded such a request may take its end for elsewhere.
             response
@@ -83,7 +83,7 @@ impl<H: Handler> FunctionService<H> {
             return ResponseFuture::from_response(response, headers, None);
         }
         if let Some(response) = self.probe_response(request.uri().path()) {
-            connection.pass_request();
+            connection.record_request_without_handler();
             return ResponseFuture::from_response(response, headers, None);
         }
         let has_body = !request.body().is_end_stream();

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection_budget::AdmittedConnection;
 use super::lazy_timer::{LazyTimer, TimerWait};
-use crate::connection_state::{ConnectionState, ExpectedInput, SMALL_BUFFER};
+use crate::connection_state::{ConnectionState, ExpectedInput, SMALLEST_BUFFER_BYTES};
 
 /// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,7 @@ pub(crate) struct TimedConnection<C> {
 }
 
 /// Returns the error that ends a displaced connection.
-fn displaced() -> io::Error {
+fn displaced_error() -> io::Error {
     let message = "displaced: too many connections wait for a request";
     io::Error::new(io::ErrorKind::ConnectionAborted, message)
 }
@@ -81,7 +81,7 @@ impl<C> TimedConnection<C> {
         admitted: AdmittedConnection,
         waited: Duration,
     ) -> Self {
-        admitted.set_buffered(SMALL_BUFFER);
+        admitted.set_buffered_bytes(SMALLEST_BUFFER_BYTES);
         Self {
             connection,
             timeouts,
@@ -91,7 +91,7 @@ impl<C> TimedConnection<C> {
             write_timer: LazyTimer::default(),
             shut: false,
             head_bytes: 0,
-            buffer: SMALL_BUFFER,
+            buffer: SMALLEST_BUFFER_BYTES,
             waited,
             write_waits: false,
         }
@@ -122,9 +122,9 @@ impl<C> TimedConnection<C> {
         if used > self.buffer {
             self.buffer = used;
             match expected {
-                ExpectedInput::Head => self.admitted.set_buffered(used),
+                ExpectedInput::Head => self.admitted.set_buffered_bytes(used),
                 // Counts when the connection waits again.
-                ExpectedInput::Body | ExpectedInput::Nothing => self.state().set_buffered(used),
+                ExpectedInput::Body | ExpectedInput::Nothing => self.state().set_buffered_bytes(used),
             }
         }
     }
@@ -148,7 +148,7 @@ impl<C> TimedConnection<C> {
             self.state().set_unread_answers(true);
         }
         if self.state().is_displaced() {
-            return Poll::Ready(Err(displaced()));
+            return Poll::Ready(Err(displaced_error()));
         }
         let (_, request) = self.state().expected_input_and_request_number();
         ready!(self.write_timer.poll_elapsed(
@@ -180,9 +180,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
                 let begun = self.head_begun == Some(request);
                 if self.state().is_displaced() {
                     if begun {
-                        self.answer(TOO_MANY_CONNECTIONS, cx);
+                        self.send_early_answer(TOO_MANY_CONNECTIONS, cx);
                     }
-                    return Poll::Ready(displaced());
+                    return Poll::Ready(displaced_error());
                 }
                 if begun {
                     (
@@ -199,7 +199,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
         };
         ready!(self.read_timer.poll_elapsed(cx, timeout, (expected, request)));
         if expected == ExpectedInput::Head && self.head_begun == Some(request) && self.head_bytes > 0 {
-            self.answer(HEAD_TOO_SLOW, cx);
+            self.send_early_answer(HEAD_TOO_SLOW, cx);
         }
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message))
     }
@@ -215,7 +215,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
     }
 
     /// Sends an answer to a head that has not arrived, if the client takes it at once.
-    fn answer(&mut self, answer: &[u8], cx: &mut Context<'_>) {
+    fn send_early_answer(&mut self, answer: &[u8], cx: &mut Context<'_>) {
         // After unread answers, hyper may have sent a part of one.
         if !self.write_waits {
             let _ = Pin::new(&mut self.connection).poll_write(cx, answer);
@@ -316,7 +316,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
             this.write_timer.stop();
             // It may take long until the buffer is freed.
             if this.state().has_unread_body() {
-                this.admitted.set_buffered(this.buffer);
+                this.admitted.set_buffered_bytes(this.buffer);
             }
         }
         this.poll_discard_unread_body(cx).map(Ok)

@@ -19,7 +19,7 @@ pub struct UnverifiedBudget {
 
 /// The rates of younger senders are compared as if they were this old: a few bytes in the first millisecond are not a
 /// high rate.
-const YOUNGEST: Duration = Duration::from_secs(1);
+const MIN_COMPARED_AGE: Duration = Duration::from_secs(1);
 
 impl UnverifiedBudget {
     /// Creates a budget with these limits.
@@ -46,12 +46,12 @@ impl UnverifiedBudget {
     }
 
     /// Returns the number of senders, without those that were displaced.
-    pub fn senders(&self) -> usize {
-        self.lock().staying().count()
+    pub fn sender_count(&self) -> usize {
+        self.lock().undisplaced_senders().count()
     }
 
     /// Returns how much of a resource all senders hold together, in bytes.
-    pub fn held(&self, resource: Resource) -> u64 {
+    pub fn held_bytes(&self, resource: Resource) -> u64 {
         *self.lock().held.of(resource)
     }
 
@@ -61,8 +61,8 @@ impl UnverifiedBudget {
     }
 
     /// Records that bytes of a sender have arrived.
-    pub(super) fn record(&self, key: u64, bytes: usize) {
-        self.lock().record(key, bytes);
+    pub(super) fn record_received(&self, key: u64, bytes: usize) {
+        self.lock().record_received(key, bytes);
     }
 
     /// Returns `Ready` once the sender is displaced.
@@ -82,13 +82,13 @@ impl UnverifiedBudget {
     }
 
     /// Returns `bytes` of a resource from a sender to the budget.
-    pub(super) fn release(&self, key: u64, resource: Resource, bytes: u64) {
-        self.lock().release(key, resource, bytes);
+    pub(super) fn release_bytes(&self, key: u64, resource: Resource, bytes: u64) {
+        self.lock().release_bytes(key, resource, bytes);
     }
 
     /// Removes a sender, with all that it holds.
-    pub(super) fn remove(&self, key: u64) {
-        self.lock().remove(key);
+    pub(super) fn remove_sender(&self, key: u64) {
+        self.lock().remove_sender(key);
     }
 
     fn lock(&self) -> MutexGuard<'_, Senders> {
@@ -99,12 +99,12 @@ impl UnverifiedBudget {
 
 /// An amount of each resource, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
-struct Amounts {
+struct ResourceAmounts {
     memory: u64,
     disk: u64,
 }
 
-impl Amounts {
+impl ResourceAmounts {
     fn of(&self, resource: Resource) -> &u64 {
         match resource {
             Resource::Memory => &self.memory,
@@ -123,17 +123,17 @@ impl Amounts {
 /// The senders of a budget, by a number that increases with each, and what they hold together.
 #[derive(Debug, Default)]
 struct Senders {
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<u64, SenderState>,
     next: u64,
-    held: Amounts,
+    held: ResourceAmounts,
 }
 
 /// The state of one sender.
 #[derive(Debug)]
-struct Entry {
+struct SenderState {
     since: Instant,
     received: u64,
-    held: Amounts,
+    held: ResourceAmounts,
     /// The reason why the sender should end; it holds its part of the budget until it does.
     displaced: Option<Displaced>,
     waker: Option<Waker>,
@@ -143,10 +143,10 @@ struct Entry {
     is_idle: bool,
 }
 
-impl Entry {
+impl SenderState {
     /// Returns the sender's rate, in bytes per second.
     fn rate(&self, now: Instant) -> f64 {
-        let age = now.saturating_duration_since(self.since).max(YOUNGEST);
+        let age = now.saturating_duration_since(self.since).max(MIN_COMPARED_AGE);
         self.received as f64 / age.as_secs_f64()
     }
 
@@ -170,28 +170,28 @@ impl Entry {
 
 impl Senders {
     /// Returns the senders that were not displaced, in the order of their arrival.
-    fn staying(&self) -> impl Iterator<Item = (u64, &Entry)> {
+    fn undisplaced_senders(&self) -> impl Iterator<Item = (u64, &SenderState)> {
         let entries = self.entries.iter().map(|(key, entry)| (*key, entry));
         entries.filter(|(_, entry)| entry.displaced.is_none())
     }
 
     fn admit(&mut self, limits: &UnverifiedLimits, now: Instant) -> u64 {
         let limit = limits.senders.max(1);
-        if self.staying().count() >= limit {
-            let idle = || self.staying().filter(|(_, entry)| entry.is_idle);
+        if self.undisplaced_senders().count() >= limit {
+            let idle = || self.undisplaced_senders().filter(|(_, entry)| entry.is_idle);
             let slowest = idle()
                 .take(idle().count().div_ceil(2))
                 .min_by(|(_, one), (_, other)| one.rate(now).total_cmp(&other.rate(now)));
             if let Some((key, _)) = slowest {
-                self.displace(key, Displaced::Senders { limit });
+                self.displace_sender(key, Displaced::Senders { limit });
             }
         }
         let key = self.next;
         self.next += 1;
-        let entry = Entry {
+        let entry = SenderState {
             since: now,
             received: 0,
-            held: Amounts::default(),
+            held: ResourceAmounts::default(),
             displaced: None,
             waker: None,
             waits: false,
@@ -207,14 +207,14 @@ impl Senders {
         }
     }
 
-    fn displace(&mut self, key: u64, reason: Displaced) {
+    fn displace_sender(&mut self, key: u64, reason: Displaced) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.displaced = Some(reason);
             entry.wake();
         }
     }
 
-    fn record(&mut self, key: u64, bytes: usize) {
+    fn record_received(&mut self, key: u64, bytes: usize) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.received = entry.received.saturating_add(bytes as u64);
             entry.is_idle = false;
@@ -256,11 +256,11 @@ impl Senders {
         let (victims, is_enough) = self.largest_holders(key, resource, wanted, bytes, limit);
         if !is_enough {
             // Held until the sender is dropped, as what other displaced senders hold.
-            self.displace(key, reason);
+            self.displace_sender(key, reason);
             return Poll::Ready(Err(reason));
         }
         for victim in victims {
-            self.displace(victim, reason);
+            self.displace_sender(victim, reason);
         }
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.waits = true;
@@ -279,10 +279,10 @@ impl Senders {
         bytes: u64,
         limit: u64,
     ) -> (Vec<u64>, bool) {
-        let held = |entry: &Entry| *entry.held.of(resource);
-        let mut used: u64 = self.staying().map(|(_, entry)| held(entry)).sum();
+        let held = |entry: &SenderState| *entry.held.of(resource);
+        let mut used: u64 = self.undisplaced_senders().map(|(_, entry)| held(entry)).sum();
         let mut larger: Vec<_> = self
-            .staying()
+            .undisplaced_senders()
             .filter(|(other, entry)| *other != key && held(entry) > wanted)
             .map(|(other, entry)| (held(entry), other))
             .collect();
@@ -298,7 +298,7 @@ impl Senders {
         (victims, used.saturating_add(bytes) <= limit)
     }
 
-    fn release(&mut self, key: u64, resource: Resource, bytes: u64) {
+    fn release_bytes(&mut self, key: u64, resource: Resource, bytes: u64) {
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
         };
@@ -309,7 +309,7 @@ impl Senders {
         self.wake_waiting();
     }
 
-    fn remove(&mut self, key: u64) {
+    fn remove_sender(&mut self, key: u64) {
         let Some(entry) = self.entries.remove(&key) else {
             return;
         };

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::Body as HttpBody;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::rate::Credit;
+use super::rate::TimeCredit;
 use super::{Displaced, ReceiveError, Resource, UnverifiedBudget};
 use crate::request::{Body, BodyError};
 
@@ -21,7 +21,7 @@ use crate::request::{Body, BodyError};
 pub struct UnverifiedSender {
     budget: UnverifiedBudget,
     key: u64,
-    credit: Credit,
+    credit: TimeCredit,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -29,14 +29,14 @@ pub struct UnverifiedSender {
 const SMALLEST_BUFFER: usize = 4096;
 
 /// The largest part of a body's announced length that is reserved before any of it has arrived, in bytes.
-const LARGEST_ANNOUNCED: usize = 64 << 10;
+const MAX_RESERVED_IN_ADVANCE: usize = 64 << 10;
 
 impl UnverifiedSender {
     pub(super) fn new(budget: UnverifiedBudget, key: u64) -> Self {
         let limits = budget.limits();
         Self {
             key,
-            credit: Credit::new(limits.rate, limits.grace),
+            credit: TimeCredit::new(limits.rate, limits.grace),
             timer: None,
             budget,
         }
@@ -82,8 +82,8 @@ impl UnverifiedSender {
                     return Poll::Ready(Ok(None));
                 };
                 if let Ok(piece) = frame.into_data() {
-                    self.credit.record(piece.len(), begun.elapsed());
-                    self.budget.record(self.key, piece.len());
+                    self.credit.record_received(piece.len(), begun.elapsed());
+                    self.budget.record_received(self.key, piece.len());
                     return Poll::Ready(Ok(Some(piece)));
                 }
             }
@@ -105,8 +105,8 @@ impl UnverifiedSender {
         }
         let mut collected = Vec::new();
         // At most 64 KiB, so the conversion does not truncate.
-        let announced = announced.min(LARGEST_ANNOUNCED as u64) as usize;
-        self.grow(&mut collected, announced).await?;
+        let announced = announced.min(MAX_RESERVED_IN_ADVANCE as u64) as usize;
+        self.grow_buffer(&mut collected, announced).await?;
         while let Some(piece) = self.next_piece(body.as_mut()).await? {
             let length = collected.len() + piece.len();
             if length > limit {
@@ -114,7 +114,7 @@ impl UnverifiedSender {
             }
             if length > collected.capacity() {
                 let doubled = (2 * collected.capacity()).clamp(SMALLEST_BUFFER, limit.max(SMALLEST_BUFFER));
-                self.grow(&mut collected, doubled.max(length)).await?;
+                self.grow_buffer(&mut collected, doubled.max(length)).await?;
             }
             collected.extend_from_slice(&piece);
         }
@@ -122,7 +122,7 @@ impl UnverifiedSender {
     }
 
     /// Raises the capacity of a buffer, and reserves memory for it.
-    async fn grow(&mut self, buffer: &mut Vec<u8>, capacity: usize) -> Result<(), Displaced> {
+    async fn grow_buffer(&mut self, buffer: &mut Vec<u8>, capacity: usize) -> Result<(), Displaced> {
         let more = capacity.saturating_sub(buffer.capacity());
         self.reserve(Resource::Memory, more as u64).await?;
         buffer.reserve_exact(capacity.saturating_sub(buffer.len()));
@@ -140,17 +140,17 @@ impl UnverifiedSender {
 
     /// Returns `bytes` of a resource to the budget, before the sender is dropped.
     pub fn release(&mut self, resource: Resource, bytes: u64) {
-        self.budget.release(self.key, resource, bytes);
+        self.budget.release_bytes(self.key, resource, bytes);
     }
 
     /// Waits until the sender is displaced, for senders that wait for something else than their body.
-    pub async fn displaced(&self) -> Displaced {
+    pub async fn wait_until_displaced(&self) -> Displaced {
         poll_fn(|cx| self.budget.poll_displaced(self.key, cx)).await
     }
 
     /// Returns `Ready` once the sender's time for the next piece is over.
     fn poll_too_slow(&mut self, begun: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let due = begun + self.credit.left();
+        let due = begun + self.credit.time_left();
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if timer.deadline() != due {
             timer.as_mut().reset(due);
@@ -161,6 +161,6 @@ impl UnverifiedSender {
 
 impl Drop for UnverifiedSender {
     fn drop(&mut self) {
-        self.budget.remove(self.key);
+        self.budget.remove_sender(self.key);
     }
 }

@@ -22,7 +22,7 @@ const LIMITS: UnverifiedLimits = UnverifiedLimits {
 };
 
 /// Limits with enough memory for the bodies of these tests.
-const ROOMY: UnverifiedLimits = UnverifiedLimits {
+const ROOMY_LIMITS: UnverifiedLimits = UnverifiedLimits {
     memory: 1 << 20,
     ..LIMITS
 };
@@ -39,17 +39,17 @@ fn poll_twice(future: impl Future) {
 }
 
 fn is_displaced(sender: &UnverifiedSender) -> bool {
-    poll_once(sender.displaced()).is_ready()
+    poll_once(sender.wait_until_displaced()).is_ready()
 }
 
-fn reserve(sender: &mut UnverifiedSender, bytes: u64) -> Poll<Result<(), Displaced>> {
+fn poll_memory_reservation(sender: &mut UnverifiedSender, bytes: u64) -> Poll<Result<(), Displaced>> {
     poll_once(sender.reserve(Resource::Memory, bytes))
 }
 
 /// A body whose pieces the test sends over a channel.
-struct Pieces(mpsc::Receiver<&'static [u8]>);
+struct PieceStream(mpsc::Receiver<&'static [u8]>);
 
-impl Stream for Pieces {
+impl Stream for PieceStream {
     type Item = Result<Bytes, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -58,22 +58,22 @@ impl Stream for Pieces {
     }
 }
 
-fn body() -> (mpsc::Sender<&'static [u8]>, Body) {
+fn body_from_channel() -> (mpsc::Sender<&'static [u8]>, Body) {
     let (pieces, receiver) = mpsc::channel(8);
-    (pieces, Body::stream(Pieces(receiver)))
+    (pieces, Body::stream(PieceStream(receiver)))
 }
 
 /// Makes a sender wait for a body that does not arrive.
-async fn wait(sender: &mut UnverifiedSender) {
-    let (_pieces, mut body) = body();
+async fn make_sender_wait(sender: &mut UnverifiedSender) {
+    let (_pieces, mut body) = body_from_channel();
     poll_twice(sender.next_piece(Pin::new(&mut body)));
 }
 
 /// Sends a piece as a sender's next, after which the sender waits.
-async fn send(sender: &mut UnverifiedSender, bytes: &'static [u8]) {
+async fn send_piece(sender: &mut UnverifiedSender, bytes: &'static [u8]) {
     let mut body = Body::from(bytes);
     sender.next_piece(Pin::new(&mut body)).await.unwrap();
-    wait(sender).await;
+    make_sender_wait(sender).await;
 }
 
 #[tokio::test]
@@ -82,12 +82,12 @@ async fn a_sender_is_not_displaced_before_its_bytes_could_be_processed() {
     let mut sender = budget.admit();
     let mut others: Vec<_> = (0..100).map(|_| budget.admit()).collect();
     for other in &mut others {
-        wait(other).await;
+        make_sender_wait(other).await;
     }
     let _another = budget.admit();
     assert!(!is_displaced(&sender));
     assert!(is_displaced(&others[0]));
-    wait(&mut sender).await;
+    make_sender_wait(&mut sender).await;
     let _another = budget.admit();
     assert!(is_displaced(&sender));
 }
@@ -98,10 +98,10 @@ async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrive
     let mut first = budget.admit();
     let mut second = budget.admit();
     let (mut third, mut fourth) = (budget.admit(), budget.admit());
-    wait(&mut third).await;
-    wait(&mut fourth).await;
-    send(&mut first, &[0; 20]).await;
-    send(&mut second, &[0; 10]).await;
+    make_sender_wait(&mut third).await;
+    make_sender_wait(&mut fourth).await;
+    send_piece(&mut first, &[0; 20]).await;
+    send_piece(&mut second, &[0; 10]).await;
 
     let fifth = budget.admit();
 
@@ -109,7 +109,7 @@ async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrive
     for sender in [&first, &third, &fourth, &fifth] {
         assert!(!is_displaced(sender));
     }
-    assert_eq!(budget.senders(), 4);
+    assert_eq!(budget.sender_count(), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,12 +118,12 @@ async fn a_sender_that_sends_steadily_outlasts_any_number_that_idle_or_burst() {
     let mut steady = budget.admit();
     let mut others = Vec::new();
     for round in 0..1000 {
-        send(&mut steady, &[0; 1000]).await;
+        send_piece(&mut steady, &[0; 1000]).await;
         let mut other = budget.admit();
         if round % 2 == 0 {
-            send(&mut other, &[0; 500]).await;
+            send_piece(&mut other, &[0; 500]).await;
         } else {
-            wait(&mut other).await;
+            make_sender_wait(&mut other).await;
         }
         others.push(other);
         others.retain(|other| !is_displaced(other));
@@ -135,7 +135,7 @@ async fn a_sender_that_sends_steadily_outlasts_any_number_that_idle_or_burst() {
 #[tokio::test(start_paused = true)]
 async fn a_displaced_sender_that_waits_for_its_body_ends_at_once() {
     let budget = UnverifiedBudget::new(UnverifiedLimits { senders: 1, ..LIMITS });
-    let (_pieces, body) = body();
+    let (_pieces, body) = body_from_channel();
     let mut first = budget.admit();
     let receiving = tokio::spawn(async move { first.collect(body, 100).await });
     tokio::task::yield_now().await;
@@ -153,9 +153,9 @@ async fn a_displaced_sender_that_waits_for_its_body_ends_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_below_the_lowest_rate_ends_after_the_grace_period() {
-    let budget = UnverifiedBudget::new(ROOMY);
+    let budget = UnverifiedBudget::new(ROOMY_LIMITS);
     for pause in [1, 9, 100] {
-        let (pieces, body) = body();
+        let (pieces, body) = body_from_channel();
         let trickle = tokio::spawn(async move {
             while pieces.send(&[0]).await.is_ok() {
                 sleep(Duration::from_secs(pause)).await;
@@ -174,8 +174,8 @@ async fn a_body_below_the_lowest_rate_ends_after_the_grace_period() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_began_fast_cannot_pause_for_longer_than_the_grace_period() {
-    let budget = UnverifiedBudget::new(ROOMY);
-    let (pieces, body) = body();
+    let budget = UnverifiedBudget::new(ROOMY_LIMITS);
+    let (pieces, body) = body_from_channel();
     pieces.send(&[0; 100_000]).await.unwrap();
     let begun = Instant::now();
     let error = budget.admit().collect(body, 1 << 20).await.unwrap_err();
@@ -186,7 +186,7 @@ async fn a_body_that_began_fast_cannot_pause_for_longer_than_the_grace_period() 
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_of_a_body_does_not_make_its_sender_slow() {
     let budget = UnverifiedBudget::new(LIMITS);
-    let (pieces, mut body) = body();
+    let (pieces, mut body) = body_from_channel();
     let mut sender = budget.admit();
     for _ in 0..5 {
         pieces.send(&[0]).await.unwrap();
@@ -199,25 +199,32 @@ async fn a_slow_reader_of_a_body_does_not_make_its_sender_slow() {
 async fn the_largest_holder_is_displaced_and_its_part_is_used_once_it_has_ended() {
     let budget = UnverifiedBudget::new(LIMITS);
     let (mut large, mut medium, mut small) = (budget.admit(), budget.admit(), budget.admit());
-    assert_eq!(reserve(&mut large, 600), Poll::Ready(Ok(())));
-    assert_eq!(reserve(&mut medium, 300), Poll::Ready(Ok(())));
+    assert_eq!(poll_memory_reservation(&mut large, 600), Poll::Ready(Ok(())));
+    assert_eq!(poll_memory_reservation(&mut medium, 300), Poll::Ready(Ok(())));
 
-    assert_eq!(reserve(&mut small, 200), Poll::Pending);
+    assert_eq!(poll_memory_reservation(&mut small, 200), Poll::Pending);
 
     assert!(is_displaced(&large) && !is_displaced(&medium) && !is_displaced(&small));
-    assert_eq!(budget.held(Resource::Memory), 900, "memory was counted twice");
+    assert_eq!(
+        budget.held_bytes(Resource::Memory),
+        900,
+        "memory was counted twice"
+    );
     drop(large);
-    assert_eq!(reserve(&mut small, 200), Poll::Ready(Ok(())));
-    assert_eq!(budget.held(Resource::Memory), 500);
+    assert_eq!(poll_memory_reservation(&mut small, 200), Poll::Ready(Ok(())));
+    assert_eq!(budget.held_bytes(Resource::Memory), 500);
 }
 
 #[tokio::test]
 async fn a_sender_that_would_hold_the_most_is_the_one_that_is_displaced() {
     let budget = UnverifiedBudget::new(LIMITS);
     let (mut large, mut small) = (budget.admit(), budget.admit());
-    assert_eq!(reserve(&mut small, 400), Poll::Ready(Ok(())));
+    assert_eq!(poll_memory_reservation(&mut small, 400), Poll::Ready(Ok(())));
     let displaced = Displaced::Memory { limit: 1000 };
-    assert_eq!(reserve(&mut large, 700), Poll::Ready(Err(displaced)));
+    assert_eq!(
+        poll_memory_reservation(&mut large, 700),
+        Poll::Ready(Err(displaced))
+    );
     assert!(!is_displaced(&small));
 }
 
@@ -227,7 +234,7 @@ async fn waiting_for_room_ends_when_the_displaced_sender_has_ended() {
     let (mut large, mut small) = (budget.admit(), budget.admit());
     large.reserve(Resource::Disk, 1000).await.unwrap();
     let waiting = tokio::spawn(async move { small.reserve(Resource::Disk, 10).await });
-    let reason = large.displaced().await;
+    let reason = large.wait_until_displaced().await;
     assert_eq!(reason, Displaced::Disk { limit: 1000 });
     drop(large);
     waiting.await.unwrap().unwrap();
@@ -235,9 +242,9 @@ async fn waiting_for_room_ends_when_the_displaced_sender_has_ended() {
 
 #[tokio::test]
 async fn a_body_is_collected_whole_up_to_its_limit() {
-    let budget = UnverifiedBudget::new(ROOMY);
+    let budget = UnverifiedBudget::new(ROOMY_LIMITS);
     for length in [0, 1, 4096, 5000] {
-        let (pieces, body) = body();
+        let (pieces, body) = body_from_channel();
         let sending = tokio::spawn(async move {
             for _ in 0..length {
                 pieces.send(b"x").await.unwrap();
@@ -247,14 +254,17 @@ async fn a_body_is_collected_whole_up_to_its_limit() {
         assert_eq!(collected, vec![b'x'; length]);
         sending.await.unwrap();
     }
-    for body in [Body::from(vec![0; 5001]), Body::stream(Pieces(large_pieces()))] {
+    for body in [
+        Body::from(vec![0; 5001]),
+        Body::stream(PieceStream(large_pieces())),
+    ] {
         let error = budget.admit().collect(body, 5000).await.unwrap_err();
         assert!(
             matches!(error, ReceiveError::Body(BodyError::TooLarge { limit: 5000 })),
             "{error}"
         );
     }
-    assert_eq!(budget.held(Resource::Memory), 0);
+    assert_eq!(budget.held_bytes(Resource::Memory), 0);
 }
 
 fn large_pieces() -> mpsc::Receiver<&'static [u8]> {
@@ -267,7 +277,7 @@ fn large_pieces() -> mpsc::Receiver<&'static [u8]> {
 
 /// An operation on a budget; numbers choose one of the senders.
 #[derive(Clone, Debug)]
-enum Operation {
+enum BudgetOperation {
     Admit,
     Receive(usize, usize),
     Reserve(usize, u64),
@@ -275,20 +285,20 @@ enum Operation {
     End(usize),
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
+fn generate_operation() -> impl Strategy<Value = BudgetOperation> {
     prop_oneof![
-        Just(Operation::Admit),
-        (0..16_usize, 0..200_usize).prop_map(|(sender, bytes)| Operation::Receive(sender, bytes)),
-        (0..16_usize, 0..700_u64).prop_map(|(sender, bytes)| Operation::Reserve(sender, bytes)),
-        (0..16_usize, 0..700_u64).prop_map(|(sender, bytes)| Operation::Release(sender, bytes)),
-        (0..16_usize).prop_map(Operation::End),
+        Just(BudgetOperation::Admit),
+        (0..16_usize, 0..200_usize).prop_map(|(sender, bytes)| BudgetOperation::Receive(sender, bytes)),
+        (0..16_usize, 0..700_u64).prop_map(|(sender, bytes)| BudgetOperation::Reserve(sender, bytes)),
+        (0..16_usize, 0..700_u64).prop_map(|(sender, bytes)| BudgetOperation::Release(sender, bytes)),
+        (0..16_usize).prop_map(BudgetOperation::End),
     ]
 }
 
 proptest! {
     #[test]
     fn no_limit_is_exceeded_and_no_small_or_late_sender_is_displaced(
-        operations in prop::collection::vec(operation(), 1..100),
+        operations in prop::collection::vec(generate_operation(), 1..100),
     ) {
         // For the timers of senders that wait.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -304,28 +314,28 @@ proptest! {
             let before = staying(&senders);
             let chosen = |index: usize| senders.keys().nth(index).copied();
             match operation {
-                Operation::Admit => {
+                BudgetOperation::Admit => {
                     let mut sender = budget.admit();
-                    let (_pieces, mut body) = body();
+                    let (_pieces, mut body) = body_from_channel();
                     poll_twice(sender.next_piece(Pin::new(&mut body)));
                     senders.insert(number, (sender, 0));
                     let later_half = before.get(before.len().div_ceil(2)..).unwrap_or_default();
                     let after = staying(&senders);
                     prop_assert!(later_half.iter().all(|sender| after.contains(sender)));
                 }
-                Operation::Receive(index, bytes) => {
+                BudgetOperation::Receive(index, bytes) => {
                     if let Some((sender, _)) = chosen(index).and_then(|key| senders.get_mut(&key)) {
                         let mut arrived = Body::from(vec![0; bytes]);
                         let _ = poll_once(sender.next_piece(Pin::new(&mut arrived)));
-                        let (_pieces, mut body) = body();
+                        let (_pieces, mut body) = body_from_channel();
                         poll_twice(sender.next_piece(Pin::new(&mut body)));
                     }
                 }
-                Operation::Reserve(index, bytes) => {
+                BudgetOperation::Reserve(index, bytes) => {
                     if let Some(key) = chosen(index) {
                         let (sender, held) = senders.get_mut(&key).unwrap();
                         let wanted = *held + bytes;
-                        let polled = reserve(sender, bytes);
+                        let polled = poll_memory_reservation(sender, bytes);
                         if polled == Poll::Ready(Ok(())) {
                             *held = wanted;
                         }
@@ -336,22 +346,22 @@ proptest! {
                         }
                     }
                 }
-                Operation::Release(index, bytes) => {
+                BudgetOperation::Release(index, bytes) => {
                     if let Some((sender, held)) = chosen(index).and_then(|key| senders.get_mut(&key)) {
                         sender.release(Resource::Memory, bytes);
                         *held = held.saturating_sub(bytes);
                     }
                 }
-                Operation::End(index) => {
+                BudgetOperation::End(index) => {
                     if let Some(key) = chosen(index) {
                         senders.remove(&key);
                     }
                 }
             }
-            prop_assert!(budget.senders() <= LIMITS.senders);
-            prop_assert_eq!(budget.senders(), staying(&senders).len());
+            prop_assert!(budget.sender_count() <= LIMITS.senders);
+            prop_assert_eq!(budget.sender_count(), staying(&senders).len());
             let held: u64 = senders.values().map(|(_, held)| held).sum();
-            prop_assert_eq!(budget.held(Resource::Memory), held);
+            prop_assert_eq!(budget.held_bytes(Resource::Memory), held);
             prop_assert!(held <= LIMITS.memory);
         }
     }

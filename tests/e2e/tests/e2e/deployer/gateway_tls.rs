@@ -47,7 +47,7 @@ async fn only_the_configured_authority_is_trusted_for_the_gateway() -> Result<()
     assert_eq!(ready.status, 200, "{}", ready.text);
     assert_eq!(ready.text_field("status"), "ready", "{}", ready.text);
     assert_eq!(
-        testbed.functions.get_front_page(name).await?,
+        testbed.functions.get_function_page(name).await?,
         (200, "first".to_owned())
     );
     testbed.functions.remove_function(name).await

@@ -50,8 +50,8 @@ impl DeployerFixture {
         Ok(report)
     }
 
-    async fn get_front_page(&self) -> Result<(u16, String)> {
-        self.testbed.functions.get_front_page(&self.name).await
+    async fn get_function_page(&self) -> Result<(u16, String)> {
+        self.testbed.functions.get_function_page(&self.name).await
     }
 }
 
@@ -67,7 +67,7 @@ async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last
     for (number, broken) in [(2, &images.crash), (3, &images.silent), (4, &images.absent)] {
         fixture.assert_unverified(broken, number).await?;
         assert_eq!(
-            fixture.get_front_page().await?,
+            fixture.get_function_page().await?,
             (200, "first".to_owned()),
             "{number}"
         );
@@ -127,11 +127,8 @@ async fn build_page_with_version_header(fixture: &DeployerFixture, path: &str, t
     let testbed = &fixture.testbed;
     let script =
         format!("#!/bin/sh\nprintf 'X-Slipway-Version: %s\\r\\n\\r\\n' \"$slipway_version\"\necho {text}\n");
-    let context = BuildContext::static_page_function(testbed.busybox().await?, text).with_file_of_mode(
-        &format!("www{path}"),
-        script,
-        0o755,
-    );
+    let context = BuildContext::static_page_function(testbed.busybox_image_name().await?, text)
+        .with_file_of_mode(&format!("www{path}"), script, 0o755);
     let repository = format!("{}/e2e/deployed/versioned-{text}", testbed.stack.registry.host);
     let tar = context.tar_with_config(&json!({ "image": format!("{repository}:1") }))?;
     let reply = testbed.builder.post_signed(tar).await?;

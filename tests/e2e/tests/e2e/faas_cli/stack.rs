@@ -33,7 +33,7 @@ fn pack_and_sign_shrinkwrap(
 async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox().await?;
+    let base = testbed.busybox_image_name().await?;
     let work_dir = ClientFolder::new(base)?;
     let (name, secret) = ("cli-made", "cli-made-secret");
     let prefix = format!("{}/e2e", testbed.stack.registry.host);

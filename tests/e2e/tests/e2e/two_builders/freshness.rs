@@ -63,7 +63,7 @@ async fn a_signature_whose_build_runs_or_failed_is_used_too() -> Result<()> {
     two.testbed.open_gate_of_step(gate)?;
     assert_ready(&running.await??)?;
 
-    let base = two.testbed.busybox().await?;
+    let base = two.testbed.busybox_image_name().await?;
     config["submittedAt"] = json!(time_seconds_from_now(0)?);
     let failing = BuildContext::dockerfile(format!("FROM {base}\nRUN exit 7\n")).tar_with_config(&config)?;
     let failed = unused_call_id("failed")?;

@@ -37,7 +37,7 @@ async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function()
             .await?;
         assert_ready(&two.build_at(1, &tar, &newer).await?)?;
         assert_superseded(&slow.await??, &newer)?;
-        assert_eq!(two.get_front_page().await?, (200, page));
+        assert_eq!(two.get_function_page().await?, (200, page));
     }
     two.remove_function().await
 }
@@ -91,7 +91,7 @@ impl NumberedHandOvers {
         let status = status.unwrap_or_default();
         assert_eq!(status["envVars"]["NUMBER"], number.to_string(), "{status:#}");
         let page = ["even", "odd"][number % 2];
-        assert_eq!(two.get_front_page().await?, (200, page.to_owned()));
+        assert_eq!(two.get_function_page().await?, (200, page.to_owned()));
         Ok(())
     }
 }

@@ -75,7 +75,7 @@ async fn assert_older_source_never_replaces_newer(
     assert_superseded(&slow.await??, &newer)?;
     two.testbed.wait_for_step(&gate, false).await?;
     two.assert_not_pushed("v1").await?;
-    assert_eq!(two.get_front_page().await?, (200, "v2".to_owned()));
+    assert_eq!(two.get_function_page().await?, (200, "v2".to_owned()));
 
     // A queue delivers the older one again: to the other builder, and to builders without memory of either build.
     if !matches!(submission, SubmissionTimeSource::Arrival) {
@@ -92,7 +92,7 @@ async fn assert_older_source_never_replaces_newer(
             assert_superseded(&again, &newer)?;
         }
         two.assert_not_pushed("v1").await?;
-        assert_eq!(two.get_front_page().await?, (200, "v2".to_owned()));
+        assert_eq!(two.get_function_page().await?, (200, "v2".to_owned()));
     }
     two.remove_function().await
 }
@@ -138,7 +138,7 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
         assert_superseded(&two.build_at(index, &v1, &older).await?, &newer)?;
     }
     two.assert_not_pushed("v1").await?;
-    assert_eq!(two.get_front_page().await?, (200, "v2".to_owned()));
+    assert_eq!(two.get_function_page().await?, (200, "v2".to_owned()));
     two.remove_function().await
 }
 
@@ -182,7 +182,7 @@ async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded()
         .await?;
     assert!(manifest.is_some());
     assert_superseded(&replies[1], &newer)?;
-    assert_eq!(two.get_front_page().await?, (200, "newer".to_owned()));
+    assert_eq!(two.get_function_page().await?, (200, "newer".to_owned()));
     two.remove_function().await
 }
 
@@ -219,6 +219,6 @@ async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing(
         .tar_of_page("second", &two.config_with_deployment("second"))
         .await?;
     assert_ready(&two.build_at(1, &tar, &second).await?)?;
-    assert_eq!(two.get_front_page().await?, (200, "second".to_owned()));
+    assert_eq!(two.get_function_page().await?, (200, "second".to_owned()));
     two.remove_function().await
 }

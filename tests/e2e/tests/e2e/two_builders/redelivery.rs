@@ -80,7 +80,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
     let tar = two.tar_of_page("good", &config).await?;
     assert_ready(&two.build_at(0, &tar, &unused_call_id("good")?).await?)?;
 
-    let base = two.testbed.busybox().await?;
+    let base = two.testbed.busybox_image_name().await?;
     let crash = format!("FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"exit 3\"]\n");
     let mut config = two.config_with_deployment("2");
     config["deploy"]["annotations"] = annotations;
@@ -112,7 +112,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
         );
         assert_eq!(two.proxy.changing_requests(), Vec::<String>::new());
     }
-    assert_eq!(two.get_front_page().await?, (200, "good".to_owned()));
+    assert_eq!(two.get_function_page().await?, (200, "good".to_owned()));
     two.remove_function().await
 }
 

@@ -17,13 +17,13 @@ fn app_that_verifies() -> App<impl Handler> {
     App::new(handler).verifies_requests(8)
 }
 
-fn post(body: &str) -> String {
+fn post_request_text(body: &str) -> String {
     let length = body.len();
     format!("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
 /// Waits until the server has accepted a connection, by the answer to a probe on it.
-async fn connect(served: &ServedApp) -> TcpStream {
+async fn connect_and_probe(served: &ServedApp) -> TcpStream {
     let mut stream = connect_and_send(served.address, "GET /_/health HTTP/1.1\r\nhost: test\r\n\r\n").await;
     read_until(&mut stream, "\r\n\r\nOK\n").await;
     stream
@@ -41,7 +41,10 @@ async fn the_connection_that_has_waited_the_longest_gives_way_to_another() {
 
         assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
         for stream in [&mut second, &mut third] {
-            stream.write_all(post("key").as_bytes()).await.unwrap();
+            stream
+                .write_all(post_request_text("key").as_bytes())
+                .await
+                .unwrap();
             read_until(stream, "accepted").await;
         }
     }
@@ -55,7 +58,7 @@ async fn any_number_of_idle_connections_displaces_no_request_in_progress() {
     let (chunks, _dropped) = calls.wait_for_next_call().await;
     let mut idle = Vec::new();
     for _ in 0..20 {
-        idle.push(connect(&served).await);
+        idle.push(connect_and_probe(&served).await);
     }
     chunks.send(Ok("first".into())).await.unwrap();
     drop(chunks);
@@ -71,12 +74,12 @@ async fn any_number_of_requests_that_are_not_accepted_let_an_authentic_one_pass(
     let mut strangers = Vec::new();
     for number in 0..CROWD {
         let request = match number % 2 {
-            0 => post("wrong"),
+            0 => post_request_text("wrong"),
             _ => "POST / HTTP/1.1\r\nhost: te".to_owned(),
         };
         strangers.push(connect_and_send(served.address, &request).await);
     }
-    let mut authentic = connect_and_send(served.address, &post("key")).await;
+    let mut authentic = connect_and_send(served.address, &post_request_text("key")).await;
     read_until(&mut authentic, "accepted").await;
 }
 
@@ -95,7 +98,7 @@ async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
     let served = serve_app(&[], App::new(handler).verifies_requests(8)).await;
     let mut clients = Vec::new();
     for _ in 0..CROWD {
-        clients.push(connect_and_send(served.address, &post("key")).await);
+        clients.push(connect_and_send(served.address, &post_request_text("key")).await);
         await_within_timeout(receiver.recv()).await.unwrap();
     }
 }
@@ -103,8 +106,8 @@ async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
 #[tokio::test]
 async fn a_kept_connection_is_displaced_without_an_answer() {
     let served = serve_app(&[("max_connections", "1")], app_that_verifies()).await;
-    let mut kept = connect(&served).await;
-    let _another = connect(&served).await;
+    let mut kept = connect_and_probe(&served).await;
+    let _another = connect_and_probe(&served).await;
     assert_eq!(read_until_closed(&mut kept).await, "");
 }
 
@@ -147,7 +150,7 @@ async fn only_accepted_requests_count_against_max_inflight() {
     let served = serve_app(&[("max_inflight", "1")], App::new(handler).verifies_requests(8)).await;
     let half = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\nhalf";
     let mut strangers = Vec::new();
-    for request in [half, half, &post("wrong")] {
+    for request in [half, half, &post_request_text("wrong")] {
         strangers.push(connect_and_send(served.address, request).await);
     }
     let _stranger = await_within_timeout(receiver.recv()).await.unwrap();
@@ -157,16 +160,16 @@ async fn only_accepted_requests_count_against_max_inflight() {
         "HTTP/1.1 200 OK"
     );
 
-    let mut first = connect_and_send(served.address, &post("key")).await;
+    let mut first = connect_and_send(served.address, &post_request_text("key")).await;
     let finish = await_within_timeout(receiver.recv()).await.unwrap();
 
     let unavailable = "HTTP/1.1 503 Service Unavailable";
     assert_eq!(status_line_of_response(served.address, ready).await, unavailable);
-    let second = status_line_of_response(served.address, &post("key")).await;
+    let second = status_line_of_response(served.address, &post_request_text("key")).await;
     assert_eq!(second, "HTTP/1.1 429 Too Many Requests");
     finish.send(()).unwrap();
     read_until(&mut first, "finished").await;
-    let mut third = connect_and_send(served.address, &post("key")).await;
+    let mut third = connect_and_send(served.address, &post_request_text("key")).await;
     drop(await_within_timeout(receiver.recv()).await.unwrap());
     read_until(&mut third, "finished").await;
 }
@@ -174,10 +177,13 @@ async fn only_accepted_requests_count_against_max_inflight() {
 #[tokio::test]
 async fn only_an_accepted_request_keeps_its_connection() {
     let served = serve_app(&[], app_that_verifies()).await;
-    let mut client = connect_and_send(served.address, &post("key")).await;
+    let mut client = connect_and_send(served.address, &post_request_text("key")).await;
     let accepted = read_until(&mut client, "accepted").await;
     assert!(!accepted.contains("connection: close"), "{accepted}");
-    client.write_all(post("wrong").as_bytes()).await.unwrap();
+    client
+        .write_all(post_request_text("wrong").as_bytes())
+        .await
+        .unwrap();
     let rejected = read_until_closed(&mut client).await;
     assert!(
         rejected.starts_with("HTTP/1.1 401 ") && rejected.contains("connection: close"),

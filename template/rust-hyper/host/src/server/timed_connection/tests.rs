@@ -8,7 +8,7 @@ use super::*;
 use crate::server::connection_budget::{ConnectionBudget, ConnectionLimits};
 
 /// The time for which each connection had waited for its first byte.
-const WAITED: Duration = Duration::from_secs(1);
+const WAITED_FOR_FIRST_BYTE: Duration = Duration::from_secs(1);
 
 const LARGE_BUFFER: usize = 64 << 10;
 
@@ -30,7 +30,7 @@ fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream
     let admitted = ConnectionBudget::new(limits, displaced).admit();
     let state = admitted.state().clone();
     (
-        TimedConnection::new(server, TEST_TIMEOUTS, admitted, WAITED),
+        TimedConnection::new(server, TEST_TIMEOUTS, admitted, WAITED_FOR_FIRST_BYTE),
         client,
         state,
     )
@@ -44,7 +44,7 @@ async fn read_until_error(server: &mut TimedConnection<DuplexStream>) -> (Durati
 }
 
 /// Returns what the client receives until the connection is closed.
-async fn received(mut client: DuplexStream) -> String {
+async fn text_received_by(mut client: DuplexStream) -> String {
     let mut received = String::new();
     client.read_to_string(&mut received).await.unwrap();
     received
@@ -55,10 +55,13 @@ async fn a_connection_that_sends_nothing_ends_after_the_time_for_a_head() {
     let (mut server, client, _) = connected_pair(1024);
     assert_eq!(
         read_until_error(&mut server).await,
-        (TEST_TIMEOUTS.head - WAITED, io::ErrorKind::TimedOut)
+        (
+            TEST_TIMEOUTS.head - WAITED_FOR_FIRST_BYTE,
+            io::ErrorKind::TimedOut
+        )
     );
     drop(server);
-    assert_eq!(received(client).await, "");
+    assert_eq!(text_received_by(client).await, "");
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,10 +77,10 @@ async fn sending_a_head_byte_by_byte_does_not_extend_its_timeout() {
             writer
         });
         while server.read_u8().await.is_ok() {}
-        assert_eq!(begun.elapsed(), TEST_TIMEOUTS.head - WAITED);
+        assert_eq!(begun.elapsed(), TEST_TIMEOUTS.head - WAITED_FOR_FIRST_BYTE);
         drop(server);
         client = reader.unsplit(trickle.await.unwrap());
-        let answer = received(client).await;
+        let answer = text_received_by(client).await;
         assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
     }
 }
@@ -114,7 +117,7 @@ async fn a_displaced_connection_ends_at_once_with_429_unless_it_only_idles() {
         let ended = tokio::time::timeout(TEST_TIMEOUTS.idle * 3, reading).await;
         let (_, kind) = ended.unwrap().unwrap();
         assert_eq!(kind, io::ErrorKind::ConnectionAborted);
-        let answer = received(client).await;
+        let answer = text_received_by(client).await;
         assert!(
             answer.starts_with(status) && answer.is_empty() == status.is_empty(),
             "{answer}"
@@ -123,7 +126,7 @@ async fn a_displaced_connection_ends_at_once_with_429_unless_it_only_idles() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_raw_answer_announces_its_length() {
+async fn an_early_answer_has_its_content_length() {
     for answer in [HEAD_TOO_SLOW, TOO_MANY_CONNECTIONS] {
         let text = std::str::from_utf8(answer).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -138,12 +141,12 @@ async fn a_raw_answer_announces_its_length() {
 #[tokio::test(start_paused = true)]
 async fn the_largest_buffer_of_a_connection_counts() {
     let (mut server, mut client, state) = connected_pair(LARGE_BUFFER);
-    assert_eq!(state.buffered(), SMALL_BUFFER);
+    assert_eq!(state.buffered_bytes(), SMALLEST_BUFFER_BYTES);
     for size in [LARGE_BUFFER, 64] {
         let mut buffer = Vec::with_capacity(size);
         client.write_u8(b'x').await.unwrap();
         server.read_buf(&mut buffer).await.unwrap();
-        assert_eq!(state.buffered(), LARGE_BUFFER);
+        assert_eq!(state.buffered_bytes(), LARGE_BUFFER);
     }
 }
 
