@@ -26,7 +26,7 @@ struct SharedResources {
     token_realms: AllowedTokenHosts,
     helpers: CredentialHelpers,
     connector: DaemonConnector,
-    /// The registries with a tenant's credentials, by the name of the secret with them.
+    /// The registries with tenants' credentials, by the name of the secret that has the credentials.
     registries: Mutex<HashMap<Option<String>, Arc<Registries>>>,
     /// The daemons of tenants, by their addresses.
     daemons: Mutex<HashMap<String, TenantDaemon>>,

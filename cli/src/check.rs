@@ -36,7 +36,7 @@ struct RequestArguments {
     /// A build's tar, plain or compressed with gzip or zstd. Its Dockerfile's frontend is evaluated, too.
     #[arg(long)]
     tar: Option<PathBuf>,
-    /// A hand-over's JSON.
+    /// The file with the JSON of a hand-over to evaluate.
     #[arg(long)]
     hand_over: Option<PathBuf>,
 }

@@ -33,7 +33,7 @@ pub(crate) fn read_source(path: &Path) -> anyhow::Result<BuildSource> {
     })
 }
 
-/// Returns the content of a file in a tar.
+/// Returns the content of the file `name` in the tar at `path`, if the tar has it.
 fn find_file(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     let mut archive = tar::Archive::new(open_tar(path)?);
     for entry in archive.entries()? {

@@ -15,7 +15,7 @@ use crate::request::{
 /// The name of the secret with the keys that the builder signs hand-overs with: one key a line while keys are rotated.
 pub(crate) const DEPLOY_KEY_SECRET: &str = "deploy-secret";
 
-/// The signer of a hand-over, as its key tells.
+/// The signer of a hand-over, determined by the key that verifies its signature.
 #[derive(Clone, Debug)]
 pub(crate) enum Signer {
     /// The builder, which names the tenant that signed the build.

@@ -101,7 +101,7 @@ impl LineFormatter {
         timestamped_line(&format!("warning: {}", self.mask.mask_text(text)))
     }
 
-    /// Returns the recorded warnings.
+    /// Returns the warnings recorded with [`record_warning`](Self::record_warning); BuildKit's are not among them.
     pub(crate) fn into_warnings(self) -> Warnings {
         self.warnings
     }

@@ -82,7 +82,7 @@ impl TenantQueues {
         }
     }
 
-    /// Takes the free ones of `limit` slots for waiting requests.
+    /// Grants the free ones of `limit` slots to waiting requests, first to the tenant with the fewest running builds.
     pub(super) fn grant_free_slots(&mut self, limit: usize) -> Vec<GrantedSlot> {
         let mut grants = Vec::new();
         while self.running < limit {

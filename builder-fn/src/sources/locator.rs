@@ -21,7 +21,7 @@ pub(super) const GIT_SKIP_SUBMODULES: &str = "git.skipsubmodules";
 /// A source that a build wants to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// A folder of this session's context.
+    /// A folder of the build's own context, from this session.
     Context,
     /// An image, or a blob of its repository.
     Image(ImageName),
@@ -29,9 +29,9 @@ pub(super) enum Source {
     Http(Url),
     /// A git repository, with the image that has a bundle of its commits, if any.
     Git {
-        /// The address of the repository.
+        /// The address of the git repository.
         url: Url,
-        /// Whether submodules are left out.
+        /// Whether the submodules of the git repository are left out.
         skips_submodules: bool,
         /// The image that the commits are read from instead.
         bundle: Option<ImageName>,
@@ -43,7 +43,7 @@ pub(super) enum Source {
 pub(super) struct Url {
     scheme: String,
     pub(super) host: Host,
-    /// The port, unless it is the scheme's own.
+    /// The port, unless it is the default port of the scheme.
     port: Option<u16>,
     default_port: u16,
     /// The path, with a slash at its start, and the query.
@@ -67,7 +67,7 @@ pub(super) enum LocatorError {
     /// The host of the address is malformed.
     #[error("the host of the address {0}")]
     Host(#[from] MalformedHost),
-    /// Servers may read the path as another one.
+    /// The path of the address could be read by a server as another path.
     #[error(
         "the path of the address should have no '.' or '..' segments, no backslashes, and no encoded dots or slashes"
     )]

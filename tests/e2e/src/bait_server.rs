@@ -31,7 +31,7 @@ pub struct BaitServer {
     serving: JoinHandle<()>,
 }
 
-/// The path and the credentials of each request.
+/// The path and the header `Authorization` of each received request.
 type ReceivedRequests = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
 impl BaitServer {

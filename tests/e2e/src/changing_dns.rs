@@ -93,7 +93,7 @@ fn dns_reply(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
 }
 
 impl ChangingName {
-    /// Returns the address of the next answer.
+    /// Returns the address for the name's next answer.
     fn next(&mut self) -> Ipv4Addr {
         match self.answers.checked_sub(1) {
             Some(rest) => {

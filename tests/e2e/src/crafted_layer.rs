@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use tar::EntryType;
 
-/// A layer in the making.
+/// A builder of an image layer, which may have entries that no ordinary program writes.
 #[derive(Debug, Default)]
 pub struct CraftedLayer {
     tar: Vec<u8>,
@@ -20,12 +20,12 @@ impl CraftedLayer {
         self.with_entry(path, EntryType::Regular, "", mode, (0, 0), content)
     }
 
-    /// Adds a symbolic link.
+    /// Adds a symbolic link at `path` to `target`.
     pub fn link(self, path: &str, target: &str) -> Result<Self> {
         self.with_entry(path, EntryType::Symlink, target, 0o777, (0, 0), &[])
     }
 
-    /// Adds a hard link.
+    /// Adds a hard link at `path` to the file at `target`.
     pub fn hard_link(self, path: &str, target: &str) -> Result<Self> {
         self.with_entry(path, EntryType::Link, target, 0o644, (0, 0), &[])
     }

@@ -19,13 +19,13 @@ use tokio::{
 
 use crate::network_namespace::NetworkNamespace;
 
-/// How long a sender waits until it connects again after its connection was closed.
+/// The time that a sender waits after its connection was closed, before it connects again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// How much of a body does not compress, in bytes.
+/// The number of random bytes in a body, which do not compress.
 const NOISE_BYTES: usize = 512 << 10;
 
-/// A kind of sender.
+/// A kind of sender without the key, by the way in which it keeps the receiver busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UnsignedSender {
     /// Sends half of a head, and waits.
@@ -47,7 +47,7 @@ pub enum UnsignedSender {
 }
 
 impl UnsignedSender {
-    /// All kinds.
+    /// All kinds of unsigned senders.
     pub const ALL: [Self; 8] = [
         Self::IdleHead,
         Self::HugeHead,
@@ -60,7 +60,7 @@ impl UnsignedSender {
     ];
 }
 
-/// The bodies of all senders, made once.
+/// The bodies that the senders of a flood send, made once.
 #[derive(Debug)]
 struct FloodBodies {
     extended_attributes: Vec<u8>,
@@ -68,10 +68,10 @@ struct FloodBodies {
     plain: Vec<u8>,
 }
 
-/// How often senders of each kind got each answer.
+/// The number of times that senders of each kind got each answer.
 type OutcomeCounts = Arc<Mutex<BTreeMap<(UnsignedSender, String), usize>>>;
 
-/// Running senders. They stop on drop.
+/// A flood of unsigned requests by running senders, which stop when this is dropped.
 #[derive(Debug)]
 pub struct Flood {
     outcomes: OutcomeCounts,
@@ -79,7 +79,7 @@ pub struct Flood {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// The receiver of a flood.
+/// The function that receives a flood, and the form of its requests.
 #[derive(Debug, Clone)]
 pub struct FloodTarget {
     /// The address of the function.

@@ -27,11 +27,11 @@ use crate::{
 pub enum FloodedFunctions {
     /// The stack's own functions, in their containers.
     Stack,
-    /// Processes beside the stack.
+    /// Processes that the benchmark starts beside the stack.
     Processes,
 }
 
-/// The two functions, ready to be measured.
+/// A benchmark of builder-fn and deployer-fn under a flood, ready to be measured.
 pub struct FloodBenchmark {
     testbed: Testbed,
     client: SigningClient,
@@ -46,7 +46,7 @@ struct FloodedFunction {
     target: FloodTarget,
 }
 
-/// What one phase measured.
+/// The measurements of one phase: with the flood, or without it.
 #[derive(Debug, Default)]
 pub struct FloodPhase {
     /// The durations of the builds that succeeded, sorted.
@@ -59,7 +59,7 @@ pub struct FloodPhase {
     pub deployer: u64,
 }
 
-/// Both phases of a measurement.
+/// The measurements without the flood and with it.
 #[derive(Debug)]
 pub struct FloodResult {
     /// The number of senders.
@@ -68,12 +68,12 @@ pub struct FloodResult {
     pub alone: FloodPhase,
     /// The phase with the flood.
     pub beside: FloodPhase,
-    /// How often senders got each answer.
+    /// The number of times that the senders got each answer, as text.
     pub answers: Vec<String>,
 }
 
 impl FloodBenchmark {
-    /// Finds or starts the functions, and builds once.
+    /// Finds or starts the two functions, and builds once so that they are warm.
     pub async fn start(receivers: FloodedFunctions) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let benchmark = match receivers {

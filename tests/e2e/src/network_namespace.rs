@@ -74,7 +74,7 @@ impl NetworkNamespace {
     }
 }
 
-/// Addresses of a namespace that it has as long as this guard.
+/// A guard of addresses that were added to a network namespace; dropping it removes them.
 #[derive(Debug)]
 pub struct ExtraAddresses {
     namespace: NetworkNamespace,

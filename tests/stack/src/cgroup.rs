@@ -33,7 +33,7 @@ const CGROUP_EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A mounted cgroup hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct CgroupHierarchy {
-    /// The mount point of the cgroup hierarchy.
+    /// This hierarchy's mount point.
     mount: PathBuf,
     /// The path of the mounted control group within the hierarchy.
     root: PathBuf,

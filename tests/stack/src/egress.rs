@@ -111,7 +111,7 @@ pub(crate) struct Egress {
 }
 
 impl Egress {
-    /// Returns the filter for a machine with these networks.
+    /// Returns the networks that may and may not be reached from a machine with these networks of its own.
     pub(crate) fn new(allowed: Vec<Ipv4Network>, machine: Vec<Ipv4Network>) -> Result<Self> {
         let reserved = RESERVED_NETWORKS
             .into_iter()

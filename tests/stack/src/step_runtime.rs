@@ -125,7 +125,7 @@ fn add_limits(spec: &mut Value, limits: &StepLimits) {
     }
 }
 
-/// Sets a limit, unless it is lower already. A missing one and one of −1 are none.
+/// Sets `value` to `limit` unless it is a lower limit already; an absent value and −1 mean that there is no limit.
 fn lower_limit(value: &mut Value, limit: u64) {
     let current = value.as_u64().unwrap_or(u64::MAX);
     *value = json!(current.min(limit));

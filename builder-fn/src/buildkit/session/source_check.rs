@@ -151,7 +151,7 @@ impl PolicyVerifier {
     }
 }
 
-/// The question whether a build may read a source. The platform is not used.
+/// The daemon's question whether a build may read a source. The platform in it is not used.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CheckPolicyRequest {
     /// The source, and what the daemon knows about it.

@@ -180,7 +180,7 @@ impl KeyLease {
         }
     }
 
-    /// StreamedRecords the entries of `view`, with the contents that were sent.
+    /// Records the entries of `view`, with the contents that were sent.
     fn record(
         &self,
         record: &mut KeyRecord,
@@ -233,7 +233,7 @@ impl TransferGuard {
     }
 
     /// Marks the transfer, which announced `view` of `context`, as complete: the daemon has everything that it requested.
-    /// StreamedRecords the announced entries.
+    /// Records the announced entries.
     pub(in crate::buildkit) fn complete(&mut self, context: &SourceContext, view: &ContextView) {
         if !std::mem::replace(&mut self.is_complete, true) {
             let lease = self.lease.clone();

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 
 use super::*;
 
-/// Limits that are used up quickly.
+/// Limits on unverified bodies, so small that a test exceeds them quickly.
 const LIMITS: UnverifiedLimits = UnverifiedLimits {
     senders: 8,
     memory: 1 << 20,

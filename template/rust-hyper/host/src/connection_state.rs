@@ -37,8 +37,8 @@ pub(crate) struct ConnectionState {
     unread_answers: AtomicBool,
     /// The number of connections that the listener has accepted, which all of its connections share.
     arrivals: Arc<AtomicU32>,
-    /// The listener's count of accepted connections ([`arrivals`](Self::arrivals)) when this connection began to wait for
-    /// a request.
+    /// The listener's count of accepted connections ([`arrivals`](Self::arrivals)) at the time when this connection
+    /// began to wait for a request.
     waiting_since: AtomicU32,
     /// The size of the connection's buffer, in bytes; 0 before the first byte has arrived.
     buffered: AtomicU32,

@@ -28,7 +28,7 @@ pub enum KeyLineFault {
     Short {
         /// The number of the line, from 1.
         line: usize,
-        /// Its length in bytes.
+        /// The line's length in bytes.
         length: usize,
     },
     /// The secret is a certificate or another kind of key, of which every line would be a key.

@@ -37,7 +37,7 @@ pub use sender::UnverifiedSender;
 /// The limits of an [`UnverifiedBudget`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnverifiedLimits {
-    /// The number of senders at a time.
+    /// The largest number of senders at a time.
     pub senders: usize,
     /// The memory that all senders may hold together, in bytes.
     pub memory: u64,
@@ -88,7 +88,7 @@ pub enum Displaced {
         "too many senders at a time: at most {limit} unverified bodies are received, and this one was the slowest"
     )]
     Senders {
-        /// The limit on senders.
+        /// The limit on the number of senders.
         limit: usize,
     },
     /// The sender held the most memory, and more was needed.
@@ -116,7 +116,7 @@ pub enum ReceiveError<E = BodyError> {
     TooSlow {
         /// The lowest rate, in bytes per second.
         rate: u64,
-        /// The time for which a sender may be slower.
+        /// The time for which a sender may be slower than the lowest rate.
         grace: Duration,
     },
     /// The body could not be read.

@@ -27,7 +27,7 @@ pub(crate) struct Attack {
     pub(crate) attempts: &'static str,
 }
 
-/// Returns both lists in one; `N` has to be the sum of their lengths.
+/// Returns both lists of attacks in one; `N` has to be the sum of their lengths.
 pub(crate) const fn concat_attacks<const A: usize, const B: usize, const N: usize>(
     first: &[Attack; A],
     second: &[Attack; B],

@@ -66,10 +66,10 @@ const MACHINE_ATTACK_COUNT: usize = 7;
 /// The content of a file that only this machine has.
 const BAIT: &str = "content-of-a-file-of-the-machine";
 
-/// How much memory more the daemon may use for one base image.
+/// The limit on the memory that one base image may add to the daemon's peak, in bytes.
 const MAX_MEMORY_GROWTH: u64 = 128 << 20;
 
-/// How long the daemon may read a user database.
+/// The longest time that the daemon may take to read a user database.
 const MAX_READ_TIME: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,7 +66,7 @@ async fn no_context_reads_or_writes_outside_of_itself() -> Result<()> {
 struct ContextAttacks<'a> {
     world: &'a AttackWorld,
     folder: String,
-    /// The same path without its leading slash, behind enough `..` to leave any folder.
+    /// The path of the bait's folder without its leading slash, behind enough `..` to leave any folder.
     climbing: String,
 }
 
@@ -175,7 +175,7 @@ impl<'a> ContextAttacks<'a> {
         Ok(())
     }
 
-    /// Builds each tar with this Dockerfile, if it is not empty. The attack succeeded if an answer has the bait, or a
+    /// Builds each tar, with this Dockerfile unless it is empty. The attack succeeded if an answer has the bait, or a
     /// file was written to the folder.
     async fn build_each_tar<const N: usize>(
         &self,

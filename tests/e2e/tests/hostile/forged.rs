@@ -155,7 +155,7 @@ impl ForgedMessageAttacks<'_> {
         Ok(())
     }
 
-    /// Posts to a URL, and returns status and text.
+    /// Posts a JSON body to a URL, with a signature if one is given; returns the answer's status and text.
     async fn post_json(&self, url: &str, body: String, signature: Option<String>) -> Result<(u16, String)> {
         let mut request = self.http.post(url).body(body);
         if let Some(signature) = signature {

@@ -21,7 +21,7 @@ mod world;
 
 use attack::Attack;
 
-/// All attacks of the suite.
+/// Returns all attacks of the suite.
 fn all_attacks() -> Vec<Attack> {
     [
         administrator::ATTACKS,

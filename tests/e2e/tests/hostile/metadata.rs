@@ -44,7 +44,7 @@ const PUBLIC_TEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
 
 /// The name whose address changes from one that the attacker may read to that of a metadata service.
 const REBOUND_NAME: &str = "files.hostile.test";
-/// Another such name, that has the address of a metadata service from the beginning.
+/// The name that has the address of a metadata service from the beginning.
 const POINTED_NAME: &str = "pointed.hostile.test";
 
 const fn probe_with_script(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
@@ -152,7 +152,7 @@ const ALL_ATTACKS: [Attack; 19] = concat_attacks(&PROBE_ATTACKS, &SOURCE_ATTACKS
 
 pub(crate) const ATTACKS: &[Attack] = &ALL_ATTACKS;
 
-/// Nameservers of the daemon, replaced until drop.
+/// A guard of the daemon's replaced nameservers; dropping it restores them.
 struct ReplacedNameservers {
     path: PathBuf,
     before: String,

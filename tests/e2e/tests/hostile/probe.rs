@@ -19,7 +19,7 @@ pub(crate) struct Probe {
     pub(crate) script: &'static str,
 }
 
-/// Returns the attacks of probes.
+/// Returns the attacks that the probes try, one for each.
 pub(crate) const fn attacks_of_probes<const N: usize>(probes: &[Probe; N]) -> [Attack; N] {
     let mut attacks = [probes[0].attack; N];
     let mut at = 0;

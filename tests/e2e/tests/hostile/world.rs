@@ -111,7 +111,7 @@ impl AttackWorld {
         })
     }
 
-    /// Returns a folder for files of the test.
+    /// Returns the path of a folder for files of the test, removed at its end.
     pub(crate) fn folder(&self) -> &std::path::Path {
         self.policy.path()
     }

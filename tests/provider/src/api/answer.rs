@@ -8,7 +8,7 @@ use http::{StatusCode, header};
 
 use crate::error::ProviderError;
 
-/// The operation that a request to the API asks for.
+/// The operation that a request to the API asks for; the status of an error depends on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum ApiOperation {
     Read,

@@ -32,7 +32,7 @@ const SMALL_WRITER_DIVISOR: u64 = 64;
 /// The kernel memory that a step may use without being ended, in bytes. The kernel keeps about 1 KiB for a new file.
 const SMALL_KERNEL_MEMORY: u64 = 4 << 20;
 
-/// The time for BuildKit to give up what an ended step wrote.
+/// The time that BuildKit gets to remove what an ended step wrote, before another step is ended.
 const RELEASE_TIME: Duration = Duration::from_secs(2);
 
 /// The interval between checks of the free space. A disk that takes 2 GB/s takes a tenth of a reserve of 4 GiB in it.

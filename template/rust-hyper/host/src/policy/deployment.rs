@@ -25,13 +25,13 @@ pub(super) const SERVICE_ACCOUNT_ANNOTATION: &str = "com.openfaas.serviceaccount
 /// Amounts of CPU and memory that a function requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestedResources {
-    /// CPU in cores.
+    /// The amount of CPU, in cores.
     pub cpu: Option<Quantity>,
-    /// Memory in bytes.
+    /// The amount of memory, in bytes.
     pub memory: Option<Quantity>,
 }
 
-/// What a request to deploy a function says about it, as far as rules look at it.
+/// The fields of a request to deploy a function that rules are applied to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestedFunction<'a> {
     /// The function's name.
@@ -48,9 +48,9 @@ pub struct RequestedFunction<'a> {
     pub annotations: BTreeMap<&'a str, &'a str>,
     /// The function's placement constraints.
     pub constraints: Vec<&'a str>,
-    /// The most that one replica may use.
+    /// The limits on the CPU and memory of one replica.
     pub limits: RequestedResources,
-    /// What is reserved for one replica.
+    /// The CPU and memory that are reserved for one replica.
     pub requests: RequestedResources,
     /// Whether the function's root file system is read-only.
     pub read_only_root_filesystem: bool,

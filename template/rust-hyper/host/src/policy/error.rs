@@ -45,7 +45,7 @@ pub enum PolicyFileError {
     TooLarge {
         /// The path of the file.
         path: PathBuf,
-        /// The limit in bytes.
+        /// The limit on the size of a policy's file, in bytes.
         limit: u64,
     },
     /// The policy's file does not have a valid policy.
@@ -59,7 +59,7 @@ pub enum PolicyFileError {
     },
 }
 
-/// The number of violations that a text lists. More are counted.
+/// The largest number of violations that an error text lists; of further ones it gives the number.
 const MAX_SHOWN_VIOLATIONS: usize = 20;
 
 /// The length of the longest violation that a text shows, in characters.
@@ -113,7 +113,7 @@ impl Violations {
         }
     }
 
-    /// Returns the violations.
+    /// Returns all violations of the rules, in the order in which they were found.
     pub fn iter(&self) -> impl Iterator<Item = &Violation> {
         self.0.iter()
     }

@@ -15,7 +15,7 @@ use crate::secret::FileVersion;
 /// The size of the largest policy, in bytes: what a Kubernetes ConfigMap may hold.
 const MAX_POLICY_BYTES: u64 = 1024 * 1024;
 
-/// The file with the operator's policy.
+/// A handle of the file with the operator's policy, which is read again when it changes.
 ///
 /// A changed file is read again. One that cannot be used leaves the last good policy in force, and is logged once. Clones
 /// share the policy.

@@ -9,7 +9,7 @@ impl NamePatterns {
         Self(patterns)
     }
 
-    /// Checks an entry of the list.
+    /// Parses one entry of a list of name patterns.
     pub(super) fn parse_entry(text: &str) -> Result<String, String> {
         let (name, _) = text.split_once('*').unwrap_or((text, ""));
         if text.is_empty() || text.len() > name.len() + 1 || text.chars().any(char::is_whitespace) {
@@ -27,7 +27,7 @@ impl NamePatterns {
         })
     }
 
-    /// Returns the entries as they were written.
+    /// Returns the name patterns as they were written in the policy.
     pub fn entries(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }

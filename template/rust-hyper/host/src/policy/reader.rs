@@ -3,7 +3,7 @@
 use super::json::Json;
 use super::quantity::Quantity;
 
-/// Reads the members of one object. Members that are left over are unknown ones.
+/// A reader of the members of one JSON object of a policy. Members that were not read are unknown ones.
 pub(super) struct ObjectReader<'p> {
     path: String,
     members: Vec<(String, Json)>,
@@ -83,7 +83,7 @@ impl<'p> ObjectReader<'p> {
         Some(list)
     }
 
-    /// Reads a text that is parsed by `parse`.
+    /// Reads the member `name`, a text that is parsed by `parse`; `None` if it is absent or wrong.
     pub(super) fn read_text<T>(
         &mut self,
         name: &str,
@@ -96,7 +96,7 @@ impl<'p> ObjectReader<'p> {
         parsed.map_err(|problem| self.report_problem(name, problem)).ok()
     }
 
-    /// Reads a flag; `false` if the member is absent.
+    /// Reads the member `name`, which is `true` or `false`; `false` if it is absent.
     pub(super) fn read_flag(&mut self, name: &str) -> bool {
         match self.take_member(name) {
             None => false,
@@ -108,7 +108,7 @@ impl<'p> ObjectReader<'p> {
         }
     }
 
-    /// Reads a whole number above zero.
+    /// Reads the member `name`, a whole number above zero.
     pub(super) fn read_count(&mut self, name: &str) -> Option<u32> {
         let number = match self.take_member(name)? {
             Json::Number(number) => u32::try_from(number).ok().filter(|number| *number > 0),
@@ -123,7 +123,7 @@ impl<'p> ObjectReader<'p> {
         number
     }
 
-    /// Reads an amount of memory or CPU above zero.
+    /// Reads the member `name`, an amount of memory or CPU above zero.
     pub(super) fn read_quantity(&mut self, name: &str) -> Option<Quantity> {
         self.read_text(name, |text| match Quantity::parse(text) {
             Some(quantity) if quantity.is_zero() => {
@@ -134,7 +134,7 @@ impl<'p> ObjectReader<'p> {
         })
     }
 
-    /// Reports the members that were not read.
+    /// Reports each member that was not read as unknown.
     pub(super) fn report_unknown_members(mut self) {
         for (name, _) in std::mem::take(&mut self.members) {
             self.report_problem(&name, "is not a member that a policy has");

@@ -27,7 +27,7 @@ pub struct RepositoryPattern {
 }
 
 impl RepositoryPattern {
-    /// Parses an entry of a list of repositories.
+    /// Parses one pattern of repositories, as a policy lists it.
     ///
     /// # Errors
     /// What the entry should be.
@@ -136,7 +136,7 @@ impl RepositoryPatterns {
         self.0.iter().any(|pattern| pattern.has(repository))
     }
 
-    /// Returns the patterns.
+    /// Returns the patterns of repositories, in the order of the policy.
     pub fn iter(&self) -> impl Iterator<Item = &RepositoryPattern> {
         self.0.iter()
     }

@@ -75,7 +75,7 @@ impl ReservedNames {
         self.functions.insert(name_without_namespace(name));
     }
 
-    /// Reserves the name of a secret.
+    /// Reserves the name of a secret, which no function may use then.
     pub fn reserve_secret(&mut self, name: &str) {
         self.secrets.insert(name.to_owned());
     }

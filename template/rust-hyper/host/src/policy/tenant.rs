@@ -30,7 +30,7 @@ pub struct TenantName(String);
 pub struct InvalidTenantName;
 
 impl TenantName {
-    /// Returns the name as text.
+    /// Returns the tenant's name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -125,7 +125,7 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    /// Reads the members of a tenant.
+    /// Reads a tenant's keys and rules from its object in the policy.
     pub(super) fn read(name: TenantName, reader: &mut ObjectReader<'_>) -> Self {
         let keys = reader.read_list("keys", check_key_secret).unwrap_or_default();
         let deploy_keys = reader

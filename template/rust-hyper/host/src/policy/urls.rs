@@ -35,13 +35,13 @@ impl UrlPattern {
         &self.scheme
     }
 
-    /// Returns the host in lower case, with the port unless it is the scheme's own.
+    /// Returns the pattern's host in lower case, with the port unless it is the default port of the scheme.
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    /// Returns the path, which begins with a slash. It is a prefix that ends at a segment.
+    /// Returns the path of the pattern: a prefix that begins with a slash and ends at a segment.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -109,13 +109,13 @@ impl UrlPatterns {
         Self(patterns)
     }
 
-    /// Returns whether a pattern has this address.
+    /// Returns whether any pattern of the list allows this address.
     #[must_use]
     pub fn allow(&self, url: &str) -> bool {
         self.0.iter().any(|pattern| pattern.has(url))
     }
 
-    /// Returns the patterns.
+    /// Returns the patterns of addresses, in the order of the policy.
     pub fn iter(&self) -> impl Iterator<Item = &UrlPattern> {
         self.0.iter()
     }

@@ -55,7 +55,7 @@ impl UnverifiedBudget {
         *self.lock().held.of(resource)
     }
 
-    /// Records that a sender has to send before it can be processed any further.
+    /// Records that nothing more can be done for a sender until it sends more bytes.
     pub(super) fn record_wait(&self, key: u64) {
         self.lock().record_wait(key);
     }
@@ -86,7 +86,7 @@ impl UnverifiedBudget {
         self.lock().release_bytes(key, resource, bytes);
     }
 
-    /// Removes a sender, with all that it holds.
+    /// Removes a sender, and returns all resources that it holds to the budget.
     pub(super) fn remove_sender(&self, key: u64) {
         self.lock().remove_sender(key);
     }
@@ -128,7 +128,7 @@ struct Senders {
     held: ResourceAmounts,
 }
 
-/// The state of one sender.
+/// The state of one sender of an unverified body.
 #[derive(Debug)]
 struct SenderState {
     since: Instant,
@@ -144,7 +144,7 @@ struct SenderState {
 }
 
 impl SenderState {
-    /// Returns the sender's rate, in bytes per second.
+    /// Returns the sender's average rate so far, in bytes per second.
     fn rate(&self, now: Instant) -> f64 {
         let age = now.saturating_duration_since(self.since).max(MIN_COMPARED_AGE);
         self.received as f64 / age.as_secs_f64()

@@ -25,7 +25,7 @@ pub struct UnverifiedSender {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// The smallest buffer for a body, in bytes.
+/// The capacity of the smallest buffer for a collected body, in bytes.
 const SMALLEST_BUFFER: usize = 4096;
 
 /// The largest part of a body's announced length that is reserved before any of it has arrived, in bytes.
