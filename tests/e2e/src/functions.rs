@@ -72,6 +72,21 @@ impl FunctionsClient {
         }
     }
 
+    /// Waits until the provider reports an available replica of a function.
+    pub async fn wait_until_available(&self, name: &str, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let status = self.function_status(name).await?.unwrap_or_default();
+            if status["availableReplicas"].as_u64() > Some(0) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("{name} had no available replica within {limit:?}; last status: {status}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Posts to a function; returns status and text.
     pub async fn post_to_function(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
         let url = format!("{}{path}", self.function_url(name));

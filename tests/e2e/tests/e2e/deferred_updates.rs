@@ -43,6 +43,10 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
         })
     };
     ensure!(functions.create_function(&deployment(&first)).await? < 300);
+    // The provider may serve the page just before it notes that the function listens.
+    functions
+        .wait_until_available(name, FUNCTION_START_TIMEOUT)
+        .await?;
     functions
         .wait_for_page(name, "first", FUNCTION_START_TIMEOUT)
         .await?;
