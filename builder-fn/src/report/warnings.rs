@@ -39,7 +39,7 @@ impl Warnings {
         }
     }
 
-    /// Appends a short warning that says that part of the answer is missing, whatever the room.
+    /// Appends a short warning that lines of the build's log are missing, and why; it is kept even if the list is full.
     pub(crate) fn push_incomplete_log(&mut self, reason: &str) {
         self.texts.push(format!("the log is incomplete: {reason}"));
     }

@@ -19,7 +19,7 @@ const BUILT_IN_REPOSITORY: &str = "docker.io/docker/dockerfile";
 /// line.
 pub(super) const DIRECTIVES_SEARCHED_BYTES: usize = 64 << 10;
 
-/// The parser directives of a Dockerfile. The first line that is not a directive ends the search.
+/// The names of a Dockerfile's parser directives. A comment with another name ends the directives.
 const DIRECTIVE_NAMES: [&str; 3] = ["syntax", "escape", "check"];
 
 /// The frontend: the program that reads a Dockerfile.

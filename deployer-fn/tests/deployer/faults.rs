@@ -20,7 +20,7 @@ use crate::script::{ANY_NUMBER_OF_TIMES, ScriptedGateway};
 async fn an_unreachable_gateway_fails_the_deployment_before_any_change() {
     let outcome = roll_out([expect_status_request()
         .expected_times(ANY_NUMBER_OF_TIMES)
-        .with_unreachable_gateway()])
+        .failing_to_connect()])
     .await;
     assert_outcome(
         &outcome,
@@ -85,7 +85,7 @@ async fn an_update_that_is_never_answered_fails_within_the_timeouts() {
         expect_update_request().never_answered(),
         expect_status_request()
             .expected_times(ANY_NUMBER_OF_TIMES)
-            .with_unreachable_gateway(),
+            .failing_to_connect(),
     ])
     .await;
     assert_outcome(
@@ -134,9 +134,7 @@ async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
             .expected_times(2)
             .answered_with(200, old_state(1)),
         expect_update_request().answered_with(202, ""),
-        expect_status_request()
-            .expected_times(5)
-            .with_unreachable_gateway(),
+        expect_status_request().expected_times(5).failing_to_connect(),
         expect_status_request().answered_with(502, ""),
         expect_status_request().answered_with(200, new_state(1)),
         expect_probe_request().with_lost_answer(),
@@ -153,7 +151,7 @@ async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
         expect_update_request().answered_with(202, ""),
         expect_status_request()
             .expected_times(ANY_NUMBER_OF_TIMES)
-            .with_unreachable_gateway(),
+            .failing_to_connect(),
     ])
     .await;
     assert_outcome(

@@ -83,7 +83,7 @@ impl ExpectedCall {
         self
     }
 
-    pub(crate) fn with_unreachable_gateway(mut self) -> Self {
+    pub(crate) fn failing_to_connect(mut self) -> Self {
         self.answer = ScriptedAnswer::Unreachable;
         self
     }

@@ -246,7 +246,7 @@ fn status_or_closed(answer: &[u8]) -> String {
     text.split_whitespace().nth(1).unwrap_or("closed").to_owned()
 }
 
-/// Returns a tar without an end, with a file that has 15 MiB of extended attributes.
+/// Returns a tar without its end marker, with one file that has 15 MiB of extended attributes.
 pub fn tar_of_attributes() -> Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for number in 0..240_u32 {
@@ -264,7 +264,7 @@ pub fn tar_of_attributes() -> Result<Vec<u8>> {
     Ok(tar)
 }
 
-/// Returns a tar without an end, with a file of zeros.
+/// Returns a tar with one file of 28 MiB of zeros, without the tar's end marker.
 fn tar_of_zeros() -> Result<Vec<u8>> {
     const CONTENT_BYTES: usize = 28 << 20;
     let mut tar = tar_header("context/zeros", CONTENT_BYTES as u64)?;
@@ -296,7 +296,7 @@ fn tar_header(path: &str, size: u64) -> Result<Vec<u8>> {
     Ok(header.as_bytes().to_vec())
 }
 
-/// Returns a gzip stream, flushed but without an end.
+/// Returns a gzip stream that is flushed and has no trailer.
 fn gzip_without_end(content: &[u8]) -> Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(content)?;

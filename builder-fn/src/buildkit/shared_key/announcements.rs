@@ -130,7 +130,7 @@ impl AnnouncedEntries {
                 let list = self.list_index(identity);
                 match find_fingerprint(&self.lists[list], identity) {
                     Ok(at) => {
-                        if let Some(content) = content_of(entry, sent) {
+                        if let Some(content) = unseen_hash_of(entry, sent) {
                             self.lists[list][at].merge(content);
                         }
                     }
@@ -149,7 +149,7 @@ impl AnnouncedEntries {
             if let Some(identity) = self.identity(path, entry) {
                 let list = self.list_index(identity);
                 if find_fingerprint(&self.lists[list][..known[list]], identity).is_err() {
-                    let content = content_of(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
+                    let content = unseen_hash_of(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
                     self.lists[list].push(EntryFingerprint { identity, content });
                 }
             }
@@ -213,7 +213,7 @@ fn find_fingerprint(list: &[EntryFingerprint], identity: Identity) -> Result<usi
 }
 
 /// Returns the hash of the parts of an entry that BuildKit does not compare; `None` for a file that was not sent.
-fn content_of(entry: &Entry<'_>, sent: Option<ContentHash>) -> Option<ContentHash> {
+fn unseen_hash_of(entry: &Entry<'_>, sent: Option<ContentHash>) -> Option<ContentHash> {
     match entry.kind {
         Kind::File { .. } => sent.map(|content| hash_unseen(content, entry)),
         Kind::Folder | Kind::Symlink { .. } => Some(hash_unseen(ContentHash::default(), entry)),
