@@ -28,7 +28,7 @@ use crate::slots::{NoFreeSlot, QueueAdmission};
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
 #[derive(Clone, Debug)]
 pub struct BuilderApi {
-    /// Builds images for authentic requests.
+    /// The builder of images, which is given authentic requests only.
     pub builder: Builder,
     /// Limits on build requests.
     pub limits: RequestLimits,

@@ -39,7 +39,7 @@ pub enum RequestError {
         duration::format_duration(*bound)
     )]
     SubmittedAhead {
-        /// The `submittedAt` of the configuration, as RFC 3339.
+        /// The configuration's `submittedAt`, formatted as RFC 3339.
         submitted_at: String,
         /// The time of the builder's clock, as RFC 3339.
         now: String,

@@ -14,7 +14,7 @@ pub(super) struct TimeCredit {
 }
 
 impl TimeCredit {
-    /// Returns the credit of a new sender: `grace`, at a lowest rate of `rate` bytes per second.
+    /// Returns the time credit of a new sender: it starts at `grace`, and each `rate` bytes received win back a second.
     pub(super) fn new(rate: u64, grace: Duration) -> Self {
         Self {
             left: grace,
