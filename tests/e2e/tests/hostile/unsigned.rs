@@ -117,12 +117,13 @@ async fn send_extended_attributes() -> Result<Outcome> {
 }
 
 async fn send_high_compression_ratios() -> Result<Outcome> {
-    let limit = (32 * MIB).to_string();
-    let world = AttackWorld::with_settings(&[("spool_limit", &limit), ("max_body", &limit)], &[]).await?;
+    let (body_limit, spool_limit) = ((32 * MIB).to_string(), (64 * MIB).to_string());
+    let settings = [("spool_limit", &*spool_limit), ("max_body", &*body_limit)];
+    let world = AttackWorld::with_settings(&settings, &[]).await?;
     let flood = Flood::start(builder_target(&world)?, &[UnsignedSender::Ratio], 8, None)?;
     // Until the spool is full, or would have been.
     let end = Instant::now() + Duration::from_secs(15);
-    while Instant::now() < end && world.builder.metric_value("slipway_spool_bytes").await? < 26.0 * MIB as f64
+    while Instant::now() < end && world.builder.metric_value("slipway_spool_bytes").await? < 52.0 * MIB as f64
     {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
