@@ -217,7 +217,7 @@ async fn an_identity_token_is_exchanged_for_a_token() {
     assert_eq!((&*request.line, &*request.authorization), ("POST /token", ""));
     assert_eq!(
         request.body,
-        "grant_type=refresh_token&client_id=slipway&scope=repository:team/hello:pull&service=a%20b&refresh_token=id%261"
+        "grant_type=refresh_token&client_id=slipway&refresh_token=id%261&scope=repository%3Ateam%2Fhello%3Apull&service=a%20b"
     );
 }
 

@@ -52,9 +52,11 @@ impl HostState {
     pub(crate) fn current_host_state() -> Self {
         let firewall = Command::new("iptables-save").output().unwrap();
         let firewall = String::from_utf8(firewall.stdout).unwrap();
+        // Comments contain the time. Chains have counters of packets, such as `[12:3456]`, which change all the time.
+        let lines = firewall.lines().filter(|line| !line.starts_with('#'));
+        let without_counters = lines.map(|line| line.split(" [").next().unwrap_or(line));
         Self {
-            // Comments contain the time.
-            firewall: firewall.lines().filter(|line| !line.starts_with('#')).collect(),
+            firewall: without_counters.collect(),
             forwarding: fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
             directories: LEFTOVER_DIRECTORIES
                 .map(|dir| (dir, entry_names(Path::new(dir))))
