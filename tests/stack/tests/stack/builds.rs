@@ -266,7 +266,8 @@ async fn a_build_that_uses_too_much_fails_and_another_build_goes_on() -> Result<
     let limits = StepLimits {
         memory: 128 << 20,
         processes: 64,
-        disk: 1 << 30,
+        // An eighth of it is more than a step writes between two checks.
+        disk: 4 << 30,
         ..StepLimits::for_this_machine()?
     };
     let stack = start_stack_with(name, |options| options.limits = Some(limits)).await?;
