@@ -21,133 +21,126 @@ use crate::{
 /// The build argument of the victim's running build. The probes look for this text; it is in none of their variables.
 const VICTIM_ARGUMENT: &str = "an-argument-of-the-victim";
 
-const fn probe_with_script(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
-    Probe {
-        attack: Attack { name, attempts },
-        script,
-    }
-}
-
 /// `$ADDRESSES` are those of the stack and of the daemon, `$STEP` those of the neighbour's step, `$NEIGHBOURS` those of its functions, `$MACHINE` is a server of this machine.
 const PROBES: [Probe; 23] = [
-    probe_with_script(
+    Probe::with_script(
         "daemon-by-address",
         "lists the daemon's workers with buildctl, at every address of the stack",
         "for at in $ADDRESSES; do timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "daemon-by-default-route",
         "lists the daemon's workers with buildctl, at the step's default route",
         "at=$(ip route | awk '/^default/ { print $3; exit }'); [ \"$at\" ] || exit 1\n\
          timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers",
     ),
-    probe_with_script(
+    Probe::with_script(
         "other-builds-arguments",
         "reads the arguments of a neighbour's running build from the daemon's history",
         "for at in $ADDRESSES $(ip route | awk '/^default/ { print $3; exit }'); do\n\
          timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug histories --format '{{json .}}' | grep -o an-argument-of-the-victim | head -n 1 | grep . && exit 0\n\
          done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "daemon-by-socket-names",
         "finds the daemon's sockets in the step's network namespace",
         "grep -E 'buildkit|containerd' /proc/net/unix",
     ),
-    probe_with_script(
+    Probe::with_script(
         "daemon-by-socket-files",
         "finds a socket of the daemon or of containerd among the step's files",
         "for at in /run/buildkit/buildkitd.sock /run/containerd/containerd.sock /var/run/docker.sock /dev/*.sock; do\n\
          [ -S $at ] && echo $at && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "nats-by-loopback",
         "greets the queue's NATS server",
         "for at in $ADDRESSES; do printf 'CONNECT {\"verbose\":true}\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep PONG && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "nats-forged-by-a-step",
         "publishes a message of its own in NATS",
         "for at in $ADDRESSES; do\n\
          printf 'CONNECT {\"verbose\":true}\\r\\nPUB hostile.forged 6\\r\\nforged\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep -c '+OK' | grep 2 && exit 0\n\
          done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "nats-monitor",
         "reads the monitoring page of NATS",
         "for at in $ADDRESSES; do http $at 8222 /varz | grep server_id && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "provider-from-a-step",
         "reads the provider's health",
         "for at in $ADDRESSES; do http $at 8081 /healthz | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "gateway-from-a-step",
         "calls the gateway",
         "for at in $ADDRESSES; do http $at 8080 /healthz | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "gateway-metrics-from-a-step",
         "reads the gateway's metrics, which name all functions",
         "for at in $ADDRESSES; do http $at 8082 /metrics | grep -m 1 gateway && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "registry-from-a-step",
         "sends the registry requests of its own",
         "for at in $ADDRESSES; do http $at 5000 /v2/ | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "functions-from-a-step",
         "calls functions without the gateway",
         "for at in $NEIGHBOURS; do WAIT=1 http $at 8080 /_/health | grep HTTP/ && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "function-metrics-from-a-step",
         "reads the metrics of builder-fn and deployer-fn",
         "for at in $NEIGHBOURS; do WAIT=1 http $at 8081 /metrics | grep -m 1 slipway && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "machine-from-a-step",
         "reaches a service of the machine that runs the daemon",
         "http ${MACHINE%:*} ${MACHINE#*:} / | grep bait",
     ),
-    probe_with_script(
+    Probe::with_script(
         "network-of-others",
         "connects to a service within a neighbour's running step",
         "for at in $STEP $ADDRESSES; do timeout 3 nc -w 2 $at 4999 < /dev/null | grep step-of-the-victim && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "processes-of-others",
         "finds the daemon or a neighbour's step in /proc",
         "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -oE 'buildkit[d]|gate-of-the-[v]ictim' | head -n 1 | grep .",
     ),
-    probe_with_script(
+    Probe::with_script(
         "environment-of-others",
         "reads a neighbour's build argument from the environment of its step",
         "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep '[a]n-argument-of-the-victim'",
     ),
-    probe_with_script(
+    Probe::with_script(
         "files-of-the-daemon-by-proc",
         "reads the daemon's files through /proc/PID/root",
         "for at in /proc/[0-9]*/root; do ls $at/root/.local $at/root/.cache && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "kernel-settings",
         "writes to /proc/sys and /sys, through which a program runs on the machine",
         "for at in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /sys/kernel/uevent_helper; do\n\
          [ -e $at ] && cat $at > /tmp/value && cat /tmp/value > $at && echo $at && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "kernel-memory",
         "reads the machine's memory and kernel log",
         "head -c 1 /proc/kcore > /tmp/kcore && [ -s /tmp/kcore ] && exit 0; dmesg | grep -m 1 . && exit 0; ls /dev/mem /dev/kmsg",
     ),
-    probe_with_script(
+    Probe::with_script(
         "mount",
         "mounts a file system",
         "mkdir -p /tmp/mount; mount -t tmpfs none /tmp/mount && exit 0; mount -o bind / /tmp/mount",
     ),
-    probe_with_script(
+    Probe::with_script(
         "device-of-the-disk",
         "makes a device of the machine's disk and reads it",
         "mknod /tmp/disk b $DISK && dd if=/tmp/disk bs=512 count=1 | wc -c | grep 512",

@@ -47,52 +47,45 @@ const REBOUND_NAME: &str = "files.hostile.test";
 /// The name that has the address of a metadata service from the beginning.
 const POINTED_NAME: &str = "pointed.hostile.test";
 
-const fn probe_with_script(name: &'static str, attempts: &'static str, script: &'static str) -> Probe {
-    Probe {
-        attack: Attack { name, attempts },
-        script,
-    }
-}
-
 const PROBES: [Probe; 8] = [
-    probe_with_script(
+    Probe::with_script(
         "metadata-in-a-step",
         "reads the metadata service at 169.254.169.254 in a step",
         "http 169.254.169.254 80 /latest/meta-data/ | grep bait",
     ),
-    probe_with_script(
+    Probe::with_script(
         "metadata-of-tasks-in-a-step",
         "reads the credentials of tasks and pods at 169.254.170.2 and 169.254.170.23 in a step",
         "for at in 169.254.170.2 169.254.170.23; do http $at 80 /v1/credentials | grep bait && exit 0; done; exit 1",
     ),
-    probe_with_script(
+    Probe::with_script(
         "metadata-of-azure-in-a-step",
         "reads Azure's service at 168.63.129.16 in a step",
         "http 168.63.129.16 80 /machine | grep bait",
     ),
-    probe_with_script(
+    Probe::with_script(
         "metadata-of-alibaba-in-a-step",
         "reads Alibaba's service at 100.100.100.200 in a step",
         "http 100.100.100.200 80 /latest/meta-data/ | grep bait",
     ),
-    probe_with_script(
+    Probe::with_script(
         "metadata-by-ipv6-in-a-step",
         "reads the metadata service at fd00:ec2::254 in a step",
         "http fd00:ec2::254 80 /latest/meta-data/ | grep bait",
     ),
-    probe_with_script(
+    Probe::with_script(
         "metadata-by-name-in-a-step",
         "reads metadata.google.internal in a step",
         "at=$(nslookup metadata.google.internal | awk '/^Address/ && !/:53$/ { at = $NF } END { print at }')\n\
          http ${at:-169.254.169.254} 80 /computeMetadata/v1/ | grep bait",
     ),
-    probe_with_script(
+    Probe::with_script(
         "metadata-by-redirect-in-a-step",
         "follows a redirect of a server of the attacker's to the metadata service in a step",
         "to=$(http ${SERVER%:*} ${SERVER#*:} /redirect/169.254.169.254/latest | tr -d '\\r' | awk -F/ 'tolower($1) ~ /^location/ { print $3 }')\n\
          http ${to:-169.254.169.254} 80 /latest | grep bait",
     ),
-    probe_with_script(
+    Probe::with_script(
         "private-network-in-a-step",
         "reaches a server in a private network in a step",
         "http ${PRIVATE%:*} ${PRIVATE#*:} / | grep bait",

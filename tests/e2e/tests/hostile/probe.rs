@@ -19,6 +19,20 @@ pub(crate) struct Probe {
     pub(crate) script: &'static str,
 }
 
+impl Probe {
+    /// Creates the attack of this name by a script.
+    pub(crate) const fn with_script(
+        name: &'static str,
+        attempts: &'static str,
+        script: &'static str,
+    ) -> Self {
+        Self {
+            attack: Attack { name, attempts },
+            script,
+        }
+    }
+}
+
 /// Returns the attacks that the probes try, one for each.
 pub(crate) const fn attacks_of_probes<const N: usize>(probes: &[Probe; N]) -> [Attack; N] {
     let mut attacks = [probes[0].attack; N];
