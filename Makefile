@@ -27,7 +27,7 @@ status: ## show the state of the stack's parts
 
 test: check unit chart e2e hostile ## run all checks and tests; needs no preparation
 
-check: ## check format, lints, the handlers' lock files and licences
+check: ## check format, lints, lock files and licences
 	@$(stack) packages
 	cargo fmt --check
 	cargo fmt --all --check $(template)
@@ -35,6 +35,7 @@ check: ## check format, lints, the handlers' lock files and licences
 	cargo clippy --quiet --locked --workspace --all-targets $(template) -- -D warnings
 	cargo clippy --quiet --locked --package function-host --all-features --all-targets $(template) -- -D warnings
 	tests/handler-locks --check
+	cargo update --quiet --locked --workspace --manifest-path fuzz/Cargo.toml
 	tests/licences
 
 unit: ## run all tests that need no stack
