@@ -108,6 +108,11 @@ impl StackDir {
         self.root.join("data").join(part)
     }
 
+    /// Returns the image of the file system with BuildKit's data.
+    pub(crate) fn buildkit_disk_image(&self) -> PathBuf {
+        self.root.join("data/buildkit.img")
+    }
+
     /// Returns the directory of the sockets for clients on the machine.
     pub(crate) fn sockets_directory(&self) -> PathBuf {
         self.root.join("run")
@@ -201,6 +206,12 @@ pub(crate) fn write_private_file(path: &Path, content: &[u8]) -> Result<()> {
         .with_operation("write", &new)?;
     file.write_all(content).with_operation("write", &new)?;
     fs::rename(&new, path).with_operation("write", path)
+}
+
+/// Returns the free space of the file system that a path is on, in bytes.
+pub(crate) fn free_space(path: &Path) -> Result<u64> {
+    let space = rustix::fs::statvfs(path).with_operation("read the free space of", path)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! the holder, so a stack ends as a whole. `ARCHITECTURE.md` has a picture.
 
 mod address;
+mod buildkit_disk;
 mod certificates;
 mod cgroup;
 mod command;

@@ -39,14 +39,13 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
             dir.name
         ))
     })?;
-    let limits = plan.step_limits()?;
     let config = PartSpecSource { dir, plan };
     let resolver = mounts::mount_all_but_resolver()?;
     if let ProviderChoice::Faasd(faasd) = &config.plan.provider {
         faasd::prepare_mounts_for_faasd(&config.dir, &faasd.program, &config.containerd_socket_path())?;
     }
     resolver.replace_with_stacks()?;
-    disk::mount_buildkit_disk(&config.dir, limits.disk)?;
+    disk::mount_buildkit_disk(&config.dir)?;
     // Before `create_and_enter_stack_networks`, while this process is still in the machine's network namespace.
     let loopback = forward::listen_for_loopback_registry(&config)?;
     network::create_and_enter_stack_networks(&config.plan)?;

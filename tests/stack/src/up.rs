@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     address::StackNumber,
-    certificates,
+    buildkit_disk, certificates,
     cgroup::StackControlGroups,
     control::{ControlClient, SupervisorCommand, SupervisorEvent},
     credentials::StackCredentials,
@@ -181,6 +181,8 @@ async fn launch_holder(dir: &StackDir, plan: StackPlan, progress: &ProgressSink)
     down::stop_and_clean_up(dir, progress).await?;
     write_stack_files(dir, &plan).await?;
     plan.write_plan(dir)?;
+    // Before the supervisor starts, because this can take longer than a supervisor's start.
+    buildkit_disk::prepare_disk_image(dir, plan.step_limits()?.disk, progress).await?;
     let stack = Stack::from_plan(dir.clone(), plan)?;
     let holder = HolderProcess::start_holder(&stack)?;
     holder.wait_for_supervisor(dir).await?;

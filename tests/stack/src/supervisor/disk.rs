@@ -2,7 +2,7 @@
 //! so that the build step that fills it ends before other builds have no room.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write as _},
     path::Path,
     process::Command,
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal};
 use crate::{
     cgroup::{self, RunningStep},
     command::run_program_blocking,
-    directories::StackDir,
+    directories::{StackDir, free_space},
     error::{IoResultExt as _, Result},
     supervisor::{part_spec::PartSpecSource, reaper::ProcessReaper},
 };
@@ -38,44 +38,9 @@ const RELEASE_TIME: Duration = Duration::from_secs(2);
 /// The interval between checks of the free space. A disk that takes 2 GB/s takes a twentieth of a reserve of 4 GiB in it.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Mounts the file system for BuildKit's data in the stack's mount namespace; makes it at the first start.
-pub(super) fn mount_buildkit_disk(dir: &StackDir, size: u64) -> Result<()> {
-    let (image, target) = (
-        dir.root.join("data/buildkit.img"),
-        dir.part_data_directory("buildkit"),
-    );
-    if !image.exists() {
-        // What an earlier launcher kept there without a limit.
-        fs::remove_dir_all(&target).with_operation("remove", &target)?;
-        fs::create_dir_all(&target).with_operation("create", &target)?;
-        let new = image.with_extension("new");
-        let file = File::create(&new).with_operation("create", &new)?;
-        let size = size.min(free_space(&dir.root)? / 4 * 3);
-        file.set_len(size).with_operation("resize", &new)?;
-        run_program_blocking(
-            Command::new("mkfs.ext4")
-                .args([
-                    "-q",
-                    "-F",
-                    "-m",
-                    "0",
-                    "-i",
-                    "4096",
-                    "-O",
-                    "^resize_inode",
-                    "-E",
-                    "lazy_itable_init=1,lazy_journal_init=1",
-                ])
-                .arg(&new),
-        )?;
-        fs::rename(&new, &image).with_operation("rename", &new)?;
-    }
-    // It has a cache: after a crash of the machine it may be damaged, and is made anew.
-    let checked = run_program_blocking(Command::new("e2fsck").arg("-p").arg(&image));
-    if checked.is_err() && run_program_blocking(Command::new("e2fsck").arg("-fy").arg(&image)).is_err() {
-        fs::remove_file(&image).with_operation("remove", &image)?;
-        return mount_buildkit_disk(dir, size);
-    }
+/// Mounts the file system for BuildKit's data, which the launcher has made and checked, in the stack's mount namespace.
+pub(super) fn mount_buildkit_disk(dir: &StackDir) -> Result<()> {
+    let (image, target) = (dir.buildkit_disk_image(), dir.part_data_directory("buildkit"));
     // The loop device ends with the mount. Space that the cache frees is freed on the machine's disk too.
     run_program_blocking(
         Command::new("mount")
@@ -83,12 +48,6 @@ pub(super) fn mount_buildkit_disk(dir: &StackDir, size: u64) -> Result<()> {
             .args([image.as_os_str(), target.as_os_str()]),
     )
     .map(drop)
-}
-
-/// Returns the free space at a path, in bytes.
-fn free_space(path: &Path) -> Result<u64> {
-    let space = rustix::fs::statvfs(path).with_operation("read the free space of", path)?;
-    Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 /// Ends the build step that has written most whenever the file system with BuildKit's data has too little free space,
