@@ -2,6 +2,7 @@
 //! removes the control groups and state files.
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -54,11 +55,24 @@ pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) 
     let lock = dir.lock_stack().await?;
     stop_and_clean_up(&dir, progress).await?;
     if purge {
-        fs::remove_dir_all(&dir.root).with_operation("remove", &dir.root)?;
+        remove_whole_directory(&dir.root)?;
         progress.emit_step("stack", "removed its data");
     }
     drop(lock);
     Ok(())
+}
+
+/// Removes a directory. If the removal is interrupted, the directory is gone all the same, and no later start finds a
+/// part of its files.
+fn remove_whole_directory(path: &Path) -> Result<()> {
+    let mut name = OsString::from(".removed-");
+    name.push(path.file_name().unwrap_or_default());
+    let removed = path.with_file_name(name);
+    if removed.exists() {
+        fs::remove_dir_all(&removed).with_operation("remove", &removed)?;
+    }
+    fs::rename(path, &removed).with_operation("rename", path)?;
+    fs::remove_dir_all(&removed).with_operation("remove", &removed)
 }
 
 /// Stops a running stack and removes what a killed one left behind.
@@ -124,4 +138,20 @@ async fn wait_until_condition(limit: Duration, condition: impl Fn() -> bool) -> 
 /// Returns the sysfs path of a stack's interface on this machine.
 pub(crate) fn sysfs_interface_path(number: StackNumber) -> PathBuf {
     Path::new("/sys/class/net").join(number.outer_interface())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_directory_leaves_nothing_even_after_an_interrupted_removal() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("x");
+        for directory in [&path, &parent.path().join(".removed-x")] {
+            fs::create_dir_all(directory.join("data")).unwrap();
+        }
+        remove_whole_directory(&path).unwrap();
+        assert!(fs::read_dir(parent.path()).unwrap().next().is_none());
+    }
 }

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
 use crate::{
     command::{last_lines, new_command, run_program_with_input},
     control::{ControlClient, PartStatus, SupervisorCommand, SupervisorEvent},
@@ -58,6 +60,14 @@ pub struct GatewayAccess {
     pub user: String,
     /// The password of the gateway's administrator.
     pub password: String,
+}
+
+impl GatewayAccess {
+    /// Returns whether a `config.yml` of faas-cli has a login with this address, user and password.
+    fn is_in_faas_cli_config(&self, config: &str) -> bool {
+        let token = STANDARD.encode(format!("{}:{}", self.user, self.password));
+        config.contains(&self.url) && config.contains(&token)
+    }
 }
 
 /// The address and credentials of a stack's registry, over plain HTTP.
@@ -204,9 +214,8 @@ impl Stack {
     /// Logs in to the gateway with faas-cli, and returns the directory for faas-cli's `OPENFAAS_CONFIG`.
     pub async fn login_with_faas_cli(&self) -> Result<PathBuf> {
         let config_dir = self.dir.home_of_parts().join("openfaas");
-        // A stack that is started again may have another address, so an older login is replaced.
         let config = fs::read_to_string(config_dir.join("config.yml"));
-        if config.is_ok_and(|config| config.contains(&self.gateway.url)) {
+        if config.is_ok_and(|config| self.gateway.is_in_faas_cli_config(&config)) {
             return Ok(config_dir);
         }
         let mut faas_cli = new_command(&self.tools.faas_cli);
@@ -343,5 +352,24 @@ impl std::fmt::Debug for RegistryAccess {
             .field("host", &self.host)
             .field("user", &self.user)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_login_with_another_address_or_password_is_not_used() {
+        let access = |url: &str, password: &str| GatewayAccess {
+            url: url.into(),
+            user: "admin".into(),
+            password: password.into(),
+        };
+        // The format of faas-cli's `config.yml`; the token is `admin:first` in base64.
+        let config = "auths:\n- gateway: http://10.63.1.2:8080\n  auth: basic\n  token: YWRtaW46Zmlyc3Q=\n";
+        assert!(access("http://10.63.1.2:8080", "first").is_in_faas_cli_config(config));
+        assert!(!access("http://10.63.1.2:8080", "second").is_in_faas_cli_config(config));
+        assert!(!access("http://10.63.2.2:8080", "first").is_in_faas_cli_config(config));
     }
 }
