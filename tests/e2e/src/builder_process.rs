@@ -1,9 +1,10 @@
 //! A builder-fn process beside the stack, for settings that the stack's own builder-fn must not have.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::ExitStatus,
     time::{Duration, Instant},
 };
 
@@ -12,21 +13,16 @@ use reqwest::StatusCode;
 
 use crate::{
     client::SigningClient,
-    process::{
-        build_once_and_get_path, free_port, unlinked_open_files, wait_for_status, wait_for_success,
-        wait_until_function_alive,
-    },
+    process::{FunctionProcess, unlinked_open_files, wait_for_status, wait_for_success},
     registry::RegistryClient,
     testbed::Testbed,
 };
 
 /// A running builder-fn process, killed on drop.
 pub struct BuilderProcess {
-    child: Child,
+    function: FunctionProcess,
     secrets: tempfile::TempDir,
     spool: tempfile::TempDir,
-    url: String,
-    metrics: String,
 }
 
 impl BuilderProcess {
@@ -63,51 +59,42 @@ impl BuilderProcess {
             fs::write(secrets.path().join(name), content)?;
         }
         let spool = tempfile::tempdir()?;
-        let (port, metrics) = (free_port()?, free_port()?);
-        let child = Command::new(build_once_and_get_path("builder-fn").await?)
-            .env_clear()
-            .env("port", port.to_string())
-            .env("metrics_port", metrics.to_string())
-            .env("secret_mount_path", secrets.path())
-            .env("spool_dir", spool.path())
-            .env("buildkit_url", &testbed.stack.buildkit_host)
-            .env("gateway_url", &testbed.stack.gateway.url)
-            .env("insecure", "true")
+        let fixed: [(&str, &OsStr); 9] = [
+            ("secret_mount_path", secrets.path().as_ref()),
+            ("spool_dir", spool.path().as_ref()),
+            ("buildkit_url", testbed.stack.buildkit_host.as_ref()),
+            ("gateway_url", testbed.stack.gateway.url.as_ref()),
+            ("insecure", "true".as_ref()),
             // The same value as in stack.yml and the chart.
-            .env("MALLOC_ARENA_MAX", "1")
-            .env("exec_timeout", "10m")
-            .env("write_timeout", "10m")
-            .env("read_timeout", "10m")
-            .envs(settings.iter().copied())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("starting builder-fn")?;
-        let builder = Self {
-            child,
+            ("MALLOC_ARENA_MAX", "1".as_ref()),
+            ("exec_timeout", "10m".as_ref()),
+            ("write_timeout", "10m".as_ref()),
+            ("read_timeout", "10m".as_ref()),
+        ];
+        let settings = settings.iter().map(|(name, value)| (*name, OsStr::new(*value)));
+        let function = FunctionProcess::start("builder-fn", fixed.into_iter().chain(settings)).await?;
+        Ok(Self {
+            function,
             secrets,
             spool,
-            url: format!("http://127.0.0.1:{port}"),
-            metrics: format!("http://127.0.0.1:{metrics}/metrics"),
-        };
-        wait_until_function_alive(&builder.url).await?;
-        Ok(builder)
+        })
     }
 
     /// Returns the builder's URL, without a trailing slash.
     pub fn url(&self) -> &str {
-        &self.url
+        &self.function.url
     }
 
     /// Returns a client that signs with the stack's key.
     pub fn client(&self) -> Result<SigningClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
-        SigningClient::new(format!("{}/build", self.url), &key)
+        SigningClient::new(format!("{}/build", self.function.url), &key)
     }
 
     /// Sends a GET request to the builder; returns status and text.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let http = reqwest::Client::builder().no_proxy().build()?;
-        let response = http.get(format!("{}{path}", self.url)).send().await?;
+        let response = http.get(format!("{}{path}", self.function.url)).send().await?;
         Ok((response.status().as_u16(), response.text().await?))
     }
 
@@ -126,7 +113,7 @@ impl BuilderProcess {
     /// Returns all metrics of the builder in Prometheus' text format.
     pub async fn metrics_text(&self) -> Result<String> {
         let http = reqwest::Client::builder().no_proxy().build()?;
-        Ok(http.get(&self.metrics).send().await?.text().await?)
+        Ok(http.get(&self.function.metrics_url).send().await?.text().await?)
     }
 
     /// Returns the value of one metric of the builder; `name` includes its labels, if any.
@@ -142,21 +129,17 @@ impl BuilderProcess {
 
     /// Returns the process ID of the builder.
     pub fn process_id(&self) -> u32 {
-        self.child.id()
+        self.function.process.id()
     }
 
     /// Kills the builder process, as a crash does.
     pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+        self.function.process.kill()
     }
 
     /// Sends SIGTERM to the builder process, as providers do.
     pub fn send_sigterm(&self) -> Result<()> {
-        let status = Command::new("kill").arg(self.child.id().to_string()).status()?;
-        anyhow::ensure!(status.success(), "kill: {status}");
-        Ok(())
+        self.function.process.send_sigterm()
     }
 
     /// Waits until the builder process has exited, or fails after `limit`. Call [`send_sigterm`](Self::send_sigterm)
@@ -164,7 +147,7 @@ impl BuilderProcess {
     pub async fn wait_until_exited(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + limit;
         loop {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.function.process.try_wait()? {
                 return Ok(status);
             }
             if Instant::now() > end {
@@ -176,7 +159,7 @@ impl BuilderProcess {
 
     /// Returns the builder process's peak resident memory so far, in bytes.
     pub fn peak_memory_bytes(&self) -> Result<usize> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.function.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kibibytes: usize = line
             .and_then(|line| line.trim().strip_suffix(" kB"))
@@ -191,26 +174,18 @@ impl BuilderProcess {
         let mut left = fs::read_dir(self.spool.path())?
             .map(|entry| Ok(entry?.path()))
             .collect::<Result<Vec<_>>>()?;
-        left.extend(unlinked_open_files(self.child.id())?);
+        left.extend(unlinked_open_files(self.function.process.id())?);
         Ok(left)
     }
 
     /// Waits until `/ready` answers with success: the builder accepts a request.
     pub async fn wait_until_ready(&self) -> Result<()> {
-        wait_for_success(&format!("{}/ready", self.url)).await
+        wait_for_success(&format!("{}/ready", self.function.url)).await
     }
 
     /// Waits until `/ready` answers with 503: the builder accepts no more requests.
     pub async fn wait_until_not_ready(&self) -> Result<()> {
         let is_expected = |status| status == StatusCode::SERVICE_UNAVAILABLE;
-        wait_for_status(&format!("{}/ready", self.url), is_expected).await
-    }
-}
-
-impl Drop for BuilderProcess {
-    fn drop(&mut self) {
-        // Cleans up after a test that fails; the process may have exited already.
-        self.child.kill().ok();
-        self.child.wait().ok();
+        wait_for_status(&format!("{}/ready", self.function.url), is_expected).await
     }
 }

@@ -1,11 +1,7 @@
 //! A deployer-fn process beside the stack: tests can kill it, and choose settings that the stack's own must not
 //! have.
 
-use std::{
-    fs,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{ffi::OsStr, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -14,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{
     client::{BuilderReply, sign_body},
-    process::{build_once_and_get_path, free_port, wait_until_function_alive},
+    process::FunctionProcess,
     registry,
     testbed::Testbed,
 };
@@ -25,9 +21,8 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(180);
 /// A running deployer-fn process, killed on drop.
 #[derive(Debug)]
 pub struct DeployerProcess {
-    child: Child,
+    function: FunctionProcess,
     secrets: TempDir,
-    url: String,
 }
 
 /// A client that sends hand-overs as builder-fn does. Clones share the deployer.
@@ -78,37 +73,26 @@ impl DeployerProcess {
         gateway: &str,
         settings: &[(&str, &str)],
     ) -> Result<Self> {
-        let (port, metrics) = (free_port()?, free_port()?);
-        let child = Command::new(build_once_and_get_path("deployer-fn").await?)
-            .env_clear()
-            .env("port", port.to_string())
-            .env("metrics_port", metrics.to_string())
-            .env("secret_mount_path", secrets.path())
-            .env("gateway_url", gateway)
-            .env("exec_timeout", "3m")
-            .env("insecure", "true")
-            .envs(settings.iter().copied())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("starting deployer-fn")?;
-        let deployer = Self {
-            child,
-            secrets,
-            url: format!("http://127.0.0.1:{port}"),
-        };
-        wait_until_function_alive(&deployer.url).await?;
-        Ok(deployer)
+        let fixed: [(&str, &OsStr); 4] = [
+            ("secret_mount_path", secrets.path().as_ref()),
+            ("gateway_url", gateway.as_ref()),
+            ("exec_timeout", "3m".as_ref()),
+            ("insecure", "true".as_ref()),
+        ];
+        let settings = settings.iter().map(|(name, value)| (*name, OsStr::new(*value)));
+        let function = FunctionProcess::start("deployer-fn", fixed.into_iter().chain(settings)).await?;
+        Ok(Self { function, secrets })
     }
 
     /// Returns the deployer's URL, without a trailing slash.
     pub fn url(&self) -> &str {
-        &self.url
+        &self.function.url
     }
 
     /// Returns a client for this deployer.
     pub fn hand_over_client(&self) -> Result<HandOverClient> {
         Ok(HandOverClient {
-            url: format!("{}/", self.url),
+            url: format!("{}/", self.function.url),
             key: fs::read(self.secrets.path().join("deploy-secret"))?
                 .trim_ascii()
                 .to_vec(),
@@ -126,22 +110,12 @@ impl DeployerProcess {
 
     /// Returns the process id of the deployer.
     pub fn process_id(&self) -> u32 {
-        self.child.id()
+        self.function.process.id()
     }
 
     /// Kills the deployer process, as a crash does.
     pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for DeployerProcess {
-    fn drop(&mut self) {
-        // The process may have exited already.
-        self.child.kill().ok();
-        self.child.wait().ok();
+        self.function.process.kill()
     }
 }
 

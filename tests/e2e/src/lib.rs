@@ -22,6 +22,7 @@ pub mod deployer_route;
 pub mod flood;
 pub mod flood_benchmark;
 pub mod functions;
+mod logged_process;
 pub mod network_namespace;
 pub mod outage;
 pub mod pausing_proxy;

@@ -1,10 +1,11 @@
-//! Builds the binaries of builder-fn and deployer-fn, and waits for their processes.
+//! Builds the binaries of builder-fn and deployer-fn, and starts their processes.
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -13,6 +14,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use reqwest::StatusCode;
 use tokio::sync::Mutex;
+
+use crate::logged_process::LoggedProcess;
 
 /// Returns the files that a process has open and that have no name, such as the spool of a request.
 pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
@@ -27,11 +30,6 @@ pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(unlinked)
-}
-
-/// Waits until the function at this URL answers its liveness probe.
-pub(crate) async fn wait_until_function_alive(url: &str) -> Result<()> {
-    wait_for_success(&format!("{url}/_/health")).await
 }
 
 /// Waits until a GET request for this URL is answered with success.
@@ -56,15 +54,56 @@ pub(crate) async fn wait_for_status(url: &str, is_expected: impl Fn(StatusCode) 
     }
 }
 
-/// Returns a TCP port on which no process listens at the moment.
-pub(crate) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+/// A process of builder-fn or deployer-fn that listens; killed on drop.
+#[derive(Debug)]
+pub(crate) struct FunctionProcess {
+    /// The process and its log.
+    pub(crate) process: LoggedProcess,
+    /// The URL at which the function answers requests, without a trailing slash.
+    pub(crate) url: String,
+    /// The URL of the function's metrics.
+    pub(crate) metrics_url: String,
+}
+
+impl FunctionProcess {
+    /// Builds a function of this repository, once a run, starts it with this environment and no other, and waits until
+    /// it listens.
+    pub(crate) async fn start<'a>(
+        package: &'static str,
+        environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
+    ) -> Result<Self> {
+        let mut command = Command::new(build_once_and_get_path(package).await?);
+        command
+            .env_clear()
+            .envs([("port", "0"), ("metrics_port", "0")])
+            .envs(environment);
+        let mut process = LoggedProcess::spawn(command)?;
+        let [url, metrics_url] = process
+            .wait_for_line(find_ports)
+            .await?
+            .map(|port| format!("http://127.0.0.1:{port}"));
+        Ok(Self {
+            process,
+            url,
+            metrics_url: format!("{metrics_url}/metrics"),
+        })
+    }
+}
+
+/// Returns the ports for requests and for metrics if this line of a function's log reports them.
+fn find_ports(line: &str) -> Option<[u16; 2]> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    if line["message"] != "listening" {
+        return None;
+    }
+    let port = |name| u16::try_from(line[name].as_u64()?).ok();
+    Some([port("port")?, port("metrics_port")?])
 }
 
 /// Builds a function of this repository, once a run, and returns the path of its binary.
 ///
 /// `SLIPWAY_BUILDER_PROFILE` names the Cargo profile, for measurements.
-pub(crate) async fn build_once_and_get_path(package: &'static str) -> Result<PathBuf> {
+async fn build_once_and_get_path(package: &'static str) -> Result<PathBuf> {
     static BUILT_BINARIES: Mutex<BTreeMap<&str, PathBuf>> = Mutex::const_new(BTreeMap::new());
     let mut built = BUILT_BINARIES.lock().await;
     if let Some(binary) = built.get(package) {

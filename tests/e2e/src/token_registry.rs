@@ -6,13 +6,12 @@
 use std::{
     collections::HashMap,
     fs,
-    net::TcpListener,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use axum::{
     Form, Json, Router,
     extract::{Query, State},
@@ -31,6 +30,7 @@ use serde_json::{Value, json};
 
 use crate::{
     certificates::{CertificateAuthority, CertificateWithKey},
+    logged_process::LoggedProcess,
     testbed::Testbed,
 };
 
@@ -46,7 +46,7 @@ pub const IDENTITY_TOKEN: &str = "the identity token";
 
 /// A running registry and its token server; both stop on drop.
 pub struct TokenRegistry {
-    child: Child,
+    _process: LoggedProcess,
     dir: tempfile::TempDir,
     tokens: Arc<TokenServer>,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -84,35 +84,30 @@ impl TokenRegistry {
             .with_state(tokens.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
 
-        let host = format!(
-            "127.0.0.1:{}",
-            TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()
-        );
         let at = dir.path().display();
         let config = format!(
-            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {at}/data\n\
-             http:\n  addr: {host}\n  tls:\n    certificate: {at}/cert.pem\n    key: {at}/key.pem\n\
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {at}/data\n\
+             http:\n  addr: 127.0.0.1:0\n  tls:\n    certificate: {at}/cert.pem\n    key: {at}/key.pem\n\
              auth:\n  token:\n    realm: {realm}\n    service: {TOKEN_SERVICE}\n    issuer: {TOKEN_ISSUER}\n    \
              rootcertbundle: {at}/tokens.pem\n"
         );
         fs::write(dir.path().join("registry.yml"), config)?;
-        let child = Command::new(testbed.stack.registry_program())
-            .arg("serve")
-            .arg(dir.path().join("registry.yml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log"))?)
-            .spawn()
-            .context("starting docker-registry")?;
-        let registry = Self {
-            child,
+        let mut command = Command::new(testbed.stack.registry_program());
+        command.arg("serve").arg(dir.path().join("registry.yml"));
+        let mut process = LoggedProcess::spawn(command)?;
+        let host = process
+            .wait_for_line(|line| {
+                let (_, address) = line.split_once("listening on ")?;
+                Some(address.split_once(',')?.0.to_owned())
+            })
+            .await?;
+        Ok(Self {
+            _process: process,
             dir,
             tokens,
             serving,
             host,
-        };
-        registry.wait_until_listening().await?;
-        Ok(registry)
+        })
     }
 
     /// Returns whether the registry has this tag.
@@ -125,27 +120,11 @@ impl TokenRegistry {
     pub fn take_issued_tokens(&self) -> Vec<String> {
         std::mem::take(&mut self.tokens.issued.lock().unwrap_or_else(PoisonError::into_inner))
     }
-
-    async fn wait_until_listening(&self) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(20);
-        while tokio::net::TcpStream::connect(&self.host).await.is_err() {
-            if Instant::now() > end {
-                bail!(
-                    "docker-registry did not start listening within 20 s; its log: {}",
-                    fs::read_to_string(self.dir.path().join("log"))?
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    }
 }
 
 impl Drop for TokenRegistry {
     fn drop(&mut self) {
         self.serving.abort();
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 

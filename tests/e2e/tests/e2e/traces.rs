@@ -12,7 +12,10 @@ use slipway_e2e::{
     deployer_process::DeployerProcess,
     testbed::Testbed,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinHandle,
+};
 
 const CALLER_TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER_SPAN_ID: &str = "00f067aa0ba902b7";
@@ -270,9 +273,10 @@ async fn a_collector_that_refuses_connections_or_hangs_does_not_affect_builds() 
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let silent = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let closed = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let (hanging, refusing) = (silent.local_addr()?, closed.local_addr()?);
-    drop(closed);
+    // A bound socket that does not listen refuses connections, and nobody else gets its port.
+    let bound = TcpSocket::new_v4()?;
+    bound.bind("127.0.0.1:0".parse()?)?;
+    let (hanging, refusing) = (silent.local_addr()?, bound.local_addr()?);
     for address in [hanging, refusing] {
         let endpoint = format!("http://{address}");
         let settings = [
