@@ -83,6 +83,12 @@ count() {
 case=lint
 "$helm" lint --strict "$chart" >"$dir/out" 2>&1 || fail "$(cat "$dir/out")"
 
+case="the README names every value"
+for name in $(sed -n 's/^ *\([a-zA-Z]*\):.*/\1/p' "$chart/values.yaml" | sort -u); do
+    case $name in cpu) continue ;; esac # of Kubernetes
+    grep -q -w -e "$name" "$chart/README.md" || fail "it does not name $name"
+done
+
 cat >"$dir/tenants.yaml" <<'EOF'
 policy:
   tenants:
@@ -451,6 +457,14 @@ begin "requests as old as BuildKit's records" --set builder.maxAge=2880m,buildki
 begin "an existing BuildKit with records of its own" --set builder.maxAge=72h,buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.tls.clientSecret=client
 
 rejects "fresh requests without an age" "builder.requireFresh: needs builder.maxAge" --set builder.requireFresh=true
+rejects "a spool that one tenant could fill" "builder.spool.limit: 2147483647, and at least 2147483648 is right with policy.tenants" -f "$dir/tenants.yaml" --set builder.spool.limit=2147483647
+rejects "a spool that is smaller than a body" "builder.spool.limit: 4294967296, and at least the setting max_body (8589934592)" --set-string builder.env.max_body=8589934592
+rejects "no room for one body that is not verified" "builder.unverified.limit: 1, and at least the setting max_body" --set builder.unverified.limit=1
+begin "limits on each step" --set builder.steps.memory=1.5Gi --set-string builder.steps.cpus=1.5
+has 'value: "1610612736"'
+has 'value: "1.5"'
+rejects "too little memory for a step" "builder.steps.memory: 1Mi, and at least 8Mi" --set builder.steps.memory=1Mi
+rejects "a step's CPUs that are no number" "/builder/steps/cpus" --set builder.steps.cpus=many
 rejects "requests older than BuildKit's records" "builder.maxAge: 48h1s, and at most buildkit.history.maxAge (48h)" --set builder.maxAge=48h1s
 rejects "two deployers" "deployer.replicas: 2, and at most 1 is right" --set deployer.replicas=2
 rejects "two tables for records of builds" "buildkit.config: must not have the table .history." --set-json 'buildkit={"config":"[history]\nmaxAge = 1"}'
