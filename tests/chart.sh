@@ -117,9 +117,10 @@ count 5 'faas_function: deployer-fn$'
 has 'image: docker.io/slipway/builder-fn:0.1.0'
 has 'image: docker.io/slipway/deployer-fn:0.1.0'
 has 'value: "tcp://slipway-buildkit.openfaas:1234"'
-# No pod has a service account's token or runs as root.
-count 3 'automountServiceAccountToken: false'
-count 2 'runAsNonRoot: true'
+# No pod has a service account's token, except the job that renews certificates, and none runs as root.
+count 4 'automountServiceAccountToken: false'
+count 1 'automountServiceAccountToken: true'
+count 3 'runAsNonRoot: true'
 count 1 'hostUsers: false'
 count 2 'readOnlyRootFilesystem: true'
 count 2 'allowPrivilegeEscalation: false'
@@ -165,7 +166,7 @@ release=other
 begin "another release and other namespaces" --set functionNamespace=fn,gateway.namespace=faas
 has 'name: other-slipway-buildkit'
 has 'value: "tcp://other-slipway-buildkit.openfaas:1234"'
-count 7 'namespace: fn$'
+count 9 'namespace: fn$'
 count 2 '- name: default_namespace$'
 count 2 'value: "fn"$'
 has 'kubernetes.io/metadata.name: faas'
@@ -249,8 +250,14 @@ count 1 'path: buildkit-cert$'
 count 1 'path: buildkit-key$'
 count 1 'path: payload-secret$'
 has_not 'buildkit_plaintext'
-# The authority's key is in no pod.
-count 1 'slipway-buildkit-authority$'
+# No pod mounts the authority. The job that renews may read and change the three secrets.
+count 3 'slipway-buildkit-authority$'
+count 0 'secretName: slipway-buildkit-authority$'
+count 1 '    - slipway-buildkit-authority$'
+count 1 'value: openfaas/slipway-buildkit-authority$'
+count 2 'verbs: \[get, patch\]$'
+count 2 'resources: \[secrets\]$'
+count 2 'resourceNames:$'
 # A renewed certificate restarts the daemon when no build runs, and running builds may finish.
 has 'command: [sh, /etc/buildkit/alive.sh]'
 has 'terminationGracePeriodSeconds: 1860'
@@ -294,7 +301,7 @@ entries() { awk 'BEGIN { RS = "---\n" } /kind: Secret/' "$1" | sed -n 's/^  \(na
 upgrade "an upgrade keeps the certificates" ''
 [ "$(entries "$dir/all")" = "$(entries "$dir/upgraded")" ] || fail "they changed"
 now=$(date +%s)
-third=$((3650 * 86400 / 3))
+third=$((365 * 86400 / 3))
 upgrade "certificates with more than a third of their time left are kept" "s/not-after: .*/not-after: \"$((now + third + 600))\"/"
 [ "$(entries "$dir/all")" = "$(entries "$dir/upgraded")" ] || fail "they changed"
 upgrade "certificates with less than a third of their time left are renewed" "s/not-after: .*/not-after: \"$((now + third - 600))\"/"
@@ -319,8 +326,99 @@ upgrade "certificates for another name are made anew" 's/slipway.names: "slipway
 [ "$(entries "$dir/all" | grep -c .)" = "$(entries "$dir/upgraded" | grep -c .)" ] || fail "another number of entries"
 [ "$(entries "$dir/all")" != "$(entries "$dir/upgraded")" ] || fail "they are the old ones"
 
+# The job that renews certificates, with a Kubernetes API that is files: GET answers with $dir/api/SECRET, PATCH writes
+# $dir/api/SECRET.patch.
+mkdir -p "$dir/bin" "$dir/account"
+real=$(command -v openssl)
+cat >"$dir/bin/openssl" <<EOF
+#!/bin/sh
+[ "\$1" = s_client ] || exec "$real" "\$@"
+echo "\$*" >>"$dir/connections"
+read -r method path rest
+name=\${path##*/}
+while read -r line && [ -n "\${line%?}" ]; do :; done
+status='200 OK'
+case \$method in
+GET) [ -f "$dir/api/\$name" ] || status='404 Not Found' ;;
+PATCH) cat >"$dir/api/\$name.patch" ;;
+esac
+printf 'HTTP/1.0 %s\r\nContent-Type: application/json\r\n\r\n' "\$status"
+cat "$dir/api/\$name" 2>/dev/null || echo '{"kind":"Status","message":"no such secret"}'
+EOF
+chmod +x "$dir/bin/openssl"
+echo token >"$dir/account/token"
+# secret SECRET: gives the API the secret in $dir/SECRET
+secret() {
+    {
+        printf '{"kind":"Secret","metadata":{"name":"%s","resourceVersion":"7"},"data":{' "$1"
+        for entry in ca.crt tls.crt; do
+            [ ! -s "$dir/$1/$entry" ] || printf '"%s":"%s",' "$entry" "$(openssl base64 -A -in "$dir/$1/$entry")"
+        done
+        printf '"tls.key":"%s"}}' "$(openssl base64 -A -in "$dir/$1/tls.key")"
+    } >"$dir/api/$1"
+}
+# renew DAYS: runs the job
+renew() {
+    rm -rf "$dir/api" "$dir/connections"
+    mkdir "$dir/api"
+    for name in authority daemon-tls client-tls; do secret "slipway-buildkit-$name"; done
+    env PATH="$dir/bin:$PATH" KUBERNETES_SERVICE_HOST=fd00::1 KUBERNETES_SERVICE_PORT=443 ACCOUNT="$dir/account" DAYS="$1" \
+        AUTHORITY=openfaas/slipway-buildkit-authority DAEMON=openfaas/slipway-buildkit-daemon-tls \
+        CLIENT=fn/slipway-buildkit-client-tls DAEMON_NAMES=slipway-buildkit.openfaas,slipway-buildkit.openfaas.svc \
+        CLIENT_NAMES=builder-fn sh "$chart/files/renew.sh" >"$dir/out" 2>"$dir/err"
+}
+# patched SECRET: keeps the files of the patch in $dir/new-SECRET
+patched() {
+    mkdir -p "$dir/new-$1"
+    for entry in ca.crt tls.crt tls.key; do
+        sed -n "s/.*\"$entry\":\"\([^\"]*\)\".*/\1/p" "$dir/api/$1.patch" | openssl base64 -d -A >"$dir/new-$1/$entry"
+    done
+}
+cp "$dir/old" "$dir/all"
+for name in authority daemon-tls client-tls; do certificate "slipway-buildkit-$name"; done
+case="the job keeps certificates with more than a third of their time left"
+renew 365 || fail "$(cat "$dir/err")"
+[ ! -s "$dir/out" ] && [ -z "$(find "$dir/api" -name '*.patch')" ] || fail "it renewed $(cat "$dir/out")"
+case="the job checks the certificate of the Kubernetes API"
+[ "$(grep -c -e '-verify_return_error .*-verify_hostname kubernetes.default.svc -connect \[fd00::1\]:443$' "$dir/connections")" = 3 ] || fail "$(cat "$dir/connections")"
+case="the job renews certificates with less than a third of their time left"
+# Of 3650 days, a third is more than they have.
+renew 3650 || fail "$(cat "$dir/err")"
+count 3 '^renewed '
+patched slipway-buildkit-authority
+for pair in daemon:sslserver client:sslclient; do
+    name=slipway-buildkit-${pair%:*}-tls
+    patched "$name"
+    cmp -s "$dir/new-$name/ca.crt" "$dir/new-slipway-buildkit-authority/tls.crt" || fail "$name has another authority"
+    cmp -s "$dir/new-$name/tls.crt" "$dir/$name/tls.crt" && fail "$name is the old one"
+    # Either side may have its new certificate first.
+    for authority in "$dir/new-$name/ca.crt" "$dir/$name/ca.crt"; do
+        for folder in "$dir/new-$name" "$dir/$name"; do
+            openssl verify -purpose "${pair#*:}" -CAfile "$authority" "$folder/tls.crt" >"$dir/err" 2>&1 || fail "$name: $(cat "$dir/err")"
+        done
+    done
+    [ "$(openssl pkey -in "$dir/new-$name/tls.key" -pubout)" = "$(openssl x509 -in "$dir/new-$name/tls.crt" -noout -pubkey)" ] || fail "$name: the key is of another certificate"
+    openssl x509 -in "$dir/new-$name/tls.crt" -noout -checkend $((3640 * 86400)) >/dev/null || fail "$name ends too early"
+    grep -q '"resourceVersion":"7"' "$dir/api/$name.patch" || fail "$name would overwrite a newer version"
+done
+cmp -s "$dir/new-slipway-buildkit-authority/tls.key" "$dir/slipway-buildkit-authority/tls.key" || fail "the authority has another key"
+[ "$(openssl x509 -in "$dir/new-slipway-buildkit-authority/tls.crt" -noout -subject)" = "$(openssl x509 -in "$dir/slipway-buildkit-authority/tls.crt" -noout -subject)" ] || fail "the authority has another name"
+openssl x509 -in "$dir/new-slipway-buildkit-daemon-tls/tls.crt" -noout -checkhost slipway-buildkit.openfaas.svc | grep -q 'does match' || fail "the daemon's certificate has another name"
+case="the job finishes what a run began that ended early"
+cp "$dir/new-slipway-buildkit-authority/tls.crt" "$dir/slipway-buildkit-authority/tls.crt"
+renew 365 || fail "$(cat "$dir/err")"
+count 2 '^renewed '
+case="the job fails without an authority"
+rm "$dir/slipway-buildkit-authority/tls.crt"
+! renew 365 || fail "it succeeded"
+grep -q 'the secret openfaas/slipway-buildkit-authority has no authority' "$dir/err" || fail "$(cat "$dir/err")"
+begin "renewal by upgrades only" --set buildkit.tls.renewal.enabled=false
+has_not 'kind: CronJob'
+has_not 'kind: Role'
+
 begin "certificates of cert-manager" --set buildkit.tls.certManager.enabled=true
 has_not 'kind: Secret'
+has_not 'kind: CronJob'
 count 2 '^kind: ClusterIssuer$'
 count 3 '^kind: Certificate$'
 count 1 '    - slipway-buildkit.openfaas$'
@@ -394,7 +492,7 @@ count 2 'value: "dashboard"$'
 count 2 'value: "basic-auth,collector,database,deploy-secret,payload-secret,pull,registry-config,'
 
 begin "names in a namespace that functions share with OpenFaaS" --set functionNamespace=openfaas
-count 2 'value: "alertmanager,basic-auth-plugin,gateway,gateway-external,gateway-provider,nats,prometheus,queue-worker,slipway-buildkit"$'
+count 2 'value: "alertmanager,basic-auth-plugin,gateway,gateway-external,gateway-provider,nats,prometheus,queue-worker,slipway-buildkit,slipway-renewal"$'
 
 begin "steps with a network of their own"
 part statefulset.yaml

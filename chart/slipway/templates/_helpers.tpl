@@ -204,7 +204,7 @@ functionNamespace, so it must not have the name of one that is there already.
 {{- define "slipway.protected.functions" -}}
 {{- $names := .Values.protectedFunctions -}}
 {{- if and .Values.buildkit.enabled (eq .Release.Namespace .Values.functionNamespace) -}}
-{{- $names = append $names (include "slipway.buildkit.name" .) -}}
+{{- $names = concat $names (list (include "slipway.buildkit.name" .) (include "slipway.tls.renewal" .)) -}}
 {{- end -}}
 {{- if eq .Values.gateway.namespace .Values.functionNamespace -}}
 {{- $names = concat $names (list "alertmanager" "basic-auth-plugin" "gateway" "gateway-external" "gateway-provider" "nats" "prometheus" "queue-worker") -}}

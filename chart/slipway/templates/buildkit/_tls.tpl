@@ -49,6 +49,22 @@ helm
 {{- end -}}
 {{- end -}}
 
+{{/* The names in the daemon's certificate, separated by commas. */}}
+{{- define "slipway.tls.daemonNames" -}}
+{{- $service := printf "%s.%s" (include "slipway.buildkit.name" .) .Release.Namespace -}}
+{{- list (include "slipway.tls.serverName" .) $service (printf "%s.svc" $service) | uniq | join "," -}}
+{{- end -}}
+
+{{/* The names in the builder's certificate. */}}
+{{- define "slipway.tls.clientNames" -}}
+builder-fn
+{{- end -}}
+
+{{/* The name of the job that renews Helm's certificates. Names of CronJobs have at most 52 characters. */}}
+{{- define "slipway.tls.renewal" -}}
+{{- printf "%s-renewal" (include "slipway.fullname" . | trunc 44 | trimSuffix "-") -}}
+{{- end -}}
+
 {{/* Whether a stored certificate is to be made anew: "true" or empty. Arguments: dict "stored" SECRET "names" TEXT "days" DAYS */}}
 {{- define "slipway.tls.due" -}}
 {{- $annotations := dig "metadata" "annotations" dict .stored -}}
