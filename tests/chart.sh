@@ -122,8 +122,8 @@ count 4 'automountServiceAccountToken: false'
 count 1 'automountServiceAccountToken: true'
 count 3 'runAsNonRoot: true'
 count 1 'hostUsers: false'
-count 2 'readOnlyRootFilesystem: true'
-count 2 'allowPrivilegeEscalation: false'
+count 3 'readOnlyRootFilesystem: true'
+count 3 'allowPrivilegeEscalation: false'
 has_not 'privileged: true'
 has_not 'securityContext: {}'
 has_not 'hostPath'
@@ -457,6 +457,14 @@ has 'sizeLimit: 5Gi'
 has_not '- name: read_timeout'
 has_not '- name: write_timeout'
 rejects "a spool volume without room for bodies that are not verified" "builder.spool.sizeLimit: 4Gi, and at least 5368709120 bytes" --set builder.spool.sizeLimit=4Gi
+rejects "a spool that one tenant could fill" "builder.spool.limit: 2147483647, and at least 2147483648 is right with policy.tenants" -f "$dir/tenants.yaml" --set builder.spool.limit=2147483647
+rejects "a spool that is smaller than a body" "builder.spool.limit: 4294967296, and at least the setting max_body (8589934592)" --set-string builder.env.max_body=8589934592
+rejects "no room for one body that is not verified" "builder.unverified.limit: 1, and at least the setting max_body" --set builder.unverified.limit=1
+begin "limits on each step" --set builder.steps.memory=1.5Gi --set-string builder.steps.cpus=1.5
+has 'value: "1610612736"'
+has 'value: "1.5"'
+rejects "too little memory for a step" "builder.steps.memory: 1Mi, and at least 8Mi" --set builder.steps.memory=1Mi
+rejects "a step's CPUs that are no number" "/builder/steps/cpus" --set builder.steps.cpus=many
 begin "private sources" --set 'builder.allowedSources={files.internal,mirror.internal:8080}'
 has 'value: "files.internal,mirror.internal:8080"'
 
@@ -524,6 +532,91 @@ has 'networkMode = "host"'
 rejects "a network of steps' own in a rootless daemon" "own needs buildkit.isolation=userNamespace" --set buildkit.isolation=rootless,buildkit.stepNetwork=own
 rejects "a network mode in the daemon's configuration" "set buildkit.stepNetwork" --set 'buildkit.config=networkMode = "host"'
 
+# The scripts of the daemon's pod, with programs that write down their arguments.
+for name in iptables ip6tables buildkitd rootlesskit; do
+    printf '#!/bin/sh\n[ "$1" = -C ] && exit 1\necho "%s $*" >>"%s/calls"\n' "$name" "$dir" >"$dir/bin/$name"
+done
+for name in bridge loopback host-local; do printf '#!/bin/sh\necho %s\ncat\n' "$name" >"$dir/bin/buildkit-cni-$name"; done
+chmod +x "$dir/bin/"*
+# started VARIABLE…: runs start.sh; keeps the calls of programs in $dir/out
+started() {
+    rm -rf "$dir/run" "$dir/calls"
+    env PATH="$dir/bin:$PATH" BUILDKIT_HOST="unix://$dir/run/buildkitd.sock" MAX_PROCESSES=4096 NODE=192.0.2.1 BLOCKED='10.0.0.0/8 fc00::/7' \
+        TENANTS= INTERNET=all ALLOWED= "$@" sh "$chart/files/start.sh" --config=x >"$dir/err" 2>&1 || fail "$(cat "$dir/err")"
+    mv "$dir/calls" "$dir/out"
+}
+# network PLUGIN ARGUMENTS: runs the CNI plugin of steps; keeps what BuildKit's gets in $dir/out
+network() {
+    : >"$dir/run/traces.sock"
+    printf '{"bridge":"steps","ipam":{"ranges":[[{"subnet":"198.18.0.0/16"}]]},"prevResult":{"ips":[{"address":"198.18.0.2/16"}]}}\n' |
+        env PATH="$dir/bin:$PATH" CNI_ARGS="$2" "$dir/run/cni/$1" >"$dir/out" || fail "$1 failed"
+    [ ! -e "$dir/run/traces.sock" ] || fail "the daemon's socket for traces is still there"
+}
+# order FIRST NEXT: both lines are there, in this order
+order() {
+    [ "$(grep -n -F -x -e "$1" "$dir/out" | head -n 1 | cut -d: -f1)" -lt "$(grep -n -F -x -e "$2" "$dir/out" | tail -n 1 | cut -d: -f1)" ] || fail "no \"$1\" before \"$2\" in $(cat "$dir/out")"
+}
+case="steps reach the internet, and no blocked network"
+started STEP_NETWORK=own ALLOWED=10.1.2.3/32
+order 'iptables -A STEPS -d 10.1.2.3/32 -j ACCEPT' 'iptables -A STEPS -d 10.0.0.0/8 -j REJECT'
+order 'iptables -A FORWARD -o steps+ -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP' 'iptables -A FORWARD -i steps -j STEPS'
+order 'iptables -A STEPS -d 192.0.2.1 -j REJECT' 'iptables -A FORWARD -i steps -j STEPS'
+has 'ip6tables -A STEPS -d fc00::/7 -j REJECT'
+has_not 'iptables -A STEPS -j REJECT'
+has "--otel-socket-path=$dir/run/traces.sock --config=x"
+case="steps reach what is listed and nothing else"
+started STEP_NETWORK=own ALLOWED=203.0.113.7/32 INTERNET=none
+order 'iptables -A STEPS -d 203.0.113.7/32 -j ACCEPT' 'iptables -A STEPS -j REJECT'
+has 'ip6tables -A STEPS -j REJECT'
+case="a tenant's steps reach what its list has, and others do not, nor does the daemon"
+started STEP_NETWORK=own ALLOWED=10.1.2.3/32 TENANTS="acme false 10.7.7.7/32 fd00::7/128
+other true"
+has_not 'iptables -A STEPS -d 10.7.7.7/32 -j ACCEPT'
+has_not 'iptables -A STEPS1 -d 10.1.2.3/32 -j ACCEPT'
+order 'iptables -A STEPS1 -d 10.7.7.7/32 -j ACCEPT' 'iptables -A STEPS1 -j REJECT'
+has 'ip6tables -A STEPS1 -d fd00::7/128 -j ACCEPT'
+has 'iptables -A FORWARD -i steps1 -j STEPS1'
+has 'iptables -A STEPS2 -d 10.0.0.0/8 -j REJECT'
+has_not 'iptables -A STEPS2 -j REJECT'
+order 'iptables -A DAEMON -d 10.1.2.3/32 -j RETURN' 'iptables -A DAEMON -d 10.7.7.7/32 -j CLOSED'
+has 'ip6tables -A DAEMON -d fd00::7/128 -j CLOSED'
+has 'iptables -A CLOSED -d 10.0.0.0/8 -j REJECT'
+# What a tenant lists of the internet, the daemon reaches like the rest of it.
+has_not 'iptables -A CLOSED -j REJECT'
+has 'iptables -A OUTPUT -j DAEMON'
+case="the daemon reaches the internet, and steps do not"
+started STEP_NETWORK=own INTERNET=daemon TENANTS="acme true 203.0.113.7/32"
+has 'iptables -A STEPS -j REJECT'
+has_not 'iptables -A STEPS1 -j REJECT'
+has_not 'iptables -A CLOSED -j REJECT'
+case="neither reaches the internet"
+started STEP_NETWORK=own INTERNET=none TENANTS="acme false 203.0.113.7/32
+other false"
+has 'iptables -A CLOSED -j REJECT'
+case="a tenant's steps get its bridge"
+network step-bridge 'IgnoreUnknown=1;K8S_POD_NAME=other'
+has '{"bridge":"steps2","ipam":{"ranges":[[{"subnet":"198.19.2.0/24"}]]},"prevResult":{"ips":[{"address":"198.18.0.2/16"}]}}'
+case="other steps get the bridge of all"
+for arguments in '' 'K8S_POD_NAME=acm' 'K8S_POD_NAME=other2' 'K8S_POD_NAME=.*' 'K8S_POD_NAME='; do
+    network step-bridge "$arguments"
+    has '{"bridge":"steps","ipam":{"ranges":[[{"subnet":"198.18.0.0/16"}]]}'
+done
+case="steps without a network do not get the socket either"
+started STEP_NETWORK=none
+network step-loopback ''
+has 'loopback'
+has_not 'iptables'
+
+begin "rules for the steps of tenants" -f "$dir/tenants.yaml" --set-json 'networkPolicy.tenants={"acme":{"allowedToSteps":["10.7.7.7/32"]}}' --set networkPolicy.internetToSteps=false
+has 'value: "acme false 10.7.7.7/32"'
+has 'value: daemon'
+count 1 'cidr: 10.7.7.7/32$'
+# The daemon still reaches the internet.
+has '0.0.0.0/0'
+rejects "rules for the steps of an unknown tenant" "networkPolicy.tenants.acme: should be a tenant of policy.tenants" --set networkPolicy.tenants.acme.internetToSteps=true
+rejects "rules for the steps of tenants without a network of steps" "networkPolicy.tenants: needs steps with a network" -f "$dir/tenants.yaml" --set networkPolicy.tenants.acme.internetToSteps=true,buildkit.stepNetwork=none
+rejects "a tenant's steps on an internet that is closed" "networkPolicy.tenants.acme.internetToSteps: should be false" -f "$dir/tenants.yaml" --set networkPolicy.tenants.acme.internetToSteps=true,networkPolicy.internetToBuilds=false
+
 begin "egress of the daemon"
 part networkpolicies.yaml
 sed -n '/name: slipway-buildkit$/,$p' "$dir/out" | sed -n '/^  egress:/,$p' >"$dir/egress"
@@ -555,14 +648,6 @@ begin "requests as old as BuildKit's records" --set builder.maxAge=2880m,buildki
 begin "an existing BuildKit with records of its own" --set builder.maxAge=72h,buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.tls.clientSecret=client
 
 rejects "fresh requests without an age" "builder.requireFresh: needs builder.maxAge" --set builder.requireFresh=true
-rejects "a spool that one tenant could fill" "builder.spool.limit: 2147483647, and at least 2147483648 is right with policy.tenants" -f "$dir/tenants.yaml" --set builder.spool.limit=2147483647
-rejects "a spool that is smaller than a body" "builder.spool.limit: 4294967296, and at least the setting max_body (8589934592)" --set-string builder.env.max_body=8589934592
-rejects "no room for one body that is not verified" "builder.unverified.limit: 1, and at least the setting max_body" --set builder.unverified.limit=1
-begin "limits on each step" --set builder.steps.memory=1.5Gi --set-string builder.steps.cpus=1.5
-has 'value: "1610612736"'
-has 'value: "1.5"'
-rejects "too little memory for a step" "builder.steps.memory: 1Mi, and at least 8Mi" --set builder.steps.memory=1Mi
-rejects "a step's CPUs that are no number" "/builder/steps/cpus" --set builder.steps.cpus=many
 rejects "requests older than BuildKit's records" "builder.maxAge: 48h1s, and at most buildkit.history.maxAge (48h)" --set builder.maxAge=48h1s
 rejects "two deployers" "deployer.replicas: 2, and at most 1 is right" --set deployer.replicas=2
 rejects "two tables for records of builds" "buildkit.config: must not have the table .history." --set-json 'buildkit={"config":"[history]\nmaxAge = 1"}'

@@ -60,6 +60,28 @@ app.kubernetes.io/component: buildkit
 {{- .Values.buildkit.stepNetwork | default (ternary "none" "own" $rootless) -}}
 {{- end -}}
 
+{{/* The rules for the steps of tenants, one tenant a line: NAME INTERNET ALLOWED… */}}
+{{- define "slipway.buildkit.tenants" -}}
+{{- $values := .Values.networkPolicy -}}
+{{- $lines := list -}}
+{{- if and $values.tenants (ne "own" (include "slipway.buildkit.stepNetwork" .)) -}}
+{{- fail "networkPolicy.tenants: needs steps with a network of their own (buildkit.stepNetwork=own, buildkit.isolation=userNamespace)" -}}
+{{- end -}}
+{{- if gt (len $values.tenants) 250 -}}
+{{- fail (printf "networkPolicy.tenants: %d tenants, and at most 250 are right" (len $values.tenants)) -}}
+{{- end -}}
+{{- range $name, $rules := $values.tenants -}}
+{{- if not (hasKey $.Values.policy.tenants $name) -}}
+{{- fail (printf "networkPolicy.tenants.%s: should be a tenant of policy.tenants" $name) -}}
+{{- end -}}
+{{- if and $rules.internetToSteps (not $values.internetToBuilds) -}}
+{{- fail (printf "networkPolicy.tenants.%s.internetToSteps: should be false with networkPolicy.internetToBuilds=false; to close the internet to other steps, set networkPolicy.internetToSteps=false" $name) -}}
+{{- end -}}
+{{- $lines = append $lines (concat (list $name (toString ($rules.internetToSteps | default false))) ($rules.allowedToSteps | default list) | join " ") -}}
+{{- end -}}
+{{- join "\n" $lines -}}
+{{- end -}}
+
 {{/* The image of the daemon. The rootless variant of a tag is TAG-rootless. */}}
 {{- define "slipway.buildkit.image" -}}
 {{- $image := deepCopy .Values.buildkit.image -}}
