@@ -1,6 +1,6 @@
 //! Runs `buildctl`, the reference for the image that BuildKit builds from a folder.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -67,10 +67,26 @@ impl Buildctl {
         ];
         arguments.extend(["--local", &context, "--local", &dockerfile, "--output", &output]);
         arguments.extend(options.iter().flat_map(|option| ["--opt", option]));
-        self.run_buildctl(&arguments)
+        self.run_buildctl(&arguments).map(drop)
     }
 
-    fn run_buildctl(&self, arguments: &[&str]) -> Result<()> {
+    /// Returns the number of builds in the daemon's history.
+    ///
+    /// # Errors
+    /// Fails with the output of `buildctl` if it fails.
+    pub fn recorded_build_count(&self) -> Result<usize> {
+        // The first line has the names of the columns; the reference of a build is the second column.
+        let table = self.run_buildctl(&["debug", "histories"])?;
+        let builds: BTreeSet<_> = table
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_whitespace().nth(1))
+            .collect();
+        Ok(builds.len())
+    }
+
+    /// Runs `buildctl` and returns its output.
+    fn run_buildctl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.program);
         command
             .env("DOCKER_CONFIG", self.docker.path())
@@ -79,6 +95,6 @@ impl Buildctl {
         let output = command.output().with_context(|| format!("running {command:?}"))?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{command:?}: {said}");
-        Ok(())
+        Ok(String::from_utf8(output.stdout)?)
     }
 }

@@ -32,6 +32,7 @@ use crate::{
     certificates::{CertificateAuthority, CertificateWithKey},
     logged_process::LoggedProcess,
     testbed::Testbed,
+    tls_proxy::TlsProxy,
 };
 
 const TOKEN_SERVICE: &str = "e2e";
@@ -47,6 +48,7 @@ pub const IDENTITY_TOKEN: &str = "the identity token";
 /// A running registry and its token server; both stop on drop.
 pub struct TokenRegistry {
     _process: LoggedProcess,
+    _token_proxy: Option<TlsProxy>,
     dir: tempfile::TempDir,
     tokens: Arc<TokenServer>,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -61,8 +63,24 @@ struct TokenServer {
 }
 
 impl TokenRegistry {
-    /// Starts the registry and its token server on the loopback address.
+    /// Starts the registry and its token server on the loopback address. The token server has no TLS.
     pub async fn start(testbed: &Testbed, authority: &CertificateAuthority) -> Result<Self> {
+        Self::start_with_token_proxy(testbed, authority, false).await
+    }
+
+    /// Starts the registry and its token server, with TLS, at `localhost`.
+    pub async fn start_with_tls_for_tokens(
+        testbed: &Testbed,
+        authority: &CertificateAuthority,
+    ) -> Result<Self> {
+        Self::start_with_token_proxy(testbed, authority, true).await
+    }
+
+    async fn start_with_token_proxy(
+        testbed: &Testbed,
+        authority: &CertificateAuthority,
+        has_tls: bool,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = authority.issue_certificate("127.0.0.1")?;
         let signing = CertificateAuthority::self_signed("tokens")?;
@@ -74,7 +92,12 @@ impl TokenRegistry {
             fs::write(dir.path().join(name), content)?;
         }
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
-        let realm = format!("http://{}/token", listener.local_addr()?);
+        let url = format!("http://{}", listener.local_addr()?);
+        let proxy = match has_tls {
+            true => Some(TlsProxy::start_to(&url, &authority.issue_certificate("localhost")?).await?),
+            false => None,
+        };
+        let realm = format!("{}/token", proxy.as_ref().map_or(url.as_str(), TlsProxy::url));
         let tokens = Arc::new(TokenServer::new(&signing)?);
         let app = Router::new()
             .route(
@@ -103,6 +126,7 @@ impl TokenRegistry {
             .await?;
         Ok(Self {
             _process: process,
+            _token_proxy: proxy,
             dir,
             tokens,
             serving,

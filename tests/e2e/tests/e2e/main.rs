@@ -32,6 +32,7 @@ mod sources;
 mod streamed_answers;
 mod synchronous;
 mod template;
+mod tenant_resources;
 mod tenants;
 mod traces;
 mod two_builders;
