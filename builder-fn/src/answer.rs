@@ -61,7 +61,7 @@ pub(crate) struct Answer {
 enum RetryReason {
     /// All build slots are taken; with the limit on the builds that run at the same time.
     Busy { limit: usize },
-    /// Another builder can build, or this one later; the error says why.
+    /// The builder cannot build now: another one can, or this one later. The error says why.
     Later,
 }
 

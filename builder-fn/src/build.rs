@@ -11,7 +11,7 @@ use std::sync::Arc;
 use function_host::trace;
 use tokio::time::Instant;
 
-use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestStore, SharedKeyPool, StepLimits};
+use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestLookup, SharedKeyPool, StepLimits};
 use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
@@ -51,7 +51,7 @@ pub struct Builder {
     /// The credentials for registries.
     pub credentials: Arc<dyn CredentialStore>,
     /// The lookup of pushed images in their registries.
-    pub manifests: Arc<dyn ManifestStore>,
+    pub manifests: Arc<dyn ManifestLookup>,
     /// What tenants have of their own, if the builder has a policy.
     pub tenants: TenantResources,
     /// The operator's settings for every build.
@@ -115,7 +115,7 @@ impl Builder {
         if let Some((signer, deploy)) = &deployment {
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
         }
-        let (daemon, supersession) = self.daemon_of(request)?;
+        let (daemon, supersession) = self.daemon_and_build_order(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);
         let solving = async {
             let _slot = self.wait_for_slot(call).await?;
@@ -145,7 +145,7 @@ impl Builder {
     }
 
     /// Returns the daemon that a request is built on, with the order of the builds on it: the tenant's own, if it has one.
-    fn daemon_of(&self, request: &BuildRequest) -> Result<(Daemon, Supersession), Error> {
+    fn daemon_and_build_order(&self, request: &BuildRequest) -> Result<(Daemon, Supersession), Error> {
         let own = match request.tenant() {
             Some(tenant) => self.tenants.daemon(tenant).map_err(Error::TenantDaemon)?,
             None => None,
@@ -181,7 +181,7 @@ impl Builder {
         let slot = tokio::select! {
             slot = call.admission.wait_for_slot() => slot.map_err(Error::from),
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
-            () = call.interruption() => Err(Error::Interrupted),
+            () = call.wait_for_interruption() => Err(Error::Interrupted),
         };
         match &slot {
             Ok(_) => self.metrics.observe_slot_wait(start.elapsed()),

@@ -11,7 +11,7 @@ mod dial;
 mod failure;
 mod history;
 mod job;
-mod manifest_store;
+mod manifest_lookup;
 mod outcome;
 mod reference;
 mod session;
@@ -27,7 +27,7 @@ pub use dial::{ByteStream, DialFuture, Dialer};
 pub use failure::{BuildFailure, FaultyParty};
 pub use history::{BuildState, KnownBuild};
 pub use job::{BuildJob, EventTimeouts, JobError};
-pub use manifest_store::ManifestStore;
+pub use manifest_lookup::ManifestLookup;
 pub use outcome::BuiltImage;
 pub use reference::BuildReference;
 pub use session::{

@@ -82,8 +82,8 @@ impl SourceContext {
     }
 
     /// Returns the context's entry with the number `at`.
-    pub fn entry(&self, at: u32) -> Entry<'_> {
-        self.index.entry(at)
+    pub fn entry_by_number(&self, number: u32) -> Entry<'_> {
+        self.index.entry_by_number(number)
     }
 
     /// Returns the context's entry at `path`, which is relative, without `./` and without a trailing slash.

@@ -115,7 +115,7 @@ impl BuilderApi {
     async fn answer_build(&self, request: Request, context: Context) -> Response {
         let arrived = Instant::now();
         // Before reading the body, so that a rejected caller does not upload it.
-        if let Err(error) = self.check_early(&context) {
+        if let Err(error) = self.check_before_reading_body(&context) {
             return Answer::from_error(&error, AnswerFields::default()).into_response();
         }
         let (head, body) = request.into_parts();
@@ -140,11 +140,11 @@ impl BuilderApi {
         }
     }
 
-    fn check_early(&self, context: &Context) -> Result<(), Error> {
+    fn check_before_reading_body(&self, context: &Context) -> Result<(), Error> {
         if context.shutdown().begun() {
             return Err(Error::Draining);
         }
-        Ok(self.builder.slots.check_early()?)
+        Ok(self.builder.slots.check_not_full()?)
     }
 
     /// Reads the request's body, verifies the signature, admits the request and parses it.
@@ -306,7 +306,7 @@ impl BuilderApi {
     /// immediately.
     fn read_signature_check(&self, head: &RequestHead, context: &Context) -> Result<SignatureCheck, Error> {
         if let Some(policy) = &self.signatures.policy {
-            return Ok(self.tenants_check(&policy.current_policy(), head, context));
+            return Ok(self.signature_check_of_tenants(&policy.current_policy(), head, context));
         }
         if self.signatures.disable_hmac {
             return Ok(SignatureCheck::Disabled);
@@ -324,7 +324,12 @@ impl BuilderApi {
     }
 
     /// Returns the check of a signature by the keys of the policy's tenants, or of the one that the request names.
-    fn tenants_check(&self, policy: &Policy, head: &RequestHead, context: &Context) -> SignatureCheck {
+    fn signature_check_of_tenants(
+        &self,
+        policy: &Policy,
+        head: &RequestHead,
+        context: &Context,
+    ) -> SignatureCheck {
         let named = head.tenant.as_deref();
         let tenants = policy
             .tenants()

@@ -11,7 +11,7 @@ use std::time::Duration;
 use function_host::Secrets;
 use function_host::registry::{AllowedTokenHosts, RegistryClient};
 
-use crate::buildkit::{CredentialStore, ManifestStore};
+use crate::buildkit::{CredentialStore, ManifestLookup};
 pub use access::RepositoryAccess;
 pub use image_name::ImageName;
 pub use tenant::{NoCredentials, TenantCredentials};
@@ -33,7 +33,7 @@ pub struct Registries {
 }
 
 #[tonic::async_trait]
-impl ManifestStore for Registries {
+impl ManifestLookup for Registries {
     async fn has_manifest(&self, name: &str, digest: &str) -> Result<bool, Box<dyn StdError + Send + Sync>> {
         let image = ImageName::parse(name).ok_or("the image's name has no registry")?;
         let (registry, repository) = (image.registry(), image.repository());

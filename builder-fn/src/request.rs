@@ -115,7 +115,7 @@ impl RequestLimits {
                 memory: 256 << 10,
                 quota,
             },
-            unverified: UnverifiedBodies::new(UnverifiedBudget::new(unverified_limits(body))),
+            unverified: UnverifiedBodies::new(UnverifiedBudget::new(default_unverified_limits(body))),
             frontends: AllowedFrontends::default(),
             freshness: FreshnessLimit::default(),
             reserved: Arc::default(),
@@ -124,7 +124,7 @@ impl RequestLimits {
 }
 
 /// Returns the default limits on unverified bodies, each of which has up to `body` bytes.
-pub(crate) fn unverified_limits(body: u64) -> UnverifiedLimits {
+pub(crate) fn default_unverified_limits(body: u64) -> UnverifiedLimits {
     UnverifiedLimits {
         senders: 128,
         memory: 16 << 20,
@@ -166,7 +166,8 @@ where
     incoming::receive_body(pin!(body), verifier, &limits.unverified, &limits.spool, limit).await
 }
 
-/// Returns the violations of what no policy can allow, and of a tenant's rules, in a build's configuration.
+/// Returns a text for each violation, in a build's configuration, of the tenant's rules and of those that hold under
+/// every policy.
 ///
 /// # Errors
 /// Fails if the content is not a valid configuration.
@@ -182,7 +183,7 @@ pub fn violations_in_config(
     })
 }
 
-/// Returns the violation of a tenant's rules in the frontend that a Dockerfile names.
+/// Returns the violation, as text, if a tenant's Dockerfile names a frontend that the tenant's rules do not allow.
 pub fn violation_in_dockerfile(content: &[u8], tenant: &Tenant) -> Option<String> {
     let chosen = AllowedFrontends::default().choose_for_dockerfile(content, Some(tenant));
     chosen.err().map(|error| error.to_string())

@@ -107,7 +107,7 @@ pub struct Settings {
     pub requests: RequestSettings,
     /// Settings for which signatures of requests are accepted.
     pub signatures: SignatureSettings,
-    /// The build slots.
+    /// The slots of builds that may run at the same time, and the queue for them.
     pub slots: BuildSlots,
     /// The settings for the hand-over to the deployer.
     pub deployer: DeployerSettings,
@@ -126,7 +126,7 @@ pub struct RequestSettings {
     max_entries: usize,
     /// The limit on the config and on the envelope of secrets, in bytes.
     max_config: usize,
-    /// The directory for large request bodies.
+    /// The directory of the files that store request bodies too large for memory.
     spool_dir: PathBuf,
     /// The limit on all verified bodies together, in bytes.
     spool_limit: u64,
@@ -162,7 +162,7 @@ impl Settings {
         let DaemonSettings {
             daemon,
             is_exposed,
-            connector,
+            daemon_factory,
         } = daemon::read_daemon_settings(parser, secrets);
         let credentials = read_docker_config(parser, secrets);
         let token_realms = parser.parse_or_default("token_realms", AllowedTokenHosts::default(), str::parse);
@@ -172,7 +172,7 @@ impl Settings {
             build.insecure,
             token_realms.clone(),
             credentials.helpers().clone(),
-            connector,
+            daemon_factory,
         );
         let deployer = parser.parse_or_default("deployer", "deployer-fn".to_owned(), parse_function_name);
         let mut settings = Self {
@@ -252,7 +252,7 @@ impl RequestSettings {
                 .optional_text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
             spool_limit: parser.number("spool_limit", 4 << 30),
-            unverified: unverified_limits(parser, max_body),
+            unverified: read_unverified_limits(parser, max_body),
             frontends: parser.parse_or_default("allowed_frontends", AllowedFrontends::default(), str::parse),
             freshness: read_freshness_limit(parser),
             reserved: ReservedNames::from_settings(parser),
@@ -296,7 +296,7 @@ impl SignatureSettings {
         let settings = Self {
             disable_hmac: parser.flag("disable_hmac", false),
             accept_sha1: parser.flag("accept_sha1", true),
-            policy: policy_file(parser),
+            policy: read_policy_file(parser),
             key_reader: KeyReader::default(),
         };
         if let Some(policy) = &settings.policy {
@@ -334,7 +334,7 @@ impl SignatureSettings {
 }
 
 /// Reads the policy that the setting `policy_file` names.
-fn policy_file(parser: &mut Parser<'_>) -> Option<PolicyFile> {
+fn read_policy_file(parser: &mut Parser<'_>) -> Option<PolicyFile> {
     parser.parse_or_default("policy_file", None, |path| {
         PolicyFile::open(path)
             .map(Some)
@@ -343,8 +343,8 @@ fn policy_file(parser: &mut Parser<'_>) -> Option<PolicyFile> {
 }
 
 /// Parses the limits on bodies whose signatures have not been verified.
-fn unverified_limits(parser: &mut Parser<'_>, max_body: u64) -> UnverifiedLimits {
-    let defaults = request::unverified_limits(max_body);
+fn read_unverified_limits(parser: &mut Parser<'_>, max_body: u64) -> UnverifiedLimits {
+    let defaults = request::default_unverified_limits(max_body);
     let limits = UnverifiedLimits {
         senders: parser.number("unverified_senders", defaults.senders),
         memory: parser.number("unverified_memory", defaults.memory),

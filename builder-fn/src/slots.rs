@@ -102,7 +102,7 @@ impl BuildSlots {
     ///
     /// # Errors
     /// Fails if the request of any tenant would be rejected.
-    pub(crate) fn check_early(&self) -> Result<(), NoFreeSlot> {
+    pub(crate) fn check_not_full(&self) -> Result<(), NoFreeSlot> {
         match self.is_full() {
             true => Err(NoFreeSlot { limit: self.0.limit }),
             false => Ok(()),

@@ -23,7 +23,7 @@ use crate::buildkit::{SourceCheck, SourceDecision};
 use crate::registry::{ImageName, RepositoryAccess};
 pub use allowed::AllowedSources;
 use host::Host;
-use locator::{GIT_SKIP_SUBMODULES, Source, Url};
+use locator::{GIT_SKIP_SUBMODULES_ATTRIBUTE, Source, Url};
 
 /// The rules for the sources of one build.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ impl SourceRules {
             Source::Image(image) => self.check_image(&image)?,
             Source::Http(url) => {
                 self.check_host(&url)?;
-                self.check_tenant(|tenant| tenant.may_read_http(&url.to_string()))?;
+                self.check_tenants_rule(|tenant| tenant.may_read_http(&url.to_string()))?;
             }
             Source::Git {
                 url,
@@ -66,7 +66,7 @@ impl SourceRules {
                 bundle,
             } => {
                 self.check_host(&url)?;
-                self.check_tenant(|tenant| tenant.may_read_git(&url.to_string()))?;
+                self.check_tenants_rule(|tenant| tenant.may_read_git(&url.to_string()))?;
                 if let Some(image) = bundle {
                     self.check_image(&image)?;
                 }
@@ -77,7 +77,7 @@ impl SourceRules {
                 if lists_sources && !skips_submodules {
                     // The repository names the addresses of its submodules, and the daemon asks about none of them.
                     let mut attributes = attributes.clone();
-                    attributes.insert(GIT_SKIP_SUBMODULES.to_owned(), "true".to_owned());
+                    attributes.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
                     return Ok(SourceDecision::AllowWith(attributes));
                 }
             }
@@ -99,7 +99,7 @@ impl SourceRules {
             .and_then(ImageName::parse)
             .is_some_and(|generator| generator == *image);
         if !is_generator {
-            self.check_tenant(|tenant| tenant.may_read_image(&image.to_string()))?;
+            self.check_tenants_rule(|tenant| tenant.may_read_image(&image.to_string()))?;
         }
         self.access.allow_pull(image.clone());
         Ok(())
@@ -115,7 +115,7 @@ impl SourceRules {
         }
     }
 
-    fn check_tenant<V: fmt::Display>(
+    fn check_tenants_rule<V: fmt::Display>(
         &self,
         may: impl FnOnce(&Tenant) -> Result<(), V>,
     ) -> Result<(), String> {

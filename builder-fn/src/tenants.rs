@@ -13,8 +13,9 @@ use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::registry::{NoCredentials, Registries};
 use crate::supersede::Supersession;
 
-/// Connects to the daemon at an address that a policy names, as the builder's settings say: with TLS or without.
-pub type DaemonConnector = Arc<dyn Fn(&str) -> Result<Daemon, String> + Send + Sync>;
+/// Creates a handle of the daemon at an address that a policy names; it connects with TLS if the builder's settings say
+/// so.
+pub type DaemonFactory = Arc<dyn Fn(&str) -> Result<Daemon, String> + Send + Sync>;
 
 /// The registry credentials and the daemons of tenants, made when a tenant first needs them. Clones share them.
 #[derive(Clone)]
@@ -25,7 +26,7 @@ struct SharedResources {
     insecure: bool,
     token_realms: AllowedTokenHosts,
     helpers: CredentialHelpers,
-    connector: DaemonConnector,
+    daemon_factory: DaemonFactory,
     /// The registries with tenants' credentials, by the name of the secret that has the credentials.
     registries: Mutex<HashMap<Option<String>, Arc<Registries>>>,
     /// The daemons of tenants, by their addresses.
@@ -48,14 +49,14 @@ impl TenantResources {
         insecure: bool,
         token_realms: AllowedTokenHosts,
         helpers: CredentialHelpers,
-        connector: DaemonConnector,
+        daemon_factory: DaemonFactory,
     ) -> Self {
         Self(Arc::new(SharedResources {
             secrets,
             insecure,
             token_realms,
             helpers,
-            connector,
+            daemon_factory,
             registries: Mutex::default(),
             daemons: Mutex::default(),
         }))
@@ -96,7 +97,7 @@ impl TenantResources {
         if let Some(daemon) = daemons.get(address) {
             return Ok(Some(daemon.clone()));
         }
-        let daemon = (self.0.connector)(address)
+        let daemon = (self.0.daemon_factory)(address)
             .map_err(|problem| format!("tenants.{}.buildkit {problem}", tenant.name()))?;
         let daemon = TenantDaemon {
             supersession: Supersession::new(daemon.clone()),
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     fn example_resources(folder: &tempfile::TempDir) -> TenantResources {
-        let connector: DaemonConnector = Arc::new(|text| {
+        let daemon_factory: DaemonFactory = Arc::new(|text| {
             let address = text.parse::<crate::buildkit::DaemonAddress>();
             Ok(Daemon::at(address.map_err(|error| error.to_string())?))
         });
@@ -129,7 +130,7 @@ mod tests {
             false,
             AllowedTokenHosts::default(),
             CredentialHelpers::default(),
-            connector,
+            daemon_factory,
         )
     }
 

@@ -13,7 +13,7 @@ const CONFIG_FILE_NAME: &str = "com.openfaas.docker.config";
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// The configuration and the Dockerfile of a build.
-pub(crate) struct BuildSource {
+pub(crate) struct ConfigAndDockerfile {
     pub(crate) config: Vec<u8>,
     /// The Dockerfile's content; empty if the tar has none where the configuration says.
     pub(crate) dockerfile: Vec<u8>,
@@ -23,18 +23,18 @@ pub(crate) struct BuildSource {
 ///
 /// # Errors
 /// Fails if the file is not a tar with a configuration.
-pub(crate) fn read_source(path: &Path) -> anyhow::Result<BuildSource> {
-    let config =
-        find_file(path, CONFIG_FILE_NAME)?.with_context(|| format!("the tar has no {CONFIG_FILE_NAME}"))?;
+pub(crate) fn read_config_and_dockerfile(path: &Path) -> anyhow::Result<ConfigAndDockerfile> {
+    let config = read_file_in_tar(path, CONFIG_FILE_NAME)?
+        .with_context(|| format!("the tar has no {CONFIG_FILE_NAME}"))?;
     let dockerfile = format!("context/{}", dockerfile_in_config(&config)?);
-    Ok(BuildSource {
-        dockerfile: find_file(path, &dockerfile)?.unwrap_or_default(),
+    Ok(ConfigAndDockerfile {
+        dockerfile: read_file_in_tar(path, &dockerfile)?.unwrap_or_default(),
         config,
     })
 }
 
 /// Returns the content of the file `name` in the tar at `path`, if the tar has it.
-fn find_file(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+fn read_file_in_tar(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     let mut archive = tar::Archive::new(open_tar(path)?);
     for entry in archive.entries()? {
         let entry = entry.context("could not read the tar")?;

@@ -39,7 +39,7 @@ fn check_file_against_policy(name: &str, content: &[u8], arguments: &[&str]) -> 
     run_slipway(&[("policy", POLICY_JSON.as_bytes()), (name, content)], &arguments)
 }
 
-fn tar_with(config: &Value, dockerfile: &str) -> Vec<u8> {
+fn tar_with_config_and_dockerfile(config: &Value, dockerfile: &str) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in [
         ("com.openfaas.docker.config", config.to_string()),
@@ -93,7 +93,7 @@ fn a_rejected_request_ends_with_1_and_every_violated_rule_on_a_line() {
 
 #[test]
 fn a_tar_is_evaluated_with_its_dockerfile_whatever_its_compression() {
-    let tar = tar_with(
+    let tar = tar_with_config_and_dockerfile(
         &json!({"image": "registry.example/acme/x:1"}),
         "# syntax=r.example/evil:1\nFROM scratch\n",
     );

@@ -60,7 +60,7 @@ impl BuildTimes {
     }
 
     /// Returns the build's times as part of a sentence: `submitted at …`, or else `built at …`.
-    pub(crate) fn describe(&self) -> String {
+    pub(crate) fn as_phrase(&self) -> String {
         match (self.submitted_at, self.built_at) {
             (Some(at), _) => format!("submitted at {}", time::format_with_millis(at)),
             (None, Some(at)) => format!("built at {}", time::format_with_millis(at)),

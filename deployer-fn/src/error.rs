@@ -37,7 +37,7 @@ pub(crate) enum HandOverError {
         /// Whether the invalid hand-over asks for a dry run.
         dry_run: bool,
     },
-    /// The hand-over violates what no policy can allow, or its tenant's rules.
+    /// The hand-over violates its tenant's rules, or a rule that holds under every policy.
     #[error("the rules do not allow the hand-over")]
     Forbidden {
         /// Every violation of the rules.

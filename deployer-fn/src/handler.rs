@@ -78,7 +78,7 @@ impl Deployer {
         request: Request,
         context: &Context,
     ) -> Result<HandOverResult, HandOverError> {
-        let (received, tenant) = self.receive_for_tenant(request, context).await?;
+        let (received, tenant) = self.receive_and_find_tenant(request, context).await?;
         let hand_over = received.hand_over();
         if !hand_over.warnings.is_empty() {
             info!(warnings = ?hand_over.warnings, "the hand-over has fields that are ignored or misspelt");
@@ -172,14 +172,14 @@ impl Deployer {
     }
 
     /// Receives and verifies a hand-over, checks the rules, and returns it with its tenant; `None` without a policy.
-    async fn receive_for_tenant(
+    async fn receive_and_find_tenant(
         &self,
         request: Request,
         context: &Context,
     ) -> Result<(ReceivedHandOver, Option<Arc<Tenant>>), HandOverError> {
         let policy = self.settings.policy.as_ref().map(PolicyFile::current_policy);
         let policy = policy.as_deref();
-        let keys = tenancy::read_keys(context.secrets(), policy, &self.key_reader)?;
+        let keys = tenancy::read_signing_keys(context.secrets(), policy, &self.key_reader)?;
         let keys: Vec<_> = keys.iter().map(|(key, signer)| (key.clone(), signer)).collect();
         let (head, body) = request.into_parts();
         let signature = head
@@ -192,7 +192,7 @@ impl Deployer {
         let received = span.run(received).await;
         let checked = received.and_then(|(mut received, signer)| {
             context.accept()?;
-            let tenant = self.check_tenant(&mut received, signer, policy)?;
+            let tenant = self.find_tenant_and_check_rules(&mut received, signer, policy)?;
             Ok((received, tenant))
         });
         if let Err(error) = &checked {
@@ -202,7 +202,7 @@ impl Deployer {
     }
 
     /// Finds the tenant of a verified hand-over, and checks its rules.
-    fn check_tenant(
+    fn find_tenant_and_check_rules(
         &self,
         received: &mut ReceivedHandOver,
         signer: &Signer,
@@ -217,7 +217,7 @@ impl Deployer {
         })?;
         if let Some(tenant) = &tenant {
             hand_over.tenant = Some(tenant.name().to_string());
-            tenancy::apply_defaults(tenant, &mut hand_over.spec);
+            tenancy::apply_default_limits(tenant, &mut hand_over.spec);
         }
         let checked = tenancy::check_rules(received, tenant.as_deref(), &self.settings.reserved);
         checked.map_err(|violations| {
@@ -307,7 +307,7 @@ impl Deployer {
         let lookup = RegistryImageCheck {
             secrets: context.secrets().clone(),
             config_secret: config_secret.to_owned(),
-            logins: self.logins_in(config_secret),
+            logins: self.logins_cache_of_secret(config_secret),
             insecure: settings.insecure,
             token_realms: settings.token_realms.clone(),
             platform: settings.platform.clone(),
@@ -321,7 +321,7 @@ impl Deployer {
     }
 
     /// Returns the cache of the registry logins in a secret.
-    fn logins_in(&self, config_secret: &str) -> Arc<LoginsCache> {
+    fn logins_cache_of_secret(&self, config_secret: &str) -> Arc<LoginsCache> {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         let cache = logins
             .entry(config_secret.to_owned())

@@ -39,7 +39,7 @@ impl PartialEq for Signer {
 ///
 /// # Errors
 /// Fails if the builder's key cannot be read.
-pub(crate) fn read_keys(
+pub(crate) fn read_signing_keys(
     secrets: &Secrets,
     policy: Option<&Policy>,
     reader: &KeyReader,
@@ -109,7 +109,7 @@ pub(crate) fn find_tenant(
 }
 
 /// Sets the tenant's default limits in a specification that has no limits.
-pub(crate) fn apply_defaults(tenant: &Tenant, spec: &mut FunctionSpec) {
+pub(crate) fn apply_default_limits(tenant: &Tenant, spec: &mut FunctionSpec) {
     let rules = tenant.deployments();
     if rules.default_cpu().is_none() && rules.default_memory().is_none() {
         return;
@@ -125,7 +125,7 @@ pub(crate) fn apply_defaults(tenant: &Tenant, spec: &mut FunctionSpec) {
     }
 }
 
-/// Checks a hand-over against what no policy can allow, and against its tenant's rules.
+/// Fails with all violations, in a hand-over, of the rules that hold under every policy and of its tenant's rules.
 ///
 /// # Errors
 /// Every violation, each with the name of its rule.
@@ -151,7 +151,8 @@ pub fn tenant_in_hand_over(bytes: &[u8]) -> Option<String> {
     received.hand_over().tenant.clone()
 }
 
-/// Returns the violations of what no policy can allow, and of a tenant's rules, in the JSON of a hand-over.
+/// Returns a text for each violation, in the JSON of a hand-over, of the tenant's rules and of those that hold under
+/// every policy.
 ///
 /// # Errors
 /// The problems of a hand-over that is not valid, or names another tenant.

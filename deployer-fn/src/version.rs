@@ -155,7 +155,7 @@ impl FunctionVersion {
         if times != stored {
             warn!(
                 image = self.image(),
-                build = stored.describe(),
+                build = stored.as_phrase(),
                 "a deployed version's time is ahead of the deployer's clock, and does not order it"
             );
         }

@@ -29,7 +29,7 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) secrets: BuildSecrets,
     /// The mask for secrets and build arguments in the build's trace.
     pub(crate) trace_mask: &'a TraceMask,
-    /// The place of the call among those that build or wait for a slot.
+    /// The admission of the call to the queue for a build slot.
     pub(crate) admission: &'a QueueAdmission,
 }
 
@@ -40,8 +40,8 @@ impl BuilderCall<'_> {
     }
 
     /// Waits until the process is about to end, and the build has to be cancelled.
-    pub(super) async fn interruption(&self) {
-        interruption(self.shutdown).await;
+    pub(super) async fn wait_for_interruption(&self) {
+        wait_for_interruption(self.shutdown).await;
     }
 }
 
@@ -68,7 +68,7 @@ fn limit_less_answer_time(timeout: Option<Duration>, deadline: Option<Instant>) 
     }
 }
 
-async fn interruption(shutdown: &Shutdown) {
+async fn wait_for_interruption(shutdown: &Shutdown) {
     let end = shutdown.wait().await;
     tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
 }
@@ -103,7 +103,7 @@ mod tests {
         trigger.begin(Instant::now() + Duration::from_secs(30));
         let start = Instant::now();
 
-        interruption(&shutdown).await;
+        wait_for_interruption(&shutdown).await;
 
         assert_eq!(start.elapsed(), Duration::from_secs(28));
     }

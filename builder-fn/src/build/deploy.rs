@@ -70,7 +70,7 @@ pub(super) async fn hand_over_image(
         _ = wait_for_expiry(call.build_time_limit(None)) => Deployment::failed(
             "the call's time limit was reached before the deployment's outcome was known".into(),
         ),
-        () = call.interruption() => Deployment::failed(
+        () = call.wait_for_interruption() => Deployment::failed(
             "the builder is shutting down, and the deployment's outcome was not known yet".into(),
         ),
     };

@@ -36,7 +36,7 @@ pub(super) async fn check_deployment_by_dry_run(
     let outcome = tokio::select! {
         outcome = span.run(signer.dry_run(&dry_run)) => outcome,
         limit = wait_for_expiry(call.build_time_limit(None)) => return Err(Error::TimeLimit { limit }),
-        () = call.interruption() => return Err(Error::Interrupted),
+        () = call.wait_for_interruption() => return Err(Error::Interrupted),
     };
     match outcome {
         DryRunOutcome::NotAsked => Ok(()),

@@ -9,7 +9,7 @@ use super::Builder;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::control_character;
 use crate::buildkit::{
-    BuildJob, BuiltImage, CacheExport, CredentialStore, Daemon, KeyLease, ManifestStore, SOURCE_DATE_EPOCH,
+    BuildJob, BuiltImage, CacheExport, CredentialStore, Daemon, KeyLease, ManifestLookup, SOURCE_DATE_EPOCH,
     SessionServices, SolveAttributes, SolveOptions,
 };
 use crate::error::Error;
@@ -60,7 +60,7 @@ impl Builder {
         let result = tokio::select! {
             result = solving => result,
             limit = wait_for_expiry(limit) => Err(Error::TimeLimit { limit }),
-            () = call.interruption() => Err(Error::Interrupted),
+            () = call.wait_for_interruption() => Err(Error::Interrupted),
         };
         let result = result.map_err(|error| match error {
             Error::Failed(failure) => Error::Failed(control_character::add_control_character_location(
@@ -124,7 +124,7 @@ impl Builder {
         let lease = self.lease_shared_key(request).await?;
         let tenant = request.tenant();
         let access = repository_access(&request.config);
-        let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestStore>) = match tenant {
+        let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
             Some(tenant) => {
                 let registries = self.tenants.registries(tenant);
                 let credentials = TenantCredentials {

@@ -62,7 +62,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Returns whether the daemon's host is there, and nothing listens at the daemon's port.
+    /// Returns whether the daemon's host refused the connection, as it does while the daemon restarts.
     fn is_refusal(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. }
             if source.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused))
@@ -248,7 +248,7 @@ mod tests {
         }
     }
 
-    async fn attempts_of_a_build(refusals: usize) -> usize {
+    async fn count_connection_attempts(refusals: usize) -> usize {
         let dialer = RestartingDialer {
             attempts: Arc::default(),
             refusals,
@@ -262,20 +262,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_build_waits_for_a_daemon_that_restarts() {
-        assert_eq!(attempts_of_a_build(3).await, 4);
+        assert_eq!(count_connection_attempts(3).await, 4);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_build_does_not_wait_for_a_daemon_that_stays_away() {
         let began = Instant::now();
 
-        attempts_of_a_build(usize::MAX).await;
+        count_connection_attempts(usize::MAX).await;
 
         assert_eq!(began.elapsed(), RESTART_GRACE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_build_tries_only_refused_connections_again() {
-        assert_eq!(attempts_of_a_build(0).await, 1);
+        assert_eq!(count_connection_attempts(0).await, 1);
     }
 }

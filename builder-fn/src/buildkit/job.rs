@@ -22,7 +22,7 @@ use super::outcome::{BuiltImage, SolveOutcome};
 use super::session::{Session, SessionServices};
 use super::shared_key::KeyLease;
 use super::status::{self, BuildEvent, EventReader, StatusResponseStream};
-use super::{BuildFailure, Connection, FaultyParty, ManifestStore, SolveOptions, history};
+use super::{BuildFailure, Connection, FaultyParty, ManifestLookup, SolveOptions, history};
 
 /// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
 /// more.
@@ -58,7 +58,7 @@ pub struct BuildJob {
     /// The description of the build for the daemon.
     pub solve: SolveOptions,
     /// The registries, which are asked whether they still have the image of an earlier delivery.
-    pub manifests: Arc<dyn ManifestStore>,
+    pub manifests: Arc<dyn ManifestLookup>,
     /// The timeouts for the last events of the build.
     pub timeouts: EventTimeouts,
 }
@@ -269,12 +269,12 @@ impl BuildJob {
         match outcome {
             Some(SolveOutcome::Succeeded(image)) => Ok(Some(image)),
             Some(SolveOutcome::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
-            Some(SolveOutcome::Failed(status)) => {
-                Err(JobError::Failed(match self.services.denial(status.message()) {
+            Some(SolveOutcome::Failed(status)) => Err(JobError::Failed(
+                match self.services.denial_in_error(status.message()) {
                     Some(denial) => BuildFailure::denied(&denial),
                     None => BuildFailure::new(&status, reader),
-                }))
-            }
+                },
+            )),
             None => Err(JobError::Lost(
                 "BuildKit did not record the outcome of the build in time".into(),
             )),

@@ -55,45 +55,45 @@ impl Index {
     /// Finds the number of the entry at `path`, which is relative to the context, without `./` and without a trailing
     /// slash.
     pub fn find(&self, path: &str) -> Option<u32> {
-        let mut at = None;
+        let mut number = None;
         for name in path.split('/') {
-            at = Some(self.find_in(at, name)?);
+            number = Some(self.find_in(number, name)?);
         }
-        at
+        number
     }
 
     /// Returns the entry at `path`, which has the form that [`find`](Self::find) expects.
     pub fn get(&self, path: &str) -> Option<Entry<'_>> {
-        Some(self.entry(self.find(path)?))
+        Some(self.entry_by_number(self.find(path)?))
     }
 
-    /// Returns the entry with the number `at`.
-    pub fn entry(&self, at: u32) -> Entry<'_> {
-        let packed = self.packed(at);
+    /// Returns the entry with this number.
+    pub fn entry_by_number(&self, number: u32) -> Entry<'_> {
+        let packed = self.packed(number);
         packed.unpack(self.texts.from(packed.text))
     }
 
     /// Returns the name of an entry, which is the last component of its path.
-    pub fn name(&self, at: u32) -> &str {
-        std::str::from_utf8(self.name_bytes(at)).unwrap_or_default()
+    pub fn name(&self, number: u32) -> &str {
+        std::str::from_utf8(self.name_bytes(number)).unwrap_or_default()
     }
 
     /// Returns the path of an entry, relative to the context, without `./` and without a trailing slash.
-    pub fn path(&self, at: u32) -> String {
+    pub fn path(&self, number: u32) -> String {
         let mut path = String::new();
-        self.write_path(at, &mut path);
+        self.write_path(number, &mut path);
         path
     }
 
     /// Writes the path of an entry to `path`, replacing its previous value.
-    pub(crate) fn write_path(&self, at: u32, path: &mut String) {
+    pub(crate) fn write_path(&self, number: u32, path: &mut String) {
         let mut bytes = std::mem::take(path).into_bytes();
         bytes.clear();
-        let above = || std::iter::successors(Some(at), |at| self.parent_folder(*at));
-        let length: usize = above().map(|at| self.name_bytes(at).len() + 1).sum();
+        let above = || std::iter::successors(Some(number), |number| self.parent_folder(*number));
+        let length: usize = above().map(|number| self.name_bytes(number).len() + 1).sum();
         bytes.resize(length, b'/');
         let mut end = length - 1;
-        for name in above().map(|at| self.name_bytes(at)) {
+        for name in above().map(|number| self.name_bytes(number)) {
             let start = end.saturating_sub(name.len());
             bytes[start..end].copy_from_slice(name);
             end = start.saturating_sub(1);
@@ -102,32 +102,34 @@ impl Index {
         *path = String::from_utf8(bytes).unwrap_or_default();
     }
 
-    /// Returns whether the entry with the number `at` is at `path`. Compares from the end, up to the first difference.
-    pub(super) fn has_path(&self, at: u32, path: &str) -> bool {
+    /// Returns whether the entry with this number is at `path`. Compares from the end, up to the first difference.
+    pub(super) fn has_path(&self, number: u32, path: &str) -> bool {
         let mut rest = path.as_bytes();
-        let mut at = at;
+        let mut number = number;
         loop {
-            let Some(before) = rest.strip_suffix(self.name_bytes(at)) else {
+            let Some(before) = rest.strip_suffix(self.name_bytes(number)) else {
                 return false;
             };
-            match (self.parent_folder(at), before) {
+            match (self.parent_folder(number), before) {
                 (None, []) => return true,
-                (Some(folder), [above @ .., b'/']) => (at, rest) = (folder, above),
+                (Some(folder), [above @ .., b'/']) => (number, rest) = (folder, above),
                 _ => return false,
             }
         }
     }
 
     /// Returns the number of an entry's folder, or `None` if the entry is directly in the context.
-    pub(super) fn parent_folder(&self, at: u32) -> Option<u32> {
-        Some(self.packed(at).folder).filter(|folder| *folder != PackedEntry::TOP_LEVEL)
+    pub(super) fn parent_folder(&self, number: u32) -> Option<u32> {
+        Some(self.packed(number).folder).filter(|folder| *folder != PackedEntry::TOP_LEVEL)
     }
 
     /// Returns the numbers of the entries directly in a folder, or in the context, sorted by name.
     pub(super) fn children(&self, folder: Option<u32>) -> Range<u32> {
         let (start, count) = match folder {
             None => (0, u64::from(self.top_level)),
-            Some(at) if self.packed(at).is_folder() => (self.packed(at).start(), self.packed(at).size()),
+            Some(number) if self.packed(number).is_folder() => {
+                (self.packed(number).start(), self.packed(number).size())
+            }
             Some(_) => (0, 0),
         };
         let number = |number| u32::try_from(number).unwrap_or_default();
@@ -149,22 +151,22 @@ impl Index {
     }
 
     /// Returns whether a file may share its offset with another one.
-    pub(super) fn is_linked(&self, at: u32) -> bool {
-        self.packed(at).is_linked()
+    pub(super) fn is_linked(&self, number: u32) -> bool {
+        self.packed(number).is_linked()
     }
 
     /// Returns whether an entry is a folder.
-    pub(super) fn is_folder(&self, at: u32) -> bool {
-        self.packed(at).is_folder()
+    pub(super) fn is_folder(&self, number: u32) -> bool {
+        self.packed(number).is_folder()
     }
 
-    fn packed(&self, at: u32) -> &PackedEntry {
-        &self.entries[at as usize]
+    fn packed(&self, number: u32) -> &PackedEntry {
+        &self.entries[number as usize]
     }
 
     /// Returns the name of an entry as bytes.
-    pub(super) fn name_bytes(&self, at: u32) -> &[u8] {
-        PackedEntry::name(self.texts.from(self.packed(at).text))
+    pub(super) fn name_bytes(&self, number: u32) -> &[u8] {
+        PackedEntry::name(self.texts.from(self.packed(number).text))
     }
 }
 
@@ -172,7 +174,7 @@ impl Index {
 /// entries are numbered in the order in which they were added, and cannot be looked up.
 impl Index {
     /// The limit on the size of the index in bytes, before the last entry is added.
-    pub(super) const MAX: usize = Arena::MAX;
+    pub(super) const MAX_BYTES: usize = Arena::MAX_BYTES;
 
     /// Returns the size of the index in bytes, including the texts of replaced entries.
     pub(super) fn bytes(&self) -> usize {
@@ -182,7 +184,7 @@ impl Index {
     /// Adds an entry to a folder or to the context, and returns its number. The entry must not exist yet.
     pub(super) fn push(&mut self, folder: Option<u32>, name: &str, entry: &Entry<'_>) -> u32 {
         let text = PackedEntry::add_text(&mut self.texts, name, entry);
-        let at = u32::try_from(self.len()).unwrap_or(PackedEntry::TOP_LEVEL);
+        let number = u32::try_from(self.len()).unwrap_or(PackedEntry::TOP_LEVEL);
         self.entries.push(PackedEntry::new(
             folder.unwrap_or(PackedEntry::TOP_LEVEL),
             text,
@@ -195,16 +197,16 @@ impl Index {
             }
             None => self.top_level += 1,
         }
-        at
+        number
     }
 
     /// Replaces an entry by another. A folder that replaces a folder keeps its entries.
-    pub(super) fn replace(&mut self, at: u32, entry: &Entry<'_>) {
-        let before = *self.packed(at);
+    pub(super) fn replace(&mut self, number: u32, entry: &Entry<'_>) {
+        let before = *self.packed(number);
         let text = match PackedEntry::text_is_name(entry) {
             true => before.text,
             false => {
-                let name = self.name(at).to_owned();
+                let name = self.name(number).to_owned();
                 PackedEntry::add_text(&mut self.texts, &name, entry)
             }
         };
@@ -212,17 +214,17 @@ impl Index {
         if before.is_folder() && packed.is_folder() {
             packed.set_size(before.size());
         }
-        self.entries[at as usize] = packed;
+        self.entries[number as usize] = packed;
     }
 
     /// Returns whether an entry is a folder that is not empty.
-    pub(super) fn has_children(&self, at: u32) -> bool {
-        self.packed(at).is_folder() && self.packed(at).size() > 0
+    pub(super) fn has_children(&self, number: u32) -> bool {
+        self.packed(number).is_folder() && self.packed(number).size() > 0
     }
 
     /// Marks a file as a hard link of another one.
-    pub(super) fn set_linked(&mut self, at: u32) {
-        self.entries[at as usize].set_linked();
+    pub(super) fn set_linked(&mut self, number: u32) {
+        self.entries[number as usize].set_linked();
     }
 }
 
@@ -233,7 +235,7 @@ impl PartialEq for Index {
             match (ours.next_entry(), theirs.next_entry()) {
                 (None, None) => return true,
                 (Some((our, path)), Some((their, their_path)))
-                    if path == their_path && self.entry(our) == other.entry(their) => {}
+                    if path == their_path && self.entry_by_number(our) == other.entry_by_number(their) => {}
                 _ => return false,
             }
         }
@@ -244,8 +246,8 @@ impl fmt::Debug for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_map();
         let mut walk = self.walk();
-        while let Some((at, path)) = walk.next_entry() {
-            shown.entry(&path, &self.entry(at));
+        while let Some((number, path)) = walk.next_entry() {
+            shown.entry(&path, &self.entry_by_number(number));
         }
         shown.finish()
     }

@@ -15,7 +15,7 @@ use function_host::prometheus::IntGauge;
 pub struct SpoolQuota {
     limit: u64,
     used: Arc<AtomicU64>,
-    /// The bytes of the tenant that the quota is for; `None` for the only tenant.
+    /// The number of bytes in use by the tenant whose share this quota is; `None` for the quota of all tenants.
     used_by_tenant: Option<Arc<AtomicU64>>,
     tenants: Arc<Mutex<HashMap<String, Weak<AtomicU64>>>>,
     metric: IntGauge,
@@ -33,8 +33,8 @@ impl SpoolQuota {
         }
     }
 
-    /// Returns the quota for the bodies of the tenant `name`, which counts against this one.
-    pub(crate) fn of_tenant(&self, name: &str) -> Self {
+    /// Returns the share of the tenant `name` in this quota. Its bytes count against this quota too.
+    pub(crate) fn share_of_tenant(&self, name: &str) -> Self {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let used = tenants.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
             // Those without bodies.
@@ -159,10 +159,10 @@ mod tests {
     fn a_tenant_takes_at_most_as_many_bytes_as_it_leaves_free() {
         let metric = IntGauge::new("used", "used").unwrap();
         let quota = SpoolQuota::new(100, metric.clone());
-        let (one, same) = (quota.of_tenant("one"), quota.of_tenant("one"));
+        let (one, same) = (quota.share_of_tenant("one"), quota.share_of_tenant("one"));
         assert!(one.try_reserve_bytes(30) && same.try_reserve_bytes(20));
         assert!(!one.try_reserve_bytes(1) && !same.try_reserve_bytes(1));
-        let other = quota.of_tenant("other");
+        let other = quota.share_of_tenant("other");
         assert!(other.try_reserve_bytes(25));
         assert!(!other.try_reserve_bytes(1));
         assert_eq!((quota.used_bytes(), metric.get()), (75, 75));
@@ -172,6 +172,6 @@ mod tests {
         other.release_bytes(35);
         assert_eq!((quota.used_bytes(), metric.get()), (0, 0));
         drop((one, same, other));
-        assert_eq!(quota.of_tenant("last").tenants.lock().unwrap().len(), 1);
+        assert_eq!(quota.share_of_tenant("last").tenants.lock().unwrap().len(), 1);
     }
 }

@@ -98,7 +98,7 @@ impl ContextTree {
             mode,
             mtime_ns,
             xattrs,
-        } = self.index.entry(target);
+        } = self.index.entry_by_number(target);
         // The entry borrows from the index, so it is copied before the index changes.
         let attributes = xattrs.as_packed().to_vec();
         let copied_target;
@@ -159,7 +159,7 @@ impl ContextTree {
             next = above.rsplit_once('/').map(|(above, _)| above);
         }
         if let Some(at) = folder {
-            match self.index.entry(at).kind {
+            match self.index.entry_by_number(at).kind {
                 Kind::Folder => {}
                 Kind::File { .. } => return Err(TreeConflict::InFile(self.index.path(at))),
                 Kind::Symlink { .. } => return Err(TreeConflict::ThroughLink(self.index.path(at))),

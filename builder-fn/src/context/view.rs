@@ -262,7 +262,7 @@ fn select_entries(
 fn hard_links(context: &SourceContext, entries: &[u32]) -> Vec<(u32, u32)> {
     let index = context.index();
     let linked = (0..).zip(entries).filter(|(_, at)| index.is_linked(**at));
-    let offset = |at: u32| match index.entry(at).kind {
+    let offset = |at: u32| match index.entry_by_number(at).kind {
         Kind::File { offset, .. } => Some(offset),
         _ => None,
     };

@@ -92,7 +92,7 @@ impl RecordSpace {
     }
 
     /// Takes space for `line` from the record. Returns false, and takes nothing, if the line does not fit.
-    pub(super) fn take_for_line(&mut self, line: &str) -> bool {
+    pub(super) fn reserve_for_line(&mut self, line: &str) -> bool {
         // Quotes and a comma.
         let left = self.0.checked_sub(escaped_len(line) + 3);
         self.0 = left.unwrap_or(self.0);
@@ -208,7 +208,7 @@ mod tests {
         #[test]
         fn a_record_of_lines_that_fit_is_one_line_below_64_kib(lines in prop::collection::vec(".{0,2000}|(\u{1}|\u{2028}){0,8000}", 0..60)) {
             let mut space = RecordSpace::new();
-            let fitting: Vec<_> = lines.into_iter().take_while(|line| space.take_for_line(line)).collect();
+            let fitting: Vec<_> = lines.into_iter().take_while(|line| space.reserve_for_line(line)).collect();
             for format in [StreamFormat::Ndjson, StreamFormat::EventStream] {
                 let record = format.progress_record(&fitting, Duration::MAX);
                 prop_assert!(record.len() <= MAX_RECORD_BYTES);

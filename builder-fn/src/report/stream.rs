@@ -40,8 +40,8 @@ enum StreamPhase {
     /// The build runs, and no record has been sent.
     Started(AbortOnDropHandle<Report>),
     Running(AbortOnDropHandle<Report>),
-    /// The build is over; the rest of its log is sent before the terminal record.
-    Flushing(Report),
+    /// The build has ended with this report; the rest of its log is sent before the terminal record.
+    SendingRestOfLog(Report),
     Ended,
 }
 
@@ -77,7 +77,7 @@ impl RecordStream {
                 // Immediately, even without lines: the reader learns that the build was accepted.
                 StreamPhase::Started(task) => {
                     self.phase = StreamPhase::Running(task);
-                    return Some(self.progress());
+                    return Some(self.take_progress_record());
                 }
                 StreamPhase::Running(mut task) => {
                     let ended = tokio::select! {
@@ -85,24 +85,24 @@ impl RecordStream {
                         ended = &mut task => ended,
                         () = self.wait_for_lines() => {
                             self.phase = StreamPhase::Running(task);
-                            return Some(self.progress());
+                            return Some(self.take_progress_record());
                         }
                     };
                     self.phase = match ended {
-                        Ok(report) => StreamPhase::Flushing(report),
+                        Ok(report) => StreamPhase::SendingRestOfLog(report),
                         // The panic hook has logged the panic. If the runtime is shutting down instead, nobody reads on.
-                        Err(_) => StreamPhase::Flushing(Report {
+                        Err(_) => StreamPhase::SendingRestOfLog(Report {
                             duration: self.arrived.elapsed().as_secs_f64(),
                             ..self.if_panicked.take()?
                         }),
                     };
                 }
-                StreamPhase::Flushing(report) => {
+                StreamPhase::SendingRestOfLog(report) => {
                     if self.feed.has_lines() || self.feed.release_tail() {
-                        self.phase = StreamPhase::Flushing(report);
-                        return Some(self.progress());
+                        self.phase = StreamPhase::SendingRestOfLog(report);
+                        return Some(self.take_progress_record());
                     }
-                    return Some(self.terminal(report));
+                    return Some(self.build_terminal_record(report));
                 }
                 StreamPhase::Ended => return None,
             }
@@ -119,14 +119,14 @@ impl RecordStream {
         }
     }
 
-    fn terminal(&self, mut report: Report) -> Bytes {
+    fn build_terminal_record(&self, mut report: Report) -> Bytes {
         self.feed.warn_of_losses(&mut report.warnings);
         self.format.terminal_record(report)
     }
 
-    fn progress(&self) -> Bytes {
+    fn take_progress_record(&self) -> Bytes {
         let mut space = RecordSpace::new();
-        let lines = self.feed.take_while(|line| space.take_for_line(line));
+        let lines = self.feed.take_while(|line| space.reserve_for_line(line));
         self.format.progress_record(&lines, self.arrived.elapsed())
     }
 }

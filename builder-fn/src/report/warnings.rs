@@ -5,10 +5,10 @@ use serde::{Serialize, Serializer};
 use super::json::escaped_len;
 use super::record::shorten;
 
-/// Bytes of all warnings, in JSON. A terminal record has room for them.
+/// The limit on the size of all warnings of a build, in bytes of JSON. A terminal record has room for them.
 const MAX_WARNINGS_BYTES: usize = 12 << 10;
 
-/// Bytes of the longest warning, in JSON.
+/// The size of the longest warning, in bytes of JSON.
 const MAX_WARNING_BYTES: usize = 4 << 10;
 
 /// A list of warnings with a limit on its size. Serialized, its last entry says how many more there were.

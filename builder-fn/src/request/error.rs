@@ -118,7 +118,7 @@ pub enum RequestError {
     /// The request's configuration is unusable.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The request violates what no policy can allow, or the rules of its tenant.
+    /// The request violates the rules of its tenant, or a rule that holds under every policy.
     #[error(transparent)]
     Forbidden(#[from] Violations),
     /// The Dockerfile names a frontend that is not allowed.

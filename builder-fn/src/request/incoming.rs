@@ -88,13 +88,13 @@ where
     loop {
         let piece = incoming.sender.next_piece(body.as_mut()).await;
         let Some(piece) = piece.map_err(to_request_error)? else {
-            return incoming.finish().await;
+            return incoming.process_rest_and_verify().await;
         };
         received = received.saturating_add(piece.len() as u64);
         if received > limit {
             return Err(RequestError::TooLarge { limit });
         }
-        incoming.push(piece).await?;
+        incoming.add_piece(piece).await?;
     }
 }
 
@@ -108,7 +108,7 @@ fn to_request_error<E: Into<BoxError>>(error: ReceiveError<E>) -> RequestError {
 
 /// A body that arrives: one batch of it is processed on another thread, while the next one is collected.
 struct IncomingBody<'a> {
-    /// The sender's part of the budget. It is dropped after everything that it accounts for.
+    /// The worker that hashes and stores the body, and whether it is busy.
     processing: WorkerState,
     pending: PieceBatch,
     /// The number of bytes that were passed on to be stored.
@@ -116,6 +116,7 @@ struct IncomingBody<'a> {
     is_on_disk: bool,
     bodies: &'a UnverifiedBodies,
     settings: &'a SpoolSettings,
+    /// The sender's part of the budget. It is dropped after everything that it accounts for.
     sender: UnverifiedSender,
 }
 
@@ -129,7 +130,7 @@ struct PieceBatch {
 }
 
 impl PieceBatch {
-    fn push(&mut self, piece: Bytes) {
+    fn add_piece(&mut self, piece: Bytes) {
         self.bytes += piece.len();
         if piece.len() < COPIED_PIECE_BYTES {
             self.small.extend_from_slice(&piece);
@@ -154,7 +155,7 @@ impl PieceBatch {
 /// The state of the worker of one body.
 enum WorkerState {
     Idle(Box<BodyWorker>),
-    /// The worker processes a batch, after which this much memory is free again.
+    /// The worker processes a batch, after which this number of bytes of memory is free again.
     Running(JoinHandle<Result<Box<BodyWorker>, RequestError>>, u64),
     /// The worker failed, or is being passed on.
     Ended,
@@ -180,14 +181,14 @@ impl BodyWorker {
         Ok(())
     }
 
-    /// Verifies the signature of the whole body, and counts the body against the quota of verified ones.
-    fn finish(self, settings: &SpoolSettings) -> Result<VerifiedBody, RequestError> {
+    /// Verifies the signature of the whole body, counts the body against the quota of verified ones, and returns it.
+    fn verify_and_count(self, settings: &SpoolSettings) -> Result<VerifiedBody, RequestError> {
         let Self { verifier, spool } = self;
         let signature = verifier.map(BodyVerifier::into_verified_signature).transpose();
         let signature = signature.map_err(|_| RequestError::WrongSignature)?;
         let tenant = signature.as_ref().and_then(VerifiedSignature::tenant);
         let quota = match tenant {
-            Some(tenant) => settings.quota.of_tenant(tenant.name().as_str()),
+            Some(tenant) => settings.quota.share_of_tenant(tenant.name().as_str()),
             None => settings.quota.clone(),
         };
         Ok(VerifiedBody {
@@ -217,24 +218,24 @@ impl<'a> IncomingBody<'a> {
     }
 
     /// Adds the next piece of the body; waits while an earlier batch is processed.
-    async fn push(&mut self, piece: Bytes) -> Result<(), RequestError> {
+    async fn add_piece(&mut self, piece: Bytes) -> Result<(), RequestError> {
         self.sender.reserve(Resource::Memory, piece.len() as u64).await?;
-        self.pending.push(piece);
+        self.pending.add_piece(piece);
         let wanted = match self.bodies.is_memory_short() {
             true => SMALL_BATCH_BYTES,
             false => BATCH_BYTES,
         };
         match self.pending.bytes >= wanted {
-            true => self.pass_on_pending().await,
+            true => self.process_pending_pieces().await,
             false => Ok(()),
         }
     }
 
     /// Passes the pending pieces on to the worker, after it has processed those before.
-    async fn pass_on_pending(&mut self) -> Result<(), RequestError> {
-        let mut worker = self.idle_worker().await?;
+    async fn process_pending_pieces(&mut self) -> Result<(), RequestError> {
+        let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
-        let (is_on_disk, released) = self.reserve_place(batch.bytes).await?;
+        let (is_on_disk, released) = self.choose_and_reserve_storage(batch.bytes).await?;
         let permit = self.bodies.threads.clone().acquire_owned().await?;
         let task = spawn_blocking(move || {
             let _permit = permit;
@@ -244,9 +245,9 @@ impl<'a> IncomingBody<'a> {
         Ok(())
     }
 
-    /// Decides where the next `bytes` are stored, and reserves disk space for them. Returns whether that is a file, and how
-    /// much memory is free again once they are there.
-    async fn reserve_place(&mut self, bytes: usize) -> Result<(bool, u64), RequestError> {
+    /// Decides whether the next `bytes` of the body are stored in memory or in a file, and reserves disk space for a
+    /// file. Returns whether it is a file, and how many bytes of memory are free again once they are written.
+    async fn choose_and_reserve_storage(&mut self, bytes: usize) -> Result<(bool, u64), RequestError> {
         let bytes = bytes as u64;
         let in_memory = match self.bodies.is_memory_short() {
             true => SMALL_BODY_BYTES.min(self.settings.memory),
@@ -267,7 +268,7 @@ impl<'a> IncomingBody<'a> {
     }
 
     /// Waits until the worker is idle, and returns it.
-    async fn idle_worker(&mut self) -> Result<Box<BodyWorker>, RequestError> {
+    async fn wait_for_idle_worker(&mut self) -> Result<Box<BodyWorker>, RequestError> {
         match std::mem::replace(&mut self.processing, WorkerState::Ended) {
             WorkerState::Idle(worker) => Ok(worker),
             WorkerState::Running(task, released) => {
@@ -280,15 +281,15 @@ impl<'a> IncomingBody<'a> {
     }
 
     /// Processes the rest of the body, and verifies its signature.
-    async fn finish(mut self) -> Result<VerifiedBody, RequestError> {
-        let mut worker = self.idle_worker().await?;
+    async fn process_rest_and_verify(mut self) -> Result<VerifiedBody, RequestError> {
+        let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
-        let (is_on_disk, _) = self.reserve_place(batch.bytes).await?;
+        let (is_on_disk, _) = self.choose_and_reserve_storage(batch.bytes).await?;
         let (settings, sender) = (self.settings.clone(), self.sender);
         let is_quick = !is_on_disk && batch.bytes <= MAX_INLINE_HASH_BYTES;
         let work = move || {
             worker.process_batch(batch, is_on_disk)?;
-            let verified = worker.finish(&settings);
+            let verified = worker.verify_and_count(&settings);
             // Counted against one of the two at any time.
             drop(sender);
             verified

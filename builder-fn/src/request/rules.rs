@@ -1,10 +1,11 @@
-//! Checks a configuration against what no policy can allow, and against the rules of its tenant.
+//! Checks a build's configuration against the rules that hold under every policy, and against the rules of its tenant.
 
 use function_host::policy::{RequestedFunction, ReservedNames, Tenant, Violation, Violations};
 
 use super::BuildConfig;
 
-/// Checks what a build would push, export, import and deploy. What its steps read is checked as BuildKit reads it.
+/// Fails with all violations in what a build would push, export, import and deploy. The sources that its steps read are
+/// checked when BuildKit asks for them.
 ///
 /// # Errors
 /// Fails with every violation, each with the name of its rule.

@@ -21,13 +21,13 @@ const SHA1_BYTES: usize = 20;
 /// The keys that a request may be signed with: those of the builder or, with a policy, those of its tenants.
 #[derive(Clone, Debug)]
 pub struct SignatureKeys {
-    secrets: Vec<SecretKeys>,
+    secrets: Vec<KeysOfSecret>,
     accept_sha1: bool,
 }
 
 /// The keys in one secret, one per line. A signature made with any of them is valid.
 #[derive(Clone)]
-struct SecretKeys {
+struct KeysOfSecret {
     /// The tenant that the keys belong to; `None` without a policy.
     tenant: Option<Arc<Tenant>>,
     sha256: HmacKeys,
@@ -39,7 +39,7 @@ impl SignatureKeys {
     /// Returns the keys in `secret`, which belong to no tenant; `None` if the secret has none.
     pub fn new(secret: &Secret, accept_sha1: bool) -> Option<Self> {
         Some(Self {
-            secrets: vec![SecretKeys::new(None, secret, accept_sha1)?],
+            secrets: vec![KeysOfSecret::new(None, secret, accept_sha1)?],
             accept_sha1,
         })
     }
@@ -47,7 +47,8 @@ impl SignatureKeys {
     /// Returns the keys in the secrets of tenants. A secret without keys, as no secret at all, verifies nothing.
     pub fn of_tenants(secrets: impl IntoIterator<Item = (Arc<Tenant>, Secret)>, accept_sha1: bool) -> Self {
         let secrets = secrets.into_iter();
-        let keys = secrets.filter_map(|(tenant, secret)| SecretKeys::new(Some(tenant), &secret, accept_sha1));
+        let keys =
+            secrets.filter_map(|(tenant, secret)| KeysOfSecret::new(Some(tenant), &secret, accept_sha1));
         Self {
             secrets: keys.collect(),
             accept_sha1,
@@ -55,7 +56,7 @@ impl SignatureKeys {
     }
 }
 
-impl SecretKeys {
+impl KeysOfSecret {
     fn new(tenant: Option<Arc<Tenant>>, secret: &Secret, accept_sha1: bool) -> Option<Self> {
         let lines = secret.expose().split(|byte| *byte == b'\n');
         let sha1 = lines
@@ -71,7 +72,7 @@ impl SecretKeys {
     }
 }
 
-impl fmt::Debug for SecretKeys {
+impl fmt::Debug for KeysOfSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.sha256, f)
     }
@@ -172,7 +173,7 @@ impl BodyVerifier {
 }
 
 impl BodyHmac {
-    fn new(keys: &SecretKeys, header: &str, accept_sha1: bool) -> Result<Self, MalformedSignature> {
+    fn new(keys: &KeysOfSecret, header: &str, accept_sha1: bool) -> Result<Self, MalformedSignature> {
         Ok(match header.strip_prefix(SHA1_PREFIX) {
             Some(digits) if accept_sha1 => {
                 let mut expected = [0; SHA1_BYTES];

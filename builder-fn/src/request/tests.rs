@@ -523,7 +523,7 @@ fn runtime_with_one_blocking_thread() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Waits until all blocking work has been done, on [`one_blocking_thread`].
+/// Waits until all blocking work has been done, on [`runtime_with_one_blocking_thread`].
 async fn wait_until_blocking_work_is_done() {
     tokio::task::yield_now().await;
     tokio::task::spawn_blocking(|| ()).await.unwrap();

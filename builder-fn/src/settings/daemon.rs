@@ -19,7 +19,7 @@ use function_host::env::Parser;
 use rustls::pki_types::ServerName;
 
 use crate::buildkit::{Daemon, DaemonAddress, TlsDialer, TlsSecrets};
-use crate::tenants::DaemonConnector;
+use crate::tenants::DaemonFactory;
 
 /// The settings of the connections to daemons: the builder's own, and those that a policy names for tenants.
 pub(super) struct DaemonSettings {
@@ -27,13 +27,13 @@ pub(super) struct DaemonSettings {
     pub(super) daemon: Daemon,
     /// Whether the connection to the builder's daemon is unencrypted and leaves this machine.
     pub(super) is_exposed: bool,
-    /// Connects to the daemons that a policy names, with the same secrets for TLS.
-    pub(super) connector: DaemonConnector,
+    /// Creates handles of the daemons that a policy names, whose connections use the same TLS secrets.
+    pub(super) daemon_factory: DaemonFactory,
 }
 
-/// The settings for TLS, and whether a connection may do without.
+/// The TLS settings of connections to daemons, and whether a connection may be unencrypted.
 #[derive(Clone)]
-struct Transport {
+struct TransportSecurity {
     /// The secrets of TLS; `None` if connections do not use it.
     tls: Option<TlsSecrets>,
     /// Whether a connection to another machine may be unencrypted.
@@ -64,7 +64,7 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
         secret("buildkit_key", "buildkit-key"),
     );
     let is_wanted = name.is_some() || authority.1 || certificate.1 || key.1 || secrets.exists(&authority.0);
-    let transport = Transport {
+    let transport = TransportSecurity {
         tls: is_wanted.then(|| TlsSecrets {
             secrets: secrets.clone(),
             authority: authority.0,
@@ -81,7 +81,7 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
     }
     let is_exposed = transport.is_exposed(&address);
     let daemon = transport
-        .connect(address.clone(), name)
+        .create_daemon_handle(address.clone(), name)
         .unwrap_or_else(|(variable, problem)| {
             parser.add_problem(variable, problem);
             Daemon::at(address)
@@ -89,14 +89,16 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
     DaemonSettings {
         daemon,
         is_exposed,
-        connector: Arc::new(move |text| {
+        daemon_factory: Arc::new(move |text| {
             let address = text.parse::<DaemonAddress>().map_err(|error| error.to_string())?;
-            transport.connect(address, None).map_err(|(_, problem)| problem)
+            transport
+                .create_daemon_handle(address, None)
+                .map_err(|(_, problem)| problem)
         }),
     }
 }
 
-impl Transport {
+impl TransportSecurity {
     /// Returns whether a connection to `address` is unencrypted and leaves this machine.
     fn is_exposed(&self, address: &DaemonAddress) -> bool {
         match address {
@@ -109,7 +111,7 @@ impl Transport {
     ///
     /// # Errors
     /// Fails with the setting that is wrong, and the problem.
-    fn connect(
+    fn create_daemon_handle(
         &self,
         address: DaemonAddress,
         name: Option<String>,
@@ -198,12 +200,12 @@ mod tests {
         let strings = HashMap::from([("buildkit_url", "unix:///run/buildkitd.sock")]);
         let mut parser = Parser::new(&strings);
         let folder = tempfile::tempdir().expect("folder");
-        let connector = read_daemon_settings(&mut parser, &Secrets::new(folder.path())).connector;
-        connector("unix:///run/acme.sock").expect("a socket");
-        connector("tcp://127.0.0.1:1").expect("this machine");
-        let error = connector("tcp://acme-buildkit:1234").expect_err("plain TCP");
+        let daemon_factory = read_daemon_settings(&mut parser, &Secrets::new(folder.path())).daemon_factory;
+        daemon_factory("unix:///run/acme.sock").expect("a socket");
+        daemon_factory("tcp://127.0.0.1:1").expect("this machine");
+        let error = daemon_factory("tcp://acme-buildkit:1234").expect_err("plain TCP");
         assert!(error.starts_with("should use TLS"), "{error}");
-        connector("acme-buildkit").expect_err("no address");
+        daemon_factory("acme-buildkit").expect_err("no address");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::*;
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-fn slots_of_tenant(name: &str) -> SlotOwner {
+fn slot_owner_of_tenant(name: &str) -> SlotOwner {
     SlotOwner {
         name: Some(name.into()),
         max_builds: None,
@@ -64,27 +64,27 @@ async fn only_as_many_requests_are_admitted_as_may_build_or_wait() {
     assert!(!slots.is_full());
     let _second = slots.admit(owner_without_policy()).expect("admitted");
     assert!(slots.is_full());
-    assert_eq!(slots.check_early(), Err(NoFreeSlot { limit: 1 }));
+    assert_eq!(slots.check_not_full(), Err(NoFreeSlot { limit: 1 }));
     assert_eq!(
         slots.admit(owner_without_policy()).expect_err("rejected"),
         NoFreeSlot { limit: 1 }
     );
     drop(first);
-    assert_eq!(slots.check_early(), Ok(()));
+    assert_eq!(slots.check_not_full(), Ok(()));
     slots.admit(owner_without_policy()).expect("admitted again");
 }
 
 #[tokio::test]
 async fn without_a_wait_a_request_is_rejected_while_all_slots_are_taken() {
     let slots = BuildSlots::new(2, Duration::ZERO, 16);
-    let first = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("one")).await).await;
-    let _second = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("two")).await).await;
+    let first = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("one")).await).await;
+    let _second = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("two")).await).await;
     assert!(slots.is_full());
-    for owner in [slots_of_tenant("three"), owner_without_policy()] {
+    for owner in [slot_owner_of_tenant("three"), owner_without_policy()] {
         assert_eq!(slots.admit(owner).expect_err("rejected"), NoFreeSlot { limit: 2 });
     }
     drop(first);
-    let _third = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("three")).await).await;
+    let _third = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("three")).await).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,14 +93,16 @@ async fn a_flood_of_one_tenant_delays_another_by_at_most_one_build() {
         let slots = BuildSlots::new(limit, MAX_WAIT, 100);
         let mut flood = Vec::new();
         for _ in 0..limit {
-            flood.push(wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("flood")).await).await);
+            flood.push(
+                wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("flood")).await).await,
+            );
         }
         let mut waiting = Vec::new();
         for _ in 0..50 {
-            waiting.push(spawn_waiting_build(&slots, slots_of_tenant("flood")).await);
+            waiting.push(spawn_waiting_build(&slots, slot_owner_of_tenant("flood")).await);
         }
         for round in 0..5 {
-            let other = spawn_waiting_build(&slots, slots_of_tenant("other")).await;
+            let other = spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await;
             assert!(!other.is_finished());
             drop(flood.remove(0));
             tokio::task::yield_now().await;
@@ -117,10 +119,13 @@ async fn a_flood_of_one_tenant_delays_another_by_at_most_one_build() {
 #[tokio::test(start_paused = true)]
 async fn tenants_that_wait_are_served_in_turn() {
     let slots = BuildSlots::new(1, MAX_WAIT, 100);
-    let mut current = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("a")).await).await;
+    let mut current = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("a")).await).await;
     let mut waiting = Vec::new();
     for name in ["a", "a", "a", "b", "b", "c"] {
-        waiting.push((name, spawn_waiting_build(&slots, slots_of_tenant(name)).await));
+        waiting.push((
+            name,
+            spawn_waiting_build(&slots, slot_owner_of_tenant(name)).await,
+        ));
     }
     let mut served = String::new();
     while !waiting.is_empty() {
@@ -139,7 +144,7 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
     let slots = BuildSlots::new(3, MAX_WAIT, 1);
     let limited = || SlotOwner {
         max_builds: Some(1),
-        ..slots_of_tenant("limited")
+        ..slot_owner_of_tenant("limited")
     };
     let first = wait_until_running(spawn_waiting_build(&slots, limited()).await).await;
     let second = spawn_waiting_build(&slots, limited()).await;
@@ -152,8 +157,8 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
         NoFreeSlot { limit: 1 }
     );
     let _others = [
-        wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("other")).await).await,
-        wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("other")).await).await,
+        wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await,
+        wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await,
     ];
     drop(first);
     tokio::task::yield_now().await;
@@ -164,13 +169,13 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
 async fn a_full_queue_of_one_tenant_is_not_full_for_another() {
     let slots = BuildSlots::new(1, MAX_WAIT, 1);
     let _flood = (
-        spawn_waiting_build(&slots, slots_of_tenant("flood")).await,
-        spawn_waiting_build(&slots, slots_of_tenant("flood")).await,
+        spawn_waiting_build(&slots, slot_owner_of_tenant("flood")).await,
+        spawn_waiting_build(&slots, slot_owner_of_tenant("flood")).await,
     );
-    assert!(slots.admit(slots_of_tenant("flood")).is_err());
+    assert!(slots.admit(slot_owner_of_tenant("flood")).is_err());
     assert!(!slots.is_full(), "the builder stays ready for others");
-    assert_eq!(slots.check_early(), Ok(()));
-    slots.admit(slots_of_tenant("other")).expect("a place");
+    assert_eq!(slots.check_not_full(), Ok(()));
+    slots.admit(slot_owner_of_tenant("other")).expect("a place");
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +204,8 @@ async fn nothing_is_remembered_of_a_tenant_without_requests() {
     let slots = BuildSlots::new(1, MAX_WAIT, 1);
     for number in 0..100 {
         drop(
-            wait_until_running(spawn_waiting_build(&slots, slots_of_tenant(&number.to_string())).await).await,
+            wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant(&number.to_string())).await)
+                .await,
         );
     }
     assert_eq!(slots.0.lock().total_admitted(), 0);
@@ -211,14 +217,14 @@ async fn a_tenants_limit_applies_without_a_limit_for_all_builds() {
     let slots = BuildSlots::unlimited();
     let limited = || SlotOwner {
         max_builds: Some(1),
-        ..slots_of_tenant("limited")
+        ..slot_owner_of_tenant("limited")
     };
     let first = wait_until_running(spawn_waiting_build(&slots, limited()).await).await;
     assert_eq!(
         slots.admit(limited()).expect_err("rejected"),
         NoFreeSlot { limit: 1 }
     );
-    let _other = wait_until_running(spawn_waiting_build(&slots, slots_of_tenant("other")).await).await;
+    let _other = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await;
     assert!(!slots.is_full(), "other tenants have places");
     drop(first);
     let _next = wait_until_running(spawn_waiting_build(&slots, limited()).await).await;

@@ -66,13 +66,14 @@ impl Host {
             return Err(MalformedHost);
         }
         // A name whose last label is a number is an address to most programs, whatever comes before it.
-        match name.rsplit('.').next().is_some_and(reads_as_number) {
+        match name.rsplit('.').next().is_some_and(is_number_to_c_libraries) {
             true => name.parse().map(Self::V4).map_err(|_| MalformedHost),
             false => Ok(Self::Name(name)),
         }
     }
 
-    /// Returns what makes the host private: one that is within the machine, the cluster or the cloud.
+    /// Returns the kind of a private host, as a phrase for an error text; `None` for a public host. A private host is
+    /// within the machine, the cluster or the cloud.
     ///
     /// A public name may still have a private address. Whoever resolves it has to check that.
     pub(super) fn private_kind(&self) -> Option<&'static str> {
@@ -115,7 +116,7 @@ impl fmt::Display for Host {
 }
 
 /// Returns whether C libraries read the last label of a name as a number: decimal, octal, or hexadecimal.
-fn reads_as_number(label: &str) -> bool {
+fn is_number_to_c_libraries(label: &str) -> bool {
     let is_hexadecimal = label
         .strip_prefix("0x")
         .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));

@@ -12,11 +12,11 @@ use crate::host_port;
 use crate::registry::ImageName;
 
 /// The attribute with the full address of a git repository; the identifier has no scheme.
-const GIT_FULL_URL: &str = "git.fullurl";
+const GIT_FULL_URL_ATTRIBUTE: &str = "git.fullurl";
 /// The attribute with an image's blob from which a git repository is read.
 const GIT_BUNDLE_ATTRIBUTE: &str = "git.bundle";
 /// The attribute that says whether submodules, whose addresses the repository names, are left out.
-pub(super) const GIT_SKIP_SUBMODULES: &str = "git.skipsubmodules";
+pub(super) const GIT_SKIP_SUBMODULES_ATTRIBUTE: &str = "git.skipsubmodules";
 
 /// A source that a build wants to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Source {
             return Err(LocatorError::Scheme);
         }
         let named = Url::parse(&format!("https://{rest}"))?.without_query();
-        let url = match attributes.get(GIT_FULL_URL) {
+        let url = match attributes.get(GIT_FULL_URL_ATTRIBUTE) {
             // The identifier is what BuildKit compares; the attribute is what git fetches.
             Some(full) => Url::parse_git_remote(full)?,
             None => named.clone(),
@@ -113,7 +113,7 @@ impl Source {
         Ok(Self::Git {
             url,
             skips_submodules: attributes
-                .get(GIT_SKIP_SUBMODULES)
+                .get(GIT_SKIP_SUBMODULES_ATTRIBUTE)
                 .is_some_and(|value| value == "true"),
             bundle: bundle.transpose()?,
         })
@@ -209,7 +209,7 @@ fn parse_authority(text: &str) -> Result<(Host, Option<u16>), LocatorError> {
     Ok((Host::parse(host)?, port))
 }
 
-/// Returns whether every server reads the path in the same way.
+/// Returns whether the path has no part that servers interpret in different ways.
 fn is_unambiguous_path(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let is_dots = |segment: &str| matches!(segment, "." | "..");
@@ -281,7 +281,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                normalised_url("git://github.com/acme/app.git", &[(GIT_FULL_URL, full)]),
+                normalised_url("git://github.com/acme/app.git", &[(GIT_FULL_URL_ATTRIBUTE, full)]),
                 expected
             );
         }
@@ -295,7 +295,7 @@ mod tests {
             "file:///etc",
             "/etc",
         ] {
-            let parsed = parse("git://github.com/acme/app.git", &[(GIT_FULL_URL, full)]);
+            let parsed = parse("git://github.com/acme/app.git", &[(GIT_FULL_URL_ATTRIBUTE, full)]);
             assert!(parsed.is_err(), "{full}: {parsed:?}");
         }
     }
@@ -365,7 +365,7 @@ mod tests {
         fn parsing_never_panics(identifier in "\\PC{0,60}", full in "\\PC{0,60}") {
             let _ = parse(&identifier, &[]);
             for scheme in ["http", "https", "git", "docker-image"] {
-                let _ = parse(&format!("{scheme}://{identifier}"), &[(GIT_FULL_URL, &full), (GIT_BUNDLE_ATTRIBUTE, &full)]);
+                let _ = parse(&format!("{scheme}://{identifier}"), &[(GIT_FULL_URL_ATTRIBUTE, &full), (GIT_BUNDLE_ATTRIBUTE, &full)]);
             }
         }
 

@@ -63,7 +63,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
         .await
         .expect("listening");
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     let Answer { status, body } = answer.await.expect("no panic");
     assert_eq!(status, 200, "{body}");
@@ -92,7 +92,7 @@ async fn skip_push_builds_without_pushing() {
 
     assert_eq!(solve.request.exporters[0].attrs.get("push"), None);
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     assert_eq!(answer.await.expect("no panic").status, 200);
 }
@@ -197,7 +197,7 @@ async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
         .await
         .expect("listening");
     drop(status);
-    solve.fail(Status::unknown(
+    solve.answer_with_error(Status::unknown(
         "process \"/bin/sh -c cargo build\" did not complete successfully: exit code: 101",
     ));
 
@@ -321,11 +321,11 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let third = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
     setting.wait_until_full().await;
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
-    solve.succeed("sha256:34");
+    solve.answer_with_digest("sha256:34");
     assert_eq!(third.await.expect("no panic").status, 200);
 }
 
@@ -360,7 +360,7 @@ async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
         429
     );
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
     assert!(unverified.iter().all(|unverified| !unverified.is_finished()));
 }
@@ -429,7 +429,7 @@ async fn only_the_same_body_of_the_same_call_has_the_same_reference_in_buildkit(
         let (solve, status, _session) = calls.next_build_calls().await;
         references.push(solve.request.r#ref.clone());
         drop(status);
-        solve.succeed("sha256:12");
+        solve.answer_with_digest("sha256:12");
         assert_eq!(answer.await.expect("no panic").status, 200);
     }
 
@@ -456,7 +456,7 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
         let answer = spawn_build(&TestBuilder::new(daemon), body);
         let (solve, status, _session) = calls.next_build_calls().await;
         drop(status);
-        solve.fail(Status::internal(format!(
+        solve.answer_with_error(Status::internal(format!(
             "header key \"{header}\" contains value with non-printable ASCII characters"
         )));
 
@@ -527,7 +527,7 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
         .await
         .expect("listening");
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     let Answer { status, body } = answer.await.expect("no panic");
     assert_eq!(status, 502, "{body}");

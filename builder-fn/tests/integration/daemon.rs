@@ -180,14 +180,14 @@ impl Drop for DaemonCalls {
 }
 
 impl SolveCall {
-    pub(crate) fn succeed(self, digest: &str) {
+    pub(crate) fn answer_with_digest(self, digest: &str) {
         let exporter_response = [("containerimage.digest".to_owned(), digest.to_owned())].into();
         self.reply
             .send(Ok(SolveResponse { exporter_response }))
             .expect("the client waits");
     }
 
-    pub(crate) fn fail(self, status: Status) {
+    pub(crate) fn answer_with_error(self, status: Status) {
         self.reply.send(Err(status)).expect("the client waits");
     }
 }

@@ -89,7 +89,7 @@ async fn a_deployment_that_would_be_refused_is_rejected_before_a_slot_is_taken()
         }
         assert!(calls.solves.try_recv().is_err());
         drop(updates);
-        solve.succeed("sha256:12");
+        solve.answer_with_digest("sha256:12");
         assert_eq!(other.await.expect("no panic").status, 200);
     }
 }

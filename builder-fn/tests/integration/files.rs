@@ -16,7 +16,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::{self, DaemonCalls, SessionCall};
-use crate::job::FakeManifestStore;
+use crate::job::FakeManifestLookup;
 use crate::shared_keys;
 
 /// Waits for `future`, and fails the test if it hangs.
@@ -27,13 +27,13 @@ async fn complete_in_time<T>(future: impl Future<Output = T>, what_hangs: &str) 
 }
 
 /// A running build whose session serves files to the test.
-struct ServedFiles {
+struct ServedBuild {
     session: SessionCall,
     _calls: DaemonCalls,
     _build: JoinHandle<Result<BuiltImage, JobError>>,
 }
 
-async fn start_served_build(tar: Vec<u8>) -> ServedFiles {
+async fn start_served_build(tar: Vec<u8>) -> ServedBuild {
     let context = Arc::new(SourceContext::from_tar(&tar).expect("context"));
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = tokio::spawn(async move {
@@ -45,13 +45,13 @@ async fn start_served_build(tar: Vec<u8>) -> ServedFiles {
                 .with_files(context, lease.clone()),
             shared_key: lease,
             solve: SolveOptions::default(),
-            manifests: Arc::new(FakeManifestStore::Present),
+            manifests: Arc::new(FakeManifestLookup::Present),
             timeouts: EventTimeouts::default(),
         };
         job.run_to_outcome(&connection, |_| ()).await
     });
     let session = calls.next_session_call().await;
-    ServedFiles {
+    ServedBuild {
         session,
         _calls: calls,
         _build: build,
@@ -66,7 +66,7 @@ struct DaemonTransfer {
     accepted: watch::Receiver<u32>,
 }
 
-impl ServedFiles {
+impl ServedBuild {
     async fn start_transfer(&self, metadata: &[(&'static str, &str)]) -> Result<DaemonTransfer, Status> {
         let (requests, receiver) = mpsc::unbounded_channel();
         let (accept, accepted) = watch::channel(0);

@@ -23,7 +23,7 @@ fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
 pub(crate) async fn let_build_succeed(calls: &mut DaemonCalls) {
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn a_build_that_fails_is_not_deployed() {
     let answer = spawn_deployed_build(&setting);
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
-    solve.fail(tonic::Status::unknown("exit code: 1"));
+    solve.answer_with_error(tonic::Status::unknown("exit code: 1"));
 
     assert_eq!(answer.await.expect("no panic").status, 422);
     assert!(received.try_recv().is_err());

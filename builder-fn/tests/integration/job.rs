@@ -11,7 +11,7 @@ use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
     BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImage, CredentialStore, Daemon, EventTimeouts,
-    FaultyParty, JobError, ManifestStore, RegistryCredentials, SessionServices, SolveOptions,
+    FaultyParty, JobError, ManifestLookup, RegistryCredentials, SessionServices, SolveOptions,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -39,14 +39,14 @@ impl CredentialStore for OneRegistryCredentials {
 
 /// A fake of registries that answer every lookup of a manifest in the same way.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum FakeManifestStore {
+pub(crate) enum FakeManifestLookup {
     Present,
     Missing,
     Unknown,
 }
 
 #[tonic::async_trait]
-impl ManifestStore for FakeManifestStore {
+impl ManifestLookup for FakeManifestLookup {
     async fn has_manifest(&self, _: &str, _: &str) -> Result<bool, Box<dyn Error + Send + Sync>> {
         match self {
             Self::Present => Ok(true),
@@ -69,11 +69,11 @@ pub(crate) fn job_reference() -> BuildReference {
 
 /// Starts a job without files on `daemon`.
 pub(crate) fn start_job(daemon: Daemon) -> RunningJob {
-    start_job_with(daemon, FakeManifestStore::Present)
+    start_job_with(daemon, FakeManifestLookup::Present)
 }
 
 /// Starts a job without files on `daemon`, whose image is pushed to the registries `manifests`.
-pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestStore) -> RunningJob {
+pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestLookup) -> RunningJob {
     let services = SessionServices::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistryCredentials));
@@ -166,7 +166,7 @@ async fn a_build_solves_and_follows_its_status_under_one_reference() {
         "first\n",
         "events come while the build runs"
     );
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     status
         .events
         .send(Ok(output_response("last\n")))
@@ -208,7 +208,7 @@ async fn the_session_serves_health_and_credentials() {
         );
     }
 
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     drop(status);
     running.build.await.expect("no panic").expect("it succeeds");
 }
@@ -219,7 +219,7 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
     let mut running = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
 
-    solve.fail(Status::unknown(
+    solve.answer_with_error(Status::unknown(
         "failed to push registry:5000/a:1: 401 Unauthorized",
     ));
     status
@@ -261,7 +261,7 @@ async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_los
     drop(status);
     let details = vec![7; 1 << 20].into();
 
-    solve.fail(Status::with_details(tonic::Code::Unknown, error, details));
+    solve.answer_with_error(Status::with_details(tonic::Code::Unknown, error, details));
 
     match running.build.await.expect("no panic") {
         Err(JobError::Failed(failure)) => assert_eq!(failure.fault, FaultyParty::Caller, "{failure}"),
@@ -276,7 +276,7 @@ async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
     let (solve, _status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
 
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     running.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(begun.elapsed().as_secs(), EventTimeouts::default().idle.as_secs());
@@ -289,7 +289,7 @@ async fn a_log_that_continues_after_the_build_is_cut_off() {
     let (solve, status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
 
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     let writing = tokio::spawn(async move {
         while status.events.send(Ok(output_response("and\n"))).await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -379,7 +379,7 @@ async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
         let running = start_job(daemon);
         let (solve, status_call, _session) = calls.next_build_calls().await;
 
-        solve.fail(status);
+        solve.answer_with_error(status);
         drop(status_call);
 
         cause_of_lost_job(running.build.await.expect("no panic"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
-use builder_fn::buildkit::{BuildEvent, BuildFailure, FaultyParty, JobError, ManifestStore};
+use builder_fn::buildkit::{BuildEvent, BuildFailure, FaultyParty, JobError, ManifestLookup};
 use builder_fn::registry::Registries;
 use function_host::Secrets;
 use function_host::registry::AllowedTokenHosts;
@@ -12,7 +12,7 @@ use tonic::Status;
 use crate::daemon;
 use crate::gateway::start_answering_gateway;
 use crate::job::{
-    FakeManifestStore, OneRegistryCredentials, job_reference, output_response, output_text, start_job,
+    FakeManifestLookup, OneRegistryCredentials, job_reference, output_response, output_text, start_job,
     start_job_with,
 };
 
@@ -35,7 +35,7 @@ async fn a_second_delivery_follows_the_running_build() {
     let mut second = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
 
-    solve.fail(already_exists_status());
+    solve.answer_with_error(already_exists_status());
     status
         .events
         .send(Ok(output_response("of the first\n")))
@@ -55,7 +55,7 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
     let second = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
 
-    solve.fail(already_exists_status());
+    solve.answer_with_error(already_exists_status());
     status
         .events
         .send(Ok(StatusResponse::default()))
@@ -83,7 +83,7 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let second = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
-    solve.fail(already_exists_status());
+    solve.answer_with_error(already_exists_status());
     drop(status);
     calls.add_finished_build(&attempt_name(1), Err(Status::cancelled("context canceled")));
 
@@ -91,7 +91,7 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     assert_eq!(solve.request.r#ref, attempt_name(2));
     assert_eq!(status.reference, attempt_name(2));
     drop(status);
-    solve.succeed("sha256:34");
+    solve.answer_with_digest("sha256:34");
 
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:34"));
@@ -127,7 +127,7 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
     let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_name(3));
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     third.build.await.expect("no panic").expect("it succeeds");
 }
@@ -136,12 +136,12 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
 async fn an_image_that_has_left_its_registry_is_built_again() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
-    let second = start_job_with(daemon, FakeManifestStore::Missing);
+    let second = start_job_with(daemon, FakeManifestLookup::Missing);
 
     let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_name(2));
     drop(status);
-    solve.succeed("sha256:34");
+    solve.answer_with_digest("sha256:34");
 
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:34"));
@@ -151,7 +151,7 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
-    let mut second = start_job_with(daemon, FakeManifestStore::Unknown);
+    let mut second = start_job_with(daemon, FakeManifestLookup::Unknown);
 
     drop(calls.statuses.recv().await.expect("a status"));
 

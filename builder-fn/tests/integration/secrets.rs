@@ -84,7 +84,7 @@ async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
         .await
         .expect("listening");
     drop(status);
-    solve.fail(Status::unknown("process \"echo s3cr3t\" failed"));
+    solve.answer_with_error(Status::unknown("process \"echo s3cr3t\" failed"));
     let answer = answer.await.expect("no panic");
 
     assert_eq!(answer.body["log"][0], "l: 1970-01-01T00:00:00Z the token is ***!");

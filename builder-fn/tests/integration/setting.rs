@@ -28,7 +28,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::job::{FakeManifestStore, OneRegistryCredentials};
+use crate::job::{FakeManifestLookup, OneRegistryCredentials};
 use crate::shared_keys;
 
 pub(crate) const CALL_ID: &str = "call-1";
@@ -85,7 +85,7 @@ impl TestBuilder {
             supersession: Supersession::new(daemon.clone()),
             daemon,
             credentials: Arc::new(OneRegistryCredentials),
-            manifests: Arc::new(FakeManifestStore::Present),
+            manifests: Arc::new(FakeManifestLookup::Present),
             tenants: TenantResources::new(
                 secrets.clone(),
                 true,
@@ -163,7 +163,7 @@ impl TestBuilder {
     }
 
     /// Replaces the registries.
-    pub(crate) fn with_manifests(mut self, manifests: FakeManifestStore) -> Self {
+    pub(crate) fn with_manifests(mut self, manifests: FakeManifestLookup) -> Self {
         self.api.builder.manifests = Arc::new(manifests);
         self
     }
@@ -297,7 +297,7 @@ impl StreamedRecords {
     }
 
     /// Reads the next record of an NDJSON stream.
-    pub(crate) async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next_record_json(&mut self) -> Option<Value> {
         let bytes = self.next_record_bytes().await?;
         let line = bytes.strip_suffix(b"\n").expect("a line");
         Some(serde_json::from_slice(line).expect("one JSON value"))
@@ -306,9 +306,13 @@ impl StreamedRecords {
     /// Reads the streamed answer to its end. Returns the remaining log lines and the terminal record.
     pub(crate) async fn read_to_end(mut self) -> (Vec<String>, Value) {
         let mut lines = Vec::new();
-        while let Some(mut record) = self.next().await {
+        while let Some(mut record) = self.next_record_json().await {
             if record["status"] != "in_progress" {
-                assert_eq!(self.next().await, None, "nothing comes after {record}");
+                assert_eq!(
+                    self.next_record_json().await,
+                    None,
+                    "nothing comes after {record}"
+                );
                 return (lines, record);
             }
             let log: Vec<String> = serde_json::from_value(record["log"].take()).expect("lines");

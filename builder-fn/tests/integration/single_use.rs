@@ -56,7 +56,7 @@ async fn while_a_request_is_built_another_call_with_it_is_rejected_and_a_redeliv
     let ended = calls.next_session_call().await.ended_by_client;
     ended.await.expect("the redelivery follows");
     drop((status, followed));
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     for build in [first, redelivery] {
         let answer = build.await.expect("no panic");
         assert_eq!(
@@ -73,7 +73,7 @@ async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder
     let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
 
     assert_rejected(spawn_build_as_call(
@@ -97,7 +97,7 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     let (solve, status, _session) = calls.next_build_calls().await;
     let reference = solve.request.r#ref.clone();
     drop(status);
-    solve.fail(Status::unknown("exit code: 1"));
+    solve.answer_with_error(Status::unknown("exit code: 1"));
     assert_eq!(first.await.expect("no panic").status, 422);
 
     assert_rejected(spawn_build_as_call(
@@ -111,7 +111,7 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, format!("{reference}-2"));
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(redelivery.await.expect("no panic").status, 200);
 }
 
@@ -130,7 +130,7 @@ async fn a_request_without_a_time_or_a_builder_without_max_age_builds_for_every_
             let build = spawn_build_as_call(&builder(&daemon), call_id, &request);
             let (solve, status, _session) = calls.next_build_calls().await;
             drop(status);
-            solve.succeed("sha256:12");
+            solve.answer_with_digest("sha256:12");
             assert_eq!(build.await.expect("no panic").status, 200);
         }
     }

@@ -70,7 +70,7 @@ async fn a_daemon_that_does_not_ask_about_sources_gets_no_files() {
         .expect("an answer");
     assert_eq!(decision.action, i32::from(PolicyAction::Allow));
     complete_or_panic(request_files(&session)).await.expect("files");
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(answer.await.expect("no panic").status, 200);
 }
@@ -96,7 +96,7 @@ async fn a_build_that_fails_because_of_a_denied_source_says_which_and_why() {
         assert_eq!(decision.action, i32::from(expected), "{source}");
     }
     // The text of buildkitd 0.32.2.
-    solve.fail(Status::unknown(
+    solve.answer_with_error(Status::unknown(
         "failed to load LLB: error evaluating the source policy: source \"http://127.0.0.1:8222/\" not allowed by policy: \
          action DENY",
     ));
@@ -120,7 +120,7 @@ async fn another_failure_of_a_build_with_a_denied_source_is_reported_as_it_is() 
     ask_about_source(&session, "http://127.0.0.1/")
         .await
         .expect("an answer");
-    solve.fail(Status::unknown(
+    solve.answer_with_error(Status::unknown(
         "process \"x\" did not complete successfully: exit code: 1",
     ));
     drop(status);

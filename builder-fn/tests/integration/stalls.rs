@@ -71,7 +71,7 @@ async fn terminal_record_of_stalled_build(stall: Stall, is_shutdown: bool) -> Va
         Stall::Solve => held.push(Box::new(calls.next_build_calls().await)),
         Stall::LogAfterSolve => {
             let (solve, status, session) = calls.next_build_calls().await;
-            solve.succeed("sha256:12");
+            solve.answer_with_digest("sha256:12");
             held.push(Box::new((status, session)));
         }
         Stall::HandOver => {

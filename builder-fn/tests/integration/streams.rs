@@ -22,7 +22,10 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
         .send_streamed_build(request_tar_with(json!({"surprise": 1})), NDJSON)
         .await;
 
-    let first = records.next().await.expect("a record before the first event");
+    let first = records
+        .next_record_json()
+        .await
+        .expect("a record before the first event");
     assert_eq!(first["status"], "in_progress");
     let (solve, status, _session) = calls.next_build_calls().await;
     status
@@ -35,7 +38,10 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
         .iter()
         .any(|line: &Value| line == "l: 1970-01-01T00:00:00Z compiling")
     {
-        let record = records.next().await.expect("a record while the build runs");
+        let record = records
+            .next_record_json()
+            .await
+            .expect("a record while the build runs");
         assert_eq!(record["status"], "in_progress");
         assert!(record["duration"].is_f64());
         lines.extend(record["log"].as_array().expect("lines").clone());
@@ -46,7 +52,7 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
         .await
         .expect("listening");
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     let (lines, mut last) = records.read_to_end().await;
     assert_eq!(lines, ["l: 1970-01-01T00:00:00Z done"]);
@@ -71,7 +77,7 @@ async fn an_event_stream_has_the_framing_that_browsers_read() {
         .await;
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     let mut last = Value::Null;
     while let Some(bytes) = records.next_record_bytes().await {
@@ -96,7 +102,7 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
         .await
         .expect("listening");
     drop(status);
-    solve.fail(Status::unknown("exit code: 101"));
+    solve.answer_with_error(Status::unknown("exit code: 101"));
     let (lines, last) = records.read_to_end().await;
     assert_eq!(lines, ["l: 1970-01-01T00:00:00Z error: no such crate"]);
     assert_eq!(
@@ -268,7 +274,7 @@ async fn a_build_is_cancelled_when_the_reader_disconnects() {
     let mut records = TestBuilder::new(daemon)
         .send_streamed_build(request_tar_with(json!({})), NDJSON)
         .await;
-    records.next().await.expect("a record");
+    records.next_record_json().await.expect("a record");
     let (mut solve, status, session) = calls.next_build_calls().await;
 
     drop(records);
@@ -297,7 +303,7 @@ async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
             .expect("it is taken");
     }
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     let (lines, last) = records.read_to_end().await;
 
     assert_eq!(last["status"], "success");

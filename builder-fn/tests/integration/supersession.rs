@@ -91,7 +91,7 @@ async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_
         assert_superseded(old, "new").await;
         old_solve.reply.closed().await;
         drop(status);
-        new_solve.succeed("sha256:12");
+        new_solve.answer_with_digest("sha256:12");
         assert_eq!(new.await.expect("no panic").body["digest"], "sha256:12");
     }
 }
@@ -112,7 +112,7 @@ async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
 
     assert_superseded(old, "new").await;
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(other.await.expect("no panic").body["digest"], "sha256:12");
 }
 
@@ -138,7 +138,7 @@ async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_o
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
-            solve.succeed("sha256:12");
+            solve.answer_with_digest("sha256:12");
             let answer = build.await.expect("no panic");
             assert_eq!(answer.body["digest"], "sha256:12", "{first} {second} {answer:?}");
         }
@@ -178,7 +178,7 @@ async fn a_failed_newer_build_supersedes_none() {
 
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(old.await.expect("no panic").body["digest"], "sha256:12");
 }
 
@@ -218,7 +218,7 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
 
         let (solve, status, _session) = calls.next_build_calls().await;
         drop(status);
-        solve.succeed("sha256:12");
+        solve.answer_with_digest("sha256:12");
 
         assert_eq!(
             build.await.expect("no panic").body["digest"],
@@ -242,7 +242,7 @@ async fn the_deployer_decides_once_the_hand_over_was_sent() {
         .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     let hand_over = received.recv().await.expect("a hand-over");
 
     let new = spawn_build_as_call(&setting, "new", json!({}));
@@ -273,7 +273,7 @@ async fn deliveries_of_one_call_do_not_supersede_each_other() {
     ended.await.expect("the client ends the session");
 
     drop((status, _followed));
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     for build in [first, second] {
         let answer = build.await.expect("no panic");
@@ -335,7 +335,7 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
-            solve.succeed("sha256:12");
+            solve.answer_with_digest("sha256:12");
             assert_eq!(build.await.expect("no panic").status, 200);
         }
     }
@@ -359,7 +359,7 @@ async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
     assert_superseded(old, "new").await;
 
     drop(status);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(new.await.expect("no panic").status, 200);
     // Also after a restart of both builders.
     let older = spawn_build_as_call(
@@ -447,8 +447,8 @@ async fn run_steps(steps: Vec<SupersessionStep>) {
                 };
                 drop(status);
                 match succeeds {
-                    true => solve.succeed("sha256:12"),
-                    false => solve.fail(tonic::Status::unknown("exit code: 1")),
+                    true => solve.answer_with_digest("sha256:12"),
+                    false => solve.answer_with_error(tonic::Status::unknown("exit code: 1")),
                 }
                 let answer = build.await.expect("no panic");
                 assert_eq!(answer.status, if succeeds { 200 } else { 422 }, "{answer:?}");

@@ -32,7 +32,7 @@ async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
         let (solve, status, _session) = calls.next_build_calls().await;
         let parent = solve.headers.get("traceparent").cloned();
         drop(status);
-        solve.succeed("sha256:12");
+        solve.answer_with_digest("sha256:12");
         parent
     };
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
@@ -53,7 +53,7 @@ async fn without_a_trace_no_trace_context_is_sent() {
         let (solve, status, _session) = calls.next_build_calls().await;
         assert!(solve.headers.get("traceparent").is_none());
         drop(status);
-        solve.succeed("sha256:12");
+        solve.answer_with_digest("sha256:12");
     };
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
     let (answer, ()) = tokio::join!(setting.send_build_unread(tar), daemon);

@@ -10,7 +10,7 @@ use tonic::Status;
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
-use crate::job::{FakeManifestStore, output_response};
+use crate::job::{FakeManifestLookup, output_response};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files};
 
 /// A reason for which a build has exactly one warning.
@@ -117,8 +117,8 @@ impl WarningSource {
         status.events.send(Ok(response)).await.expect("listening");
         drop(status);
         match self {
-            Self::KeyOfFailedBuild => solve.fail(Status::unknown("exit code: 1")),
-            _ => solve.succeed("sha256:12"),
+            Self::KeyOfFailedBuild => solve.answer_with_error(Status::unknown("exit code: 1")),
+            _ => solve.answer_with_digest("sha256:12"),
         }
     }
 }
@@ -166,7 +166,7 @@ async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
                 WarningSource::Log => setting = setting.with_max_log(2000),
                 WarningSource::History => calls.history.set_behaviour(HistoryBehaviour::Unimplemented),
                 WarningSource::Registry => {
-                    setting = setting.with_manifests(FakeManifestStore::Unknown);
+                    setting = setting.with_manifests(FakeManifestLookup::Unknown);
                     let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
                     let reference = BuildReference::for_call_and_signature(CALL_ID, &signature);
                     calls.add_finished_build(&reference.to_string(), Ok("sha256:12"));

@@ -40,7 +40,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             if let Some(successor) = self.context.succession.current_successor() {
                 return ChangeResult::Ended(self.yield_to_newer_build(successor, findings));
             }
-            match self.state_is_as_checked().await {
+            match self.is_state_as_checked().await {
                 Ok(true) => {}
                 Ok(false) => return ChangeResult::Outdated,
                 Err(reason) if self.facts.changed => {
@@ -91,7 +91,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Reads the function's state again, and returns whether it still is the state that was checked. There may
     /// be another deployer, and the check may have taken some time. An error is the reason why it is not known.
-    async fn state_is_as_checked(&self) -> Result<bool, Findings> {
+    async fn is_state_as_checked(&self) -> Result<bool, Findings> {
         let reading = self.read_function_status(self.context.timeouts.read_retries);
         let reason = match self.deadline.run_until_deadline(reading).await {
             Some(Ok(now)) => {

@@ -93,7 +93,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         if let Some(objection) = self.objection_if_namespace_missing().await? {
             objections.push(objection);
             // All further checks would read from that namespace.
-            return Ok(refuse_for(objections));
+            return Ok(refusal_with(objections));
         }
         let before = self
             .read_function_status(self.context.timeouts.read_retries)
@@ -101,7 +101,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         if let Some(objection) = self.objection_to_change(before.as_ref()) {
             // The state of a function that is not the tenant's is not in the outcome.
             objections.push(objection);
-            return Ok(refuse_for(objections));
+            return Ok(refusal_with(objections));
         }
         self.facts.previous_image = before.as_ref().map(|status| status.image.clone());
         self.facts.record_function_state(before.as_ref());
@@ -154,7 +154,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         if objections.is_empty() {
             return Ok(NextStep::Apply);
         }
-        Ok(refuse_for(objections))
+        Ok(refusal_with(objections))
     }
 
     /// Returns why the hand-over's tenant may not change the function, if it exists.
@@ -254,12 +254,12 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             reason: format!(
                 "a newer build is deployed: {}, {}{}; this one was {}",
                 deployed.image(),
-                theirs.describe(),
+                theirs.as_phrase(),
                 call_id
                     .as_ref()
                     .map(|call| format!(" by the call {call}"))
                     .unwrap_or_default(),
-                ours.describe()
+                ours.as_phrase()
             ),
             newer: Successor { call_id },
         })
@@ -388,6 +388,6 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 }
 
 /// Returns the rollout's end as refused, for these objections.
-fn refuse_for(objections: Vec<String>) -> NextStep {
+fn refusal_with(objections: Vec<String>) -> NextStep {
     NextStep::End(Verdict::refused(Findings::from(objections)))
 }

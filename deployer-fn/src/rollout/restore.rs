@@ -36,8 +36,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         Verdict::after_failure(restoration, findings)
     }
 
-    /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process
-    /// that restored it may have ended before it was.
+    /// Returns the verdict on a hand-over that has failed before, without changing the function. Waits first until the
+    /// version that was restored then is ready: the process that restored it may have ended before that.
     pub(super) async fn verdict_on_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;

@@ -157,7 +157,7 @@ impl FakeGateway {
             .lock()
             .unwrap()
             .functions
-            .insert(name, FakeFunction::running(deployment));
+            .insert(name, FakeFunction::with_running_deployment(deployment));
     }
 
     /// Removes the function's Service, as an incomplete creation leaves it.
@@ -184,7 +184,7 @@ impl FakeGateway {
 }
 
 impl FakeFunction {
-    fn running(deployment: Value) -> Self {
+    fn with_running_deployment(deployment: Value) -> Self {
         Self {
             deployment,
             old: None,
@@ -359,8 +359,10 @@ impl GatewayState {
                     (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
                     (_, true) => (500, pull),
                     _ => {
-                        self.functions
-                            .insert(name.to_owned(), FakeFunction::running(deployment.clone()));
+                        self.functions.insert(
+                            name.to_owned(),
+                            FakeFunction::with_running_deployment(deployment.clone()),
+                        );
                         (200, String::new())
                     }
                 }
@@ -370,8 +372,10 @@ impl GatewayState {
                 (_, true) => (500, pull),
                 _ if behaviour_of_image(deployment) == "silent" => (400, "does not listen\n".to_owned()),
                 _ => {
-                    self.functions
-                        .insert(name.to_owned(), FakeFunction::running(deployment.clone()));
+                    self.functions.insert(
+                        name.to_owned(),
+                        FakeFunction::with_running_deployment(deployment.clone()),
+                    );
                     (200, String::new())
                 }
             },
@@ -395,7 +399,7 @@ impl GatewayState {
         if self.provider != ProviderKind::Kubernetes && behaviour_of_image(deployment) == "missing" {
             return (400, "unable to pull image: not found\n".to_owned());
         }
-        let mut function = FakeFunction::running(deployment.clone());
+        let mut function = FakeFunction::with_running_deployment(deployment.clone());
         if self.provider == ProviderKind::Kubernetes {
             function.reads_left = 3;
         }

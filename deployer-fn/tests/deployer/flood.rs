@@ -27,7 +27,7 @@ const FLOOD_DURATION: Duration = Duration::from_secs(5);
 const MEMORY_LIMIT_KIB: u64 = 23 << 10;
 
 /// The time after which a signed hand-over counts as lost.
-const LOST_AFTER: Duration = Duration::from_secs(60);
+const LOSS_TIMEOUT: Duration = Duration::from_secs(60);
 
 const DEPLOY_KEY: &str = "a key of 17 bytes";
 
@@ -99,7 +99,7 @@ async fn send_signed(address: SocketAddr) -> Result<Duration, String> {
         stream.read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    let answer = timeout(LOST_AFTER, exchange)
+    let answer = timeout(LOSS_TIMEOUT, exchange)
         .await
         .map_err(|_| "no answer".to_owned())?;
     let answer = answer.map_err(|error| error.to_string())?;
@@ -204,7 +204,7 @@ fn median_and_95th_percentile(mut times: Vec<Duration>) -> [Duration; 2] {
 }
 
 /// Sends a signed hand-over ten times a second for a while; returns the times of the answers.
-async fn send_signed_for(address: SocketAddr, duration: Duration) -> Vec<Duration> {
+async fn send_signed_throughout(address: SocketAddr, duration: Duration) -> Vec<Duration> {
     let begun = Instant::now();
     let mut times = Vec::new();
     while begun.elapsed() < duration {
@@ -218,7 +218,7 @@ async fn send_signed_for(address: SocketAddr, duration: Duration) -> Vec<Duratio
 async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
     let deployer = DeployerProcess::start().await;
     let address = deployer.address;
-    let alone = send_signed_for(address, Duration::from_secs(2)).await;
+    let alone = send_signed_throughout(address, Duration::from_secs(2)).await;
     let idle = deployer.peak_memory_kib();
     let senders = number_from_environment("FLOOD_SENDERS").map_or(SENDER_COUNT, |number| number as usize);
     let mut flood = JoinSet::new();
@@ -233,7 +233,7 @@ async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
         });
     }
 
-    let flooded = send_signed_for(
+    let flooded = send_signed_throughout(
         address,
         number_from_environment("FLOOD_SECONDS").map_or(FLOOD_DURATION, Duration::from_secs),
     )

@@ -21,7 +21,7 @@ use crate::handler::{TestDeployer, digest_of_spec, test_deployer, test_deployer_
 use crate::script::{ANY_NUMBER_OF_TIMES, ExpectedCall, ScriptedGateway, expect_request};
 
 /// An address that nobody listens at: a request that reaches the gateway fails with 502.
-const NO_GATEWAY: &str = "http://127.0.0.1:9";
+const UNUSED_GATEWAY_URL: &str = "http://127.0.0.1:9";
 
 const ACME_DEPLOY_KEY: &str = "the deploy key of acme";
 
@@ -33,7 +33,7 @@ const POLICY_JSON: &str = r#"{"tenants": {
 
 fn deployer_with_policy() -> TestDeployer {
     test_deployer_with_files(
-        NO_GATEWAY,
+        UNUSED_GATEWAY_URL,
         &[
             ("policy.json", POLICY_JSON),
             ("acme-deploy", ACME_DEPLOY_KEY),
@@ -106,7 +106,7 @@ async fn a_hand_over_of_the_builder_names_a_tenant_that_both_policies_have() {
             .await;
         assert_refused(&answer, StatusCode::BAD_REQUEST, &[reason]);
     }
-    let without_policy = test_deployer(NO_GATEWAY);
+    let without_policy = test_deployer(UNUSED_GATEWAY_URL);
     let answer = without_policy
         .post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
         .await;
@@ -146,7 +146,7 @@ async fn a_tenants_own_key_signs_for_that_tenant_only() {
 #[tokio::test]
 async fn a_key_of_two_signers_signs_for_neither() {
     let deployer = test_deployer_with_files(
-        NO_GATEWAY,
+        UNUSED_GATEWAY_URL,
         &[
             ("policy.json", POLICY_JSON),
             ("acme-deploy", "k"),
@@ -160,7 +160,7 @@ async fn a_key_of_two_signers_signs_for_neither() {
 
     let shared = "a key of both tenants";
     let deployer = test_deployer_with_files(
-        NO_GATEWAY,
+        UNUSED_GATEWAY_URL,
         &[
             ("policy.json", POLICY_JSON),
             ("acme-deploy", shared),
@@ -182,7 +182,7 @@ async fn no_hand_over_takes_a_name_or_secret_of_the_platform() {
     ];
     for deploy in deploys {
         for (deployer, tenant) in [
-            (test_deployer(NO_GATEWAY), None),
+            (test_deployer(UNUSED_GATEWAY_URL), None),
             (deployer_with_policy(), Some("globex")),
         ] {
             let (status, body) = deployer

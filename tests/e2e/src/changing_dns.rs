@@ -43,7 +43,7 @@ impl ChangingDns {
             while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
                 let reply = buffer
                     .get(..length)
-                    .and_then(|query| dns_reply(query, &mut names));
+                    .and_then(|query| answer_dns_query(query, &mut names));
                 if let Some(reply) = reply {
                     socket.send_to(&reply, client).await.ok();
                 }
@@ -63,7 +63,7 @@ impl Drop for ChangingDns {
 const TYPE_A: u16 = 1;
 
 /// Returns the reply to a query (RFC 1035), or `None` if it is malformed. The answer's time to live is 0.
-fn dns_reply(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
+fn answer_dns_query(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
     let mut labels = Vec::new();
     let mut at = 12;
     loop {
@@ -79,7 +79,7 @@ fn dns_reply(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
     let question = query.get(12..at + 4)?;
     let known = names.iter_mut().find(|known| known.name == labels.join("."));
     let code: u8 = if known.is_some() { 0 } else { 2 };
-    let answer = known.filter(|_| kind == TYPE_A).map(ChangingName::next);
+    let answer = known.filter(|_| kind == TYPE_A).map(ChangingName::next_address);
     let mut reply = query.get(..2)?.to_vec();
     // A response to a recursive query, with one question.
     reply.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(answer.is_some()), 0, 0, 0, 0]);
@@ -94,7 +94,7 @@ fn dns_reply(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
 
 impl ChangingName {
     /// Returns the address for the name's next answer.
-    fn next(&mut self) -> Ipv4Addr {
+    fn next_address(&mut self) -> Ipv4Addr {
         match self.answers.checked_sub(1) {
             Some(rest) => {
                 self.answers = rest;
@@ -128,13 +128,13 @@ mod tests {
             answers: 1,
             then,
         }];
-        let reply = dns_reply(&dns_query("A.test", 1), &mut names).unwrap();
+        let reply = answer_dns_query(&dns_query("A.test", 1), &mut names).unwrap();
         assert_eq!((&reply[..2], reply[3] & 15, reply[7]), (&[7, 9][..], 0, 1));
         assert_eq!(reply[reply.len() - 4..], first.octets());
-        let reply = dns_reply(&dns_query("a.test", 1), &mut names).unwrap();
+        let reply = answer_dns_query(&dns_query("a.test", 1), &mut names).unwrap();
         assert_eq!(reply[reply.len() - 4..], then.octets());
-        let other = dns_reply(&dns_query("b.test", 1), &mut names).unwrap();
+        let other = answer_dns_query(&dns_query("b.test", 1), &mut names).unwrap();
         assert_eq!((other[3] & 15, other[7]), (2, 0));
-        assert_eq!(dns_reply(&[0; 12], &mut names), None);
+        assert_eq!(answer_dns_query(&[0; 12], &mut names), None);
     }
 }

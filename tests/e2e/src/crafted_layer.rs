@@ -5,33 +5,33 @@ use tar::EntryType;
 
 /// A builder of an image layer, which may have entries that no ordinary program writes.
 #[derive(Debug, Default)]
-pub struct CraftedLayer {
+pub struct CraftedLayerBuilder {
     tar: Vec<u8>,
 }
 
-impl CraftedLayer {
+impl CraftedLayerBuilder {
     /// Returns an empty layer.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Adds a file with this mode, whatever its name.
-    pub fn file(self, path: &str, mode: u32, content: &[u8]) -> Result<Self> {
+    pub fn with_file(self, path: &str, mode: u32, content: &[u8]) -> Result<Self> {
         self.with_entry(path, EntryType::Regular, "", mode, (0, 0), content)
     }
 
     /// Adds a symbolic link at `path` to `target`.
-    pub fn link(self, path: &str, target: &str) -> Result<Self> {
+    pub fn with_symlink(self, path: &str, target: &str) -> Result<Self> {
         self.with_entry(path, EntryType::Symlink, target, 0o777, (0, 0), &[])
     }
 
     /// Adds a hard link at `path` to the file at `target`.
-    pub fn hard_link(self, path: &str, target: &str) -> Result<Self> {
+    pub fn with_hard_link(self, path: &str, target: &str) -> Result<Self> {
         self.with_entry(path, EntryType::Link, target, 0o644, (0, 0), &[])
     }
 
     /// Adds a device, `EntryType::Char` or `EntryType::Block`, with its major and minor number.
-    pub fn device(self, path: &str, kind: EntryType, number: (u32, u32)) -> Result<Self> {
+    pub fn with_device(self, path: &str, kind: EntryType, number: (u32, u32)) -> Result<Self> {
         self.with_entry(path, kind, "", 0o666, number, &[])
     }
 

@@ -1,4 +1,4 @@
-//! Senders without a valid signature, as bad as they can be: idle, slow, half, huge and compressed bodies and heads.
+//! A flood of requests without a valid signature, whose bodies and heads are slow, incomplete, huge or compressed.
 
 use std::{
     collections::BTreeMap,
@@ -102,8 +102,8 @@ impl Flood {
         namespace: Option<NetworkNamespace>,
     ) -> Result<Self> {
         let bodies = Arc::new(FloodBodies {
-            extended_attributes: gzip_without_end(&append_noise(tar_of_attributes()?)?)?,
-            ratio: gzip_without_end(&append_noise(tar_of_zeros()?)?)?,
+            extended_attributes: gzip_without_trailer(&append_random_file(tar_of_large_attributes()?)?)?,
+            ratio: gzip_without_trailer(&append_random_file(tar_of_zeros()?)?)?,
             plain: vec![0; target.body],
         });
         let outcomes = OutcomeCounts::default();
@@ -247,7 +247,7 @@ fn status_or_closed(answer: &[u8]) -> String {
 }
 
 /// Returns a tar without its end marker, with one file that has 15 MiB of extended attributes.
-pub fn tar_of_attributes() -> Result<Vec<u8>> {
+pub fn tar_of_large_attributes() -> Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for number in 0..240_u32 {
         // 64 KiB that compress well, and of which no two are equal.
@@ -274,7 +274,7 @@ fn tar_of_zeros() -> Result<Vec<u8>> {
 
 /// Adds the beginning of a file that does not compress. A receiver that processes a body in batches gets to all that
 /// precedes it.
-fn append_noise(mut tar: Vec<u8>) -> Result<Vec<u8>> {
+fn append_random_file(mut tar: Vec<u8>) -> Result<Vec<u8>> {
     tar.extend(tar_header("context/noise", 1 << 30)?);
     // Xorshift.
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -297,7 +297,7 @@ fn tar_header(path: &str, size: u64) -> Result<Vec<u8>> {
 }
 
 /// Returns a gzip stream that is flushed and has no trailer.
-fn gzip_without_end(content: &[u8]) -> Result<Vec<u8>> {
+fn gzip_without_trailer(content: &[u8]) -> Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(content)?;
     gzip.flush()?;

@@ -111,7 +111,11 @@ impl FloodBenchmark {
     }
 
     /// Measures for this long without the flood, and for as long with it.
-    pub async fn measure(&self, senders: usize, length: Duration) -> Result<FloodResult> {
+    pub async fn measure_with_and_without_flood(
+        &self,
+        senders: usize,
+        length: Duration,
+    ) -> Result<FloodResult> {
         let alone = self.measure_phase(length).await?;
         let flood = |receiver: &FloodedFunction, count: usize| {
             let namespace = NetworkNamespace::of_process(receiver.pid)?;
@@ -171,8 +175,8 @@ impl FloodBenchmark {
             }
         }
         phase.durations.sort_unstable();
-        phase.builder = peak_memory(self.builder.pid)?;
-        phase.deployer = peak_memory(self.deployer.pid)?;
+        phase.builder = peak_memory_bytes(self.builder.pid)?;
+        phase.deployer = peak_memory_bytes(self.deployer.pid)?;
         Ok(phase)
     }
 
@@ -231,7 +235,7 @@ fn socket_address(url: &str) -> Result<SocketAddr> {
 }
 
 /// Returns the peak of a process's resident memory since its last reset, in bytes.
-pub fn peak_memory(pid: u32) -> Result<u64> {
+pub fn peak_memory_bytes(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status
         .lines()
@@ -242,7 +246,7 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
 
 impl FloodPhase {
     /// Returns this quantile of the durations, or zero if no build succeeded.
-    pub fn quantile(&self, part: f64) -> Duration {
+    pub fn build_time_quantile(&self, part: f64) -> Duration {
         let last = self.durations.len().saturating_sub(1);
         let at = (last as f64 * part).round() as usize;
         self.durations.get(at).copied().unwrap_or_default()
@@ -256,9 +260,9 @@ impl fmt::Display for FloodPhase {
             "{} built, {} failed; p50 {:.3?}, p95 {:.3?}, longest {:.3?}; peaks: builder-fn {:.1} MiB, deployer-fn {:.1} MiB",
             self.durations.len(),
             self.failures.len(),
-            self.quantile(0.5),
-            self.quantile(0.95),
-            self.quantile(1.0),
+            self.build_time_quantile(0.5),
+            self.build_time_quantile(0.95),
+            self.build_time_quantile(1.0),
             self.builder as f64 / f64::from(1 << 20),
             self.deployer as f64 / f64::from(1 << 20),
         )
@@ -267,7 +271,10 @@ impl fmt::Display for FloodPhase {
 
 impl fmt::Display for FloodResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = |part| self.beside.quantile(part).as_secs_f64() / self.alone.quantile(part).as_secs_f64();
+        let ratio = |part| {
+            self.beside.build_time_quantile(part).as_secs_f64()
+                / self.alone.build_time_quantile(part).as_secs_f64()
+        };
         writeln!(f, "alone   {}", self.alone)?;
         writeln!(f, "beside {} senders   {}", self.senders, self.beside)?;
         writeln!(f, "ratio   p50 {:.2}, p95 {:.2}", ratio(0.5), ratio(0.95))?;

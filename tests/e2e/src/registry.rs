@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use slipway_stack::Stack;
 
-use crate::crafted_layer::CraftedLayer;
+use crate::crafted_layer::CraftedLayerBuilder;
 
 const ACCEPTED_MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
@@ -100,7 +100,7 @@ impl RegistryClient {
         &self,
         repository: &str,
         tag: &str,
-        layer: CraftedLayer,
+        layer: CraftedLayerBuilder,
         config: Value,
     ) -> Result<()> {
         let (packed, tar) = layer.finish()?;

@@ -78,7 +78,7 @@ pub(crate) fn build_spec(input: SpecInput<'_>) -> Result<Spec, ProviderError> {
     if !env.iter().any(|pair| pair.starts_with("PATH=")) {
         env.insert(0, DEFAULT_PATH_VARIABLE.to_owned());
     }
-    for (name, value) in added_env(input.deployment) {
+    for (name, value) in deployment_env(input.deployment) {
         env.retain(|pair| pair.split('=').next() != Some(&name));
         env.push(format!("{name}={value}"));
     }
@@ -168,7 +168,7 @@ fn process_command(config: &Config) -> Vec<String> {
 
 /// Returns the variables that a deployment adds to the image's environment. `envProcess` is the classic
 /// watchdog's `fprocess`, unless that variable is given.
-fn added_env(deployment: &FunctionDeployment) -> NameValueMap {
+fn deployment_env(deployment: &FunctionDeployment) -> NameValueMap {
     let mut env = deployment.env_vars.clone();
     if !deployment.env_process.is_empty() {
         env.entry("fprocess".to_owned())
@@ -187,7 +187,7 @@ pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (N
     let mut env: NameValueMap = from_image
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    env.extend(added_env(deployment));
+    env.extend(deployment_env(deployment));
     env.remove("PATH");
     let process = env.remove("fprocess").unwrap_or_default();
     (env, process)

@@ -33,7 +33,7 @@ const CGROUP_EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A mounted cgroup hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct CgroupHierarchy {
-    /// This hierarchy's mount point.
+    /// The directory at which the cgroup hierarchy is mounted.
     mount: PathBuf,
     /// The path of the mounted control group within the hierarchy.
     root: PathBuf,

@@ -50,7 +50,7 @@ impl Ipv4Network {
     }
 
     /// Returns the network with this prefix length that contains the address.
-    fn containing(address: Ipv4Addr, prefix: u8) -> Option<Self> {
+    fn network_containing(address: Ipv4Addr, prefix: u8) -> Option<Self> {
         let mask = match prefix {
             0 => 0,
             1..=32 => u32::MAX << (32 - u32::from(prefix)),
@@ -72,7 +72,7 @@ impl FromStr for Ipv4Network {
             .parse()
             .ok()
             .zip(prefix.parse().ok())
-            .and_then(|(address, prefix)| Self::containing(address, prefix));
+            .and_then(|(address, prefix)| Self::network_containing(address, prefix));
         network.ok_or_else(|| {
             LauncherError::Environment(format!(
                 "{text:?} is not an IPv4 address or network, such as 10.1.2.3 or 10.1.0.0/16"
@@ -144,7 +144,7 @@ pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Ipv4Network>> {
         })?;
     let addresses = interfaces.into_iter().flat_map(|interface| interface.addr_info);
     Ok(addresses
-        .filter_map(|address| Ipv4Network::containing(address.local, address.prefixlen))
+        .filter_map(|address| Ipv4Network::network_containing(address.local, address.prefixlen))
         .collect())
 }
 
@@ -188,7 +188,7 @@ mod tests {
             egress
                 .denied
                 .iter()
-                .any(|network| Ipv4Network::containing(address, network.prefix) == Some(*network))
+                .any(|network| Ipv4Network::network_containing(address, network.prefix) == Some(*network))
         };
         for address in [
             "169.254.169.254",

@@ -20,14 +20,14 @@ const TOKENS_UNSUPPORTED_MESSAGE: &str = "this client serves credentials and no 
 /// The validity that a token has if its server names none, in seconds: BuildKit's own value.
 const TOKEN_LIFETIME_DEFAULT: i64 = 60;
 
-/// A token that BuildKit asks for.
+/// BuildKit's request for a token of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRequest {
     /// The registry's host, with its port if it has one.
     pub host: String,
     /// The URL of the token server, as the registry names it.
     pub realm: String,
-    /// The name of the registry for the token server.
+    /// The name of the registry that the token server knows; the registry sends it with the URL.
     pub service: String,
     /// The repositories and actions that the token is for: `repository:NAME:ACTION,…`.
     pub scopes: Vec<String>,
@@ -83,7 +83,7 @@ impl AuthService {
         }
     }
 
-    async fn authority(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
+    async fn token_signing_key(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
         match &self.authority {
             Some(key) if self.store.fetches_tokens(host).await => Ok(key),
             _ => Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE)),
@@ -150,7 +150,7 @@ impl auth_server::Auth for AuthService {
         &self,
         request: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        let key = self.authority(&request.into_inner().host).await?;
+        let key = self.token_signing_key(&request.into_inner().host).await?;
         Ok(Response::new(GetTokenAuthorityResponse {
             public_key: key.public_key().as_ref().to_vec(),
         }))
@@ -161,7 +161,7 @@ impl auth_server::Auth for AuthService {
         request: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
         let request = request.into_inner();
-        let key = self.authority(&request.host).await?;
+        let key = self.token_signing_key(&request.host).await?;
         // NaCl's form of a signed message: the signature before the message.
         let signed = [key.sign(&request.payload).as_ref(), &*request.payload].concat();
         Ok(Response::new(VerifyTokenAuthorityResponse { signed }))

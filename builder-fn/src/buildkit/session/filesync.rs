@@ -55,7 +55,7 @@ impl FileSync {
         }
     }
 
-    /// Sends files only once `gate` is open.
+    /// Makes the service send no files before `gate` is open.
     #[must_use]
     pub(super) fn behind_gate(self, gate: SourceGate) -> Self {
         Self {
@@ -137,7 +137,8 @@ impl FileTransfer {
 
     /// Marks the transfer as complete, and returns its FIN packet.
     async fn complete_with_fin_packet(self) -> Result<Packet, Status> {
-        let completing = move || self.update_guard(|guard| guard.complete(&self.context, &self.entries));
+        let completing =
+            move || self.update_guard(|guard| guard.complete_transfer(&self.context, &self.entries));
         // As listing the entries, this takes a while for a large context.
         tokio::task::spawn_blocking(completing)
             .await
@@ -154,7 +155,7 @@ impl FileTransfer {
         self.update_guard(|guard| {
             for (number, piece) in batch.pieces() {
                 if let Some(visible) = self.entries.get(number as usize) {
-                    guard.hash_sent(visible.entry, total, piece);
+                    guard.hash_sent_piece(visible.entry, total, piece);
                 }
             }
         });

@@ -144,8 +144,8 @@ impl SessionServices {
     }
 
     /// Returns the denial of a source that a daemon's error `message` is about.
-    pub(in crate::buildkit) fn denial(&self, message: &str) -> Option<Denial> {
-        self.gate.as_ref()?.denial(message)
+    pub(in crate::buildkit) fn denial_in_error(&self, message: &str) -> Option<Denial> {
+        self.gate.as_ref()?.denial_in_error(message)
     }
 
     /// Returns the paths of the announced gRPC methods, such as `/moby.filesync.v1.FileSync/DiffCopy`.

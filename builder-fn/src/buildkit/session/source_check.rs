@@ -75,7 +75,7 @@ impl SourceGate {
     }
 
     /// Returns the denial of the source that a daemon's error `message` names.
-    pub(super) fn denial(&self, message: &str) -> Option<Denial> {
+    pub(super) fn denial_in_error(&self, message: &str) -> Option<Denial> {
         let denials = self.0.denials.lock().unwrap_or_else(PoisonError::into_inner);
         let is_named = |denial: &&Denial| message.contains(&denial.identifier);
         if !message.contains(DENIED_ERROR_TEXT) {

@@ -49,13 +49,13 @@ pub(super) struct AnnouncedEntries {
 
 /// The hash of those parts of an entry that BuildKit compares. Two halves, so that the size of a fingerprint is not rounded
 /// up to a multiple of 8 bytes.
-type Identity = [u32; 2];
+type IdentityHash = [u32; 2];
 
 /// The hashes of one announced entry, in 20 bytes.
 #[derive(Clone, Copy, Debug)]
 struct EntryFingerprint {
     /// The hash of those parts of the entry that BuildKit compares.
-    identity: Identity,
+    identity: IdentityHash,
     /// The hash of those parts of the entry that BuildKit does not compare.
     content: ContentHash,
 }
@@ -108,7 +108,7 @@ impl AnnouncedEntries {
             Kind::File { .. } => hash(),
             Kind::Folder | Kind::Symlink { .. } => Some(ContentHash::default()),
         };
-        match content.map(|content| hash_unseen(content, entry)) {
+        match content.map(|content| hash_uncompared_parts(content, entry)) {
             Some(content) if content == known => CopyComparison::Same,
             _ => CopyComparison::MayDiffer,
         }
@@ -130,8 +130,8 @@ impl AnnouncedEntries {
                 let list = self.list_index(identity);
                 match find_fingerprint(&self.lists[list], identity) {
                     Ok(at) => {
-                        if let Some(content) = unseen_hash_of(entry, sent) {
-                            self.lists[list][at].merge(content);
+                        if let Some(content) = uncompared_parts_hash(entry, sent) {
+                            self.lists[list][at].merge_content(content);
                         }
                     }
                     Err(_) => new[list] += 1,
@@ -149,7 +149,7 @@ impl AnnouncedEntries {
             if let Some(identity) = self.identity(path, entry) {
                 let list = self.list_index(identity);
                 if find_fingerprint(&self.lists[list][..known[list]], identity).is_err() {
-                    let content = unseen_hash_of(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
+                    let content = uncompared_parts_hash(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
                     self.lists[list].push(EntryFingerprint { identity, content });
                 }
             }
@@ -159,7 +159,7 @@ impl AnnouncedEntries {
             list.dedup_by(|again, first| {
                 let is_same = again.identity == first.identity;
                 if is_same {
-                    first.merge(again.content);
+                    first.merge_content(again.content);
                 }
                 is_same
             });
@@ -167,7 +167,7 @@ impl AnnouncedEntries {
     }
 
     /// Returns the index of the list for an identity.
-    fn list_index(&self, identity: Identity) -> usize {
+    fn list_index(&self, identity: IdentityHash) -> usize {
         let bits = self.lists.len().ilog2();
         usize::try_from(u64::from(identity[0]) << bits >> u32::BITS).unwrap_or_default()
     }
@@ -179,7 +179,7 @@ impl AnnouncedEntries {
     /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
     /// keeps its old checksum (fsutil `DiskWriter.HandleChange` reports it to nothing), so nothing of a folder may
     /// change.
-    fn identity(&self, path: &str, entry: &Entry<'_>) -> Option<Identity> {
+    fn identity(&self, path: &str, entry: &Entry<'_>) -> Option<IdentityHash> {
         let mut identity = self.hasher.build_hasher();
         identity.write(path.as_bytes());
         match entry.kind {
@@ -201,27 +201,29 @@ impl AnnouncedEntries {
 
 impl EntryFingerprint {
     /// Merges another content with the same identity into this fingerprint.
-    fn merge(&mut self, content: ContentHash) {
+    fn merge_content(&mut self, content: ContentHash) {
         if self.content != content {
             self.content = DIFFERENT_CONTENTS_MARK;
         }
     }
 }
 
-fn find_fingerprint(list: &[EntryFingerprint], identity: Identity) -> Result<usize, usize> {
+fn find_fingerprint(list: &[EntryFingerprint], identity: IdentityHash) -> Result<usize, usize> {
     list.binary_search_by_key(&identity, |known| known.identity)
 }
 
-/// Returns the hash of the parts of an entry that BuildKit does not compare; `None` for a file that was not sent.
-fn unseen_hash_of(entry: &Entry<'_>, sent: Option<ContentHash>) -> Option<ContentHash> {
+/// Returns the hash of the parts of an entry that BuildKit ignores when it looks for changes; `None` for a file that
+/// was not sent.
+fn uncompared_parts_hash(entry: &Entry<'_>, sent: Option<ContentHash>) -> Option<ContentHash> {
     match entry.kind {
-        Kind::File { .. } => sent.map(|content| hash_unseen(content, entry)),
-        Kind::Folder | Kind::Symlink { .. } => Some(hash_unseen(ContentHash::default(), entry)),
+        Kind::File { .. } => sent.map(|content| hash_uncompared_parts(content, entry)),
+        Kind::Folder | Kind::Symlink { .. } => Some(hash_uncompared_parts(ContentHash::default(), entry)),
     }
 }
 
-/// Returns the hash of the parts of an entry that BuildKit does not compare. `content` is the hash of a file's content.
-fn hash_unseen(content: ContentHash, entry: &Entry<'_>) -> ContentHash {
+/// Hashes the parts of an entry that BuildKit ignores when it looks for changes. `content` is the hash of a file's
+/// content.
+fn hash_uncompared_parts(content: ContentHash, entry: &Entry<'_>) -> ContentHash {
     match entry.kind {
         Kind::File { .. } if entry.xattrs.is_empty() => content,
         Kind::File { .. } => hash_with_attributes(&content.0, entry),

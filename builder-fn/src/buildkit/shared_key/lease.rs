@@ -94,7 +94,7 @@ fn plan_key_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<Key
     let mut total = 0u64;
     let mut walk = index.walk();
     while let Some((at, path)) = walk.next_entry() {
-        let entry = index.entry(at);
+        let entry = index.entry_by_number(at);
         total += entry.size();
         match record
             .announcements
@@ -181,7 +181,7 @@ impl KeyLease {
     }
 
     /// Records the entries of `view`, with the contents that were sent.
-    fn record(
+    fn record_announced_entries(
         &self,
         record: &mut KeyRecord,
         context: &SourceContext,
@@ -196,9 +196,9 @@ impl KeyLease {
                 // The daemon makes a hard link of the file that it has, without a request.
                 let content = match self.is_forced(visible.entry) {
                     true => Some(ContentHash::default()),
-                    false => sent.get(visible.link.unwrap_or(visible.entry)),
+                    false => sent.hash_of_whole_file(visible.link.unwrap_or(visible.entry)),
                 };
-                visit(&path, &index.entry(visible.entry), content);
+                visit(&path, &index.entry_by_number(visible.entry), content);
             }
         });
     }
@@ -226,21 +226,21 @@ impl TransferGuard {
     }
 
     /// Hashes a piece of the file `entry`, one of the `total` entries of the context, as it is sent.
-    pub(in crate::buildkit) fn hash_sent(&mut self, entry: u32, total: usize, piece: SentPiece<'_>) {
+    pub(in crate::buildkit) fn hash_sent_piece(&mut self, entry: u32, total: usize, piece: SentPiece<'_>) {
         if let Some(sent) = &mut self.sent {
-            sent.add(entry, total, piece);
+            sent.add_piece(entry, total, piece);
         }
     }
 
     /// Marks the transfer, which announced `view` of `context`, as complete: the daemon has everything that it requested.
     /// Records the announced entries.
-    pub(in crate::buildkit) fn complete(&mut self, context: &SourceContext, view: &ContextView) {
+    pub(in crate::buildkit) fn complete_transfer(&mut self, context: &SourceContext, view: &ContextView) {
         if !std::mem::replace(&mut self.is_complete, true) {
             let lease = self.lease.clone();
             let mut state = lease.lock_state();
             state.open_transfers -= 1;
             if let (Some((record, _)), Some(sent)) = (&mut state.record, self.sent.take()) {
-                lease.record(record, context, view, &sent);
+                lease.record_announced_entries(record, context, view, &sent);
             }
         }
         tracing::debug!(files = self.files, bytes = self.bytes, "files sent");

@@ -11,12 +11,12 @@ pub(super) struct SentContents {
     /// for every entry once one was sent.
     hashes: Vec<ContentHash>,
     /// The files that were sent in part, by the number of their entries.
-    begun: HashMap<u32, BegunFile>,
+    begun: HashMap<u32, PartlySentFile>,
 }
 
 /// A file that was sent in part.
 #[derive(Default)]
-struct BegunFile {
+struct PartlySentFile {
     /// The length of the part in bytes.
     len: u64,
     hasher: ContentHasher,
@@ -25,8 +25,8 @@ struct BegunFile {
 impl SentContents {
     /// Adds a piece of the file `entry`, one of the `total` entries of the context. Pieces of one file are added in their
     /// order. A daemon may request a file twice; the pieces that it gets again are ignored.
-    pub(super) fn add(&mut self, entry: u32, total: usize, piece: SentPiece<'_>) {
-        if self.get(entry).is_some() {
+    pub(super) fn add_piece(&mut self, entry: u32, total: usize, piece: SentPiece<'_>) {
+        if self.hash_of_whole_file(entry).is_some() {
             return;
         }
         let file = self.begun.entry(entry).or_default();
@@ -48,7 +48,7 @@ impl SentContents {
     }
 
     /// Returns the hash of the file `entry`, if it was sent to its end.
-    pub(super) fn get(&self, entry: u32) -> Option<ContentHash> {
+    pub(super) fn hash_of_whole_file(&self, entry: u32) -> Option<ContentHash> {
         let hash = self.hashes.get(entry as usize)?;
         Some(*hash).filter(|hash| *hash != ContentHash::default())
     }
@@ -79,13 +79,16 @@ mod tests {
     #[test]
     fn a_file_has_the_hash_of_its_content_once_it_was_sent_to_its_end() {
         let mut sent = SentContents::default();
-        sent.add(1, 3, piece(0, b"ab", false));
-        sent.add(2, 3, piece(0, b"", true));
-        assert_eq!((sent.get(0), sent.get(1)), (None, None));
-        assert_eq!(sent.get(2), Some(ContentHash::of(b"")));
-        sent.add(1, 3, piece(2, b"c", true));
-        assert_eq!(sent.get(1), Some(ContentHash::of(b"abc")));
-        assert_eq!(sent.get(3), None);
+        sent.add_piece(1, 3, piece(0, b"ab", false));
+        sent.add_piece(2, 3, piece(0, b"", true));
+        assert_eq!(
+            (sent.hash_of_whole_file(0), sent.hash_of_whole_file(1)),
+            (None, None)
+        );
+        assert_eq!(sent.hash_of_whole_file(2), Some(ContentHash::of(b"")));
+        sent.add_piece(1, 3, piece(2, b"c", true));
+        assert_eq!(sent.hash_of_whole_file(1), Some(ContentHash::of(b"abc")));
+        assert_eq!(sent.hash_of_whole_file(3), None);
     }
 
     #[test]
@@ -100,9 +103,9 @@ mod tests {
             (4, b"ef", true),
             (0, b"ab", false),
         ] {
-            sent.add(0, 1, piece(offset, data, is_last));
+            sent.add_piece(0, 1, piece(offset, data, is_last));
         }
-        assert_eq!(sent.get(0), Some(ContentHash::of(b"abcdef")));
+        assert_eq!(sent.hash_of_whole_file(0), Some(ContentHash::of(b"abcdef")));
         assert!(sent.begun.is_empty());
     }
 }

@@ -118,14 +118,14 @@ impl DaemonModel {
             kept.insert(at, StoredEntry { checksum, ..sent });
         }
         let result = kept.clone();
-        transfer.complete(context, &announced_view);
+        transfer.complete_transfer(context, &announced_view);
         result
     }
 }
 
 impl StoredEntry {
     fn from_entry(context: &SourceContext, at: u32, link: String) -> Self {
-        let entry = context.entry(at);
+        let entry = context.entry_by_number(at);
         let attributes: Vec<_> = entry
             .xattrs
             .iter()
@@ -248,10 +248,11 @@ fn context_of_specs(mut specs: Vec<EntrySpec>) -> SourceContext {
     });
     // The content of a file is the lowest byte of its offset.
     let index = Index::of(entries);
-    let offsets = (0..u32::try_from(index.len()).expect("few")).map(|at| match index.entry(at).kind {
-        Kind::File { offset, .. } => usize::try_from(offset).expect("small"),
-        Kind::Folder | Kind::Symlink { .. } => 0,
-    });
+    let offsets =
+        (0..u32::try_from(index.len()).expect("few")).map(|at| match index.entry_by_number(at).kind {
+            Kind::File { offset, .. } => usize::try_from(offset).expect("small"),
+            Kind::Folder | Kind::Symlink { .. } => 0,
+        });
     let end = offsets.max().unwrap_or_default() + 1;
     let bytes = (0..=u8::MAX).cycle().take(end).collect();
     SourceContext::new(index, Spool::in_memory(bytes))
@@ -270,14 +271,14 @@ fn read_content(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
 
 /// Sends the content of an entry, unless it is a link, which the daemon makes itself.
 fn send_entry_content(transfer: &mut TransferGuard, context: &SourceContext, visible: ViewEntry) {
-    let entry = context.entry(visible.entry);
+    let entry = context.entry_by_number(visible.entry);
     if matches!(entry.kind, Kind::File { .. }) && visible.link.is_none() {
         let piece = SentPiece {
             offset: 0,
             data: &read_content(context, entry),
             is_last: true,
         };
-        transfer.hash_sent(visible.entry, context.index().len(), piece);
+        transfer.hash_sent_piece(visible.entry, context.index().len(), piece);
     }
 }
 
@@ -288,7 +289,7 @@ fn transfer_all(lease: &Arc<KeyLease>, context: &SourceContext) {
     everything
         .iter()
         .for_each(|visible| send_entry_content(&mut transfer, context, visible));
-    transfer.complete(context, &everything);
+    transfer.complete_transfer(context, &everything);
 }
 
 fn generate_contexts() -> impl Strategy<Value = SourceContext> {
@@ -432,7 +433,7 @@ fn a_file_that_was_announced_and_not_sent_is_forced_next_time() {
     let mut transfer = lease.begin_transfer();
     // The second entry is not sent.
     send_entry_content(&mut transfer, &context, everything.get(0).expect("an entry"));
-    transfer.complete(&context, &everything);
+    transfer.complete_transfer(&context, &everything);
     lease.return_to_pool();
     let again = keys.lease_for_image("a", &context);
     assert_eq!(again.key, lease.key);

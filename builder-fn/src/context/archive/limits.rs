@@ -43,7 +43,7 @@ impl ArchiveLimits {
     /// Returns the limits, with that on the index memory lowered to the most that an index can hold.
     pub(super) fn clamped_to_index(self) -> Self {
         Self {
-            index: self.index.min(Index::MAX),
+            index: self.index.min(Index::MAX_BYTES),
             ..self
         }
     }

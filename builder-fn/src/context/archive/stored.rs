@@ -66,7 +66,7 @@ mod tests {
     use crate::context::ArchiveLimits;
 
     /// Reads a tar once in one piece and once as a stored one, and returns the outcomes.
-    fn read_both(tar: &[u8]) -> [Result<String, String>; 2] {
+    fn outcomes_of_both_readings(tar: &[u8]) -> [Result<String, String>; 2] {
         let limits = ArchiveLimits::default;
         let mut fed = ArchiveReader::new(limits());
         let fed = fed.parse_piece(tar).and_then(|()| fed.finish());
@@ -100,18 +100,21 @@ mod tests {
         let mut tar = TarBuilder::default();
         for (at, size) in sizes.into_iter().chain(sizes.into_iter().rev()).enumerate() {
             tar = tar
-                .pax(
+                .with_pax_header(
                     b'x',
                     &[("mtime", &b"12.5"[..]), ("SCHILY.xattr.user.a", &[b'v'; 700][..])],
                 )
-                .file(&format!("context/{at}"), &vec![7; size]);
+                .with_file(&format!("context/{at}"), &vec![7; size]);
         }
-        let whole = tar.file("com.openfaas.docker.config", b"{}").end().0;
-        let [fed, stored] = read_both(&whole);
+        let whole = tar
+            .with_file("com.openfaas.docker.config", b"{}")
+            .with_end_marker()
+            .0;
+        let [fed, stored] = outcomes_of_both_readings(&whole);
         assert!(fed.is_ok(), "{fed:?}");
         assert_eq!(fed, stored);
         for cut in (0..whole.len()).step_by(4099) {
-            let [fed, stored] = read_both(&whole[..cut]);
+            let [fed, stored] = outcomes_of_both_readings(&whole[..cut]);
             assert_eq!(fed, stored, "cut at {cut}");
         }
     }
@@ -120,9 +123,9 @@ mod tests {
     fn large_contents_are_not_read() {
         let mut tar = TarBuilder::default();
         for number in 0..10 {
-            tar = tar.file(&format!("context/{number}"), &vec![7; 1 << 20]);
+            tar = tar.with_file(&format!("context/{number}"), &vec![7; 1 << 20]);
         }
-        let tar = tar.end().0;
+        let tar = tar.with_end_marker().0;
         let mut bytes_read = 0;
         let contents = ArchiveReader::new(ArchiveLimits::default())
             .read_with(tar.len() as u64, |buffer, offset| {

@@ -14,36 +14,36 @@ mod readers;
 pub(super) struct TarBuilder(pub(super) Vec<u8>);
 
 impl TarBuilder {
-    pub(super) fn file(self, name: &str, content: &[u8]) -> Self {
-        self.entry(name, content, |_| ())
+    pub(super) fn with_file(self, name: &str, content: &[u8]) -> Self {
+        self.with_entry(name, content, |_| ())
     }
 
-    fn folder(self, name: &str) -> Self {
-        self.entry(name, b"", |header| {
+    fn with_folder(self, name: &str) -> Self {
+        self.with_entry(name, b"", |header| {
             header.set_entry_type(EntryType::Directory);
             header.set_mode(0o755);
         })
     }
 
-    fn symlink(self, name: &str, target: &str) -> Self {
-        self.entry(name, b"", |header| {
+    fn with_symlink(self, name: &str, target: &str) -> Self {
+        self.with_entry(name, b"", |header| {
             header.set_entry_type(EntryType::Symlink);
             header.set_link_name_literal(target).unwrap();
         })
     }
 
-    fn hard_link(self, name: &str, target: &str) -> Self {
-        self.entry(name, b"", |header| {
+    fn with_hard_link(self, name: &str, target: &str) -> Self {
+        self.with_entry(name, b"", |header| {
             header.set_entry_type(EntryType::Link);
             header.set_link_name_literal(target).unwrap();
         })
     }
 
-    fn typed(self, flag: u8, name: &str, content: &[u8]) -> Self {
-        self.entry(name, content, |header| header.as_old_mut().linkflag = [flag])
+    fn with_entry_of_type(self, flag: u8, name: &str, content: &[u8]) -> Self {
+        self.with_entry(name, content, |header| header.as_old_mut().linkflag = [flag])
     }
 
-    pub(super) fn pax(self, flag: u8, records: &[(&str, &[u8])]) -> Self {
+    pub(super) fn with_pax_header(self, flag: u8, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -54,10 +54,10 @@ impl TarBuilder {
             data.extend_from_slice(value);
             data.push(b'\n');
         }
-        self.typed(flag, "extended", &data)
+        self.with_entry_of_type(flag, "extended", &data)
     }
 
-    fn entry(self, name: &str, content: &[u8], change: impl FnOnce(&mut Header)) -> Self {
+    fn with_entry(self, name: &str, content: &[u8], change: impl FnOnce(&mut Header)) -> Self {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.set_mode(0o644);
@@ -66,25 +66,25 @@ impl TarBuilder {
         header.set_entry_type(EntryType::Regular);
         change(&mut header);
         header.set_cksum();
-        self.raw(header.as_bytes()).padded(content)
+        self.with_bytes(header.as_bytes()).with_padded_bytes(content)
     }
 
-    fn padded(self, content: &[u8]) -> Self {
+    fn with_padded_bytes(self, content: &[u8]) -> Self {
         let padding = content.len().next_multiple_of(BLOCK_BYTES) - content.len();
-        self.raw(content).raw(&vec![0; padding])
+        self.with_bytes(content).with_bytes(&vec![0; padding])
     }
 
-    fn raw(mut self, bytes: &[u8]) -> Self {
+    fn with_bytes(mut self, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    pub(super) fn end(self) -> Self {
-        self.raw(&[0; 2 * BLOCK_BYTES])
+    pub(super) fn with_end_marker(self) -> Self {
+        self.with_bytes(&[0; 2 * BLOCK_BYTES])
     }
 
     fn read(self) -> Result<ArchiveContents, ArchiveError> {
-        read_in_pieces(&self.end().0, &[])
+        read_in_pieces(&self.with_end_marker().0, &[])
     }
 
     fn read_problem(self) -> EntryProblem {
@@ -107,8 +107,8 @@ fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<ArchiveContents, Archive
 
 fn small_tar() -> TarBuilder {
     TarBuilder::default()
-        .file("com.openfaas.docker.config", b"{}")
-        .file("context/Dockerfile", b"FROM scratch\n")
+        .with_file("com.openfaas.docker.config", b"{}")
+        .with_file("context/Dockerfile", b"FROM scratch\n")
 }
 
 /// Returns the paths and entries of an index, in order.
@@ -116,7 +116,7 @@ fn paths_and_entries(index: &Index) -> Vec<(String, Entry<'_>)> {
     let mut listed = Vec::new();
     let mut walk = index.walk();
     while let Some((at, path)) = walk.next_entry() {
-        listed.push((path.to_owned(), index.entry(at)));
+        listed.push((path.to_owned(), index.entry_by_number(at)));
     }
     listed
 }

@@ -17,7 +17,7 @@ pub(super) struct Arena {
 impl Arena {
     /// The limit on the total length of the byte strings, in bytes. Two adjacent chunks together are longer than one
     /// can be, so that even with twice as much every position fits into 32 bits.
-    pub(super) const MAX: usize = 1 << 30;
+    pub(super) const MAX_BYTES: usize = 1 << 30;
 
     /// Returns the total length of the byte strings, in bytes.
     pub(super) fn bytes(&self) -> usize {

@@ -12,8 +12,8 @@ impl Index {
         for at in 0..self.len() {
             let folder = self.entries[at];
             if folder.is_folder() {
-                let start = index(folder.start());
-                self.sort_by_name(&mut sorted[start..start + index(folder.size())]);
+                let start = to_usize(folder.start());
+                self.sort_by_name(&mut sorted[start..start + to_usize(folder.size())]);
             }
         }
         self.sort_by_name(&mut sorted[..self.top_level as usize]);
@@ -42,7 +42,7 @@ impl Index {
                     folder.start() - 1
                 }
             };
-            sorted[index(position)] = number;
+            sorted[to_usize(position)] = number;
         }
         for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
             folder.set_start(folder.start() - folder.size());
@@ -76,6 +76,6 @@ impl Index {
     }
 }
 
-fn index(number: u64) -> usize {
+fn to_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -154,7 +154,7 @@ proptest! {
             prop_assert_eq!(path.rsplit('/').next(), Some(index.name(*at)));
             prop_assert_eq!(index.is_folder(*at), entry.is_none());
             if let Some(entry) = entry {
-                prop_assert_eq!(index.entry(*at), *entry);
+                prop_assert_eq!(index.entry_by_number(*at), *entry);
             }
         }
         for folder in [None].into_iter().chain(seen.iter().map(|(at, _)| Some(*at))) {

@@ -34,7 +34,7 @@ impl<'a> IndexWalk<'a> {
         };
         let next = match inside {
             Some(first) => Some(first),
-            None => self.after(),
+            None => self.advance_past_current(),
         };
         self.at = next;
         let at = next?;
@@ -51,7 +51,7 @@ impl<'a> IndexWalk<'a> {
     }
 
     /// Returns the first entry after those in the current one, and sets the walk's path to that of its folder.
-    fn after(&mut self) -> Option<u32> {
+    fn advance_past_current(&mut self) -> Option<u32> {
         let mut left = self.at;
         while let Some(at) = left {
             let end = self.path.rfind('/').unwrap_or_default();

@@ -122,7 +122,7 @@ impl LinkFollower<'_> {
 
     /// Returns the target of the symbolic link with the number `at`, which is in `folder`.
     fn target_of_entry(&self, at: u32, folder: &str) -> Option<String> {
-        let Kind::Symlink { target } = self.context.index().entry(at).kind else {
+        let Kind::Symlink { target } = self.context.index().entry_by_number(at).kind else {
             return None;
         };
         let target = glob::clean_path(target);

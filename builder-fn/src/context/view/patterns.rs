@@ -73,7 +73,7 @@ impl Patterns {
         let mut length = 0;
         let parsed = present.map(|text| {
             let pattern = Pattern::parse(text)?;
-            length += pattern.rule.length();
+            length += pattern.rule.counted_bytes();
             match length <= EXPRESSIONS_TOTAL_MAX_BYTES {
                 true => Ok(pattern),
                 false => Err(PatternError {
@@ -193,7 +193,7 @@ impl Pattern {
 
 impl MatchRule {
     /// Returns the bytes that the rule takes of [`EXPRESSIONS_TOTAL_MAX_BYTES`].
-    fn length(&self) -> usize {
+    fn counted_bytes(&self) -> usize {
         match self {
             Self::Regex(regex) => EXPRESSION_OVERHEAD_BYTES + regex.as_str().len(),
             _ => 0,

@@ -18,7 +18,7 @@ fn paths_and_entries(index: &Index) -> Vec<(String, Entry<'_>)> {
     let mut paths_and_entries = Vec::new();
     let mut walk = index.walk();
     while let Some((at, path)) = walk.next_entry() {
-        paths_and_entries.push((path.to_owned(), index.entry(at)));
+        paths_and_entries.push((path.to_owned(), index.entry_by_number(at)));
     }
     paths_and_entries
 }

@@ -137,7 +137,7 @@ impl ConnectionState {
 
     /// Returns for how many arrivals of other connections this one has waited for a request. `None` if it does not wait,
     /// or was displaced: while a request is answered, and while the client reads the answer to an authentic one.
-    pub(crate) fn waited_arrivals(&self) -> Option<u32> {
+    pub(crate) fn arrivals_while_waiting(&self) -> Option<u32> {
         let reads_answer = self.has_unread_answers() && self.accepted.load(Ordering::Relaxed);
         if self.expected_input_and_request_number().0 != ExpectedInput::Head
             || reads_answer
@@ -206,7 +206,7 @@ pub(crate) struct ActiveBody {
 
 impl ActiveBody {
     /// Records that the request's body was read to its end.
-    pub(crate) fn record_fully_read(self) {
+    pub(crate) fn mark_body_fully_read(self) {
         if self.state.expected_input_and_request_number() == (ExpectedInput::Body, self.number) {
             self.state.unread_body.store(false, Ordering::Relaxed);
         }
@@ -269,14 +269,14 @@ mod tests {
         drop(request);
         assert!(state.has_unread_body());
         let request = state.begin_request(true, true);
-        state.begin_body().record_fully_read();
+        state.begin_body().mark_body_fully_read();
         drop(request);
         assert!(!state.has_unread_body());
         let request = state.begin_request(true, true);
         let outliving = state.begin_body();
         drop(request);
         let _next = state.begin_request(true, true);
-        outliving.record_fully_read();
+        outliving.mark_body_fully_read();
         assert!(
             state.has_unread_body(),
             "the end of an earlier body counted for the current one"
@@ -298,15 +298,15 @@ mod tests {
         let arrivals = Arc::new(AtomicU32::new(5));
         let state = Arc::new(ConnectionState::new(arrivals.clone()));
         arrivals.store(7, Ordering::Relaxed);
-        assert_eq!(state.waited_arrivals(), Some(2));
+        assert_eq!(state.arrivals_while_waiting(), Some(2));
         let request = state.begin_request(false, true);
-        assert_eq!(state.waited_arrivals(), None);
+        assert_eq!(state.arrivals_while_waiting(), None);
         drop(request);
-        assert_eq!(state.waited_arrivals(), Some(0));
+        assert_eq!(state.arrivals_while_waiting(), Some(0));
         arrivals.store(8, Ordering::Relaxed);
         state.record_request_without_handler();
         assert_eq!(
-            state.waited_arrivals(),
+            state.arrivals_while_waiting(),
             Some(0),
             "a probe's connection kept its place"
         );
@@ -318,12 +318,12 @@ mod tests {
         for (accepted, waits) in [(false, true), (true, false)] {
             drop(state.begin_request(false, accepted));
             state.set_unread_answers(true);
-            assert_eq!(state.waited_arrivals().is_some(), waits);
+            assert_eq!(state.arrivals_while_waiting().is_some(), waits);
         }
         let request = state.begin_request(false, false);
         state.accept_request();
         drop(request);
-        assert_eq!(state.waited_arrivals(), None);
+        assert_eq!(state.arrivals_while_waiting(), None);
     }
 
     #[test]
@@ -331,7 +331,11 @@ mod tests {
         let state = Arc::new(ConnectionState::default());
         state.displace();
         assert!(state.is_displaced());
-        assert_eq!(state.waited_arrivals(), None, "it could be displaced twice");
+        assert_eq!(
+            state.arrivals_while_waiting(),
+            None,
+            "it could be displaced twice"
+        );
         for has_body in [true, false] {
             let request = state.begin_request(has_body, true);
             assert!(!state.is_displaced());

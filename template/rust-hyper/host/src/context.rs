@@ -10,19 +10,19 @@ use crate::inflight::ConcurrencyLimitExceeded;
 use crate::secret::Secrets;
 use crate::shutdown::Shutdown;
 
-/// The call id, the deadline and the platform of one request. Clones are cheap.
+/// The call id and the deadline of one request, with the secrets, the gateway and the shutdown that all requests share. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Context {
     pub(crate) call_id: Arc<str>,
     deadline: Option<Instant>,
     /// The acceptance of the request, if the function verifies requests.
     acceptance: Option<Arc<Acceptance>>,
-    platform: Arc<Platform>,
+    shared: Arc<SharedContextParts>,
 }
 
 /// The parts of a [`Context`] that are the same for all requests.
 #[derive(Debug)]
-pub(crate) struct Platform {
+pub(crate) struct SharedContextParts {
     pub(crate) secrets: Secrets,
     pub(crate) gateway: Gateway,
     pub(crate) shutdown: Shutdown,
@@ -35,7 +35,7 @@ impl Context {
             call_id: call_id.into(),
             deadline: None,
             acceptance: None,
-            platform: Arc::new(Platform {
+            shared: Arc::new(SharedContextParts {
                 secrets,
                 gateway,
                 shutdown,
@@ -55,13 +55,13 @@ impl Context {
         call_id: Arc<str>,
         deadline: Option<Instant>,
         acceptance: Option<Arc<Acceptance>>,
-        platform: Arc<Platform>,
+        shared: Arc<SharedContextParts>,
     ) -> Self {
         Self {
             call_id,
             deadline,
             acceptance,
-            platform,
+            shared,
         }
     }
 
@@ -93,16 +93,16 @@ impl Context {
 
     /// Returns the secrets of the function.
     pub fn secrets(&self) -> &Secrets {
-        &self.platform.secrets
+        &self.shared.secrets
     }
 
     /// Returns the function's client for the OpenFaaS gateway.
     pub fn gateway(&self) -> &Gateway {
-        &self.platform.gateway
+        &self.shared.gateway
     }
 
     /// Returns the shutdown state of the function.
     pub fn shutdown(&self) -> &Shutdown {
-        &self.platform.shutdown
+        &self.shared.shutdown
     }
 }

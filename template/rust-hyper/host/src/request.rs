@@ -158,7 +158,7 @@ impl Body {
         if at_end {
             self.source = BodySource::Empty;
             if let Some(active) = self.active.take() {
-                active.record_fully_read();
+                active.mark_body_fully_read();
             }
         }
         polled

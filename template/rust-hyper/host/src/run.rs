@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use crate::app::App;
-use crate::context::Platform;
+use crate::context::SharedContextParts;
 use crate::env::{Environment, Parser, Problem, ProcessEnvironment};
 use crate::error_chain::ErrorChain;
 use crate::gateway::{self, Gateway, GatewayError};
@@ -265,7 +265,7 @@ impl ServingThreadInput {
             }
             Ok(app) => app,
         };
-        let platform = Arc::new(Platform {
+        let shared = Arc::new(SharedContextParts {
             secrets,
             gateway,
             shutdown,
@@ -274,7 +274,7 @@ impl ServingThreadInput {
             Ok(tracer) => tracer,
             Err(error) => return log_start_failure("could not start the export of traces", error.as_ref()),
         };
-        let server = match Server::new(&settings, app, platform, registry, tracer.clone()) {
+        let server = match Server::new(&settings, app, shared, registry, tracer.clone()) {
             Ok(server) => server,
             Err(error) => return log_start_failure("could not register the metrics", &error),
         };

@@ -30,7 +30,7 @@ use tokio::net::TcpListener;
 
 use crate::app::App;
 use crate::connection_state::ConnectionState;
-use crate::context::Platform;
+use crate::context::SharedContextParts;
 use crate::handler::Handler;
 use crate::inflight::InFlightLimiter;
 use crate::settings::Settings;
@@ -58,7 +58,7 @@ impl<H: Handler> Server<H> {
     pub(crate) fn new(
         settings: &Settings,
         app: App<H>,
-        platform: Arc<Platform>,
+        shared: Arc<SharedContextParts>,
         registry: Registry,
         tracer: RequestTracer,
     ) -> Result<Self, prometheus::Error> {
@@ -82,16 +82,16 @@ impl<H: Handler> Server<H> {
         };
         let connections = ConnectionLimits {
             waiting: settings.max_connections,
-            buffers: app.unverified_senders.map(|_| BUFFERS_OF_STRANGERS),
+            buffers: app.unverified_senders.map(|_| STRANGERS_BUFFERS_MAX_BYTES),
             places: app
                 .unverified_senders
-                .map(|senders| senders.saturating_add(FURTHER_PLACES)),
+                .map(|senders| senders.saturating_add(EXTRA_UNAUTHENTICATED_CONNECTIONS)),
         };
-        let (limits, metrics_limits) = (limits(connections), limits(CONNECTIONS_FOR_METRICS));
+        let (limits, metrics_limits) = (limits(connections), limits(METRICS_CONNECTION_LIMITS));
         let service = Arc::new(FunctionService::new(
             settings,
             app,
-            platform,
+            shared,
             counters.clone(),
             tracer,
         ));
@@ -121,16 +121,17 @@ impl<H: Handler> Server<H> {
     }
 }
 
-/// The limit on the buffers of connections that wait for a request of a function that verifies requests, and so expects
-/// strangers. Ordinary heads are complete when they arrive.
-const BUFFERS_OF_STRANGERS: usize = 2 << 20;
+/// The limit, in bytes, on the read buffers of all connections that wait for a request, in a function that verifies
+/// requests and so expects strangers. Ordinary heads are complete when they arrive.
+const STRANGERS_BUFFERS_MAX_BYTES: usize = 2 << 20;
 
-/// The connections that are served before they have sent an authentic request, besides those whose bodies the handler
-/// receives: more than may wait for a request with a buffer, so that some are always about to end.
-const FURTHER_PLACES: usize = 192;
+/// The number of connections that are served before they have sent an authentic request, besides those whose bodies the
+/// handler receives. It is larger than the number of those that may wait for a request with a buffer, so that some are
+/// always about to end.
+const EXTRA_UNAUTHENTICATED_CONNECTIONS: usize = 192;
 
-/// The limits on connections for the page of metrics.
-const CONNECTIONS_FOR_METRICS: ConnectionLimits = ConnectionLimits {
+/// The limits on connections to the port of the metrics page.
+const METRICS_CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
     waiting: 64,
     buffers: Some(512 << 10),
     places: None,

@@ -6,14 +6,16 @@ use http::HeaderValue;
 
 use crate::env::Parser;
 
-/// Go, in which the gateway is written, limits the size of all headers and not their number. Memory for this many is
-/// reserved for each request.
+/// The default number of headers of a request. Memory for this many is reserved for each request. Go, in which the
+/// gateway is written, limits only the size of all headers.
 const DEFAULT_MAX_HEADER_COUNT: usize = 256;
 
-/// Programs in Go accept 1 MiB, nginx and Apache 8 to 32 KiB. Every connection may hold this much without a request.
+/// The default size of a request's headers, in bytes. Programs in Go accept 1 MiB, nginx and Apache 8 to 32 KiB. Every
+/// connection may hold this much without a request.
 const DEFAULT_MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// Callers are the gateway and other functions, which keep their connections, so only a flood is to be bounded.
+/// The default number of connections that may wait for a request. Callers are the gateway and other functions, which
+/// keep their connections, so the limit only has to stop a flood.
 const DEFAULT_MAX_CONNECTIONS: usize = 2048;
 
 /// The host's own settings.

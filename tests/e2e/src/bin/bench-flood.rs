@@ -9,7 +9,7 @@ use clap::Parser;
 use slipway_e2e::flood_benchmark::{FloodBenchmark, FloodedFunctions};
 
 #[derive(Parser)]
-struct Options {
+struct FloodBenchmarkOptions {
     /// Senders at a time, three quarters of them at builder-fn
     #[arg(long, default_value_t = 2000)]
     senders: usize,
@@ -23,14 +23,14 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let options = Options::parse();
+    let options = FloodBenchmarkOptions::parse();
     let receivers = match options.processes {
         true => FloodedFunctions::Processes,
         false => FloodedFunctions::Stack,
     };
     let benchmark = FloodBenchmark::start(receivers).await?;
     let result = benchmark
-        .measure(options.senders, Duration::from_secs(options.seconds))
+        .measure_with_and_without_flood(options.senders, Duration::from_secs(options.seconds))
         .await?;
     println!("{result}");
     Ok(())

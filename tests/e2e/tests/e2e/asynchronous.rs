@@ -64,7 +64,11 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
         .await?;
 
     let done = Arc::new(AtomicBool::new(false));
-    let counting = tokio::spawn(count_pages(testbed.functions.clone(), name, done.clone()));
+    let counting = tokio::spawn(count_pages_until_done(
+        testbed.functions.clone(),
+        name,
+        done.clone(),
+    ));
     assert_eq!(
         testbed
             .queued
@@ -105,7 +109,11 @@ struct PageCounts {
 }
 
 /// Calls the function repeatedly until `done` is set and the second version has answered; counts the answers.
-async fn count_pages(functions: FunctionsClient, name: &'static str, done: Arc<AtomicBool>) -> PageCounts {
+async fn count_pages_until_done(
+    functions: FunctionsClient,
+    name: &'static str,
+    done: Arc<AtomicBool>,
+) -> PageCounts {
     let mut counts = PageCounts::default();
     // With faasd, a call that began between the versions may end long after the second one is running.
     while !done.load(Ordering::SeqCst) || counts.second == 0 {

@@ -444,7 +444,7 @@ fn failing_downloads(registry: &str, web: &str) -> Vec<FailingBuild> {
 }
 
 /// Builds all cases; returns a line for each one whose answer is another than expected.
-async fn differences_from_expected(
+async fn build_and_list_differences(
     testbed: &Testbed,
     builder: &BuilderProcess,
     cases: Vec<FailingBuild>,
@@ -506,7 +506,7 @@ async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()
     .into_iter()
     .flatten()
     .collect();
-    let differences = differences_from_expected(&testbed, &builder, cases).await?;
+    let differences = build_and_list_differences(&testbed, &builder, cases).await?;
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     Ok(())
 }

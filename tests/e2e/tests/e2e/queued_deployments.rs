@@ -51,9 +51,9 @@ impl<'b> BuilderWithRoute<'b> {
         })
     }
 
-    /// Returns a tar of pages with this text, to be deployed as this function.
-    async fn tar_of_page(&self, function: &str, text: &str) -> Result<Vec<u8>> {
-        self.testbed.functions.remove_function(function).await?;
+    /// Returns the signed-to-be tar of a build whose image is a page with this text, and which deploys it as
+    /// `function`.
+    async fn page_tar(&self, function: &str, text: &str) -> Result<Vec<u8>> {
         let config = json!({
             "image": self.testbed.image_name(&format!("e2e/{function}"), "1"),
             "deploy": { "service": function },
@@ -75,9 +75,10 @@ async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let builder = BuilderWithRoute::start_with_deploy_via(&testbed, "async-function").await?;
     let name = "handed-over-queued";
+    testbed.functions.remove_function(name).await?;
     let reply = builder
         .waiting
-        .post_signed(builder.tar_of_page(name, "queued hand-over").await?)
+        .post_signed(builder.page_tar(name, "queued hand-over").await?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let result = reply.json();
@@ -98,7 +99,8 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let builder = BuilderWithRoute::start_with_deploy_via(&testbed, "callback").await?;
     let name = "called-back";
-    let tar = builder.tar_of_page(name, "called back").await?;
+    testbed.functions.remove_function(name).await?;
+    let tar = builder.page_tar(name, "called back").await?;
     let callback = format!("{}/function/deployer-fn", testbed.stack.gateway.url);
     let reply = builder
         .queued

@@ -96,13 +96,13 @@ impl TwoBuilders {
     }
 
     /// Returns a tar of a function whose page is this text.
-    async fn tar_of_page(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
+    async fn page_tar(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
         BuildContext::static_page_function(self.testbed.busybox_image_name().await?, page)
             .tar_with_config(config)
     }
 
     /// Returns a tar of a function whose page is this text, and whose build runs until the gate is opened.
-    async fn tar_of_gated_page(&self, page: &str, gate: &str, config: &Value) -> Result<Vec<u8>> {
+    async fn gated_page_tar(&self, page: &str, gate: &str, config: &Value) -> Result<Vec<u8>> {
         let base = self.testbed.busybox_image_name().await?;
         let dockerfile = format!(
             "FROM {base}\nRUN {}\nCOPY www /www\nUSER 1000\n\

@@ -90,7 +90,7 @@ async fn no_build_makes_its_sender_the_administrator() -> Result<()> {
             ),
         );
     }
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 

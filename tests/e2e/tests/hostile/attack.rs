@@ -147,7 +147,7 @@ impl HonestNeighbour {
         let building = tokio::spawn(async move {
             let mut durations = Vec::new();
             while !*stopped.borrow() || durations.is_empty() {
-                durations.push(honest_build(&victim, base, group, durations.len()).await?);
+                durations.push(time_honest_build(&victim, base, group, durations.len()).await?);
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
             Ok(durations)
@@ -156,7 +156,7 @@ impl HonestNeighbour {
     }
 
     /// Ends the builds, and asserts that each was correct and on time.
-    pub(crate) async fn finish(self) -> Result<()> {
+    pub(crate) async fn stop_and_assert_unharmed(self) -> Result<()> {
         self.stop.send_replace(true);
         let durations = self.building.await??;
         let longest = durations.iter().max().copied().unwrap_or_default();
@@ -170,7 +170,7 @@ impl HonestNeighbour {
 }
 
 /// Builds an image that shows whether its content is right, and returns the duration.
-async fn honest_build(victim: &Tenant, base: &str, group: &str, round: usize) -> Result<Duration> {
+async fn time_honest_build(victim: &Tenant, base: &str, group: &str, round: usize) -> Result<Duration> {
     let page = format!("{group} {round} {:?}", std::time::SystemTime::now());
     let source = BuildContext::dockerfile(format!(
         "FROM {base}\nARG TEXT\nCOPY page /page\nRUN [ \"$(cat /page)\" = \"$TEXT\" ] && echo \"right: $TEXT\"\n"

@@ -1,4 +1,5 @@
-//! Base images that no tool would make: devices, names and links that point out, whiteouts, and huge user databases.
+//! Attacks by base images that no tool would make: with devices, with names and links that point out of the image, with
+//! whiteouts, and with huge user databases.
 
 use std::{
     fs,
@@ -8,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    crafted_layer::CraftedLayer, flood_benchmark::peak_memory, network_namespace::find_process,
+    crafted_layer::CraftedLayerBuilder, flood_benchmark::peak_memory_bytes, network_namespace::find_process,
 };
 use tar::EntryType;
 
@@ -67,7 +68,7 @@ const MACHINE_ATTACK_COUNT: usize = 7;
 const BAIT: &str = "content-of-a-file-of-the-machine";
 
 /// The limit on the memory that one base image may add to the daemon's peak, in bytes.
-const MAX_MEMORY_GROWTH: u64 = 128 << 20;
+const MAX_MEMORY_GROWTH_BYTES: u64 = 128 << 20;
 
 /// The longest time that the daemon may take to read a user database.
 const MAX_READ_TIME: Duration = Duration::from_secs(20);
@@ -80,7 +81,7 @@ async fn no_base_image_reaches_the_machine() -> Result<()> {
     let mut outcomes = Outcomes::default();
     let images = BaseImageAttacks::prepare(&world)?;
     images.reach_the_machine(&mut outcomes).await?;
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(&ATTACKS[..MACHINE_ATTACK_COUNT])
 }
 
@@ -94,7 +95,7 @@ async fn no_user_database_of_a_base_image_exhausts_the_daemon() -> Result<()> {
     BaseImageAttacks::prepare(&world)?
         .exhaust_the_daemon(&mut outcomes)
         .await?;
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(&ATTACKS[MACHINE_ATTACK_COUNT..])
 }
 
@@ -125,19 +126,19 @@ impl<'a> BaseImageAttacks<'a> {
     }
 
     /// Returns a layer with a shell.
-    fn layer_with_shell(&self) -> Result<CraftedLayer> {
+    fn layer_with_shell(&self) -> Result<CraftedLayerBuilder> {
         let names = ["sh", "cat", "dd", "wc", "id", "ls", "grep"];
-        let layer = CraftedLayer::new().file("bin/busybox", 0o4755, &self.busybox)?;
-        names
-            .into_iter()
-            .try_fold(layer, |layer, name| layer.link(&format!("bin/{name}"), "busybox"))
+        let layer = CraftedLayerBuilder::new().with_file("bin/busybox", 0o4755, &self.busybox)?;
+        names.into_iter().try_fold(layer, |layer, name| {
+            layer.with_symlink(&format!("bin/{name}"), "busybox")
+        })
     }
 
     /// Pushes the layer as a base image, and builds these instructions upon it.
     async fn build_on_layer(
         &self,
         name: &str,
-        layer: CraftedLayer,
+        layer: CraftedLayerBuilder,
         instructions: &str,
     ) -> Result<slipway_e2e::client::BuilderReply> {
         let repository = format!("hostile/base/{name}");
@@ -160,7 +161,7 @@ impl<'a> BaseImageAttacks<'a> {
         let number = (rustix::fs::major(device), rustix::fs::minor(device));
         let layer = self
             .layer_with_shell()?
-            .device("disk", EntryType::Block, number)?;
+            .with_device("disk", EntryType::Block, number)?;
         let reply = self
             .build_on_layer(
                 "disk",
@@ -171,9 +172,9 @@ impl<'a> BaseImageAttacks<'a> {
         outcomes.add_outcome("base-image-with-the-disk", Outcome::of_reply(&reply, "got 1234"));
         let layer = self
             .layer_with_shell()?
-            .device("mem", EntryType::Char, (1, 1))?
-            .device("port", EntryType::Char, (1, 4))?
-            .device("kmsg", EntryType::Char, (1, 11))?;
+            .with_device("mem", EntryType::Char, (1, 1))?
+            .with_device("port", EntryType::Char, (1, 4))?
+            .with_device("kmsg", EntryType::Char, (1, 11))?;
         let reads = "RUN for at in mem port kmsg; do dd if=/$at bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); done; true";
         let reply = self.build_on_layer("memory", layer, reads).await?;
         outcomes.add_outcome(
@@ -183,9 +184,9 @@ impl<'a> BaseImageAttacks<'a> {
 
         let layer = self
             .layer_with_shell()?
-            .file(&format!("{climbing}/written"), 0o644, b"x")?
-            .file(&format!("etc/{climbing}/written"), 0o644, b"x")?
-            .file(&format!("{folder}/written"), 0o644, b"x")?;
+            .with_file(&format!("{climbing}/written"), 0o644, b"x")?
+            .with_file(&format!("etc/{climbing}/written"), 0o644, b"x")?
+            .with_file(&format!("{folder}/written"), 0o644, b"x")?;
         let reply = self.build_on_layer("names", layer, "RUN true").await?;
         outcomes.add_outcome("base-image-names-out", self.outcome_of_build(&reply));
         for (name, target) in [
@@ -194,7 +195,7 @@ impl<'a> BaseImageAttacks<'a> {
         ] {
             let layer = self
                 .layer_with_shell()?
-                .hard_link("got", &format!("{target}/bait"))?;
+                .with_hard_link("got", &format!("{target}/bait"))?;
             let reply = self.build_on_layer(name, layer, "RUN cat /got").await?;
             let outcome = self.outcome_of_build(&reply);
             if name == "hard-link-absolute" || matches!(outcome, Outcome::Succeeded(_)) {
@@ -204,18 +205,18 @@ impl<'a> BaseImageAttacks<'a> {
         }
         let layer = self
             .layer_with_shell()?
-            .link("out", folder)?
-            .file("out/written", 0o644, b"x")?
-            .link("up", climbing)?
-            .file("up/written", 0o644, b"x")?;
+            .with_symlink("out", folder)?
+            .with_file("out/written", 0o644, b"x")?
+            .with_symlink("up", climbing)?
+            .with_file("up/written", 0o644, b"x")?;
         let reply = self.build_on_layer("through-a-link", layer, "RUN true").await?;
         outcomes.add_outcome("base-image-through-a-link", self.outcome_of_build(&reply));
         let layer = self
             .layer_with_shell()?
-            .file(&format!("{climbing}/.wh.victim"), 0o644, b"")?
-            .link("out", folder)?
-            .file("out/.wh.victim", 0o644, b"")?
-            .file("out/.wh..wh..opq", 0o644, b"")?;
+            .with_file(&format!("{climbing}/.wh.victim"), 0o644, b"")?
+            .with_symlink("out", folder)?
+            .with_file("out/.wh.victim", 0o644, b"")?
+            .with_file("out/.wh..wh..opq", 0o644, b"")?;
         let reply = self.build_on_layer("whiteout", layer, "RUN true").await?;
         let removed = !self.world.folder().join("victim").exists();
         outcomes.add_outcome(
@@ -254,38 +255,42 @@ impl<'a> BaseImageAttacks<'a> {
                 "COPY --chown=0:nobody-here Dockerfile /a",
             ),
         ] {
-            let layer = self.layer_with_shell()?.file(file, 0o644, &content)?;
+            let layer = self.layer_with_shell()?.with_file(file, 0o644, &content)?;
             drop(content);
             let peak = PeakMemory::reset(daemon)?;
             let started = Instant::now();
             let reply = self.build_on_layer(name, layer, steps).await?;
-            let (more, took) = (peak.growth()?, started.elapsed());
+            let (more, took) = (peak.growth_bytes()?, started.elapsed());
             let evidence = format!("{} MiB more, {took:.1?}; {}", more >> 20, summarize_reply(&reply));
             outcomes.add_outcome(
                 name,
-                Outcome::of_success(more > MAX_MEMORY_GROWTH || took > MAX_READ_TIME, evidence),
+                Outcome::of_success(more > MAX_MEMORY_GROWTH_BYTES || took > MAX_READ_TIME, evidence),
             );
         }
         let peak = PeakMemory::reset(daemon)?;
         let started = Instant::now();
         let zero = self
             .layer_with_shell()?
-            .device("etc/passwd", EntryType::Char, (1, 5))?;
+            .with_device("etc/passwd", EntryType::Char, (1, 5))?;
         let config_of_zero = self.build_on_layer("zero-passwd", zero, "USER nobody-here\nRUN true");
         let zero = tokio::time::timeout(MAX_READ_TIME, config_of_zero).await;
         let fifo = self
             .layer_with_shell()?
-            .device("etc/passwd", EntryType::Fifo, (0, 0))?;
+            .with_device("etc/passwd", EntryType::Fifo, (0, 0))?;
         let fifo = tokio::time::timeout(
             MAX_READ_TIME,
             self.build_on_layer("fifo-passwd", fifo, "USER nobody-here\nRUN true"),
         )
         .await;
-        let evidence = format!("{} MiB more, {:.1?}", peak.growth()? >> 20, started.elapsed());
+        let evidence = format!(
+            "{} MiB more, {:.1?}",
+            peak.growth_bytes()? >> 20,
+            started.elapsed()
+        );
         let hung = zero.is_err() || fifo.is_err();
         outcomes.add_outcome(
             "base-image-with-a-device-as-passwd",
-            Outcome::of_success(hung || peak.growth()? > MAX_MEMORY_GROWTH, evidence),
+            Outcome::of_success(hung || peak.growth_bytes()? > MAX_MEMORY_GROWTH_BYTES, evidence),
         );
         Ok(())
     }
@@ -301,11 +306,11 @@ impl PeakMemory {
     fn reset(pid: u32) -> Result<Self> {
         // See proc_pid_clear_refs(5): 5 resets the peak.
         fs::write(format!("/proc/{pid}/clear_refs"), "5")?;
-        let at_reset = peak_memory(pid)?;
+        let at_reset = peak_memory_bytes(pid)?;
         Ok(Self { pid, at_reset })
     }
 
-    fn growth(&self) -> Result<u64> {
-        Ok(peak_memory(self.pid)?.saturating_sub(self.at_reset))
+    fn growth_bytes(&self) -> Result<u64> {
+        Ok(peak_memory_bytes(self.pid)?.saturating_sub(self.at_reset))
     }
 }

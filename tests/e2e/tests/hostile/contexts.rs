@@ -1,10 +1,10 @@
-//! Contexts whose links, names and special files point out of them.
+//! Attacks by build contexts whose links, names and special files point out of the context.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use slipway_e2e::crafted_layer::CraftedLayer;
+use slipway_e2e::crafted_layer::CraftedLayerBuilder;
 use tar::EntryType;
 
 use crate::{
@@ -58,7 +58,7 @@ async fn no_context_reads_or_writes_outside_of_itself() -> Result<()> {
     let attacks = ContextAttacks::prepare(&world)?;
     let mut outcomes = Outcomes::default();
     attacks.run_attacks(&mut outcomes).await?;
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
@@ -93,52 +93,53 @@ impl<'a> ContextAttacks<'a> {
         };
         let (folder, climbing) = (&self.folder, &self.climbing);
         let layers = [
-            CraftedLayer::new().link("context/a", &format!("{folder}/bait"))?,
-            CraftedLayer::new().link("context/a", &format!("{climbing}/bait"))?,
+            CraftedLayerBuilder::new().with_symlink("context/a", &format!("{folder}/bait"))?,
+            CraftedLayerBuilder::new().with_symlink("context/a", &format!("{climbing}/bait"))?,
         ];
         outcomes.add_outcome(
             "context-links-out",
-            self.build_each_tar(layers, &copies("a")).await?,
+            self.build_each_layer_as_context(layers, &copies("a")).await?,
         );
         let layers = [
-            CraftedLayer::new().link("context/a", folder)?,
-            CraftedLayer::new()
-                .link("context/a", climbing)?
-                .link("context/b", "/")?,
+            CraftedLayerBuilder::new().with_symlink("context/a", folder)?,
+            CraftedLayerBuilder::new()
+                .with_symlink("context/a", climbing)?
+                .with_symlink("context/b", "/")?,
         ];
         outcomes.add_outcome(
             "context-folder-links-out",
-            self.build_each_tar(layers, &copies("a/bait")).await?,
+            self.build_each_layer_as_context(layers, &copies("a/bait"))
+                .await?,
         );
         let layers = [
-            CraftedLayer::new().hard_link("context/a", &format!("{folder}/bait"))?,
-            CraftedLayer::new().hard_link("context/a", &format!("context/{climbing}/bait"))?,
+            CraftedLayerBuilder::new().with_hard_link("context/a", &format!("{folder}/bait"))?,
+            CraftedLayerBuilder::new().with_hard_link("context/a", &format!("context/{climbing}/bait"))?,
         ];
         outcomes.add_outcome(
             "context-hard-link-out",
-            self.build_each_tar(layers, &copies("a")).await?,
+            self.build_each_layer_as_context(layers, &copies("a")).await?,
         );
 
         let layers = [
-            CraftedLayer::new().file(&format!("context/{climbing}/written"), 0o644, b"x")?,
-            CraftedLayer::new().file(&format!("{folder}/written"), 0o644, b"x")?,
-            CraftedLayer::new().file(&format!("context/{folder}/written"), 0o644, b"x")?,
+            CraftedLayerBuilder::new().with_file(&format!("context/{climbing}/written"), 0o644, b"x")?,
+            CraftedLayerBuilder::new().with_file(&format!("{folder}/written"), 0o644, b"x")?,
+            CraftedLayerBuilder::new().with_file(&format!("context/{folder}/written"), 0o644, b"x")?,
         ];
         outcomes.add_outcome(
             "context-names-out",
-            self.build_each_tar(layers, &copies(".")).await?,
+            self.build_each_layer_as_context(layers, &copies(".")).await?,
         );
         let layers = [
-            CraftedLayer::new()
-                .link("context/a", folder)?
-                .file("context/a/written", 0o644, b"x")?,
-            CraftedLayer::new()
-                .link("context/a", climbing)?
-                .file("context/a/written", 0o644, b"x")?,
+            CraftedLayerBuilder::new()
+                .with_symlink("context/a", folder)?
+                .with_file("context/a/written", 0o644, b"x")?,
+            CraftedLayerBuilder::new()
+                .with_symlink("context/a", climbing)?
+                .with_file("context/a/written", 0o644, b"x")?,
         ];
         outcomes.add_outcome(
             "context-through-a-link",
-            self.build_each_tar(layers, &copies(".")).await?,
+            self.build_each_layer_as_context(layers, &copies(".")).await?,
         );
 
         let device = rustix::fs::stat("/")?.st_dev;
@@ -147,13 +148,19 @@ impl<'a> ContextAttacks<'a> {
             "FROM {base}\nCOPY . /got\nRUN dd if=/got/a bs=512 count=1 2>/dev/null | wc -c | grep 512 && echo {} | rev\n",
             BAIT.chars().rev().collect::<String>()
         );
-        let layers = [CraftedLayer::new().device("context/a", EntryType::Block, number)?];
-        outcomes.add_outcome("context-devices", self.build_each_tar(layers, &reads).await?);
+        let layers = [CraftedLayerBuilder::new().with_device("context/a", EntryType::Block, number)?];
+        outcomes.add_outcome(
+            "context-devices",
+            self.build_each_layer_as_context(layers, &reads).await?,
+        );
 
         let started = std::time::Instant::now();
-        let fifo = |name: &str| CraftedLayer::new().device(name, EntryType::Fifo, (0, 0));
-        let outcome = self.build_each_tar([fifo("context/a")?], &copies("a")).await?;
-        self.build_each_tar([fifo("context/Dockerfile")?], "").await?;
+        let fifo = |name: &str| CraftedLayerBuilder::new().with_device(name, EntryType::Fifo, (0, 0));
+        let outcome = self
+            .build_each_layer_as_context([fifo("context/a")?], &copies("a"))
+            .await?;
+        self.build_each_layer_as_context([fifo("context/Dockerfile")?], "")
+            .await?;
         let waited = started.elapsed() > std::time::Duration::from_secs(30);
         let outcome = match outcome {
             Outcome::Stopped(evidence) => Outcome::of_success(waited, evidence),
@@ -163,23 +170,24 @@ impl<'a> ContextAttacks<'a> {
 
         let target = format!("{folder}/bait");
         let layers = [
-            CraftedLayer::new().link("context/Dockerfile", &target)?,
-            CraftedLayer::new().link("context/Dockerfile", &format!("{climbing}/bait"))?,
-            CraftedLayer::new().link("context/.dockerignore", &target)?.file(
-                "context/Dockerfile",
-                0o644,
-                b"FROM scratch\nCOPY . /\n",
-            )?,
+            CraftedLayerBuilder::new().with_symlink("context/Dockerfile", &target)?,
+            CraftedLayerBuilder::new().with_symlink("context/Dockerfile", &format!("{climbing}/bait"))?,
+            CraftedLayerBuilder::new()
+                .with_symlink("context/.dockerignore", &target)?
+                .with_file("context/Dockerfile", 0o644, b"FROM scratch\nCOPY . /\n")?,
         ];
-        outcomes.add_outcome("dockerfile-links-out", self.build_each_tar(layers, "").await?);
+        outcomes.add_outcome(
+            "dockerfile-links-out",
+            self.build_each_layer_as_context(layers, "").await?,
+        );
         Ok(())
     }
 
     /// Builds each tar, with this Dockerfile unless it is empty. The attack succeeded if an answer has the bait, or a
     /// file was written to the folder.
-    async fn build_each_tar<const N: usize>(
+    async fn build_each_layer_as_context<const N: usize>(
         &self,
-        layers: [CraftedLayer; N],
+        layers: [CraftedLayerBuilder; N],
         dockerfile: &str,
     ) -> Result<Outcome> {
         let mut evidence = String::new();
@@ -187,9 +195,10 @@ impl<'a> ContextAttacks<'a> {
             let config = json!({
                 "image": self.world.mallory.image("context", "1"), "skipPush": true, "noCache": true, "timeout": "20s",
             });
-            let mut layer = layer.file("com.openfaas.docker.config", 0o644, config.to_string().as_bytes())?;
+            let mut layer =
+                layer.with_file("com.openfaas.docker.config", 0o644, config.to_string().as_bytes())?;
             if !dockerfile.is_empty() {
-                layer = layer.file("context/Dockerfile", 0o644, dockerfile.as_bytes())?;
+                layer = layer.with_file("context/Dockerfile", 0o644, dockerfile.as_bytes())?;
             }
             let (_, tar) = layer.finish()?;
             let reply = self.world.mallory.client.post_signed(tar).await?;

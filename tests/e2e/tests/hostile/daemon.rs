@@ -1,4 +1,4 @@
-//! What a build step reaches: the daemon, the stack's other parts, other processes and the kernel.
+//! Attacks by a build step on what it may reach: the daemon, the stack's other parts, other processes and the kernel.
 
 use std::{collections::BTreeMap, fs, net::IpAddr};
 
@@ -21,7 +21,8 @@ use crate::{
 /// The build argument of the victim's running build. The probes look for this text; it is in none of their variables.
 const VICTIM_ARGUMENT: &str = "an-argument-of-the-victim";
 
-/// `$ADDRESSES` are those of the stack and of the daemon, `$STEP` those of the neighbour's step, `$NEIGHBOURS` those of its functions, `$MACHINE` is a server of this machine.
+/// The attacks by scripts in a build step. Their variables have IP addresses: `$ADDRESSES` of the stack and the daemon,
+/// `$STEP` of the neighbour's step, `$NEIGHBOURS` of its functions, `$MACHINE` of a server on this machine.
 const PROBES: [Probe; 23] = [
     Probe::with_script(
         "daemon-by-address",
@@ -219,18 +220,18 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
 
     outcomes.add_outcome(
         "daemon-without-a-certificate",
-        without_a_certificate(&world, &own, &daemon)?,
+        connect_without_certificate(&world, &own, &daemon)?,
     );
 
     world.testbed.open_gate_of_step(gate)?;
     let reply = running.await??;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
 /// Lists the daemon's workers from the stack's network, with no certificate and with one of another authority.
-fn without_a_certificate(
+fn connect_without_certificate(
     world: &AttackWorld,
     own: &NetworkNamespace,
     daemon: &NetworkNamespace,

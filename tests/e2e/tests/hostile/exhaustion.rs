@@ -1,4 +1,4 @@
-//! Steps and builds that take everything: processes, memory, processors, disk, logs, time, and the functions' memory.
+//! Attacks by steps and builds that use up processes, memory, processors, disk, logs, time, and the functions' memory.
 
 use std::{
     fs,
@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
     build_context::{BuildContext, gated_command},
-    crafted_layer::CraftedLayer,
-    flood::tar_of_attributes,
+    crafted_layer::CraftedLayerBuilder,
+    flood::tar_of_large_attributes,
     network_namespace::find_process,
     testbed::step_process,
 };
@@ -53,7 +53,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
 ];
 
 /// The memory limit of builder-fn in stack.yml and the chart.
-const BUILDER_MEMORY: usize = 256 << 20;
+const BUILDER_MEMORY_LIMIT_BYTES: usize = 256 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_build_exhausts_the_machine_or_a_function() -> Result<()> {
@@ -61,11 +61,11 @@ async fn no_build_exhausts_the_machine_or_a_function() -> Result<()> {
     let _parts = world.testbed.share_parts().await;
     let neighbour = HonestNeighbour::start(&world, "exhaustion").await?;
     let mut outcomes = Outcomes::default();
-    limits_of_a_step(&world, &mut outcomes).await?;
+    exceed_limits_of_step(&world, &mut outcomes).await?;
     outcomes.add_outcome("log-flood", flood_log(&world).await?);
     outcomes.add_outcome("endless-step", run_endless_step().await?);
     outcomes.add_outcome("builder-memory", fill_builder_memory().await?);
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
@@ -142,7 +142,7 @@ fn first_existing_path(candidates: &[&str]) -> PathBuf {
 
 /// Reads the limits of a running step, and exceeds those that exist. Without a limit nothing is exceeded: the machine
 /// has other users.
-async fn limits_of_a_step(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
+async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let base = world.testbed.busybox_image_name().await?;
     let gate = "gate-of-the-limits";
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)));
@@ -270,9 +270,10 @@ async fn fill_builder_memory() -> Result<Outcome> {
         )
     };
     let plain = |config: String| -> Result<Vec<u8>> {
-        let layer = CraftedLayer::new().file("context/Dockerfile", 0o644, b"FROM scratch\nCOPY . /\n")?;
+        let layer =
+            CraftedLayerBuilder::new().with_file("context/Dockerfile", 0o644, b"FROM scratch\nCOPY . /\n")?;
         Ok(layer
-            .file("com.openfaas.docker.config", 0o644, config.as_bytes())?
+            .with_file("com.openfaas.docker.config", 0o644, config.as_bytes())?
             .finish()?
             .1)
     };
@@ -281,7 +282,7 @@ async fn fill_builder_memory() -> Result<Outcome> {
         .map(|number| format!("\"A{number}\": \"value\","))
         .collect();
     let arguments = format!(", \"buildArgs\": {{{}}}", arguments.trim_end_matches(','));
-    let attributes = [tar_of_attributes()?, plain(config(""))?].concat();
+    let attributes = [tar_of_large_attributes()?, plain(config(""))?].concat();
     let tars = [plain(config(&nested))?, plain(config(&arguments))?, attributes];
     let mut sending = tokio::task::JoinSet::new();
     // Each of them many times at once.
@@ -302,5 +303,8 @@ async fn fill_builder_memory() -> Result<Outcome> {
     ensure!(!statuses.is_empty(), "nothing was sent");
     let peak = world.builder.peak_memory_bytes().unwrap_or(usize::MAX);
     let evidence = format!("a peak of {} MiB; {statuses:?}", peak >> 20);
-    Ok(Outcome::of_success(!alive || peak > BUILDER_MEMORY, evidence))
+    Ok(Outcome::of_success(
+        !alive || peak > BUILDER_MEMORY_LIMIT_BYTES,
+        evidence,
+    ))
 }

@@ -1,4 +1,4 @@
-//! Forged and repeated messages: in the queue, as hand-overs, as callbacks.
+//! Attacks by forged and repeated messages: in the queue, as hand-overs, as callbacks.
 
 use std::time::Duration;
 
@@ -69,11 +69,11 @@ async fn no_forged_or_repeated_message_builds_or_deploys() -> Result<()> {
             .build()?,
         world: &world,
     };
-    attacks.through_the_queue(&mut outcomes).await?;
+    attacks.attack_through_queue(&mut outcomes).await?;
     attacks.forge_hand_overs(&mut outcomes).await?;
     attacks.forge_callbacks(&mut outcomes).await?;
     attacks.replay_messages(&mut outcomes).await?;
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
@@ -119,7 +119,7 @@ impl ForgedMessageAttacks<'_> {
         Ok(format!("delivered by the queue, {:?}", callback.request_paths()))
     }
 
-    async fn through_the_queue(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn attack_through_queue(&self, outcomes: &mut Outcomes) -> Result<()> {
         let testbed = &self.world.testbed;
         let image = testbed.image_name("hostile/forged/queued", "1");
         let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")

@@ -1,4 +1,5 @@
-//! Frontends of the attacker's, in every way to name one, and rights beyond those of an ordinary step.
+//! Attacks by builds that name a frontend of the attacker's, in every way there is, or ask for more rights than an
+//! ordinary step has.
 
 use std::net::Ipv4Addr;
 
@@ -84,7 +85,7 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     let mut outcomes = Outcomes::default();
     attacks.name_frontends(&mut outcomes).await?;
     attacks.ask_for_rights(&mut outcomes).await?;
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 

@@ -1,4 +1,5 @@
-//! Metadata services and private addresses: by address, by name, by redirect, and by names whose address changes.
+//! Attacks that try to reach metadata services and private addresses: by address, by name, by redirect, and by names
+//! whose address changes.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +15,7 @@ use slipway_e2e::{
     bait_server::{BAIT_TEXT, BaitServer},
     build_context::BuildContext,
     changing_dns::{ChangingDns, ChangingName},
-    crafted_layer::CraftedLayer,
+    crafted_layer::CraftedLayerBuilder,
     network_namespace::{NetworkNamespace, find_process},
 };
 
@@ -43,9 +44,9 @@ const RESOLVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
 const PUBLIC_TEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
 
 /// The name whose address changes from one that the attacker may read to that of a metadata service.
-const REBOUND_NAME: &str = "files.hostile.test";
+const REBINDING_NAME: &str = "files.hostile.test";
 /// The name that has the address of a metadata service from the beginning.
-const POINTED_NAME: &str = "pointed.hostile.test";
+const METADATA_ALIAS_NAME: &str = "pointed.hostile.test";
 
 const PROBES: [Probe; 8] = [
     Probe::with_script(
@@ -152,8 +153,8 @@ struct ReplacedNameservers {
 }
 
 impl ReplacedNameservers {
-    /// Puts a server in front of those of the process with this id.
-    fn prepend(pid: u32, server: Ipv4Addr) -> Result<Self> {
+    /// Makes `server` the first nameserver of the process with this id.
+    fn prepend_nameserver(pid: u32, server: Ipv4Addr) -> Result<Self> {
         let path = PathBuf::from(format!("/proc/{pid}/root/etc/resolv.conf"));
         let text = fs::read_to_string(&path)?;
         // An earlier run that was killed may have left its line.
@@ -199,7 +200,7 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
     let opened = PUBLIC_TEST_ADDRESS.to_string();
     let readable = [
         format!("http://{PUBLIC_TEST_ADDRESS}/"),
-        format!("http://{REBOUND_NAME}/"),
+        format!("http://{REBINDING_NAME}/"),
     ];
     let world = AttackWorld::with_settings(&[("allowed_sources", &opened)], &readable).await?;
     let _parts = world.testbed.share_parts().await;
@@ -219,12 +220,12 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
             0,
             AWS_METADATA_ADDRESS,
         ),
-        name(POINTED_NAME, AWS_METADATA_ADDRESS, 0, AWS_METADATA_ADDRESS),
-        name(REBOUND_NAME, PUBLIC_TEST_ADDRESS, 1, AWS_METADATA_ADDRESS),
+        name(METADATA_ALIAS_NAME, AWS_METADATA_ADDRESS, 0, AWS_METADATA_ADDRESS),
+        name(REBINDING_NAME, PUBLIC_TEST_ADDRESS, 1, AWS_METADATA_ADDRESS),
     ];
     let of_daemon = NetworkNamespace::of_process(daemon)?;
     let _dns = ChangingDns::start_in_namespace(&of_daemon, RESOLVER_ADDRESS, &names)?;
-    let _nameservers = ReplacedNameservers::prepend(daemon, RESOLVER_ADDRESS)?;
+    let _nameservers = ReplacedNameservers::prepend_nameserver(daemon, RESOLVER_ADDRESS)?;
     // Go's resolver reads resolv.conf at most every five seconds, and gives no sign when it does.
     tokio::time::sleep(Duration::from_secs(6)).await;
 
@@ -239,7 +240,7 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         metadata: &metadata,
     };
     attacks.run_attacks(&mut outcomes, &server).await?;
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 
@@ -279,7 +280,7 @@ impl SourceAttacks<'_> {
         outcomes.add_outcome("add-from-metadata-by-spelling", fetch(&spellings).await?);
         let names = [
             "http://metadata.google.internal/latest".to_owned(),
-            format!("http://{POINTED_NAME}/latest"),
+            format!("http://{METADATA_ALIAS_NAME}/latest"),
         ];
         outcomes.add_outcome("add-from-metadata-by-name", fetch(&names).await?);
         let host = &self.world.testbed.stack.registry.host;
@@ -299,7 +300,7 @@ impl SourceAttacks<'_> {
         outcomes.add_outcome("add-by-redirect", outcome);
         // Each attempt has more answers behind it.
         let rebound: Vec<_> = (0..3)
-            .map(|round| format!("http://{REBOUND_NAME}/{round}"))
+            .map(|round| format!("http://{REBINDING_NAME}/{round}"))
             .collect();
         outcomes.add_outcome("add-by-changing-dns", fetch(&rebound).await?);
         let git = urls(&[
@@ -309,7 +310,7 @@ impl SourceAttacks<'_> {
         ]);
         outcomes.add_outcome("git-from-metadata", fetch(&git).await?);
 
-        let before = self.metadata_request_count_of("/v2/");
+        let before = self.metadata_request_count_of_path("/v2/");
         let from = self
             .world
             .mallory
@@ -319,11 +320,11 @@ impl SourceAttacks<'_> {
             // The daemon speaks TLS with registries that it does not know.
             let was_reached = from.text.contains("server gave HTTP response to HTTPS client");
             Outcome::of_success(
-                was_reached || self.metadata_request_count_of("/v2/") > before,
+                was_reached || self.metadata_request_count_of_path("/v2/") > before,
                 summarize_reply(&from),
             )
         });
-        let before = self.metadata_request_count_of("/v2/");
+        let before = self.metadata_request_count_of_path("/v2/");
         let config = json!({
             "image": self.world.mallory.image("metadata", "1"), "skipPush": true,
             "cacheFrom": ["169.254.170.2:80/a/b:1"],
@@ -333,7 +334,7 @@ impl SourceAttacks<'_> {
         outcomes.add_outcome(
             "cache-from-metadata",
             Outcome::of_success(
-                self.metadata_request_count_of("/v2/") > before,
+                self.metadata_request_count_of_path("/v2/") > before,
                 summarize_reply(&cached),
             ),
         );
@@ -341,7 +342,7 @@ impl SourceAttacks<'_> {
         let onbuild =
             json!({ "OnBuild": ["ADD http://169.254.169.254/onbuild /got", "RUN [\"/bin/true\"]"] });
         let registry = &self.world.testbed.registry;
-        let layer = CraftedLayer::new().file("etc/base", 0o644, b"base")?;
+        let layer = CraftedLayerBuilder::new().with_file("etc/base", 0o644, b"base")?;
         registry
             .push_image("hostile/base/onbuild-add", "1", layer, onbuild)
             .await?;
@@ -354,14 +355,14 @@ impl SourceAttacks<'_> {
         outcomes.add_outcome(
             "add-by-onbuild",
             Outcome::of_success(
-                self.metadata_request_count_of("/onbuild") > 0,
+                self.metadata_request_count_of_path("/onbuild") > 0,
                 summarize_reply(&reply),
             ),
         );
         Ok(())
     }
 
-    /// Fetches these addresses, each in a build of its own.
+    /// Fetches each of these addresses in a build of its own; the attack succeeded if a metadata service got a request.
     async fn fetch_each(&self, urls: &[String]) -> Result<Outcome> {
         let base = self.world.testbed.busybox_image_name().await?;
         let mut replies = Vec::new();
@@ -370,7 +371,7 @@ impl SourceAttacks<'_> {
             let dockerfile = format!("FROM {base}\nADD {url} /got\nRUN head -c 200 /got\n");
             let reply = self.world.mallory.try_dockerfile("metadata", dockerfile).await?;
             // The allowed server answers as the metadata services do; under the name, only those may not.
-            let is_bait = !url.contains(REBOUND_NAME) && reply.text.contains(BAIT_TEXT);
+            let is_bait = !url.contains(REBINDING_NAME) && reply.text.contains(BAIT_TEXT);
             let was_read =
                 is_bait || reply.text.contains("server_id") || self.metadata_request_count() > before;
             let is_redirect = url.contains("/redirect/");
@@ -390,7 +391,7 @@ impl SourceAttacks<'_> {
     }
 
     /// Returns how many requests for paths that start with this the metadata services got.
-    fn metadata_request_count_of(&self, path: &str) -> usize {
+    fn metadata_request_count_of_path(&self, path: &str) -> usize {
         let requests = self.metadata.iter().flat_map(BaitServer::request_paths);
         requests.filter(|request| request.starts_with(path)).count()
     }

@@ -1,4 +1,5 @@
-//! Secrets of a build, of the builder and of the registry, through output, errors, images and steps.
+//! Attacks that try to read secrets of a build, of the builder and of the registry, through output, errors, images and
+//! steps.
 
 use std::{net::Ipv4Addr, process::Command};
 
@@ -89,7 +90,7 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     attacks.keep_secrets(&mut outcomes).await?;
     attacks.mount_other_secrets(&mut outcomes).await?;
     attacks.log_in_to_registries(&mut outcomes).await?;
-    neighbour.finish().await?;
+    neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
 

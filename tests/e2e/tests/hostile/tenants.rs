@@ -1,4 +1,4 @@
-//! One tenant's images, tags, caches, functions, secrets and builds, attacked by another tenant.
+//! Attacks by one tenant on another tenant's images, tags, caches, functions, secrets and builds.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::{BuildContext, gated_command},
-    crafted_layer::CraftedLayer,
+    crafted_layer::CraftedLayerBuilder,
 };
 
 use crate::{
@@ -111,8 +111,8 @@ async fn no_tenant_reads_or_changes_what_is_anothers() -> Result<()> {
     share_cache_mounts(&world, &mut outcomes).await?;
     replace_functions(&world, &mut outcomes).await?;
     imitate_builds(&world, &mut outcomes).await?;
-    neighbour.finish().await?;
-    outcomes.add_outcome("slots-of-another-tenant", fill_slots().await?);
+    neighbour.stop_and_assert_unharmed().await?;
+    outcomes.add_outcome("slots-of-another-tenant", fill_slots_of_builder().await?);
     outcomes.assert_all_stopped(ATTACKS)
 }
 
@@ -167,7 +167,7 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
         .await?,
     );
     let onbuild = json!({ "OnBuild": [format!("COPY --from={private} /private /got")] });
-    let layer = CraftedLayer::new().file("etc/base", 0o644, b"base")?;
+    let layer = CraftedLayerBuilder::new().with_file("etc/base", 0o644, b"base")?;
     let registry = &world.testbed.registry;
     registry
         .push_image("hostile/base/onbuild-copy", "1", layer, onbuild)
@@ -450,7 +450,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
 }
 
 /// Fills the queue of a builder with one slot, and measures how long the victim's build waits.
-async fn fill_slots() -> Result<Outcome> {
+async fn fill_slots_of_builder() -> Result<Outcome> {
     const FLOOD_BUILD_COUNT: usize = 6;
     const STEP_TIME: Duration = Duration::from_secs(2);
     let settings = [("max_inflight", "1"), ("queue_wait", "2m")];

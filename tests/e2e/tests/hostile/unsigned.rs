@@ -1,4 +1,5 @@
-//! Senders without a valid signature: they must cost signed builds nothing, and the functions little memory.
+//! Attacks by senders without a valid signature: they must not delay signed builds, and must cost the functions little
+//! memory.
 
 use std::{
     net::SocketAddr,
@@ -12,7 +13,7 @@ use slipway_e2e::{
     client::BuilderReply,
     deployer_process::DeployerProcess,
     flood::{Flood, FloodTarget, UnsignedSender},
-    flood_benchmark::peak_memory,
+    flood_benchmark::peak_memory_bytes,
 };
 
 use crate::{
@@ -150,10 +151,10 @@ async fn hold_idle_bodies() -> Result<Outcome> {
 async fn send_half_hand_overs() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
     let target = deployer_target(&world.deployer)?;
-    let before = peak_memory(world.deployer.process_id())?;
+    let before = peak_memory_bytes(world.deployer.process_id())?;
     let _flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
     wait_until_senders_have_sent().await;
-    let peak = peak_memory(world.deployer.process_id())?;
+    let peak = peak_memory_bytes(world.deployer.process_id())?;
     let evidence = format!("from {} to {} MiB", before / MIB, peak / MIB);
     // Half of what the chart lets the function use.
     Ok(Outcome::of_success(peak > 32 * MIB, evidence))
@@ -179,7 +180,7 @@ async fn flood_both_functions() -> Result<Outcome> {
     ensure!(!durations.is_empty() || !failed.is_empty(), "nothing was built");
     let longest = durations.iter().max().copied().unwrap_or_default();
     let builder = world.builder.peak_memory_bytes()? as u64;
-    let deployer = peak_memory(world.deployer.process_id())?;
+    let deployer = peak_memory_bytes(world.deployer.process_id())?;
     let evidence = format!(
         "{} signed builds, the longest {longest:.1?}, failed: {failed:?}; peaks of {} and {} MiB",
         durations.len(),

@@ -164,7 +164,7 @@ impl FunctionStoreInner {
         let config = image.config.config().clone().unwrap_or_default();
         let mounts = containerd.prepare_snapshot(id, &image.top_snapshot).await?;
         let user_spec = ImageUser::new(config.user().as_deref().unwrap_or_default());
-        let user = match user_spec.numeric() {
+        let user = match user_spec.numeric_ids() {
             Some(user) => user,
             None => user_spec.resolve_ids(&rootfs::read_user_files(mounts).await?)?,
         };

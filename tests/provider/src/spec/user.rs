@@ -33,7 +33,7 @@ impl<'a> ImageUser<'a> {
     }
 
     /// Returns the numeric user of the process, if it needs no lookup in the image's files.
-    pub(crate) fn numeric(&self) -> Option<User> {
+    pub(crate) fn numeric_ids(&self) -> Option<User> {
         if self.user.is_empty() && self.group.is_none() {
             return Some(parse_id(0, 0));
         }
@@ -111,13 +111,13 @@ mod tests {
 
     #[test]
     fn numbers_and_an_empty_user_need_no_lookup() {
-        assert_eq!(ImageUser::new("").numeric(), Some(parse_id(0, 0)));
+        assert_eq!(ImageUser::new("").numeric_ids(), Some(parse_id(0, 0)));
         assert_eq!(
-            ImageUser::new("65532:65532").numeric(),
+            ImageUser::new("65532:65532").numeric_ids(),
             Some(parse_id(65532, 65532))
         );
-        assert_eq!(ImageUser::new("100").numeric(), None);
-        assert_eq!(ImageUser::new("app:101").numeric(), None);
+        assert_eq!(ImageUser::new("100").numeric_ids(), None);
+        assert_eq!(ImageUser::new("app:101").numeric_ids(), None);
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl FileTransfer {
     /// Returns the size of the announced file with this number; `None` if there is no such entry or it is not a file.
     fn size_of_file(&self, number: u32) -> Option<u64> {
         let visible = self.entries.get(number as usize)?;
-        let entry = self.context.entry(visible.entry);
+        let entry = self.context.entry_by_number(visible.entry);
         stat::has_requestable_content(&entry).then(|| entry.size())
     }
 
@@ -276,7 +276,7 @@ impl FileTransfer {
                 let visible = self.entries.get(piece.number as usize);
                 let visible = visible.ok_or(io::ErrorKind::NotFound)?;
                 let mut data = vec![0; usize::try_from(piece.bytes).map_err(io::Error::other)?];
-                let entry = self.context.entry(visible.entry);
+                let entry = self.context.entry_by_number(visible.entry);
                 self.context.read_file_exact(entry, piece.offset, &mut data)?;
                 packets.push(packet(piece.number, data));
             }

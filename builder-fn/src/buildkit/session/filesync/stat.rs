@@ -22,7 +22,7 @@ mod mode {
 /// and the daemon compares modes before it writes anything. The bit has no effect when the daemon writes the file (Go's
 /// `os.Chmod`) and when it computes the checksum (Go's `tar.FileInfoHeader`).
 pub(super) fn stat_packet(context: &SourceContext, view_entry: ViewEntry, is_forced: bool) -> Packet {
-    let entry = context.entry(view_entry.entry);
+    let entry = context.entry_by_number(view_entry.entry);
     let forced = if is_forced { mode::GO_MODE_TEMPORARY } else { 0 };
     let linkname = match (entry.kind, view_entry.link) {
         (Kind::Symlink { target }, _) => target.to_owned(),

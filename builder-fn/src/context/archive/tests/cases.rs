@@ -10,12 +10,12 @@ fn a_tar_is_read_with_its_entries_in_any_order_and_with_or_without_a_leading_dot
         let config = format!("{prefix}com.openfaas.docker.config");
         let dockerfile = format!("{prefix}context/Dockerfile");
         let first = TarBuilder::default()
-            .file(&config, b"{1}")
-            .file(&dockerfile, b"FROM scratch\n");
+            .with_file(&config, b"{1}")
+            .with_file(&dockerfile, b"FROM scratch\n");
         let last = TarBuilder::default()
-            .folder("./")
-            .file(&dockerfile, b"FROM scratch\n")
-            .file(&config, b"{1}");
+            .with_folder("./")
+            .with_file(&dockerfile, b"FROM scratch\n")
+            .with_file(&config, b"{1}");
         for tar in [first, last] {
             let bytes = tar.0.clone();
             let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
@@ -41,7 +41,7 @@ fn a_tar_is_read_with_its_entries_in_any_order_and_with_or_without_a_leading_dot
 #[test]
 fn sealed_secrets_are_kept_unchanged() {
     let contents = small_tar()
-        .file("com.openfaas.secrets", b"version: v1\n")
+        .with_file("com.openfaas.secrets", b"version: v1\n")
         .read()
         .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(contents.secrets.as_deref(), Some(&b"version: v1\n"[..]));
@@ -53,11 +53,11 @@ fn two_configurations_or_envelopes_are_rejected_unless_they_are_equal() {
     let secrets = "com.openfaas.secrets";
     for (name, first) in [(config, &b"{}"[..]), (secrets, b"version: v1\n")] {
         for spelling in [name.to_owned(), format!("./{name}")] {
-            let twice = small_tar().file(name, first).file(&spelling, first);
+            let twice = small_tar().with_file(name, first).with_file(&spelling, first);
             let contents = twice.clone().read().unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(contents.config.as_deref(), Some(&b"{}"[..]));
             for second in [&b""[..], b"{ }"] {
-                let problem = twice.clone().file(&spelling, second).read_problem();
+                let problem = twice.clone().with_file(&spelling, second).read_problem();
                 assert_eq!(problem, EntryProblem::Contradictory, "{spelling}");
             }
         }
@@ -67,8 +67,8 @@ fn two_configurations_or_envelopes_are_rejected_unless_they_are_equal() {
 #[test]
 fn entries_outside_of_the_context_are_ignored_with_a_warning() {
     let contents = small_tar()
-        .file("._context", b"mac")
-        .symlink("x/y", "z")
+        .with_file("._context", b"mac")
+        .with_symlink("x/y", "z")
         .read()
         .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(paths_in_contents(&contents), ["Dockerfile"]);
@@ -82,9 +82,9 @@ fn entries_outside_of_the_context_are_ignored_with_a_warning() {
 fn names_in_extended_headers_override_those_in_the_header() {
     let long = format!("context/{}/{}", "d".repeat(200), "f".repeat(200));
     let contents = TarBuilder::default()
-        .typed(b'L', "././@LongLink", format!("{long}\0").as_bytes())
-        .file("context/short", b"1")
-        .pax(
+        .with_entry_of_type(b'L', "././@LongLink", format!("{long}\0").as_bytes())
+        .with_file("context/short", b"1")
+        .with_pax_header(
             b'x',
             &[
                 ("path", b"context/pax"),
@@ -92,11 +92,11 @@ fn names_in_extended_headers_override_those_in_the_header() {
                 ("SCHILY.xattr.user.a", b"v"),
             ],
         )
-        .file("context/short", b"2")
-        .typed(b'K', "././@LongLink", format!("{}\0", "t".repeat(300)).as_bytes())
-        .symlink("context/link", "short")
-        .pax(b'x', &[("linkpath", b"elsewhere")])
-        .symlink("context/other", "short")
+        .with_file("context/short", b"2")
+        .with_entry_of_type(b'K', "././@LongLink", format!("{}\0", "t".repeat(300)).as_bytes())
+        .with_symlink("context/link", "short")
+        .with_pax_header(b'x', &[("linkpath", b"elsewhere")])
+        .with_symlink("context/other", "short")
         .read()
         .unwrap_or_else(|error| panic!("{error}"));
     let folder = "d".repeat(200);
@@ -122,8 +122,8 @@ fn names_in_extended_headers_override_those_in_the_header() {
 
 #[test]
 fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
-    let long = |tar: TarBuilder, flag| tar.typed(flag, "././@LongLink", b"context/long\0");
-    let pax = |tar: TarBuilder, key| tar.pax(b'x', &[(key, b"12")]);
+    let long = |tar: TarBuilder, flag| tar.with_entry_of_type(flag, "././@LongLink", b"context/long\0");
+    let pax = |tar: TarBuilder, key| tar.with_pax_header(b'x', &[(key, b"12")]);
     for (tar, field) in [
         (long(long(small_tar(), b'L'), b'L'), "its name"),
         (long(long(small_tar(), b'K'), b'K'), "its target"),
@@ -133,11 +133,11 @@ fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
         (pax(long(small_tar(), b'K'), "linkpath"), "its target"),
         (long(pax(small_tar(), "linkpath"), b'K'), "its target"),
     ] {
-        let problem = tar.file("context/short", b"123456789abc").read_problem();
+        let problem = tar.with_file("context/short", b"123456789abc").read_problem();
         assert_eq!(problem, EntryProblem::DuplicateField { field });
     }
     // Different fields are combined, in any order of the headers.
-    let tar = pax(long(long(small_tar(), b'L'), b'K'), "mtime").file("context/short", b"");
+    let tar = pax(long(long(small_tar(), b'L'), b'K'), "mtime").with_file("context/short", b"");
     let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(paths_in_contents(&contents), ["Dockerfile", "long"]);
     assert_eq!(entry_at_path(&contents, "long").mtime_ns, 12_000_000_000);
@@ -146,10 +146,10 @@ fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
 #[test]
 fn a_size_in_an_extended_header_is_the_length_of_the_content() {
     let tar = TarBuilder::default()
-        .pax(b'x', &[("size", b"3")])
-        .entry("context/a", b"", |_| ())
-        .padded(b"abc")
-        .file("context/b", b"");
+        .with_pax_header(b'x', &[("size", b"3")])
+        .with_entry("context/a", b"", |_| ())
+        .with_padded_bytes(b"abc")
+        .with_file("context/b", b"");
     let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(entry_at_path(&contents, "a").size(), 3);
     assert_eq!(paths_in_contents(&contents), ["a", "b"]);
@@ -158,18 +158,18 @@ fn a_size_in_an_extended_header_is_the_length_of_the_content() {
 #[test]
 fn a_global_header_may_set_the_time_and_unknown_fields_only() {
     let contents = TarBuilder::default()
-        .pax(b'g', &[("comment", b"0123456789abcdef"), ("mtime", b"7")])
-        .file("context/a", b"")
-        .pax(b'x', &[("mtime", b"8")])
-        .file("context/b", b"")
+        .with_pax_header(b'g', &[("comment", b"0123456789abcdef"), ("mtime", b"7")])
+        .with_file("context/a", b"")
+        .with_pax_header(b'x', &[("mtime", b"8")])
+        .with_file("context/b", b"")
         .read()
         .unwrap_or_else(|error| panic!("{error}"));
     let times = ["a", "b"].map(|path| entry_at_path(&contents, path).mtime_ns);
     assert_eq!(times, [7_000_000_000, 8_000_000_000]);
     for field in ["path", "linkpath", "size", "SCHILY.xattr.user.a"] {
         let problem = TarBuilder::default()
-            .pax(b'g', &[(field, b"1")])
-            .file("context/a", b"")
+            .with_pax_header(b'g', &[(field, b"1")])
+            .with_file("context/a", b"")
             .read_problem();
         assert!(matches!(problem, EntryProblem::GlobalField { .. }), "{problem}");
     }
@@ -178,7 +178,7 @@ fn a_global_header_may_set_the_time_and_unknown_fields_only() {
 #[test]
 fn a_trailing_slash_makes_a_folder_in_old_tars() {
     let contents = TarBuilder::default()
-        .typed(0, "context/old/", b"")
+        .with_entry_of_type(0, "context/old/", b"")
         .read()
         .unwrap_or_else(|error| panic!("{error}"));
     assert!(entry_at_path(&contents, "old").is_folder());
@@ -187,36 +187,36 @@ fn a_trailing_slash_makes_a_folder_in_old_tars() {
 #[test]
 fn entries_that_lead_out_of_the_context_are_rejected() {
     for name in ["/context/a", "context/../../a", "../a", "context/.."] {
-        let problem = TarBuilder::default().file(name, b"").read_problem();
+        let problem = TarBuilder::default().with_file(name, b"").read_problem();
         assert!(
             matches!(problem, EntryProblem::Absolute | EntryProblem::ParentComponent),
             "{name}: {problem}"
         );
     }
     let problem = TarBuilder::default()
-        .pax(b'x', &[("path", b"context/a\0b")])
-        .file("context/a", b"")
+        .with_pax_header(b'x', &[("path", b"context/a\0b")])
+        .with_file("context/a", b"")
         .read_problem();
     assert_eq!(problem, EntryProblem::Nul);
     let problem = TarBuilder::default()
-        .symlink("context/a", "/etc")
-        .file("context/a/passwd", b"")
+        .with_symlink("context/a", "/etc")
+        .with_file("context/a/passwd", b"")
         .read_problem();
     assert_eq!(
         problem.to_string(),
         "is below context/a, which is a symbolic link, not a folder"
     );
     let problem = TarBuilder::default()
-        .file("context/a", b"")
-        .file("context/a/b", b"")
+        .with_file("context/a", b"")
+        .with_file("context/a/b", b"")
         .read_problem();
     assert_eq!(
         problem.to_string(),
         "is in context/a, which is a file, not a folder"
     );
     let problem = TarBuilder::default()
-        .file("context/a/b", b"")
-        .symlink("context/a", "/etc")
+        .with_file("context/a/b", b"")
+        .with_symlink("context/a", "/etc")
         .read_problem();
     assert_eq!(problem, EntryProblem::ReplacesFolder);
 }
@@ -225,8 +225,8 @@ fn entries_that_lead_out_of_the_context_are_rejected() {
 fn a_hard_link_needs_a_target_in_the_context_before_it() {
     let problem = |target: &str| {
         TarBuilder::default()
-            .folder("context/d")
-            .hard_link("context/a", target)
+            .with_folder("context/d")
+            .with_hard_link("context/a", target)
             .read_problem()
     };
     assert!(matches!(
@@ -261,18 +261,22 @@ fn entry_types_other_than_files_folders_and_links_are_rejected() {
         (b'\n', EntryProblem::UnknownType { flag: '\n' }),
     ] {
         assert_eq!(
-            TarBuilder::default().typed(flag, "context/a", b"").read_problem(),
+            TarBuilder::default()
+                .with_entry_of_type(flag, "context/a", b"")
+                .read_problem(),
             expected
         );
         // Outside of the context too: tar programs could read what follows differently.
         assert_eq!(
-            TarBuilder::default().typed(flag, "a", b"").read_problem(),
+            TarBuilder::default()
+                .with_entry_of_type(flag, "a", b"")
+                .read_problem(),
             expected
         );
     }
     let sparse = TarBuilder::default()
-        .pax(b'x', &[("GNU.sparse.major", b"1")])
-        .file("context/a", b"");
+        .with_pax_header(b'x', &[("GNU.sparse.major", b"1")])
+        .with_file("context/a", b"");
     assert_eq!(sparse.read_problem(), EntryProblem::Sparse);
 }
 
@@ -280,25 +284,27 @@ fn entry_types_other_than_files_folders_and_links_are_rejected() {
 fn the_configuration_and_secrets_have_to_be_files_and_the_context_a_folder() {
     assert_eq!(
         TarBuilder::default()
-            .symlink("com.openfaas.docker.config", "x")
+            .with_symlink("com.openfaas.docker.config", "x")
             .read_problem(),
         EntryProblem::NotAFile
     );
     assert_eq!(
         TarBuilder::default()
-            .folder("com.openfaas.secrets")
+            .with_folder("com.openfaas.secrets")
             .read_problem(),
         EntryProblem::NotAFile
     );
     assert_eq!(
-        TarBuilder::default().file("context", b"").read_problem(),
+        TarBuilder::default().with_file("context", b"").read_problem(),
         EntryProblem::NotAFolder
     );
     assert_eq!(
-        TarBuilder::default().symlink("context", "/etc").read_problem(),
+        TarBuilder::default()
+            .with_symlink("context", "/etc")
+            .read_problem(),
         EntryProblem::NotAFolder
     );
-    let large = TarBuilder::default().file("com.openfaas.docker.config", &vec![b' '; (1 << 20) + 1]);
+    let large = TarBuilder::default().with_file("com.openfaas.docker.config", &vec![b' '; (1 << 20) + 1]);
     assert_eq!(
         large.read_problem(),
         EntryProblem::FileTooLarge { limit: 1 << 20 }
@@ -308,7 +314,7 @@ fn the_configuration_and_secrets_have_to_be_files_and_the_context_a_folder() {
 #[test]
 fn impossible_sizes_are_rejected_before_any_content_is_kept() {
     let sized = |field: [u8; 12]| {
-        TarBuilder::default().entry("context/a", b"", |header| header.as_old_mut().size = field)
+        TarBuilder::default().with_entry("context/a", b"", |header| header.as_old_mut().size = field)
     };
     assert!(matches!(
         sized([0xff; 12]).read_problem(),
@@ -324,7 +330,7 @@ fn impossible_sizes_are_rejected_before_any_content_is_kept() {
         sized(*b"12345abcdef\0").read_problem(),
         EntryProblem::Number { field: "size" }
     );
-    let bomb = TarBuilder::default().entry("x", b"", |header| {
+    let bomb = TarBuilder::default().with_entry("x", b"", |header| {
         header.set_entry_type(EntryType::XHeader);
         header.set_size(1 << 30);
     });
@@ -333,8 +339,8 @@ fn impossible_sizes_are_rejected_before_any_content_is_kept() {
         EntryProblem::ExtensionTooLarge { .. }
     ));
     let negative = TarBuilder::default()
-        .pax(b'x', &[("size", b"-1")])
-        .file("context/a", b"");
+        .with_pax_header(b'x', &[("size", b"-1")])
+        .with_file("context/a", b"");
     assert!(matches!(
         negative.read_problem(),
         EntryProblem::Size { size: -1, .. }
@@ -346,7 +352,7 @@ fn a_tar_with_too_many_entries_or_too_large_an_index_is_rejected() {
     let read = |limits: ArchiveLimits, tar: TarBuilder| {
         let mut reader = ArchiveReader::new(limits);
         reader
-            .parse_piece(&tar.end().0)
+            .parse_piece(&tar.with_end_marker().0)
             .and_then(|()| reader.finish())
             .map(|contents| contents.entries.len())
     };
@@ -355,19 +361,22 @@ fn a_tar_with_too_many_entries_or_too_large_an_index_is_rejected() {
         ..ArchiveLimits::default()
     };
     assert!(matches!(
-        read(limits.clone(), TarBuilder::default().file("context/a/b/c", b"")),
+        read(
+            limits.clone(),
+            TarBuilder::default().with_file("context/a/b/c", b"")
+        ),
         Ok(3)
     ));
-    let deep = TarBuilder::default().file("context/a/b/c/d", b"");
+    let deep = TarBuilder::default().with_file("context/a/b/c/d", b"");
     assert!(matches!(
         read(limits.clone(), deep),
         Err(ArchiveError::TooManyEntries { limit: 3 })
     ));
     let outside = TarBuilder::default()
-        .file("a", b"")
-        .file("a", b"")
-        .file("a", b"")
-        .file("a", b"");
+        .with_file("a", b"")
+        .with_file("a", b"")
+        .with_file("a", b"")
+        .with_file("a", b"");
     assert!(matches!(
         read(limits, outside),
         Err(ArchiveError::TooManyEntries { limit: 3 })
@@ -377,8 +386,8 @@ fn a_tar_with_too_many_entries_or_too_large_an_index_is_rejected() {
         ..ArchiveLimits::default()
     };
     let big = TarBuilder::default()
-        .pax(b'x', &[("SCHILY.xattr.user.a", &[0; 1000])])
-        .file("context/a", b"");
+        .with_pax_header(b'x', &[("SCHILY.xattr.user.a", &[0; 1000])])
+        .with_file("context/a", b"");
     assert!(matches!(
         read(limits, big),
         Err(ArchiveError::IndexTooLarge { limit: 1000 })
@@ -402,8 +411,8 @@ fn other_formats_than_tar_are_named_in_the_error() {
     assert!(
         error(
             &TarBuilder::default()
-                .file("com.openfaas.docker.config", b"{}")
-                .end()
+                .with_file("com.openfaas.docker.config", b"{}")
+                .with_end_marker()
                 .0
         )
         .contains("context/")
@@ -412,7 +421,7 @@ fn other_formats_than_tar_are_named_in_the_error() {
 
 #[test]
 fn a_damaged_header_is_reported_with_its_offset() {
-    let mut bytes = small_tar().end().0;
+    let mut bytes = small_tar().with_end_marker().0;
     bytes[2 * BLOCK_BYTES] ^= 1;
     let error = read_in_pieces(&bytes, &[]).err().map(|error| error.to_string());
     let expected =
@@ -423,8 +432,8 @@ fn a_damaged_header_is_reported_with_its_offset() {
 #[test]
 fn a_tar_may_lack_only_its_end_of_archive_blocks() {
     let whole = small_tar()
-        .pax(b'x', &[("mtime", b"1")])
-        .file("context/z", b"abc");
+        .with_pax_header(b'x', &[("mtime", b"1")])
+        .with_file("context/z", b"abc");
     let boundaries = [2 * BLOCK_BYTES, 4 * BLOCK_BYTES, whole.0.len()];
     for cut in 0..whole.0.len() {
         let result = read_in_pieces(&whole.0[..cut], &[]);
@@ -441,10 +450,10 @@ fn a_tar_may_lack_only_its_end_of_archive_blocks() {
         }
     }
     // One block of zeros instead of two, and more than two.
-    assert!(read_in_pieces(&whole.clone().raw(&[0; BLOCK_BYTES]).0, &[]).is_ok());
-    assert!(read_in_pieces(&whole.clone().raw(&[0; 20 * BLOCK_BYTES]).0, &[]).is_ok());
+    assert!(read_in_pieces(&whole.clone().with_bytes(&[0; BLOCK_BYTES]).0, &[]).is_ok());
+    assert!(read_in_pieces(&whole.clone().with_bytes(&[0; 20 * BLOCK_BYTES]).0, &[]).is_ok());
     // An extended header without an entry after it.
-    let dangling = whole.pax(b'x', &[("path", b"context/y")]);
+    let dangling = whole.with_pax_header(b'x', &[("path", b"context/y")]);
     assert!(matches!(
         dangling.clone().read(),
         Err(ArchiveError::Truncated { .. })
@@ -458,7 +467,9 @@ fn a_tar_may_lack_only_its_end_of_archive_blocks() {
 #[test]
 fn data_after_the_end_of_a_tar_is_rejected() {
     for zeros in [BLOCK_BYTES, 2 * BLOCK_BYTES] {
-        let two = small_tar().raw(&vec![0; zeros]).file("context/b", b"");
+        let two = small_tar()
+            .with_bytes(&vec![0; zeros])
+            .with_file("context/b", b"");
         let expected = (4 * BLOCK_BYTES + zeros) as u64;
         assert!(matches!(two.read(), Err(ArchiveError::AfterEnd { offset }) if offset == expected));
     }

@@ -92,7 +92,7 @@ proptest! {
 
     #[test]
     fn the_index_has_the_files_that_gnu_tar_extracts_of_conflicting_entries(tar in properties::generate_tars(true)) {
-        let tar = tar.end().0;
+        let tar = tar.with_end_marker().0;
         let context = SourceContext::from_tar(&tar);
         prop_assume!(context.is_ok());
         let context = context.unwrap();

@@ -19,11 +19,13 @@ pub(super) fn generate_tars(extended: bool) -> impl Strategy<Value = TarBuilder>
         entries
             .into_iter()
             .fold(small_tar(), |tar, (what, name, other, content)| match what {
-                0 | 1 => tar.file(&name, &content),
-                2 => tar.folder(&name),
-                3 => tar.symlink(&name, &other),
-                4 => tar.hard_link(&name, &other),
-                _ => tar.pax(b'x', &[("path", name.as_bytes())]).file(&other, &content),
+                0 | 1 => tar.with_file(&name, &content),
+                2 => tar.with_folder(&name),
+                3 => tar.with_symlink(&name, &other),
+                4 => tar.with_hard_link(&name, &other),
+                _ => tar
+                    .with_pax_header(b'x', &[("path", name.as_bytes())])
+                    .with_file(&other, &content),
             })
     })
 }
@@ -45,7 +47,7 @@ proptest! {
         tar in generate_tars(true),
         cuts in prop::collection::vec(0usize..12_000, 0..60),
     ) {
-        let bytes = tar.end().0;
+        let bytes = tar.with_end_marker().0;
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
         cuts.sort_unstable();
         prop_assert_eq!(read_outcome(&bytes, &cuts), read_outcome(&bytes, &[]));
@@ -73,7 +75,7 @@ proptest! {
 
     #[test]
     fn a_truncated_tar_is_rejected_or_has_a_warning(tar in generate_tars(true), cut in 0usize..12_000) {
-        let bytes = tar.end().0;
+        let bytes = tar.with_end_marker().0;
         let complete = bytes.len() - 2 * BLOCK_BYTES;
         let cut = cut % (complete + 1);
         if let Ok((_, _, warnings)) = read_outcome(&bytes[..cut], &[]) {
@@ -87,7 +89,7 @@ proptest! {
         at in 0usize..12_000,
         bit in 0u32..8,
     ) {
-        let mut bytes = tar.end().0;
+        let mut bytes = tar.with_end_marker().0;
         let before = read_outcome(&bytes, &[]);
         prop_assume!(before.is_ok());
         let before = before.unwrap();
@@ -109,6 +111,6 @@ proptest! {
         let mut header = Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
         header.set_cksum();
-        let _ = read_outcome(&small_tar().raw(header.as_bytes()).raw(&bytes).0, &[]);
+        let _ = read_outcome(&small_tar().with_bytes(header.as_bytes()).with_bytes(&bytes).0, &[]);
     }
 }

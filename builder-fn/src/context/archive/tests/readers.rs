@@ -29,8 +29,8 @@ const LONG_FOLDER_PATH: &str =
 
 impl TarBuilder {
     /// Adds a file whose header has `magic` (with the version) and `prefix`.
-    fn prefixed(self, magic: &[u8; 8], prefix: &[u8], name: &str, content: &[u8]) -> Self {
-        self.entry(name, content, |header| {
+    fn with_prefixed_file(self, magic: &[u8; 8], prefix: &[u8], name: &str, content: &[u8]) -> Self {
+        self.with_entry(name, content, |header| {
             let bytes = header.as_mut_bytes();
             bytes[257..265].copy_from_slice(magic);
             bytes[345..345 + prefix.len()].copy_from_slice(prefix);
@@ -38,8 +38,8 @@ impl TarBuilder {
     }
 
     /// Adds an entry whose header has a size, without the content.
-    fn sized(self, flag: u8, name: &str) -> Self {
-        self.entry(name, b"", |header| {
+    fn with_sized_entry(self, flag: u8, name: &str) -> Self {
+        self.with_entry(name, b"", |header| {
             header.as_old_mut().linkflag = [flag];
             if matches!(flag, b'1' | b'2') {
                 header.set_link_name_literal("context/Dockerfile").unwrap();
@@ -50,8 +50,8 @@ impl TarBuilder {
 
     /// Adds a file with 512 bytes of content, whose header has `field` as its size.
     fn with_size(self, field: &[u8; 12]) -> Self {
-        self.entry("context/sized", b"", |header| header.as_old_mut().size = *field)
-            .raw(&[b'y'; BLOCK_BYTES])
+        self.with_entry("context/sized", b"", |header| header.as_old_mut().size = *field)
+            .with_bytes(&[b'y'; BLOCK_BYTES])
     }
 }
 
@@ -64,21 +64,21 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
         let magic = [b"ustar\0", &version[..]].concat();
         let magic = magic.first_chunk().unwrap();
         for name in ["file", "com.openfaas.docker.config", "com.openfaas.secrets"] {
-            let tar = small_tar().prefixed(magic, folders, name, b"content");
+            let tar = small_tar().with_prefixed_file(magic, folders, name, b"content");
             case(
                 &format!("{name} with a prefix, {}", magic.escape_ascii()),
                 tar,
                 AsExtracted,
             );
         }
-        let whole = small_tar().prefixed(magic, b"", "context/file", b"content");
+        let whole = small_tar().with_prefixed_file(magic, b"", "context/file", b"content");
         case(
             &format!("no prefix, {}", magic.escape_ascii()),
             whole,
             AsExtracted,
         );
         let longest = [&folders[..55], b"/", &[b'p'; 99]].concat();
-        let longest = small_tar().prefixed(magic, &longest, &"n".repeat(100), b"content");
+        let longest = small_tar().with_prefixed_file(magic, &longest, &"n".repeat(100), b"content");
         case(
             &format!("the longest prefix and name, {}", magic.escape_ascii()),
             longest,
@@ -86,14 +86,14 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
         );
     }
     for magic in [b"ustar  \0", b"ustar 00", b"ustar000", b"USTAR\x0000", &[0; 8]] {
-        let whole = small_tar().prefixed(magic, b"", "context/file", b"content");
+        let whole = small_tar().with_prefixed_file(magic, b"", "context/file", b"content");
         case(
             &format!("no prefix, {}", magic.escape_ascii()),
             whole,
             AsExtracted,
         );
         for name in ["file", "com.openfaas.docker.config"] {
-            let tar = small_tar().prefixed(magic, folders, name, b"content");
+            let tar = small_tar().with_prefixed_file(magic, folders, name, b"content");
             case(
                 &format!("{name} with a prefix, {}", magic.escape_ascii()),
                 tar,
@@ -102,7 +102,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
         }
     }
     let star_times = [&[0; 1][..], b"14524770400 14524770400 ", &[0; 8], b"tar\0"].concat();
-    let star = small_tar().entry("file", b"content", |header| {
+    let star = small_tar().with_entry("file", b"content", |header| {
         header.as_mut_bytes()[345..345 + folders.len()].copy_from_slice(folders);
         header.as_mut_bytes()[475..512].copy_from_slice(&star_times);
     });
@@ -115,44 +115,48 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
     ] {
         case(
             &format!("{name} with a size"),
-            small_tar().sized(flag, "context/sized").file("context/z", b"z"),
+            small_tar()
+                .with_sized_entry(flag, "context/sized")
+                .with_file("context/z", b"z"),
             AsExtracted,
         );
         let pax = small_tar()
-            .pax(b'x', &[("size", b"4096")])
-            .sized(flag, "context/sized");
+            .with_pax_header(b'x', &[("size", b"4096")])
+            .with_sized_entry(flag, "context/sized");
         case(
             &format!("{name} with a size in PAX"),
-            pax.file("context/z", b"z"),
+            pax.with_file("context/z", b"z"),
             AsExtracted,
         );
     }
     case(
         "a folder of an old tar with a size",
-        small_tar().sized(0, "context/sized/").file("context/z", b"z"),
+        small_tar()
+            .with_sized_entry(0, "context/sized/")
+            .with_file("context/z", b"z"),
         AsExtracted,
     );
     for flag in [b'0', b'7'] {
-        let tar = small_tar().typed(flag, "context/sized/", &[b'y'; BLOCK_BYTES]);
+        let tar = small_tar().with_entry_of_type(flag, "context/sized/", &[b'y'; BLOCK_BYTES]);
         case(
             "a newer file that is named as a folder",
             tar,
             Rejected(EntryProblem::FolderOrFile),
         );
     }
-    let long_name = small_tar().typed(b'L', "././@LongLink", b"context/long/\0");
+    let long_name = small_tar().with_entry_of_type(b'L', "././@LongLink", b"context/long/\0");
     case(
         "a long name with a slash for a name without",
-        long_name.typed(0, "context/long", b""),
+        long_name.with_entry_of_type(0, "context/long", b""),
         Rejected(EntryProblem::FolderOrFile),
     );
-    let pax = small_tar().pax(b'x', &[("path", b"context/pax")]);
+    let pax = small_tar().with_pax_header(b'x', &[("path", b"context/pax")]);
     case(
         "a path without a slash for a name with one",
-        pax.typed(0, "context/pax/", b""),
+        pax.with_entry_of_type(0, "context/pax/", b""),
         Rejected(EntryProblem::FolderOrFile),
     );
-    let only_prefix = small_tar().entry("", b"content", |header| {
+    let only_prefix = small_tar().with_entry("", b"content", |header| {
         header.as_old_mut().linkflag = [0];
         header.as_mut_bytes()[345..345 + folders.len()].copy_from_slice(folders);
     });
@@ -185,53 +189,56 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
         );
     }
     let no_size = |field: [u8; 12]| {
-        let empty = small_tar().entry("context/sized", b"", |header| header.as_old_mut().size = field);
-        empty.file("context/z", b"z")
+        let empty = small_tar().with_entry("context/sized", b"", |header| header.as_old_mut().size = field);
+        empty.with_file("context/z", b"z")
     };
     case("no size", no_size([0; 12]), AsExtracted);
 
-    let pax = |records: &[(&str, &[u8])]| small_tar().pax(b'x', records);
+    let pax = |records: &[(&str, &[u8])]| small_tar().with_pax_header(b'x', records);
     case(
         "two paths",
-        pax(&[("path", b"context/1"), ("path", b"context/2")]).file("context/a", b"a"),
+        pax(&[("path", b"context/1"), ("path", b"context/2")]).with_file("context/a", b"a"),
         AsExtracted,
     );
     case(
         "two sizes",
-        pax(&[("size", b"900"), ("size", b"1")]).file("context/a", b"a"),
+        pax(&[("size", b"900"), ("size", b"1")]).with_file("context/a", b"a"),
         AsExtracted,
     );
     case(
         "an empty path",
-        pax(&[("path", b"")]).file("context/a", b"a"),
+        pax(&[("path", b"")]).with_file("context/a", b"a"),
         MalformedRecords,
     );
     case(
         "an empty size after another",
-        pax(&[("size", b"5"), ("size", b"")]).file("context/a", b"a"),
+        pax(&[("size", b"5"), ("size", b"")]).with_file("context/a", b"a"),
         MalformedRecords,
     );
-    let path_and_global = pax(&[("path", b"context/1")]).pax(b'g', &[("comment", b"x")]);
+    let path_and_global = pax(&[("path", b"context/1")]).with_pax_header(b'g', &[("comment", b"x")]);
     case(
         "a global header after a path",
-        path_and_global.file("context/a", b"a"),
+        path_and_global.with_file("context/a", b"a"),
         Rejected(EntryProblem::MisplacedGlobal),
     );
-    let long = |name: &[u8]| small_tar().typed(b'L', "././@LongLink", name);
+    let long = |name: &[u8]| small_tar().with_entry_of_type(b'L', "././@LongLink", name);
     for name in [&b"context/long"[..], b"context/long\0", b"context/long\0\0\0"] {
         case(
             "a long name, terminated or not",
-            long(name).file("context/a", b"a"),
+            long(name).with_file("context/a", b"a"),
             AsExtracted,
         );
     }
-    let both = |tar: TarBuilder| tar.pax(b'x', &[("path", b"context/pax")]).file("context/a", b"a");
+    let both = |tar: TarBuilder| {
+        tar.with_pax_header(b'x', &[("path", b"context/pax")])
+            .with_file("context/a", b"a")
+    };
     case(
         "a long name and a path",
         both(long(b"context/long\0")),
         Rejected(EntryProblem::DuplicateField { field: "its name" }),
     );
-    let stray = long(b"context/long\0").prefixed(b"ustar  \0", b"unused", "context/a", b"a");
+    let stray = long(b"context/long\0").with_prefixed_file(b"ustar  \0", b"unused", "context/a", b"a");
     case("a long name in place of a stray prefix", stray, AsExtracted);
     cases
 }
@@ -239,7 +246,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
 #[test]
 fn a_peculiar_tar_has_the_files_that_gnu_tar_and_python_extract_or_is_rejected() {
     for (name, tar, expected) in peculiar_tars() {
-        let tar = tar.end().0;
+        let tar = tar.with_end_marker().0;
         let read = read_in_pieces(&tar, &[]);
         match (expected, read) {
             (AsExtracted, Ok(contents)) => {

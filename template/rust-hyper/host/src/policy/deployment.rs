@@ -147,7 +147,7 @@ impl DeploymentRules {
             constraints: names(reader, "constraints"),
             max_cpu: reader.read_quantity("maxCpu"),
             max_memory: reader.read_quantity("maxMemory"),
-            max_replicas: reader.read_count("maxReplicas"),
+            max_replicas: reader.read_positive_number("maxReplicas"),
             default_cpu: reader.read_quantity("defaultCpu"),
             default_memory: reader.read_quantity("defaultMemory"),
             read_only_root_filesystem: reader.read_flag("readOnlyRootFilesystem"),
@@ -197,26 +197,26 @@ impl DeploymentRules {
     #[must_use]
     pub fn violations(&self, function: &RequestedFunction<'_>) -> Vec<Violation> {
         let mut violations = Vec::new();
-        self.check_names("functions", &self.functions, [function.name], &mut violations);
+        self.add_name_violations("functions", &self.functions, [function.name], &mut violations);
         match (&self.namespaces, function.namespace) {
             (Some(_), None) => {
                 violations.push(self.violation_of_rule("namespaces", "requires deploy.namespace"))
             }
-            (allowed, given) => self.check_names("namespaces", allowed, given, &mut violations),
+            (allowed, given) => self.add_name_violations("namespaces", allowed, given, &mut violations),
         }
         for (rule, allowed, given) in [
             ("secrets", &self.secrets, &function.secrets),
             ("environment", &self.environment, &function.environment),
         ] {
-            self.check_names(rule, allowed, given.iter().copied(), &mut violations);
+            self.add_name_violations(rule, allowed, given.iter().copied(), &mut violations);
         }
         let labels = function.labels.keys().copied();
-        self.check_names("labels", &self.labels, labels, &mut violations);
-        self.check_annotations(function, &mut violations);
+        self.add_name_violations("labels", &self.labels, labels, &mut violations);
+        self.add_annotation_violations(function, &mut violations);
         let constraints = function.constraints.iter().copied();
-        self.check_names("constraints", &self.constraints, constraints, &mut violations);
-        self.check_resources(function, &mut violations);
-        self.check_replicas(function, &mut violations);
+        self.add_name_violations("constraints", &self.constraints, constraints, &mut violations);
+        self.add_resource_violations(function, &mut violations);
+        self.add_replica_violations(function, &mut violations);
         if self.read_only_root_filesystem && !function.read_only_root_filesystem {
             let problem = "requires deploy.readOnlyRootFilesystem to be true";
             violations.push(self.violation_of_rule("readOnlyRootFilesystem", problem));
@@ -229,7 +229,7 @@ impl DeploymentRules {
     }
 
     /// Adds a violation for every name that is not in a rule's list of allowed names.
-    fn check_names<'n>(
+    fn add_name_violations<'n>(
         &self,
         rule: &str,
         allowed: &Option<NamePatterns>,
@@ -237,7 +237,7 @@ impl DeploymentRules {
         violations: &mut Vec<Violation>,
     ) {
         let Some(allowed) = allowed else { return };
-        let rejected = given.into_iter().filter(|name| !allowed.allow(name));
+        let rejected = given.into_iter().filter(|name| !allowed.allows(name));
         violations.extend(
             rejected.map(|name| self.violation_of_rule(rule, format_args!("does not allow {name:?}"))),
         );
@@ -245,12 +245,12 @@ impl DeploymentRules {
 
     /// Adds a violation for every annotation that is not allowed. Those that give a function rights of the cluster have
     /// to be listed by their full names.
-    fn check_annotations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
+    fn add_annotation_violations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
         let (powerful, others): (Vec<&str>, Vec<&str>) = function
             .annotations
             .keys()
             .partition(|name| POWERFUL_ANNOTATIONS.contains(name));
-        self.check_names("annotations", &self.annotations, others, violations);
+        self.add_name_violations("annotations", &self.annotations, others, violations);
         let is_listed = |name: &str| {
             let listed = self.annotations.iter().flat_map(NamePatterns::entries);
             listed.into_iter().any(|entry| entry == name)
@@ -263,7 +263,7 @@ impl DeploymentRules {
     }
 
     /// Adds a violation for each amount of memory or CPU over its maximum.
-    fn check_resources(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
+    fn add_resource_violations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
         let RequestedFunction { limits, requests, .. } = function;
         for (rule, cap, default, limit, request) in [
             (
@@ -300,7 +300,7 @@ impl DeploymentRules {
         }
     }
 
-    fn check_replicas(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
+    fn add_replica_violations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
         let Some(cap) = self.max_replicas else { return };
         for label in [SCALE_MIN_LABEL, SCALE_MAX_LABEL] {
             match function.labels.get(label).map(|text| text.parse::<u32>()) {

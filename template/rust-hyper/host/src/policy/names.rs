@@ -20,7 +20,7 @@ impl NamePatterns {
 
     /// Returns whether the name equals an entry, or begins with an entry that ends in `*`.
     #[must_use]
-    pub fn allow(&self, name: &str) -> bool {
+    pub fn allows(&self, name: &str) -> bool {
         self.0.iter().any(|entry| match entry.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix),
             None => entry == name,

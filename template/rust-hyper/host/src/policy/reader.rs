@@ -1,4 +1,4 @@
-//! Reads the members of a policy's object, and collects every problem with the path of its member.
+//! A reader of the members of an object in a policy's JSON, which collects every problem with the path of its member.
 
 use super::json::Json;
 use super::quantity::Quantity;
@@ -109,7 +109,7 @@ impl<'p> ObjectReader<'p> {
     }
 
     /// Reads the member `name`, a whole number above zero.
-    pub(super) fn read_count(&mut self, name: &str) -> Option<u32> {
+    pub(super) fn read_positive_number(&mut self, name: &str) -> Option<u32> {
         let number = match self.take_member(name)? {
             Json::Number(number) => u32::try_from(number).ok().filter(|number| *number > 0),
             _ => None,

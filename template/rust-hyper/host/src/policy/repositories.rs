@@ -95,10 +95,10 @@ impl RepositoryPattern {
         self.end
     }
 
-    /// Returns whether the pattern has this repository, given in full: `registry/path` without tag and digest. The registry's
-    /// letters may have any case.
+    /// Returns whether this repository matches the pattern. It is given in full: `registry/path` without tag and
+    /// digest. The registry's letters may have any case.
     #[must_use]
-    pub fn has(&self, repository: &str) -> bool {
+    pub fn matches(&self, repository: &str) -> bool {
         let repository = repository.to_ascii_lowercase();
         let Some(rest) = repository.strip_prefix(&self.prefix) else {
             return false;
@@ -130,10 +130,11 @@ impl RepositoryPatterns {
         Self(patterns)
     }
 
-    /// Returns whether a pattern has this repository, given in full: `registry/path` without tag and digest.
+    /// Returns whether this repository matches one of the patterns. It is given in full: `registry/path` without tag
+    /// and digest.
     #[must_use]
-    pub fn allow(&self, repository: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.has(repository))
+    pub fn allows(&self, repository: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(repository))
     }
 
     /// Returns the patterns of repositories, in the order of the policy.
@@ -173,7 +174,7 @@ mod tests {
             ("docker.io/team/", "docker.io/team-b/hello", false),
         ] {
             let parsed = RepositoryPattern::parse(pattern).unwrap();
-            assert_eq!(parsed.has(repository), has, "{pattern} {repository}");
+            assert_eq!(parsed.matches(repository), has, "{pattern} {repository}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What no policy can allow: the functions and secrets of the platform itself.
+//! The names that no deployment may use, whatever the policy says: those of the platform's own functions and secrets.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +36,7 @@ const PLATFORM_SECRETS: [&str; 15] = [
 const FUNCTION_LABEL: &str = "faas_function";
 
 /// Returns whether a secret with this name is always the platform's.
-pub(super) fn is_of_platform(secret: &str) -> bool {
+pub(super) fn is_platform_secret(secret: &str) -> bool {
     PLATFORM_SECRETS.contains(&secret)
 }
 

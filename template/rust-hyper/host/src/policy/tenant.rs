@@ -182,7 +182,9 @@ impl Tenant {
                 "should be \"default\" for a tenant with frontends of its own: they do not obey it",
             );
         }
-        let max_builds = reader.read_count("maxBuilds").map(|number| number as usize);
+        let max_builds = reader
+            .read_positive_number("maxBuilds")
+            .map(|number| number as usize);
         Self {
             keys,
             deploy_keys,
@@ -307,7 +309,7 @@ impl Tenant {
         self.check_rule(
             "push",
             self.push_repositories()
-                .is_none_or(|allowed| allowed.allow(repository)),
+                .is_none_or(|allowed| allowed.allows(repository)),
             repository,
         )
     }
@@ -321,7 +323,7 @@ impl Tenant {
         self.check_rule(
             rule,
             self.cache_repositories()
-                .is_none_or(|allowed| allowed.allow(repository)),
+                .is_none_or(|allowed| allowed.allows(repository)),
             repository,
         )
     }
@@ -332,14 +334,14 @@ impl Tenant {
     /// The violation of the rule `read.images`.
     pub fn may_read_image(&self, repository: &str) -> Result<(), Violation> {
         let is_own =
-            |list: &Option<RepositoryPatterns>| list.as_ref().is_some_and(|own| own.allow(repository));
+            |list: &Option<RepositoryPatterns>| list.as_ref().is_some_and(|own| own.allows(repository));
         let is_allowed = self
             .read
             .as_ref()
-            .is_none_or(|read| read.images.allow(repository))
+            .is_none_or(|read| read.images.allows(repository))
             || is_own(&self.push)
             || is_own(&self.cache)
-            || self.frontends.allow(repository);
+            || self.frontends.allows(repository);
         self.check_rule("read.images", is_allowed, repository)
     }
 
@@ -352,7 +354,7 @@ impl Tenant {
         let is_listed = self
             .read
             .as_ref()
-            .is_some_and(|read| read.images.allow(repository));
+            .is_some_and(|read| read.images.allows(repository));
         match is_listed {
             true => Ok(()),
             false => self.may_push(repository),
@@ -366,7 +368,7 @@ impl Tenant {
     pub fn may_read_http(&self, url: &str) -> Result<(), Violation> {
         self.check_rule(
             "read.http",
-            self.read.as_ref().is_none_or(|read| read.http.allow(url)),
+            self.read.as_ref().is_none_or(|read| read.http.allows(url)),
             url,
         )
     }
@@ -378,7 +380,7 @@ impl Tenant {
     pub fn may_read_git(&self, url: &str) -> Result<(), Violation> {
         self.check_rule(
             "read.git",
-            self.read.as_ref().is_none_or(|read| read.git.allow(url)),
+            self.read.as_ref().is_none_or(|read| read.git.allows(url)),
             url,
         )
     }
@@ -388,7 +390,7 @@ impl Tenant {
     /// # Errors
     /// The violation of the rule `frontends`.
     pub fn may_use_frontend(&self, repository: &str) -> Result<(), Violation> {
-        self.check_rule("frontends", self.frontends.allow(repository), repository)
+        self.check_rule("frontends", self.frontends.allows(repository), repository)
     }
 
     fn check_rule(&self, rule: &str, is_allowed: bool, subject: &str) -> Result<(), Violation> {
@@ -406,7 +408,7 @@ impl Tenant {
 /// Checks the name of a secret that holds a tenant's keys.
 fn check_key_secret(text: &str) -> Result<String, String> {
     // The builder's own signature tells the deployer that a tenant was checked: no tenant may make it.
-    if reserved::is_of_platform(text) && text != reserved::PAYLOAD_SECRET {
+    if reserved::is_platform_secret(text) && text != reserved::PAYLOAD_SECRET {
         return Err("should be a secret that Slipway and the gateway do not use themselves".to_owned());
     }
     parse_secret_name(text)

@@ -47,9 +47,10 @@ impl UrlPattern {
         &self.path
     }
 
-    /// Returns whether the pattern has this address. An address with a user, or with `..` in its path, is in no pattern.
+    /// Returns whether this address matches the pattern. An address with a user, or with `..` in its path, matches
+    /// none.
     #[must_use]
-    pub fn has(&self, url: &str) -> bool {
+    pub fn matches(&self, url: &str) -> bool {
         let Some((scheme, authority, path)) = split_url(url) else {
             return false;
         };
@@ -111,8 +112,8 @@ impl UrlPatterns {
 
     /// Returns whether any pattern of the list allows this address.
     #[must_use]
-    pub fn allow(&self, url: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.has(url))
+    pub fn allows(&self, url: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(url))
     }
 
     /// Returns the patterns of addresses, in the order of the policy.
@@ -175,7 +176,7 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(pattern(entry).has(url), has, "{entry} {url}");
+            assert_eq!(pattern(entry).matches(url), has, "{entry} {url}");
         }
     }
 

@@ -31,7 +31,7 @@ const RESPONSE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// The time limit for one response of a registry. A look-up may take several requests.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The characters of a scope that are encoded in a query: all but those that a scope's grammar has.
-const SCOPE: &AsciiSet = &NON_ALPHANUMERIC
+const SCOPE_ENCODED_CHARACTERS: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b':')
     .remove(b'/')
     .remove(b',')
@@ -166,7 +166,7 @@ impl RegistryClient {
         } else {
             let scopes = scopes
                 .iter()
-                .map(|scope| format!("scope={}", utf8_percent_encode(scope, SCOPE)));
+                .map(|scope| format!("scope={}", utf8_percent_encode(scope, SCOPE_ENCODED_CHARACTERS)));
             let fields: Vec<String> = scopes.chain(service).collect();
             let separator = if realm.query().is_some() { '&' } else { '?' };
             *request.uri_mut() = parse_uri(format!("{realm}{separator}{}", fields.join("&")))?;

@@ -21,7 +21,7 @@ use tokio::task::{JoinHandle, JoinSet, unconstrained};
 use tokio::time::{Instant, sleep};
 
 use super::connection_budget::{AdmittedConnection, ConnectionBudget};
-use super::timed_connection::{ConnectionTimeouts, TOO_MANY_CONNECTIONS, TimedConnection};
+use super::timed_connection::{ConnectionTimeouts, TOO_MANY_CONNECTIONS_RESPONSE, TimedConnection};
 use crate::connection_state::ConnectionState;
 use crate::error_chain::BoxError;
 
@@ -130,7 +130,7 @@ async fn wait_for_phase(receiver: &mut watch::Receiver<ListenerPhase>, phase: Li
 }
 
 /// The pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(20);
 
 /// The settings of each connection of a listener.
 #[derive(Clone)]
@@ -161,7 +161,7 @@ async fn accept_connections(
                     // Probably out of file descriptors, until open connections end.
                     tracing::error!(%error, "could not accept a connection");
                     budget.displace_half();
-                    sleep(ACCEPT_PAUSE).await;
+                    sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
                 }
             },
         }
@@ -204,7 +204,7 @@ async fn serve_connection(
         () = sleep(head_timeout.saturating_sub(accepted.elapsed())) => false,
     };
     if !has_place {
-        let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+        let _ = stream.try_write(TOO_MANY_CONNECTIONS_RESPONSE);
         return;
     }
     let state = admitted.state().clone();
@@ -231,7 +231,7 @@ async fn wait_for_first_byte(
             return Poll::Ready(peeked.is_ok_and(|bytes| bytes > 0));
         }
         if state.is_displaced() {
-            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+            let _ = stream.try_write(TOO_MANY_CONNECTIONS_RESPONSE);
             return Poll::Ready(false);
         }
         let timer = timer.get_or_insert_with(|| Box::pin(sleep(timeout)));

@@ -47,7 +47,7 @@ pub(crate) struct AdmittedConnection {
 }
 
 /// The number of connections without an authentic request from which on buffers for reading are kept small.
-const BUSY_CONNECTIONS: usize = 32;
+const BUSY_CONNECTION_COUNT: usize = 32;
 
 impl ConnectionBudget {
     /// Creates a budget; `displaced` counts the connections that were displaced.
@@ -68,7 +68,7 @@ impl ConnectionBudget {
         let state = Arc::new(ConnectionState::new(self.arrivals.clone()));
         let mut connections = self.lock();
         if connections.len() >= self.limits.waiting {
-            self.displace_oldest(&connections, self.limits.waiting.saturating_sub(1));
+            self.displace_longest_waiting(&connections, self.limits.waiting.saturating_sub(1));
         }
         let key = connections.insert(state.clone());
         AdmittedConnection {
@@ -83,16 +83,16 @@ impl ConnectionBudget {
         let connections = self.lock();
         let waiting = connections
             .iter()
-            .filter(|(_, state)| state.waited_arrivals().is_some())
+            .filter(|(_, state)| state.arrivals_while_waiting().is_some())
             .count();
-        self.displace_oldest(&connections, waiting / 2);
+        self.displace_longest_waiting(&connections, waiting / 2);
     }
 
     /// Displaces connections until at most `remaining` wait, those that have waited the longest first.
-    fn displace_oldest(&self, connections: &Slab<Arc<ConnectionState>>, remaining: usize) {
+    fn displace_longest_waiting(&self, connections: &Slab<Arc<ConnectionState>>, remaining: usize) {
         let waiting = connections
             .iter()
-            .filter_map(|(_, state)| Some((state.waited_arrivals()?, state)));
+            .filter_map(|(_, state)| Some((state.arrivals_while_waiting()?, state)));
         let mut waiting: Vec<_> = waiting.collect();
         let excess = waiting.len().saturating_sub(remaining);
         if excess == 0 {
@@ -106,10 +106,10 @@ impl ConnectionBudget {
 
     /// Displaces the connections with the largest buffers until the others fit the limit; of equal ones, those that have
     /// waited the longest.
-    fn limit_buffers(&self, limit: usize) {
+    fn displace_until_buffers_fit(&self, limit: usize) {
         let connections = self.lock();
         let buffered = connections.iter().filter_map(|(_, state)| {
-            let waited = state.waited_arrivals()?;
+            let waited = state.arrivals_while_waiting()?;
             Some((state.buffered_bytes(), waited, state))
         });
         let mut buffered: Vec<_> = buffered.filter(|(bytes, ..)| *bytes > 0).collect();
@@ -154,7 +154,7 @@ impl AdmittedConnection {
     /// Returns whether so many connections are served that buffers for reading are to be kept small.
     pub(crate) fn is_busy(&self) -> bool {
         match (&self.budget.places, self.budget.limits.places) {
-            (Some(places), Some(all)) => places.available_permits() + BUSY_CONNECTIONS < all,
+            (Some(places), Some(all)) => places.available_permits() + BUSY_CONNECTION_COUNT < all,
             _ => false,
         }
     }
@@ -164,7 +164,7 @@ impl AdmittedConnection {
     pub(crate) fn set_buffered_bytes(&self, bytes: usize) {
         self.state.set_buffered_bytes(bytes);
         if let Some(limit) = self.budget.limits.buffers {
-            self.budget.limit_buffers(limit);
+            self.budget.displace_until_buffers_fit(limit);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The check of the header `Host`, which other parts of a request's way may read differently if it is wrong.
+//! The check of the header `Host`. Programs that forward a request may read a wrong one in different ways.
 
 use http::header::HOST;
 use http::{HeaderMap, Version};

@@ -15,7 +15,7 @@ use super::response_future::{HandlerRun, HostHeaders, ResponseFuture};
 use crate::acceptance::Acceptance;
 use crate::app::{App, ReadyCheck};
 use crate::connection_state::ConnectionState;
-use crate::context::{Context, Platform};
+use crate::context::{Context, SharedContextParts};
 use crate::handler::Handler;
 use crate::reply;
 use crate::request::Body;
@@ -30,7 +30,7 @@ pub(crate) struct FunctionService<H> {
     health_paths: Vec<String>,
     ready_paths: Vec<String>,
     version: Option<HeaderValue>,
-    platform: Arc<Platform>,
+    shared: Arc<SharedContextParts>,
     counters: Arc<RequestCounters>,
     call_ids: CallIdGenerator,
     tracer: RequestTracer,
@@ -42,7 +42,7 @@ impl<H: Handler> FunctionService<H> {
     pub(crate) fn new(
         settings: &Settings,
         app: App<H>,
-        platform: Arc<Platform>,
+        shared: Arc<SharedContextParts>,
         counters: Arc<RequestCounters>,
         tracer: RequestTracer,
     ) -> Self {
@@ -52,7 +52,7 @@ impl<H: Handler> FunctionService<H> {
             health_paths: app.health_paths,
             ready_paths: app.ready_paths,
             version: settings.version.clone(),
-            platform,
+            shared,
             counters,
             call_ids: CallIdGenerator::default(),
             tracer,
@@ -105,7 +105,7 @@ impl<H: Handler> FunctionService<H> {
             false => Body::incoming(body, connection.begin_body(), self.read_timeout),
         });
         let deadline = self.exec_timeout.map(|timeout| record.arrived_at() + timeout);
-        let context = Context::for_request(call_id_text, deadline, acceptance, self.platform.clone());
+        let context = Context::for_request(call_id_text, deadline, acceptance, self.shared.clone());
         let service = self.clone();
         ResponseFuture::Running(HandlerRun {
             future: Some(Box::pin(
@@ -127,7 +127,7 @@ impl<H: Handler> FunctionService<H> {
         if path != "/_/ready" && self.ready_paths.iter().all(|ready| ready != path) {
             return None;
         }
-        let reason = if self.platform.shutdown.begun() {
+        let reason = if self.shared.shutdown.begun() {
             "shutting down\n"
         } else if self.counters.is_at_limit() {
             "max_inflight reached\n"

@@ -75,19 +75,12 @@ async fn serve_app(variables: &[(&str, &str)], app: App<impl Handler>) -> Served
     let secrets = Secrets::new("/nowhere");
     let (trigger, shutdown) = Shutdown::new();
     let gateway = Gateway::new("http://gateway:8080", secrets.clone()).unwrap();
-    let platform = Arc::new(Platform {
+    let shared = Arc::new(SharedContextParts {
         secrets,
         gateway,
         shutdown,
     });
-    let server = Server::new(
-        &settings,
-        app,
-        platform,
-        Registry::new(),
-        RequestTracer::default(),
-    )
-    .unwrap();
+    let server = Server::new(&settings, app, shared, Registry::new(), RequestTracer::default()).unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     ServedApp {

@@ -34,16 +34,16 @@ const UNREAD_BODY_DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The timeout between two chunks of an unread body that is being discarded.
 const UNREAD_BODY_CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One byte less than hyper's smallest buffer.
-const SMALL_READ: usize = 8191;
+/// The size of a read that does not make hyper enlarge its buffer: one byte less than hyper's smallest buffer.
+const SMALL_READ_BYTES: usize = 8191;
 
 /// The answer to a head that does not arrive in time.
-const HEAD_TOO_SLOW: &[u8] =
+const HEAD_TOO_SLOW_RESPONSE: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: text/plain\r\n\
     content-length: 44\r\n\r\nthe head of the request did not arrive soon\n";
 
 /// The answer to a head that has not arrived when its connection is displaced.
-pub(super) const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 1\r\n\
+pub(super) const TOO_MANY_CONNECTIONS_RESPONSE: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 1\r\n\
     content-type: text/plain\r\ncontent-length: 53\r\n\r\ntoo many connections wait with an unfinished request\n";
 
 /// A client's connection with [`ConnectionTimeouts`] for reading and writing.
@@ -59,11 +59,11 @@ pub(crate) struct TimedConnection<C> {
     waited: Duration,
     /// The number of the request whose head has begun to arrive. The first head begins with the connection.
     head_begun: Option<u32>,
-    /// The number of bytes of that head, and of what followed it in the same reads.
+    /// The number of bytes that have arrived of the current head, and of what followed it in the same reads.
     head_bytes: usize,
     /// The size of the largest buffer that hyper has used for reading.
     buffer: usize,
-    /// Whether a write has waited for the client since the last one that did not.
+    /// Whether the latest write waits for the client to read.
     write_waits: bool,
 }
 
@@ -165,7 +165,7 @@ impl<C> TimedConnection<C> {
 
 impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
     /// Returns `Ready` with an error once a read has waited for longer than its timeout, or the connection is displaced.
-    fn poll_read_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    fn poll_read_timeout_or_displacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let (expected, request) = self.state().expected_input_and_request_number();
         let (timeout, message) = match expected {
             ExpectedInput::Nothing => {
@@ -180,7 +180,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
                 let begun = self.head_begun == Some(request);
                 if self.state().is_displaced() {
                     if begun {
-                        self.send_early_answer(TOO_MANY_CONNECTIONS, cx);
+                        self.send_early_answer(TOO_MANY_CONNECTIONS_RESPONSE, cx);
                     }
                     return Poll::Ready(displaced_error());
                 }
@@ -199,14 +199,14 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
         };
         ready!(self.read_timer.poll_elapsed(cx, timeout, (expected, request)));
         if expected == ExpectedInput::Head && self.head_begun == Some(request) && self.head_bytes > 0 {
-            self.send_early_answer(HEAD_TOO_SLOW, cx);
+            self.send_early_answer(HEAD_TOO_SLOW_RESPONSE, cx);
         }
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message))
     }
 
     /// Reads fewer bytes than fill hyper's smallest buffer, so that hyper does not enlarge it.
     fn poll_small_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut bytes = [0; SMALL_READ];
+        let mut bytes = [0; SMALL_READ_BYTES];
         let mut whole = ReadBuf::new(&mut bytes);
         let mut read = whole.take(buffer.remaining());
         ready!(Pin::new(&mut self.connection).poll_read(cx, &mut read))?;
@@ -272,7 +272,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedConnection<C> {
                 this.record_read(room - buffer.remaining(), room);
                 Poll::Ready(read)
             }
-            Poll::Pending => this.poll_read_end(cx).map(Err),
+            Poll::Pending => this.poll_read_timeout_or_displacement(cx).map(Err),
         }
     }
 }

@@ -52,12 +52,12 @@ impl UnverifiedBudget {
 
     /// Returns how much of a resource all senders hold together, in bytes.
     pub fn held_bytes(&self, resource: Resource) -> u64 {
-        *self.lock().held.of(resource)
+        *self.lock().held.amount_of(resource)
     }
 
     /// Records that nothing more can be done for a sender until it sends more bytes.
-    pub(super) fn record_wait(&self, key: u64) {
-        self.lock().record_wait(key);
+    pub(super) fn mark_waiting_for_bytes(&self, key: u64) {
+        self.lock().mark_waiting_for_bytes(key);
     }
 
     /// Records that bytes of a sender have arrived.
@@ -105,14 +105,14 @@ struct ResourceAmounts {
 }
 
 impl ResourceAmounts {
-    fn of(&self, resource: Resource) -> &u64 {
+    fn amount_of(&self, resource: Resource) -> &u64 {
         match resource {
             Resource::Memory => &self.memory,
             Resource::Disk => &self.disk,
         }
     }
 
-    fn of_mut(&mut self, resource: Resource) -> &mut u64 {
+    fn amount_of_mut(&mut self, resource: Resource) -> &mut u64 {
         match resource {
             Resource::Memory => &mut self.memory,
             Resource::Disk => &mut self.disk,
@@ -145,7 +145,7 @@ struct SenderState {
 
 impl SenderState {
     /// Returns the sender's average rate so far, in bytes per second.
-    fn rate(&self, now: Instant) -> f64 {
+    fn bytes_per_second(&self, now: Instant) -> f64 {
         let age = now.saturating_duration_since(self.since).max(MIN_COMPARED_AGE);
         self.received as f64 / age.as_secs_f64()
     }
@@ -181,7 +181,9 @@ impl Senders {
             let idle = || self.undisplaced_senders().filter(|(_, entry)| entry.is_idle);
             let slowest = idle()
                 .take(idle().count().div_ceil(2))
-                .min_by(|(_, one), (_, other)| one.rate(now).total_cmp(&other.rate(now)));
+                .min_by(|(_, one), (_, other)| {
+                    one.bytes_per_second(now).total_cmp(&other.bytes_per_second(now))
+                });
             if let Some((key, _)) = slowest {
                 self.displace_sender(key, Displaced::Senders { limit });
             }
@@ -201,7 +203,7 @@ impl Senders {
         key
     }
 
-    fn record_wait(&mut self, key: u64) {
+    fn mark_waiting_for_bytes(&mut self, key: u64) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.is_idle = true;
         }
@@ -243,14 +245,14 @@ impl Senders {
         if let Some(reason) = entry.displaced {
             return Poll::Ready(Err(reason));
         }
-        let wanted = entry.held.of(resource).saturating_add(bytes);
+        let wanted = entry.held.amount_of(resource).saturating_add(bytes);
         let (limit, reason) = match resource {
             Resource::Memory => (limits.memory, Displaced::Memory { limit: limits.memory }),
             Resource::Disk => (limits.disk, Displaced::Disk { limit: limits.disk }),
         };
-        if self.held.of(resource).saturating_add(bytes) <= limit {
-            *self.held.of_mut(resource) += bytes;
-            *entry.held.of_mut(resource) += bytes;
+        if self.held.amount_of(resource).saturating_add(bytes) <= limit {
+            *self.held.amount_of_mut(resource) += bytes;
+            *entry.held.amount_of_mut(resource) += bytes;
             return Poll::Ready(Ok(()));
         }
         let (victims, is_enough) = self.largest_holders(key, resource, wanted, bytes, limit);
@@ -269,8 +271,8 @@ impl Senders {
         Poll::Pending
     }
 
-    /// Returns the senders that hold more than `wanted`, the largest first, until there is room for `bytes` more, and
-    /// whether there is.
+    /// Returns the senders to displace so that `bytes` more fit within the limit: those that hold more than `wanted`,
+    /// the largest first. Also returns whether that makes enough room.
     fn largest_holders(
         &self,
         key: u64,
@@ -279,7 +281,7 @@ impl Senders {
         bytes: u64,
         limit: u64,
     ) -> (Vec<u64>, bool) {
-        let held = |entry: &SenderState| *entry.held.of(resource);
+        let held = |entry: &SenderState| *entry.held.amount_of(resource);
         let mut used: u64 = self.undisplaced_senders().map(|(_, entry)| held(entry)).sum();
         let mut larger: Vec<_> = self
             .undisplaced_senders()
@@ -302,11 +304,11 @@ impl Senders {
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
         };
-        let held = entry.held.of_mut(resource);
+        let held = entry.held.amount_of_mut(resource);
         let released = bytes.min(*held);
         *held -= released;
-        *self.held.of_mut(resource) -= released;
-        self.wake_waiting();
+        *self.held.amount_of_mut(resource) -= released;
+        self.wake_waiting_senders();
     }
 
     fn remove_sender(&mut self, key: u64) {
@@ -315,11 +317,11 @@ impl Senders {
         };
         self.held.memory -= entry.held.memory;
         self.held.disk -= entry.held.disk;
-        self.wake_waiting();
+        self.wake_waiting_senders();
     }
 
     /// Wakes the senders that wait for a resource.
-    fn wake_waiting(&mut self) {
+    fn wake_waiting_senders(&mut self) {
         for entry in self.entries.values_mut().filter(|entry| entry.waits) {
             entry.wake();
         }

@@ -26,10 +26,10 @@ pub struct UnverifiedSender {
 }
 
 /// The capacity of the smallest buffer for a collected body, in bytes.
-const SMALLEST_BUFFER: usize = 4096;
+const SMALLEST_BUFFER_BYTES: usize = 4096;
 
 /// The largest part of a body's announced length that is reserved before any of it has arrived, in bytes.
-const MAX_RESERVED_IN_ADVANCE: usize = 64 << 10;
+const MAX_BYTES_RESERVED_IN_ADVANCE: usize = 64 << 10;
 
 impl UnverifiedSender {
     pub(super) fn new(budget: UnverifiedBudget, key: u64) -> Self {
@@ -68,7 +68,7 @@ impl UnverifiedSender {
                     // The connection reads only what is asked for. If it has bytes, they are there at the next poll, which
                     // may be late when many connections are to be polled.
                     match std::mem::replace(&mut polled_before, true) {
-                        true => self.budget.record_wait(self.key),
+                        true => self.budget.mark_waiting_for_bytes(self.key),
                         false => cx.waker().wake_by_ref(),
                     }
                     ready!(self.poll_too_slow(begun, cx));
@@ -105,7 +105,7 @@ impl UnverifiedSender {
         }
         let mut collected = Vec::new();
         // At most 64 KiB, so the conversion does not truncate.
-        let announced = announced.min(MAX_RESERVED_IN_ADVANCE as u64) as usize;
+        let announced = announced.min(MAX_BYTES_RESERVED_IN_ADVANCE as u64) as usize;
         self.grow_buffer(&mut collected, announced).await?;
         while let Some(piece) = self.next_piece(body.as_mut()).await? {
             let length = collected.len() + piece.len();
@@ -113,7 +113,8 @@ impl UnverifiedSender {
                 return Err(too_large());
             }
             if length > collected.capacity() {
-                let doubled = (2 * collected.capacity()).clamp(SMALLEST_BUFFER, limit.max(SMALLEST_BUFFER));
+                let doubled =
+                    (2 * collected.capacity()).clamp(SMALLEST_BUFFER_BYTES, limit.max(SMALLEST_BUFFER_BYTES));
                 self.grow_buffer(&mut collected, doubled.max(length)).await?;
             }
             collected.extend_from_slice(&piece);

@@ -21,7 +21,7 @@ async fn a_signature_is_not_built_again_under_another_call_id_by_any_builder() -
     let (first, other) = (unused_call_id("first")?, unused_call_id("other")?);
     let mut config = two.config_with_deployment("1");
     config["submittedAt"] = json!(time_seconds_from_now(-1)?);
-    let tar = two.tar_of_page("once", &config).await?;
+    let tar = two.page_tar("once", &config).await?;
     assert_ready(&two.build_at(0, &tar, &first).await?)?;
 
     for restart in [false, true] {
@@ -39,7 +39,7 @@ async fn a_signature_is_not_built_again_under_another_call_id_by_any_builder() -
 
     // The same source, signed again with another time, is another request.
     config["submittedAt"] = json!(time_seconds_from_now(0)?);
-    let tar = two.tar_of_page("once", &config).await?;
+    let tar = two.page_tar("once", &config).await?;
     assert_ready(&two.build_at(1, &tar, &other).await?)?;
     two.remove_function().await
 }
@@ -50,7 +50,7 @@ async fn a_signature_whose_build_runs_or_failed_is_used_too() -> Result<()> {
     let (gate, first) = ("gate-of-replayed-early", unused_call_id("first")?);
     let mut config = two.config_with_deployment("1");
     config["submittedAt"] = json!(time_seconds_from_now(-1)?);
-    let tar = two.tar_of_gated_page("once", gate, &config).await?;
+    let tar = two.gated_page_tar("once", gate, &config).await?;
     let running = two
         .start_gated_build(0, &tar, gate, &[("X-Call-Id", &first)])
         .await?;
@@ -89,7 +89,7 @@ async fn requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> 
         if let Some(time) = time {
             config["submittedAt"] = json!(time);
         }
-        let tar = two.tar_of_page("fresh", &config).await?;
+        let tar = two.page_tar("fresh", &config).await?;
         let reply = two.build_at(1, &tar, &unused_call_id("fresh")?).await?;
         assert_eq!(reply.status, status, "{time:?}: {}", reply.text);
         if status == 400 {
@@ -103,9 +103,7 @@ async fn requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> 
 #[tokio::test]
 async fn with_max_age_clients_without_a_time_are_built_as_before() -> Result<()> {
     let two = TwoBuilders::start_for_function("timeless", &[MAX_AGE_SETTING]).await?;
-    let tar = two
-        .tar_of_page("timeless", &two.config_with_deployment("1"))
-        .await?;
+    let tar = two.page_tar("timeless", &two.config_with_deployment("1")).await?;
     for index in [0, 1] {
         assert_ready(&two.build_at(index, &tar, &unused_call_id("timeless")?).await?)?;
     }
@@ -116,7 +114,7 @@ async fn with_max_age_clients_without_a_time_are_built_as_before() -> Result<()>
 async fn every_deployer_refuses_a_hand_over_after_its_expiry() -> Result<()> {
     let two = TwoBuilders::start_for_function("expired", &[]).await?;
     let tar = two
-        .tar_of_page("expired", &two.config_without_deployment("1"))
+        .page_tar("expired", &two.config_without_deployment("1"))
         .await?;
     let built = two.build_at(0, &tar, &unused_call_id("expired")?).await?;
     assert_eq!(built.status, 200, "{}", built.text);

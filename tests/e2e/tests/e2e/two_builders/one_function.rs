@@ -26,14 +26,14 @@ async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function()
             Ok(config)
         };
         let tar = two
-            .tar_of_gated_page("older", &gate, &config("older", older_has_namespace, 2)?)
+            .gated_page_tar("older", &gate, &config("older", older_has_namespace, 2)?)
             .await?;
         let slow = two
             .start_gated_build(0, &tar, &gate, &[("X-Call-Id", &older)])
             .await?;
         let page = format!("newer {round}");
         let tar = two
-            .tar_of_page(&page, &config("newer", !older_has_namespace, 1)?)
+            .page_tar(&page, &config("newer", !older_has_namespace, 1)?)
             .await?;
         assert_ready(&two.build_at(1, &tar, &newer).await?)?;
         assert_superseded(&slow.await??, &newer)?;
@@ -54,7 +54,7 @@ impl NumberedHandOvers {
     async fn prepare(two: &TwoBuilders, last: usize) -> Result<Self> {
         let config = two.config_without_deployment("1");
         let image = async |page: &str| -> Result<String> {
-            let tar = two.tar_of_page(page, &config).await?;
+            let tar = two.page_tar(page, &config).await?;
             let reply = two.build_at(0, &tar, &unused_call_id(page)?).await?;
             ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
             let host = &two.testbed.stack.registry.host;

@@ -59,13 +59,13 @@ async fn assert_older_source_never_replaces_newer(
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
 
     let (config, headers) = submission.config_and_headers(two.config_with_deployment("v1"), 5, &older)?;
-    let v1 = two.tar_of_gated_page("v1", &gate, &config).await?;
+    let v1 = two.gated_page_tar("v1", &gate, &config).await?;
     let slow = two
         .start_gated_build(0, &v1, &gate, &borrowed_headers(&headers))
         .await?;
     let (config, newer_headers) =
         submission.config_and_headers(two.config_with_deployment("v2"), 2, &newer)?;
-    let v2 = two.tar_of_page("v2", &config).await?;
+    let v2 = two.page_tar("v2", &config).await?;
     let reply = two
         .build_at_with_headers(1, &v2, &borrowed_headers(&newer_headers))
         .await?;
@@ -120,7 +120,7 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
     let mut config = two.config_with_deployment("v1");
     config["submittedAt"] = json!(time_seconds_from_now(-5)?);
-    let v1 = two.tar_of_gated_page("v1", gate, &config).await?;
+    let v1 = two.gated_page_tar("v1", gate, &config).await?;
     let slow = two
         .start_gated_build(0, &v1, gate, &[("X-Call-Id", &older)])
         .await?;
@@ -131,7 +131,7 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
 
     config = two.config_with_deployment("v2");
     config["submittedAt"] = json!(time_seconds_from_now(-2)?);
-    let v2 = two.tar_of_page("v2", &config).await?;
+    let v2 = two.page_tar("v2", &config).await?;
     assert_ready(&two.build_at(1, &v2, &newer).await?)?;
 
     for index in [0, 1] {
@@ -154,7 +154,7 @@ async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded()
         ("gate-of-opted-out", opted_out),
     ] {
         config["submittedAt"] = json!(time_seconds_from_now(-5)?);
-        let tar = two.tar_of_gated_page(gate, gate, &config).await?;
+        let tar = two.gated_page_tar(gate, gate, &config).await?;
         let id = unused_call_id(gate)?;
         let build = two
             .start_gated_build(0, &tar, gate, &[("X-Call-Id", &id)])
@@ -163,7 +163,7 @@ async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded()
     }
     let newer = unused_call_id("newer")?;
     let tar = two
-        .tar_of_page("newer", &two.config_with_deployment("newer"))
+        .page_tar("newer", &two.config_with_deployment("newer"))
         .await?;
     assert_ready(&two.build_at(1, &tar, &newer).await?)?;
 
@@ -192,7 +192,7 @@ async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing(
     let mut config = two.config_with_deployment("ahead");
     let ahead = time_seconds_from_now(60 * 60)?;
     config["submittedAt"] = json!(ahead);
-    let tar = two.tar_of_page("ahead", &config).await?;
+    let tar = two.page_tar("ahead", &config).await?;
     for index in [0, 1] {
         let reply = two.build_at(index, &tar, &unused_call_id("ahead")?).await?;
         assert_eq!(reply.status, 400, "{}", reply.text);
@@ -212,11 +212,11 @@ async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing(
     let (first, second) = (unused_call_id("first")?, unused_call_id("second")?);
     let headers = [("X-Call-Id", first.as_str()), ("X-Start-Time", &now.to_string())];
     let tar = two
-        .tar_of_page("first", &two.config_with_deployment("first"))
+        .page_tar("first", &two.config_with_deployment("first"))
         .await?;
     assert_ready(&two.build_at_with_headers(0, &tar, &headers).await?)?;
     let tar = two
-        .tar_of_page("second", &two.config_with_deployment("second"))
+        .page_tar("second", &two.config_with_deployment("second"))
         .await?;
     assert_ready(&two.build_at(1, &tar, &second).await?)?;
     assert_eq!(two.get_function_page().await?, (200, "second".to_owned()));

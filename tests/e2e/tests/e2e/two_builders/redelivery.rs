@@ -22,7 +22,7 @@ async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Resu
     let gate = "gate-of-attached";
     let id = unused_call_id("attached")?;
     let tar = two
-        .tar_of_gated_page("attached", gate, &two.config_with_deployment("1"))
+        .gated_page_tar("attached", gate, &two.config_with_deployment("1"))
         .await?;
     // A queue sends the gateway's time with each delivery.
     let time = Timestamp::now().as_nanosecond().to_string();
@@ -43,7 +43,7 @@ async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Resu
 async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder() -> Result<()> {
     let mut two = TwoBuilders::start_for_function("delivered-again", &[]).await?;
     let id = unused_call_id("delivered-again")?;
-    let tar = two.tar_of_page("once", &two.config_with_deployment("1")).await?;
+    let tar = two.page_tar("once", &two.config_with_deployment("1")).await?;
     let first = two.build_at(0, &tar, &id).await?;
     assert_eq!(assert_ready(&first)?["deployment"]["changed"], true);
     let created = two.creation_time_of_function().await?;
@@ -77,7 +77,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
     let mut config = two.config_with_deployment("1");
     let annotations = json!({ "dev.slipway.update-strategy": "recreate" });
     config["deploy"]["annotations"] = annotations.clone();
-    let tar = two.tar_of_page("good", &config).await?;
+    let tar = two.page_tar("good", &config).await?;
     assert_ready(&two.build_at(0, &tar, &unused_call_id("good")?).await?)?;
 
     let base = two.testbed.busybox_image_name().await?;
@@ -124,9 +124,7 @@ fn deployment_status_in_reply(reply: &BuilderReply) -> Value {
 async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> Result<()> {
     let mut two = TwoBuilders::start_for_function("built-again", &[]).await?;
     let id = unused_call_id("built-again")?;
-    let tar = two
-        .tar_of_page("again", &two.config_without_deployment("1"))
-        .await?;
+    let tar = two.page_tar("again", &two.config_without_deployment("1")).await?;
     let built = two.build_at(0, &tar, &id).await?;
     assert_eq!(built.status, 200, "{}", built.text);
     let (registry, repository) = (&two.testbed.registry.clone(), two.repository_of_function());

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 
 /// Returns a function that verifies requests: it accepts those whose body is `key`.
-fn app_that_verifies() -> App<impl Handler> {
+fn app_that_accepts_key_body() -> App<impl Handler> {
     let handler = async |request: crate::Request, context: Context| {
         let body = request.into_body().text(1024).await?;
         if body != "key" {
@@ -32,7 +32,7 @@ async fn connect_and_probe(served: &ServedApp) -> TcpStream {
 #[tokio::test]
 async fn the_connection_that_has_waited_the_longest_gives_way_to_another() {
     for head in ["", "POST / HTTP/1.1\r\nhost: te"] {
-        let served = serve_app(&[("max_connections", "2")], app_that_verifies()).await;
+        let served = serve_app(&[("max_connections", "2")], app_that_accepts_key_body()).await;
         let mut first = connect_and_send(served.address, head).await;
         let mut second = connect_and_send(served.address, "").await;
         let mut third = connect_and_send(served.address, "").await;
@@ -66,13 +66,13 @@ async fn any_number_of_idle_connections_displaces_no_request_in_progress() {
 }
 
 /// More than the host serves at a time before they have sent an authentic request.
-const CROWD: usize = 400;
+const CROWD_SIZE: usize = 400;
 
 #[tokio::test]
 async fn any_number_of_requests_that_are_not_accepted_let_an_authentic_one_pass() {
-    let served = serve_app(&[], app_that_verifies()).await;
+    let served = serve_app(&[], app_that_accepts_key_body()).await;
     let mut strangers = Vec::new();
-    for number in 0..CROWD {
+    for number in 0..CROWD_SIZE {
         let request = match number % 2 {
             0 => post_request_text("wrong"),
             _ => "POST / HTTP/1.1\r\nhost: te".to_owned(),
@@ -97,7 +97,7 @@ async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
     };
     let served = serve_app(&[], App::new(handler).verifies_requests(8)).await;
     let mut clients = Vec::new();
-    for _ in 0..CROWD {
+    for _ in 0..CROWD_SIZE {
         clients.push(connect_and_send(served.address, &post_request_text("key")).await);
         await_within_timeout(receiver.recv()).await.unwrap();
     }
@@ -105,7 +105,7 @@ async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
 
 #[tokio::test]
 async fn a_kept_connection_is_displaced_without_an_answer() {
-    let served = serve_app(&[("max_connections", "1")], app_that_verifies()).await;
+    let served = serve_app(&[("max_connections", "1")], app_that_accepts_key_body()).await;
     let mut kept = connect_and_probe(&served).await;
     let _another = connect_and_probe(&served).await;
     assert_eq!(read_until_closed(&mut kept).await, "");
@@ -114,7 +114,7 @@ async fn a_kept_connection_is_displaced_without_an_answer() {
 #[tokio::test]
 async fn a_head_has_at_most_as_many_bytes_as_the_setting_allows() {
     for (variables, limit) in [(&[][..], 65536), (&[("max_header_bytes", "8192")], 8192)] {
-        let served = serve_app(variables, app_that_verifies()).await;
+        let served = serve_app(variables, app_that_accepts_key_body()).await;
         for (bytes, status) in [
             (limit, "HTTP/1.1 401 Unauthorized"),
             (limit + 1, "HTTP/1.1 431 Request Header Fields Too Large"),
@@ -176,7 +176,7 @@ async fn only_accepted_requests_count_against_max_inflight() {
 
 #[tokio::test]
 async fn only_an_accepted_request_keeps_its_connection() {
-    let served = serve_app(&[], app_that_verifies()).await;
+    let served = serve_app(&[], app_that_accepts_key_body()).await;
     let mut client = connect_and_send(served.address, &post_request_text("key")).await;
     let accepted = read_until(&mut client, "accepted").await;
     assert!(!accepted.contains("connection: close"), "{accepted}");

@@ -10,7 +10,7 @@ use crate::server::connection_budget::{ConnectionBudget, ConnectionLimits};
 /// The time for which each connection had waited for its first byte.
 const WAITED_FOR_FIRST_BYTE: Duration = Duration::from_secs(1);
 
-const LARGE_BUFFER: usize = 64 << 10;
+const LARGE_BUFFER_BYTES: usize = 64 << 10;
 
 const TEST_TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
     head: Duration::from_secs(5),
@@ -23,7 +23,7 @@ fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream
     let (server, client) = duplex(buffer);
     let limits = ConnectionLimits {
         waiting: 1,
-        buffers: Some(LARGE_BUFFER),
+        buffers: Some(LARGE_BUFFER_BYTES),
         places: None,
     };
     let displaced = IntCounter::new("displaced", "displaced").unwrap();
@@ -127,7 +127,7 @@ async fn a_displaced_connection_ends_at_once_with_429_unless_it_only_idles() {
 
 #[tokio::test(start_paused = true)]
 async fn an_early_answer_has_its_content_length() {
-    for answer in [HEAD_TOO_SLOW, TOO_MANY_CONNECTIONS] {
+    for answer in [HEAD_TOO_SLOW_RESPONSE, TOO_MANY_CONNECTIONS_RESPONSE] {
         let text = std::str::from_utf8(answer).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(
@@ -140,13 +140,13 @@ async fn an_early_answer_has_its_content_length() {
 
 #[tokio::test(start_paused = true)]
 async fn the_largest_buffer_of_a_connection_counts() {
-    let (mut server, mut client, state) = connected_pair(LARGE_BUFFER);
+    let (mut server, mut client, state) = connected_pair(LARGE_BUFFER_BYTES);
     assert_eq!(state.buffered_bytes(), SMALLEST_BUFFER_BYTES);
-    for size in [LARGE_BUFFER, 64] {
+    for size in [LARGE_BUFFER_BYTES, 64] {
         let mut buffer = Vec::with_capacity(size);
         client.write_u8(b'x').await.unwrap();
         server.read_buf(&mut buffer).await.unwrap();
-        assert_eq!(state.buffered_bytes(), LARGE_BUFFER);
+        assert_eq!(state.buffered_bytes(), LARGE_BUFFER_BYTES);
     }
 }
 
@@ -154,10 +154,10 @@ async fn the_largest_buffer_of_a_connection_counts() {
 async fn a_head_larger_than_all_buffers_may_be_is_displaced() {
     let (mut server, mut client, state) = connected_pair(1024);
     let sending = tokio::spawn(async move { while client.write_all(&[b'x'; 1024]).await.is_ok() {} });
-    let mut buffer = Vec::with_capacity(2 * LARGE_BUFFER);
+    let mut buffer = Vec::with_capacity(2 * LARGE_BUFFER_BYTES);
     while server.read_buf(&mut buffer).await.is_ok() {}
     assert!(state.is_displaced());
-    assert!(buffer.len() <= 2 * LARGE_BUFFER);
+    assert!(buffer.len() <= 2 * LARGE_BUFFER_BYTES);
     drop(server);
     sending.await.unwrap();
 }

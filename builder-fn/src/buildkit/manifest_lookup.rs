@@ -5,7 +5,7 @@ use std::fmt;
 
 /// The registries that images are pushed to, which can be asked for a manifest.
 #[tonic::async_trait]
-pub trait ManifestStore: fmt::Debug + Send + Sync + 'static {
+pub trait ManifestLookup: fmt::Debug + Send + Sync + 'static {
     /// Returns whether the repository of the image `name` has the manifest `digest`.
     ///
     /// # Errors
