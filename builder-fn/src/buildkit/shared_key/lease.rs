@@ -28,7 +28,8 @@ struct LeaseState {
     is_broken: bool,
 }
 
-/// A guard of one file transfer. Dropping it before [`complete_transfer`](Self::complete_transfer) marks the transfer as broken off.
+/// A guard of one file transfer. Dropping it before [`complete_transfer`](Self::complete_transfer) marks the transfer as
+/// broken off.
 pub(in crate::buildkit) struct TransferGuard {
     lease: Arc<KeyLease>,
     is_complete: bool,

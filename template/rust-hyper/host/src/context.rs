@@ -10,7 +10,8 @@ use crate::inflight::ConcurrencyLimitExceeded;
 use crate::secret::Secrets;
 use crate::shutdown::Shutdown;
 
-/// The call id and the deadline of one request, with the secrets, the gateway and the shutdown that all requests share. Clones are cheap.
+/// The call id and the deadline of one request, with the secrets, the gateway and the shutdown that all requests share.
+/// Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Context {
     pub(crate) call_id: Arc<str>,
