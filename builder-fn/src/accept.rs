@@ -27,7 +27,7 @@ pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamForma
 
 /// One element of the header `Accept` that this builder can serve.
 struct AcceptedMediaRange {
-    /// The quality of the media range, in thousandths.
+    /// The client's preference for the media range (`q`), from 1 to 1000 thousandths; 1000 if it names none.
     quality: u16,
     /// Whether the media type is named in full, without a wildcard.
     is_exact: bool,

@@ -48,7 +48,7 @@ pub struct BuildSettings {
 pub struct Builder {
     /// The BuildKit daemon that builds.
     pub daemon: Daemon,
-    /// The credentials for registries.
+    /// The operator's credentials for registries, which builds without a tenant pull and push with.
     pub credentials: Arc<dyn CredentialStore>,
     /// The lookup of pushed images in their registries.
     pub manifests: Arc<dyn ManifestLookup>,
@@ -58,7 +58,7 @@ pub struct Builder {
     pub settings: BuildSettings,
     /// The pool of keys under which BuildKit keeps transferred contexts.
     pub keys: SharedKeyPool,
-    /// The connection to the deployer.
+    /// The client that sends dry runs and hand-overs to the deployer.
     pub deployer: Deployer,
     /// Timeouts for the requests around the solve.
     pub timeouts: EventTimeouts,

@@ -25,7 +25,7 @@ pub enum CompressionFormat {
 /// The error for an invalid compression format or level. The texts follow the name of the key or setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompressionError {
-    /// The compression format is unknown.
+    /// The text names none of the compression formats.
     #[error("should be zstd, gzip or uncompressed")]
     CompressionFormat,
     /// The compression format does not have the level.

@@ -81,7 +81,7 @@ impl SourceContext {
         &self.index
     }
 
-    /// Returns the context's entry with the number `at`.
+    /// Returns the context's entry with this number in its [`Index`].
     pub fn entry_by_number(&self, number: u32) -> Entry<'_> {
         self.index.entry_by_number(number)
     }
@@ -99,7 +99,7 @@ impl SourceContext {
     /// Fills `buffer` with the content of the file `entry` from `offset` on.
     ///
     /// # Errors
-    /// As [`read`](Self::read_file), and when the content ends before the buffer is full.
+    /// As [`read_file`](Self::read_file), and when the content ends before the buffer is full.
     pub fn read_file_exact(
         &self,
         entry: Entry<'_>,

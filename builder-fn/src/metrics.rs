@@ -162,8 +162,8 @@ impl Metrics {
     }
 }
 
-/// A guard for a build in flight. Dropping it before [`end`](Self::end_with_outcome) counts the build as abandoned: its
-/// caller disconnected.
+/// A guard for a build in flight. Dropping it before [`end_with_outcome`](Self::end_with_outcome) counts the build as
+/// abandoned: its caller disconnected.
 #[derive(Debug)]
 pub(crate) struct InFlightBuild {
     metrics: Metrics,

@@ -22,7 +22,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Looks up manifests in registries, with the credentials that images are pushed with.
 #[derive(Clone, Debug)]
 pub struct Registries {
-    /// The credentials for registries.
+    /// The credentials that lookups are authenticated with.
     pub credentials: Arc<dyn CredentialStore>,
     /// The secrets, among them the certificates of private authorities.
     pub secrets: Secrets,

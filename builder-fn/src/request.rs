@@ -94,7 +94,7 @@ pub struct RequestLimits {
     pub unverified: UnverifiedBodies,
     /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,
-    /// The limit on the age of a request.
+    /// The age beyond which an authentic request is rejected, if there is a limit.
     pub freshness: FreshnessLimit,
     /// The names that no deployment may use.
     pub reserved: Arc<ReservedNames>,

@@ -95,7 +95,7 @@ pub struct Settings {
     pub daemon: Daemon,
     /// Whether the connection to the daemon leaves the machine and is not encrypted.
     pub is_exposed: bool,
-    /// The credentials for registries.
+    /// The operator's credentials for registries, from the secret `registry-config`; empty if the secret is missing.
     pub credentials: DockerConfig,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
     pub token_realms: AllowedTokenHosts,

@@ -36,7 +36,7 @@ struct SharedSlots {
 /// a policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SlotOwner {
-    /// The tenant's name.
+    /// The name of the tenant; `None` without a policy.
     pub(crate) name: Option<Arc<str>>,
     /// The limit on the tenant's builds that run at the same time.
     pub(crate) max_builds: Option<usize>,

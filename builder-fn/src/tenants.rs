@@ -36,7 +36,7 @@ struct SharedResources {
 /// A tenant's own daemon, with the order of the builds on it.
 #[derive(Clone, Debug)]
 pub struct TenantDaemon {
-    /// The daemon.
+    /// The connection settings of the tenant's BuildKit daemon.
     pub daemon: Daemon,
     /// The order of builds of one function on the daemon.
     pub supersession: Supersession,

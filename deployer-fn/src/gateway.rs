@@ -45,7 +45,7 @@ pub(crate) enum GatewayReadError {
     /// The gateway answered a read with an unexpected status or form.
     #[error("the gateway answered GET {path} with {response}")]
     Response {
-        /// The path of the failed read.
+        /// The path of the read, such as `/system/info`, without its query.
         path: String,
         /// The status of the unexpected response.
         status: StatusCode,

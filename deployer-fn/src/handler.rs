@@ -31,7 +31,7 @@ use crate::tenancy::{self, Signer};
 /// Timeout of all requests to a registry for finding out whether it has an image.
 const IMAGE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Timeout of a whole dry run.
+/// Timeout of a dry run, for all its requests together.
 const DRY_RUN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The handler of the deployer function: deploys the images of signed hand-overs.

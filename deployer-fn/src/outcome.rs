@@ -123,7 +123,7 @@ pub enum RunningState {
     Unknown,
     /// The function does not exist.
     Nothing,
-    /// The function exists.
+    /// The function exists, though maybe without a replica that can be called.
     Function {
         /// The image in the function's specification.
         image: String,

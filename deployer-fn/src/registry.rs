@@ -43,7 +43,7 @@ pub(crate) struct RegistryImageCheck {
 /// Whether a registry has an image.
 #[derive(Debug, PartialEq, Eq)]
 enum ImagePresence {
-    /// The registry has the image.
+    /// The registry has the image, and does not say that it is for another platform than the node's.
     Present,
     /// The registry does not have the image, or not for the platform; with the reason.
     Missing(String),

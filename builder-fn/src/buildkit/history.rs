@@ -31,7 +31,7 @@ const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct FinishedBuild {
     /// The id of the call that the build belongs to, if the record has one.
     pub(super) call_id: Option<String>,
-    /// The outcome of the finished build.
+    /// The image of the build, or the status with which it failed, from the record.
     pub(super) outcome: SolveOutcome,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct FinishedBuild {
 pub struct KnownBuild {
     /// The description of the build's request.
     pub attributes: SolveAttributes,
-    /// The state of the build.
+    /// Whether the build is running, has succeeded or has failed.
     pub state: BuildState,
 }
 

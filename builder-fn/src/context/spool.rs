@@ -44,7 +44,7 @@ pub enum SpoolError {
     /// The file system of the spool folder, or its quota there, is full.
     #[error("no space left in the spool folder {folder}")]
     Full {
-        /// The spool folder.
+        /// The path of the spool folder.
         folder: PathBuf,
     },
     /// The bytes of all requests together would exceed the builder's spool quota.
@@ -59,7 +59,7 @@ pub enum SpoolError {
     /// Spooling failed with another I/O error.
     #[error("could not write to the spool folder {folder}")]
     Io {
-        /// The spool folder.
+        /// The path of the spool folder.
         folder: PathBuf,
         /// The I/O error of the operating system.
         #[source]

@@ -1,4 +1,5 @@
-//! A tree that builds an index entry by entry, with the same result as extracting the entries one after another.
+//! A tree that builds an index entry by entry, as if the entries were extracted one after another; entries that cannot
+//! be extracted one after another are errors.
 
 use std::hash::{BuildHasher, RandomState};
 

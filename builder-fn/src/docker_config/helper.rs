@@ -75,7 +75,7 @@ pub enum HelperError {
     Failed {
         /// The file name of the helper's program.
         program: String,
-        /// The exit status of the helper.
+        /// The exit status: a code other than 0, or the signal that ended the helper.
         status: ExitStatus,
     },
     /// The output of the credential helper is not JSON with credentials, or is too large.

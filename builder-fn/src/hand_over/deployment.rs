@@ -12,7 +12,7 @@ const MAX_QUOTED_CHARS: usize = 300;
 /// The outcome of a hand-over: a status and the deployer's answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Deployment {
-    /// The status of the deployment.
+    /// The status, from the deployer's answer or from the failure to get one.
     pub(crate) status: DeploymentStatus,
     /// The deployer's answer, for the caller.
     pub(crate) answer: Value,
@@ -25,7 +25,7 @@ pub(crate) struct Deployment {
 /// It is not part of the text that is masked: it is the caller's own configuration, and the deployer must get it unchanged.
 #[derive(Clone, Debug)]
 pub(crate) struct EnclosedHandOver {
-    /// The document of the hand-over.
+    /// The hand-over as JSON, as it stands in the builder's own answer: unmasked.
     pub(crate) document: Value,
     /// Signs the answer that contains the hand-over.
     pub(crate) signer: AnswerSigner,

@@ -88,8 +88,8 @@ impl SecretMask {
         }
     }
 
-    /// Returns the first position from `end` on at which `bytes` can be cut without cutting a secret value. At
-    /// least [`lookahead`](Self::withheld_bytes) bytes must follow `end`.
+    /// Returns the first position from `end` on at which `bytes` can be cut without cutting a secret value. At least
+    /// [`withheld_bytes`](Self::withheld_bytes) bytes must follow `end`.
     pub(crate) fn next_safe_cut(&self, bytes: &[u8], end: usize) -> usize {
         let contains_end = |range: &Range<usize>| range.start < end && end < range.end;
         let found = self.0.find(bytes);

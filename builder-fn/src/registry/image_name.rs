@@ -12,7 +12,7 @@ const DOCKER_HUB: (&str, [&str; 2]) = ("docker.io", ["index.docker.io", "registr
 pub struct ImageName {
     /// The registry's host and port, in lower case.
     registry: String,
-    /// The path of the repository.
+    /// The path of the repository in the registry, such as `library/alpine`.
     repository: String,
 }
 

@@ -13,7 +13,7 @@ use crate::buildkit::{CredentialStore, RegistryCredentials, RegistryError, Token
 /// what the tenant may do.
 #[derive(Clone, Debug)]
 pub struct TenantCredentials {
-    /// The registries, with the tenant's credentials.
+    /// The client of the registries, with the credentials of the build's tenant.
     pub registries: Arc<Registries>,
     /// The repositories that the build may use.
     pub access: RepositoryAccess,

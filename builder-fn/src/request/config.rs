@@ -37,7 +37,7 @@ pub struct BuildConfig {
     pub skip_push: bool,
     /// The stage of the Dockerfile to build; `None` for the last.
     pub target: Option<String>,
-    /// The labels of the image.
+    /// The labels in the image's configuration, by name.
     pub labels: BTreeMap<String, String>,
     /// Whether every step of the build runs without the cache.
     pub no_cache: bool,

@@ -1,4 +1,5 @@
-//! The checks of a build request's Dockerfile: whether the context has it, and which frontend reads it.
+//! The checks of a build request's Dockerfile: whether the context has it, which frontend reads it, and which patterns
+//! of its ignore file are malformed.
 
 use function_host::policy::Tenant;
 

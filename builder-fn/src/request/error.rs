@@ -124,7 +124,7 @@ pub enum RequestError {
     /// The Dockerfile names a frontend that is not allowed.
     #[error(transparent)]
     Frontend(#[from] ForbiddenFrontend),
-    /// The request's tar has no Dockerfile.
+    /// The request's tar has no file where the configuration, or the default, expects the Dockerfile.
     #[error("context/{path}: not in the tar; {}", missing_dockerfile_hint(*is_named))]
     NoDockerfile {
         /// The path of the missing Dockerfile in the context.

@@ -46,7 +46,7 @@ pub struct AllowedFrontends(Vec<String>);
 pub struct ForbiddenFrontend {
     /// The frontend's name in the Dockerfile, shortened.
     name: String,
-    /// The names of the allowed frontends.
+    /// The images of the setting `allowed_frontends`, which the message lists.
     allowed: Vec<String>,
 }
 

@@ -23,7 +23,7 @@ pub struct RequestHead {
     pub tenant: Option<String>,
     /// The value of the request's first `X-Start-Time`, which may hold several times, separated by commas.
     pub start_time: Option<Vec<u8>>,
-    /// The time at which the request arrived.
+    /// The time at which the head of the request reached this builder, by its own clock.
     pub arrived: SystemTime,
 }
 

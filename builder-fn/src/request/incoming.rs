@@ -1,4 +1,5 @@
-//! Receives a body whose signature is not verified yet: hashes it, and stores it as it was sent.
+//! Receives a body whose signature is not verified yet: hashes it and stores it as it was sent, and verifies the
+//! signature at its end.
 //!
 //! Anybody can send such a body. So nothing in it is interpreted, and all of them together have a budget of their own
 //! ([`UnverifiedBudget`]), in which a body that needs more than the others gives way. Only a body that is verified is

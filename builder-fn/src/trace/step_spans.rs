@@ -21,7 +21,7 @@ pub(crate) struct StepSpans<'a> {
     /// The span of the build, which contains all others. If it is not recorded, no spans are opened.
     build: &'a Span,
     mask: &'a TraceMask,
-    /// The open spans of running steps.
+    /// The open spans of running steps and exports, by BuildKit's digest of the step or id of the export.
     open: HashMap<String, Span>,
     /// The number of spans that were opened so far.
     opened: usize,

@@ -35,7 +35,7 @@ pub(crate) struct FunctionStatus {
     /// The image in the function's specification. On Kubernetes it is the new one from the moment of an update,
     /// while the old version still answers (docs/pitfalls.md#old-replicas-count-as-available).
     pub(crate) image: String,
-    /// The function's namespace.
+    /// The function's namespace; `None` if the provider does not return one.
     pub(crate) namespace: Option<String>,
     /// The desired number of the function's replicas.
     pub(crate) replicas: u64,

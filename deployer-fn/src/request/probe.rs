@@ -29,7 +29,7 @@ const CONSECUTIVE_SUCCESSES_MAX: u64 = 20;
 pub struct ReadinessProbe {
     /// Path and query of the probe, relative to the function.
     pub(crate) path: PathAndQuery,
-    /// The HTTP method of the probe.
+    /// The HTTP method of the probe; `GET` if the hand-over names none.
     pub(crate) method: Method,
     /// The request body of the probe; may be empty.
     pub(crate) body: String,

@@ -48,7 +48,7 @@ pub struct FunctionSpec {
     /// Names of the secrets that the function mounts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
-    /// The function's labels.
+    /// The function's labels, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// The function's annotations.

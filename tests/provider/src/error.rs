@@ -52,7 +52,7 @@ pub enum ProviderError {
     /// A request to containerd failed.
     #[error("containerd: {operation} {subject}")]
     Containerd {
-        /// The operation of containerd.
+        /// The operation that failed, as a verb with its object, such as `list namespaces`.
         operation: &'static str,
         /// The id or name of the operation's subject.
         subject: String,
@@ -87,9 +87,9 @@ pub enum ProviderError {
     /// An operation on a file failed.
     #[error("cannot {operation} {path}")]
     Io {
-        /// The operation on the file.
+        /// The operation that failed, as a verb such as `open`.
         operation: &'static str,
-        /// The path of the file.
+        /// The path of the file or directory, or words for one without a lasting path.
         path: String,
         /// The operating system's error for the file operation.
         source: io::Error,
@@ -109,7 +109,7 @@ pub enum ProviderError {
     NotListening {
         /// The name of the instance, which is also its log's name.
         instance: String,
-        /// The time limit.
+        /// The time that the function had to accept connections.
         limit: Duration,
     },
 

@@ -18,7 +18,8 @@ use rustix::{
 
 use crate::{containerd::SnapshotMounts, error::ProviderError, spec::user::UserFiles};
 
-/// The number of bytes that are read of an image's file with users or groups.
+/// The number of bytes that are read of an image's `/etc/passwd` and of its `/etc/group`. Anything beyond is
+/// ignored.
 const USER_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// Mounts an image's root file system and reads its user and group files. A missing file counts as empty.

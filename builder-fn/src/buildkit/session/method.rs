@@ -14,7 +14,8 @@ use tonic::codegen::Service;
 #[derive(Clone, Debug, Default)]
 pub(super) struct PathRecorder(Arc<Mutex<Option<String>>>);
 
-/// Returns the path of the gRPC method that `call` calls, such as `/moby.filesync.v1.FileSync/DiffCopy`.
+/// Runs `call` with a client transport that only records, and returns the path of the gRPC method that it
+/// called, such as `/moby.filesync.v1.FileSync/DiffCopy`.
 ///
 /// `call` makes one call with a generated client over the recorder. Returns `None` if it makes none.
 pub(super) fn record_method_path<F: Future>(call: impl FnOnce(PathRecorder) -> F) -> Option<String> {

@@ -15,7 +15,7 @@ pub enum TlsError {
     /// A TLS secret does not contain PEM of the expected kind.
     #[error("secret {secret} should hold a {expected} in PEM")]
     NotPem {
-        /// The name of the TLS secret.
+        /// The name of the secret with the faulty PEM.
         secret: String,
         /// The kind of PEM that the secret should contain.
         expected: &'static str,
@@ -49,7 +49,7 @@ pub enum TlsError {
     /// The builder's certificate or key is unusable for another reason.
     #[error("secret {secret} is not usable: {reason}")]
     OwnUnusable {
-        /// The name of the TLS secret.
+        /// The name of the secret with the certificate or the key.
         secret: String,
         /// The text of the error from rustls.
         reason: String,

@@ -21,7 +21,7 @@ pub enum ArchiveError {
     Decompression {
         /// The name of the compression format.
         format: &'static str,
-        /// The error of the decompressor.
+        /// The error with which the decompressor rejected the data.
         #[source]
         source: std::io::Error,
     },
@@ -34,13 +34,13 @@ pub enum ArchiveError {
          compress it without --long and --ultra"
     )]
     WindowTooLarge {
-        /// The limit in bytes.
+        /// The largest window that this builder accepts, in bytes.
         limit: u64,
     },
     /// The decompressed body exceeds the limit.
     #[error("the body decompresses to more than {limit} bytes, which is the limit of this builder")]
     DecompressedTooLarge {
-        /// The limit in bytes.
+        /// The largest decompressed body that this builder accepts, in bytes.
         limit: u64,
     },
     /// The body's compression ratio exceeds the limit, like that of a decompression bomb.
@@ -82,7 +82,7 @@ pub enum ArchiveError {
         /// The problem of the entry, and what would be right.
         problem: EntryProblem,
     },
-    /// The tar has too many entries.
+    /// The tar has more entries than the builder accepts.
     #[error("the tar has more than {limit} entries")]
     TooManyEntries {
         /// The limit on the number of entries.

@@ -21,15 +21,15 @@ pub(super) struct ConfigFields {
 pub(crate) struct RespelledKey {
     /// The key as the caller wrote it.
     pub(crate) given: String,
-    /// The known key as which the caller's key was read.
+    /// The key of a build configuration that it was taken for.
     pub(crate) key: String,
 }
 
 /// The keys of a configuration that are unknown or were read in another spelling.
 pub(super) struct LeftoverKeys {
-    /// The unknown keys of the configuration.
+    /// The keys that this builder does not know, as the caller wrote them; they are ignored.
     pub(super) unknown: Vec<String>,
-    /// The keys of the configuration that were read in another spelling.
+    /// The keys that were read although their letters have another case.
     pub(super) respelled: Vec<RespelledKey>,
 }
 

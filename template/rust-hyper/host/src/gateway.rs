@@ -81,7 +81,7 @@ pub enum GatewayError {
     Connect {
         /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request to the gateway.
+        /// The path of the request to the gateway, without its query.
         path: String,
         /// The HTTP client's error for the request to the gateway.
         #[source]
@@ -93,7 +93,7 @@ pub enum GatewayError {
     Lost {
         /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request to the gateway.
+        /// The path of the request to the gateway, without its query.
         path: String,
         /// The HTTP client's error for the request to the gateway.
         #[source]
@@ -104,7 +104,7 @@ pub enum GatewayError {
     Timeout {
         /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request to the gateway.
+        /// The path of the request to the gateway, without its query.
         path: String,
         /// The timeout of the request to the gateway.
         limit: Duration,
@@ -114,7 +114,7 @@ pub enum GatewayError {
     TooLarge {
         /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request to the gateway.
+        /// The path of the request to the gateway, without its query.
         path: String,
         /// The limit on the response's body, in bytes.
         limit: usize,

@@ -138,7 +138,8 @@ fn name_without_namespace(name: &str) -> String {
     name.to_ascii_lowercase()
 }
 
-/// Reads a setting with names that are separated by commas or blanks.
+/// Reads a setting with names that are separated by commas or blanks, and converts them to lower case. Other
+/// characters than letters, digits, `-` and `.` in a name are a problem of the setting.
 fn read_name_list(parser: &mut Parser<'_>, setting: &str) -> Vec<String> {
     parser.parse_or_default(setting, Vec::new(), |text| {
         let names = text.split(|c: char| c == ',' || c.is_whitespace());

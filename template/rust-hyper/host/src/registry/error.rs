@@ -57,45 +57,45 @@ pub enum RegistryError {
     /// The registry's response has an unexpected status.
     #[error("the registry {registry} answered {status}")]
     Status {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
-        /// The status of the registry's response.
+        /// The status that the registry answered with.
         status: StatusCode,
     },
     /// The registry requires an authentication that is not supported.
     #[error("the registry {registry} wants neither basic authentication nor a bearer token")]
     Challenge {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
     },
     /// The registry requires credentials, and none are configured.
     #[error("the registry {registry} wants credentials, and there are none for it")]
     NoCredentials {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
     },
     /// The registry's credentials contain characters that a header excludes.
     #[error("the credentials for the registry {registry} are not valid in a header")]
     Credentials {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
     },
     /// The realm in the registry's challenge is not a URL.
     #[error("the token realm of the registry {registry} is not an address")]
     Realm {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
     },
     /// The token server in the registry's challenge would receive the credentials in plain text.
     #[error("the token realm of the registry {registry} is not https")]
     PlainRealm {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
     },
     /// The token server is on another host than the registry, and the operator has not allowed that host.
     #[error("the registry {registry} has its token realm on {realm}, which token_realms does not name")]
     ForeignRealm {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
         /// The host of the token server.
         realm: String,
@@ -103,7 +103,7 @@ pub enum RegistryError {
     /// The token server's response has no token.
     #[error("the token server of the registry {registry} answered {status} without a token")]
     Token {
-        /// The host of the registry.
+        /// The host of the registry, with its port if it has one.
         registry: String,
         /// The status of the token server's response.
         status: StatusCode,
