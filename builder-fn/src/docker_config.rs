@@ -121,7 +121,7 @@ impl DockerConfig {
         Ok(logins.credentials_for(host)?)
     }
 
-    /// Returns the answer of the credential helper `name` for `server`, from the cache if it is fresh.
+    /// Runs the credential helper `name` for `server`, unless the cache has a fresh answer, and returns the answer.
     async fn ask_helper(&self, name: &str, server: &str) -> Result<Option<RegistryCredentials>, HelperError> {
         let answer: CachedHelperAnswer = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);

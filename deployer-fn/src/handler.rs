@@ -271,7 +271,8 @@ impl Deployer {
         outcome
     }
 
-    /// Returns whether the function, if it exists, is the tenant's to change. One whose state cannot be read is not.
+    /// Reads the function's state from the gateway, and returns whether the tenant may change the function. It may
+    /// create a missing one, but not change one whose state cannot be read.
     async fn may_change_function(
         &self,
         hand_over: &HandOver,
@@ -290,7 +291,8 @@ impl Deployer {
         }
     }
 
-    /// Returns why the image cannot be deployed, if its registry says so.
+    /// Asks the registry for the image, unless that is switched off, and returns why the image cannot be deployed,
+    /// if the registry says so.
     async fn check_image(
         &self,
         image: &PinnedImage,

@@ -52,8 +52,8 @@ enum ImagePresence {
 }
 
 impl RegistryImageCheck {
-    /// Returns why the image certainly cannot be deployed; `None` if it may be. `limit` is the timeout of all
-    /// requests together.
+    /// Asks the registry for the image, and returns why the image certainly cannot be deployed; `None` if it may be.
+    /// `limit` is the timeout of all requests together.
     pub(crate) async fn find_objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
         let looked_up = tokio::time::timeout(limit, self.image_presence(image)).await;
         let presence = looked_up
@@ -144,7 +144,7 @@ impl RegistryImageCheck {
     }
 }
 
-/// Returns the platform of a single-platform image from the image's configuration; `None` if it is not known.
+/// Fetches the configuration of a single-platform image, and returns the platform in it; `None` if it is not known.
 ///
 /// The blob may be on another host. The manifest shows that the image exists, and the platform is not worth a request to
 /// a further host.

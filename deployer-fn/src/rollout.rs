@@ -474,7 +474,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         provider.is_some_and(ProviderName::replaces_before_answering)
     }
 
-    /// Returns the provider's name, which is read from the gateway only once.
+    /// Reads the provider's name from the gateway, only once in a rollout, and returns it; `None` if it is not known.
     async fn provider_name(&self) -> Option<&ProviderName> {
         let timeouts = self.context.timeouts;
         let limit = timeouts.request.min(FINAL_READ_TIMEOUT);

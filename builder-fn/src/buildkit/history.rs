@@ -148,7 +148,8 @@ pub(super) async fn request_call_id(connection: &Connection, reference: &str) ->
     tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
 }
 
-/// Returns the result of `read` for the first of a build's history events for which it is not `None`.
+/// Reads the daemon's history of the build `reference` until `read` returns something for one of its events, and
+/// returns that.
 async fn find_in_history_events<T>(
     connection: &Connection,
     reference: &str,

@@ -140,7 +140,8 @@ impl ContextTree {
         index
     }
 
-    /// Returns the number of the folder at `path`, and adds missing folders; `None` for the context itself.
+    /// Adds the folders that are missing on the way to `path`, and returns the number of the folder there; `None` for
+    /// the context itself.
     fn make_folder(&mut self, path: &str) -> Result<Option<u32>, TreeConflict> {
         let (known, at) = &self.last_folder;
         if known == path && at.is_some_and(|at| self.index.is_folder(at)) {

@@ -43,7 +43,8 @@ impl LineFormatter {
         }
     }
 
-    /// Returns the log lines that `event` completes.
+    /// Formats `event` with masked secrets, and returns the log lines that it completes; keeps output without a line
+    /// end for later.
     pub(crate) fn format_event(&mut self, event: BuildEvent) -> Vec<String> {
         match event {
             BuildEvent::StepStarted { name, at, .. } => {
@@ -76,7 +77,7 @@ impl LineFormatter {
         }
     }
 
-    /// Returns the output that has no line end, once the build is over.
+    /// Takes the output that has no line end, once the build is over, and returns it as log lines.
     pub(crate) fn take_unfinished_output(&mut self) -> Vec<String> {
         let mut rest: Vec<_> = self
             .unfinished
@@ -120,7 +121,7 @@ impl LineFormatter {
         format!("{} {:.2}s", self.step_started(name), took.as_secs_f64())
     }
 
-    /// Returns the unfinished output of a step, followed by the line of the step's end.
+    /// Takes the unfinished output of a step, and returns it as log lines, followed by the line of the step's end.
     fn format_step_end(
         &mut self,
         digest: &str,

@@ -51,7 +51,7 @@ impl LineRing {
         Some(line)
     }
 
-    /// Returns the number of lines evicted since the last call, and resets it.
+    /// Resets the number of evicted lines, and returns how many there were since the last call.
     pub(super) fn take_evicted(&mut self) -> usize {
         std::mem::take(&mut self.evicted)
     }

@@ -173,7 +173,7 @@ impl TarOutput {
         Ok(self.spool.append(piece)?)
     }
 
-    /// Returns the error that caused a decoder's write to fail, or else the decoder's own error.
+    /// Takes the error that caused a decoder's write to fail, and returns it, or else the decoder's own error.
     fn take_write_error(&mut self, format: &'static str, error: io::Error) -> RequestError {
         self.error
             .take()

@@ -152,7 +152,7 @@ impl SpoolFolder {
         )
     }
 
-    /// Returns the error for a rejected body, and checks that the body leaves no spool file.
+    /// Sends a body, which has to be rejected without leaving a spool file, and returns the error.
     async fn error_of_rejected_body(&self, body: &[u8], signature: Option<&str>) -> RequestError {
         let error = receive_with_signature(
             body_cut_into_pieces(body, 1000),

@@ -59,8 +59,8 @@ impl TokenExchange {
         }
     }
 
-    /// Returns the gateway's token, cached or newly exchanged; `None` if there is no token to exchange, or if
-    /// the gateway rejects it.
+    /// Returns the cached token of the gateway, or exchanges the service account's token for a new one; `None`
+    /// if there is none to exchange, or if the gateway rejects it.
     pub(crate) async fn cached_or_new_token(
         &self,
         gateway: &Gateway,

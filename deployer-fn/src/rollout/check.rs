@@ -177,7 +177,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
     }
 
-    /// Returns the next step if the same hand-over was delivered before.
+    /// Returns the next step if the same hand-over was delivered before; records what this delivery changes of its
+    /// times and its last good version.
     fn next_step_if_repeated_delivery(&mut self) -> Option<NextStep> {
         let history = self.context.history;
         if let Some(status) = &self.before
@@ -265,7 +266,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         })
     }
 
-    /// Returns an objection if the hand-over's namespace does not exist.
+    /// Reads the namespaces from the gateway, and returns an objection if the hand-over's namespace does not exist.
     pub(super) async fn objection_if_namespace_missing(&self) -> Result<Option<String>, GatewayReadError> {
         let Some(namespace) = &self.address.namespace else {
             return Ok(None);

@@ -36,8 +36,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         Verdict::after_failure(restoration, findings)
     }
 
-    /// Returns the verdict on a hand-over that has failed before, without changing the function. Waits first until the
-    /// version that was restored then is ready: the process that restored it may have ended before that.
+    /// Waits until the version that was restored after an earlier failure of the hand-over is ready, because the
+    /// process that restored it may have ended before that, and returns the verdict. Changes nothing of the function.
     pub(super) async fn verdict_on_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;

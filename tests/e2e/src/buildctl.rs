@@ -14,14 +14,14 @@ pub struct Buildctl {
 }
 
 impl Buildctl {
-    /// Returns `buildctl` with the credentials of the stack's registry.
+    /// Writes the credentials of the stack's registry to a temporary folder, and returns a `buildctl` that uses them.
     pub fn new(testbed: &Testbed, daemon: &BuildkitDaemon) -> Result<Self> {
         let registry = &testbed.stack.registry;
         let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
         Self::with_docker_config(testbed, daemon, &credentials)
     }
 
-    /// Returns `buildctl` with this Docker `config.json`.
+    /// Writes this Docker `config.json` to a temporary folder, and returns a `buildctl` that uses it.
     pub fn with_docker_config(testbed: &Testbed, daemon: &BuildkitDaemon, config: &str) -> Result<Self> {
         let docker = tempfile::tempdir()?;
         fs::write(docker.path().join("config.json"), config)?;
@@ -70,7 +70,7 @@ impl Buildctl {
         self.run_buildctl(&arguments).map(drop)
     }
 
-    /// Returns the number of builds in the daemon's history.
+    /// Runs `buildctl` to list the daemon's history, and returns the number of builds in it.
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if it fails.

@@ -85,7 +85,7 @@ impl BuilderProcess {
         &self.function.url
     }
 
-    /// Returns a client that signs with the stack's key.
+    /// Reads the stack's key, and returns a client that signs with it.
     pub fn client(&self) -> Result<SigningClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
         SigningClient::new(format!("{}/build", self.function.url), &key)
@@ -110,13 +110,13 @@ impl BuilderProcess {
         Ok(fs::remove_file(self.secrets.path().join(name))?)
     }
 
-    /// Returns all metrics of the builder in Prometheus' text format.
+    /// Fetches all metrics of the builder, and returns them in Prometheus' text format.
     pub async fn metrics_text(&self) -> Result<String> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(http.get(&self.function.metrics_url).send().await?.text().await?)
     }
 
-    /// Returns the value of one metric of the builder; `name` includes its labels, if any.
+    /// Fetches the metrics of the builder, and returns the value of one; `name` includes its labels, if any.
     pub async fn metric_value(&self, name: &str) -> Result<f64> {
         let text = self.metrics_text().await?;
         let value = text

@@ -103,7 +103,7 @@ impl ContextTree {
     }
 }
 
-/// Returns the files of an image. The image's layers may only add files.
+/// Fetches the layers of an image, which may only add files, and returns the files in them.
 pub async fn read_image_files(
     registry: &RegistryClient,
     repository: &str,

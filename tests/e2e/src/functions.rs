@@ -41,7 +41,7 @@ impl FunctionsClient {
         format!("{}/async-function/{name}", self.url)
     }
 
-    /// Returns the gateway's status of a function, or `None` if there is no such function.
+    /// Asks the gateway for the status of a function; returns `None` if there is no such function.
     pub async fn function_status(&self, name: &str) -> Result<Option<Value>> {
         let url = format!("{}/system/function/{name}", self.url);
         let response = self

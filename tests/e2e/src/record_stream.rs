@@ -27,7 +27,8 @@ impl RecordStream {
         })
     }
 
-    /// Returns the next record, or `None` at the end. Fails if a record is too long for OpenFaaS's SDK.
+    /// Waits for the next record and returns it, or `None` at the end. Fails if a record is too long for OpenFaaS's
+    /// SDK.
     pub async fn next_record(&mut self) -> Result<Option<Value>> {
         let (start, end): (&[u8], &[u8]) = if self.events {
             (b"data: ", b"\n\n")

@@ -80,8 +80,8 @@ impl Testbed {
         format!("{}/{repository}:{tag}", self.stack.registry.host)
     }
 
-    /// Returns the name of an image that contains only this machine's static busybox; builder-fn builds it once a
-    /// run.
+    /// Builds an image that contains only this machine's static busybox, unless this run has built it before, and
+    /// returns its name.
     pub async fn busybox_image_name(&self) -> Result<&'static str> {
         let name = BUSYBOX_IMAGE
             .get_or_try_init(|| async {

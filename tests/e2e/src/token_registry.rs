@@ -140,7 +140,7 @@ impl TokenRegistry {
         self.dir.path().join(tags).exists()
     }
 
-    /// Returns the tokens issued since the last call, each as `SUBJECT by METHOD for SCOPE`.
+    /// Takes the list of tokens issued since the last call, each as `SUBJECT by METHOD for SCOPE`.
     pub fn take_issued_tokens(&self) -> Vec<String> {
         std::mem::take(&mut self.tokens.issued.lock().unwrap_or_else(PoisonError::into_inner))
     }

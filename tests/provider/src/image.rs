@@ -80,7 +80,7 @@ impl ImagePuller {
         stored_image(containerd, name).await
     }
 
-    /// Returns the stored image with this reference, or pulls the image if it is not stored.
+    /// Pulls the image with this reference, if it is not stored, and returns the stored image.
     pub(crate) async fn pull_if_missing(
         &self,
         containerd: &NamespaceClient,

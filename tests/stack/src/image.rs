@@ -172,8 +172,9 @@ fn image_architecture() -> &'static str {
     }
 }
 
-/// Returns the files that give programs in the images this machine's network access: its certificate
-/// authorities, and its cargo configuration with the source of crates.
+/// Reads the files that give programs in the images this machine's network access: its certificate
+/// authorities, and its cargo configuration with the source of crates. Returns each with its path in the
+/// image.
 fn network_access_files() -> Result<Vec<(String, Vec<u8>)>> {
     let bundle = "etc/ssl/certs/ca-certificates.crt";
     let trusted =

@@ -71,7 +71,7 @@ async fn install_packages_if_missing(packages: &[&'static str], progress: &Progr
     Ok(())
 }
 
-/// Returns the path of the registry's program; downloads and unpacks its package if it is not installed.
+/// Downloads and unpacks the package of the registry's program, if it is not installed, and returns the program's path.
 pub(crate) async fn registry_program_path(
     directories: &LauncherDirectories,
     progress: &ProgressSink,
@@ -79,8 +79,7 @@ pub(crate) async fn registry_program_path(
     unpack_package_if_missing(REGISTRY_PACKAGE, "docker-registry", directories, progress).await
 }
 
-/// Returns the path of `promtool`, which checks metrics; downloads and unpacks its package if it is not
-/// installed.
+/// Downloads and unpacks the package of `promtool`, which checks metrics, if it is not installed, and returns its path.
 pub async fn promtool_path(directories: &LauncherDirectories, progress: &ProgressSink) -> Result<PathBuf> {
     unpack_package_if_missing(PROMETHEUS_PACKAGE, "promtool", directories, progress).await
 }

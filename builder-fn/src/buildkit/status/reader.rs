@@ -97,7 +97,7 @@ impl EventReader {
         self.failed.clear();
     }
 
-    /// Returns the event for the start or the end of a step, unless it was returned before.
+    /// Records the state of a step, and returns the event for its start or its end, unless it was returned before.
     fn step_event(&mut self, vertex: Vertex) -> Option<BuildEvent> {
         self.remember_failure(&vertex);
         let started = vertex.started.as_ref().map(to_system_time);
@@ -153,8 +153,8 @@ impl EventReader {
         }
     }
 
-    /// Returns the event for a part of a step that began, completed, began again, or progressed after
-    /// [`PROGRESS_INTERVAL`].
+    /// Records the progress of a part of a step, and returns an event if the part began, completed, began again, or
+    /// progressed after [`PROGRESS_INTERVAL`].
     fn progress_event(&mut self, status: VertexStatus) -> Option<BuildEvent> {
         let at = time_or_epoch(status.timestamp.as_ref());
         let (current, done) = (status.current, status.completed.is_some());

@@ -20,7 +20,7 @@ impl Index {
         self.rearrange(&sorted);
     }
 
-    /// Returns the numbers of all entries, grouped by folder.
+    /// Sets the start of each folder, and returns the numbers of all entries, grouped by folder.
     fn by_folder(&mut self) -> Vec<u32> {
         let mut next = u64::from(self.top_level);
         for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {

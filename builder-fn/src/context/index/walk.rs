@@ -50,7 +50,8 @@ impl<'a> IndexWalk<'a> {
         self.skips_children = true;
     }
 
-    /// Returns the first entry after those in the current one, and sets the walk's path to that of its folder.
+    /// Leaves the current entry, and then each folder that has no further entry. Returns the next entry, with the
+    /// walk's path set to its folder; `None` at the end.
     fn advance_past_current(&mut self) -> Option<u32> {
         let mut left = self.at;
         while let Some(at) = left {

@@ -83,8 +83,8 @@ impl LinkFollower<'_> {
         Ok(Vec::new())
     }
 
-    /// Returns the target of the symbolic link at `path`, as a path from the root; for a pattern, the targets of all
-    /// matching links.
+    /// Looks up the symbolic link at `path` and returns its target, as a path from the root; for a pattern, the
+    /// targets of all matching links.
     fn link_targets(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         self.effort.check_wanted()?;
         self.effort.spend(path.len())?;

@@ -15,7 +15,8 @@ use tokio::sync::OnceCell;
 
 static GO_SDK_CLIENT: OnceCell<PathBuf> = OnceCell::const_new();
 
-/// Returns the program that uses the OpenFaaS Go SDK, built with the versions pinned in its `go.sum`.
+/// Builds the program that uses the OpenFaaS Go SDK, with the versions pinned in its `go.sum`, and returns
+/// its path.
 async fn build_go_sdk_client() -> Result<&'static PathBuf> {
     GO_SDK_CLIENT
         .get_or_try_init(|| async {

@@ -18,7 +18,7 @@ async fn manifest_of_image(
     found.with_context(|| format!("{repository}:{reference} is not in the registry"))
 }
 
-/// Returns the configuration of the image with this manifest.
+/// Fetches the configuration of the image with this manifest from the registry.
 async fn configuration_of_image(testbed: &Testbed, repository: &str, manifest: &Value) -> Result<Value> {
     let digest = manifest["config"]["digest"]
         .as_str()

@@ -216,7 +216,7 @@ impl DigestComparison {
     }
 }
 
-/// Returns a folder with everything that all tar formats can hold.
+/// Creates a folder with everything that all tar formats can hold.
 fn folder_with_portable_entries() -> Result<ContextFolder> {
     let folder = ContextFolder::new("FROM scratch\nCOPY . /\nCOPY --chown=7:8 nested/ /again/\n")?;
     folder.write_file("nested/deep/er/file", "deep")?;

@@ -13,7 +13,8 @@ use slipway_e2e::{
 };
 use slipway_stack::LauncherDirectories;
 
-/// Returns a Python with schemathesis, installed on first use into a folder named by the hash of its requirements.
+/// Installs schemathesis on first use, into a folder named by the hash of its requirements, and returns the Python
+/// that has it.
 fn install_schemathesis_python() -> Result<PathBuf> {
     let requirements = path_in_repository("tests/openapi/requirements.txt");
     let mut name = hex::encode(Sha256::digest(fs::read(&requirements)?));

@@ -51,7 +51,7 @@ impl<'b> BuilderWithRoute<'b> {
         })
     }
 
-    /// Returns the signed-to-be tar of a build whose image is a page with this text, and which deploys it as
+    /// Returns the tar, to be signed, of a build whose image serves a page with this text and is deployed as
     /// `function`.
     async fn page_tar(&self, function: &str, text: &str) -> Result<Vec<u8>> {
         let config = json!({

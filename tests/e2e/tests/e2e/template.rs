@@ -39,7 +39,7 @@ impl<'a> TemplateProject<'a> {
         Ok(output_text)
     }
 
-    /// Returns the shrinkwrapped context of a function.
+    /// Runs `faas-cli build --shrinkwrap` for a function, and returns the context that it wrote.
     fn shrinkwrap_function(&self, name: &str) -> Result<BuildContext> {
         self.run_faas_cli(&["build", "--shrinkwrap", "-f", &format!("{name}.yml")])?;
         let root = self.folder.path().join("build").join(name);

@@ -165,7 +165,7 @@ impl TwoBuilders {
         }))
     }
 
-    /// Returns the time at which the provider created the running version of the function.
+    /// Asks the gateway when the provider created the running version of the function.
     async fn creation_time_of_function(&self) -> Result<Value> {
         let status = self.testbed.functions.function_status(&self.function).await?;
         Ok(status.context("there is no such function")?["createdAt"].take())

@@ -329,7 +329,7 @@ impl SecretAttacks<'_> {
     }
 }
 
-/// Returns the content of a layer or a document as text.
+/// Decompresses the content of a layer or a document with zstd or gzip, if it is compressed, and returns it as text.
 fn unpack_to_text(content: &[u8]) -> Result<String> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), content)?;

@@ -65,8 +65,8 @@ impl LogReader {
         &self.query
     }
 
-    /// Returns the log lines that were not read yet, sorted by time. The first time, returns only the last
-    /// `tail` lines if the query has a `tail`.
+    /// Reads the log lines that were not read yet, and returns them sorted by time. The first time, returns
+    /// only the last `tail` lines if the query has a `tail`.
     pub(super) fn read_new_messages(&mut self) -> Vec<LogMessage> {
         let mut lines = Vec::new();
         for path in list_log_files(&self.directory) {

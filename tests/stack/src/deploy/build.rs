@@ -68,7 +68,8 @@ pub(super) fn build_config(image: &str, rust_image: &str) -> Value {
     json!({ "image": image, "buildArgs": { "RUST_IMAGE": rust_image } })
 }
 
-/// Returns the signature of a build request: `sha256=` and the HMAC of its body.
+/// Reads the key from the file `key`, and returns the signature of a build request: `sha256=` and the HMAC of
+/// its body.
 pub(super) fn sign_build_request(key: &Path, body: &[u8]) -> Result<String> {
     let secret = fs::read(key).with_operation("read", key)?;
     let mac = Hmac::<Sha256>::new_from_slice(secret.trim_ascii());

@@ -80,7 +80,7 @@ impl GatewayClient {
             .map(drop)
     }
 
-    /// Returns the gateway's status of a function, or `None` if the function does not exist.
+    /// Asks the gateway for the status of a function; returns `None` if the function does not exist.
     pub(super) async fn function_status(&self, name: &str) -> Result<Option<FunctionStatus>> {
         let response = send_request(self.system_request(Method::GET, &format!("function/{name}"))).await?;
         if response.status() == StatusCode::NOT_FOUND {
@@ -108,7 +108,7 @@ impl GatewayClient {
         .map(drop)
     }
 
-    /// Returns whether a function's readiness probe succeeds.
+    /// Calls a function's readiness probe through the gateway, and returns whether it succeeds.
     pub(super) async fn function_is_ready(&self, name: &str) -> bool {
         let request = self
             .client
@@ -138,7 +138,8 @@ impl GatewayClient {
             .ok()
     }
 
-    /// Returns the last lines of a function's log, or an empty string if the log cannot be read.
+    /// Asks the gateway for the last lines of a function's log; returns an empty string if the log cannot be
+    /// read.
     pub(super) async fn function_log_tail(&self, name: &str) -> String {
         #[derive(Deserialize)]
         struct LogLine {

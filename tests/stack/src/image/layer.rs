@@ -212,7 +212,7 @@ fn load_cached_layer(dir: &Path) -> Result<Layer> {
     })
 }
 
-/// Returns the SHA-256 digest of a large file. Uses the system's program, which is fast in every build profile.
+/// Runs `sha256sum` for the digest of a large file: the system's program is fast in every build profile.
 async fn file_digest(path: &Path) -> Result<String> {
     let output = run_program(new_command("sha256sum").arg("--zero").arg(path)).await?;
     let hex = output.get(..64).map(String::from_utf8_lossy).unwrap_or_default();

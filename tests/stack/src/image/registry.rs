@@ -74,7 +74,7 @@ impl RegistryClient {
         Ok(Some(digest))
     }
 
-    /// Returns the digest of the manifest with a tag, or `None` if the tag does not exist.
+    /// Asks the registry for the digest of the manifest with a tag; returns `None` if the tag does not exist.
     pub(crate) async fn manifest_digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
         let request = self.request(Method::HEAD, &format!("/v2/{repository}/manifests/{tag}"))?;
         let response = send_request(request.header(ACCEPT, MANIFEST_MEDIA_TYPE)).await?;
@@ -111,7 +111,7 @@ impl RegistryClient {
             .map(drop)
     }
 
-    /// Returns whether a repository of the registry has a blob with this digest and size.
+    /// Asks the registry whether a repository has a blob with this digest and size.
     async fn has_blob(&self, repository: &str, digest: &str, size: u64) -> Result<bool> {
         let head = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"))?;
         let response = send_request(head).await?;

@@ -32,7 +32,7 @@ pub(crate) trait ConnectionService: Clone + Send + 'static {
         + Send
         + 'static;
 
-    /// Returns the future of the response to a request of `connection`.
+    /// Begins to answer a request of `connection`, and returns the future of the response.
     fn respond(
         &self,
         request: http::Request<Incoming>,

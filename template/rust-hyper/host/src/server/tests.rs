@@ -98,7 +98,7 @@ async fn connect_and_send(address: SocketAddr, request: &str) -> TcpStream {
     stream
 }
 
-/// Returns the status line of the response to a request.
+/// Sends a request over a new connection, and returns the status line of the response.
 async fn status_line_of_response(address: SocketAddr, request: &str) -> String {
     let response = read_until(&mut connect_and_send(address, request).await, "\r\n\r\n").await;
     response.lines().next().unwrap_or_default().to_owned()

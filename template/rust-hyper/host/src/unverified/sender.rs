@@ -139,7 +139,7 @@ impl UnverifiedSender {
         poll_fn(|cx| self.budget.poll_reserve(self.key, resource, bytes, cx)).await
     }
 
-    /// Returns `bytes` of a resource to the budget, before the sender is dropped.
+    /// Gives `bytes` of a resource back to the budget, before the sender is dropped.
     pub fn release(&mut self, resource: Resource, bytes: u64) {
         self.budget.release_bytes(self.key, resource, bytes);
     }

@@ -100,8 +100,8 @@ impl FunctionProcess {
         }
     }
 
-    /// Returns the next line of the function's log, or `None` at its end. Lines of the test harness are
-    /// skipped.
+    /// Waits for the next line of the function's log and returns it, or `None` at its end. Skips lines of the
+    /// test harness.
     pub(crate) async fn next_raw_log_line(&mut self) -> Option<String> {
         loop {
             let line = tokio::time::timeout(TEST_TIMEOUT, self.log.next_line())
@@ -114,7 +114,7 @@ impl FunctionProcess {
         }
     }
 
-    /// Returns the next line of the function's log with this message.
+    /// Waits for a line of the function's log with this message, skips others, and returns it parsed.
     pub(crate) async fn next_log_line(&mut self, message: &str) -> Value {
         while let Some(line) = self.next_raw_log_line().await {
             let line: Value = serde_json::from_str(&line).unwrap();
@@ -130,7 +130,7 @@ impl FunctionProcess {
         get_page(self.address, path).await
     }
 
-    /// Returns the function's page of metrics.
+    /// Fetches the function's page of metrics and returns its text.
     pub(crate) async fn get_metrics_page(&self) -> String {
         let answer = get_page(self.metrics_address, "/metrics").await;
         assert_eq!(answer.status, StatusCode::OK);

@@ -43,7 +43,7 @@ async fn read_until_error(server: &mut TimedConnection<DuplexStream>) -> (Durati
     (begun.elapsed(), kind)
 }
 
-/// Returns what the client receives until the connection is closed.
+/// Reads until the connection is closed, and returns what the client received.
 async fn text_received_by(mut client: DuplexStream) -> String {
     let mut received = String::new();
     client.read_to_string(&mut received).await.unwrap();
