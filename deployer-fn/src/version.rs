@@ -30,11 +30,11 @@ pub(crate) struct FunctionVersion {
     #[serde(rename = "mark", skip_serializing_if = "Option::is_none")]
     spec_digest: Option<String>,
     /// The version's probe; `None` if the stored probe cannot be used: it was valid in an earlier release.
-    #[serde(default = "default_probe", deserialize_with = "usable_probe")]
+    #[serde(default = "default_probe", deserialize_with = "deserialize_probe_if_usable")]
     probe: Option<ReadinessProbe>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
-    /// The tenant that the version belongs to.
+    /// The name of the tenant that deployed the version; absent if none did.
     #[serde(skip_serializing_if = "Option::is_none")]
     tenant: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,8 +133,8 @@ impl FunctionVersion {
         self.spec_digest.as_deref()
     }
 
-    /// Returns the version's probe; `None` if it has none that can be sent.
-    pub(crate) fn probe(&self) -> Option<&ReadinessProbe> {
+    /// Returns the version's probe; `None` if the stored probe is invalid in this release, and no probe is sent.
+    pub(crate) fn usable_probe(&self) -> Option<&ReadinessProbe> {
         self.probe.as_ref()
     }
 
@@ -168,7 +168,9 @@ fn default_probe() -> Option<ReadinessProbe> {
 }
 
 /// Deserializes a stored probe; `None` if it cannot be used. The rest of the version can.
-fn usable_probe<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ReadinessProbe>, D::Error> {
+fn deserialize_probe_if_usable<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ReadinessProbe>, D::Error> {
     let stored = Option::<Value>::deserialize(deserializer)?;
     Ok(stored.and_then(|stored| {
         serde_json::from_value(stored)

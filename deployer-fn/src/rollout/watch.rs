@@ -126,7 +126,7 @@ pub(super) async fn watch_version_until_ready(
     let mut successes = 0;
     let mut recognized = false;
     loop {
-        let wanted = version.probe().map_or(1, |probe| probe.successes);
+        let wanted = version.usable_probe().map_or(1, |probe| probe.successes);
         let (mut missing, found) = match read_and_probe(transport, function, version, timeouts).await {
             Ok(ready) if successes + 1 >= wanted => {
                 return WatchResult::Ready(ReadyVersion {
@@ -200,7 +200,7 @@ async fn read_and_probe(
     if status.available_replicas == 0 && status.replicas > 0 {
         return Err((WaitingFor::Replica { was_available: false }, Some(status)));
     }
-    let Some(probe) = version.probe() else {
+    let Some(probe) = version.usable_probe() else {
         let recognized = false;
         return Ok(ReadyVersion { status, recognized });
     };

@@ -277,12 +277,12 @@ mod tests {
             let mut stored = serde_json::to_value(version_with_variables(1)).unwrap();
             stored["probe"] = json!({"path": path, "method": "GET", "successes": 1});
             let unpacked: FunctionVersion = serde_json::from_value(stored).unwrap();
-            assert_eq!(unpacked.probe(), None);
+            assert_eq!(unpacked.usable_probe(), None);
             assert_eq!(unpacked.deployment, version_with_variables(1).deployment);
             let again = annotations_in_deployment(&unpacked.to_deployment(&LastGoodVersion::Nothing, None));
             assert_eq!(FunctionVersion::from_annotations(&again), Some(unpacked));
         }
-        assert!(version_with_variables(1).probe().is_some());
+        assert!(version_with_variables(1).usable_probe().is_some());
     }
 
     #[test]

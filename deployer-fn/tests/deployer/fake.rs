@@ -38,9 +38,9 @@ pub(crate) enum Disruption {
     LostBefore,
     /// The request takes effect, and the connection is lost before the answer.
     LostAfter,
-    /// Another server answers with this status.
+    /// A server other than the gateway answers with this status; the request has no effect.
     Status(u16),
-    /// Another server answers with a web page.
+    /// A server other than the gateway answers with a web page; the request has no effect.
     Html,
     /// The request takes effect, and is not answered.
     Unanswered,
@@ -137,7 +137,7 @@ impl FakeGateway {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
         let serving = state.serving_deployment(function)?;
-        (behaviour_of_image(&serving) == "good").then_some(serving)
+        (behaviour_named_by_image(&serving) == "good").then_some(serving)
     }
 
     /// Returns the function's current deployment.
@@ -194,8 +194,9 @@ impl FakeFunction {
     }
 }
 
-/// Returns the behaviour of a deployment's image.
-fn behaviour_of_image(deployment: &Value) -> String {
+/// Returns the behaviour that the image's name in a deployment ends with, such as `silent` for `fn-silent:1`; `good` if
+/// the name has no such end.
+fn behaviour_named_by_image(deployment: &Value) -> String {
     let image = deployment["image"].as_str().unwrap();
     let (name, _) = image.split_once(['@', ':']).unwrap();
     name.rsplit_once('-').map_or("good", |(_, word)| word).to_owned()
@@ -204,7 +205,10 @@ fn behaviour_of_image(deployment: &Value) -> String {
 impl GatewayState {
     /// Returns the deployment whose process receives the function's calls.
     fn serving_deployment(&self, function: &FakeFunction) -> Option<Value> {
-        let listens = matches!(behaviour_of_image(&function.deployment).as_str(), "good" | "bad");
+        let listens = matches!(
+            behaviour_named_by_image(&function.deployment).as_str(),
+            "good" | "bad"
+        );
         if !function.service {
             return None;
         }
@@ -264,7 +268,7 @@ impl GatewayState {
             Some(serving) => {
                 let version = serving["envVars"]["slipway_version"].as_str();
                 let version = version.filter(|_| self.versions).map(str::to_owned);
-                let status = if behaviour_of_image(&serving) == "good" {
+                let status = if behaviour_named_by_image(&serving) == "good" {
                     200
                 } else {
                     500
@@ -281,12 +285,15 @@ impl GatewayState {
         };
         function.reads_left = function.reads_left.saturating_sub(1);
         if function.reads_left == 0
-            && matches!(behaviour_of_image(&function.deployment).as_str(), "good" | "bad")
+            && matches!(
+                behaviour_named_by_image(&function.deployment).as_str(),
+                "good" | "bad"
+            )
         {
             function.old = None;
         }
         let function = self.functions.get(name).unwrap();
-        let up = match behaviour_of_image(&function.deployment).as_str() {
+        let up = match behaviour_named_by_image(&function.deployment).as_str() {
             "good" | "bad" => function.reads_left == 0,
             "silent" => provider != ProviderKind::Kubernetes,
             _ => false,
@@ -317,7 +324,7 @@ impl GatewayState {
     fn answer_update(&mut self, deployment: &Value) -> (u16, String) {
         let name = deployment["service"].as_str().unwrap();
         let secret = self.first_missing_secret(deployment);
-        let missing = behaviour_of_image(deployment) == "missing";
+        let missing = behaviour_named_by_image(deployment) == "missing";
         let pull = format!("unable to pull image {}: not found\n", deployment["image"]);
         let Some(before) = self.functions.get(name).cloned() else {
             let text =
@@ -370,7 +377,9 @@ impl GatewayState {
             ProviderKind::Rolling => match (secret, missing) {
                 (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
                 (_, true) => (500, pull),
-                _ if behaviour_of_image(deployment) == "silent" => (400, "does not listen\n".to_owned()),
+                _ if behaviour_named_by_image(deployment) == "silent" => {
+                    (400, "does not listen\n".to_owned())
+                }
                 _ => {
                     self.functions.insert(
                         name.to_owned(),
@@ -396,7 +405,7 @@ impl GatewayState {
         if let Some(secret) = self.first_missing_secret(deployment) {
             return (400, format!("unable to find secret: {secret}\n"));
         }
-        if self.provider != ProviderKind::Kubernetes && behaviour_of_image(deployment) == "missing" {
+        if self.provider != ProviderKind::Kubernetes && behaviour_named_by_image(deployment) == "missing" {
             return (400, "unable to pull image: not found\n".to_owned());
         }
         let mut function = FakeFunction::with_running_deployment(deployment.clone());
