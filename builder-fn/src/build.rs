@@ -1,4 +1,5 @@
-//! Runs one build, from an authentic request to its end: slot, solve, push, deployment.
+//! Runs one build, from an authentic request to its end: dry run of the deployment, registration among the builds of
+//! its function, slot, solve with push, and hand-over.
 
 mod call;
 mod control_character;

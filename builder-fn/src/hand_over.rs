@@ -1,4 +1,5 @@
-//! Hands a built image over to the deployer: the image by digest, and the config's `deploy` and `probe`.
+//! Hands a built image over to the deployer, signed: the image by digest, the config's `deploy` and `probe`, the
+//! tenant, the call and the times of the build. Retries transient failures, and returns the outcome.
 //!
 //! It reaches the deployer in one of three ways ([`DeployVia`]). It is signed in each of them, and the deployer accepts it
 //! from anybody who delivers it. Delivered again it changes nothing, so it is sent again when the gateway fails.

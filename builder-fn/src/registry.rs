@@ -1,4 +1,5 @@
-//! Asks registries about images that were pushed to them.
+//! Access to registries: lookups of pushed manifests, the names of images, and what a build may do with a
+//! repository.
 
 mod access;
 mod image_name;

@@ -1,4 +1,5 @@
-//! Turns the body of an HTTP request into a build request, and checks its signature.
+//! Receives the body of an HTTP request, verifies its signature if one is required, and then parses it to a build
+//! request.
 //!
 //! The body is read once, as a stream: it is hashed and stored as it was sent, within budgets that unverified bodies share.
 //! Nothing in it is interpreted before the signature has been verified. After that it is decompressed, and one pass over

@@ -1,4 +1,5 @@
-//! Receives a hand-over: checks the builder's signature, then parses and validates every field.
+//! Receives a hand-over or a dry run: checks the builder's signature, then parses and validates every field; returns
+//! all problems at once.
 //!
 //! The signature is checked over the bytes as received, before any of them is parsed. After that all problems with the
 //! content are reported at once.

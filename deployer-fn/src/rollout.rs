@@ -1,5 +1,5 @@
-//! Rolls out one version of a function: checks, applies, watches, and restores the previous version if the new one
-//! fails.
+//! Rolls out one version of a function: checks, applies and watches it, restores the previous version if the new one
+//! fails, and returns the outcome.
 //!
 //! The rules that a rollout follows, each with its reason:
 //! - Everything is checked before anything is changed, and all objections are reported at once.

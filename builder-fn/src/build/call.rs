@@ -1,4 +1,5 @@
-//! The call that a build belongs to: its identity, its secrets, and its deadline.
+//! The call that a build belongs to: its identity, its place in the queue for build slots, its secrets, and when it
+//! has to end.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The service that answers one request: probes, call id, concurrency limit, handler.
+//! The service that answers each request: it gives it a call id, rejects a wrong `Host`, answers probes
+//! itself, opens trace span and record, applies the concurrency limit, and runs the handler.
 
 use std::sync::Arc;
 use std::time::Duration;
