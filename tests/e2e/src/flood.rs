@@ -82,9 +82,9 @@ pub struct Flood {
 /// The function that receives a flood, and the form of its requests.
 #[derive(Debug, Clone)]
 pub struct FloodTarget {
-    /// The address of the function.
+    /// The address that the senders connect to.
     pub address: SocketAddr,
-    /// The path of the requests.
+    /// The path in the senders' requests.
     pub path: &'static str,
     /// The name of the header with the signature.
     pub signature: &'static str,

@@ -57,11 +57,11 @@ pub(crate) async fn wait_for_status(url: &str, is_expected: impl Fn(StatusCode) 
 /// A process of builder-fn or deployer-fn that listens; killed on drop.
 #[derive(Debug)]
 pub(crate) struct FunctionProcess {
-    /// The process and its log.
+    /// The running process, with what it has logged so far.
     pub(crate) process: LoggedProcess,
     /// The URL at which the function answers requests, without a trailing slash.
     pub(crate) url: String,
-    /// The URL of the function's metrics.
+    /// The URL of the function's metrics page, on a port of its own.
     pub(crate) metrics_url: String,
 }
 

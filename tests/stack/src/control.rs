@@ -60,7 +60,7 @@ pub(crate) enum SupervisorEvent {
 pub struct PartStatus {
     /// The part whose state this is.
     pub part: StackPart,
-    /// The state of the part.
+    /// Whether the part is starting, runs, was stopped, or ended by itself.
     pub state: PartState,
     /// The time since the part's state last changed, in seconds.
     pub seconds: u64,

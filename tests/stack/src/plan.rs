@@ -73,7 +73,7 @@ pub(crate) enum ProviderChoice {
 /// A program's file, with a stamp that changes when a newer program replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProgramFileStamp {
-    /// The path of the program.
+    /// The path of the program, of which the stamp was taken.
     pub(crate) program: PathBuf,
     /// The size in bytes and the modification time of the program's file.
     stamp: (u64, SystemTime),

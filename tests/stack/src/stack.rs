@@ -29,13 +29,13 @@ const PART_LOG_TAIL_LINES: usize = 30;
 /// A running stack, with the addresses of its parts and its credentials.
 #[derive(Debug, Clone)]
 pub struct Stack {
-    /// The directory of the stack.
+    /// The stack's name and the path of its directory.
     pub dir: StackDir,
-    /// The stack's OpenFaaS gateway.
+    /// The address of the stack's OpenFaaS gateway, with the administrator's user name and password.
     pub gateway: GatewayAccess,
     /// The URL of builder-fn without the gateway, without a trailing slash.
     pub builder_url: String,
-    /// The stack's image registry.
+    /// The address of the stack's image registry, with a user name and password.
     pub registry: RegistryAccess,
     /// The address of the stack's BuildKit daemon, in the notation of `buildctl` and builder-fn.
     pub buildkit_host: String,

@@ -41,9 +41,9 @@ const CPU_PERIOD: f64 = 100_000.0;
 /// The configuration of the runtime of build steps.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StepRuntime {
-    /// The path of runc.
+    /// The path of runc, which runs the steps.
     pub(crate) runc: PathBuf,
-    /// The limits of each step.
+    /// The limits that are written into the configuration of each step's container.
     pub(crate) limits: StepLimits,
 }
 

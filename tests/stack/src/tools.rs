@@ -30,11 +30,11 @@ pub struct ToolPaths {
     pub(crate) containerd: PathBuf,
     /// The path of `ctr`, containerd's own client.
     pub(crate) ctr: PathBuf,
-    /// The path of the OpenFaaS gateway.
+    /// The path of the OpenFaaS gateway's program.
     pub(crate) gateway: PathBuf,
-    /// The path of the Community queue-worker.
+    /// The path of the Community queue-worker's program.
     pub(crate) queue_worker: PathBuf,
-    /// The path of NATS Streaming, the gateway's queue.
+    /// The path of the server program of NATS Streaming, the gateway's queue.
     pub(crate) nats: PathBuf,
     /// The path of `faas-cli`, the client of OpenFaaS.
     pub faas_cli: PathBuf,

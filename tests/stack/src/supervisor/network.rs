@@ -27,7 +27,7 @@ use crate::{
 pub(crate) const STACK_NAMESPACE_FILE: &str = "/run/netns/stack";
 /// The file of the machine's network namespace, for slirp4netns.
 pub(crate) const MACHINE_NAMESPACE_FILE: &str = "/run/netns/machine";
-/// The file of BuildKit's network namespace.
+/// The path at which BuildKit's network namespace is mounted, to be entered by it.
 pub(crate) const BUILDKIT_NAMESPACE_FILE: &str = "/run/netns/buildkit";
 
 /// Creates the stack's network namespaces with their interfaces and rules, and moves this thread into the stack's

@@ -32,7 +32,7 @@ pub(crate) enum ReadyCheck {
 /// The lines of a part's log since the part's start.
 #[derive(Debug, Clone)]
 pub(crate) struct NewLogLines {
-    /// The path of the part's log.
+    /// The path of the log file in which new lines of the part are searched.
     pub(crate) path: PathBuf,
     /// The length of the part's log at its start, in bytes.
     pub(crate) from: u64,

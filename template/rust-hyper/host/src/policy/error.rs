@@ -34,7 +34,7 @@ pub enum PolicyFileError {
     /// The policy's file could not be read.
     #[error("could not read the policy {}", path.display())]
     Read {
-        /// The path of the file.
+        /// The path of the policy's file.
         path: PathBuf,
         /// The operating system's error.
         #[source]
@@ -43,7 +43,7 @@ pub enum PolicyFileError {
     /// The policy's file is larger than a policy may be.
     #[error("the policy {} is larger than {limit} bytes", path.display())]
     TooLarge {
-        /// The path of the file.
+        /// The path of the policy's file.
         path: PathBuf,
         /// The limit on the size of a policy's file, in bytes.
         limit: u64,
@@ -51,9 +51,9 @@ pub enum PolicyFileError {
     /// The policy's file does not have a valid policy.
     #[error("the policy {} is not valid", path.display())]
     Invalid {
-        /// The path of the file.
+        /// The path of the policy's file.
         path: PathBuf,
-        /// The problems of the policy.
+        /// All problems that the file's text has as a policy.
         #[source]
         source: InvalidPolicy,
     },

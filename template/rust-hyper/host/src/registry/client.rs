@@ -53,7 +53,7 @@ pub struct RegistryClient {
 /// A token for a registry.
 #[derive(Clone)]
 pub struct RegistryToken {
-    /// The token, which is a secret.
+    /// The bearer token, as the token server issued it; a secret.
     pub token: String,
     /// The seconds for which the token is valid, if the token server says so.
     pub expires_in: Option<i64>,
