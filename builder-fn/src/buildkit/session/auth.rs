@@ -139,7 +139,8 @@ impl auth_server::Auth for AuthService {
                 request.host,
                 request.scopes.join(" ")
             ))),
-            Err(error) => Err(Status::unavailable(format!(
+            // The code becomes the solve's, and `unavailable` would mean that the daemon is lost.
+            Err(error) => Err(Status::unknown(format!(
                 "failed to fetch oauth token: {}",
                 ErrorChain(&error)
             ))),
