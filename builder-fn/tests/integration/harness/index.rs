@@ -99,11 +99,8 @@ fn comparable_contents(contents: ArchiveContents) -> ReadResult {
 pub(crate) fn fix_checksums(tar: &mut [u8]) {
     for block in tar.chunks_exact_mut(TAR_BLOCK_BYTES) {
         if block[257..262] == *b"ustar" {
-            let sum = |(at, byte): (usize, &u8)| match (148..156).contains(&at) {
-                true => u32::from(b' '),
-                false => u32::from(*byte),
-            };
-            let sum: u32 = block.iter().enumerate().map(sum).sum();
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
             block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
     }

@@ -185,7 +185,8 @@ impl ReceivedPackets {
                         .iter()
                         .find(|(path, _)| fill_byte_of_file(path) == *byte)
                         .expect("a file");
-                    assert!(packet.data.iter().all(|other| other == byte));
+                    // Every byte equals the next one. A fuzzer records each comparison of a loop, but not these.
+                    assert!(packet.data[1..] == packet.data[..packet.data.len() - 1]);
                     if let Some(stat) = self.stats.get(packet.id as usize) {
                         let kind = |path| context.get(path).map(|entry| entry.kind);
                         assert_eq!(kind(path), kind(&stat.path), "{path} for {}", stat.path);
