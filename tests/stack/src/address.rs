@@ -37,6 +37,10 @@ pub(crate) const BUILDKIT_GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1
 pub(crate) const BUILDKIT_SUBNET: &str = "10.64.0.0/30";
 /// The subnet of build steps, each of which has a network of its own.
 pub(crate) const STEPS_SUBNET: &str = "10.65.0.0/16";
+/// The subnet of build steps that have the general rules, a part of [`STEPS_SUBNET`].
+pub(crate) const GENERAL_STEPS_SUBNET: &str = "10.65.0.0/17";
+/// The number of tenants whose build steps may have rules of their own.
+pub(crate) const MAX_TENANT_NETWORKS: usize = 128;
 /// The subnet of the pairs of interfaces that connect the machine to its stacks.
 pub(crate) const STACKS_SUBNET: &str = "10.63.0.0/16";
 /// The name of the stack's end of the pair of interfaces to BuildKit's network.
@@ -111,6 +115,13 @@ impl StackNumber {
     }
 }
 
+/// Returns the subnet of the build steps of the tenant with this index, a part of [`STEPS_SUBNET`]; `None` if there are
+/// not so many.
+pub(crate) fn tenant_steps_subnet(index: usize) -> Option<String> {
+    let third = u8::try_from(index.checked_add(MAX_TENANT_NETWORKS)?).ok()?;
+    Some(format!("10.65.{third}.0/24"))
+}
+
 /// Returns the URL of the stack's gateway for functions.
 pub(crate) fn gateway_url_for_functions() -> String {
     format!("http://{BRIDGE_ADDRESS}:{GATEWAY_PORT}")
@@ -133,5 +144,15 @@ mod tests {
         assert!(second.loopback_registry_address().ip().is_loopback());
         assert_eq!(second.gateway_url(), "http://10.63.2.2:8080");
         assert_eq!(StackNumber::lowest_free_number(|_| true), None);
+    }
+
+    #[test]
+    fn every_tenant_gets_a_subnet_of_its_own_within_that_of_steps() {
+        assert_eq!(tenant_steps_subnet(0).as_deref(), Some("10.65.128.0/24"));
+        assert_eq!(
+            tenant_steps_subnet(MAX_TENANT_NETWORKS - 1).as_deref(),
+            Some("10.65.255.0/24")
+        );
+        assert_eq!(tenant_steps_subnet(MAX_TENANT_NETWORKS), None);
     }
 }

@@ -4,8 +4,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use slipway_stack::{
-    LauncherDirectories, LauncherError, PartState, ProgressSink, Result, Stack, StackOptions, StackPart,
-    StepLimits, parse_size,
+    LauncherDirectories, LauncherError, PartState, ProgressSink, PublicAccess, Result, Stack, StackOptions,
+    StackPart, StepLimits, TenantNetwork, parse_size,
 };
 
 use crate::console;
@@ -100,6 +100,18 @@ struct UpArguments {
     /// resolved now.
     #[arg(long, env = "SLIPWAY_ALLOW", value_delimiter = ',')]
     allow: Vec<String>,
+    /// Who reaches public addresses: `all`, which is BuildKit and build steps, `daemon`, which is BuildKit, or `none`.
+    #[arg(long, env = "SLIPWAY_PUBLIC", default_value = "all")]
+    public: PublicAccess,
+    /// What the build steps of a tenant reach instead, such as `acme=10.1.2.3,mirror.example.com`; `public` stands for
+    /// public addresses. Separate tenants in the variable by semicolons.
+    #[arg(
+        long = "tenant-network",
+        env = "SLIPWAY_TENANT_NETWORKS",
+        value_delimiter = ';',
+        value_name = "TENANT=ENTRY,…"
+    )]
+    tenant_networks: Vec<TenantNetwork>,
     /// The memory of one build step, such as 2G; all steps together get half as much again. Default: half of the
     /// machine's memory.
     #[arg(long, env = "SLIPWAY_STEP_MEMORY", value_parser = parse_size)]
@@ -169,7 +181,8 @@ impl LauncherCommand {
                 let mut options = StackOptions::with_stack_name(up.stack.name);
                 (options.deploy, options.limits) = (!up.bare, Some(limits));
                 (options.faasd, options.gateway, options.faas_cli) = (up.faasd, up.gateway, up.faas_cli);
-                options.allowed = up.allow;
+                (options.allowed, options.public) = (up.allow, up.public);
+                options.tenant_networks = up.tenant_networks;
                 if let Some(seconds) = up.ack_wait {
                     options.ack_wait = Duration::from_secs(seconds);
                 }

@@ -1,5 +1,6 @@
-//! The addresses that BuildKit and build steps may reach: every address except reserved ones, those of the
-//! machine's own networks, and those of stacks. An operator can open more.
+//! The addresses that BuildKit and build steps may reach: public ones, which are all except reserved ones, those of the
+//! machine's own networks, and those of stacks. An operator can open more, close public ones, and give the steps of a
+//! tenant rules of their own.
 //!
 //! The filter is by address: a name that resolves to another address, or a redirect, opens nothing.
 
@@ -11,7 +12,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{LauncherError, Result};
+use crate::{
+    address::MAX_TENANT_NETWORKS,
+    error::{LauncherError, Result},
+};
 
 /// The networks that are never on the Internet, or that have metadata services of clouds.
 const RESERVED_NETWORKS: [&str; 12] = [
@@ -101,6 +105,84 @@ impl fmt::Display for Ipv4Network {
     }
 }
 
+/// Who reaches public addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PublicAccess {
+    /// BuildKit and build steps.
+    #[default]
+    All,
+    /// BuildKit, for images and sources; build steps do not.
+    Daemon,
+    /// Neither BuildKit nor build steps.
+    None,
+}
+
+impl FromStr for PublicAccess {
+    type Err = LauncherError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "all" => Ok(Self::All),
+            "daemon" => Ok(Self::Daemon),
+            "none" => Ok(Self::None),
+            _ => Err(LauncherError::Environment(format!(
+                "{text:?} should be all, daemon or none"
+            ))),
+        }
+    }
+}
+
+/// What the build steps of a tenant reach, instead of what other steps reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantNetwork {
+    /// The name of the tenant in builder-fn's policy.
+    pub tenant: String,
+    /// Addresses, networks and names, which are resolved when the stack is started.
+    pub allowed: Vec<String>,
+    /// Whether the tenant's steps reach public addresses, too.
+    pub is_public: bool,
+}
+
+impl FromStr for TenantNetwork {
+    type Err = LauncherError;
+
+    /// Parses `TENANT=ENTRY,…`, where an entry is an address, a network, a name, or `public`.
+    fn from_str(text: &str) -> Result<Self> {
+        let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let (tenant, entries) = text
+            .split_once('=')
+            .filter(|(tenant, _)| !tenant.is_empty() && tenant.bytes().all(is_word))
+            .ok_or_else(|| {
+                LauncherError::Environment(format!(
+                    "{text:?} should be the name of a tenant and what its steps reach, such as acme=public,10.1.2.3"
+                ))
+            })?;
+        let (public, allowed): (Vec<_>, Vec<_>) = entries
+            .split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty())
+            .map(str::to_owned)
+            .partition(|entry| entry == "public");
+        Ok(Self {
+            tenant: tenant.to_owned(),
+            allowed,
+            is_public: !public.is_empty(),
+        })
+    }
+}
+
+/// What the build steps of a tenant reach, with addresses in place of names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TenantEgress {
+    /// The name of the tenant.
+    pub(crate) tenant: String,
+    /// The networks that the tenant's steps reach.
+    pub(crate) allowed: Vec<Ipv4Network>,
+    /// Whether the tenant's steps reach public addresses, too.
+    pub(crate) is_public: bool,
+}
+
 /// The networks that BuildKit and build steps may and may not reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Egress {
@@ -108,10 +190,14 @@ pub(crate) struct Egress {
     pub(crate) allowed: Vec<Ipv4Network>,
     /// The networks that are closed unless the operator opened them.
     pub(crate) denied: Vec<Ipv4Network>,
+    /// Who reaches the other networks.
+    pub(crate) public: PublicAccess,
+    /// The rules of tenants whose steps have their own.
+    pub(crate) tenants: Vec<TenantEgress>,
 }
 
 impl Egress {
-    /// Returns the networks that may and may not be reached from a machine with these networks of its own.
+    /// Returns the general rules of builds on a machine with these networks of its own.
     pub(crate) fn new(allowed: Vec<Ipv4Network>, machine: Vec<Ipv4Network>) -> Result<Self> {
         let reserved = RESERVED_NETWORKS
             .into_iter()
@@ -120,6 +206,8 @@ impl Egress {
         Ok(Self {
             allowed,
             denied: [reserved, machine].concat(),
+            public: PublicAccess::All,
+            tenants: Vec::new(),
         })
     }
 }
@@ -146,6 +234,31 @@ pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Ipv4Network>> {
     Ok(addresses
         .filter_map(|address| Ipv4Network::network_containing(address.local, address.prefixlen))
         .collect())
+}
+
+/// Returns the rules of tenants, with addresses in place of names.
+pub(crate) async fn resolve_tenants(tenants: &[TenantNetwork]) -> Result<Vec<TenantEgress>> {
+    let mut resolved: Vec<TenantEgress> = Vec::new();
+    if tenants.len() > MAX_TENANT_NETWORKS {
+        return Err(LauncherError::Environment(format!(
+            "{} tenants have rules for their steps, and at most {MAX_TENANT_NETWORKS} are right",
+            tenants.len()
+        )));
+    }
+    for network in tenants {
+        if resolved.iter().any(|other| other.tenant == network.tenant) {
+            return Err(LauncherError::Environment(format!(
+                "tenant {:?} has two rules for its steps, and one is right",
+                network.tenant
+            )));
+        }
+        resolved.push(TenantEgress {
+            tenant: network.tenant.clone(),
+            allowed: resolve_entries(&network.allowed).await?,
+            is_public: network.is_public,
+        });
+    }
+    Ok(resolved)
 }
 
 /// Returns the networks that an operator opened: each entry is an address, a network, or a host name, which is
@@ -232,5 +345,22 @@ mod tests {
         );
         let error = resolve_entries(&["10.0.0.0/33".to_owned()]).await.unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/33"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_tenant_has_one_rule_with_addresses_and_maybe_public_ones() {
+        let acme: TenantNetwork = "acme=10.1.2.3, public".parse().unwrap();
+        let closed: TenantNetwork = "closed=".parse().unwrap();
+        let rules = resolve_tenants(&[acme.clone(), closed]).await.unwrap();
+        assert_eq!(rules[0].allowed, ["10.1.2.3".parse().unwrap()]);
+        assert!(rules[0].is_public);
+        assert_eq!(
+            (rules[1].allowed.as_slice(), rules[1].is_public),
+            ([].as_slice(), false)
+        );
+        resolve_tenants(&[acme.clone(), acme]).await.unwrap_err();
+        for wrong in ["acme", "=10.1.2.3", "Acme=public", "a b=public"] {
+            wrong.parse::<TenantNetwork>().unwrap_err();
+        }
     }
 }

@@ -27,6 +27,7 @@ mod plan;
 mod programs;
 mod progress;
 mod stack;
+mod step_address;
 mod step_runtime;
 mod supervisor;
 mod tools;
@@ -36,6 +37,7 @@ pub use self::{
     control::{PartState, PartStatus},
     directories::{LauncherDirectories, StackDir},
     down::stop_named_stack,
+    egress::{PublicAccess, TenantNetwork},
     error::{LauncherError, Result},
     hold::become_holder,
     limits::{StepLimits, parse_size},
@@ -44,6 +46,7 @@ pub use self::{
     plan::StackOptions,
     progress::ProgressSink,
     stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail as log_tail},
+    step_address::{is_address_plugin, run_address_plugin},
     step_runtime::{is_step_runtime, run_step},
     supervisor::run_supervisor as supervise,
     tools::{ToolPaths, build_go_program as build_tool},

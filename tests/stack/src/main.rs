@@ -8,10 +8,13 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    // BuildKit starts the runtime of its steps by name, without a subcommand.
-    let done = match slipway_stack::is_step_runtime() {
-        true => slipway_stack::run_step().map(|()| ExitCode::SUCCESS),
-        false => cli::Cli::parse().run_command_line(),
+    // BuildKit starts these two by name, without a subcommand.
+    let done = if slipway_stack::is_step_runtime() {
+        slipway_stack::run_step().map(|()| ExitCode::SUCCESS)
+    } else if slipway_stack::is_address_plugin() {
+        slipway_stack::run_address_plugin()
+    } else {
+        cli::Cli::parse().run_command_line()
     };
     match done {
         Ok(code) => code,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     address::StackNumber,
     directories::{StackDir, write_private_file},
-    egress::Ipv4Network,
+    egress::{Ipv4Network, PublicAccess, TenantEgress, TenantNetwork},
     error::{IoResultExt as _, LauncherError, Result},
     limits::StepLimits,
     tools::ToolPaths,
@@ -33,6 +33,10 @@ pub struct StackOptions {
     /// What BuildKit and build steps may reach besides public addresses: addresses, networks such as `10.1.0.0/16`,
     /// and names, which are resolved when the stack is started.
     pub allowed: Vec<String>,
+    /// Who reaches public addresses.
+    pub public: PublicAccess,
+    /// The tenants whose build steps have rules of their own instead of `allowed` and `public`.
+    pub tenant_networks: Vec<TenantNetwork>,
     /// The limits of build steps; `None` for those of this machine.
     pub limits: Option<StepLimits>,
     /// Whether to push the base images that compile Rust to the stack's registry.
@@ -53,6 +57,8 @@ impl StackOptions {
             // run (docs/pitfalls.md#redelivery).
             ack_wait: Duration::from_secs(36 * 60),
             allowed: Vec::new(),
+            public: PublicAccess::All,
+            tenant_networks: Vec::new(),
             limits: None,
             images: true,
             deploy: true,
@@ -115,6 +121,12 @@ pub(crate) struct StackPlan {
     /// The networks that BuildKit and build steps may reach besides public ones.
     #[serde(default)]
     pub(crate) allowed: Vec<Ipv4Network>,
+    /// Who reaches public addresses.
+    #[serde(default)]
+    pub(crate) public: PublicAccess,
+    /// The tenants whose build steps have rules of their own.
+    #[serde(default)]
+    pub(crate) tenants: Vec<TenantEgress>,
     /// The limits of build steps; `None` in the plan of a stack that an earlier launcher started.
     #[serde(default)]
     pub(crate) limits: Option<StepLimits>,

@@ -28,6 +28,7 @@ use crate::{
     programs,
     progress::ProgressSink,
     stack::{Stack, check_supervisor_answer, external, log_file_tail},
+    step_address,
     step_runtime::{self, StepRuntime},
     tools::ToolPaths,
 };
@@ -98,12 +99,13 @@ async fn prepare_plan(
             false => Ok(None),
         }
     };
-    let (mut tools, registry, images, (provider, builder), allowed) = tokio::try_join!(
+    let (mut tools, registry, images, (provider, builder), allowed, tenants) = tokio::try_join!(
         ToolPaths::build_missing_tools(directories, progress),
         packages::registry_program_path(directories, progress),
         images,
         programs,
         egress::resolve_entries(&options.allowed),
+        egress::resolve_tenants(&options.tenant_networks),
     )?;
     let provider = match &options.faasd {
         Some(faasd) => ProviderChoice::Faasd(ProgramFileStamp::read_stamp(&absolute_path(faasd)?)?),
@@ -126,6 +128,8 @@ async fn prepare_plan(
         builder,
         ack_wait_seconds,
         allowed,
+        public: options.public,
+        tenants,
         limits: Some(options.limits.map_or_else(StepLimits::for_this_machine, Ok)?),
         certificates_expire: 0,
     };
@@ -217,21 +221,27 @@ async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
         let _ = fs::remove_file(&link);
         std::os::unix::fs::symlink(program, &link).with_operation("create", &link)?;
     }
-    write_step_runtime(dir, plan)
+    write_step_runtime(dir, plan)?;
+    step_address::write_plugins(dir, plan)
 }
 
-/// Writes the runtime of build steps: this launcher under another name, and its configuration.
+/// Writes this launcher under another name, under which BuildKit starts it.
 ///
 /// The file is not a symbolic link, because a newer build of the launcher replaces the launcher's own file while steps
 /// run.
-fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
-    let program = dir.config_directory().join(step_runtime::RUNTIME_PROGRAM);
-    let _ = fs::remove_file(&program);
+pub(crate) fn write_launcher_as(program: &Path, plan: &StackPlan) -> Result<()> {
+    let _ = fs::remove_file(program);
     let launcher = &plan.launcher.program;
     // Another file system needs a copy.
-    if fs::hard_link(launcher, &program).is_err() {
-        fs::copy(launcher, &program).with_operation("write", &program)?;
+    if fs::hard_link(launcher, program).is_err() {
+        fs::copy(launcher, program).with_operation("write", program)?;
     }
+    Ok(())
+}
+
+/// Writes the runtime of build steps, which is this launcher, and its configuration.
+fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
+    write_launcher_as(&dir.config_directory().join(step_runtime::RUNTIME_PROGRAM), plan)?;
     let runtime = StepRuntime {
         runc: plan.tools.runc.clone(),
         limits: plan.step_limits()?,

@@ -8,10 +8,10 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    address::{BUILDKIT_ADDRESS, BUILDKIT_PORT, STEPS_SUBNET},
+    address::{BUILDKIT_ADDRESS, BUILDKIT_PORT, GENERAL_STEPS_SUBNET},
     certificates::{CLIENT_SECRETS, DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE},
     cgroup::STEPS_GROUP,
-    step_runtime,
+    step_address, step_runtime,
     supervisor::{
         network,
         part_spec::{PartSpec, PartSpecSource},
@@ -29,9 +29,6 @@ const HISTORY_RECORDS: u32 = 10_000;
 /// The number of networks for steps that BuildKit prepares, so that a step does not wait for one.
 const NETWORK_POOL_SIZE: u32 = 16;
 
-/// The folder of the CNI plugins.
-const CNI_PLUGINS: &str = "/usr/lib/cni";
-
 impl PartSpecSource {
     /// Returns the specification of BuildKit.
     ///
@@ -47,7 +44,7 @@ impl PartSpecSource {
              [history]\n  maxAge = {history}\n  maxEntries = {HISTORY_RECORDS}\n\n\
              [worker.containerd]\n  enabled = false\n\n\
              [worker.oci]\n  binary = \"{runtime}\"\n  defaultCgroupParent = \"{STEPS_GROUP}\"\n  \
-             networkMode = \"cni\"\n  cniConfigPath = \"{networks}\"\n  cniBinaryPath = \"{CNI_PLUGINS}\"\n  \
+             networkMode = \"cni\"\n  cniConfigPath = \"{networks}\"\n  cniBinaryPath = \"{plugins}\"\n  \
              cniPoolSize = {NETWORK_POOL_SIZE}\n  gc = true\n  reservedSpace = \"10%\"\n  maxUsedSpace = \"60%\"\n  \
              minFreeSpace = \"25%\"\n\n\
              [registry.\"{registry}\"]\n  http = true\n",
@@ -58,6 +55,7 @@ impl PartSpecSource {
             history = HISTORY_AGE.as_secs(),
             runtime = config.join(step_runtime::RUNTIME_PROGRAM).display(),
             networks = networks.display(),
+            plugins = step_address::plugin_directory(&self.dir).display(),
             registry = self.plan.registry_host_and_port(),
         );
         let path = config.join("buildkitd.toml");
@@ -88,14 +86,14 @@ impl PartSpecSource {
 }
 
 /// Returns the CNI configuration of steps: each step has a pair of interfaces of its own, so that packets between
-/// steps pass the firewall too. A bridge would deliver them.
+/// steps pass the firewall too. A bridge would deliver them. The firewall tells tenants apart by the addresses of steps.
 fn step_networks() -> String {
     let ptp = json!({
         "type": "ptp",
         "ipam": {
-            "type": "host-local",
+            "type": step_address::PLUGIN_PROGRAM,
             "dataDir": "/run/slipway/step-addresses",
-            "ranges": [[{ "subnet": STEPS_SUBNET }]],
+            "ranges": [[{ "subnet": GENERAL_STEPS_SUBNET }]],
             "routes": [{ "dst": "0.0.0.0/0" }],
         },
     });

@@ -7,9 +7,9 @@ use crate::{
     address::{
         BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_INTERFACE, BUILDKIT_PORT, BUILDKIT_SUBNET,
         EGRESS_INTERFACE, EGRESS_RESOLVER_ADDRESS, FUNCTIONS_SUBNET, INNER_INTERFACE, REGISTRY_PORT,
-        STACK_INTERFACE, STACKS_SUBNET, STEPS_SUBNET, StackNumber,
+        STACK_INTERFACE, STACKS_SUBNET, STEPS_SUBNET, StackNumber, tenant_steps_subnet,
     },
-    egress::Egress,
+    egress::{Egress, PublicAccess},
 };
 
 /// The number of connections that a build step may have at a time.
@@ -23,6 +23,7 @@ pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
     let mut rules = vec![
         "*filter".to_owned(),
         ":BUILDS - [0:0]".to_owned(),
+        ":PUBLIC - [0:0]".to_owned(),
         // The pair accepts connections from the machine itself only, and forwards none into the stack.
         format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"),
         format!("-A FORWARD -i {INNER_INTERFACE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"),
@@ -47,20 +48,30 @@ pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
         format!("-A BUILDS -d {EGRESS_RESOLVER_ADDRESS} -p udp --dport 53 -j ACCEPT"),
         format!("-A BUILDS -d {EGRESS_RESOLVER_ADDRESS} -p tcp --dport 53 -j ACCEPT"),
     ];
-    rules.extend(
-        egress
-            .allowed
-            .iter()
-            .map(|network| format!("-A BUILDS -d {network} -j ACCEPT")),
-    );
-    rules.extend(
-        egress
-            .denied
-            .iter()
-            .map(|network| format!("-A BUILDS -d {network} -j REJECT")),
-    );
+    // The rules of a tenant's steps come first and leave nothing to the general ones.
+    for (index, tenant) in egress.tenants.iter().enumerate() {
+        let Some(subnet) = tenant_steps_subnet(index) else {
+            continue;
+        };
+        let allowed = tenant.allowed.iter();
+        rules.extend(allowed.map(|network| format!("-A BUILDS -s {subnet} -d {network} -j ACCEPT")));
+        if tenant.is_public {
+            rules.push(format!("-A BUILDS -s {subnet} -g PUBLIC"));
+        }
+        rules.push(format!("-A BUILDS -s {subnet} -j REJECT"));
+    }
+    let allowed = egress.allowed.iter();
+    rules.extend(allowed.map(|network| format!("-A BUILDS -d {network} -j ACCEPT")));
+    match egress.public {
+        PublicAccess::All => rules.push("-A BUILDS -g PUBLIC".to_owned()),
+        PublicAccess::Daemon => rules.push(format!("-A BUILDS -s {BUILDKIT_ADDRESS} -g PUBLIC")),
+        PublicAccess::None => {}
+    }
+    rules.push("-A BUILDS -j REJECT".to_owned());
+    let denied = egress.denied.iter();
+    rules.extend(denied.map(|network| format!("-A PUBLIC -d {network} -j REJECT")));
     rules.extend([
-        "-A BUILDS -j ACCEPT".to_owned(),
+        "-A PUBLIC -j ACCEPT".to_owned(),
         "COMMIT".to_owned(),
         // Packets that leave the functions' network and BuildKit's get the stack's address.
         "*nat".to_owned(),
@@ -123,6 +134,7 @@ fn rules_text(rules: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::egress::TenantEgress;
 
     #[test]
     fn rules_for_opened_networks_precede_those_for_closed_ones_and_stacks_stay_closed() {
@@ -133,11 +145,41 @@ mod tests {
             "-A BUILDS ! -o tap0 -j REJECT",
             "-A BUILDS -d 10.63.0.0/16 -j REJECT",
             "-A BUILDS -d 10.1.0.0/16 -j ACCEPT",
-            "-A BUILDS -d 10.0.0.0/8 -j REJECT",
-            "-A BUILDS -d 169.254.0.0/16 -j REJECT",
-            "-A BUILDS -j ACCEPT",
+            "-A BUILDS -g PUBLIC",
+            "-A BUILDS -j REJECT",
+            "-A PUBLIC -d 10.0.0.0/8 -j REJECT",
+            "-A PUBLIC -d 169.254.0.0/16 -j REJECT",
+            "-A PUBLIC -j ACCEPT",
         ];
         assert!(order.is_sorted_by_key(|rule| at(rule)), "{rules}");
-        assert!(rules.contains("-A BUILDS -d 10.0.0.0/8 -p tcp -j REJECT --reject-with tcp-reset\n"));
+        assert!(rules.contains("-A PUBLIC -d 10.0.0.0/8 -p tcp -j REJECT --reject-with tcp-reset\n"));
+    }
+
+    #[test]
+    fn a_tenants_steps_have_its_rules_and_no_general_ones() {
+        let tenant = |tenant: &str, is_public| TenantEgress {
+            tenant: tenant.to_owned(),
+            allowed: vec!["10.7.7.7".parse().unwrap()],
+            is_public,
+        };
+        let egress = Egress {
+            public: PublicAccess::Daemon,
+            tenants: vec![tenant("listed", false), tenant("open", true)],
+            ..Egress::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap()
+        };
+        let rules = stack_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
+        let lines = rules.lines().filter(|line| line.starts_with("-A BUILDS"));
+        let lines = lines.filter(|line| !line.contains("-p tcp")).collect::<Vec<_>>();
+        let expected = [
+            "-A BUILDS -s 10.65.128.0/24 -d 10.7.7.7/32 -j ACCEPT",
+            "-A BUILDS -s 10.65.128.0/24 -j REJECT",
+            "-A BUILDS -s 10.65.129.0/24 -d 10.7.7.7/32 -j ACCEPT",
+            "-A BUILDS -s 10.65.129.0/24 -g PUBLIC",
+            "-A BUILDS -s 10.65.129.0/24 -j REJECT",
+            "-A BUILDS -d 10.1.0.0/16 -j ACCEPT",
+            "-A BUILDS -s 10.64.0.2 -g PUBLIC",
+            "-A BUILDS -j REJECT",
+        ];
+        assert!(lines.ends_with(&expected), "{lines:#?}");
     }
 }

@@ -47,7 +47,11 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     run_ip(&format!("address add {outer}/30 dev {interface}"))?;
     run_ip(&format!("link set {interface} up"))?;
     let machine = machine_networks(&run_ip("-json -4 address show")?)?;
-    let egress = Egress::new(plan.allowed.clone(), machine)?;
+    let egress = Egress {
+        public: plan.public,
+        tenants: plan.tenants.clone(),
+        ..Egress::new(plan.allowed.clone(), machine)?
+    };
 
     move_into(STACK_NAMESPACE_FILE)?;
     run_ip("link set lo up")?;

@@ -8,7 +8,9 @@ use std::{
     process::Stdio,
 };
 
-use slipway_stack::{LauncherError, ProgressSink, Stack, StackOptions, StepLimits, stop_named_stack};
+use slipway_stack::{
+    LauncherError, ProgressSink, PublicAccess, Stack, StackOptions, StepLimits, stop_named_stack,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
@@ -49,6 +51,11 @@ async fn start_stack_with(
 
 /// Starts a build of these instructions on an image with busybox.
 fn start_build(stack: &Stack, context: &Path, instructions: &str) -> Child {
+    start_build_of_tenant(stack, context, instructions, "")
+}
+
+/// Starts a build as builder-fn starts those of a tenant; without a name, it is nobody's.
+fn start_build_of_tenant(stack: &Stack, context: &Path, instructions: &str, tenant: &str) -> Child {
     fs::create_dir_all(context).unwrap();
     fs::copy("/bin/busybox", context.join("busybox")).unwrap();
     let dockerfile = format!(
@@ -63,6 +70,9 @@ fn start_build(stack: &Stack, context: &Path, instructions: &str) -> Child {
         "--no-cache",
         "--progress=plain",
     ]);
+    if !tenant.is_empty() {
+        buildctl.args(["--opt", &format!("hostname={tenant}")]);
+    }
     buildctl.args(["--frontend", "dockerfile.v0", "--local"]);
     buildctl
         .arg(format!("context={}", context.display()))
@@ -76,8 +86,12 @@ fn start_build(stack: &Stack, context: &Path, instructions: &str) -> Child {
 }
 
 async fn build_on_busybox(stack: &Stack, instructions: &str) -> FinishedBuild {
+    build_of_tenant(stack, instructions, "").await
+}
+
+async fn build_of_tenant(stack: &Stack, instructions: &str, tenant: &str) -> FinishedBuild {
     let context = tempfile::tempdir().unwrap();
-    let done = start_build(stack, context.path(), instructions)
+    let done = start_build_of_tenant(stack, context.path(), instructions, tenant)
         .wait_with_output()
         .await
         .unwrap();
@@ -192,7 +206,8 @@ async fn builds_reach_no_service_of_the_stack_or_the_machine_and_no_other_build(
     );
     drop(listening);
 
-    let socket = "RUN ls -l /dev/otel-grpc.sock /run/buildkit && exit 9 || true";
+    let socket = "RUN for at in /dev/otel-grpc.sock /run/buildkit; do [ ! -e $at ] || exit 9; done; \
+                  ! env | grep ^OTEL_";
     let built = build_on_busybox(&stack, socket).await;
     assert!(
         built.succeeded,
@@ -257,6 +272,85 @@ async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing(
         "{}",
         built.output
     );
+    remove_stack(name).await
+}
+
+/// An address of this machine that a stack takes for a public one, because it is added after the stack's start.
+struct PublicAddress(&'static str);
+
+impl PublicAddress {
+    fn add(address: &'static str) -> Self {
+        let added = std::process::Command::new("ip")
+            .args(["address", "add", &format!("{address}/32"), "dev", "lo"])
+            .status();
+        assert!(added.unwrap().success(), "{address}");
+        Self(address)
+    }
+}
+
+impl Drop for PublicAddress {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip")
+            .args(["address", "delete", &format!("{}/32", self.0), "dev", "lo"])
+            .status();
+    }
+}
+
+#[tokio::test]
+async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_all_or_for_their_tenant()
+-> Result<(), LauncherError> {
+    // Reserved for documentation (RFC 5737).
+    const FOR_ALL: &str = "198.51.100.81";
+    const FOR_ACME: &str = "198.51.100.82";
+    const FOR_NOBODY: &str = "198.51.100.83";
+    let name = "test-closed";
+    let stack = start_stack_with(name, |options| {
+        options.public = PublicAccess::None;
+        options.allowed = vec![FOR_ALL.to_owned()];
+        options.tenant_networks = ["acme=198.51.100.82", "open=public", "closed="]
+            .map(|rule| rule.parse().unwrap())
+            .into();
+    })
+    .await?;
+    let _addresses = [FOR_ALL, FOR_ACME, FOR_NOBODY].map(PublicAddress::add);
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    serve_http_with_redirects(listener, format!("http://{FOR_ACME}:{port}/file"));
+    let servers = [FOR_ALL, FOR_ACME, FOR_NOBODY].map(|address| format!("{address}:{port}"));
+    for (tenant, reached) in [
+        ("", &servers[..1]),
+        // A tenant's list replaces the list for all.
+        ("acme", &servers[1..2]),
+        ("open", &servers),
+        ("closed", &[]),
+        ("another", &servers[..1]),
+    ] {
+        let built = build_of_tenant(&stack, &connecting_instruction(&servers), tenant).await;
+        assert!(built.succeeded, "{tenant}: {}", built.output);
+        assert_eq!(
+            built.words_after("reached "),
+            reached,
+            "{tenant}: {}",
+            built.output
+        );
+    }
+    // The daemon reads what is listed for all, and follows no redirect to anything else, whoever's build it is.
+    for (path, is_open) in [
+        (format!("{}/file", servers[0]), true),
+        (format!("{}/redirect", servers[0]), false),
+        (format!("{}/file", servers[1]), false),
+        (format!("{}/file", servers[2]), false),
+    ] {
+        for tenant in ["acme", "open"] {
+            let built = build_of_tenant(&stack, &format!("ADD http://{path} /x"), tenant).await;
+            assert_eq!(built.succeeded, is_open, "{tenant} {path}: {}", built.output);
+            assert!(
+                is_open || built.output.contains("connection refused"),
+                "{tenant} {path}: {}",
+                built.output
+            );
+        }
+    }
     remove_stack(name).await
 }
 

@@ -215,7 +215,7 @@ fn belongs_to_stack(pid: &str, stack: &str) -> bool {
 }
 
 fn is_network_plugin(pid: &str) -> bool {
-    command_line(pid).starts_with("/usr/lib/cni/")
+    command_line(pid).contains("/cni/")
 }
 
 fn process_ids() -> Vec<String> {

@@ -1,0 +1,172 @@
+//! The CNI plugin that gives addresses to build steps: one in the subnet of the step's tenant, by which the firewall
+//! tells tenants apart.
+//!
+//! BuildKit passes on the host name that builder-fn sets for the steps of a tenant's builds: the tenant's name. A
+//! Dockerfile cannot change it, and a step cannot send with an address that it was not given.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsStr,
+    fs,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    address::tenant_steps_subnet,
+    directories::{StackDir, write_private_file},
+    error::{IoResultExt as _, LauncherError, Result},
+    plan::StackPlan,
+    up,
+};
+
+/// The name of the plugin's program: the launcher under another name.
+pub(crate) const PLUGIN_PROGRAM: &str = "slipway-step-address";
+
+/// The name of the plugin's configuration file, beside its program.
+const CONFIGURATION_FILE: &str = "slipway-step-address.json";
+
+/// The folder of Debian's CNI plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+
+/// The plugin that chooses an address within a subnet.
+const ADDRESS_PLUGIN: &str = "host-local";
+
+/// The argument of CNI plugins with the host name of a step.
+const HOST_NAME_ARGUMENT: &str = "K8S_POD_NAME=";
+
+/// The configuration of the plugin: the subnets of tenants, by their names.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct TenantSubnets(BTreeMap<String, String>);
+
+/// Returns the folder with the CNI plugins of the stack.
+pub(crate) fn plugin_directory(dir: &StackDir) -> PathBuf {
+    dir.config_directory().join("cni")
+}
+
+/// Writes the folder with the CNI plugins of the stack: this one, and links to Debian's.
+pub(crate) fn write_plugins(dir: &StackDir, plan: &StackPlan) -> Result<()> {
+    let folder = plugin_directory(dir);
+    fs::create_dir_all(&folder).with_operation("create", &folder)?;
+    for plugin in ["loopback", "ptp"] {
+        let link = folder.join(plugin);
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(Path::new(CNI_PLUGINS).join(plugin), &link)
+            .with_operation("create", &link)?;
+    }
+    up::write_launcher_as(&folder.join(PLUGIN_PROGRAM), plan)?;
+    let tenants = plan.tenants.iter().enumerate();
+    let subnets =
+        tenants.filter_map(|(index, tenant)| Some((tenant.tenant.clone(), tenant_steps_subnet(index)?)));
+    let path = folder.join(CONFIGURATION_FILE);
+    let text = serde_json::to_vec(&TenantSubnets(subnets.collect()));
+    let text = text.map_err(|source| LauncherError::InvalidFile {
+        path: path.clone(),
+        source,
+    })?;
+    write_private_file(&path, &text)
+}
+
+/// Returns whether this process was started as the CNI plugin for addresses.
+pub fn is_address_plugin() -> bool {
+    let program = env::args_os().next().unwrap_or_default();
+    Path::new(&program).file_name() == Some(OsStr::new(PLUGIN_PROGRAM))
+}
+
+/// Runs the plugin that chooses an address, with the subnet of the step's tenant in the configuration that it reads.
+pub fn run_address_plugin() -> Result<ExitCode> {
+    let program = PathBuf::from(env::args_os().next().unwrap_or_default());
+    let path = program.with_file_name(CONFIGURATION_FILE);
+    let invalid = |path: &Path, source| LauncherError::InvalidFile {
+        path: path.to_owned(),
+        source,
+    };
+    let text = fs::read(&path).with_operation("read", &path)?;
+    let subnets: TenantSubnets = serde_json::from_slice(&text).map_err(|error| invalid(&path, error))?;
+    let input = Path::new("/dev/stdin");
+    let mut text = Vec::new();
+    io::stdin().read_to_end(&mut text).with_operation("read", input)?;
+    let mut configuration: Value = serde_json::from_slice(&text).map_err(|error| invalid(input, error))?;
+    choose_subnet(
+        &mut configuration,
+        &env::var("CNI_ARGS").unwrap_or_default(),
+        &subnets,
+    );
+
+    let plugin = Path::new(CNI_PLUGINS).join(ADDRESS_PLUGIN);
+    let mut child = Command::new(&plugin)
+        .stdin(Stdio::piped())
+        .spawn()
+        .with_operation("run", &plugin)?;
+    if let Some(mut input) = child.stdin.take() {
+        input
+            .write_all(configuration.to_string().as_bytes())
+            .with_operation("write to", &plugin)?;
+    }
+    let status = child.wait().with_operation("wait for", &plugin)?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Changes the configuration of a network (CNI specification) to that of the address plugin, with the subnet of the
+/// step's tenant, if it has one.
+fn choose_subnet(configuration: &mut Value, arguments: &str, subnets: &TenantSubnets) {
+    let Some(addresses) = configuration
+        .get_mut("ipam")
+        .filter(|addresses| addresses.is_object())
+    else {
+        return;
+    };
+    addresses["type"] = json!(ADDRESS_PLUGIN);
+    let tenant = arguments
+        .split(';')
+        .find_map(|argument| argument.strip_prefix(HOST_NAME_ARGUMENT));
+    if let Some(subnet) = tenant.and_then(|tenant| subnets.0.get(tenant)) {
+        addresses["ranges"] = json!([[{ "subnet": subnet }]]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_of_a_tenant_with_rules_get_addresses_in_its_subnet_and_others_in_the_general_one() {
+        let subnets = TenantSubnets(BTreeMap::from([("acme".to_owned(), "10.65.128.0/24".to_owned())]));
+        let subnet_with = |arguments: &str| {
+            let mut configuration = json!({
+                "name": "steps",
+                "ipam": { "type": PLUGIN_PROGRAM, "ranges": [[{ "subnet": "10.65.0.0/17" }]] },
+            });
+            choose_subnet(&mut configuration, arguments, &subnets);
+            assert_eq!(configuration["ipam"]["type"], ADDRESS_PLUGIN);
+            configuration["ipam"]["ranges"][0][0]["subnet"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(subnet_with("K8S_POD_NAME=acme;IgnoreUnknown=1"), "10.65.128.0/24");
+        assert_eq!(subnet_with("IgnoreUnknown=1;K8S_POD_NAME=acme"), "10.65.128.0/24");
+        for other in [
+            "",
+            "K8S_POD_NAME=",
+            "K8S_POD_NAME=acme2",
+            "K8S_POD_NAME=acm",
+            "XK8S_POD_NAME=acme",
+        ] {
+            assert_eq!(subnet_with(other), "10.65.0.0/17", "{other}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_addresses_passes_unchanged() {
+        let mut configuration = json!({ "cniVersion": "1.0.0" });
+        choose_subnet(&mut configuration, "K8S_POD_NAME=acme", &TenantSubnets::default());
+        assert_eq!(configuration, json!({ "cniVersion": "1.0.0" }));
+    }
+}
