@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use function_host::http::Method;
-use function_host::policy::Policy;
+use function_host::http::{HeaderMap, Method};
+use function_host::policy::{Policy, TenantName};
 use function_host::secret::SecretError;
 use function_host::{Body, Context, Error as HostError, ErrorChain, Handler, Request, Response, trace};
 use tokio::time::Instant;
@@ -19,7 +19,8 @@ use crate::metrics::{Metrics, SUPERSEDED_OUTCOME};
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BoundedLog, LineFormatter, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
-    self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, VerifiedSignature,
+    self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, TENANT_HEADER,
+    VerifiedSignature,
 };
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
@@ -61,7 +62,7 @@ impl Handler for BuilderApi {
         trace::set_route_of_current_request(route);
         Ok(match method {
             Method::POST => self.answer_build(request, context).await,
-            _ => self.answer_public_key(),
+            _ => self.answer_public_key(request.headers()),
         })
     }
 }
@@ -96,13 +97,26 @@ impl BuildExchange {
 }
 
 impl BuilderApi {
-    fn answer_public_key(&self) -> Response {
+    /// Answers with the public key for build secrets: that of the tenant that the request names, if there is a policy. A
+    /// name is not looked up in the policy, so that the answer tells nobody which tenants there are.
+    fn answer_public_key(&self, headers: &HeaderMap) -> Response {
         let Some(key) = &self.seal_key else {
             return answer::not_found_response(
                 "this builder has no key for sealed secrets (build_secrets_private_key_path)",
             );
         };
-        match key.public_key_answer() {
+        let named = headers.get(TENANT_HEADER).map(|value| {
+            String::from_utf8_lossy(value.as_bytes())
+                .trim()
+                .parse::<TenantName>()
+        });
+        let tenant = match named.transpose() {
+            Ok(tenant) => tenant.filter(|_| self.signatures.policy.is_some()),
+            Err(error) => {
+                return answer::not_found_response(&format!("the tenant in X-Slipway-Tenant {error}"));
+            }
+        };
+        match key.public_key_answer(tenant.as_ref()) {
             Ok(key) => answer::public_key_response(&key),
             Err(error) => {
                 let error = Error::from(error);
@@ -298,7 +312,10 @@ impl BuilderApi {
         match (&request.sealed_secrets, &self.seal_key) {
             (None, _) => Ok(BuildSecrets::default()),
             (Some(_), None) => Err(Error::NoSealKey),
-            (Some(sealed), Some(key)) => Ok(key.open_envelope(sealed)?),
+            (Some(sealed), Some(key)) => {
+                let tenant = request.tenant().map(|tenant| tenant.name());
+                Ok(key.open_envelope(sealed, tenant)?)
+            }
         }
     }
 

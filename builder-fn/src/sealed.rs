@@ -1,4 +1,6 @@
-//! Build secrets: the caller seals them to the builder's public key, and the builder opens them for one build.
+//! Build secrets: the caller seals them to a public key of the builder, and the builder opens them for one build.
+//!
+//! Each tenant has a key of its own, derived from the builder's: what is sealed to it, only builds of this tenant open.
 //!
 //! The format is that of OpenFaaS: go-sdk `seal/seal.go`. Names are in clear text; each value is a NaCl box of its own.
 
@@ -13,8 +15,11 @@ use base64::engine::general_purpose::STANDARD;
 use crypto_box::aead::Aead;
 use crypto_box::{PublicKey, SalsaBox, SecretKey};
 use function_host::Secrets;
+use function_host::policy::TenantName;
+use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 pub(crate) use error::SealError;
@@ -23,6 +28,9 @@ pub(crate) use opened::BuildSecrets;
 const ENVELOPE_VERSION: &str = "v1";
 const ENVELOPE_ALGORITHM: &str = "nacl/box";
 const NONCE_BYTES: usize = 24;
+
+/// What the name of a tenant follows in the text that its key is derived from.
+const TENANT_KEY_PURPOSE: &str = "slipway: key for the build secrets of the tenant ";
 
 /// The length of the largest secret value that BuildKit accepts, in bytes: `session/secrets/secretsprovider`.
 const MAX_SECRET_VALUE_BYTES: usize = 500 << 10;
@@ -51,47 +59,68 @@ impl SealKey {
         }
     }
 
-    /// Reads the key's file and returns the answer to `GET /publickey`.
+    /// Reads the key's file and returns the answer to `GET /publickey`: the key of a tenant, or the one of the builder.
     ///
     /// # Errors
     /// Fails if the file is missing or does not contain a key.
-    pub(crate) fn public_key_answer(&self) -> Result<Value, SealError> {
-        let public_key = encode_public_key(&self.read()?);
+    pub(crate) fn public_key_answer(&self, tenant: Option<&TenantName>) -> Result<Value, SealError> {
+        let [key, ..] = &self.read_keys(tenant)?[..] else {
+            return Err(SealError::KeyFormat);
+        };
+        let public_key = encode_public_key(key);
         Ok(json!({"key_id": key_id(&public_key), "algorithm": ENVELOPE_ALGORITHM, "public_key": public_key}))
     }
 
-    /// Opens all sealed secrets of an envelope.
+    /// Opens all sealed secrets of an envelope, for a build of a tenant or for nobody's. An envelope may be sealed to the
+    /// tenant's key or to the builder's.
     ///
     /// # Errors
     /// Fails if the envelope is malformed or sealed to another key, or if any of its secrets cannot be opened.
-    pub(crate) fn open_envelope(&self, envelope: &[u8]) -> Result<BuildSecrets, SealError> {
-        let key = self.read()?;
+    pub(crate) fn open_envelope(
+        &self,
+        envelope: &[u8],
+        tenant: Option<&TenantName>,
+    ) -> Result<BuildSecrets, SealError> {
+        let keys = self.read_keys(tenant)?;
         let envelope = Envelope::parse(envelope)?;
-        let (own, found) = (encode_public_key(&key), envelope.key_id.as_deref());
-        if let Some(found) = found.filter(|found| !found.is_empty() && *found != key_id(&own)) {
-            return Err(SealError::OtherKey {
-                found: found.chars().take(64).collect(),
-                own: key_id(&own).to_owned(),
-            });
-        }
-        let seal = SalsaBox::new(&envelope.sender, &key);
-        let opened = envelope.secrets.into_iter().map(|(name, sealed)| {
-            let value = open_value(&seal, &name, &sealed)?;
-            Ok((name, value))
+        let ids: Vec<_> = keys
+            .iter()
+            .map(|key| key_id(&encode_public_key(key)).to_owned())
+            .collect();
+        let found = envelope.key_id.as_deref().filter(|found| !found.is_empty());
+        let mut opened = Err(SealError::OtherKey {
+            found: found.unwrap_or_default().chars().take(64).collect(),
+            own: ids.first().cloned().unwrap_or_default(),
         });
-        let opened: BTreeMap<_, _> = opened.collect::<Result<_, _>>()?;
-        let size = opened.values().map(|value| value.len()).sum();
-        match size > MAX_TOTAL_SECRET_BYTES {
-            true => Err(SealError::TotalTooLarge { size }),
-            false => Ok(BuildSecrets::new(opened)),
+        for (key, id) in keys.iter().zip(&ids) {
+            // Only an envelope without an ID is tried with another key.
+            if found.is_none_or(|found| found == id) && opened.is_err() {
+                opened = envelope.open_secrets(key);
+            }
         }
+        opened
     }
 
-    fn read(&self) -> Result<SecretKey, SealError> {
+    /// Reads the private keys that open a tenant's envelopes: its own, if there is a tenant, and the builder's.
+    fn read_keys(&self, tenant: Option<&TenantName>) -> Result<Vec<SecretKey>, SealError> {
         let text = self.folder.read_secret(&self.name).map_err(SealError::Key)?;
         let bytes = Zeroizing::new(STANDARD.decode(text.expose()).map_err(|_| SealError::KeyFormat)?);
-        SecretKey::from_slice(&bytes).map_err(|_| SealError::KeyFormat)
+        let shared = SecretKey::from_slice(&bytes).map_err(|_| SealError::KeyFormat)?;
+        let own = tenant
+            .map(|tenant| derive_tenant_key(&shared, tenant))
+            .transpose()?;
+        Ok(own.into_iter().chain([shared]).collect())
     }
+}
+
+/// Derives a tenant's private key from the builder's, by HMAC-SHA256. Nobody without the builder's key can.
+fn derive_tenant_key(shared: &SecretKey, tenant: &TenantName) -> Result<SecretKey, SealError> {
+    let bytes = Zeroizing::new(shared.to_bytes());
+    let mut derivation = Hmac::<Sha256>::new_from_slice(&bytes[..]).map_err(|_| SealError::KeyFormat)?;
+    derivation.update(TENANT_KEY_PURPOSE.as_bytes());
+    derivation.update(tenant.as_str().as_bytes());
+    let derived = Zeroizing::new(<[u8; 32]>::from(derivation.finalize().into_bytes()));
+    SecretKey::from_slice(&derived[..]).map_err(|_| SealError::KeyFormat)
 }
 
 /// A parsed envelope of sealed secrets.
@@ -139,6 +168,21 @@ impl Envelope {
             sender: sender.ok_or(wrong("public_key", "32 bytes in base64"))?,
             secrets,
         })
+    }
+
+    /// Opens all secrets with a private key.
+    fn open_secrets(&self, key: &SecretKey) -> Result<BuildSecrets, SealError> {
+        let seal = SalsaBox::new(&self.sender, key);
+        let opened = self.secrets.iter().map(|(name, sealed)| {
+            let value = open_value(&seal, name, sealed)?;
+            Ok((name.clone(), value))
+        });
+        let opened: BTreeMap<_, _> = opened.collect::<Result<_, _>>()?;
+        let size = opened.values().map(|value| value.len()).sum();
+        match size > MAX_TOTAL_SECRET_BYTES {
+            true => Err(SealError::TotalTooLarge { size }),
+            false => Ok(BuildSecrets::new(opened)),
+        }
     }
 }
 
@@ -195,7 +239,7 @@ mod tests {
     #[test]
     fn an_envelope_of_faas_cli_is_opened() {
         let (_folder, key) = seal_key_file(&format!("{PRIVATE_KEY}\n"));
-        let secrets = key.open_envelope(ENVELOPE.as_bytes()).expect("secrets");
+        let secrets = key.open_envelope(ENVELOPE.as_bytes(), None).expect("secrets");
 
         assert_eq!(
             secrets.secret("npmrc"),
@@ -205,11 +249,11 @@ mod tests {
         assert_eq!(secrets.secret("other"), None);
         assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
         assert_eq!(
-            key.public_key_answer().expect("a key"),
+            key.public_key_answer(None).expect("a key"),
             json!({"key_id": "UWnDv86x", "algorithm": "nacl/box", "public_key": PUBLIC_KEY})
         );
         let without_id = ENVELOPE.replace("key_id: UWnDv86x\n", "");
-        assert!(key.open_envelope(without_id.as_bytes()).is_ok());
+        assert!(key.open_envelope(without_id.as_bytes(), None).is_ok());
         for (from, to) in [
             ("secrets:\n", "secrets:\n    none: null\n    nothing:\n"),
             ("key_id: UWnDv86x", "key_id: null"),
@@ -217,7 +261,7 @@ mod tests {
         ] {
             let changed = ENVELOPE.replace(from, to);
             let secrets = key
-                .open_envelope(changed.as_bytes())
+                .open_envelope(changed.as_bytes(), None)
                 .unwrap_or_else(|error| panic!("{to}: {error}"));
             assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
         }
@@ -297,7 +341,7 @@ mod tests {
             ),
         ] {
             let error = key
-                .open_envelope(ENVELOPE.replace(from, to).as_bytes())
+                .open_envelope(ENVELOPE.replace(from, to).as_bytes(), None)
                 .expect_err(to);
             assert!(error.to_string().contains(text), "{to}: {error}");
             assert!(!error.is_platforms_fault() && !error.to_string().contains("hunter2"));
@@ -307,22 +351,29 @@ mod tests {
     #[test]
     fn an_unusable_key_is_the_platforms_fault_and_a_changed_key_is_read_again() {
         let (folder, key) = seal_key_file("no key");
-        assert!(matches!(key.public_key_answer(), Err(SealError::KeyFormat)));
+        assert!(matches!(key.public_key_answer(None), Err(SealError::KeyFormat)));
         std::fs::write(folder.path().join("next"), PRIVATE_KEY).expect("write");
         std::fs::rename(folder.path().join("next"), folder.path().join("key")).expect("rename");
-        assert_eq!(key.public_key_answer().expect("a key")["public_key"], PUBLIC_KEY);
+        assert_eq!(
+            key.public_key_answer(None).expect("a key")["public_key"],
+            PUBLIC_KEY
+        );
         std::fs::remove_file(folder.path().join("key")).expect("remove");
         let error = key
-            .open_envelope(ENVELOPE.as_bytes())
+            .open_envelope(ENVELOPE.as_bytes(), None)
             .expect_err("the key is missing");
         assert!(error.is_platforms_fault());
     }
 
     /// Seals values of these sizes to the private key `[1; 32]`, and returns the envelope.
     fn sealed_envelope(sizes: &[usize]) -> String {
+        envelope_sealed_to(&SecretKey::from([1; 32]).public_key(), sizes)
+    }
+
+    fn envelope_sealed_to(key: &PublicKey, sizes: &[usize]) -> String {
         use crypto_box::aead::generic_array::GenericArray;
         let sender = SecretKey::from([2; 32]);
-        let seal = SalsaBox::new(&SecretKey::from([1; 32]).public_key(), &sender);
+        let seal = SalsaBox::new(key, &sender);
         let nonce = GenericArray::from([3; NONCE_BYTES]);
         let public = STANDARD.encode(sender.public_key().as_bytes());
         let mut envelope = format!("version: v1\nalgorithm: nacl/box\npublic_key: {public}\nsecrets:\n");
@@ -342,7 +393,7 @@ mod tests {
             (MAX_SECRET_VALUE_BYTES, true),
             (MAX_SECRET_VALUE_BYTES + 1, false),
         ] {
-            let opened = key.open_envelope(sealed_envelope(&[size]).as_bytes());
+            let opened = key.open_envelope(sealed_envelope(&[size]).as_bytes(), None);
             assert_eq!(opened.is_ok(), is_accepted, "{size}");
         }
     }
@@ -353,7 +404,8 @@ mod tests {
         let rest = MAX_TOTAL_SECRET_BYTES - 2 * MAX_SECRET_VALUE_BYTES;
         assert!(
             key.open_envelope(
-                sealed_envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest]).as_bytes()
+                sealed_envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest]).as_bytes(),
+                None
             )
             .is_ok()
         );
@@ -361,6 +413,7 @@ mod tests {
         let error = key
             .open_envelope(
                 sealed_envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest + 1]).as_bytes(),
+                None,
             )
             .expect_err("too large in total");
         assert!(
@@ -370,5 +423,51 @@ mod tests {
             "{error}"
         );
         assert!(!error.is_platforms_fault());
+    }
+
+    #[test]
+    fn what_is_sealed_to_a_tenants_key_only_its_builds_open() {
+        let (_folder, key) = seal_key_file(&STANDARD.encode([1; 32]));
+        let [acme, globex] = ["acme", "globex"].map(|name| name.parse::<TenantName>().expect("a name"));
+        let answer = key.public_key_answer(Some(&acme)).expect("a key");
+        let public = answer["public_key"].as_str().expect("text");
+        let id = answer["key_id"].as_str().expect("text");
+        let public_key = PublicKey::from_slice(&STANDARD.decode(public).expect("base64")).expect("a key");
+        let without_id = envelope_sealed_to(&public_key, &[3]);
+        for sealed in [
+            without_id.clone(),
+            without_id.replace("secrets:", &format!("key_id: {id}\nsecrets:")),
+        ] {
+            let open = |tenant| key.open_envelope(sealed.as_bytes(), tenant);
+            assert_eq!(
+                open(Some(&acme)).expect("its own").secret("large-0"),
+                Some(&b"xxx"[..])
+            );
+            for other in [Some(&globex), None] {
+                let error = open(other).expect_err("another's");
+                assert!(!error.is_platforms_fault(), "{error}");
+            }
+        }
+        // Another tenant that names its own key, or the builder's, does not open it either.
+        for other in [Some(&globex), None] {
+            let answer = key.public_key_answer(other).expect("a key");
+            let id = answer["key_id"].as_str().expect("text");
+            let forged = without_id.replace("secrets:", &format!("key_id: {id}\nsecrets:"));
+            let error = key.open_envelope(forged.as_bytes(), Some(&globex));
+            assert!(matches!(error, Err(SealError::Damaged { .. })), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_tenant_may_seal_to_the_builders_key_as_clients_without_tenants_do() {
+        let (_folder, key) = seal_key_file(PRIVATE_KEY);
+        let acme = "acme".parse().expect("a name");
+        let without_id = ENVELOPE.replace("key_id: UWnDv86x\n", "");
+        for envelope in [ENVELOPE, &without_id] {
+            let opened = key
+                .open_envelope(envelope.as_bytes(), Some(&acme))
+                .expect("secrets");
+            assert_eq!(opened.secret("pip_token"), Some(&b"s3cr3t\n"[..]));
+        }
     }
 }

@@ -471,7 +471,7 @@ fn read_docker_config(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfi
 fn read_seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
     let path = parser.optional_text("build_secrets_private_key_path")?;
     let key = SealKey::at(Path::new(&path));
-    if let Err(error) = key.public_key_answer() {
+    if let Err(error) = key.public_key_answer(None) {
         let problem = format!("cannot be used: {}", ErrorChain(&error));
         parser.add_problem("build_secrets_private_key_path", problem);
     }

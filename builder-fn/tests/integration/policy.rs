@@ -1,11 +1,19 @@
 //! Tests of a builder with a policy: whose request it is, and what it may do.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use crypto_box::aead::Aead;
+use crypto_box::{PublicKey, SalsaBox, SecretKey};
+use function_host::Body;
+use function_host::http::Method;
 use serde_json::{Value, json};
 
 use crate::daemon;
 use crate::gateway::start_answering_gateway;
 use crate::hand_over::let_build_succeed;
-use crate::setting::{PAYLOAD_KEY, TestBuilder, request_tar_with};
+use crate::setting::{
+    Answer, PAYLOAD_KEY, TestBuilder, build_request_with, request_tar_with, tar_with_files,
+};
 
 const ACME_KEY: &str = "the payload key of acme";
 const GLOBEX_KEY: &str = "the payload key of globex";
@@ -143,4 +151,62 @@ async fn without_a_policy_no_function_takes_a_name_or_secret_of_the_platform() {
         let error = answer.body["error"].as_str().expect("text");
         assert!(error.starts_with("no policy allows"), "{error}");
     }
+}
+
+/// Requests the public key for build secrets of a tenant.
+async fn public_key_of(setting: &TestBuilder, tenant: &str) -> Answer {
+    let mut request = build_request_with(Body::empty(), None);
+    *request.method_mut() = Method::GET;
+    *request.uri_mut() = "/publickey".parse().expect("path");
+    request
+        .headers_mut()
+        .insert("x-slipway-tenant", tenant.parse().expect("header"));
+    Answer::from_response(setting.send_request(request).await).await
+}
+
+#[tokio::test]
+async fn secrets_sealed_to_the_key_of_a_tenant_are_opened_for_its_builds_only() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let setting = with_policy_and_keys(TestBuilder::new(daemon)).with_seal_key(&STANDARD.encode([7; 32]));
+    let [acme, globex] = [
+        public_key_of(&setting, "acme").await,
+        public_key_of(&setting, "globex").await,
+    ];
+    assert_eq!((acme.status, globex.status), (200, 200));
+    assert_ne!(acme.body, globex.body);
+    // Whether there is such a tenant is not told.
+    assert_eq!(public_key_of(&setting, "nobody").await.status, 200);
+    assert_eq!(public_key_of(&setting, "No tenant").await.status, 404);
+
+    let key = STANDARD
+        .decode(acme.body["public_key"].as_str().expect("a key"))
+        .expect("base64");
+    let sender = SecretKey::from([2; 32]);
+    let seal = SalsaBox::new(&PublicKey::from_slice(&key).expect("a key"), &sender);
+    let nonce = [3; 24];
+    let value = seal.encrypt(&nonce.into(), &b"hunter2"[..]).expect("sealed");
+    let envelope = format!(
+        "version: v1\nalgorithm: nacl/box\npublic_key: {}\nsecrets:\n  token: {}\n",
+        STANDARD.encode(sender.public_key().as_bytes()),
+        STANDARD.encode([&nonce[..], &value[..]].concat())
+    );
+    let tar = |tenant: &str| {
+        let config = json!({ "image": format!("registry:5000/{tenant}/hello:1") }).to_string();
+        tar_with_files(&[
+            ("context/Dockerfile", b"FROM scratch\n"),
+            ("com.openfaas.docker.config", config.as_bytes()),
+            ("com.openfaas.secrets", envelope.as_bytes()),
+        ])
+    };
+    let stolen = setting
+        .send_signed_build_as(GLOBEX_KEY, None, tar("globex"))
+        .await;
+    assert_eq!(stolen.status, 400, "{stolen:?}");
+    assert!(calls.solves.try_recv().is_err());
+
+    let own = tar("acme");
+    let answer = tokio::spawn(async move { setting.send_signed_build_as(ACME_KEY, None, own).await });
+    let_build_succeed(&mut calls).await;
+    let answer = answer.await.expect("no panic");
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
