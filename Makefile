@@ -70,5 +70,5 @@ bench-host: ## compare the function host with a plain hyper server
 bench-contexts: ## compare builder-fn with buildctl, from context to pushed image, on the running stack
 	SLIPWAY_BUILDER_PROFILE=function cargo run --profile function --locked --package slipway-e2e --bin bench-contexts -- --folder "$$(rustc --print sysroot)"
 
-bench-flood: ## measure signed builds and memory beside 2,000 unsigned senders, on the running stack
+bench-flood: ## measure signed builds, memory and processor time beside 2,000 unsigned senders, on the running stack
 	cargo run --profile function --locked --package slipway-e2e --bin bench-flood

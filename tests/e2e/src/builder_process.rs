@@ -80,6 +80,11 @@ impl BuilderProcess {
         })
     }
 
+    /// Returns the URL of the builder's metrics.
+    pub fn metrics_url(&self) -> &str {
+        &self.function.metrics_url
+    }
+
     /// Returns the builder's URL, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.function.url

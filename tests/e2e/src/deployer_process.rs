@@ -84,6 +84,11 @@ impl DeployerProcess {
         Ok(Self { function, secrets })
     }
 
+    /// Returns the URL of the deployer's metrics.
+    pub fn metrics_url(&self) -> &str {
+        &self.function.metrics_url
+    }
+
     /// Returns the deployer's URL, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.function.url

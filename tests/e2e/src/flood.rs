@@ -1,10 +1,15 @@
 //! A flood of requests without a valid signature, whose bodies and heads are slow, incomplete, huge or compressed.
 
+pub mod process;
+
 use std::{
     collections::BTreeMap,
     io::Write as _,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -68,13 +73,22 @@ struct FloodBodies {
     plain: Vec<u8>,
 }
 
-/// The number of times that senders of each kind got each answer.
-type OutcomeCounts = Arc<Mutex<BTreeMap<(UnsignedSender, String), usize>>>;
+/// The number of times that senders of each kind got each answer: a status, `closed`, or an error.
+pub type OutcomeCounts = BTreeMap<(UnsignedSender, String), usize>;
+
+/// What the senders of a flood have sent and received.
+#[derive(Debug, Default)]
+struct FloodCounters {
+    connections: AtomicU64,
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    outcomes: Mutex<OutcomeCounts>,
+}
 
 /// A flood of unsigned requests by running senders, which stop when this is dropped.
 #[derive(Debug)]
 pub struct Flood {
-    outcomes: OutcomeCounts,
+    counters: Arc<FloodCounters>,
     stop: watch::Sender<bool>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -106,9 +120,9 @@ impl Flood {
             ratio: gzip_without_trailer(&append_random_file(tar_of_zeros()?)?)?,
             plain: vec![0; target.body],
         });
-        let outcomes = OutcomeCounts::default();
+        let counters = Arc::<FloodCounters>::default();
         let (stop, stopped) = watch::channel(false);
-        let (kinds, counts) = (kinds.to_vec(), Arc::clone(&outcomes));
+        let (kinds, counted) = (kinds.to_vec(), Arc::clone(&counters));
         let work = move || -> Result<()> {
             // All sockets of this runtime are opened on this thread, and so in its namespace.
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,17 +130,18 @@ impl Flood {
                 .build()?;
             runtime.block_on(async {
                 for (number, kind) in kinds.iter().cycle().take(count).enumerate() {
-                    let (target, bodies, counts) = (target.clone(), Arc::clone(&bodies), Arc::clone(&counts));
+                    let (target, bodies, counters) =
+                        (target.clone(), Arc::clone(&bodies), Arc::clone(&counted));
                     let kind = *kind;
                     tokio::spawn(async move {
                         // Spread the connections over a second.
                         tokio::time::sleep(RECONNECT_PAUSE * 2 * number as u32 / count as u32).await;
                         loop {
-                            let outcome = match send_unsigned(kind, &target, &bodies).await {
+                            let outcome = match send_unsigned(kind, &target, &bodies, &counters).await {
                                 Ok(answer) => answer,
                                 Err(error) => format!("{:?}", error.kind()),
                             };
-                            count_outcome(&counts, kind, outcome);
+                            counters.count_outcome(kind, outcome);
                             tokio::time::sleep(RECONNECT_PAUSE).await;
                         }
                     });
@@ -144,18 +159,31 @@ impl Flood {
             result.ok();
         });
         Ok(Self {
-            outcomes,
+            counters,
             stop,
             thread: Some(thread),
         })
     }
 
-    /// Returns how often senders of each kind got each answer: a status, `closed`, or an error.
-    pub fn outcome_counts(&self) -> BTreeMap<(UnsignedSender, String), usize> {
-        self.outcomes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    /// Returns how often senders of each kind got each answer.
+    pub fn outcome_counts(&self) -> OutcomeCounts {
+        let outcomes = self.counters.outcomes.lock();
+        outcomes.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the number of connections that the senders have opened so far.
+    pub fn connection_count(&self) -> u64 {
+        self.counters.connections.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of requests whose heads the senders have sent whole so far.
+    pub fn request_count(&self) -> u64 {
+        self.counters.requests.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of bytes that the senders have sent so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.counters.bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -168,9 +196,29 @@ impl Drop for Flood {
     }
 }
 
-fn count_outcome(counts: &OutcomeCounts, kind: UnsignedSender, outcome: String) {
-    let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-    *counts.entry((kind, outcome)).or_default() += 1;
+impl FloodCounters {
+    fn count_outcome(&self, kind: UnsignedSender, outcome: String) {
+        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        *outcomes.entry((kind, outcome)).or_default() += 1;
+    }
+
+    /// Writes all of `bytes`, and counts those that the kernel has taken.
+    async fn write(&self, stream: &mut TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            let count = stream.write(bytes).await?;
+            self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Writes the head of a request to its end.
+    async fn write_head(&self, stream: &mut TcpStream, head: &str) -> std::io::Result<()> {
+        self.write(stream, head.as_bytes()).await?;
+        self.write(stream, b"\r\n").await?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// Sends one request and waits for its answer, however long that takes.
@@ -178,8 +226,10 @@ async fn send_unsigned(
     kind: UnsignedSender,
     target: &FloodTarget,
     bodies: &FloodBodies,
+    counters: &FloodCounters,
 ) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(target.address).await?;
+    counters.connections.fetch_add(1, Ordering::Relaxed);
     let head = |length: usize| {
         format!(
             "POST {} HTTP/1.1\r\nHost: flood\r\n{}: sha256={}\r\nContent-Length: {length}\r\n",
@@ -188,18 +238,22 @@ async fn send_unsigned(
             "0".repeat(64)
         )
     };
-    let end = "\r\n";
-    match kind {
-        UnsignedSender::IdleHead => stream.write_all(head(10).as_bytes()).await?,
+    let (length, body) = match kind {
+        UnsignedSender::IdleHead => {
+            counters.write(&mut stream, head(10).as_bytes()).await?;
+            return read_status(&mut stream).await;
+        }
         UnsignedSender::HugeHead => {
             let fields: String = (0..150)
                 .map(|number| format!("X-{number}: {}\r\n", "x".repeat(2000)))
                 .collect();
-            stream.write_all((head(10) + &fields).as_bytes()).await?;
+            counters
+                .write(&mut stream, (head(10) + &fields).as_bytes())
+                .await?;
+            return read_status(&mut stream).await;
         }
-        UnsignedSender::IdleBody => stream.write_all((head(1 << 20) + end).as_bytes()).await?,
         UnsignedSender::Trickle => {
-            stream.write_all((head(1 << 20) + end).as_bytes()).await?;
+            counters.write_head(&mut stream, &head(1 << 20)).await?;
             let (mut read, mut write) = stream.split();
             let trickle = async {
                 while write.write_all(b"x").await.is_ok() {
@@ -212,29 +266,26 @@ async fn send_unsigned(
                 () = trickle => Ok("closed".to_owned()),
             };
         }
-        UnsignedSender::HalfBody => {
-            stream
-                .write_all((head(2 * bodies.plain.len()) + end).as_bytes())
-                .await?;
-            stream.write_all(&bodies.plain).await?;
+        UnsignedSender::IdleBody => (1 << 20, &[][..]),
+        UnsignedSender::HalfBody => (2 * bodies.plain.len(), bodies.plain.as_slice()),
+        UnsignedSender::ExtendedAttributes => {
+            let body = &bodies.extended_attributes;
+            (2 * body.len(), body.as_slice())
         }
-        UnsignedSender::ExtendedAttributes | UnsignedSender::Ratio => {
-            let body = match kind {
-                UnsignedSender::Ratio => &bodies.ratio,
-                _ => &bodies.extended_attributes,
-            };
-            stream.write_all((head(2 * body.len()) + end).as_bytes()).await?;
-            stream.write_all(body).await?;
-        }
+        UnsignedSender::Ratio => (2 * bodies.ratio.len(), bodies.ratio.as_slice()),
         UnsignedSender::WrongSignature => {
-            let body = bodies
-                .extended_attributes
-                .get(..bodies.plain.len())
-                .unwrap_or(&bodies.extended_attributes);
-            stream.write_all((head(body.len()) + end).as_bytes()).await?;
-            stream.write_all(body).await?;
+            let all = bodies.extended_attributes.as_slice();
+            let body = all.get(..bodies.plain.len()).unwrap_or(all);
+            (body.len(), body)
         }
-    }
+    };
+    counters.write_head(&mut stream, &head(length)).await?;
+    counters.write(&mut stream, body).await?;
+    read_status(&mut stream).await
+}
+
+/// Waits for an answer, and returns its status, or `closed`.
+async fn read_status(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut answer = [0; 64];
     let length = stream.read(&mut answer).await?;
     Ok(status_or_closed(answer.get(..length).unwrap_or_default()))

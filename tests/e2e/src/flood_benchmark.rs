@@ -1,11 +1,16 @@
 //! Measures signed builds beside a flood of unsigned senders, and without it.
 //!
-//! One signed build of 30 KB begins each second; those that end later than the next one begins run beside it. The peak
+//! One signed build of 30 KB begins each second; those that end later than the next one begins run beside it. Builds and
+//! senders use the functions' own addresses, in their network namespaces: what forwards requests to a function in a
+//! stack has limits of its own. The senders are processes that only use idle processor time ([`FloodProcess`]). The peak
 //! memory of both functions is reset before each phase.
+
+mod metrics;
+mod phase;
+mod processors;
 
 use std::{
     fmt, fs,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -17,14 +22,17 @@ use crate::{
     builder_process::BuilderProcess,
     client::SigningClient,
     deployer_process::DeployerProcess,
-    flood::{Flood, FloodTarget, UnsignedSender},
+    flood::process::{FloodProcess, FloodReport, FloodedFunction, SenderOptions},
     network_namespace::{NetworkNamespace, find_process},
     testbed::Testbed,
 };
+use metrics::BudgetSamples;
+pub use phase::{FloodPhase, peak_memory_bytes};
+use processors::{MeasuredProcess, ProcessorTimes};
 
 /// The functions that receive the flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FloodedFunctions {
+pub enum FloodReceivers {
     /// The stack's own functions, in their containers.
     Stack,
     /// Processes that the benchmark starts beside the stack.
@@ -34,29 +42,17 @@ pub enum FloodedFunctions {
 /// A benchmark of builder-fn and deployer-fn under a flood, ready to be measured.
 pub struct FloodBenchmark {
     testbed: Testbed,
-    client: SigningClient,
-    builder: FloodedFunction,
-    deployer: FloodedFunction,
-    _processes: Option<(BuilderProcess, DeployerProcess)>,
+    builder: ReceivingFunction,
+    deployer: ReceivingFunction,
+    processes: Vec<MeasuredProcess>,
+    _started: Option<(BuilderProcess, DeployerProcess)>,
 }
 
 /// One function that receives a part of the flood.
-struct FloodedFunction {
+struct ReceivingFunction {
     pid: u32,
-    target: FloodTarget,
-}
-
-/// The measurements of one phase: with the flood, or without it.
-#[derive(Debug, Default)]
-pub struct FloodPhase {
-    /// The durations of the builds that succeeded, sorted.
-    pub durations: Vec<Duration>,
-    /// The failures of the other builds.
-    pub failures: Vec<String>,
-    /// The peak memory of builder-fn, in bytes.
-    pub builder: u64,
-    /// The peak memory of deployer-fn, in bytes.
-    pub deployer: u64,
+    port: u16,
+    metrics: String,
 }
 
 /// The measurements without the flood and with it.
@@ -64,108 +60,143 @@ pub struct FloodPhase {
 pub struct FloodResult {
     /// The number of senders.
     pub senders: usize,
+    /// The length of each phase.
+    pub length: Duration,
     /// The phase without the flood.
     pub alone: FloodPhase,
     /// The phase with the flood.
     pub beside: FloodPhase,
-    /// The number of times that the senders got each answer, as text.
-    pub answers: Vec<String>,
+    /// What was sent to builder-fn.
+    pub to_builder: FloodReport,
+    /// What was sent to deployer-fn.
+    pub to_deployer: FloodReport,
 }
+
+/// The port of a function in its container, and that of its metrics.
+const FUNCTION_PORTS: (u16, u16) = (8080, 8081);
 
 impl FloodBenchmark {
     /// Finds or starts the two functions, and builds once so that they are warm.
-    pub async fn start(receivers: FloodedFunctions) -> Result<Self> {
+    pub async fn start(receivers: FloodReceivers) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
-        let benchmark = match receivers {
-            FloodedFunctions::Stack => {
-                let builder = FloodedFunction::of_function("builder-fn", builder_target)?;
-                let deployer = FloodedFunction::of_function("deployer-fn", deployer_target)?;
-                Self {
-                    client: testbed.builder.clone(),
-                    builder,
-                    deployer,
-                    testbed,
-                    _processes: None,
-                }
+        let (builder, deployer, started) = match receivers {
+            FloodReceivers::Stack => {
+                let builder = ReceivingFunction::in_container("builder-fn")?;
+                (builder, ReceivingFunction::in_container("deployer-fn")?, None)
             }
-            FloodedFunctions::Processes => {
+            FloodReceivers::Processes => {
                 let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
                 let deployer = DeployerProcess::start(&testbed, &testbed.stack.gateway.url, &[]).await?;
-                Self {
-                    client: builder.client()?,
-                    builder: FloodedFunction {
-                        pid: builder.process_id(),
-                        target: builder_target(socket_address(builder.url())?),
-                    },
-                    deployer: FloodedFunction {
-                        pid: deployer.process_id(),
-                        target: deployer_target(socket_address(deployer.url())?),
-                    },
-                    testbed,
-                    _processes: Some((builder, deployer)),
-                }
+                (
+                    ReceivingFunction::new(builder.process_id(), builder.url(), builder.metrics_url())?,
+                    ReceivingFunction::new(deployer.process_id(), deployer.url(), deployer.metrics_url())?,
+                    Some((builder, deployer)),
+                )
             }
         };
-        benchmark.send_build().await?;
+        let mut processes = vec![
+            MeasuredProcess::new("builder-fn", builder.pid),
+            MeasuredProcess::new("deployer-fn", deployer.pid),
+        ];
+        for (name, program) in [
+            ("BuildKit", "buildkitd"),
+            ("registry", "docker-registry"),
+            ("gateway", "gateway"),
+            ("forwarder", "slipway-stack"),
+        ] {
+            // Those of another stack, or of none, are idle.
+            let running = processors::find_processes(program)?;
+            processes.extend(running.into_iter().map(|pid| MeasuredProcess::new(name, pid)));
+        }
+        processes.push(MeasuredProcess::new("client", std::process::id()));
+        let benchmark = Self {
+            testbed,
+            builder,
+            deployer,
+            processes,
+            _started: started,
+        };
+        benchmark.run_in_namespace(async |client| benchmark.send_build(&client).await.map(drop))?;
         Ok(benchmark)
     }
 
-    /// Measures for this long without the flood, and for as long with it.
-    pub async fn measure_with_and_without_flood(
+    /// Measures for this long without the flood, and for as long with it, after `warm_up`.
+    pub fn measure_with_and_without_flood(
         &self,
         senders: usize,
+        warm_up: Duration,
         length: Duration,
     ) -> Result<FloodResult> {
-        let alone = self.measure_phase(length).await?;
-        let flood = |receiver: &FloodedFunction, count: usize| {
-            let namespace = NetworkNamespace::of_process(receiver.pid)?;
-            Flood::start(
-                receiver.target.clone(),
-                &UnsignedSender::ALL,
-                count,
-                Some(namespace),
-            )
+        let measure = |flood: &[&FloodProcess]| {
+            self.run_in_namespace(async |client| self.measure_phase(&client, flood, length).await)
         };
-        let builders = flood(&self.builder, senders * 3 / 4)?;
-        let deployers = flood(&self.deployer, senders / 4)?;
-        let beside = self.measure_phase(length).await?;
-        let answers = [("builder-fn", &builders), ("deployer-fn", &deployers)]
-            .into_iter()
-            .flat_map(|(function, flood)| {
-                let outcomes = flood.outcome_counts().into_iter();
-                outcomes.map(move |((kind, answer), count)| format!("{function} {kind:?} {answer}: {count}"))
-            })
-            .collect();
+        let alone = measure(&[])?;
+        let flood = |function: FloodedFunction, receiver: &ReceivingFunction, count: usize| {
+            let (pid, port) = (receiver.pid, receiver.port);
+            let options = SenderOptions {
+                function,
+                pid,
+                port,
+                count,
+            };
+            FloodProcess::start(&options)
+        };
+        let builders = flood(FloodedFunction::Builder, &self.builder, senders * 3 / 4)?;
+        let deployers = flood(FloodedFunction::Deployer, &self.deployer, senders / 4)?;
+        std::thread::sleep(warm_up);
+        let beside = measure(&[&builders, &deployers])?;
         Ok(FloodResult {
             senders,
+            length: warm_up + length,
             alone,
             beside,
-            answers,
+            to_builder: builders.stop()?,
+            to_deployer: deployers.stop()?,
         })
     }
 
-    async fn measure_phase(&self, length: Duration) -> Result<FloodPhase> {
+    /// Runs `work` in builder-fn's network namespace, with a client that calls builder-fn at its own address.
+    fn run_in_namespace<T: Send>(
+        &self,
+        work: impl AsyncFnOnce(SigningClient) -> Result<T> + Send,
+    ) -> Result<T> {
+        let key = fs::read(&self.testbed.stack.payload_secret)?;
+        NetworkNamespace::of_process(self.builder.pid)?.run_inside(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let url = format!("http://127.0.0.1:{}/build", self.builder.port);
+            runtime.block_on(work(SigningClient::new(url, &key)?))
+        })
+    }
+
+    async fn measure_phase(
+        &self,
+        client: &SigningClient,
+        flood: &[&FloodProcess],
+        length: Duration,
+    ) -> Result<FloodPhase> {
         for receiver in [&self.builder, &self.deployer] {
             // 5 resets the peak (proc_pid_clear_refs(5)).
             fs::write(format!("/proc/{}/clear_refs", receiver.pid), "5")?;
         }
+        let senders = flood
+            .iter()
+            .map(|flood| MeasuredProcess::new("senders", flood.process_id()));
+        let processes: Vec<_> = self.processes.iter().cloned().chain(senders).collect();
+        let (begun, before) = (Instant::now(), ProcessorTimes::read(&processes)?);
+        let mut budget = BudgetSamples::begin(&self.builder.metrics).await?;
         let mut builds = tokio::task::JoinSet::new();
         let mut second = tokio::time::interval(Duration::from_secs(1));
-        let started = Instant::now();
-        while started.elapsed() < length {
+        while begun.elapsed() < length {
             second.tick().await;
-            let (client, tar) = (self.client.clone(), self.build_request_tar()?);
+            let (client, tar) = (client.clone(), self.build_request_tar()?);
             builds.spawn(async move {
                 let begun = Instant::now();
-                let reply = client.post_signed(tar).await?;
-                ensure!(
-                    reply.status == 200,
-                    "{} {}",
-                    reply.status,
-                    reply.text_field("error")
-                );
-                Ok(begun.elapsed())
+                send_tar(&client, tar).await?;
+                Ok::<_, anyhow::Error>(begun.elapsed())
             });
+            budget.add_sample().await?;
         }
         let mut phase = FloodPhase::default();
         for result in builds.join_all().await {
@@ -175,6 +206,8 @@ impl FloodBenchmark {
             }
         }
         phase.durations.sort_unstable();
+        phase.processors = ProcessorTimes::read(&processes)?.since(&before, begun.elapsed());
+        phase.budget = budget.end().await?;
         phase.builder = peak_memory_bytes(self.builder.pid)?;
         phase.deployer = peak_memory_bytes(self.deployer.pid)?;
         Ok(phase)
@@ -189,16 +222,21 @@ impl FloodBenchmark {
             .tar_with_config(&config)
     }
 
-    async fn send_build(&self) -> Result<()> {
-        let reply = self.client.post_signed(self.build_request_tar()?).await?;
-        ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
-        Ok(())
+    async fn send_build(&self, client: &SigningClient) -> Result<()> {
+        send_tar(client, self.build_request_tar()?).await
     }
 }
 
-impl FloodedFunction {
-    /// Finds the process of a function of the stack, and its address within its own network.
-    fn of_function(name: &str, target: impl Fn(SocketAddr) -> FloodTarget) -> Result<Self> {
+async fn send_tar(client: &SigningClient, tar: Vec<u8>) -> Result<()> {
+    let reply = client.post_signed(tar).await?;
+    let (status, error) = (reply.status, reply.text_field("error"));
+    ensure!(status == 200, "{status} {error}");
+    Ok(())
+}
+
+impl ReceivingFunction {
+    /// Finds the process of a function of the stack.
+    fn in_container(name: &str) -> Result<Self> {
         let shim = find_process("containerd-shim-runc-v2", &format!("{name}."))?;
         let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
         let pid = children
@@ -207,82 +245,46 @@ impl FloodedFunction {
             .with_context(|| format!("{name} does not run"))?;
         Ok(Self {
             pid: pid.parse()?,
-            target: target(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            port: FUNCTION_PORTS.0,
+            metrics: format!("http://127.0.0.1:{}/metrics", FUNCTION_PORTS.1),
         })
     }
-}
 
-fn builder_target(address: SocketAddr) -> FloodTarget {
-    FloodTarget {
-        address,
-        path: "/build",
-        signature: "X-Build-Signature",
-        body: 1 << 20,
-    }
-}
-
-fn deployer_target(address: SocketAddr) -> FloodTarget {
-    FloodTarget {
-        address,
-        path: "/",
-        signature: "X-Deploy-Signature",
-        body: 500 << 10,
-    }
-}
-
-fn socket_address(url: &str) -> Result<SocketAddr> {
-    Ok(url.trim_start_matches("http://").parse()?)
-}
-
-/// Returns the peak of a process's resident memory since its last reset, in bytes.
-pub fn peak_memory_bytes(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
-}
-
-impl FloodPhase {
-    /// Returns this quantile of the durations, or zero if no build succeeded.
-    pub fn build_time_quantile(&self, part: f64) -> Duration {
-        let last = self.durations.len().saturating_sub(1);
-        let at = (last as f64 * part).round() as usize;
-        self.durations.get(at).copied().unwrap_or_default()
-    }
-}
-
-impl fmt::Display for FloodPhase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} built, {} failed; p50 {:.3?}, p95 {:.3?}, longest {:.3?}; peaks: builder-fn {:.1} MiB, deployer-fn {:.1} MiB",
-            self.durations.len(),
-            self.failures.len(),
-            self.build_time_quantile(0.5),
-            self.build_time_quantile(0.95),
-            self.build_time_quantile(1.0),
-            self.builder as f64 / f64::from(1 << 20),
-            self.deployer as f64 / f64::from(1 << 20),
-        )
+    /// Returns the function that runs as a process with this id, URL and URL of metrics.
+    fn new(pid: u32, url: &str, metrics: &str) -> Result<Self> {
+        let port = url.rsplit(':').next().context("no port")?;
+        Ok(Self {
+            pid,
+            port: port.parse()?,
+            metrics: metrics.to_owned(),
+        })
     }
 }
 
 impl fmt::Display for FloodResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = |part| {
-            self.beside.build_time_quantile(part).as_secs_f64()
-                / self.alone.build_time_quantile(part).as_secs_f64()
-        };
-        writeln!(f, "alone   {}", self.alone)?;
-        writeln!(f, "beside {} senders   {}", self.senders, self.beside)?;
-        writeln!(f, "ratio   p50 {:.2}, p95 {:.2}", ratio(0.5), ratio(0.95))?;
+        let ratio = |part| self.beside.quantile(part).as_secs_f64() / self.alone.quantile(part).as_secs_f64();
+        writeln!(f, "alone\n{}", self.alone)?;
+        writeln!(f, "beside {} senders\n{}", self.senders, self.beside)?;
+        writeln!(f, "ratio p50 {:.2}, p95 {:.2}", ratio(0.5), ratio(0.95))?;
         for failure in self.beside.failures.iter().chain(&self.alone.failures).take(5) {
             writeln!(f, "failure {failure}")?;
         }
-        for answer in &self.answers {
-            writeln!(f, "answer  {answer}")?;
+        for (function, report) in [
+            ("builder-fn", &self.to_builder),
+            ("deployer-fn", &self.to_deployer),
+        ] {
+            let seconds = self.length.as_secs_f64();
+            writeln!(
+                f,
+                "sent to {function}, a second: {:.0} connections, {:.0} requests, {:.1} MiB",
+                report.connections as f64 / seconds,
+                report.requests as f64 / seconds,
+                report.bytes as f64 / seconds / f64::from(1 << 20),
+            )?;
+            for answer in &report.answers {
+                writeln!(f, "  {} {}: {}", answer.kind, answer.answer, answer.count)?;
+            }
         }
         Ok(())
     }

@@ -1,12 +1,15 @@
-//! Measures signed builds beside a flood of unsigned senders: latency with and without the flood, failures, and the
-//! peak memory of builder-fn and deployer-fn; see [`slipway_e2e::flood_benchmark`].
+//! Measures signed builds beside a flood of unsigned senders: latency with and without the flood, failures, processor
+//! time, and the peak memory of builder-fn and deployer-fn; see [`slipway_e2e::flood_benchmark`].
 #![expect(clippy::print_stdout, reason = "the measurements are the output")]
 
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Parser;
-use slipway_e2e::flood_benchmark::{FloodBenchmark, FloodedFunctions};
+use clap::{Parser, Subcommand};
+use slipway_e2e::{
+    flood::process::{SENDERS_COMMAND, SenderOptions, run_senders},
+    flood_benchmark::{FloodBenchmark, FloodReceivers},
+};
 
 #[derive(Parser)]
 struct FloodBenchmarkOptions {
@@ -16,22 +19,39 @@ struct FloodBenchmarkOptions {
     /// Seconds with the flood, and as many without it
     #[arg(long, default_value_t = 30)]
     seconds: u64,
+    /// Seconds of the flood before the measurement beside it
+    #[arg(long, default_value_t = 5)]
+    warm_up: u64,
     /// Measure processes beside the stack instead of the stack's functions
     #[arg(long)]
     processes: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+#[derive(Subcommand)]
+enum Command {
+    /// Run as the process of a flood, which the benchmark starts
+    #[command(name = SENDERS_COMMAND, hide = true)]
+    Senders(SenderOptions),
+}
+
+fn main() -> Result<()> {
     let options = FloodBenchmarkOptions::parse();
+    if let Some(Command::Senders(senders)) = &options.command {
+        println!("{}", run_senders(senders)?);
+        return Ok(());
+    }
     let receivers = match options.processes {
-        true => FloodedFunctions::Processes,
-        false => FloodedFunctions::Stack,
+        true => FloodReceivers::Processes,
+        false => FloodReceivers::Stack,
     };
-    let benchmark = FloodBenchmark::start(receivers).await?;
-    let result = benchmark
-        .measure_with_and_without_flood(options.senders, Duration::from_secs(options.seconds))
-        .await?;
-    println!("{result}");
+    let runtime = tokio::runtime::Runtime::new()?;
+    let benchmark = runtime.block_on(FloodBenchmark::start(receivers))?;
+    let [warm_up, length] = [options.warm_up, options.seconds].map(Duration::from_secs);
+    println!(
+        "{}",
+        benchmark.measure_with_and_without_flood(options.senders, warm_up, length)?
+    );
     Ok(())
 }
