@@ -3,8 +3,8 @@
 //! Whoever reaches a function's port can send it a body, and the signature of a body is known to be wrong only at its
 //! end. All unverified bodies of a function therefore share one [`UnverifiedBudget`], of senders, memory and disk. A
 //! sender never waits for others to end and is never rejected for arriving late: once a part of the budget is used up,
-//! another sender is *displaced*, which is the slowest one or the one that holds the most. A small body that arrives
-//! with its request is neither.
+//! another sender is *displaced*: the slowest one, or the one that holds the most memory. A small body that arrives with
+//! its request is neither, and a large one that is sent fast stays as long as no others send as much as fast.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -20,6 +20,7 @@
 //! ```
 
 mod budget;
+mod metrics;
 mod rate;
 mod sender;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use crate::env::Parser;
 use crate::request::BodyError;
 
 pub use budget::UnverifiedBudget;
+pub use metrics::UnverifiedMetrics;
 pub use sender::UnverifiedSender;
 
 /// The limits of an [`UnverifiedBudget`].
@@ -97,8 +99,10 @@ pub enum Displaced {
         /// The limit on memory, in bytes.
         limit: u64,
     },
-    /// The sender held the most disk space, and more was needed.
-    #[error("the unverified bodies need more than {limit} bytes of disk space, and this one needed the most")]
+    /// The sender was the slowest of those with large bodies, and more disk space was needed.
+    #[error(
+        "the unverified bodies need more than {limit} bytes of disk space, and this one was the slowest of the large ones"
+    )]
     Disk {
         /// The limit on disk space, in bytes.
         limit: u64,

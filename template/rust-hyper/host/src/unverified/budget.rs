@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Displaced, Resource, UnverifiedLimits, UnverifiedSender};
+use super::{Displaced, Resource, UnverifiedLimits, UnverifiedMetrics, UnverifiedSender};
 
 /// A budget that all unverified bodies of a function share. Clones share it.
 #[derive(Clone, Debug)]
@@ -20,6 +20,10 @@ pub struct UnverifiedBudget {
 /// The rates of younger senders are compared as if they were this old: a few bytes in the first millisecond are not a
 /// high rate.
 const MIN_COMPARED_AGE: Duration = Duration::from_secs(1);
+
+/// The part of the disk space that is divided evenly among as many senders as the limit. A sender within its part is
+/// never displaced for others; the rest is for those that send the fastest.
+const GUARANTEED_DISK_PART: u64 = 4;
 
 impl UnverifiedBudget {
     /// Creates a budget with these limits.
@@ -35,6 +39,11 @@ impl UnverifiedBudget {
         &self.limits
     }
 
+    /// Shows the use of the budget in `metrics` from now on.
+    pub fn show_in(&self, metrics: UnverifiedMetrics) {
+        self.lock().metrics = Some(metrics);
+    }
+
     /// Admits a sender, until the returned value is dropped.
     ///
     /// If there are too many, one that waits for its body is displaced: the slowest of the earlier half of those. So each
@@ -47,7 +56,7 @@ impl UnverifiedBudget {
 
     /// Returns the number of senders, without those that were displaced.
     pub fn sender_count(&self) -> usize {
-        self.lock().undisplaced_senders().count()
+        self.lock().undisplaced
     }
 
     /// Returns how much of a resource all senders hold together, in bytes.
@@ -126,6 +135,11 @@ struct Senders {
     entries: BTreeMap<u64, SenderState>,
     next: u64,
     held: ResourceAmounts,
+    /// The number of senders that were not displaced.
+    undisplaced: usize,
+    /// What those hold together.
+    held_by_undisplaced: ResourceAmounts,
+    metrics: Option<UnverifiedMetrics>,
 }
 
 /// The state of one sender of an unverified body.
@@ -141,6 +155,13 @@ struct SenderState {
     waits: bool,
     /// Whether none of the sender's bytes are left to be processed.
     is_idle: bool,
+}
+
+impl UnverifiedLimits {
+    /// Returns the disk space that every sender may use without being displaced for others, in bytes.
+    pub(super) fn guaranteed_disk(&self) -> u64 {
+        self.disk / GUARANTEED_DISK_PART / (self.senders.max(1) as u64)
+    }
 }
 
 impl SenderState {
@@ -177,7 +198,7 @@ impl Senders {
 
     fn admit(&mut self, limits: &UnverifiedLimits, now: Instant) -> u64 {
         let limit = limits.senders.max(1);
-        if self.undisplaced_senders().count() >= limit {
+        if self.undisplaced >= limit {
             let idle = || self.undisplaced_senders().filter(|(_, entry)| entry.is_idle);
             let slowest = idle()
                 .take(idle().count().div_ceil(2))
@@ -200,7 +221,16 @@ impl Senders {
             is_idle: false,
         };
         self.entries.insert(key, entry);
+        self.undisplaced += 1;
+        self.show_count();
         key
+    }
+
+    /// Shows the number of senders, those that were displaced and have not ended yet included.
+    fn show_count(&self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.set_bodies(self.entries.len());
+        }
     }
 
     fn mark_waiting_for_bytes(&mut self, key: u64) {
@@ -210,9 +240,19 @@ impl Senders {
     }
 
     fn displace_sender(&mut self, key: u64, reason: Displaced) {
-        if let Some(entry) = self.entries.get_mut(&key) {
+        if let Some(entry) = self
+            .entries
+            .get_mut(&key)
+            .filter(|entry| entry.displaced.is_none())
+        {
             entry.displaced = Some(reason);
             entry.wake();
+            self.undisplaced -= 1;
+            self.held_by_undisplaced.memory -= entry.held.memory;
+            self.held_by_undisplaced.disk -= entry.held.disk;
+            if let Some(metrics) = &self.metrics {
+                metrics.count_displaced(reason);
+            }
         }
     }
 
@@ -252,10 +292,14 @@ impl Senders {
         };
         if self.held.amount_of(resource).saturating_add(bytes) <= limit {
             *self.held.amount_of_mut(resource) += bytes;
+            *self.held_by_undisplaced.amount_of_mut(resource) += bytes;
             *entry.held.amount_of_mut(resource) += bytes;
             return Poll::Ready(Ok(()));
         }
-        let (victims, is_enough) = self.largest_holders(key, resource, wanted, bytes, limit);
+        let (victims, is_enough) = match resource {
+            Resource::Memory => self.largest_holders(key, wanted, bytes, limit),
+            Resource::Disk => self.slowest_large_holders(key, wanted, bytes, limits, Instant::now()),
+        };
         if !is_enough {
             // Held until the sender is dropped, as what other displaced senders hold.
             self.displace_sender(key, reason);
@@ -271,33 +315,68 @@ impl Senders {
         Poll::Pending
     }
 
-    /// Returns the senders to displace so that `bytes` more fit within the limit: those that hold more than `wanted`,
-    /// the largest first. Also returns whether that makes enough room.
-    fn largest_holders(
+    /// Returns the senders that hold more memory than `wanted`, the largest first, until there is room for `bytes` more,
+    /// and whether there is.
+    fn largest_holders(&self, key: u64, wanted: u64, bytes: u64, limit: u64) -> (Vec<u64>, bool) {
+        let mut larger: Vec<_> = self
+            .undisplaced_senders()
+            .filter(|(other, entry)| *other != key && entry.held.memory > wanted)
+            .map(|(other, entry)| (other, entry.held.memory))
+            .collect();
+        larger.sort_unstable_by_key(|(_, held)| Reverse(*held));
+        self.take_until_room(Resource::Memory, larger, bytes, limit)
+    }
+
+    /// Returns the senders that hold more disk space than is guaranteed to each and are slower than the sender `key`, the
+    /// slowest first, until there is room for `bytes` more, and whether there is. The speed of the sender itself does not
+    /// matter while what it wants is guaranteed.
+    ///
+    /// A large body that was sent fast therefore stays, unless others send as much at least as fast.
+    fn slowest_large_holders(
         &self,
         key: u64,
-        resource: Resource,
         wanted: u64,
+        bytes: u64,
+        limits: &UnverifiedLimits,
+        now: Instant,
+    ) -> (Vec<u64>, bool) {
+        let guaranteed = limits.guaranteed_disk();
+        let own_rate = match self.entries.get(&key) {
+            Some(entry) if wanted > guaranteed => entry.bytes_per_second(now),
+            _ => f64::INFINITY,
+        };
+        let mut slower: Vec<_> = self
+            .undisplaced_senders()
+            .filter(|(other, entry)| *other != key && entry.held.disk > guaranteed)
+            .map(|(other, entry)| (other, entry.held.disk, entry.bytes_per_second(now)))
+            .filter(|(_, _, rate)| *rate < own_rate)
+            .collect();
+        slower.sort_unstable_by(|(_, held, rate), (_, other_held, other)| {
+            rate.total_cmp(other).then_with(|| other_held.cmp(held))
+        });
+        let slower = slower.into_iter().map(|(other, held, _)| (other, held));
+        self.take_until_room(Resource::Disk, slower, bytes, limits.disk)
+    }
+
+    /// Returns the first of `holders`, with what they hold, until there is room for `bytes` more without them, and whether
+    /// there is.
+    fn take_until_room(
+        &self,
+        resource: Resource,
+        holders: impl IntoIterator<Item = (u64, u64)>,
         bytes: u64,
         limit: u64,
     ) -> (Vec<u64>, bool) {
-        let held = |entry: &SenderState| *entry.held.amount_of(resource);
-        let mut used: u64 = self.undisplaced_senders().map(|(_, entry)| held(entry)).sum();
-        let mut larger: Vec<_> = self
-            .undisplaced_senders()
-            .filter(|(other, entry)| *other != key && held(entry) > wanted)
-            .map(|(other, entry)| (held(entry), other))
-            .collect();
-        larger.sort_unstable_by_key(|(held, _)| Reverse(*held));
-        let mut victims = Vec::new();
-        for (held, victim) in larger {
+        let mut used = *self.held_by_undisplaced.amount_of(resource);
+        let mut taken = Vec::new();
+        for (key, held) in holders {
             if used.saturating_add(bytes) <= limit {
                 break;
             }
             used -= held;
-            victims.push(victim);
+            taken.push(key);
         }
-        (victims, used.saturating_add(bytes) <= limit)
+        (taken, used.saturating_add(bytes) <= limit)
     }
 
     fn release_bytes(&mut self, key: u64, resource: Resource, bytes: u64) {
@@ -307,6 +386,9 @@ impl Senders {
         let held = entry.held.amount_of_mut(resource);
         let released = bytes.min(*held);
         *held -= released;
+        if entry.displaced.is_none() {
+            *self.held_by_undisplaced.amount_of_mut(resource) -= released;
+        }
         *self.held.amount_of_mut(resource) -= released;
         self.wake_waiting_senders();
     }
@@ -317,6 +399,12 @@ impl Senders {
         };
         self.held.memory -= entry.held.memory;
         self.held.disk -= entry.held.disk;
+        if entry.displaced.is_none() {
+            self.undisplaced -= 1;
+            self.held_by_undisplaced.memory -= entry.held.memory;
+            self.held_by_undisplaced.disk -= entry.held.disk;
+        }
+        self.show_count();
         self.wake_waiting_senders();
     }
 

@@ -144,6 +144,25 @@ impl UnverifiedSender {
         self.budget.release_bytes(self.key, resource, bytes);
     }
 
+    /// Waits for something that many senders share, such as a thread, during which the sender may be displaced for
+    /// others.
+    ///
+    /// # Errors
+    /// Fails if the sender is displaced.
+    pub async fn wait_for<F: Future>(&mut self, awaited: F) -> Result<F::Output, Displaced> {
+        let mut awaited = pin!(awaited);
+        self.budget.mark_waiting_for_bytes(self.key);
+        let waited = poll_fn(|cx| {
+            if let Poll::Ready(output) = awaited.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            self.budget.poll_displaced(self.key, cx).map(Err)
+        })
+        .await;
+        self.budget.record_received(self.key, 0);
+        waited
+    }
+
     /// Waits until the sender is displaced, for senders that wait for something else than their body.
     pub async fn wait_until_displaced(&self) -> Displaced {
         poll_fn(|cx| self.budget.poll_displaced(self.key, cx)).await

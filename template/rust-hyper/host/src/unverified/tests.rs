@@ -275,6 +275,161 @@ fn large_pieces() -> mpsc::Receiver<&'static [u8]> {
     receiver
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_waits_for_a_shared_thing_can_be_displaced_for_others() {
+    let budget = UnverifiedBudget::new(UnverifiedLimits { senders: 1, ..LIMITS });
+    let mut first = budget.admit();
+    assert_eq!(poll_once(first.wait_for(async { 7 })), Poll::Ready(Ok(7)));
+    let _second = budget.admit();
+    assert!(!is_displaced(&first), "it did not wait any longer");
+    let waiting = tokio::spawn(async move { first.wait_for(std::future::pending::<()>()).await });
+    tokio::task::yield_now().await;
+    let _third = budget.admit();
+    assert_eq!(waiting.await.unwrap(), Err(Displaced::Senders { limit: 1 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_body_that_is_sent_fast_stays_while_slower_ones_need_disk_space() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let (mut fast, mut slow, mut newcomer) = (budget.admit(), budget.admit(), budget.admit());
+    send_piece(&mut fast, &[0; 600]).await;
+    send_piece(&mut slow, &[0; 300]).await;
+    sleep(Duration::from_secs(2)).await;
+    fast.reserve(Resource::Disk, 600).await.unwrap();
+    slow.reserve(Resource::Disk, 400).await.unwrap();
+    assert!(poll_once(newcomer.reserve(Resource::Disk, LIMITS.guaranteed_disk())).is_pending());
+    assert!(is_displaced(&slow) && !is_displaced(&fast));
+    drop(slow);
+    newcomer
+        .reserve(Resource::Disk, LIMITS.guaranteed_disk())
+        .await
+        .unwrap();
+    // The newcomer has sent nothing, and wants more than is guaranteed.
+    assert!(newcomer.reserve(Resource::Disk, 400).await.is_err());
+    assert!(!is_displaced(&fast));
+}
+
+#[test]
+fn the_metrics_show_the_bodies_and_how_many_were_displaced_for_which_limit() {
+    let bodies = prometheus::IntGauge::new("bodies", "bodies").unwrap();
+    let options = prometheus::Opts::new("displaced", "displaced");
+    let displaced = prometheus::IntCounterVec::new(options, &["limit"]).unwrap();
+    let budget = UnverifiedBudget::new(LIMITS);
+    budget.show_in(UnverifiedMetrics::new(bodies.clone(), displaced.clone()));
+    let (mut large, mut small) = (budget.admit(), budget.admit());
+    assert_eq!(poll_memory_reservation(&mut large, 900), Poll::Ready(Ok(())));
+    assert!(poll_memory_reservation(&mut small, 200).is_pending());
+    let count = |limit| displaced.with_label_values(&[limit]).get();
+    assert_eq!([count("senders"), count("memory"), count("disk")], [0, 1, 0]);
+    assert_eq!(bodies.get(), 2);
+    drop((large, small));
+    assert_eq!(bodies.get(), 0);
+}
+
+/// An operation on the disk space of a budget; numbers choose one of the senders.
+#[derive(Clone, Debug)]
+enum DiskOperation {
+    Admit,
+    Receive(usize, usize),
+    Reserve(usize, u64),
+    Pass(u64),
+    End(usize),
+}
+
+fn generate_disk_operation() -> impl Strategy<Value = DiskOperation> {
+    prop_oneof![
+        Just(DiskOperation::Admit),
+        (0..6_usize, 0..500_usize).prop_map(|(sender, bytes)| DiskOperation::Receive(sender, bytes)),
+        (0..6_usize, 0..500_u64).prop_map(|(sender, bytes)| DiskOperation::Reserve(sender, bytes)),
+        (0..3000_u64).prop_map(DiskOperation::Pass),
+        (0..6_usize).prop_map(DiskOperation::End),
+    ]
+}
+
+/// What a test knows of a sender.
+struct KnownSender {
+    sender: UnverifiedSender,
+    since: Instant,
+    received: usize,
+    held: u64,
+}
+
+impl KnownSender {
+    fn rate(&self) -> f64 {
+        self.received as f64 / self.since.elapsed().as_secs_f64().max(1.0)
+    }
+}
+
+/// Runs the operations and returns the first of them that displaced a sender from the disk wrongly.
+async fn wrongly_displaced_from_disk(operations: Vec<DiskOperation>) -> Option<String> {
+    let guaranteed = LIMITS.guaranteed_disk();
+    let budget = UnverifiedBudget::new(LIMITS);
+    let mut senders: Vec<KnownSender> = Vec::new();
+    for operation in operations {
+        match operation {
+            DiskOperation::Admit if senders.len() < LIMITS.senders => senders.push(KnownSender {
+                sender: budget.admit(),
+                since: Instant::now(),
+                received: 0,
+                held: 0,
+            }),
+            DiskOperation::Receive(index, bytes) => {
+                if let Some(known) = senders.get_mut(index) {
+                    let mut arrived = Body::from(vec![0; bytes]);
+                    if let Poll::Ready(Ok(Some(_))) =
+                        poll_once(known.sender.next_piece(Pin::new(&mut arrived)))
+                    {
+                        known.received += bytes;
+                    }
+                }
+            }
+            DiskOperation::Reserve(index, bytes) => {
+                let before: Vec<_> = senders.iter().map(|known| is_displaced(&known.sender)).collect();
+                let Some(known) = senders.get_mut(index) else {
+                    continue;
+                };
+                let (wanted, rate) = (known.held + bytes, known.rate());
+                let polled = poll_once(known.sender.reserve(Resource::Disk, bytes));
+                if polled == Poll::Ready(Ok(())) {
+                    known.held = wanted;
+                }
+                for (other, known) in senders.iter().enumerate() {
+                    let is_new = is_displaced(&known.sender) && !before[other];
+                    let is_right = match other == index {
+                        true => wanted > guaranteed,
+                        false => known.held > guaranteed && (wanted <= guaranteed || known.rate() < rate),
+                    };
+                    if is_new && !is_right {
+                        return Some(format!("{operation:?}: {other} with {} bytes", known.held));
+                    }
+                }
+                let held: u64 = senders.iter().map(|known| known.held).sum();
+                if held > LIMITS.disk || budget.held_bytes(Resource::Disk) != held {
+                    return Some(format!("{operation:?}: {held} bytes are held"));
+                }
+            }
+            DiskOperation::Pass(milliseconds) => sleep(Duration::from_millis(milliseconds)).await,
+            DiskOperation::End(index) if index < senders.len() => drop(senders.remove(index)),
+            DiskOperation::Admit | DiskOperation::End(_) => {}
+        }
+    }
+    None
+}
+
+proptest! {
+    #[test]
+    fn no_sender_within_its_part_of_the_disk_and_none_that_is_faster_is_displaced(
+        operations in prop::collection::vec(generate_disk_operation(), 1..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        prop_assert_eq!(runtime.block_on(wrongly_displaced_from_disk(operations)), None);
+    }
+}
+
 /// An operation on a budget; numbers choose one of the senders.
 #[derive(Clone, Debug)]
 enum BudgetOperation {
