@@ -1,5 +1,6 @@
 //! The HTTP server: connections, requests, responses, and the page of metrics.
 
+mod announced_body;
 mod call_id;
 mod connection;
 mod connection_budget;

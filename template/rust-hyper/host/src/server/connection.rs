@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet, unconstrained};
 use tokio::time::{Instant, sleep};
 
+use super::announced_body::{LOOKED_AT_BYTES, is_small_request};
 use super::connection_budget::{AdmittedConnection, ConnectionBudget};
 use super::timed_connection::{ConnectionTimeouts, TOO_MANY_CONNECTIONS_RESPONSE, TimedConnection};
 use crate::connection_state::ConnectionState;
@@ -199,7 +200,7 @@ async fn serve_connection(
         false => Poll::Pending,
     });
     let has_place = tokio::select! {
-        () = admitted.wait_for_place() => true,
+        () = wait_for_place(&stream, &admitted) => true,
         () = displaced => false,
         () = sleep(head_timeout.saturating_sub(accepted.elapsed())) => false,
     };
@@ -212,6 +213,22 @@ async fn serve_connection(
     let connection = TimedConnection::new(stream, settings.timeouts, admitted, waited);
     // In a box, so that a connection that has sent nothing takes little memory.
     Box::pin(serve_requests(connection, state, &settings.http, service, phase)).await;
+}
+
+/// Waits for a place to be served. A connection with a small request may have one of those that are kept for these.
+async fn wait_for_place(stream: &TcpStream, admitted: &AdmittedConnection) {
+    if admitted.take_free_place() {
+        return;
+    }
+    let is_small = poll_fn(|cx| {
+        let mut start = [0; LOOKED_AT_BYTES];
+        let mut buffer = ReadBuf::new(&mut start);
+        // The first byte is there, so this does not wait.
+        let peeked = stream.poll_peek(cx, &mut buffer);
+        Poll::Ready(matches!(peeked, Poll::Ready(Ok(_))) && is_small_request(buffer.filled()))
+    })
+    .await;
+    admitted.wait_for_place(is_small).await;
 }
 
 /// Waits for the first byte of a connection, or its end. Returns whether the connection should be served.

@@ -34,6 +34,8 @@ pub(crate) struct ConnectionBudget {
     arrivals: Arc<AtomicU32>,
     /// The places for connections that are served before they have sent an authentic request; `None` for no limit.
     places: Option<Arc<Semaphore>>,
+    /// Further places, for small requests, which are soon answered or verified.
+    small_places: Arc<Semaphore>,
     connections: Mutex<Slab<Arc<ConnectionState>>>,
     displaced: IntCounter,
 }
@@ -46,6 +48,9 @@ pub(crate) struct AdmittedConnection {
     state: Arc<ConnectionState>,
 }
 
+/// The number of further places for small requests: probes, and signed requests that should not wait behind large ones.
+const PLACES_FOR_SMALL_REQUESTS: usize = 32;
+
 /// The number of connections without an authentic request from which on buffers for reading are kept small.
 const BUSY_CONNECTION_COUNT: usize = 32;
 
@@ -57,6 +62,7 @@ impl ConnectionBudget {
             limits,
             arrivals: Arc::default(),
             places: limits.places.map(|places| Arc::new(Semaphore::new(places))),
+            small_places: Arc::new(Semaphore::new(PLACES_FOR_SMALL_REQUESTS)),
             connections: Mutex::default(),
             displaced,
         })
@@ -143,12 +149,38 @@ impl AdmittedConnection {
         &self.state
     }
 
-    /// Waits for a place to be served, in the order of arrival.
-    pub(crate) async fn wait_for_place(&self) {
-        if let Some(places) = &self.budget.places {
-            // Fails only if the semaphore was closed, which it never is.
-            self.state.set_place(places.clone().acquire_owned().await.ok());
+    /// Takes a place to be served, if one is free or their number has no limit.
+    pub(crate) fn take_free_place(&self) -> bool {
+        let Some(places) = &self.budget.places else {
+            return true;
+        };
+        let place = places.clone().try_acquire_owned().ok();
+        let is_taken = place.is_some();
+        if is_taken {
+            self.state.set_place(place);
         }
+        is_taken
+    }
+
+    /// Waits for a place to be served, in the order of arrival. A small request also gets one of those that are kept for
+    /// small ones.
+    pub(crate) async fn wait_for_place(&self, is_small: bool) {
+        let Some(places) = &self.budget.places else {
+            return;
+        };
+        let small = async {
+            match is_small {
+                true => self.budget.small_places.clone().acquire_owned().await,
+                false => std::future::pending().await,
+            }
+        };
+        let place = tokio::select! {
+            biased;
+            place = small => place,
+            place = places.clone().acquire_owned() => place,
+        };
+        // Fails only if the semaphore was closed, which it never is.
+        self.state.set_place(place.ok());
     }
 
     /// Returns whether so many connections are served that buffers for reading are to be kept small.
@@ -188,6 +220,33 @@ mod tests {
             places: None,
         };
         ConnectionBudget::new(limits, displaced)
+    }
+
+    #[tokio::test]
+    async fn a_small_request_does_not_wait_for_a_place_behind_others() {
+        let displaced = IntCounter::new("displaced", "displaced").unwrap();
+        let limits = ConnectionLimits {
+            waiting: 1000,
+            buffers: None,
+            places: Some(1),
+        };
+        let budget = ConnectionBudget::new(limits, displaced);
+        let (first, large) = (budget.admit(), budget.admit());
+        assert!(first.take_free_place() && !large.take_free_place());
+        let mut waiting = Box::pin(large.wait_for_place(false));
+        let mut poll = || {
+            waiting
+                .as_mut()
+                .poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+        };
+        assert!(poll().is_pending());
+        let small: Vec<_> = (0..PLACES_FOR_SMALL_REQUESTS).map(|_| budget.admit()).collect();
+        for connection in &small {
+            connection.wait_for_place(true).await;
+        }
+        assert!(poll().is_pending());
+        drop(first);
+        assert!(poll().is_ready());
     }
 
     #[test]

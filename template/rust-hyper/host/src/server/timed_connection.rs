@@ -314,6 +314,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
             this.shut = true;
             this.read_timer.stop();
             this.write_timer.stop();
+            // While the rest of a body is discarded, another connection is served.
+            this.state().set_place(None);
             // It may take long until the buffer is freed.
             if this.state().has_unread_body() {
                 this.admitted.set_buffered_bytes(this.buffer);
