@@ -69,6 +69,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         metrics,
     };
     let slots = settings.slots;
+    api.limits.unverified.budget().show_in(api.metrics.unverified());
     let senders = api.limits.unverified.budget().limits().senders;
     // Requests count only once their signatures have been verified.
     Ok(App::new(api)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use function_host::prometheus::{
     self, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry,
 };
+use function_host::unverified::UnverifiedMetrics;
 
 pub(crate) use step_counter::StepCounter;
 
@@ -51,6 +52,7 @@ pub struct Metrics {
     queue_seconds: Histogram,
     steps: IntCounterVec,
     policy_valid: IntGauge,
+    unverified: UnverifiedMetrics,
 }
 
 impl Metrics {
@@ -59,7 +61,21 @@ impl Metrics {
     /// # Errors
     /// Fails if `registry` has metrics of the same names.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let unverified_bodies = IntGauge::new(
+            "slipway_unverified_bodies",
+            "Bodies that are being received, whose signatures are not verified yet.",
+        )?;
+        let displaced = IntCounterVec::new(
+            Opts::new(
+                "slipway_unverified_displaced_total",
+                "Unverified bodies that gave way to others, by the limit that was reached: senders, memory or disk.",
+            ),
+            &["limit"],
+        )?;
+        registry.register(Box::new(unverified_bodies.clone()))?;
+        registry.register(Box::new(displaced.clone()))?;
         let metrics = Self {
+            unverified: UnverifiedMetrics::new(unverified_bodies, displaced),
             in_flight: IntGauge::new(
                 "slipway_builds_in_flight",
                 "Builds that are running or waiting for a slot.",
@@ -137,6 +153,11 @@ impl Metrics {
     /// Returns the gauge that shows whether the policy's file can be used.
     pub fn policy_valid_gauge(&self) -> IntGauge {
         self.policy_valid.clone()
+    }
+
+    /// Returns the metrics of bodies whose signatures are not verified yet.
+    pub fn unverified(&self) -> UnverifiedMetrics {
+        self.unverified.clone()
     }
 
     /// Creates a counter for the steps of one build.

@@ -60,9 +60,11 @@ impl Deployer {
         if let Some(policy) = &settings.policy {
             policy.show_validity_in(metrics.policy_valid_gauge());
         }
+        let unverified = UnverifiedBudget::new(settings.unverified);
+        unverified.show_in(metrics.unverified());
         Self {
             metrics,
-            unverified: UnverifiedBudget::new(settings.unverified),
+            unverified,
             settings: Arc::new(settings),
             queue: DeploymentQueue::default(),
             history: RolloutHistory::default(),

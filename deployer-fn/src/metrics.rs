@@ -3,6 +3,7 @@
 use function_host::prometheus::{
     Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry,
 };
+use function_host::unverified::UnverifiedMetrics;
 
 use crate::outcome::{DeploymentOutcome, DeploymentStatus};
 
@@ -18,6 +19,7 @@ pub struct DeploymentMetrics {
     steps: HistogramVec,
     in_progress: IntGauge,
     policy_valid: IntGauge,
+    unverified: UnverifiedMetrics,
 }
 
 impl DeploymentMetrics {
@@ -54,6 +56,19 @@ impl DeploymentMetrics {
         )?;
         policy_valid.set(1);
         registry.register(Box::new(policy_valid.clone()))?;
+        let bodies = IntGauge::new(
+            "slipway_unverified_bodies",
+            "Hand-overs that are being received, whose signatures are not verified yet.",
+        )?;
+        let displaced = IntCounterVec::new(
+            Opts::new(
+                "slipway_unverified_displaced_total",
+                "Unverified hand-overs that gave way to others, by the limit that was reached: senders or memory.",
+            ),
+            &["limit"],
+        )?;
+        registry.register(Box::new(bodies.clone()))?;
+        registry.register(Box::new(displaced.clone()))?;
         // Every series begins with 0, so that the first deployment shows in a rate.
         for status in [
             DeploymentStatus::Ready,
@@ -69,7 +84,13 @@ impl DeploymentMetrics {
             steps,
             in_progress,
             policy_valid,
+            unverified: UnverifiedMetrics::new(bodies, displaced),
         })
+    }
+
+    /// Returns the metrics of hand-overs whose signatures are not verified yet.
+    pub(crate) fn unverified(&self) -> UnverifiedMetrics {
+        self.unverified.clone()
     }
 
     /// Counts a deployment as in progress until the returned value is dropped.
