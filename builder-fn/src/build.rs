@@ -7,6 +7,7 @@ mod deploy;
 mod dry_run;
 mod solve;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use function_host::trace;
@@ -114,12 +115,15 @@ impl Builder {
         };
         // Before the registration, so that a build that is refused supersedes no other.
         if let Some((signer, deploy)) = &deployment {
+            // Which waits for the deployer, as long as that takes.
+            request.context.drop_large_index();
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
         }
         let (daemon, supersession) = self.daemon_and_build_order(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);
         let solving = async {
-            let _slot = self.wait_for_slot(call).await?;
+            let _slot = self.wait_for_slot(request, call).await?;
+            request.context.restore_index().await?;
             self.solve_and_push(&daemon, request, call, registration.as_ref(), lines, log)
                 .await
         };
@@ -175,12 +179,31 @@ impl Builder {
         }))
     }
 
-    /// Waits for a build slot, until the call's time ends.
-    async fn wait_for_slot(&self, call: &BuilderCall<'_>) -> Result<BuildSlot, Error> {
+    /// Waits for a build slot, until the call's time ends. A request that has to wait keeps no large index meanwhile.
+    async fn wait_for_slot(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+    ) -> Result<BuildSlot, Error> {
         let start = Instant::now();
         let span = trace::span("queue");
+        let mut waiting = pin!(call.admission.wait_for_slot());
         let slot = tokio::select! {
-            slot = call.admission.wait_for_slot() => slot.map_err(Error::from),
+            biased;
+            slot = &mut waiting => Some(slot),
+            () = std::future::ready(()) => None,
+        };
+        let waiting = async {
+            match slot {
+                Some(slot) => slot,
+                None => {
+                    request.context.drop_large_index();
+                    waiting.await
+                }
+            }
+        };
+        let slot = tokio::select! {
+            slot = waiting => slot.map_err(Error::from),
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
             () = call.wait_for_interruption() => Err(Error::Interrupted),
         };

@@ -76,6 +76,16 @@ impl SourceContext {
         }
     }
 
+    /// Returns the size of the index in bytes.
+    pub(crate) fn index_bytes(&self) -> usize {
+        self.index.bytes()
+    }
+
+    /// Drops the index, and returns the spool that holds the contents of the files.
+    pub(crate) fn into_spool(self) -> Spool {
+        self.spool
+    }
+
     /// Returns the index of the context's entries.
     pub fn index(&self) -> &Index {
         &self.index

@@ -11,9 +11,11 @@ mod dockerfile;
 mod error;
 mod freshness;
 mod frontend;
+mod hashing_turns;
 mod head;
 mod image;
 mod incoming;
+mod restorable_context;
 mod rules;
 mod signature;
 mod submitted_at;
@@ -30,7 +32,7 @@ use function_host::BoxError;
 use function_host::policy::{ReservedNames, Tenant};
 use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
-use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
+use crate::context::{ArchiveLimits, SpoolQuota, SpoolSettings};
 pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;
@@ -38,6 +40,7 @@ pub(crate) use frontend::{AllowedFrontends, Frontend};
 pub use head::{RequestHead, SIGNATURE_HEADER, TENANT_HEADER};
 pub(crate) use image::ImageRef;
 pub use incoming::UnverifiedBodies;
+pub use restorable_context::{IndexingTurns, RestorableContext};
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
 pub(crate) use submitted_at::AHEAD_OF_CLOCK_MAX;
@@ -52,7 +55,7 @@ pub struct BuildRequest {
     /// The frontend with which BuildKit reads the Dockerfile.
     pub frontend: Frontend,
     /// The source context, from the tar's `context/`.
-    pub context: Arc<SourceContext>,
+    pub context: RestorableContext,
     /// The sealed secrets, from `com.openfaas.secrets`.
     pub sealed_secrets: Option<Bytes>,
     /// Warnings about the request, for the build's log.
@@ -93,6 +96,8 @@ pub struct RequestLimits {
     pub spool: SpoolSettings,
     /// The resources that bodies share until their signatures are verified.
     pub unverified: UnverifiedBodies,
+    /// The turns at reading the tars of verified bodies.
+    pub indexing: IndexingTurns,
     /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,
     /// The age beyond which an authentic request is rejected, if there is a limit.
@@ -117,6 +122,7 @@ impl RequestLimits {
                 quota,
             },
             unverified: UnverifiedBodies::new(UnverifiedBudget::new(default_unverified_limits(body))),
+            indexing: IndexingTurns::default(),
             frontends: AllowedFrontends::default(),
             freshness: FreshnessLimit::default(),
             reserved: Arc::default(),
@@ -161,9 +167,6 @@ where
         }
     };
     let limit = limits.archive.body;
-    if body.size_hint().lower() > limit {
-        return Err(RequestError::TooLarge { limit });
-    }
     incoming::receive_body(pin!(body), verifier, &limits.unverified, &limits.spool, limit).await
 }
 

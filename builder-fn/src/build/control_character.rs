@@ -18,7 +18,10 @@ pub(super) fn add_control_character_location(failure: BuildFailure, request: &Bu
     let Some(header) = failure.untransferable_header() else {
         return failure;
     };
-    let context = &request.context;
+    let Ok(context) = request.context.indexed() else {
+        return failure;
+    };
+    let context = &*context;
     let named = request.config.dockerfile.as_deref();
     let dockerfile = named.or_else(|| {
         DEFAULT_DOCKERFILES

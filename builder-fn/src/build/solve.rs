@@ -94,7 +94,7 @@ impl Builder {
             tenant.unwrap_or_default(),
             request.config.image.without_tag()
         );
-        let (keys, context) = (self.keys.clone(), request.context.clone());
+        let (keys, context) = (self.keys.clone(), request.context.indexed()?);
         // Files that look like those of an earlier build are read and hashed.
         let lease = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context)).await;
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
@@ -144,7 +144,7 @@ impl Builder {
         let services = SessionServices::new()
             .with_health()
             .with_source_check(Arc::new(sources))
-            .with_files(request.context.clone(), lease.clone())
+            .with_files(request.context.indexed()?, lease.clone())
             .with_credentials(credentials)
             .with_secrets(Arc::new(call.secrets.clone()));
         let config = &request.config;

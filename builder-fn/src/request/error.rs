@@ -76,6 +76,15 @@ pub enum RequestError {
         /// The size limit in bytes.
         limit: u64,
     },
+    /// The request's body is too large to be hashed with the keys of all tenants.
+    #[error(
+        "the body is larger than {limit} bytes, which is the limit of this builder for requests without the header \
+         X-Slipway-Tenant; it should name the tenant whose key signed the request"
+    )]
+    TooLargeWithoutTenant {
+        /// The size limit in bytes.
+        limit: u64,
+    },
     /// The caller sent nothing of the body for too long.
     #[error(
         "the body stalled: nothing arrived for {}, the limit of this builder (read_timeout)",
@@ -213,7 +222,7 @@ impl RequestError {
             | Self::Frontend(_)
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::Forbidden(_) => RequestErrorKind::Forbidden,
-            Self::TooLarge { .. } => RequestErrorKind::TooLarge,
+            Self::TooLarge { .. } | Self::TooLargeWithoutTenant { .. } => RequestErrorKind::TooLarge,
             Self::Stalled { .. } | Self::TooSlow { .. } => RequestErrorKind::TooSlow,
             Self::Displaced(_) => RequestErrorKind::Displaced,
             Self::Body { .. } => RequestErrorKind::Broken,
@@ -243,6 +252,7 @@ impl RequestError {
             | Self::MalformedSignature
             | Self::WrongSignature
             | Self::TooLarge { .. }
+            | Self::TooLargeWithoutTenant { .. }
             | Self::Stalled { .. }
             | Self::TooSlow { .. }
             | Self::Displaced(_)

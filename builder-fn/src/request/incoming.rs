@@ -7,15 +7,15 @@
 
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use function_host::BoxError;
 use function_host::unverified::{ReceiveError, Resource, UnverifiedBudget, UnverifiedSender};
-use tokio::sync::{AcquireError, Semaphore};
+use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::RequestError;
+use super::hashing_turns::{HashingTurn, HashingTurns};
 use super::signature::{BodyVerifier, VerifiedSignature};
 use super::verified_body::VerifiedBody;
 use crate::context::{Spool, SpoolSettings};
@@ -23,8 +23,8 @@ use crate::context::{Spool, SpoolSettings};
 /// The bytes that are hashed and stored at once: enough to be worth a switch of threads.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// The bytes that are hashed and stored at once while memory is short.
-const SMALL_BATCH_BYTES: usize = 16 << 10;
+/// The bytes that are hashed and stored at once while memory is short. A body of up to as many bytes needs no other thread.
+const SMALL_BATCH_BYTES: usize = 48 << 10;
 
 /// The length below which a piece is copied, in bytes. A piece keeps the whole buffer of its connection in memory.
 const COPIED_PIECE_BYTES: usize = 16 << 10;
@@ -32,18 +32,30 @@ const COPIED_PIECE_BYTES: usize = 16 << 10;
 /// The bytes of a body that stay in memory while memory is short. A larger part is written to a file.
 const SMALL_BODY_BYTES: usize = 16 << 10;
 
-/// The bytes that are hashed on the thread that received them, which takes less time than a switch of threads is worth.
-const MAX_INLINE_HASH_BYTES: usize = 64 << 10;
+/// The bytes that are hashed on the thread that received them, all keys counted, which takes less time than a switch of
+/// threads is worth.
+const MAX_INLINE_HASH_BYTES: u64 = 64 << 10;
 
-/// The smallest number of threads on which unverified bodies are hashed and stored.
+/// The bytes that are hashed with many keys at once, at least: a turn costs as much as hashing some thousand bytes.
+const SMALLEST_HASHED_PIECE_BYTES: usize = 4 << 10;
+
+/// The smallest number of threads on which unverified bodies are hashed and stored: one of them may wait for the disk.
 const MIN_THREADS: usize = 2;
+
+/// The number of keys up to which a body is hashed while it arrives. With more keys, anybody could have many times as much
+/// hashed as he sends, so a body is hashed only once it is whole.
+const MAX_KEYS_WHILE_RECEIVING: usize = 8;
+
+/// The bytes that are hashed for one body, all keys counted, if there are more keys than
+/// [`MAX_KEYS_WHILE_RECEIVING`].
+const MAX_HASHED_BYTES: u64 = 256 << 20;
 
 /// The resources that all unverified bodies share. Clones share them.
 #[derive(Clone, Debug)]
 pub struct UnverifiedBodies {
     budget: UnverifiedBudget,
     /// Bounds the threads, so that many senders take neither the memory of many threads nor the processors.
-    threads: Arc<Semaphore>,
+    turns: HashingTurns,
 }
 
 impl UnverifiedBodies {
@@ -53,7 +65,7 @@ impl UnverifiedBodies {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             budget,
-            threads: Arc::new(Semaphore::new((processors / 2).max(MIN_THREADS))),
+            turns: HashingTurns::new((processors / 2).max(MIN_THREADS)),
         }
     }
 
@@ -84,18 +96,40 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
+    let limit_of_keys = verifier.as_ref().map_or(u64::MAX, limit_with_many_keys);
+    let check_length = |length: u64| match length {
+        _ if length > limit => Err(RequestError::TooLarge { limit }),
+        _ if length > limit_of_keys => Err(RequestError::TooLargeWithoutTenant { limit: limit_of_keys }),
+        _ => Ok(()),
+    };
+    check_length(body.size_hint().lower())?;
     let mut incoming = IncomingBody::new(verifier, bodies, settings);
     let mut received = 0u64;
-    loop {
-        let piece = incoming.sender.next_piece(body.as_mut()).await;
-        let Some(piece) = piece.map_err(to_request_error)? else {
-            return incoming.process_rest_and_verify().await;
-        };
-        received = received.saturating_add(piece.len() as u64);
-        if received > limit {
-            return Err(RequestError::TooLarge { limit });
+    let receiving = async {
+        loop {
+            let piece = incoming.sender.next_piece(body.as_mut()).await;
+            let Some(piece) = piece.map_err(to_request_error)? else {
+                return Ok(());
+            };
+            received = received.saturating_add(piece.len() as u64);
+            check_length(received)?;
+            incoming.add_piece(piece).await?;
         }
-        incoming.add_piece(piece).await?;
+    };
+    match receiving.await {
+        Ok(()) => incoming.process_rest_and_verify().await,
+        Err(error) => {
+            incoming.discard().await;
+            Err(error)
+        }
+    }
+}
+
+/// Returns the limit on the length of a body that is hashed with many keys, in bytes.
+fn limit_with_many_keys(verifier: &BodyVerifier) -> u64 {
+    match verifier.key_count() {
+        0..=MAX_KEYS_WHILE_RECEIVING => u64::MAX,
+        keys => MAX_HASHED_BYTES / keys as u64,
     }
 }
 
@@ -114,6 +148,8 @@ struct IncomingBody<'a> {
     pending: PieceBatch,
     /// The number of bytes that were passed on to be stored.
     stored: u64,
+    /// The number of keys that the body is hashed with.
+    keys: u64,
     is_on_disk: bool,
     bodies: &'a UnverifiedBodies,
     settings: &'a SpoolSettings,
@@ -165,7 +201,21 @@ enum WorkerState {
 /// Hashes and stores the batches of one body. It may block.
 struct BodyWorker {
     verifier: Option<BodyVerifier>,
+    /// Whether the body is hashed only once it is whole.
+    is_hashed_last: bool,
     spool: Spool,
+}
+
+impl Drop for BodyWorker {
+    fn drop(&mut self) {
+        let spool = std::mem::replace(&mut self.spool, Spool::in_memory(Vec::new()));
+        // Freeing a file may wait for the disk, during which this thread would serve no connection.
+        if spool.is_on_disk()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            drop(runtime.spawn_blocking(move || drop(spool)));
+        }
+    }
 }
 
 impl BodyWorker {
@@ -174,7 +224,7 @@ impl BodyWorker {
             self.spool.move_to_disk()?;
         }
         for piece in batch.into_pieces() {
-            if let Some(verifier) = &mut self.verifier {
+            if let Some(verifier) = self.verifier.as_mut().filter(|_| !self.is_hashed_last) {
                 verifier.hash_piece(&piece);
             }
             self.spool.append(&piece)?;
@@ -182,9 +232,35 @@ impl BodyWorker {
         Ok(())
     }
 
-    /// Verifies the signature of the whole body, counts the body against the quota of verified ones, and returns it.
-    fn verify_and_count(self, settings: &SpoolSettings) -> Result<VerifiedBody, RequestError> {
-        let Self { verifier, spool } = self;
+    /// Hashes up to `bytes` of the stored body from `offset` on, and returns how many those were.
+    fn hash_stored(&mut self, offset: u64, bytes: usize) -> Result<u64, RequestError> {
+        let mut piece = vec![0; bytes];
+        let count = self
+            .spool
+            .read_at(&mut piece, offset)
+            .map_err(RequestError::ReadSpool)?;
+        if let Some(verifier) = &mut self.verifier {
+            verifier.hash_piece(piece.get(..count).unwrap_or_default());
+        }
+        Ok(count as u64)
+    }
+
+    /// Verifies the signature of the whole body, and counts the body against the quota of verified ones instead of its
+    /// sender's part of the budget.
+    fn verify(
+        self,
+        settings: &SpoolSettings,
+        sender: UnverifiedSender,
+    ) -> Result<VerifiedBody, RequestError> {
+        let verified = self.verify_and_count(settings);
+        // Counted against one of the two at any time.
+        drop(sender);
+        verified
+    }
+
+    fn verify_and_count(mut self, settings: &SpoolSettings) -> Result<VerifiedBody, RequestError> {
+        let spool = std::mem::replace(&mut self.spool, Spool::in_memory(Vec::new()));
+        let verifier = self.verifier.take();
         let signature = verifier.map(BodyVerifier::into_verified_signature).transpose();
         let signature = signature.map_err(|_| RequestError::WrongSignature)?;
         let tenant = signature.as_ref().and_then(VerifiedSignature::tenant);
@@ -206,9 +282,15 @@ impl<'a> IncomingBody<'a> {
         bodies: &'a UnverifiedBodies,
         settings: &'a SpoolSettings,
     ) -> Self {
-        let spool = Spool::uncounted(settings);
+        let keys = verifier.as_ref().map_or(0, BodyVerifier::key_count);
+        let worker = BodyWorker {
+            verifier,
+            is_hashed_last: keys > MAX_KEYS_WHILE_RECEIVING,
+            spool: Spool::uncounted(settings),
+        };
         Self {
-            processing: WorkerState::Idle(Box::new(BodyWorker { verifier, spool })),
+            processing: WorkerState::Idle(Box::new(worker)),
+            keys: keys as u64,
             pending: PieceBatch::default(),
             stored: 0,
             is_on_disk: false,
@@ -237,13 +319,22 @@ impl<'a> IncomingBody<'a> {
         let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
         let (is_on_disk, released) = self.choose_and_reserve_storage(batch.bytes).await?;
-        let permit = self.bodies.threads.clone().acquire_owned().await?;
+        let turn = self.wait_for_turn(self.stored).await?;
         let task = spawn_blocking(move || {
-            let _permit = permit;
+            let _turn = turn;
             worker.process_batch(batch, is_on_disk).map(|()| worker)
         });
         self.processing = WorkerState::Running(task, released);
         Ok(())
+    }
+
+    /// Waits for a turn of the body, of which `hashed` bytes were hashed so far.
+    async fn wait_for_turn(&mut self, hashed: u64) -> Result<HashingTurn, RequestError> {
+        let turn = self
+            .sender
+            .wait_for(self.bodies.turns.wait_for_turn(hashed))
+            .await;
+        turn.map_err(RequestError::Displaced)
     }
 
     /// Decides whether the next `bytes` of the body are stored in memory or in a file, and reserves disk space for a
@@ -281,37 +372,79 @@ impl<'a> IncomingBody<'a> {
         }
     }
 
+    /// Frees what was stored of a body that is rejected, before its sender gets the answer.
+    async fn discard(mut self) {
+        if let Ok(mut worker) = self.wait_for_idle_worker().await
+            && worker.spool.is_on_disk()
+        {
+            let spool = std::mem::replace(&mut worker.spool, Spool::in_memory(Vec::new()));
+            // Fails only if the runtime is shutting down.
+            drop(run_blocking(move || drop(spool)).await);
+        }
+    }
+
     /// Processes the rest of the body, and verifies its signature.
     async fn process_rest_and_verify(mut self) -> Result<VerifiedBody, RequestError> {
         let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
         let (is_on_disk, _) = self.choose_and_reserve_storage(batch.bytes).await?;
+        let is_quick = !is_on_disk && batch.bytes as u64 * self.keys <= MAX_INLINE_HASH_BYTES;
+        // A small request waits for no thread, however many bodies are hashed and written.
+        let turn = match is_quick {
+            true => None,
+            false => Some(self.wait_for_turn(self.stored).await?),
+        };
+        if worker.is_hashed_last {
+            let store = move || worker.process_batch(batch, is_on_disk).map(|()| worker);
+            worker = run_with_turn(turn, store).await?;
+            worker = self.hash_stored_body(worker).await?;
+            return worker.verify(self.settings, self.sender);
+        }
         let (settings, sender) = (self.settings.clone(), self.sender);
-        let is_quick = !is_on_disk && batch.bytes <= MAX_INLINE_HASH_BYTES;
         let work = move || {
             worker.process_batch(batch, is_on_disk)?;
-            let verified = worker.verify_and_count(&settings);
-            // Counted against one of the two at any time.
-            drop(sender);
-            verified
+            worker.verify(&settings, sender)
         };
-        if is_quick {
-            // A small request waits for no thread, however many bodies are hashed and written.
-            return work();
+        run_with_turn(turn, work).await
+    }
+
+    /// Hashes a body that is stored whole with each of its keys. It takes as many turns as a body that was sent as often as
+    /// there are keys.
+    async fn hash_stored_body(
+        &mut self,
+        mut worker: Box<BodyWorker>,
+    ) -> Result<Box<BodyWorker>, RequestError> {
+        let keys = usize::try_from(self.keys).unwrap_or(usize::MAX);
+        let piece = (BATCH_BYTES / keys.max(1)).max(SMALLEST_HASHED_PIECE_BYTES);
+        let mut hashed = 0;
+        while hashed < self.stored {
+            let turn = self.wait_for_turn(hashed.saturating_mul(self.keys)).await?;
+            let hash = move || {
+                let count = worker.hash_stored(hashed, piece)?;
+                Ok((worker, count))
+            };
+            let count;
+            (worker, count) = run_with_turn(Some(turn), hash).await?;
+            if count == 0 {
+                return Err(RequestError::ReadSpool(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            hashed += count;
         }
-        let permit = self.bodies.threads.clone().acquire_owned().await?;
-        run_blocking(move || {
-            let _permit = permit;
-            work()
-        })
-        .await?
+        Ok(worker)
     }
 }
 
-impl From<AcquireError> for RequestError {
-    fn from(_: AcquireError) -> Self {
-        Self::Interrupted
-    }
+/// Runs `work` on another thread, whose turn it is; without a turn, on this one.
+async fn run_with_turn<T: Send + 'static>(
+    turn: Option<HashingTurn>,
+    work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
+) -> Result<T, RequestError> {
+    let Some(turn) = turn else { return work() };
+    run_blocking(move || {
+        let _turn = turn;
+        work()
+    })
+    .await?
 }
 
 /// Runs `work` on a thread that may block.
@@ -331,4 +464,52 @@ async fn join_task<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => RequestError::Interrupted,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use function_host::Secret;
+    use function_host::prometheus::IntGauge;
+    use function_host::signature::{HmacKeys, sign_body};
+
+    use super::*;
+    use crate::context::SpoolQuota;
+    use crate::request::SignatureKeys;
+
+    fn spool_settings(folder: &tempfile::TempDir) -> SpoolSettings {
+        SpoolSettings {
+            folder: folder.path().to_owned(),
+            memory: 1 << 20,
+            quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").unwrap()),
+        }
+    }
+
+    /// Processes a signed body, and hashes the stored body after that if `is_whole`. Returns whether it is verified.
+    fn is_verified(is_hashed_last: bool, is_whole: bool) -> bool {
+        let (body, folder) = (vec![7; 100_000], tempfile::tempdir().unwrap());
+        let secret = Secret::new("the key");
+        let keys = SignatureKeys::new(&secret, false).unwrap();
+        let signature = sign_body(&HmacKeys::new(&secret).unwrap(), &body);
+        let settings = spool_settings(&folder);
+        let mut worker = BodyWorker {
+            verifier: Some(BodyVerifier::new(&keys, &signature).unwrap()),
+            is_hashed_last,
+            spool: Spool::uncounted(&settings),
+        };
+        let mut batch = PieceBatch::default();
+        batch.add_piece(Bytes::from(body));
+        worker.process_batch(batch, false).unwrap();
+        let mut hashed = 0;
+        while is_whole && hashed < 100_000 {
+            hashed += worker.hash_stored(hashed, 30_000).unwrap();
+        }
+        worker.verify_and_count(&settings).is_ok()
+    }
+
+    #[test]
+    fn a_body_that_is_hashed_last_is_not_hashed_while_it_arrives() {
+        assert!(is_verified(false, false));
+        assert!(!is_verified(true, false), "it was hashed while it arrived");
+        assert!(is_verified(true, true));
+    }
 }

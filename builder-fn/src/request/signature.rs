@@ -134,6 +134,11 @@ impl BodyVerifier {
         })
     }
 
+    /// Returns the number of keys that the body is hashed with.
+    pub(super) fn key_count(&self) -> usize {
+        self.hmacs.iter().map(|(_, hmac)| hmac.key_count()).sum()
+    }
+
     /// Hashes the next piece of the body, once for each key.
     pub(super) fn hash_piece(&mut self, piece: &[u8]) {
         for (_, hmac) in &mut self.hmacs {
@@ -185,6 +190,13 @@ impl BodyHmac {
             }
             _ => Self::Sha256(SignatureVerifier::new(&keys.sha256, header)?),
         })
+    }
+
+    fn key_count(&self) -> usize {
+        match self {
+            Self::Sha256(verifier) => verifier.key_count(),
+            Self::Sha1 { macs, .. } => macs.len(),
+        }
     }
 
     fn update(&mut self, piece: &[u8]) {

@@ -1,6 +1,7 @@
 //! Tests of bodies that arrive in pieces: which are accepted, why others are rejected, and that they leave
 //! nothing behind.
 
+mod many_keys;
 mod unverified;
 
 use std::fs;
@@ -190,13 +191,14 @@ async fn a_signed_tar_becomes_the_same_build_request_whatever_pieces_it_arrives_
                 ["key \"soon\" in com.openfaas.docker.config is ignored"]
             );
             assert!(request.sealed_secrets.is_none());
-            let dockerfile = request.context.get("Dockerfile").unwrap();
+            let context = request.context.indexed().unwrap();
+            let dockerfile = context.get("Dockerfile").unwrap();
             let mut content = [0; 20];
-            assert_eq!(request.context.read_file(dockerfile, 5, &mut content).unwrap(), 8);
+            assert_eq!(context.read_file(dockerfile, 5, &mut content).unwrap(), 8);
             assert_eq!(&content[..8], b"scratch\n");
             let on_disk = if body.len() > 256 << 10 { 1 } else { 0 };
             assert_eq!(spooled.count_names_and_open_files(), (0, on_disk));
-            drop(request);
+            drop((request, context));
             assert_eq!(spooled.count_names_and_open_files(), (0, 0));
         }
     }
@@ -215,15 +217,15 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     )
     .await
     .unwrap();
-    let entry = request.context.get("large").unwrap();
+    let context = request.context.indexed().unwrap();
+    let entry = context.get("large").unwrap();
     let Kind::File { offset, size } = entry.kind else {
         panic!("{entry:?}")
     };
     let mut content = Vec::new();
     let mut buffer = vec![0; 32 << 10];
     loop {
-        let count = request
-            .context
+        let count = context
             .read_file(entry, content.len() as u64, &mut buffer)
             .unwrap();
         if count == 0 {
@@ -233,10 +235,7 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     }
     let start = usize::try_from(offset).unwrap();
     assert!(content == body[start..start + usize::try_from(size).unwrap()]);
-    assert_eq!(
-        request.context.read_file(entry, u64::MAX, &mut buffer).unwrap(),
-        0
-    );
+    assert_eq!(context.read_file(entry, u64::MAX, &mut buffer).unwrap(), 0);
 }
 
 #[tokio::test]
@@ -454,7 +453,6 @@ fn a_request_whose_connection_breaks_leaves_no_spool_file() {
         .unwrap_err();
         assert_eq!(error.kind(), RequestErrorKind::Broken);
         assert!(std::error::Error::source(&error).is_some());
-        wait_until_blocking_work_is_done().await;
         assert_eq!(spooled.count_names_and_open_files(), (0, 0));
     });
 }
@@ -492,6 +490,8 @@ fn a_dropped_request_leaves_no_spool_file() {
             }
         }
         drop(request);
+        // What is under way ends, and then the file is freed.
+        wait_until_blocking_work_is_done().await;
         wait_until_blocking_work_is_done().await;
         assert_eq!(spooled.count_names_and_open_files(), (0, 0));
     });

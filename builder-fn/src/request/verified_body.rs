@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::decompress::decompress;
 use super::dockerfile;
-use super::incoming::run_blocking;
+use super::restorable_context::RestorableContext;
 use super::rules;
 use super::time::format_rfc3339;
 use super::{
@@ -45,8 +45,9 @@ impl VerifiedBody {
         head: RequestHead,
         limits: &RequestLimits,
     ) -> Result<BuildRequest, RequestError> {
+        let turns = limits.indexing.clone();
         let limits = limits.clone();
-        run_blocking(move || self.parse(&head, &limits)).await?
+        turns.run(move || self.parse(&head, &limits)).await
     }
 
     fn parse(self, head: &RequestHead, limits: &RequestLimits) -> Result<BuildRequest, RequestError> {
@@ -94,7 +95,7 @@ impl VerifiedBody {
         Ok(BuildRequest {
             config,
             frontend,
-            context: Arc::new(context),
+            context: RestorableContext::new(context, limits.archive.clone(), limits.indexing.clone()),
             sealed_secrets: contents.secrets.map(Into::into),
             warnings,
             body_bytes,

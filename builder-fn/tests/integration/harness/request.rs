@@ -65,15 +65,15 @@ pub(crate) async fn check_request(bytes: &[u8]) {
                     .iter()
                     .all(|text| !text.contains(char::is_control))
             );
-            for (_, entry) in paths_and_entries(request.context.index()) {
+            let context = request.context.indexed().expect("the index");
+            for (_, entry) in paths_and_entries(context.index()) {
                 let size = match entry.kind {
                     Kind::File { offset, size } if offset + size <= held => size,
                     Kind::File { .. } => panic!("{entry:?} is not in the {held} bytes"),
                     _ => continue,
                 };
                 let mut content = vec![0; usize::try_from(size).expect("no larger than the limit")];
-                request
-                    .context
+                context
                     .read_file_exact(entry, 0, &mut content)
                     .expect("the whole content");
             }

@@ -151,6 +151,11 @@ impl SignatureVerifier {
         Ok(Self { expected, macs })
     }
 
+    /// Returns the number of keys that the request body is hashed with.
+    pub fn key_count(&self) -> usize {
+        self.macs.len()
+    }
+
     /// Adds the next chunk of the request body to the verification.
     pub fn update(&mut self, chunk: &[u8]) {
         for mac in &mut self.macs {

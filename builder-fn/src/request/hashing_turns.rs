@@ -1,0 +1,223 @@
+//! Turns at hashing and storing unverified bodies: how many bodies are processed at a time, and which one is next.
+//!
+//! Turns go alternately to the body of which the least has been processed, and to the one that has waited the longest. So a
+//! small body, which is complete after its first turn, waits for one other body at most, however many large ones there are;
+//! and a large one gets its part of every second turn, however many small ones arrive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// The turns that all unverified bodies share. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct HashingTurns(Arc<Mutex<TurnQueue>>);
+
+/// A guard for a turn. Dropping it gives the turn to the next body.
+#[derive(Debug)]
+pub(super) struct HashingTurn(HashingTurns);
+
+#[derive(Debug)]
+struct TurnQueue {
+    free: usize,
+    /// Whether the next turn goes to the body that has waited the longest.
+    is_oldest_next: bool,
+    /// The bodies that wait, in the order in which they began to.
+    waiting: BTreeMap<u64, WaitingBody>,
+    /// The same bodies, by the number of bytes that were hashed for each so far.
+    by_hashed: BTreeSet<(u64, u64)>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct WaitingBody {
+    hashed: u64,
+    granted: oneshot::Sender<HashingTurn>,
+}
+
+/// A guard for a place in the queue. Dropping it leaves the queue.
+struct QueuePlace<'a> {
+    turns: &'a HashingTurns,
+    number: u64,
+}
+
+impl HashingTurns {
+    /// Creates turns for `count` bodies at a time.
+    pub(super) fn new(count: usize) -> Self {
+        Self(Arc::new(Mutex::new(TurnQueue {
+            free: count,
+            is_oldest_next: false,
+            waiting: BTreeMap::new(),
+            by_hashed: BTreeSet::new(),
+            next: 0,
+        })))
+    }
+
+    /// Waits for a turn of a body for which `hashed` bytes were hashed so far. Dropping the future leaves the queue.
+    pub(super) async fn wait_for_turn(&self, hashed: u64) -> HashingTurn {
+        let (granted, receiver) = oneshot::channel();
+        let number = {
+            let mut queue = self.lock();
+            if queue.free > 0 {
+                queue.free -= 1;
+                return HashingTurn(self.clone());
+            }
+            queue.add_waiting(hashed, granted)
+        };
+        let _place = QueuePlace { turns: self, number };
+        match receiver.await {
+            Ok(turn) => turn,
+            // Only a queue that is dropped grants no turn, and this one is borrowed.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, TurnQueue> {
+        // Every operation leaves the queue consistent, so that a panic elsewhere does not matter.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TurnQueue {
+    /// Adds a body to the queue, and returns its number.
+    fn add_waiting(&mut self, hashed: u64, granted: oneshot::Sender<HashingTurn>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.waiting.insert(number, WaitingBody { hashed, granted });
+        self.by_hashed.insert((hashed, number));
+        number
+    }
+
+    fn remove_waiting(&mut self, number: u64) -> Option<WaitingBody> {
+        let body = self.waiting.remove(&number)?;
+        self.by_hashed.remove(&(body.hashed, number));
+        Some(body)
+    }
+
+    /// Removes the body that gets the next turn, or frees the turn if none waits.
+    fn take_next(&mut self) -> Option<WaitingBody> {
+        let next = match self.is_oldest_next {
+            true => self.waiting.keys().next().copied(),
+            false => self.by_hashed.first().map(|(_, number)| *number),
+        };
+        let next = next.and_then(|number| self.remove_waiting(number));
+        match next {
+            Some(_) => self.is_oldest_next = !self.is_oldest_next,
+            None => self.free += 1,
+        }
+        next
+    }
+}
+
+impl Drop for QueuePlace<'_> {
+    fn drop(&mut self) {
+        self.turns.lock().remove_waiting(self.number);
+    }
+}
+
+impl Drop for HashingTurn {
+    fn drop(&mut self) {
+        let next = self.0.lock().take_next();
+        if let Some(next) = next {
+            // If the body has stopped waiting since, dropping its turn here gives the turn to the one after it.
+            drop(next.granted.send(HashingTurn(self.0.clone())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Waiting = Pin<Box<dyn Future<Output = HashingTurn>>>;
+
+    fn poll_turn(waiting: &mut Waiting) -> Poll<HashingTurn> {
+        waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Begins to wait for a turn, after `hashed` bytes.
+    fn begin_to_wait(turns: &HashingTurns, hashed: u64) -> Waiting {
+        let turns = turns.clone();
+        let mut waiting: Waiting = Box::pin(async move { turns.wait_for_turn(hashed).await });
+        assert!(poll_turn(&mut waiting).is_pending());
+        waiting
+    }
+
+    fn take_turn(turns: &HashingTurns) -> HashingTurn {
+        let turns = turns.clone();
+        match poll_turn(&mut (Box::pin(async move { turns.wait_for_turn(0).await }) as Waiting)) {
+            Poll::Ready(turn) => turn,
+            Poll::Pending => panic!("no turn is free"),
+        }
+    }
+
+    #[test]
+    fn a_newcomer_waits_for_at_most_one_turn_of_another_body() {
+        let turns = HashingTurns::new(1);
+        let turn = take_turn(&turns);
+        let mut large: Vec<_> = (1..100).map(|body| begin_to_wait(&turns, body << 20)).collect();
+        let mut newcomers = [begin_to_wait(&turns, 0), begin_to_wait(&turns, 0)];
+        drop(turn);
+        let first = poll_turn(&mut newcomers[0]);
+        assert!(first.is_ready());
+        drop(first);
+        let between = poll_turn(&mut large[0]);
+        assert!(between.is_ready(), "the oldest body has every second turn");
+        drop(between);
+        assert!(poll_turn(&mut newcomers[1]).is_ready());
+    }
+
+    #[test]
+    fn a_turn_of_a_body_that_has_stopped_waiting_goes_to_the_next_one() {
+        let turns = HashingTurns::new(1);
+        let turn = take_turn(&turns);
+        let (gone, mut waiting) = (begin_to_wait(&turns, 0), begin_to_wait(&turns, 1));
+        drop(gone);
+        drop(turn);
+        assert!(poll_turn(&mut waiting).is_ready());
+        // The turn was dropped with the answer.
+        drop(take_turn(&turns));
+    }
+
+    proptest! {
+        #[test]
+        fn the_oldest_body_is_passed_over_once_at_most_and_no_turn_is_lost(
+            newcomers in prop::collection::vec(0..3_usize, 1..50),
+            count in 1..3_usize,
+        ) {
+            let turns = HashingTurns::new(count);
+            let mut taken: Vec<_> = (0..count).map(|_| take_turn(&turns)).collect();
+            let mut oldest = Some(begin_to_wait(&turns, 1 << 30));
+            let mut waiting = Vec::new();
+            for (freed, arriving) in newcomers.into_iter().enumerate() {
+                // While a turn is free, nobody waits.
+                let arriving = if taken.len() == count { arriving } else { 0 };
+                waiting.extend((0..arriving).map(|_| begin_to_wait(&turns, 0)));
+                taken.pop();
+                if let Some(body) = &mut oldest
+                    && let Poll::Ready(turn) = poll_turn(body)
+                {
+                    taken.push(turn);
+                    oldest = None;
+                }
+                prop_assert!(oldest.is_none() || freed == 0, "the oldest body was passed over twice");
+                waiting.retain_mut(|body| match poll_turn(body) {
+                    Poll::Ready(turn) => {
+                        taken.push(turn);
+                        false
+                    }
+                    Poll::Pending => true,
+                });
+                prop_assert!(taken.len() <= count);
+            }
+            drop((taken, oldest, waiting));
+            let all: Vec<_> = (0..count).map(|_| take_turn(&turns)).collect();
+            prop_assert_eq!(all.len(), count, "a turn was lost");
+        }
+    }
+}
