@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::accept;
 use crate::answer::{self, Answer, AnswerFields};
 use crate::build::{Builder, BuilderCall};
+use crate::build_threads::BuildThreads;
 use crate::buildkit::BuildReference;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
@@ -41,6 +42,8 @@ pub struct BuilderApi {
     pub seal_key: Option<SealKey>,
     /// The builder's metrics.
     pub metrics: Metrics,
+    /// The threads that builds run on.
+    pub threads: BuildThreads,
 }
 
 impl Handler for BuilderApi {
@@ -147,7 +150,11 @@ impl BuilderApi {
             Err(error) => return exchange.log_and_answer_rejection(&error, None),
         };
         match exchange.format {
-            None => self.build_then_answer(&request, &exchange, &admission).await,
+            None => {
+                let api = self.clone();
+                let build = async move { api.build_then_answer(&request, &exchange, &admission).await };
+                self.threads.run(build).await
+            }
             Some(_) if self.is_deployed_by_callback(&request) => exchange
                 .log_and_answer_rejection(&Error::StreamedHandOver, Some(&request.config.image_as_given)),
             Some(format) => self.stream_answer_while_building(format, request, exchange, admission),
@@ -221,10 +228,14 @@ impl BuilderApi {
         let feed = LogFeed::new(self.max_log);
         let (api, mut log) = (self.clone(), feed.clone());
         let arrived = exchange.arrived;
+        let threads = self.threads.clone();
         let build = async move {
-            api.run_build(&request, &exchange, &admission, &mut log)
-                .await
-                .report
+            let build = async move {
+                api.run_build(&request, &exchange, &admission, &mut log)
+                    .await
+                    .report
+            };
+            threads.run(build).await
         };
         answer::streamed_response(format, stream_records(format, feed, arrived, build, if_panicked))
     }

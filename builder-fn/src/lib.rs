@@ -5,6 +5,7 @@
 mod accept;
 mod answer;
 pub mod build;
+pub mod build_threads;
 pub mod buildkit;
 pub mod compression;
 pub mod context;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder_fn::build::Builder;
+use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{EventTimeouts, SharedKeyPool};
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
@@ -67,6 +68,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         max_log: settings.max_log,
         seal_key: settings.seal_key,
         metrics,
+        threads: BuildThreads::start()?,
     };
     let slots = settings.slots;
     api.limits.unverified.budget().show_in(api.metrics.unverified());

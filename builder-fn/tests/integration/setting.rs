@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use builder_fn::build::{BuildSettings, Builder};
+use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{Daemon, EventTimeouts};
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
@@ -116,6 +117,7 @@ impl TestBuilder {
             max_log: MAX_LOG_BYTES,
             seal_key: None,
             metrics,
+            threads: BuildThreads::default(),
         };
         Self {
             api,
