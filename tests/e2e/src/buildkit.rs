@@ -44,6 +44,10 @@ impl BuildkitDaemon {
         fs::write(&toml, text)?;
         let mut command = Command::new(&testbed.stack.tools.buildkitd);
         command.arg("--config").arg(&toml);
+        // As the stack's own daemon has them.
+        for limit in ["BUILDKIT_STEP_LOG_MAX_SIZE", "BUILDKIT_STEP_LOG_MAX_SPEED"] {
+            command.env(limit, "-1");
+        }
         let mut process = LoggedProcess::spawn(command)?;
         let socket = dir.path().join("buildkitd.sock");
         process

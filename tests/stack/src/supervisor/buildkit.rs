@@ -26,6 +26,9 @@ const HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
 /// The number of records of past builds that BuildKit keeps even if they are older than its time limit.
 const HISTORY_RECORDS: u32 = 10_000;
 
+/// The value without which BuildKit clips the output of a step at 2 MiB, and at 200 KiB a second.
+const UNLIMITED_STEP_LOG: &str = "-1";
+
 /// The number of networks for steps that BuildKit prepares, so that a step does not wait for one.
 const NETWORK_POOL_SIZE: u32 = 16;
 
@@ -62,6 +65,9 @@ impl PartSpecSource {
         let mut command = self.command_with_part_environment("nsenter");
         command.arg(format!("--net={}", network::BUILDKIT_NAMESPACE_FILE));
         command.arg(&self.plan.tools.buildkitd).arg("--config").arg(&path);
+        for limit in ["BUILDKIT_STEP_LOG_MAX_SIZE", "BUILDKIT_STEP_LOG_MAX_SPEED"] {
+            command.env(limit, UNLIMITED_STEP_LOG);
+        }
         let mut ready = self.command_with_part_environment(&self.plan.tools.buildctl);
         ready.args(["--addr", &socket, "debug", "workers"]);
         PartSpec {
