@@ -16,7 +16,8 @@ use crate::redact::SecretMask;
 use crate::report::{BuildStatus, Report, Warnings};
 
 pub(crate) use response::{
-    method_not_allowed_response, not_found_response, public_key_response, streamed_response,
+    error_response, json_value_response, method_not_allowed_response, not_found_response,
+    public_key_response, streamed_response, streamed_text_response, too_many_readers_response,
 };
 
 /// The fields of a deployer's answer that programs read: words of a fixed set, and names that the config has in clear text.
@@ -126,7 +127,7 @@ impl Answer {
             ErrorKind::Forbidden => StatusCode::FORBIDDEN,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::BuildFailed | ErrorKind::DeploymentRejected => StatusCode::UNPROCESSABLE_ENTITY,
-            ErrorKind::Superseded | ErrorKind::Conflict => StatusCode::CONFLICT,
+            ErrorKind::Superseded | ErrorKind::Cancelled | ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             ErrorKind::TooSlow => StatusCode::REQUEST_TIMEOUT,
             ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => {

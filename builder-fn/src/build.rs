@@ -9,11 +9,13 @@ mod solve;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use function_host::trace;
 use tokio::time::Instant;
 
 use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestLookup, SharedKeyPool, StepLimits};
+use crate::builds::{BuildPhase, BuildRecords};
 use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
@@ -68,6 +70,8 @@ pub struct Builder {
     pub slots: BuildSlots,
     /// The order of builds of one function: newer builds end older ones.
     pub supersession: Supersession,
+    /// The records of this process's builds.
+    pub records: BuildRecords,
     /// The builder's metrics.
     pub metrics: Metrics,
 }
@@ -121,24 +125,35 @@ impl Builder {
         }
         let (daemon, supersession) = self.daemon_and_build_order(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);
+        let _watched = call.accepted.watch_cancellations(&daemon);
         let solving = async {
             let _slot = self.wait_for_slot(request, call).await?;
             request.context.restore_index().await?;
+            call.accepted.update(|record| {
+                record.phase = BuildPhase::Running;
+                record.started_at = Some(SystemTime::now());
+                record.attempts += 1;
+            });
             self.solve_and_push(&daemon, request, call, registration.as_ref(), lines, log)
                 .await
         };
-        let solved = match &registration {
-            // With the rest of the future, the wait for a slot or the solve is dropped.
-            Some(registration) => tokio::select! {
-                biased;
-                newer = registration.wait_until_superseded() => Err(newer.into()),
-                solved = solving => solved,
-            },
-            None => solving.await,
+        let superseded = async {
+            match &registration {
+                Some(registration) => registration.wait_until_superseded().await,
+                None => std::future::pending().await,
+            }
+        };
+        // With the rest of the future, the wait for a slot or the solve is dropped.
+        let solved = tokio::select! {
+            biased;
+            () = call.accepted.cancelled() => Err(Error::Cancelled),
+            newer = superseded => Err(newer.into()),
+            solved = solving => solved,
         }?;
         // From here on the deployer decides which version is newer. The registration still ends older builds.
         let deployment = match deployment {
             Some((signer, deploy)) => {
+                call.accepted.set_phase(BuildPhase::Deploying);
                 Some(deploy::hand_over_image(&signer, deploy, request, &solved, call, lines, log).await?)
             }
             None => None,

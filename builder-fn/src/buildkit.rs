@@ -6,6 +6,7 @@
 
 mod address;
 mod attributes;
+mod cancellation;
 mod connection;
 mod dial;
 mod failure;
@@ -22,10 +23,11 @@ mod tls;
 
 pub use address::{DaemonAddress, DaemonAddressError};
 pub use attributes::SolveAttributes;
+pub use cancellation::Cancellation;
 pub use connection::{ConnectError, Connection, Daemon};
 pub use dial::{ByteStream, DialFuture, Dialer};
 pub use failure::{BuildFailure, FaultyParty};
-pub use history::{BuildState, KnownBuild};
+pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
 pub use job::{BuildJob, EventTimeouts, JobError};
 pub use manifest_lookup::ManifestLookup;
 pub use outcome::BuiltImage;
@@ -37,7 +39,7 @@ pub use session::{
 };
 pub use shared_key::{KeyLease, SharedKeyPool};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions, StepLimits};
-pub use status::BuildEvent;
+pub use status::{BuildEvent, OrderedLog};
 pub use tls::TlsError;
 pub(crate) use tls::{TlsDialer, TlsSecrets};
 

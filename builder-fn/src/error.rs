@@ -87,6 +87,9 @@ pub(crate) enum Error {
     /// A newer build of the same function runs or has succeeded.
     #[error(transparent)]
     Superseded(#[from] Superseded),
+    /// Somebody cancelled the build.
+    #[error("cancelled")]
+    Cancelled,
     /// Another call sent the same signed request before, and the builder accepts it only once.
     #[error("this signed request was already built as call {call_id}; sign it again with a new submittedAt")]
     AlreadyBuilt {
@@ -116,6 +119,8 @@ pub(crate) enum ErrorKind {
     DeploymentRejected,
     /// A newer build of the same function replaces this one.
     Superseded,
+    /// Somebody cancelled the build.
+    Cancelled,
     /// Another call sent the same request before.
     Conflict,
     /// There is no space for the request's body now. The rest of the body has not been read.
@@ -167,6 +172,7 @@ impl Error {
                 FaultyParty::Platform => ErrorKind::Platform,
             },
             Self::Superseded(_) => ErrorKind::Superseded,
+            Self::Cancelled => ErrorKind::Cancelled,
             Self::AlreadyBuilt { .. } => ErrorKind::Conflict,
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)

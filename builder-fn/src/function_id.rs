@@ -40,6 +40,11 @@ impl FunctionId {
         }
     }
 
+    /// Returns the name and the namespace, `NAME.NAMESPACE`.
+    pub(crate) fn without_tenant(&self) -> String {
+        format!("{}.{}", self.name, self.namespace)
+    }
+
     /// Returns the identity of the function in a config's `deploy`, or `None` if it names no function. A name with a slash
     /// is none: no provider has such functions, and the slash separates the tenant in the identity's text.
     pub fn from_deploy_config(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {

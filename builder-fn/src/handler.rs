@@ -14,11 +14,12 @@ use crate::answer::{self, Answer, AnswerFields};
 use crate::build::{Builder, BuilderCall};
 use crate::build_threads::BuildThreads;
 use crate::buildkit::BuildReference;
+use crate::builds::{AcceptedBuild, BuildPhase, BuildsRoute, RecordKey, outcome_fields};
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
-use crate::metrics::{Metrics, SUPERSEDED_OUTCOME};
+use crate::metrics::{CANCELLED_OUTCOME, Metrics, SUPERSEDED_OUTCOME};
 use crate::redact::{SecretMask, TraceMask};
-use crate::report::{BoundedLog, LineFormatter, LogFeed, LogSink, StreamFormat, stream_records};
+use crate::report::{BoundedLog, BuildStatus, LineFormatter, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, TENANT_HEADER,
     VerifiedSignature,
@@ -53,14 +54,18 @@ impl Handler for BuilderApi {
             "/" => (Method::POST, "/"),
             "/build" => (Method::POST, "/build"),
             "/publickey" => (Method::GET, "/publickey"),
-            _ => {
+            path => {
+                if let Some(route) = BuildsRoute::parse(path) {
+                    let (head, _) = request.into_parts();
+                    return Ok(self.answer_question(route, &head, &context).await);
+                }
                 return Ok(answer::not_found_response(
-                    "nothing is here; builds are sent to POST /build",
+                    "nothing is here; builds are sent to POST /build, and GET /builds/ID asks about one",
                 ));
             }
         };
         if request.method() != method {
-            return Ok(answer::method_not_allowed_response(&method));
+            return Ok(answer::method_not_allowed_response(method.as_str()));
         }
         trace::set_route_of_current_request(route);
         Ok(match method {
@@ -142,7 +147,7 @@ impl BuilderApi {
             arrived,
             format: accept::negotiate_stream_format(&head.headers),
         };
-        let (request, admission) = match self
+        let (request, admission, accepted) = match self
             .receive_build_request(body, request_head, &exchange.context)
             .await
         {
@@ -152,12 +157,13 @@ impl BuilderApi {
         match exchange.format {
             None => {
                 let api = self.clone();
-                let build = async move { api.build_then_answer(&request, &exchange, &admission).await };
+                let build =
+                    async move { api.build_then_answer(&request, &exchange, &admission, accepted).await };
                 self.threads.run(build).await
             }
             Some(_) if self.is_deployed_by_callback(&request) => exchange
                 .log_and_answer_rejection(&Error::StreamedHandOver, Some(&request.config.image_as_given)),
-            Some(format) => self.stream_answer_while_building(format, request, exchange, admission),
+            Some(format) => self.stream_answer_while_building(format, request, exchange, admission, accepted),
         }
     }
 
@@ -174,22 +180,38 @@ impl BuilderApi {
         body: Body,
         head: RequestHead,
         context: &Context,
-    ) -> Result<(BuildRequest, QueueAdmission), Error> {
+    ) -> Result<(BuildRequest, QueueAdmission, AcceptedBuild), Error> {
         let span = trace::span("receive");
         let receiving = async {
             let check = self.read_signature_check(&head, context)?;
             let body = request::receive_body(body, &head, &check, &self.limits).await?;
-            context
-                .accept()
-                .map_err(|full| NoFreeSlot { limit: full.limit })?;
-            // After the signature, so that nobody without a key takes a place, and before anything else is done with the body.
-            let admission = self.builder.slots.admit(body.slot_owner())?;
-            let request = body.into_build_request(head, &self.limits).await?;
-            Ok((request, admission))
+            let key = RecordKey {
+                tenant: body.tenant_name(),
+                id: context.call_id().to_owned(),
+            };
+            let accepted = self.builder.records.accept(key, head.arrived);
+            let admitting = async {
+                context
+                    .accept()
+                    .map_err(|full| NoFreeSlot { limit: full.limit })?;
+                // After the signature, so that nobody without a key takes a place, and before anything else is done with the
+                // body.
+                let admission = self.builder.slots.admit(body.slot_owner())?;
+                let request = body.into_build_request(head, &self.limits).await?;
+                Ok((request, admission))
+            };
+            match admitting.await {
+                Ok((request, admission)) => Ok((request, admission, accepted)),
+                Err(error) => {
+                    let answer = Answer::from_error(&error, AnswerFields::default());
+                    accepted.end(BuildPhase::Failed, outcome_fields(&answer.report));
+                    Err(error)
+                }
+            }
         };
         let received = span.run(receiving).await;
         match &received {
-            Ok((request, _)) => span.set_attribute(
+            Ok((request, ..)) => span.set_attribute(
                 "slipway.request.bytes",
                 i64::try_from(request.body_bytes).unwrap_or(i64::MAX),
             ),
@@ -208,9 +230,12 @@ impl BuilderApi {
         request: &BuildRequest,
         exchange: &BuildExchange,
         admission: &QueueAdmission,
+        accepted: AcceptedBuild,
     ) -> Response {
         let mut log = BoundedLog::new(self.max_log);
-        let mut answer = self.run_build(request, exchange, admission, &mut log).await;
+        let mut answer = self
+            .run_build(request, exchange, admission, accepted, &mut log)
+            .await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         answer.into_response()
     }
@@ -222,6 +247,7 @@ impl BuilderApi {
         request: BuildRequest,
         exchange: BuildExchange,
         admission: QueueAdmission,
+        accepted: AcceptedBuild,
     ) -> Response {
         let if_panicked =
             answer::report_of_panicked_build(exchange.context.call_id(), &request.config.image_as_given);
@@ -231,7 +257,7 @@ impl BuilderApi {
         let threads = self.threads.clone();
         let build = async move {
             let build = async move {
-                api.run_build(&request, &exchange, &admission, &mut log)
+                api.run_build(&request, &exchange, &admission, accepted, &mut log)
                     .await
                     .report
             };
@@ -246,6 +272,7 @@ impl BuilderApi {
         request: &BuildRequest,
         exchange: &BuildExchange,
         admission: &QueueAdmission,
+        accepted: AcceptedBuild,
         log: &mut dyn LogSink,
     ) -> Answer {
         let image = request.config.image_as_given.as_str();
@@ -270,6 +297,14 @@ impl BuilderApi {
             true => TraceMask::new(mask.clone(), &request.config.build_args),
             false => TraceMask::default(),
         };
+        accepted.set_mask(mask.clone());
+        let function = self.builder.function_of(request);
+        accepted.update(|record| {
+            record.image = Some(image.to_owned());
+            record.function = function.map(|function| function.without_tenant());
+            record.submitted_at = Some(request.submitted_at.at);
+            record.reference = Some(reference.to_string());
+        });
         let mut lines = LineFormatter::new(mask.clone());
         for warning in &request.warnings {
             log.push(lines.record_warning(warning));
@@ -284,6 +319,7 @@ impl BuilderApi {
                     secrets,
                     trace_mask: &trace_mask,
                     admission,
+                    accepted: &accepted,
                 };
                 span.run(self.builder.build_and_deploy(request, &call, &mut lines, log))
                     .await
@@ -291,6 +327,7 @@ impl BuilderApi {
             Err(error) => Err(error),
         };
         let fields = exchange.answer_fields(Some(image));
+        let is_cancelled = matches!(result, Err(Error::Cancelled));
         let mut answer = match result {
             Ok(built) => {
                 let digest = built.digest.as_deref().unwrap_or_default();
@@ -316,6 +353,12 @@ impl BuilderApi {
             }
         };
         answer.report.warnings = lines.into_warnings();
+        let phase = match answer.report.status {
+            BuildStatus::Success => BuildPhase::Success,
+            BuildStatus::Failed if is_cancelled => BuildPhase::Cancelled,
+            BuildStatus::Failed => BuildPhase::Failed,
+        };
+        accepted.end(phase, outcome_fields(&answer.report));
         answer
     }
 
@@ -332,7 +375,11 @@ impl BuilderApi {
 
     /// Returns the check of a request's signature. Reads the secrets for each request, so that a rotated secret is used
     /// immediately.
-    fn read_signature_check(&self, head: &RequestHead, context: &Context) -> Result<SignatureCheck, Error> {
+    pub(crate) fn read_signature_check(
+        &self,
+        head: &RequestHead,
+        context: &Context,
+    ) -> Result<SignatureCheck, Error> {
         if let Some(policy) = &self.signatures.policy {
             return Ok(self.signature_check_of_tenants(&policy.current_policy(), head, context));
         }
@@ -380,6 +427,7 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
         | ErrorKind::Conflict
         | ErrorKind::DeploymentRejected => "refused",
         ErrorKind::Superseded => SUPERSEDED_OUTCOME,
+        ErrorKind::Cancelled => CANCELLED_OUTCOME,
         ErrorKind::BuildFailed => "failed",
         ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => "busy",
         ErrorKind::NoSpace | ErrorKind::Platform => "platform",

@@ -7,6 +7,7 @@ mod answer;
 pub mod build;
 pub mod build_threads;
 pub mod buildkit;
+pub mod builds;
 pub mod compression;
 pub mod context;
 pub mod docker_config;

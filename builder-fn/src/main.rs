@@ -6,6 +6,7 @@ use std::sync::Arc;
 use builder_fn::build::Builder;
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{EventTimeouts, SharedKeyPool};
+use builder_fn::builds::BuildRecords;
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
@@ -59,6 +60,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         },
         timeouts: EventTimeouts::default(),
         slots: settings.slots.clone(),
+        records: BuildRecords::default(),
         metrics: metrics.clone(),
     };
     let api = BuilderApi {

@@ -20,11 +20,12 @@ const QUEUE_SECONDS_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.
 
 /// The values of the metric label `outcome`. All are exported from the start, so that the first failure is an
 /// increase from 0.
-const OUTCOME_LABELS: [&str; 8] = [
+const OUTCOME_LABELS: [&str; 9] = [
     "success",
     "failed",
     "refused",
     SUPERSEDED_OUTCOME,
+    CANCELLED_OUTCOME,
     "platform",
     "busy",
     ABANDONED_OUTCOME,
@@ -33,6 +34,9 @@ const OUTCOME_LABELS: [&str; 8] = [
 
 /// The outcome of a build that was superseded by a newer build of the same function.
 pub(crate) const SUPERSEDED_OUTCOME: &str = "superseded";
+
+/// The outcome of a build that somebody cancelled.
+pub(crate) const CANCELLED_OUTCOME: &str = "cancelled";
 
 /// The outcome of a build whose caller disconnected.
 const ABANDONED_OUTCOME: &str = "abandoned";

@@ -1,8 +1,8 @@
 //! Converts answers to HTTP responses.
 
 use bytes::Bytes;
+use function_host::http::StatusCode;
 use function_host::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
-use function_host::http::{Method, StatusCode};
 use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
 
@@ -86,15 +86,40 @@ pub(crate) fn public_key_response(key: &serde_json::Value) -> Response {
 
 /// Returns a 404 response with `error`.
 pub(crate) fn not_found_response(error: &str) -> Response {
-    let report = report_of_failure(error.to_owned(), AnswerFields::default());
-    json_response(StatusCode::NOT_FOUND, to_json_line(&report))
+    error_response(StatusCode::NOT_FOUND, error)
 }
 
-/// Returns a 405 response that names the allowed method.
-pub(crate) fn method_not_allowed_response(allowed: &Method) -> Response {
+/// Returns a response with this status and `error`.
+pub(crate) fn error_response(status: StatusCode, error: &str) -> Response {
+    let report = report_of_failure(error.to_owned(), AnswerFields::default());
+    json_response(status, to_json_line(&report))
+}
+
+/// Returns a response with one JSON value.
+pub(crate) fn json_value_response(status: StatusCode, value: &serde_json::Value) -> Response {
+    let mut body = to_json(value);
+    body.push(b'\n');
+    json_response(status, body)
+}
+
+/// Returns a 429 response to one reader of a log too many.
+pub(crate) fn too_many_readers_response() -> Response {
+    reply::too_many_requests("as many logs are being read as this builder allows; try again\n".to_owned())
+}
+
+/// Returns a response with plain text that is sent as it is produced.
+pub(crate) fn streamed_text_response(body: ResponseBody) -> Response {
+    let mut response = unbuffered_response(StreamFormat::Ndjson, body);
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, text);
+    response
+}
+
+/// Returns a 405 response that names the allowed methods, such as `GET, DELETE`.
+pub(crate) fn method_not_allowed_response(allowed: &str) -> Response {
     let report = report_of_failure(format!("only {allowed} is served here"), AnswerFields::default());
     let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, to_json_line(&report));
-    if let Ok(allowed) = HeaderValue::from_str(allowed.as_str()) {
+    if let Ok(allowed) = HeaderValue::from_str(allowed) {
         response.headers_mut().insert(ALLOW, allowed);
     }
     response

@@ -7,6 +7,7 @@ use function_host::Shutdown;
 use tokio::time::Instant;
 
 use crate::buildkit::BuildReference;
+use crate::builds::AcceptedBuild;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
 use crate::slots::QueueAdmission;
@@ -32,6 +33,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) trace_mask: &'a TraceMask,
     /// The admission of the call to the queue for a build slot.
     pub(crate) admission: &'a QueueAdmission,
+    /// The record of the build, and requests to cancel it.
+    pub(crate) accepted: &'a AcceptedBuild,
 }
 
 impl BuilderCall<'_> {

@@ -41,6 +41,13 @@ impl Builder {
         let mut step_spans = StepSpans::new(&span, call.trace_mask);
         let solving = span.run(async {
             let connection = daemon.connect_despite_restart().await?;
+            // A request to cancel the call, which another builder took before this delivery.
+            if connection
+                .is_cancellation_requested(call.accepted.tenant(), call.id)
+                .await
+            {
+                return Err(Error::Cancelled);
+            }
             if let Some(registration) = registration {
                 registration.check_history(&connection).await?;
                 if !registration.sees_other_builders() {
@@ -100,22 +107,27 @@ impl Builder {
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
     }
 
+    /// Returns the function that a request deploys, as its tenant's.
+    pub(crate) fn function_of(&self, request: &BuildRequest) -> Option<FunctionId> {
+        let namespace = &self.settings.default_namespace;
+        let function = FunctionId::from_deploy_config(request.config.deploy.as_ref()?, namespace)?;
+        Some(match request.tenant() {
+            Some(tenant) => function.of_tenant(tenant.name()),
+            None => function,
+        })
+    }
+
     /// Returns the attributes with which the build's solve describes its request in BuildKit.
     pub(super) fn solve_attributes(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> SolveAttributes {
-        let namespace = &self.settings.default_namespace;
-        let deploy = request.config.deploy.as_ref();
-        let function = deploy.and_then(|deploy| FunctionId::from_deploy_config(deploy, namespace));
         SolveAttributes {
             call_id: call.id.to_owned(),
             signature: request
                 .signature
                 .as_ref()
                 .map(VerifiedSignature::sha256_fingerprint),
+            tenant: request.tenant().map(|tenant| tenant.name().to_string()),
             submitted_at: request.submitted_at.at,
-            function: function.map(|function| match request.tenant() {
-                Some(tenant) => function.of_tenant(tenant.name()),
-                None => function,
-            }),
+            function: self.function_of(request),
             supersede: request.config.supersede,
         }
     }
@@ -174,6 +186,7 @@ impl Builder {
             }),
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
+            sealed_secrets: request.sealed_secrets.clone(),
             tenant: tenant.map(|tenant| tenant.name().to_string()),
             no_network: tenant.is_some_and(|tenant| tenant.step_network() == StepNetwork::None),
             step_limits: settings.step_limits,

@@ -15,6 +15,7 @@ const SIGNATURE_ATTRIBUTE: &str = "slipway.signature";
 const SUBMITTED_AT_ATTRIBUTE: &str = "slipway.submitted-at";
 const FUNCTION_ATTRIBUTE: &str = "slipway.function";
 const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
+const TENANT_ATTRIBUTE: &str = "slipway.tenant";
 
 /// The attributes by which a solve describes its build request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct SolveAttributes {
     pub call_id: String,
     /// The fingerprint of the request's verified signature; `None` if signatures are disabled.
     pub signature: Option<String>,
+    /// The name of the tenant that the build belongs to; `None` without a policy.
+    pub tenant: Option<String>,
     /// The time at which the source of the build was submitted.
     pub submitted_at: SystemTime,
     /// The function that the build deploys; `None` for a build without deployment.
@@ -41,6 +44,9 @@ impl SolveAttributes {
         if let Some(fingerprint) = &self.signature {
             pairs.push((SIGNATURE_ATTRIBUTE, fingerprint.clone()));
         }
+        if let Some(tenant) = &self.tenant {
+            pairs.push((TENANT_ATTRIBUTE, tenant.clone()));
+        }
         if let Some(function) = &self.function {
             pairs.push((FUNCTION_ATTRIBUTE, function.to_string()));
             if !self.supersede {
@@ -55,6 +61,7 @@ impl SolveAttributes {
         Some(Self {
             call_id: attrs.get(CALL_ID_ATTRIBUTE)?.clone(),
             signature: attrs.get(SIGNATURE_ATTRIBUTE).cloned(),
+            tenant: attrs.get(TENANT_ATTRIBUTE).cloned(),
             submitted_at: attrs
                 .get(SUBMITTED_AT_ATTRIBUTE)?
                 .parse::<Timestamp>()
@@ -100,6 +107,7 @@ mod tests {
         SolveAttributes {
             call_id: "call-1".into(),
             signature: Some("0a1b".into()),
+            tenant: Some("acme".into()),
             submitted_at: SystemTime::UNIX_EPOCH + Duration::new(1_795_951_610, 1),
             function: Some(FunctionId::new("hello", "openfaas-fn")),
             supersede: true,
@@ -115,6 +123,7 @@ mod tests {
     fn attributes_of_a_solve_are_parsed_unchanged_from_its_history_record() {
         let no_deployment = SolveAttributes {
             signature: None,
+            tenant: None,
             function: None,
             ..example_attributes()
         };
@@ -139,6 +148,7 @@ mod tests {
         for (name, value) in [
             ("slipway.call-id", "call-1"),
             ("slipway.signature", "0a1b"),
+            ("slipway.tenant", "acme"),
             ("slipway.submitted-at", "2026-11-29T11:26:50.000000001Z"),
             ("slipway.function", "hello.openfaas-fn"),
             ("slipway.supersede", "false"),

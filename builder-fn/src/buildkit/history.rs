@@ -3,6 +3,8 @@
 //! It is the memory that all builders of one daemon share. A daemon without a history, or whose history fails, counts as
 //! one without records: the history saves work and orders builds, and must not prevent one.
 
+mod listing;
+
 use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
@@ -15,6 +17,8 @@ use tonic::{Code, Status};
 use super::Connection;
 use super::attributes::{SolveAttributes, to_timestamp};
 use super::outcome::{BuiltImage, SolveOutcome};
+
+pub use listing::{HistoryListing, ListedBuild, SealedSecrets, StepCounts};
 
 /// The time between two requests to the history for a build's outcome that is not recorded yet.
 const OUTCOME_POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -188,7 +192,8 @@ async fn find_in_history_events<T>(
     }
 }
 
-async fn listen_to_history(
+/// Requests the events of the history that `request` describes.
+pub(super) async fn listen_to_history(
     connection: &Connection,
     request: BuildHistoryRequest,
 ) -> Result<BoxStream<'static, Result<BuildHistoryEvent, Status>>, Status> {

@@ -26,7 +26,7 @@ use super::{BuildFailure, Connection, FaultyParty, ManifestLookup, SolveOptions,
 
 /// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
 /// more.
-const ATTEMPTS_MAX: u32 = 16;
+pub(super) const ATTEMPTS_MAX: u32 = 16;
 
 /// The timeouts for the remaining events of a build whose solve has ended.
 #[derive(Clone, Copy, Debug)]
@@ -312,7 +312,7 @@ async fn pass_remaining_events(
 }
 
 /// Returns whether a gRPC status means that the connection broke or the daemon shuts down.
-fn is_connection_loss(status: &Status) -> bool {
+pub(super) fn is_connection_loss(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
 }
 

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
+use bytes::Bytes;
 use serde_json::json;
 
 use super::{BuildReference, SolveAttributes};
@@ -17,6 +20,18 @@ const CACHE_MOUNT_NAMESPACE: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
 
 /// The period in which steps get their share of CPU time, in microseconds: that of the kernel and of Docker.
 const CPU_PERIOD: u64 = 100_000;
+
+/// The attribute of the exporter with the sealed secrets of a build, in base64.
+///
+/// Whoever reads the build's log from the history needs them to mask their values. The exporter ignores attributes that it
+/// does not know. Those of the frontend would be part of the image's provenance.
+pub(super) const SEALED_SECRETS_ATTRIBUTE: &str = "slipway.sealed-secrets";
+
+/// The value of [`SEALED_SECRETS_ATTRIBUTE`] for secrets that are too long for the history. It is not base64.
+pub(super) const OMITTED_SECRETS: &str = "(omitted)";
+
+/// The limit on the sealed secrets in a history record, in bytes.
+const SEALED_SECRETS_MAX_BYTES: usize = 64 << 10;
 
 /// The name of the Dockerfile frontend that is built into BuildKit.
 const DOCKERFILE_FRONTEND: &str = "dockerfile.v0";
@@ -58,6 +73,8 @@ pub struct SolveOptions {
     pub sbom_generator: Option<String>,
     /// The compression of the image layers that this build makes.
     pub compression: LayerCompression,
+    /// The sealed secrets of the build, as the caller sent them.
+    pub sealed_secrets: Option<Bytes>,
     /// The name of the tenant whose build this is. Other tenants share neither its cache mounts nor the results of its `RUN`
     /// steps.
     pub tenant: Option<String>,
@@ -237,6 +254,14 @@ impl SolveOptions {
         // asks for the times of the files in the layers.
         if self.build_args.contains_key(SOURCE_DATE_EPOCH) {
             set("rewrite-timestamp", "true".into());
+        }
+        if let Some(secrets) = &self.sealed_secrets {
+            let is_short = secrets.len() <= SEALED_SECRETS_MAX_BYTES;
+            let value = is_short.then(|| STANDARD.encode(secrets));
+            set(
+                SEALED_SECRETS_ATTRIBUTE,
+                value.unwrap_or_else(|| OMITTED_SECRETS.into()),
+            );
         }
         attrs
     }

@@ -5,6 +5,7 @@
 //! that merely wait, and sends progress many times a second. The reader is the one place that remembers earlier
 //! responses, so the consumers of events keep no memory of steps.
 
+mod ordered;
 mod reader;
 
 use std::time::SystemTime;
@@ -16,6 +17,7 @@ use tonic::Status;
 
 use super::Connection;
 
+pub use ordered::OrderedLog;
 pub(super) use reader::EventReader;
 
 /// An event in a running build.

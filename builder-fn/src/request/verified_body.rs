@@ -29,6 +29,12 @@ pub struct VerifiedBody {
 }
 
 impl VerifiedBody {
+    /// Returns the name of the tenant that signed the body; `None` without a policy.
+    pub(crate) fn tenant_name(&self) -> Option<String> {
+        let tenant = self.signature.as_ref().and_then(VerifiedSignature::tenant);
+        tenant.map(|tenant| tenant.name().to_string())
+    }
+
     /// Returns the tenant that signed the body, as far as its build slot is concerned.
     pub(crate) fn slot_owner(&self) -> SlotOwner {
         let tenant = self.signature.as_ref().and_then(VerifiedSignature::tenant);

@@ -136,6 +136,7 @@ mod tests {
             attributes: SolveAttributes {
                 call_id: submission.call_id.clone(),
                 signature: None,
+                tenant: None,
                 submitted_at: submission.submitted_at,
                 function: Some(submission.function.clone()),
                 supersede: true,

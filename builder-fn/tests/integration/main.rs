@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod api;
+mod builds;
 mod daemon;
 mod dry_run;
 mod files;

@@ -14,12 +14,12 @@ use crate::job::output_response;
 use crate::setting::{Answer, TestBuilder, build_request_with, tar_with_files};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
-fn recorded_secrets() -> Value {
+pub(crate) fn recorded_secrets() -> Value {
     let text = include_str!("../../../tests/clients/recorded/secrets.json");
     serde_json::from_str(text).expect("JSON")
 }
 
-fn tar_with_sealed_secrets(envelope: &str) -> Vec<u8> {
+pub(crate) fn tar_with_sealed_secrets(envelope: &str) -> Vec<u8> {
     tar_with_files(&[
         ("context/Dockerfile", b"FROM scratch\n"),
         (

@@ -6,6 +6,7 @@ use std::time::Duration;
 use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{Daemon, EventTimeouts};
+use builder_fn::builds::BuildRecords;
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
@@ -103,6 +104,7 @@ impl TestBuilder {
             deployer,
             timeouts: EventTimeouts::default(),
             slots: BuildSlots::unlimited(),
+            records: BuildRecords::default(),
             metrics: metrics.clone(),
         };
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes_gauge());

@@ -62,9 +62,9 @@ fn format_submission_time(seconds_ago: u64) -> String {
     jiff::Timestamp::try_from(time).expect("a time").to_string()
 }
 
-/// Waits until a builder listens to the fake daemon's history.
+/// Waits until a builder listens to the fake daemon's history: for newer builds, and for requests to cancel its own.
 async fn wait_until_listening(calls: &DaemonCalls) {
-    while calls.history.listener_count() == 0 {
+    while calls.history.listener_count() < 2 {
         tokio::task::yield_now().await;
     }
 }

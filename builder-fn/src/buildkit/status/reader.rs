@@ -199,12 +199,12 @@ fn store_within_limit<T>(states: &mut HashMap<String, T>, key: &str, state: T) {
     }
 }
 
-fn time_or_epoch(timestamp: Option<&Timestamp>) -> SystemTime {
+pub(super) fn time_or_epoch(timestamp: Option<&Timestamp>) -> SystemTime {
     timestamp.map_or(SystemTime::UNIX_EPOCH, to_system_time)
 }
 
 /// Converts a protobuf timestamp to a `SystemTime`; a time before 1970 becomes the epoch.
-fn to_system_time(timestamp: &Timestamp) -> SystemTime {
+pub(super) fn to_system_time(timestamp: &Timestamp) -> SystemTime {
     let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
     let nanos = u32::try_from(timestamp.nanos).unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos.min(999_999_999))

@@ -77,6 +77,7 @@ impl FakeHistory {
             r#ref: request.r#ref.clone(),
             frontend: request.frontend.clone(),
             frontend_attrs: request.frontend_attrs.clone(),
+            exporters: request.exporters.clone(),
             created_at: Some(current_timestamp()),
             ..BuildHistoryRecord::default()
         };
@@ -118,16 +119,16 @@ impl FakeHistory {
             },
             Ok("sha256:00"),
         );
-        let filters: Vec<_> = request
-            .filter
-            .iter()
-            .flat_map(|filter| filter.split(','))
-            .collect();
+        let allows = |record: &&BuildHistoryRecord| {
+            let mut filters = request.filter.iter();
+            request.filter.is_empty()
+                || filters.any(|filter| filter.split(',').all(|part| filter_allows(part, record)))
+        };
         let active = state.active.values();
         let active = active.map(|record| history_event(BuildHistoryEventType::Started, record));
         let finished = [&other].into_iter().chain(&state.finished);
         let finished = finished
-            .filter(|record| filters.iter().all(|filter| filter_allows(filter, record)))
+            .filter(allows)
             .map(|record| history_event(BuildHistoryEventType::Complete, record));
         let known: Vec<_> = active.chain(finished).map(Ok).collect();
         let (listener, events) = mpsc::unbounded_channel();

@@ -1,0 +1,211 @@
+//! Builds as the daemon's history describes them to somebody who asks about them.
+
+use std::collections::HashSet;
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::moby::buildkit::v1::{
+    BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
+};
+use futures_util::TryStreamExt;
+use tonic::{Code, Status};
+
+use super::{ANSWER_TIMEOUT, BuildState, find_in_history_events, listen_to_history, time_from_unix};
+use crate::buildkit::attributes::SolveAttributes;
+use crate::buildkit::cancellation;
+use crate::buildkit::job::ATTEMPTS_MAX;
+use crate::buildkit::solve::{OMITTED_SECRETS, SEALED_SECRETS_ATTRIBUTE};
+use crate::buildkit::status::without_rpc_prefix;
+use crate::buildkit::{Cancellation, Connection};
+
+/// A build in the daemon's history, with what the history has of it.
+#[derive(Clone, Debug)]
+pub struct ListedBuild {
+    /// The name of the build at the daemon: that of one attempt.
+    pub reference: String,
+    /// The attributes of the build's request.
+    pub attributes: SolveAttributes,
+    /// The full name of the image, with its registry and tag.
+    pub image: Option<String>,
+    /// The state of the build.
+    pub state: BuildState,
+    /// Whether the solve was cancelled.
+    pub is_cancelled: bool,
+    /// The error of a failed build, without the prefix of a gRPC error.
+    pub error: Option<String>,
+    /// The digest of the image.
+    pub digest: Option<String>,
+    /// The time at which the solve began.
+    pub started_at: Option<SystemTime>,
+    /// The time at which the solve ended.
+    pub ended_at: Option<SystemTime>,
+    /// The numbers of the build's steps. They are zero while it runs.
+    pub steps: StepCounts,
+    /// The sealed secrets of the build, whose values must not be shown.
+    pub secrets: SealedSecrets,
+}
+
+/// What a daemon's history has of builds.
+#[derive(Clone, Debug, Default)]
+pub struct HistoryListing {
+    /// The running and the finished builds of all builders.
+    pub builds: Vec<ListedBuild>,
+    /// The requests to cancel builds.
+    pub cancellations: HashSet<Cancellation>,
+}
+
+/// The numbers of a build's steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepCounts {
+    /// The number of all steps.
+    pub total: u64,
+    /// The number of steps that ended.
+    pub completed: u64,
+    /// The number of steps whose results came from the cache.
+    pub cached: u64,
+}
+
+/// The sealed secrets in a build's history record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SealedSecrets {
+    /// The build had no secrets.
+    None,
+    /// The build had these secrets, as the caller sealed them.
+    Envelope(Vec<u8>),
+    /// The build had secrets, and the record does not contain them.
+    Omitted,
+}
+
+impl Connection {
+    /// Lists the running builds, and up to `limit` finished ones, the newest first.
+    ///
+    /// # Errors
+    /// Fails if the daemon does not answer in time, or has no history.
+    pub async fn list_builds(&self, limit: u16) -> Result<HistoryListing, Status> {
+        self.list_history(Vec::new(), limit.into()).await
+    }
+
+    /// Lists the attempts of the build `reference`, and whether somebody asked to cancel it. Other builds that run are listed
+    /// too.
+    ///
+    /// # Errors
+    /// Fails if the daemon does not answer in time, or has no history.
+    pub async fn list_attempts(
+        &self,
+        reference: &str,
+        cancellation: &Cancellation,
+    ) -> Result<HistoryListing, Status> {
+        let attempts = (2..=ATTEMPTS_MAX).map(|number| format!("ref=={reference}-{number}"));
+        let marker = cancellation::marker_reference(cancellation.tenant.as_deref(), &cancellation.call_id);
+        let known = [format!("ref=={reference}"), format!("ref=={marker}")];
+        self.list_history(known.into_iter().chain(attempts).collect(), 0)
+            .await
+    }
+
+    async fn list_history(&self, filter: Vec<String>, limit: i32) -> Result<HistoryListing, Status> {
+        let request = BuildHistoryRequest {
+            early_exit: true,
+            filter,
+            limit,
+            ..BuildHistoryRequest::default()
+        };
+        let listing = async {
+            let mut listing = HistoryListing::default();
+            let mut events = listen_to_history(self, request).await?;
+            while let Some(event) = events.try_next().await? {
+                let kind = event.r#type();
+                let Some(record) = event.record else { continue };
+                match Cancellation::from_attributes(&record.frontend_attrs) {
+                    Some(cancellation) => drop(listing.cancellations.insert(cancellation)),
+                    None => listing.builds.extend(ListedBuild::new(kind, record)),
+                }
+            }
+            Ok(listing)
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, listing).await {
+            Ok(listing) => listing,
+            Err(_) => Err(Status::deadline_exceeded(
+                "BuildKit's history did not answer in time",
+            )),
+        }
+    }
+
+    /// Returns whether the history has the request to cancel a call's build.
+    pub(crate) async fn is_cancellation_requested(&self, tenant: Option<&str>, call_id: &str) -> bool {
+        let reference = cancellation::marker_reference(tenant, call_id);
+        find_in_history_events(self, &reference, |_| Some(()))
+            .await
+            .is_some()
+    }
+}
+
+impl ListedBuild {
+    fn new(kind: BuildHistoryEventType, record: BuildHistoryRecord) -> Option<Self> {
+        let attributes = SolveAttributes::from_history_record(&record.frontend_attrs)?;
+        let state = match (kind, &record.error) {
+            (BuildHistoryEventType::Started, _) => BuildState::Running,
+            (BuildHistoryEventType::Complete, None) => BuildState::Succeeded,
+            (BuildHistoryEventType::Complete, Some(_)) => BuildState::Failed,
+            (BuildHistoryEventType::Deleted, _) => return None,
+        };
+        let exporter = record.exporters.first().map(|exporter| &exporter.attrs);
+        let names = exporter.and_then(|attrs| attrs.get("name"));
+        let secrets = exporter.and_then(|attrs| attrs.get(SEALED_SECRETS_ATTRIBUTE));
+        let mut results = record.result.map(|result| result.results).unwrap_or_default();
+        let count = |number: i32| u64::try_from(number).unwrap_or_default();
+        Some(Self {
+            image: names.and_then(|names| names.split(',').next()).map(str::to_owned),
+            state,
+            is_cancelled: record.error.as_ref().is_some_and(|error| {
+                Code::from_i32(error.code) == Code::Cancelled || error.message.contains("context canceled")
+            }),
+            error: record
+                .error
+                .map(|error| without_rpc_prefix(&error.message).to_owned()),
+            digest: results.remove(&0).map(|descriptor| descriptor.digest),
+            started_at: record.created_at.as_ref().and_then(to_system_time),
+            ended_at: record.completed_at.as_ref().and_then(to_system_time),
+            steps: StepCounts {
+                total: count(record.num_total_steps),
+                completed: count(record.num_completed_steps),
+                cached: count(record.num_cached_steps),
+            },
+            secrets: SealedSecrets::from_attribute(secrets.map(String::as_str)),
+            reference: record.r#ref,
+            attributes,
+        })
+    }
+}
+
+impl SealedSecrets {
+    fn from_attribute(value: Option<&str>) -> Self {
+        match value {
+            None => Self::None,
+            Some(OMITTED_SECRETS) => Self::Omitted,
+            Some(text) => STANDARD.decode(text).map_or(Self::Omitted, Self::Envelope),
+        }
+    }
+}
+
+fn to_system_time(timestamp: &Timestamp) -> Option<SystemTime> {
+    time_from_unix(timestamp.seconds, timestamp.nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_that_cannot_be_read_from_a_record_count_as_omitted() {
+        for (value, expected) in [
+            (None, SealedSecrets::None),
+            (Some("eA=="), SealedSecrets::Envelope(b"x".to_vec())),
+            (Some(OMITTED_SECRETS), SealedSecrets::Omitted),
+            (Some("%"), SealedSecrets::Omitted),
+        ] {
+            assert_eq!(SealedSecrets::from_attribute(value), expected, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Authentication of questions about builds, which have no body to sign.
+//!
+//! The signature is the HMAC-SHA256 of method, path with query, and `X-Signed-At`, joined by newlines.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use function_host::http::header::HeaderMap;
+use function_host::http::{Method, Uri};
+use function_host::policy::Tenant;
+
+use crate::request::time::{format_rfc3339, parse_rfc3339};
+use crate::request::{SIGNATURE_HEADER, SignatureCheck};
+
+/// The header with the time at which a question was signed.
+const SIGNED_AT_HEADER: &str = "x-signed-at";
+
+/// How far [`SIGNED_AT_HEADER`] may be off the builder's clock.
+const SIGNED_AT_TOLERANCE: Duration = Duration::from_secs(5 * 60);
+
+/// The reason why a question about builds is rejected. The texts are for the caller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RejectedQuestion {
+    /// A header is missing.
+    #[error(
+        "the header {0} is missing; a question about builds has X-Signed-At (RFC 3339) and X-Build-Signature: sha256= with \
+         the HMAC-SHA256 of METHOD, PATH and X-Signed-At, joined by newlines"
+    )]
+    Missing(&'static str),
+    /// The time of the signature is malformed or too far off.
+    #[error("X-Signed-At should be RFC 3339 and at most five minutes off; this builder's clock says {now}")]
+    SignedAt {
+        /// The builder's time.
+        now: String,
+    },
+    /// The signature is not one of this question by any key.
+    #[error("X-Build-Signature is not the signature of this question")]
+    Signature,
+}
+
+/// Verifies the signature of a question about builds, and returns the tenant whose key signed it.
+///
+/// # Errors
+/// Fails if the question is not signed by a key of `check`, or not now.
+pub(super) fn verify_question(
+    check: &SignatureCheck,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    now: SystemTime,
+) -> Result<Option<Arc<Tenant>>, RejectedQuestion> {
+    let SignatureCheck::Required(keys) = check else {
+        return Ok(None);
+    };
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let signature = header(SIGNATURE_HEADER).ok_or(RejectedQuestion::Missing("X-Build-Signature"))?;
+    let signed_at = header(SIGNED_AT_HEADER).ok_or(RejectedQuestion::Missing("X-Signed-At"))?;
+    let is_now = parse_rfc3339(signed_at).is_some_and(|at| {
+        let off = at.duration_since(now).or_else(|_| now.duration_since(at));
+        off.is_ok_and(|off| off <= SIGNED_AT_TOLERANCE)
+    });
+    if !is_now {
+        return Err(RejectedQuestion::SignedAt {
+            now: format_rfc3339(now),
+        });
+    }
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let text = format!("{method}\n{path}\n{signed_at}");
+    match keys.verify_text(text.as_bytes(), signature) {
+        Some(signature) => Ok(signature.tenant().cloned()),
+        None => Err(RejectedQuestion::Signature),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use function_host::Secret;
+    use function_host::signature::{HmacKeys, sign_body};
+
+    use super::*;
+    use crate::request::SignatureKeys;
+
+    const NOW: &str = "2026-12-01T10:00:00Z";
+
+    fn verify(signed: &str, signed_at: &str, method: Method, path: &str) -> Result<(), RejectedQuestion> {
+        let keys = HmacKeys::new(&Secret::new("payload key")).expect("a key");
+        let mut headers = HeaderMap::new();
+        let signature = sign_body(&keys, signed.as_bytes());
+        headers.insert(SIGNATURE_HEADER, signature.parse().expect("header"));
+        headers.insert(SIGNED_AT_HEADER, signed_at.parse().expect("header"));
+        let check =
+            SignatureCheck::Required(SignatureKeys::new(&Secret::new("payload key"), true).expect("a key"));
+        let now = parse_rfc3339(NOW).expect("a time");
+        verify_question(&check, &method, &path.parse().expect("path"), &headers, now).map(|_| ())
+    }
+
+    #[test]
+    fn a_question_is_signed_with_its_method_its_path_its_query_and_its_time() {
+        let signed = format!("GET\n/builds/5f0c?x=1\n{NOW}");
+        assert_eq!(verify(&signed, NOW, Method::GET, "/builds/5f0c?x=1"), Ok(()));
+        for (signed_at, method, path) in [
+            (NOW, Method::DELETE, "/builds/5f0c?x=1"),
+            (NOW, Method::GET, "/builds/5f0c"),
+            (NOW, Method::GET, "/builds/5f0d?x=1"),
+            ("2026-12-01T10:00:01Z", Method::GET, "/builds/5f0c?x=1"),
+        ] {
+            assert_eq!(
+                verify(&signed, signed_at, method.clone(), path),
+                Err(RejectedQuestion::Signature),
+                "{method} {path} {signed_at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_question_is_valid_for_five_minutes_before_and_after_its_time() {
+        for (signed_at, is_valid) in [
+            ("2026-12-01T09:55:00Z", true),
+            ("2026-12-01T10:05:00Z", true),
+            ("2026-12-01T09:54:59.999999999Z", false),
+            ("2026-12-01T10:05:00.000000001Z", false),
+            ("yesterday", false),
+        ] {
+            let signed = format!("GET\n/builds\n{signed_at}");
+            assert_eq!(
+                verify(&signed, signed_at, Method::GET, "/builds").is_ok(),
+                is_valid,
+                "{signed_at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_question_without_its_headers_is_rejected_and_told_how_to_sign() {
+        let check = SignatureCheck::Required(SignatureKeys::new(&Secret::new("key"), true).expect("a key"));
+        let uri = "/builds".parse().expect("path");
+        let error = verify_question(&check, &Method::GET, &uri, &HeaderMap::new(), SystemTime::now());
+        let text = error.expect_err("it is not signed").to_string();
+        assert!(
+            text.contains("X-Signed-At") && text.contains("X-Build-Signature"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! Follows requests to cancel builds that other builders put into a daemon's history.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use function_host::ErrorChain;
+use futures_util::TryStreamExt;
+use tokio::task::AbortHandle;
+
+use crate::buildkit::{Cancellation, Daemon};
+
+/// The pause before a daemon's history is followed again after a failure. A request is to be seen within two seconds.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How far back requests are read when the history is followed again.
+const CLOCK_MARGIN: Duration = Duration::from_secs(600);
+
+/// The watchers of daemons, each of which runs while builds on its daemon are in progress. Clones share them.
+#[derive(Clone, Default)]
+pub(super) struct CancellationWatch(Arc<Mutex<HashMap<String, DaemonWatcher>>>);
+
+struct DaemonWatcher {
+    task: AbortHandle,
+    builds: usize,
+}
+
+/// A guard for a build whose daemon is watched. Dropping the last one ends the watcher.
+#[derive(Debug)]
+pub(crate) struct WatchedDaemon {
+    watch: CancellationWatch,
+    daemon: String,
+}
+
+impl CancellationWatch {
+    /// Watches `daemon`, and passes requests to `cancel`, until the returned guard is dropped.
+    ///
+    /// Must be called within a Tokio runtime.
+    pub(super) fn watch(
+        &self,
+        daemon: &Daemon,
+        cancel: impl Fn(Cancellation) + Send + Sync + 'static,
+    ) -> WatchedDaemon {
+        let name = daemon.address_for_messages().to_owned();
+        let mut watchers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let watcher = watchers.entry(name.clone()).or_insert_with(|| DaemonWatcher {
+            task: tokio::spawn(follow_cancellations(daemon.clone(), cancel)).abort_handle(),
+            builds: 0,
+        });
+        watcher.builds += 1;
+        WatchedDaemon {
+            watch: self.clone(),
+            daemon: name,
+        }
+    }
+}
+
+impl Drop for WatchedDaemon {
+    fn drop(&mut self) {
+        let mut watchers = self.watch.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watcher) = watchers.get_mut(&self.daemon) {
+            watcher.builds -= 1;
+            if watcher.builds == 0 {
+                watcher.task.abort();
+                watchers.remove(&self.daemon);
+            }
+        }
+    }
+}
+
+/// Passes requests to cancel builds to `cancel`, and reconnects until the task is aborted.
+async fn follow_cancellations(daemon: Daemon, cancel: impl Fn(Cancellation)) {
+    let mut since = SystemTime::now();
+    loop {
+        let following = async {
+            let connection = daemon.connect().await.map_err(|error| error.to_string())?;
+            let start = since.checked_sub(CLOCK_MARGIN).unwrap_or(SystemTime::UNIX_EPOCH);
+            let seen = SystemTime::now();
+            let mut requests = connection
+                .watch_cancellations(start)
+                .await
+                .map_err(|status| ErrorChain(&status).to_string())?;
+            since = seen;
+            while let Some(request) = requests
+                .try_next()
+                .await
+                .map_err(|status| ErrorChain(&status).to_string())?
+            {
+                cancel(request);
+            }
+            Ok::<_, String>(())
+        };
+        if let Err(error) = following.await {
+            tracing::debug!(
+                error,
+                "could not follow requests to cancel builds in BuildKit's history"
+            );
+        }
+        tokio::time::sleep(RECONNECT_PAUSE).await;
+    }
+}
+
+impl fmt::Debug for CancellationWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CancellationWatch")
+    }
+}

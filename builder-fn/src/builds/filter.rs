@@ -1,0 +1,156 @@
+//! The query of `GET /builds`.
+
+use percent_encoding::percent_decode_str;
+
+use super::BuildRecord;
+
+/// The number of builds in an answer without `limit`.
+const LIMIT_DEFAULT: usize = 100;
+
+/// The largest number of builds in an answer.
+const LIMIT_MAX: usize = 1000;
+
+/// The states of builds, in the words of the API.
+const STATES: [&str; 7] = [
+    "waiting",
+    "running",
+    "deploying",
+    "success",
+    "failed",
+    "cancelled",
+    "unknown",
+];
+
+/// The builds that a caller asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct BuildFilter {
+    image: Option<String>,
+    function: Option<String>,
+    state: Option<String>,
+    limit: Option<usize>,
+}
+
+impl BuildFilter {
+    /// Parses the query of a URL.
+    ///
+    /// # Errors
+    /// Fails with all problems of the query.
+    pub(super) fn parse(query: Option<&str>) -> Result<Self, String> {
+        let mut filter = Self::default();
+        let mut problems = Vec::new();
+        for pair in query
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+        {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
+            match name {
+                "image" => filter.image = Some(value),
+                "function" => filter.function = Some(value),
+                "state" if STATES.contains(&value.as_str()) => filter.state = Some(value),
+                "state" => problems.push(format!("state should be one of {}", STATES.join(", "))),
+                "limit" => match value.parse() {
+                    Ok(limit @ 1..=LIMIT_MAX) => filter.limit = Some(limit),
+                    _ => problems.push(format!("limit should be a number from 1 to {LIMIT_MAX}")),
+                },
+                other => problems.push(format!(
+                    "{:?} is not one of image, function, state and limit",
+                    other.escape_debug().to_string()
+                )),
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(filter),
+            false => Err(problems.join("; ")),
+        }
+    }
+
+    /// Returns the builds that match, the newest submission first.
+    pub(super) fn select(&self, mut builds: Vec<BuildRecord>) -> Vec<BuildRecord> {
+        builds.retain(|build| self.matches(build));
+        builds.sort_by(|one, other| (other.submitted_at, &other.id).cmp(&(one.submitted_at, &one.id)));
+        builds.truncate(self.limit.unwrap_or(LIMIT_DEFAULT));
+        builds
+    }
+
+    fn matches(&self, build: &BuildRecord) -> bool {
+        let is_state = self
+            .state
+            .as_ref()
+            .is_none_or(|state| build.phase.as_str() == state);
+        let is_image = self.image.as_ref().is_none_or(|wanted| {
+            build.image.as_ref().is_some_and(|image| {
+                image == wanted
+                    || image
+                        .strip_prefix(wanted.as_str())
+                        .is_some_and(|rest| rest.starts_with([':', '@']))
+            })
+        });
+        let is_function = self.function.as_ref().is_none_or(|wanted| {
+            build.function.as_ref().is_some_and(|function| {
+                function == wanted
+                    || function
+                        .strip_prefix(wanted.as_str())
+                        .is_some_and(|rest| rest.starts_with('.'))
+            })
+        });
+        is_state && is_image && is_function
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::builds::BuildPhase;
+
+    fn record(id: &str, seconds: u64, image: &str, function: Option<&str>, phase: BuildPhase) -> BuildRecord {
+        BuildRecord {
+            image: Some(image.into()),
+            function: function.map(str::to_owned),
+            phase,
+            ..BuildRecord::accepted(id, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+        }
+    }
+
+    #[test]
+    fn builds_are_selected_by_image_function_and_state_newest_first() {
+        let builds = vec![
+            record("1", 1, "r/a:1", Some("a.openfaas-fn"), BuildPhase::Success),
+            record("2", 2, "r/a:2", Some("a.other"), BuildPhase::Failed),
+            record("3", 3, "r/ab:1", None, BuildPhase::Success),
+        ];
+        for (query, expected) in [
+            ("", vec!["3", "2", "1"]),
+            ("limit=1", vec!["3"]),
+            ("image=r/a", vec!["2", "1"]),
+            ("image=r%2Fa%3A1", vec!["1"]),
+            ("function=a", vec!["2", "1"]),
+            ("function=a.other", vec!["2"]),
+            ("state=success", vec!["3", "1"]),
+            ("state=success&image=r/a", vec!["1"]),
+        ] {
+            let filter = BuildFilter::parse(Some(query)).expect("a filter");
+            let ids: Vec<_> = filter
+                .select(builds.clone())
+                .into_iter()
+                .map(|build| build.id)
+                .collect();
+            assert_eq!(ids, expected, "{query}");
+        }
+    }
+
+    #[test]
+    fn every_problem_of_a_query_is_reported_at_once() {
+        let error = BuildFilter::parse(Some("state=done&limit=0&color=red")).expect_err("three problems");
+        for part in [
+            "state should be one of waiting",
+            "limit should be a number",
+            "\"color\"",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

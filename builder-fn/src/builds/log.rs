@@ -1,0 +1,298 @@
+//! The log of a build as numbered records, while it runs and afterwards.
+//!
+//! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
+//! and so on: an attempt whose log was lost with its daemon leaves the numbers of the others alone. The order of the lines
+//! of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means the same line for every reader.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+
+use super::BuildPhase;
+use super::lookup::{BuildLookup, FoundBuild};
+use super::record::attempt_number;
+use crate::buildkit::{BuildState, Connection};
+use crate::redact::SecretMask;
+use crate::report::{LineFormatter, StreamFormat, to_json};
+
+/// The number of lines that one attempt may have.
+const LINES_PER_ATTEMPT: u64 = 1_000_000_000;
+
+/// The time without a record after which one without lines is sent.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The time between two looks for a build's next attempt or its end, unless this process runs it.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The number of failures in a row after which the log of an ended build is given up.
+const FAILURES_MAX: u32 = 5;
+
+/// The size from which records are sent without waiting for more, in bytes.
+const CHUNK_BYTES: usize = 32 << 10;
+
+/// The format of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LogFormat {
+    /// The lines, and the terminal record as JSON in the last line.
+    Plain,
+    /// Records with one line each.
+    Records(StreamFormat),
+}
+
+/// The log of one build on its way to a reader.
+pub(super) struct LogReader {
+    /// Finds the build.
+    pub(super) lookup: BuildLookup,
+    /// The ID of the call.
+    pub(super) id: String,
+    /// The format of the records.
+    pub(super) format: LogFormat,
+    /// The number of the next line to send.
+    pub(super) next: u64,
+    /// The reader.
+    pub(super) sink: LogRecordSink,
+}
+
+/// The channel to a reader, and the records that were not sent yet.
+pub(super) struct LogRecordSink {
+    chunks: mpsc::Sender<Bytes>,
+    buffer: Vec<u8>,
+    opened: Instant,
+    sent: Instant,
+    _reader: OwnedSemaphorePermit,
+}
+
+/// The reason why a log ends early.
+enum LogEnd {
+    /// The reader disconnected.
+    ReaderGone,
+    /// The daemon is lost, or does not know the attempt.
+    Unreadable(String),
+}
+
+impl LogRecordSink {
+    /// Creates a channel to a reader, which holds `reader` while it lasts.
+    pub(super) fn new(reader: OwnedSemaphorePermit) -> (Self, mpsc::Receiver<Bytes>) {
+        let (chunks, receiver) = mpsc::channel(4);
+        let now = Instant::now();
+        let sink = Self {
+            chunks,
+            buffer: Vec::new(),
+            opened: now,
+            sent: now,
+            _reader: reader,
+        };
+        (sink, receiver)
+    }
+
+    async fn flush(&mut self) -> Result<(), LogEnd> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        self.sent = Instant::now();
+        let chunk = std::mem::take(&mut self.buffer).into();
+        self.chunks.send(chunk).await.map_err(|_| LogEnd::ReaderGone)
+    }
+
+    fn push(&mut self, format: LogFormat, record: &Value) {
+        let json = to_json(record);
+        let parts: [&[u8]; 3] = match format {
+            LogFormat::Records(StreamFormat::EventStream) => [b"data: ", &json, b"\n\n"],
+            LogFormat::Records(StreamFormat::Ndjson) | LogFormat::Plain => [b"", &json, b"\n"],
+        };
+        parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
+    }
+
+    fn push_line(&mut self, format: LogFormat, seq: u64, line: &str) {
+        match format {
+            LogFormat::Plain => {
+                self.buffer.extend_from_slice(line.as_bytes());
+                self.buffer.push(b'\n');
+            }
+            LogFormat::Records(_) => self.push(format, &self.progress(seq, &[line])),
+        }
+    }
+
+    fn progress(&self, seq: u64, lines: &[&str]) -> Value {
+        let duration = (self.opened.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+        json!({"seq": seq, "log": lines, "status": "in_progress", "duration": duration})
+    }
+
+    /// Sends a record without lines after a long silence.
+    async fn keep_alive(&mut self, format: LogFormat, last: u64) -> Result<(), LogEnd> {
+        if self.sent.elapsed() < KEEP_ALIVE_INTERVAL {
+            return Ok(());
+        }
+        if let LogFormat::Records(_) = format {
+            let record = self.progress(last, &[]);
+            self.push(format, &record);
+        }
+        self.sent = Instant::now();
+        self.flush().await
+    }
+}
+
+impl LogReader {
+    /// Sends the log of `build` until it has ended or the reader has gone.
+    pub(super) async fn send(mut self, mut build: FoundBuild) {
+        let mut failures = 0;
+        let mut done = 0;
+        loop {
+            let mut problem = build.history_error.take();
+            if let Some(mask) = build.mask.clone() {
+                for index in 0..build.attempts.len() {
+                    let attempt = &build.attempts[index];
+                    let number = attempt_number(&attempt.reference);
+                    if number <= done {
+                        continue;
+                    }
+                    match self.send_attempt(number, &attempt.reference, &mask).await {
+                        Ok(()) => done = number,
+                        Err(LogEnd::ReaderGone) => return,
+                        Err(LogEnd::Unreadable(reason)) => {
+                            problem = Some(reason);
+                            break;
+                        }
+                    }
+                }
+            }
+            failures = match &problem {
+                Some(_) => failures + 1,
+                None => 0,
+            };
+            let is_running = build
+                .attempts
+                .last()
+                .is_some_and(|last| last.state == BuildState::Running);
+            if build.record.phase.is_terminal() && !is_running && (failures == 0 || failures > FAILURES_MAX) {
+                return self.send_terminal_record(&build, problem).await;
+            }
+            // Nobody here can say more about a build of another builder whose deployment is unknown.
+            if failures == 0 && build.record.phase == BuildPhase::Unknown && !is_running {
+                return self.send_terminal_record(&build, problem).await;
+            }
+            if self.wait(&mut build).await.is_err() {
+                return;
+            }
+            match self.lookup.find(&self.id).await {
+                Ok(found) => build = found,
+                Err(not_found) => {
+                    build.history_error = not_found.history_error;
+                    failures += 1;
+                    if failures > FAILURES_MAX {
+                        return self.send_terminal_record(&build, None).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until there may be more to send.
+    async fn wait(&mut self, build: &mut FoundBuild) -> Result<(), LogEnd> {
+        self.sink.keep_alive(self.format, self.next - 1).await?;
+        let changed = async {
+            if let Some(own) = &mut build.own
+                && own.changed().await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = self.sink.chunks.closed() => Err(LogEnd::ReaderGone),
+            () = changed => Ok(()),
+            () = tokio::time::sleep(POLL_INTERVAL) => Ok(()),
+        }
+    }
+
+    /// Sends the lines of an attempt that the reader does not have yet.
+    async fn send_attempt(&mut self, number: u64, reference: &str, mask: &SecretMask) -> Result<(), LogEnd> {
+        let connection = self.lookup.connect().await.map_err(LogEnd::Unreadable)?;
+        let mut lines = LineFormatter::new(mask.clone());
+        let mut seq = (number - 1) * LINES_PER_ATTEMPT;
+        let last = self
+            .copy_events(&connection, reference, &mut lines, &mut seq)
+            .await;
+        if last.is_ok() {
+            for line in lines.take_unfinished_output() {
+                self.push_line(&mut seq, &line).await?;
+            }
+        }
+        self.sink.flush().await?;
+        last
+    }
+
+    async fn copy_events(
+        &mut self,
+        connection: &Connection,
+        reference: &str,
+        lines: &mut LineFormatter,
+        seq: &mut u64,
+    ) -> Result<(), LogEnd> {
+        let mut log = connection.open_log(reference);
+        loop {
+            let events = tokio::select! {
+                () = self.sink.chunks.closed() => return Err(LogEnd::ReaderGone),
+                events = log.next_events() => events,
+                () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
+                    self.sink.keep_alive(self.format, self.next - 1).await?;
+                    continue;
+                }
+            };
+            match events {
+                Ok(Some(events)) => {
+                    for event in events {
+                        for line in lines.format_event(event) {
+                            self.push_line(seq, &line).await?;
+                        }
+                    }
+                    self.sink.flush().await?;
+                }
+                Ok(None) => return Ok(()),
+                Err(status) => return Err(LogEnd::Unreadable(status.message().to_owned())),
+            }
+        }
+    }
+
+    async fn push_line(&mut self, seq: &mut u64, line: &str) -> Result<(), LogEnd> {
+        *seq += 1;
+        if *seq < self.next {
+            return Ok(());
+        }
+        self.next = *seq + 1;
+        self.sink.push_line(self.format, *seq, line);
+        if self.sink.buffer.len() >= CHUNK_BYTES {
+            self.sink.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn send_terminal_record(mut self, build: &FoundBuild, problem: Option<String>) {
+        let mut record = build.record.to_terminal_record(self.next);
+        if build.mask.is_none() && !build.attempts.is_empty() {
+            add_warning(
+                &mut record,
+                "the log is not shown: the build had secrets, and this builder can no longer mask their values",
+            );
+        } else if let Some(problem) = problem {
+            add_warning(&mut record, &format!("the log is incomplete: {problem}"));
+        } else if build.attempts.is_empty() && build.record.started_at.is_some() {
+            add_warning(
+                &mut record,
+                "the log is incomplete: BuildKit's history no longer has this build",
+            );
+        }
+        self.sink.push(self.format, &Value::Object(record));
+        // A reader that has gone needs no terminal record.
+        let _ = self.sink.flush().await;
+    }
+}
+
+fn add_warning(record: &mut Map<String, Value>, text: &str) {
+    if let Value::Array(warnings) = record.entry("warnings").or_insert_with(|| json!([])) {
+        warnings.push(json!(text));
+    }
+}

@@ -1,0 +1,251 @@
+//! Finds builds: in this process, and in the history of the daemon that builds for the caller.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use function_host::ErrorChain;
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::record::{attempt_number, base_reference};
+use super::{BuildPhase, BuildRecord, BuildRecords, RecordKey};
+use crate::buildkit::{BuildState, Connection, Daemon, HistoryListing, ListedBuild, SealedSecrets};
+use crate::redact::SecretMask;
+use crate::sealed::SealKey;
+
+/// The longest wait for the daemon and its history, when somebody asks about builds.
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The limit on the finished builds that are listed from the history.
+const LISTED_BUILDS_MAX: u16 = 1000;
+
+/// Finds the builds that one caller may see.
+#[derive(Clone, Debug)]
+pub(super) struct BuildLookup {
+    /// The records of this process's builds.
+    pub(super) records: BuildRecords,
+    /// The tenant of the caller.
+    pub(super) tenant: Option<String>,
+    /// The daemon that the caller's requests are built on.
+    pub(super) daemon: Daemon,
+    /// The private key of sealed secrets.
+    pub(super) seal_key: Option<SealKey>,
+}
+
+/// A build that was found.
+#[derive(Debug)]
+pub(super) struct FoundBuild {
+    /// What is known of the build.
+    pub(super) record: BuildRecord,
+    /// The attempts of the build in the daemon's history, the first one first.
+    pub(super) attempts: Vec<ListedBuild>,
+    /// The record of this process's own build, which changes with it.
+    pub(super) own: Option<watch::Receiver<BuildRecord>>,
+    /// The mask of the log; `None` if the secrets of the build are not known any more.
+    pub(super) mask: Option<SecretMask>,
+    /// The reason why the history could not be read.
+    pub(super) history_error: Option<String>,
+}
+
+/// The reason why no build was found.
+#[derive(Debug)]
+pub(super) struct NotFound {
+    /// The reason why the history could not be read.
+    pub(super) history_error: Option<String>,
+}
+
+impl BuildLookup {
+    /// Finds the build of a call.
+    pub(super) async fn find(&self, id: &str) -> Result<FoundBuild, NotFound> {
+        let key = RecordKey {
+            tenant: self.tenant.clone(),
+            id: id.to_owned(),
+        };
+        let own = self.records.find(&key);
+        let own_reference = own.as_ref().and_then(|(own, _)| own.borrow().reference.clone());
+        let reference = own_reference.or_else(|| self.records.known_reference(&key));
+        let (listing, history_error) = match self.list_history(&key, reference.as_deref()).await {
+            Ok(listing) => (listing, None),
+            Err(error) => (HistoryListing::default(), Some(error)),
+        };
+        let is_cancelled = listing.cancellations.contains(&key.to_cancellation());
+        let attempts = listing
+            .builds
+            .into_iter()
+            .filter(|build| build.attributes.call_id == id);
+        let attempts = attempts_of_one_build(attempts.collect(), reference.as_deref());
+        if let Some(attempt) = attempts.first() {
+            self.records
+                .remember_reference(&key, base_reference(&attempt.reference));
+        }
+        let in_history = BuildRecord::from_history(id, &attempts, is_cancelled);
+        let mask = match &own {
+            Some((own, mask)) if !is_outdated(&own.borrow(), &attempts) => Some(mask.clone()),
+            _ => self.mask_from_history(&attempts),
+        };
+        let own_record = own.as_ref().map(|(own, _)| own.borrow().clone());
+        let record = match (own_record, in_history) {
+            (None, None) => return Err(NotFound { history_error }),
+            (None, Some(record)) => record,
+            (Some(own), None) => own,
+            (Some(own), Some(history)) => merge(own, history, &attempts),
+        };
+        Ok(FoundBuild {
+            record,
+            attempts,
+            own: own.map(|(own, _)| own),
+            mask,
+            history_error,
+        })
+    }
+
+    /// Lists the builds of the caller's tenant, and the reason why some may be missing.
+    pub(super) async fn list(&self) -> (Vec<BuildRecord>, Option<String>) {
+        let listing = self
+            .request_history(|connection| async move { connection.list_builds(LISTED_BUILDS_MAX).await })
+            .await;
+        let (listing, history_error) = match listing {
+            Ok(listing) => (listing, None),
+            Err(error) => (HistoryListing::default(), Some(error)),
+        };
+        let own = self.records.list(self.tenant.as_deref());
+        let mut own: HashMap<_, _> = own
+            .into_iter()
+            .map(|record| (record.id.clone(), record))
+            .collect();
+        let mut calls: HashMap<String, Vec<ListedBuild>> = HashMap::new();
+        for build in listing.builds {
+            let call_id = build.attributes.call_id.clone();
+            calls.entry(call_id).or_default().push(build);
+        }
+        let mut builds = Vec::new();
+        for (id, attempts) in calls {
+            let own = own.remove(&id);
+            let reference = own.as_ref().and_then(|own| own.reference.as_deref());
+            let attempts = attempts_of_one_build(attempts, reference);
+            let key = RecordKey {
+                tenant: self.tenant.clone(),
+                id: id.clone(),
+            };
+            let is_cancelled = listing.cancellations.contains(&key.to_cancellation());
+            builds.extend(
+                match (own, BuildRecord::from_history(&id, &attempts, is_cancelled)) {
+                    (Some(own), Some(history)) => Some(merge(own, history, &attempts)),
+                    (own, history) => own.or(history),
+                },
+            );
+        }
+        builds.extend(own.into_values());
+        (builds, history_error)
+    }
+
+    /// Connects to the daemon, within a short time.
+    pub(super) async fn connect(&self) -> Result<Connection, String> {
+        match tokio::time::timeout(HISTORY_TIMEOUT, self.daemon.connect()).await {
+            Ok(connection) => connection.map_err(|error| ErrorChain(&error).to_string()),
+            Err(_) => Err("BuildKit does not answer in time".to_owned()),
+        }
+    }
+
+    /// Requests what the daemon's history has of a build: of its attempts if its reference is known, or else of all builds.
+    async fn list_history(&self, key: &RecordKey, reference: Option<&str>) -> Result<HistoryListing, String> {
+        let cancellation = key.to_cancellation();
+        match reference {
+            Some(reference) => {
+                self.request_history(|connection| async move {
+                    connection.list_attempts(reference, &cancellation).await
+                })
+                .await
+            }
+            None => {
+                // Few at a time: this takes about 2 KiB for each build in the history.
+                let _turn = self.records.wait_for_search().await;
+                self.request_history(|connection| async move { connection.list_builds(0).await })
+                    .await
+            }
+        }
+    }
+
+    /// Requests the daemon's history with `request`, and leaves out the builds of other tenants.
+    async fn request_history<F>(
+        &self,
+        request: impl FnOnce(Connection) -> F,
+    ) -> Result<HistoryListing, String>
+    where
+        F: Future<Output = Result<HistoryListing, Status>>,
+    {
+        let connection = self.connect().await?;
+        let listing = match tokio::time::timeout(HISTORY_TIMEOUT, request(connection)).await {
+            Ok(listing) => listing.map_err(|status| ErrorChain(&status).to_string()),
+            Err(_) => Err("BuildKit's history does not answer in time".to_owned()),
+        };
+        let mut listing = listing.inspect_err(|error| {
+            tracing::warn!(
+                error,
+                "could not read BuildKit's history for a question about builds"
+            );
+        })?;
+        listing
+            .builds
+            .retain(|build| build.attributes.tenant == self.tenant);
+        Ok(listing)
+    }
+
+    /// Returns the mask of the secrets that the history has of a build; `None` if they are not known.
+    fn mask_from_history(&self, attempts: &[ListedBuild]) -> Option<SecretMask> {
+        match &attempts.last()?.secrets {
+            SealedSecrets::None => Some(SecretMask::default()),
+            SealedSecrets::Omitted => None,
+            SealedSecrets::Envelope(envelope) => {
+                let opened = self.seal_key.as_ref()?.open_envelope(envelope);
+                Some(opened.ok()?.mask().clone())
+            }
+        }
+    }
+}
+
+/// Returns whether another builder builds again what failed in this process.
+fn is_outdated(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
+    let newest = attempts.last();
+    matches!(own.phase, BuildPhase::Failed)
+        && newest.is_some_and(|newest| match newest.state {
+            BuildState::Running => true,
+            BuildState::Succeeded | BuildState::Failed => newest.started_at > own.ended_at,
+        })
+}
+
+/// Returns what is known of a build of this process that the history has too.
+fn merge(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> BuildRecord {
+    if is_outdated(&own, attempts) {
+        return history;
+    }
+    BuildRecord {
+        steps: history.steps.or(own.steps),
+        started_at: history.started_at.or(own.started_at),
+        attempts: own.attempts.max(history.attempts),
+        ..own
+    }
+}
+
+/// Returns the attempts of the build `reference`, or else of the last build that began. A caller may have sent different
+/// requests under one ID.
+fn attempts_of_one_build(mut attempts: Vec<ListedBuild>, reference: Option<&str>) -> Vec<ListedBuild> {
+    let newest = attempts.iter().max_by_key(|attempt| attempt.started_at);
+    let known = reference.filter(|reference| {
+        attempts
+            .iter()
+            .any(|attempt| base_reference(&attempt.reference) == *reference)
+    });
+    let base = match (known, newest) {
+        (Some(known), _) => known.to_owned(),
+        (None, Some(newest)) => base_reference(&newest.reference).to_owned(),
+        (None, None) => return Vec::new(),
+    };
+    attempts.retain(|attempt| base_reference(&attempt.reference) == base);
+    attempts.sort_by_key(|attempt| attempt_number(&attempt.reference));
+    // A build that has just ended may be listed twice.
+    attempts.reverse();
+    attempts.dedup_by(|one, other| one.reference == other.reference);
+    attempts.reverse();
+    attempts
+}

@@ -1,0 +1,231 @@
+//! What is known of one build.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::buildkit::{BuildState, ListedBuild, StepCounts};
+use crate::request::time::format_rfc3339_nanos;
+
+/// The state of a build, in the words of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BuildPhase {
+    /// The request was accepted, and the build waits for a slot.
+    Waiting,
+    /// BuildKit builds the image.
+    Running,
+    /// The image was handed over to the deployer.
+    Deploying,
+    /// The build succeeded.
+    Success,
+    /// The request was rejected, or the build or its deployment failed.
+    Failed,
+    /// The build was cancelled.
+    Cancelled,
+    /// The build began, and what became of it is not known.
+    Unknown,
+}
+
+impl BuildPhase {
+    /// Returns whether the build has ended.
+    pub(crate) fn is_terminal(self) -> bool {
+        matches!(self, Self::Success | Self::Failed | Self::Cancelled)
+    }
+
+    /// Returns the word for the state in the API.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Deploying => "deploying",
+            Self::Success => "success",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What is known of one build.
+#[derive(Clone, Debug)]
+pub(crate) struct BuildRecord {
+    /// The ID of the call that the build belongs to.
+    pub(crate) id: String,
+    /// The state of the build.
+    pub(crate) phase: BuildPhase,
+    /// The image's name as the caller wrote it.
+    pub(crate) image: Option<String>,
+    /// The function that the build deploys, `NAME.NAMESPACE`.
+    pub(crate) function: Option<String>,
+    /// The time at which the source was submitted.
+    pub(crate) submitted_at: Option<SystemTime>,
+    /// The time at which the first solve began.
+    pub(crate) started_at: Option<SystemTime>,
+    /// The time at which the build ended.
+    pub(crate) ended_at: Option<SystemTime>,
+    /// The number of times that the build was begun.
+    pub(crate) attempts: u32,
+    /// The numbers of the steps of the last attempt.
+    pub(crate) steps: Option<StepCounts>,
+    /// The outcome: the fields of the answer to the build request, without its log.
+    pub(crate) outcome: Map<String, Value>,
+    /// The reference of the build at BuildKit, without the number of an attempt.
+    pub(crate) reference: Option<String>,
+}
+
+impl BuildRecord {
+    /// Creates the record of a request that was just accepted.
+    pub(crate) fn accepted(id: &str, submitted_at: SystemTime) -> Self {
+        Self {
+            id: id.to_owned(),
+            phase: BuildPhase::Waiting,
+            image: None,
+            function: None,
+            submitted_at: Some(submitted_at),
+            started_at: None,
+            ended_at: None,
+            attempts: 0,
+            steps: None,
+            outcome: Map::new(),
+            reference: None,
+        }
+    }
+
+    /// Creates the record of a call's build from its attempts in BuildKit's history, of which there is at least one, in
+    /// the order in which they began. `is_cancelled` says whether somebody asked to cancel it.
+    pub(crate) fn from_history(id: &str, attempts: &[ListedBuild], is_cancelled: bool) -> Option<Self> {
+        let (first, last) = (attempts.first()?, attempts.last()?);
+        let function = last.attributes.function.as_ref();
+        let phase = match last.state {
+            BuildState::Running => BuildPhase::Running,
+            BuildState::Failed if last.is_cancelled && is_cancelled => BuildPhase::Cancelled,
+            BuildState::Failed => BuildPhase::Failed,
+            // The history does not have the deployment.
+            BuildState::Succeeded if function.is_some() => BuildPhase::Unknown,
+            BuildState::Succeeded => BuildPhase::Success,
+        };
+        let mut outcome = Map::new();
+        if let Some(digest) = last.digest.as_ref().filter(|digest| !digest.is_empty()) {
+            outcome.insert("digest".into(), json!(digest));
+        }
+        match (&last.error, phase) {
+            (_, BuildPhase::Cancelled) => {
+                outcome.insert("error".into(), json!("cancelled"));
+            }
+            (Some(_), _) if last.is_cancelled => {
+                let error = "the build was given up: its caller disconnected, a newer build replaced it, or its builder stopped";
+                outcome.insert("error".into(), json!(error));
+            }
+            (Some(error), _) => {
+                outcome.insert("error".into(), json!(error));
+            }
+            (None, BuildPhase::Unknown) => {
+                let error =
+                    "the image was built, and BuildKit's history does not say what became of its deployment";
+                outcome.insert("error".into(), json!(error));
+            }
+            (None, _) => {}
+        }
+        Some(Self {
+            id: id.to_owned(),
+            phase,
+            image: last.image.clone(),
+            function: function.map(|function| function.without_tenant()),
+            submitted_at: Some(last.attributes.submitted_at),
+            started_at: first.started_at,
+            ended_at: last.ended_at,
+            attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
+            steps: (last.state != BuildState::Running).then_some(last.steps),
+            outcome,
+            reference: Some(base_reference(&last.reference).to_owned()),
+        })
+    }
+
+    /// Converts the record to the answer of `GET /builds/ID`.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut answer = self.outcome.clone();
+        let mut set = |key: &str, value: Value| answer.insert(key.to_owned(), value);
+        set("id", json!(self.id));
+        set("state", json!(self.phase));
+        set("attempts", json!(self.attempts));
+        if let Some(image) = &self.image {
+            set("image", json!(image));
+        }
+        if let Some(function) = &self.function {
+            set("function", json!(function));
+        }
+        for (key, time) in [
+            ("submittedAt", self.submitted_at),
+            ("startedAt", self.started_at),
+            ("endedAt", self.ended_at),
+        ] {
+            if let Some(time) = time {
+                set(key, json!(format_rfc3339_nanos(time)));
+            }
+        }
+        if let Some(StepCounts {
+            total,
+            completed,
+            cached,
+        }) = self.steps
+        {
+            set(
+                "steps",
+                json!({"total": total, "completed": completed, "cached": cached}),
+            );
+        }
+        Value::Object(answer)
+    }
+
+    /// Converts the record of an ended build to the terminal record of its log.
+    pub(crate) fn to_terminal_record(&self, seq: u64) -> Map<String, Value> {
+        let mut record = self.outcome.clone();
+        record.insert("seq".into(), json!(seq));
+        if let Some(image) = &self.image {
+            record.insert("image".into(), json!(image));
+        }
+        let status = match self.phase {
+            BuildPhase::Success => "success",
+            _ => "failed",
+        };
+        record.insert("status".into(), json!(status));
+        let took = self.started_at.zip(self.ended_at);
+        let took = took.and_then(|(started, ended)| ended.duration_since(started).ok());
+        record.insert(
+            "duration".into(),
+            json!((took.unwrap_or_default().as_secs_f64() * 1000.0).round() / 1000.0),
+        );
+        record
+    }
+}
+
+/// Returns the reference of a build, from the name of one of its attempts.
+pub(crate) fn base_reference(attempt: &str) -> &str {
+    attempt.split_once('-').map_or(attempt, |(base, _)| base)
+}
+
+/// Returns the number of an attempt, from 1, from its name.
+pub(crate) fn attempt_number(attempt: &str) -> u64 {
+    let number = attempt
+        .split_once('-')
+        .and_then(|(_, number)| number.parse().ok());
+    number.unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempts_name_has_the_builds_reference_and_the_attempts_number() {
+        for (name, base, number) in [
+            ("0a1b", "0a1b", 1),
+            ("0a1b-2", "0a1b", 2),
+            ("0a1b-16", "0a1b", 16),
+        ] {
+            assert_eq!((base_reference(name), attempt_number(name)), (base, number));
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The records of this process's builds.
+//!
+//! A build is recorded from the verification of its signature on. Records of ended builds are kept up to a limit; after
+//! that, BuildKit's history is what is left of them.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+
+use super::cancel::{CancellationWatch, WatchedDaemon};
+use super::{BuildPhase, BuildRecord};
+use crate::buildkit::{Cancellation, Daemon};
+use crate::redact::SecretMask;
+
+/// The limit on the records of ended builds.
+const ENDED_BUILDS_MAX: usize = 1000;
+
+/// The limit on the readers of logs at the same time. Each has a connection to BuildKit, and up to 8 MiB of events.
+const LOG_READERS_MAX: usize = 32;
+
+/// The limit on the searches through a daemon's whole history at the same time.
+const SEARCHES_MAX: usize = 2;
+
+/// The limit on the references of other builders' builds that are remembered.
+const REFERENCES_MAX: usize = 10_000;
+
+/// The records of this process's builds. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct BuildRecords(Arc<SharedRecords>);
+
+#[derive(Debug)]
+struct SharedRecords {
+    state: Mutex<RecordsState>,
+    cancellations: CancellationWatch,
+    log_readers: Arc<Semaphore>,
+    searches: Semaphore,
+}
+
+impl Default for SharedRecords {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            cancellations: CancellationWatch::default(),
+            log_readers: Arc::new(Semaphore::new(LOG_READERS_MAX)),
+            searches: Semaphore::new(SEARCHES_MAX),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct RecordsState {
+    builds: HashMap<RecordKey, RecordedBuild>,
+    /// The ended builds, the first to end first.
+    ended: VecDeque<RecordKey>,
+    /// The references of builds that were found in a daemon's history.
+    references: HashMap<RecordKey, String>,
+}
+
+/// The tenant and the call of a build: no tenant sees the builds of another, whatever their IDs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RecordKey {
+    /// The name of the tenant; `None` without a policy.
+    pub(crate) tenant: Option<String>,
+    /// The ID of the call.
+    pub(crate) id: String,
+}
+
+/// A build of this process.
+struct RecordedBuild {
+    record: watch::Sender<BuildRecord>,
+    cancelled: watch::Sender<bool>,
+    /// The mask of the secrets in the build's log.
+    mask: SecretMask,
+    /// The number of deliveries of the call that are in progress.
+    deliveries: usize,
+}
+
+/// A delivery of a call whose build is recorded. Dropping it before its end records that the build was given up.
+#[derive(Debug)]
+pub(crate) struct AcceptedBuild {
+    shared: BuildRecords,
+    key: RecordKey,
+    cancelled: watch::Receiver<bool>,
+    has_ended: bool,
+}
+
+impl BuildRecords {
+    /// Records that a call was accepted.
+    pub(crate) fn accept(&self, key: RecordKey, submitted_at: SystemTime) -> AcceptedBuild {
+        let mut state = self.lock();
+        let fresh = || BuildRecord::accepted(&key.id, submitted_at);
+        let build = state.builds.entry(key.clone()).or_insert_with(|| RecordedBuild {
+            record: watch::Sender::new(fresh()),
+            cancelled: watch::Sender::new(false),
+            mask: SecretMask::default(),
+            deliveries: 0,
+        });
+        build.deliveries += 1;
+        // A redelivery of a build that failed may succeed. One of a build that succeeded reports the same again.
+        build.record.send_if_modified(|record| {
+            let begins_again = record.phase == BuildPhase::Failed;
+            if begins_again {
+                *record = BuildRecord {
+                    attempts: record.attempts,
+                    ..fresh()
+                };
+            }
+            begins_again
+        });
+        let cancelled = build.cancelled.subscribe();
+        state.ended.retain(|ended| *ended != key);
+        drop(state);
+        AcceptedBuild {
+            shared: self.clone(),
+            key,
+            cancelled,
+            has_ended: false,
+        }
+    }
+
+    /// Returns a receiver of a build's record, and the mask of its log.
+    pub(crate) fn find(&self, key: &RecordKey) -> Option<(watch::Receiver<BuildRecord>, SecretMask)> {
+        let state = self.lock();
+        let build = state.builds.get(key)?;
+        Some((build.record.subscribe(), build.mask.clone()))
+    }
+
+    /// Returns the records of a tenant's builds.
+    pub(crate) fn list(&self, tenant: Option<&str>) -> Vec<BuildRecord> {
+        let state = self.lock();
+        let builds = state.builds.iter();
+        builds
+            .filter(|(key, _)| key.tenant.as_deref() == tenant)
+            .map(|(_, build)| build.record.borrow().clone())
+            .collect()
+    }
+
+    /// Returns the reference of a build that was found in a daemon's history before.
+    pub(super) fn known_reference(&self, key: &RecordKey) -> Option<String> {
+        self.lock().references.get(key).cloned()
+    }
+
+    /// Remembers the reference of a build that was found in a daemon's history.
+    pub(super) fn remember_reference(&self, key: &RecordKey, reference: &str) {
+        let mut state = self.lock();
+        let references = &mut state.references;
+        if references.len() >= REFERENCES_MAX {
+            references.clear();
+        }
+        references.insert(key.clone(), reference.to_owned());
+    }
+
+    /// Waits for a turn to search a daemon's whole history.
+    pub(super) async fn wait_for_search(&self) -> Option<SemaphorePermit<'_>> {
+        self.0.searches.acquire().await.ok()
+    }
+
+    /// Admits a reader of a log; `None` if there are as many as there may be.
+    pub(super) fn admit_log_reader(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.log_readers.clone().try_acquire_owned().ok()
+    }
+
+    /// Cancels a build of this process. Returns whether there is one.
+    pub(crate) fn cancel(&self, key: &RecordKey) -> bool {
+        let state = self.lock();
+        let Some(build) = state.builds.get(key) else {
+            return false;
+        };
+        build.cancelled.send_replace(true);
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RecordsState> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RecordKey {
+    /// Returns the request to cancel the build.
+    pub(super) fn to_cancellation(&self) -> Cancellation {
+        Cancellation {
+            tenant: self.tenant.clone(),
+            call_id: self.id.clone(),
+        }
+    }
+}
+
+impl RecordsState {
+    /// Removes the builds that ended first, until there are no more than the limit.
+    fn evict_ended(&mut self) {
+        while self.ended.len() > ENDED_BUILDS_MAX {
+            if let Some(key) = self.ended.pop_front() {
+                self.builds.remove(&key);
+            }
+        }
+    }
+}
+
+impl AcceptedBuild {
+    /// Changes the record of the build, unless it says already that the build succeeded.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut BuildRecord)) {
+        let state = self.shared.lock();
+        if let Some(build) = state.builds.get(&self.key) {
+            build.record.send_if_modified(|record| {
+                let is_open = record.phase != BuildPhase::Success;
+                if is_open {
+                    change(record);
+                }
+                is_open
+            });
+        }
+    }
+
+    /// Sets the mask of the secrets in the build's log.
+    pub(crate) fn set_mask(&self, mask: SecretMask) {
+        if let Some(build) = self.shared.lock().builds.get_mut(&self.key) {
+            build.mask = mask;
+        }
+    }
+
+    /// Sets the state of the build.
+    pub(crate) fn set_phase(&self, phase: BuildPhase) {
+        self.update(|record| record.phase = phase);
+    }
+
+    /// Follows requests to cancel the build that reach other builders of `daemon`, until this delivery ends.
+    pub(crate) fn watch_cancellations(&self, daemon: &Daemon) -> WatchedDaemon {
+        let records = self.shared.clone();
+        self.shared
+            .0
+            .cancellations
+            .watch(daemon, move |Cancellation { tenant, call_id }| {
+                records.cancel(&RecordKey { tenant, id: call_id });
+            })
+    }
+
+    /// Waits until the build is cancelled.
+    pub(crate) async fn cancelled(&self) {
+        let mut cancelled = self.cancelled.clone();
+        if cancelled.wait_for(|is_cancelled| *is_cancelled).await.is_err() {
+            // Does not happen: a build with deliveries is not removed.
+            std::future::pending().await
+        }
+    }
+
+    /// Returns the tenant of the build.
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.key.tenant.as_deref()
+    }
+
+    /// Records the end of the build, with the fields of its answer. A failure is not recorded while another delivery of
+    /// the call is in progress: its outcome counts.
+    pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) {
+        self.record_end(phase, outcome);
+    }
+
+    fn record_end(&mut self, phase: BuildPhase, outcome: Map<String, Value>) {
+        if std::mem::replace(&mut self.has_ended, true) {
+            return;
+        }
+        let mut state = self.shared.lock();
+        let Some(build) = state.builds.get_mut(&self.key) else {
+            return;
+        };
+        build.deliveries -= 1;
+        let is_last = build.deliveries == 0;
+        if is_last || phase == BuildPhase::Success {
+            build.record.send_if_modified(|record| {
+                let is_open = record.phase != BuildPhase::Success;
+                if is_open {
+                    record.phase = phase;
+                    record.outcome = outcome;
+                    record.ended_at = Some(SystemTime::now());
+                }
+                is_open
+            });
+        }
+        if is_last {
+            state.ended.push_back(self.key.clone());
+            state.evict_ended();
+        }
+    }
+}
+
+impl Drop for AcceptedBuild {
+    fn drop(&mut self) {
+        let error = "the caller disconnected, and the build was given up";
+        let outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
+        self.record_end(BuildPhase::Failed, outcome);
+    }
+}
+
+impl fmt::Debug for RecordedBuild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordedBuild")
+            .field("record", &*self.record.borrow())
+            .field("deliveries", &self.deliveries)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: &str) -> RecordKey {
+        RecordKey {
+            tenant: None,
+            id: id.into(),
+        }
+    }
+
+    fn accept(records: &BuildRecords, id: &str) -> AcceptedBuild {
+        records.accept(key(id), SystemTime::UNIX_EPOCH)
+    }
+
+    fn phase(records: &BuildRecords, id: &str) -> Option<BuildPhase> {
+        Some(records.find(&key(id))?.0.borrow().phase)
+    }
+
+    #[test]
+    fn a_failed_delivery_does_not_hide_another_one_that_builds() {
+        let records = BuildRecords::default();
+        let first = accept(&records, "a");
+        first.set_phase(BuildPhase::Running);
+
+        accept(&records, "a").end(BuildPhase::Failed, Map::new());
+        assert_eq!(phase(&records, "a"), Some(BuildPhase::Running));
+        first.end(BuildPhase::Success, Map::new());
+        let late = accept(&records, "a");
+        late.set_phase(BuildPhase::Waiting);
+        drop(late);
+
+        assert_eq!(phase(&records, "a"), Some(BuildPhase::Success));
+    }
+
+    #[test]
+    fn a_build_that_is_dropped_is_recorded_as_failed_and_may_begin_again() {
+        let records = BuildRecords::default();
+        drop(accept(&records, "a"));
+        assert_eq!(phase(&records, "a"), Some(BuildPhase::Failed));
+        let again = accept(&records, "a");
+        assert_eq!(phase(&records, "a"), Some(BuildPhase::Waiting));
+        again.end(BuildPhase::Cancelled, Map::new());
+        assert_eq!(phase(&records, "a"), Some(BuildPhase::Cancelled));
+    }
+
+    #[test]
+    fn a_cancelled_call_stays_cancelled_for_its_redeliveries() {
+        let records = BuildRecords::default();
+        let first = accept(&records, "a");
+        assert!(!*first.cancelled.borrow());
+        assert!(records.cancel(&key("a")));
+        assert!(*first.cancelled.borrow());
+        drop(first);
+        assert!(*accept(&records, "a").cancelled.borrow());
+        assert!(!records.cancel(&key("b")));
+    }
+
+    #[test]
+    fn records_of_ended_builds_are_limited_and_running_ones_are_kept() {
+        let records = BuildRecords::default();
+        let running = accept(&records, "running");
+        for number in 0..=ENDED_BUILDS_MAX {
+            accept(&records, &number.to_string()).end(BuildPhase::Success, Map::new());
+        }
+        assert_eq!(records.list(None).len(), ENDED_BUILDS_MAX + 1);
+        assert_eq!(phase(&records, "0"), None);
+        assert_eq!(phase(&records, "running"), Some(BuildPhase::Waiting));
+        drop(running);
+    }
+}

@@ -1,0 +1,318 @@
+//! The routes below `/builds`.
+
+use std::time::{Duration, SystemTime};
+
+use function_host::http::request::Parts;
+use function_host::http::{Method, StatusCode};
+use function_host::{Context, Response, ResponseBody, trace};
+use futures_util::StreamExt;
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::authentication::verify_question;
+use super::filter::BuildFilter;
+use super::log::{LogFormat, LogReader, LogRecordSink};
+use super::lookup::{BuildLookup, FoundBuild, NotFound};
+use super::{BuildPhase, RecordKey};
+use crate::accept;
+use crate::answer;
+use crate::handler::BuilderApi;
+use crate::request::RequestHead;
+
+/// How long `DELETE` waits for the build to end.
+const CANCEL_WAIT: Duration = Duration::from_secs(2);
+
+/// A route below `/builds`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BuildsRoute {
+    /// The route of recent builds.
+    List,
+    /// The route of one build.
+    Build(String),
+    /// The route of a build's log.
+    Log(String),
+}
+
+impl BuildsRoute {
+    /// Parses the path of a URL; `None` if it is not one of these routes. An ID is percent-encoded.
+    pub(crate) fn parse(path: &str) -> Option<Self> {
+        let rest = path.strip_prefix("/builds")?;
+        if matches!(rest, "" | "/") {
+            return Some(Self::List);
+        }
+        let rest = rest.strip_prefix('/')?;
+        let decode = |id: &str| {
+            let id = percent_decode_str(id).decode_utf8().ok()?;
+            (!id.is_empty()).then(|| id.into_owned())
+        };
+        match rest.split_once('/') {
+            None => decode(rest).map(Self::Build),
+            Some((id, "log")) => decode(id).map(Self::Log),
+            Some(_) => None,
+        }
+    }
+
+    /// Returns the route's name in traces, which contains no ID.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::List => "/builds",
+            Self::Build(_) => "/builds/{id}",
+            Self::Log(_) => "/builds/{id}/log",
+        }
+    }
+}
+
+impl BuilderApi {
+    /// Answers a question about builds.
+    pub(crate) async fn answer_question(
+        &self,
+        route: BuildsRoute,
+        request: &Parts,
+        context: &Context,
+    ) -> Response {
+        trace::set_route_of_current_request(route.name());
+        let method = &request.method;
+        let allowed: &[Method] = match route {
+            BuildsRoute::Build(_) => &[Method::GET, Method::DELETE],
+            BuildsRoute::List | BuildsRoute::Log(_) => &[Method::GET],
+        };
+        if !allowed.contains(method) {
+            let names: Vec<_> = allowed.iter().map(Method::as_str).collect();
+            return answer::method_not_allowed_response(&names.join(", "));
+        }
+        let lookup = match self.authenticate_question(request, context) {
+            Ok(lookup) => lookup,
+            Err(response) => return response,
+        };
+        match route {
+            BuildsRoute::List => answer_list(&lookup, request).await,
+            BuildsRoute::Build(id) if *method == Method::DELETE => answer_cancel(&lookup, &id).await,
+            BuildsRoute::Build(id) => match lookup.find(&id).await {
+                Ok(build) => answer_build(StatusCode::OK, &build),
+                Err(not_found) => answer_not_found(&not_found),
+            },
+            BuildsRoute::Log(id) => answer_log(lookup, id, request).await,
+        }
+    }
+
+    /// Verifies the signature of a question, and returns what its sender may look up.
+    fn authenticate_question(&self, request: &Parts, context: &Context) -> Result<BuildLookup, Response> {
+        let now = SystemTime::now();
+        let head = RequestHead::new(&request.headers, now);
+        let check = self.read_signature_check(&head, context).map_err(|error| {
+            tracing::error!(error = %function_host::ErrorChain(&error), "could not check a question about builds");
+            answer::error_response(StatusCode::BAD_GATEWAY, &error.to_string())
+        })?;
+        let tenant = verify_question(&check, &request.method, &request.uri, &request.headers, now)
+            .map_err(|rejected| answer::error_response(StatusCode::UNAUTHORIZED, &rejected.to_string()))?;
+        let own = match &tenant {
+            Some(tenant) => self.builder.tenants.daemon(tenant),
+            None => Ok(None),
+        };
+        let own = own.map_err(|error| {
+            answer::error_response(StatusCode::BAD_GATEWAY, &format!("the policy is wrong: {error}"))
+        })?;
+        Ok(BuildLookup {
+            records: self.builder.records.clone(),
+            tenant: tenant.map(|tenant| tenant.name().to_string()),
+            daemon: own.map_or_else(|| self.builder.daemon.clone(), |own| own.daemon),
+            seal_key: self.seal_key.clone(),
+        })
+    }
+}
+
+async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
+    let filter = match BuildFilter::parse(request.uri.query()) {
+        Ok(filter) => filter,
+        Err(problems) => return answer::error_response(StatusCode::BAD_REQUEST, &problems),
+    };
+    let (builds, history_error) = lookup.list().await;
+    let builds: Vec<_> = filter
+        .select(builds)
+        .iter()
+        .map(|build| build.to_json())
+        .collect();
+    let mut body = json!({"builds": builds});
+    if let Some(error) = history_error {
+        body["incomplete"] = json!(format!("BuildKit's history could not be read: {error}"));
+    }
+    answer::json_value_response(StatusCode::OK, &body)
+}
+
+fn answer_build(status: StatusCode, build: &FoundBuild) -> Response {
+    let mut body = build.record.to_json();
+    if let Some(error) = &build.history_error {
+        body["incomplete"] = json!(format!("BuildKit's history could not be read: {error}"));
+    }
+    answer::json_value_response(status, &body)
+}
+
+/// Answers that nobody has heard of a build: the same for one that does not exist and for one of another tenant.
+fn answer_not_found(not_found: &NotFound) -> Response {
+    let text = match &not_found.history_error {
+        None => {
+            "no builder has heard of this build: the queue has not delivered it yet, or another builder has accepted it and \
+             it waits there for a slot, or it was rejected before it began, or it is too old, or the ID is wrong; if it \
+             stays unknown, submit it again"
+        }
+        Some(_) => {
+            "this builder has not heard of this build, and BuildKit's history, which has those of other builders, could not \
+             be read; ask again"
+        }
+    };
+    answer::error_response(StatusCode::NOT_FOUND, text)
+}
+
+/// Cancels a build, here or at another builder, and waits a moment for its end.
+async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
+    let mut build = match lookup.find(id).await {
+        Ok(build) => build,
+        Err(not_found) => return answer_not_found(&not_found),
+    };
+    match build.record.phase {
+        BuildPhase::Cancelled => return answer_build(StatusCode::OK, &build),
+        BuildPhase::Waiting | BuildPhase::Running => {}
+        phase => {
+            let error = match phase {
+                BuildPhase::Deploying => "the image was handed over to the deployer, which cannot be stopped",
+                _ => "the build has ended",
+            };
+            let mut body = build.record.to_json();
+            body["error"] = json!(error);
+            return answer::json_value_response(StatusCode::CONFLICT, &body);
+        }
+    }
+    let key = RecordKey {
+        tenant: lookup.tenant.clone(),
+        id: id.to_owned(),
+    };
+    let is_own = lookup.records.cancel(&key);
+    let cancellation = key.to_cancellation();
+    let requested = match lookup.connect().await {
+        Ok(connection) => connection
+            .request_cancellation(&cancellation)
+            .await
+            .map_err(|status| status.message().to_owned()),
+        Err(error) => Err(error),
+    };
+    if let (Err(error), false) = (&requested, is_own) {
+        let error = format!("the builder that runs the build could not be told: {error}");
+        return answer::error_response(StatusCode::BAD_GATEWAY, &error);
+    }
+    let deadline = tokio::time::Instant::now() + CANCEL_WAIT;
+    while !build.record.phase.is_terminal() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        match lookup.find(id).await {
+            Ok(found) => build = found,
+            Err(_) => break,
+        }
+    }
+    let status = match build.record.phase.is_terminal() {
+        true => StatusCode::OK,
+        false => StatusCode::ACCEPTED,
+    };
+    answer_build(status, &build)
+}
+
+async fn answer_log(lookup: BuildLookup, id: String, request: &Parts) -> Response {
+    let from = match parse_from(request.uri.query()) {
+        Ok(from) => from,
+        Err(problem) => return answer::error_response(StatusCode::BAD_REQUEST, &problem),
+    };
+    let Some(reader) = lookup.records.admit_log_reader() else {
+        return answer::too_many_readers_response();
+    };
+    let build = match lookup.find(&id).await {
+        Ok(build) => build,
+        Err(not_found) => return answer_not_found(&not_found),
+    };
+    let format = match accept::negotiate_stream_format(&request.headers) {
+        Some(format) => LogFormat::Records(format),
+        None => LogFormat::Plain,
+    };
+    let (sink, chunks) = LogRecordSink::new(reader);
+    let log = LogReader {
+        lookup,
+        id,
+        format,
+        next: from,
+        sink,
+    };
+    tokio::spawn(log.send(build));
+    let chunks = ReceiverStream::new(chunks);
+    match format {
+        LogFormat::Records(format) => answer::streamed_response(format, chunks),
+        LogFormat::Plain => answer::streamed_text_response(ResponseBody::stream(chunks.map(Ok))),
+    }
+}
+
+/// Parses `from=N` in a query. Without it, a log begins with its first line, which has the number 1.
+fn parse_from(query: Option<&str>) -> Result<u64, String> {
+    let mut from = 1;
+    for pair in query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+    {
+        match pair.split_once('=') {
+            Some(("from", number)) => match number.parse::<u64>() {
+                Ok(number) if number < 1 << 53 => from = number.max(1),
+                _ => return Err("from should be the number of a line".to_owned()),
+            },
+            _ => return Err("a log has the query from=N only".to_owned()),
+        }
+    }
+    Ok(from)
+}
+
+/// Returns the fields of an answer to a build request that its record keeps: all but those that a record has itself.
+pub(crate) fn outcome_fields(report: &impl serde::Serialize) -> serde_json::Map<String, Value> {
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(report) else {
+        return serde_json::Map::new();
+    };
+    for own in ["log", "status", "image", "duration"] {
+        fields.remove(own);
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_below_builds_have_a_percent_encoded_id() {
+        for (path, route) in [
+            ("/builds", Some(BuildsRoute::List)),
+            ("/builds/", Some(BuildsRoute::List)),
+            ("/builds/a-1", Some(BuildsRoute::Build("a-1".into()))),
+            (
+                "/builds/build%2F7%20of%20a/log",
+                Some(BuildsRoute::Log("build/7 of a".into())),
+            ),
+            ("/builds/a/logs", None),
+            ("/builds//log", None),
+            ("/builds/%ff", None),
+            ("/buildsx", None),
+        ] {
+            assert_eq!(BuildsRoute::parse(path), route, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_log_begins_at_its_first_line_or_at_the_number_in_the_query() {
+        for (query, from) in [
+            (None, Some(1)),
+            (Some(""), Some(1)),
+            (Some("from=0"), Some(1)),
+            (Some("from=1000000007"), Some(1_000_000_007)),
+            (Some("from=9007199254740992"), None),
+            (Some("from=-1"), None),
+            (Some("from"), None),
+            (Some("to=1"), None),
+        ] {
+            assert_eq!(parse_from(query).ok(), from, "{query:?}");
+        }
+    }
+}
