@@ -5,11 +5,12 @@ mod call;
 mod control_character;
 mod deploy;
 mod dry_run;
+mod retry;
 mod solve;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use function_host::trace;
 use tokio::time::Instant;
@@ -45,6 +46,9 @@ pub struct BuildSettings {
     pub allowed_sources: AllowedSources,
     /// The limits on what one step of a build may use.
     pub step_limits: StepLimits,
+    /// The limit on the pauses between retries of a queued call's build after failures of the platform, together. With the
+    /// default of zero there are none.
+    pub retry_time: Duration,
 }
 
 /// Builds, pushes and deploys images. Clones share slots, keys and metrics.

@@ -8,6 +8,7 @@ use function_host::policy::{Policy, TenantName};
 use function_host::secret::SecretError;
 use function_host::{Body, Context, Error as HostError, ErrorChain, Handler, Request, Response, trace};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::accept;
 use crate::answer::{self, Answer, AnswerFields};
@@ -82,6 +83,8 @@ struct BuildExchange {
     arrived: Instant,
     /// The format of a streamed answer; `None` if the answer is sent as a whole.
     format: Option<StreamFormat>,
+    /// Whether the call came from the gateway's queue. Its build goes on if the caller disconnects.
+    is_asynchronous: bool,
 }
 
 impl BuildExchange {
@@ -146,6 +149,7 @@ impl BuilderApi {
             context,
             arrived,
             format: accept::negotiate_stream_format(&head.headers),
+            is_asynchronous: request_head.is_asynchronous,
         };
         let (request, admission, accepted) = match self
             .receive_build_request(body, request_head, &exchange.context)
@@ -155,6 +159,23 @@ impl BuilderApi {
             Err(error) => return exchange.log_and_answer_rejection(&error, None),
         };
         match exchange.format {
+            None if exchange.is_asynchronous => {
+                let api = self.clone();
+                let build = async move {
+                    api.build_then_answer(&request, &exchange, &admission, accepted)
+                        .await
+                };
+                // A task of its own: dropping this future does not end it.
+                let build = tokio::spawn(trace::in_current_span(build.in_current_span()));
+                match build.await {
+                    Ok(response) => response,
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The runtime shuts down, and nobody reads the answer.
+                        Err(_) => std::future::pending().await,
+                    },
+                }
+            }
             None => {
                 let api = self.clone();
                 let build =
@@ -319,6 +340,7 @@ impl BuilderApi {
                     secrets,
                     trace_mask: &trace_mask,
                     admission,
+                    is_asynchronous: exchange.is_asynchronous,
                     accepted: &accepted,
                 };
                 span.run(self.builder.build_and_deploy(request, &call, &mut lines, log))

@@ -31,6 +31,7 @@
 //! | `require_fresh` | `false` | whether a config without `submittedAt` is rejected; needs `max_age` |
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
 //! | `allowed_sources` | | private hosts, HOST or HOST:PORT, that builds may read from |
+//! | `retry_time` | `2m` | limit on the pauses between retries of a queued call's build, after failures of BuildKit or a registry |
 //! | `step_memory` | the daemon's | limit on the memory of one build step, in bytes |
 //! | `step_cpus` | the daemon's | limit on the CPU time of one build step, in cores, such as `1.5` |
 //! | `default_namespace` | `openfaas-fn` | the namespace of a function whose `deploy` names none |
@@ -410,6 +411,7 @@ fn read_build_settings(parser: &mut Parser<'_>) -> BuildSettings {
             memory: parser.parse_or_default("step_memory", None, parse_step_memory),
             millicpus: parser.parse_or_default("step_cpus", None, parse_cores),
         },
+        retry_time: parser.duration("retry_time", Duration::from_secs(120)),
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) trace_mask: &'a TraceMask,
     /// The admission of the call to the queue for a build slot.
     pub(crate) admission: &'a QueueAdmission,
+    /// Whether the call came from the gateway's queue: nobody else tries it again.
+    pub(crate) is_asynchronous: bool,
     /// The record of the build, and requests to cancel it.
     pub(crate) accepted: &'a AcceptedBuild,
 }

@@ -1,6 +1,7 @@
 //! The solve of a build: the request to BuildKit, and the log, metrics and spans of its events.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use function_host::policy::StepNetwork;
 use function_host::{ErrorChain, trace};
@@ -8,9 +9,10 @@ use function_host::{ErrorChain, trace};
 use super::Builder;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::control_character;
+use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildJob, BuiltImage, CacheExport, CredentialStore, Daemon, KeyLease, ManifestLookup, SOURCE_DATE_EPOCH,
-    SessionServices, SolveAttributes, SolveOptions,
+    BuildEvent, BuildJob, BuiltImage, CacheExport, CredentialStore, Daemon, KeyLease, ManifestLookup,
+    SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions,
 };
 use crate::error::Error;
 use crate::function_id::FunctionId;
@@ -40,29 +42,39 @@ impl Builder {
         let span = trace::client_span("solve");
         let mut step_spans = StepSpans::new(&span, call.trace_mask);
         let solving = span.run(async {
-            let connection = daemon.connect_despite_restart().await?;
-            // A request to cancel the call, which another builder took before this delivery.
-            if connection
-                .is_cancellation_requested(call.accepted.tenant(), call.id)
-                .await
-            {
-                return Err(Error::Cancelled);
+            let mut retries = BuildRetries::new(match call.is_asynchronous {
+                true => self.settings.retry_time,
+                false => Duration::ZERO,
+            });
+            loop {
+                let mut on_event = |event| {
+                    step_counter.count_event(&event);
+                    step_spans.record_event(&event);
+                    lines
+                        .format_event(event)
+                        .into_iter()
+                        .for_each(|line| log.push(line));
+                };
+                let attempt = self.attempt_solve(daemon, request, call, registration, &mut on_event);
+                let error = match attempt.await {
+                    Ok(built) => return Ok(built),
+                    Err(error) => error,
+                };
+                let attempt = retries.attempt();
+                let Some(pause) = retries.next_pause(&error) else {
+                    return Err(error);
+                };
+                let unfinished = lines.take_unfinished_output();
+                unfinished.into_iter().for_each(|line| log.push(line));
+                let seconds = pause.as_secs_f64();
+                log.push(lines.format_unrecorded_warning(&format!(
+                    "attempt {attempt} failed: {error}; the build is tried again in {seconds:.1} s"
+                )));
+                let text = call.trace_mask.mask_text(&ErrorChain(&error).to_string());
+                tracing::warn!(attempt, seconds, error = %text, "a build is tried again");
+                call.accepted.update(|record| record.attempts += 1);
+                tokio::time::sleep(pause).await;
             }
-            if let Some(registration) = registration {
-                registration.check_history(&connection).await?;
-                if !registration.sees_other_builders() {
-                    log.push(lines.record_warning(
-                        "BuildKit's history could not be read: a newer build at another builder may not end this one",
-                    ));
-                }
-            }
-            let job = self.create_job(request, call).await?;
-            let on_event = |event| {
-                step_counter.count_event(&event);
-                step_spans.record_event(&event);
-                lines.format_event(event).into_iter().for_each(|line| log.push(line));
-            };
-            Ok(job.run_to_outcome(&connection, on_event).await?)
         });
         let result = tokio::select! {
             result = solving => result,
@@ -83,6 +95,36 @@ impl Builder {
             span.mark_failed(call.trace_mask.mask_text(&ErrorChain(error).to_string()));
         }
         result
+    }
+
+    /// Attempts the solve once, and passes its events to `on_event`.
+    async fn attempt_solve(
+        &self,
+        daemon: &Daemon,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        registration: Option<&Registration>,
+        on_event: &mut (dyn FnMut(BuildEvent) + Send),
+    ) -> Result<BuiltImage, Error> {
+        let connection = daemon.connect_despite_restart().await?;
+        // A request to cancel the call, which another builder took before this delivery.
+        if connection
+            .is_cancellation_requested(call.accepted.tenant(), call.id)
+            .await
+        {
+            return Err(Error::Cancelled);
+        }
+        if let Some(registration) = registration {
+            registration.check_history(&connection).await?;
+            if !registration.sees_other_builders() {
+                on_event(BuildEvent::Unsure {
+                    text: "BuildKit's history could not be read: a newer build at another builder may not end this one"
+                        .to_owned(),
+                });
+            }
+        }
+        let job = self.create_job(request, call).await?;
+        Ok(job.run_to_outcome(&connection, on_event).await?)
     }
 
     /// Leases a shared key for the transfer of the context.

@@ -62,6 +62,11 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Returns whether the daemon may answer later: it is not a matter of certificates.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
     /// Returns whether the daemon's host refused the connection, as it does while the daemon restarts.
     fn is_refusal(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use function_host::http::request::Parts;
 use function_host::http::{Method, StatusCode};
-use function_host::{Context, Response, ResponseBody, trace};
+use function_host::{Context, ErrorChain, Response, ResponseBody, trace};
 use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -83,7 +83,7 @@ impl BuilderApi {
         }
         let lookup = match self.authenticate_question(request, context) {
             Ok(lookup) => lookup,
-            Err(response) => return response,
+            Err((status, error)) => return answer::error_response(status, &error),
         };
         match route {
             BuildsRoute::List => answer_list(&lookup, request).await,
@@ -97,22 +97,27 @@ impl BuilderApi {
     }
 
     /// Verifies the signature of a question, and returns what its sender may look up.
-    fn authenticate_question(&self, request: &Parts, context: &Context) -> Result<BuildLookup, Response> {
+    ///
+    /// # Errors
+    /// Fails with the status and the text of the answer if the question is not authentic, or that cannot be checked.
+    fn authenticate_question(
+        &self,
+        request: &Parts,
+        context: &Context,
+    ) -> Result<BuildLookup, (StatusCode, String)> {
         let now = SystemTime::now();
         let head = RequestHead::new(&request.headers, now);
         let check = self.read_signature_check(&head, context).map_err(|error| {
-            tracing::error!(error = %function_host::ErrorChain(&error), "could not check a question about builds");
-            answer::error_response(StatusCode::BAD_GATEWAY, &error.to_string())
+            tracing::error!(error = %ErrorChain(&error), "could not check a question about builds");
+            (StatusCode::BAD_GATEWAY, error.to_string())
         })?;
         let tenant = verify_question(&check, &request.method, &request.uri, &request.headers, now)
-            .map_err(|rejected| answer::error_response(StatusCode::UNAUTHORIZED, &rejected.to_string()))?;
+            .map_err(|rejected| (StatusCode::UNAUTHORIZED, rejected.to_string()))?;
         let own = match &tenant {
             Some(tenant) => self.builder.tenants.daemon(tenant),
             None => Ok(None),
         };
-        let own = own.map_err(|error| {
-            answer::error_response(StatusCode::BAD_GATEWAY, &format!("the policy is wrong: {error}"))
-        })?;
+        let own = own.map_err(|error| (StatusCode::BAD_GATEWAY, format!("the policy is wrong: {error}")))?;
         Ok(BuildLookup {
             records: self.builder.records.clone(),
             tenant: tenant.map(|tenant| tenant.name().to_string()),

@@ -23,6 +23,8 @@ pub struct RequestHead {
     pub tenant: Option<String>,
     /// The value of the request's first `X-Start-Time`, which may hold several times, separated by commas.
     pub start_time: Option<Vec<u8>>,
+    /// Whether the call passed the gateway twice, as a call does that waited in its queue.
+    pub is_asynchronous: bool,
     /// The time at which the head of the request reached this builder, by its own clock.
     pub arrived: SystemTime,
 }
@@ -40,7 +42,38 @@ impl RequestHead {
             start_time: headers
                 .get(START_TIME_HEADER)
                 .map(|value| value.as_bytes().to_vec()),
+            is_asynchronous: count_start_times(headers) > 1,
             arrived,
+        }
+    }
+}
+
+/// Returns how many times a gateway has received the call.
+fn count_start_times(headers: &HeaderMap) -> usize {
+    let values = headers.get_all(START_TIME_HEADER).iter();
+    let times = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    times.filter(|time| !time.trim_ascii().is_empty()).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_passed_the_gateway_twice_is_asynchronous() {
+        for (values, is_asynchronous) in [
+            (&[][..], false),
+            (&["1795948800000000000"], false),
+            (&["1795948800000000000,"], false),
+            (&["1795948800000000000, 1795948800000000001"], true),
+            (&["1795948800000000000", "1795948800000000001"], true),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(START_TIME_HEADER, value.parse().expect("header"));
+            }
+            let head = RequestHead::new(&headers, SystemTime::UNIX_EPOCH);
+            assert_eq!(head.is_asynchronous, is_asynchronous, "{values:?}");
         }
     }
 }

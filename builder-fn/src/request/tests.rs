@@ -105,6 +105,7 @@ fn request_head(signature: Option<&str>, start_time: Option<&str>) -> RequestHea
         signature: signature.map(str::to_owned),
         tenant: None,
         start_time: start_time.map(|value| value.as_bytes().to_vec()),
+        is_asynchronous: false,
         arrived: SystemTime::now(),
     }
 }

@@ -485,7 +485,14 @@ async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
             Method::GET,
             "/elsewhere",
             404,
-            "nothing is here; builds are sent to POST /build",
+            "nothing is here; builds are sent to POST /build, and GET /builds/ID asks about one",
+        ),
+        (Method::DELETE, "/builds", 405, "only GET is served here"),
+        (
+            Method::PUT,
+            "/builds/call-1",
+            405,
+            "only GET, DELETE is served here",
         ),
     ] {
         let mut request = build_request_with(Body::empty(), None);

@@ -109,7 +109,10 @@ fn status_with_lines(count: usize, text: &str) -> Vec<StatusResponse> {
 }
 
 /// Answers every reader of a status with `responses`, the last of them once the returned switch is set.
-fn answer_statuses(calls: &mut DaemonCalls, responses: Vec<StatusResponse>) -> watch::Sender<bool> {
+pub(crate) fn answer_statuses(
+    calls: &mut DaemonCalls,
+    responses: Vec<StatusResponse>,
+) -> watch::Sender<bool> {
     let mut statuses = std::mem::replace(&mut calls.statuses, mpsc::unbounded_channel().1);
     let (ended, _) = watch::channel(false);
     let switch = ended.clone();

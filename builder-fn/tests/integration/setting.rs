@@ -178,6 +178,12 @@ impl TestBuilder {
         self
     }
 
+    /// Sets the time for retries after failures of the platform.
+    pub(crate) fn with_retry_time(mut self, retry_time: Duration) -> Self {
+        self.api.builder.settings.retry_time = retry_time;
+        self
+    }
+
     /// Waits until no further request is admitted.
     pub(crate) async fn wait_until_full(&self) {
         // A body is verified on another thread, which nothing here could wait for.

@@ -358,7 +358,7 @@ mod tests {
         for _ in 0..64 {
             let mut response = StatusResponse::default();
             response.logs.push(VertexLog {
-                msg: vec![b'x'; 1 << 20].into(),
+                msg: vec![b'x'; 1 << 20],
                 ..log("a", 1000)
             });
             order.add_response(response);

@@ -44,6 +44,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
             signature: signature.map(str::to_owned),
             tenant: None,
             start_time: None,
+            is_asynchronous: false,
             arrived: SystemTime::now(),
         };
         let body = Full::new(body.clone());
