@@ -163,7 +163,7 @@ async fn a_builds_state_is_told_while_it_runs_afterwards_and_by_another_builder(
         assert_eq!(answer.body["image"], "registry:5000/hello:1");
     }
     ended.send_replace(true);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     assert_eq!(complete_or_panic(build).await.expect("no panic").status, 200);
 
     for asked in [&builder, &TestBuilder::new(daemon)] {
@@ -224,7 +224,7 @@ async fn a_log_has_the_same_numbers_live_afterwards_and_at_another_builder() {
         received.extend_from_slice(&frame.into_data().expect("data"));
     }
     ended.send_replace(true);
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     complete_or_panic(build).await.expect("no panic");
     let rest = complete_or_panic(live.collect()).await.expect("body").to_bytes();
     received.extend_from_slice(&rest);
@@ -297,7 +297,7 @@ async fn a_reader_that_is_cut_off_many_times_gets_every_line_once() {
         cuts += 1;
         if cuts == 10 {
             ended.send_replace(true);
-            solve.take().expect("once").succeed("sha256:12");
+            solve.take().expect("once").answer_with_digest("sha256:12");
         }
     };
 
@@ -377,7 +377,7 @@ async fn an_ended_build_is_not_cancelled() {
     let ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
     ended.send_replace(true);
     let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     complete_or_panic(build).await.expect("no panic");
 
     let answer = ask(&builder, Method::DELETE, &format!("/builds/{CALL_ID}")).await;
@@ -457,7 +457,7 @@ async fn the_build_of_another_tenant_looks_like_one_that_does_not_exist() {
         let unknown = Answer::from_response(asked.send_request(unknown).await).await;
         assert_eq!((foreign.status, foreign.body), (unknown.status, unknown.body));
     }
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     complete_or_panic(build).await.expect("no panic");
 }
 
@@ -475,7 +475,7 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
     ended.send_replace(true);
     let tar = tar_with_sealed_secrets(recorded["sealed"].as_str().expect("an envelope"));
     let (build, solve) = start_build(&builder, &mut calls, tar).await;
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     complete_or_panic(build).await.expect("no panic");
 
     for asked in [builder, TestBuilder::new(daemon.clone()).with_seal_key(key)] {

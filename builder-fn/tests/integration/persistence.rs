@@ -40,7 +40,7 @@ async fn a_queued_build_goes_on_without_its_caller_and_a_redelivery_gets_its_res
     let redelivery = tokio::spawn(async move { send_queued_build(&own, again).await });
     // The daemon rejects the second solve itself, as its reference is taken.
     assert!(!solve.reply.is_closed(), "the first one goes on");
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     let answer = complete_or_panic(redelivery).await.expect("no panic");
     assert_eq!(
@@ -71,11 +71,11 @@ async fn a_build_is_tried_again_after_failures_of_the_platform_and_its_log_says_
     let build = tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await });
 
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
-    solve.fail(Status::unavailable("the daemon shuts down"));
+    solve.answer_with_error(Status::unavailable("the daemon shuts down"));
     let solve = complete_or_panic(calls.solves.recv())
         .await
         .expect("a second solve");
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
 
     let answer = complete_or_panic(build).await.expect("no panic");
     assert_eq!(
@@ -98,7 +98,7 @@ async fn a_failing_step_is_not_tried_again() {
     let build = tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await });
 
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
-    solve.fail(Status::unknown(
+    solve.answer_with_error(Status::unknown(
         "process \"make\" did not complete successfully: exit code: 2",
     ));
 
