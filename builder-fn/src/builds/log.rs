@@ -1,8 +1,9 @@
 //! The log of a build as numbered records, while it runs and afterwards.
 //!
 //! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
-//! and so on: an attempt whose log was lost with its daemon leaves the numbers of the others alone. The order of the lines
-//! of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means the same line for every reader.
+//! and so on. The order of the lines of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means
+//! the same line for every reader. An attempt that BuildKit does not record, because it is killed, begins again under its
+//! own numbers.
 
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The number of failures in a row after which the log of an ended build is given up.
 const FAILURES_MAX: u32 = 5;
+
+/// The number of looks in a row for a build that nobody knows any more, after which its log is given up. BuildKit may be
+/// restarting, and the builder that lost it may build again.
+const MISSING_MAX: u32 = 120;
 
 /// The size from which records are sent without waiting for more, in bytes.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -138,7 +143,7 @@ impl LogRecordSink {
 impl LogReader {
     /// Sends the log of `build` until it has ended or the reader has gone.
     pub(super) async fn send(mut self, mut build: FoundBuild) {
-        let mut failures = 0;
+        let (mut failures, mut missing) = (0, 0);
         let mut done = 0;
         loop {
             let mut problem = build.history_error.take();
@@ -178,12 +183,15 @@ impl LogReader {
                 return;
             }
             match self.lookup.find(&self.id).await {
-                Ok(found) => build = found,
+                Ok(found) => {
+                    missing = 0;
+                    build = found;
+                }
                 Err(not_found) => {
                     build.history_error = not_found.history_error;
-                    failures += 1;
-                    if failures > FAILURES_MAX {
-                        return self.send_terminal_record(&build, None).await;
+                    missing += 1;
+                    if missing > MISSING_MAX {
+                        return self.send_record_of_lost_build(&build).await;
                     }
                 }
             }
@@ -268,6 +276,21 @@ impl LogReader {
             self.sink.flush().await?;
         }
         Ok(())
+    }
+
+    /// Sends a terminal record for a build that was lost with its daemon or its builder.
+    async fn send_record_of_lost_build(self, build: &FoundBuild) {
+        let mut build = FoundBuild {
+            record: build.record.clone(),
+            attempts: build.attempts.clone(),
+            own: None,
+            mask: build.mask.clone(),
+            history_error: None,
+        };
+        let error = "neither a builder nor BuildKit knows this build any more; ask about it again later";
+        build.record.phase = BuildPhase::Unknown;
+        build.record.outcome.insert("error".into(), json!(error));
+        self.send_terminal_record(&build, None).await;
     }
 
     async fn send_terminal_record(mut self, build: &FoundBuild, problem: Option<String>) {
