@@ -10,6 +10,7 @@ import hmac
 import io
 import json
 import os
+import re
 import tarfile
 
 import requests
@@ -80,9 +81,11 @@ def pack(config, dockerfile):
 
 
 def sign_question(case):
-    """Signs a question about builds, unless the generator leaves the signature out."""
+    """Signs a question about builds, if the generator sends both headers of a signature in their described forms."""
     headers = dict(case.headers or {})
-    if any(name.lower() == "x-build-signature" for name in headers):
+    sent = {name.lower(): str(value) for name, value in headers.items()}
+    is_signed = re.fullmatch("sha256=[0-9A-Fa-f]{64}", sent.get("x-build-signature", ""))
+    if is_signed and re.match(r"\d{4}-\d\d-\d\d[Tt]", sent.get("x-signed-at", "")):
         headers = {name: value for name, value in headers.items() if name.lower() not in ("x-signed-at", "x-build-signature")}
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         url = requests.Request("GET", "http://x" + case.formatted_path, params=case.query).prepare()
