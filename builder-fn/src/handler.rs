@@ -160,10 +160,13 @@ impl BuilderApi {
         };
         match exchange.format {
             None if exchange.is_asynchronous => {
-                let api = self.clone();
+                let (api, threads) = (self.clone(), self.threads.clone());
                 let build = async move {
-                    api.build_then_answer(&request, &exchange, &admission, accepted)
-                        .await
+                    let build = async move {
+                        api.build_then_answer(&request, &exchange, &admission, accepted)
+                            .await
+                    };
+                    threads.run(build).await
                 };
                 // A task of its own: dropping this future does not end it.
                 let build = tokio::spawn(trace::in_current_span(build.in_current_span()));
@@ -178,8 +181,10 @@ impl BuilderApi {
             }
             None => {
                 let api = self.clone();
-                let build =
-                    async move { api.build_then_answer(&request, &exchange, &admission, accepted).await };
+                let build = async move {
+                    api.build_then_answer(&request, &exchange, &admission, accepted)
+                        .await
+                };
                 self.threads.run(build).await
             }
             Some(_) if self.is_deployed_by_callback(&request) => exchange

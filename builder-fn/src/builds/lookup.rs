@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use function_host::ErrorChain;
+use function_host::policy::TenantName;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -197,7 +198,9 @@ impl BuildLookup {
             SealedSecrets::None => Some(SecretMask::default()),
             SealedSecrets::Omitted => None,
             SealedSecrets::Envelope(envelope) => {
-                let opened = self.seal_key.as_ref()?.open_envelope(envelope);
+                let tenant = self.tenant.as_deref().map(str::parse::<TenantName>);
+                let tenant = tenant.transpose().ok()?;
+                let opened = self.seal_key.as_ref()?.open_envelope(envelope, tenant.as_ref());
                 Some(opened.ok()?.mask().clone())
             }
         }
