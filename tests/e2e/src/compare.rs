@@ -84,9 +84,9 @@ pub const REDUCED_SHAPES: [ContextShape; 3] = [
 /// The durations of one build by both clients, in seconds.
 #[derive(Debug, Clone, Copy)]
 pub struct BuildSeconds {
-    /// The duration with builder-fn.
+    /// The seconds from sending to builder-fn until its answer, or until the last answer of concurrent builds.
     pub builder_fn: f64,
-    /// The duration with `buildctl`.
+    /// The seconds that `buildctl` ran, or until the last process of concurrent builds ended.
     pub buildctl: f64,
 }
 

@@ -11,7 +11,8 @@ use std::{
 
 use tokio::sync::watch;
 
-/// The address of a function's running instance, with the number of its calls in progress.
+/// The address of a function's running instance, with the number of its calls in progress: an old instance is stopped
+/// once it has none.
 #[derive(Debug, Default)]
 pub(crate) struct FunctionBackend {
     address: RwLock<Option<SocketAddr>>,

@@ -62,7 +62,7 @@ enum CurrentFaasCli<'a> {
 }
 
 impl<'a> CurrentFaasCli<'a> {
-    /// Returns the recorded faas-cli, and the stack's if it is a current one.
+    /// Returns the recorded faas-cli, and the stack's if its help shows that it is a current one.
     async fn all_current(testbed: &'a Testbed) -> Result<Vec<Self>> {
         let mut all = vec![Self::Recorded(testbed, CliRecording::read_recording()?)];
         if stacks_faas_cli_is_current(testbed, &ClientFolder::new("scratch")?).await? {
@@ -447,7 +447,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
     Ok(())
 }
 
-/// Returns whether the stack's faas-cli supports `--remote-builder`.
+/// Runs the stack's faas-cli for its help, and returns whether that names `--remote-builder`.
 async fn stacks_faas_cli_is_current(testbed: &Testbed, work_dir: &ClientFolder) -> Result<bool> {
     let help = work_dir
         .run_faas_cli(testbed, &["publish", "--help"], b"")
