@@ -105,8 +105,8 @@ pub struct ShapeMeasurements {
     pub peak: usize,
 }
 
-/// A daemon, and both clients with the stack's registry.
-pub struct BuildBenchmark {
+/// A comparison of the build times of builder-fn and `buildctl`, with a daemon of its own and the stack's registry.
+pub struct SpeedComparison {
     testbed: Testbed,
     daemon: BuildkitDaemon,
     docker: tempfile::TempDir,
@@ -114,7 +114,7 @@ pub struct BuildBenchmark {
     salt: u64,
 }
 
-impl BuildBenchmark {
+impl SpeedComparison {
     /// Starts a comparison with its own daemon, whose cache is empty.
     pub async fn start() -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
