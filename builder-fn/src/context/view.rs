@@ -37,9 +37,17 @@ pub(crate) struct ViewFilter {
 pub(crate) struct ContextView {
     /// The numbers of the selected entries in the [`Index`](super::Index).
     entries: Vec<u32>,
-    /// The hard links among the selected entries: the position of each in `entries`, and the number of the entry that
-    /// it is a link of.
-    links: Vec<(u32, u32)>,
+    /// The hard links among the selected entries, sorted by position.
+    links: Vec<HardLink>,
+}
+
+/// A selected entry that is the same file as one that is sent before it.
+#[derive(Debug)]
+struct HardLink {
+    /// The position of the link among the selected entries.
+    position: u32,
+    /// The number in the [`Index`](super::Index) of the first selected entry that is the same file.
+    first_entry: u32,
 }
 
 /// An entry of a view, by its number in the [`Index`](super::Index).
@@ -100,7 +108,7 @@ fn view_with_effort(
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(PatternSelection::exclude).transpose()?;
     let entries = select_entries(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
-    let links = hard_links(context, &entries);
+    let links = find_hard_links(context, &entries);
     Ok(ContextView { entries, links })
 }
 
@@ -115,11 +123,11 @@ impl ContextView {
         let entry = *self.entries.get(position)?;
         let link = self
             .links
-            .binary_search_by_key(&position, |(position, _)| *position as usize);
+            .binary_search_by_key(&position, |link| link.position as usize);
         let link = link.ok().and_then(|at| self.links.get(at));
         Some(ViewEntry {
             entry,
-            link: link.map(|(_, first)| *first),
+            link: link.map(|link| link.first_entry),
         })
     }
 
@@ -257,9 +265,9 @@ fn select_entries(
     Ok(selected)
 }
 
-/// Finds the hard links among `entries`. Returns the position of each, and the number of the first entry that is the
-/// same file.
-fn hard_links(context: &SourceContext, entries: &[u32]) -> Vec<(u32, u32)> {
+/// Finds the hard links among the selected `entries`, which are numbers in the context's index; sorts them by
+/// position.
+fn find_hard_links(context: &SourceContext, entries: &[u32]) -> Vec<HardLink> {
     let index = context.index();
     let linked = (0..).zip(entries).filter(|(_, at)| index.is_linked(**at));
     let offset = |at: u32| match index.entry_by_number(at).kind {
@@ -271,14 +279,19 @@ fn hard_links(context: &SourceContext, entries: &[u32]) -> Vec<(u32, u32)> {
         .collect();
     linked.sort_unstable();
     let same_file = linked.chunk_by(|one, next| one.0 == next.0);
-    let mut links: Vec<(u32, u32)> = same_file
+    let mut links: Vec<HardLink> = same_file
         .flat_map(|names| {
             let first = names.first().map(|(_, _, first)| *first);
             let others = names.iter().skip(1);
-            others.filter_map(move |(_, position, _)| Some((*position, first?)))
+            others.filter_map(move |(_, position, _)| {
+                Some(HardLink {
+                    position: *position,
+                    first_entry: first?,
+                })
+            })
         })
         .collect();
-    links.sort_unstable();
+    links.sort_unstable_by_key(|link| link.position);
     links
 }
 

@@ -61,7 +61,7 @@ impl StreamFormat {
     pub(crate) fn terminal_record(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
-            shorten(error, MAX_TEXT_BYTES);
+            cut_to_escaped_len(error, MAX_TEXT_BYTES);
         }
         if let Some(deployment) = &mut report.deployment
             && to_json(deployment).len() > MAX_TEXT_BYTES
@@ -100,8 +100,9 @@ impl RecordSpace {
     }
 }
 
-/// Cuts `text` to `limit` bytes of JSON, and appends the number of bytes that were cut off.
-pub(super) fn shorten(text: &mut String, limit: usize) {
+/// Cuts `text` so that it takes at most `limit` bytes in JSON, where it is escaped; then appends ` … and N bytes more`,
+/// which does not count. A text within the limit stays as it is.
+pub(super) fn cut_to_escaped_len(text: &mut String, limit: usize) {
     if escaped_len(text) <= limit {
         return;
     }

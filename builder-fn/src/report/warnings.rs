@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::json::escaped_len;
-use super::record::shorten;
+use super::record::cut_to_escaped_len;
 
 /// The limit on the size of all warnings of a build, in bytes of JSON. A terminal record has room for them.
 const MAX_WARNINGS_BYTES: usize = 12 << 10;
@@ -29,7 +29,7 @@ impl Warnings {
 
     /// Appends a warning, or counts it if there is no room for it or for an earlier one.
     pub(crate) fn push(&mut self, mut text: String) {
-        shorten(&mut text, MAX_WARNING_BYTES);
+        cut_to_escaped_len(&mut text, MAX_WARNING_BYTES);
         let held = self.held + escaped_len(&text);
         if self.more > 0 || held > MAX_WARNINGS_BYTES {
             self.more += 1;

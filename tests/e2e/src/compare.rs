@@ -84,9 +84,9 @@ pub const REDUCED_SHAPES: [ContextShape; 3] = [
 /// The durations of one build by both clients, in seconds.
 #[derive(Debug, Clone, Copy)]
 pub struct BuildSeconds {
-    /// The duration with builder-fn.
+    /// The seconds from sending to builder-fn until its answer, or until the last answer of concurrent builds.
     pub builder_fn: f64,
-    /// The duration with `buildctl`.
+    /// The seconds that `buildctl` ran, or until the last process of concurrent builds ended.
     pub buildctl: f64,
 }
 
@@ -105,8 +105,8 @@ pub struct ShapeMeasurements {
     pub peak: usize,
 }
 
-/// A daemon, and both clients with the stack's registry.
-pub struct BuildBenchmark {
+/// A comparison of the build times of builder-fn and `buildctl`, with a daemon of its own and the stack's registry.
+pub struct SpeedComparison {
     testbed: Testbed,
     daemon: BuildkitDaemon,
     docker: tempfile::TempDir,
@@ -114,7 +114,7 @@ pub struct BuildBenchmark {
     salt: u64,
 }
 
-impl BuildBenchmark {
+impl SpeedComparison {
     /// Starts a comparison with its own daemon, whose cache is empty.
     pub async fn start() -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;

@@ -9,6 +9,14 @@ pub struct CraftedLayerBuilder {
     tar: Vec<u8>,
 }
 
+/// A finished layer, in both forms.
+pub struct CraftedLayer {
+    /// The tar, compressed with zstd.
+    pub zstd: Vec<u8>,
+    /// The tar.
+    pub tar: Vec<u8>,
+}
+
 impl CraftedLayerBuilder {
     /// Returns an empty layer.
     pub fn new() -> Self {
@@ -35,11 +43,11 @@ impl CraftedLayerBuilder {
         self.with_entry(path, kind, "", 0o666, number, &[])
     }
 
-    /// Returns the layer as a zstd stream and as a tar.
-    pub fn finish(mut self) -> Result<(Vec<u8>, Vec<u8>)> {
+    /// Ends the tar and compresses it.
+    pub fn finish(mut self) -> Result<CraftedLayer> {
         self.tar.extend([0; 1024]);
-        let packed = zstd::encode_all(self.tar.as_slice(), 1).context("compressing the layer")?;
-        Ok((packed, self.tar))
+        let zstd = zstd::encode_all(self.tar.as_slice(), 1).context("compressing the layer")?;
+        Ok(CraftedLayer { zstd, tar: self.tar })
     }
 
     /// Adds an entry whose names are written as they are: the tar crate would reject some of them.

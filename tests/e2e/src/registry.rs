@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use slipway_stack::Stack;
 
-use crate::crafted_layer::CraftedLayerBuilder;
+use crate::crafted_layer::{CraftedLayer, CraftedLayerBuilder};
 
 const ACCEPTED_MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
@@ -53,7 +53,7 @@ impl RegistryClient {
         })
     }
 
-    /// Returns the manifest with this tag or digest, or `None` if there is none.
+    /// Fetches the manifest with this tag or digest; returns `None` if there is none.
     pub async fn get_manifest(
         &self,
         repository: &str,
@@ -87,7 +87,7 @@ impl RegistryClient {
         Ok(())
     }
 
-    /// Returns the JSON blob with this digest: an image's configuration, an attestation.
+    /// Fetches and parses the JSON blob with this digest, such as an image's configuration or an attestation.
     pub async fn get_json_blob(&self, repository: &str, digest: &str) -> Result<Value> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
         let response = self.get_authorized(&url).await?;
@@ -103,7 +103,7 @@ impl RegistryClient {
         layer: CraftedLayerBuilder,
         config: Value,
     ) -> Result<()> {
-        let (packed, tar) = layer.finish()?;
+        let CraftedLayer { zstd: packed, tar } = layer.finish()?;
         let config = json!({
             "architecture": "amd64", "os": "linux", "config": config,
             "rootfs": { "type": "layers", "diff_ids": [digest(&tar)] },
@@ -155,7 +155,7 @@ impl RegistryClient {
         }
     }
 
-    /// Returns the content of the blob with this digest.
+    /// Fetches the content of the blob with this digest.
     pub async fn get_blob(&self, repository: &str, digest: &str) -> Result<Vec<u8>> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
         let response = self.get_authorized(&url).await?.error_for_status()?;

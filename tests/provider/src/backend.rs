@@ -11,18 +11,19 @@ use std::{
 
 use tokio::sync::watch;
 
-/// The address of a function's running instance, with the number of its calls in progress.
+/// The address of a function's running instance, with the number of its calls in progress: an old instance is stopped
+/// once it has none.
 #[derive(Debug, Default)]
-pub(crate) struct FunctionBackend {
+pub(crate) struct DrainableBackend {
     address: RwLock<Option<SocketAddr>>,
     calls: watch::Sender<usize>,
 }
 
 /// A guard for a call in progress; dropping it ends the call.
 #[derive(Debug)]
-pub(crate) struct CallGuard(Arc<FunctionBackend>);
+pub(crate) struct CallGuard(Arc<DrainableBackend>);
 
-impl FunctionBackend {
+impl DrainableBackend {
     pub(crate) fn set_address(&self, address: Option<SocketAddr>) {
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
     }
@@ -58,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_backend_is_idle_when_its_last_call_has_ended() {
-        let backend = Arc::new(FunctionBackend::default());
+        let backend = Arc::new(DrainableBackend::default());
         let is_idle = || backend.wait_until_idle().now_or_never().is_some();
         assert!(is_idle());
         let (first, second) = (backend.begin_call(), backend.begin_call());

@@ -25,6 +25,7 @@ use tonic::{
 
 pub(crate) use self::{
     containers::{Container, NewContainer},
+    namespaces::LabelledNamespace,
     tasks::{TaskExit, TaskState},
     transfer::{PullSource, machine_platform},
 };

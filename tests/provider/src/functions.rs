@@ -28,8 +28,8 @@ use self::{
     instance::{Instance, InstanceContext, InstanceStatus, StoredFunction},
 };
 use crate::{
-    backend::{CallGuard, FunctionBackend},
-    containerd::{Containerd, NamespaceClient},
+    backend::{CallGuard, DrainableBackend},
+    containerd::{Containerd, LabelledNamespace, NamespaceClient},
     error::ProviderError,
     hosts,
     image::ImagePuller,
@@ -90,7 +90,7 @@ impl FunctionStore {
         let network = Arc::new(FunctionNetwork::write_configuration(&settings)?);
         let logs = LogStore::open(settings.logs_dir())?;
         let scratch = ScratchDirectories::open(settings.scratch_dir())?;
-        let (resolv_conf, hosts) = hosts::write_resolver_files(&settings)?;
+        let hosts::ResolverFiles { resolv_conf, hosts } = hosts::write_resolver_files(&settings)?;
         Ok(Self(Arc::new(FunctionStoreInner {
             puller: ImagePuller::new(&settings),
             containerd,
@@ -132,7 +132,7 @@ impl FunctionStore {
         let default = &self.0.settings.function_namespace;
         let others = labelled
             .into_iter()
-            .map(|(name, _)| name)
+            .map(|namespace| namespace.name)
             .filter(|name| name != default);
         Ok([default.clone()].into_iter().chain(others).collect())
     }
@@ -143,7 +143,9 @@ impl FunctionStore {
             return Ok(());
         }
         let labelled = self.0.containerd.list_function_namespaces().await?;
-        let valid = |(name, value): &(String, String)| name == namespace && (value == "true" || value == "1");
+        let valid = |labelled: &LabelledNamespace| {
+            labelled.name == namespace && matches!(labelled.label_value.as_str(), "true" | "1")
+        };
         if labelled.iter().any(valid) {
             Ok(())
         } else {
@@ -168,7 +170,7 @@ impl FunctionStore {
     }
 
     /// Returns the backend for a call of a function, and counts the call until the guard is dropped.
-    pub(crate) fn route_call(&self, key: &FunctionKey) -> Option<(Arc<FunctionBackend>, CallGuard)> {
+    pub(crate) fn route_call(&self, key: &FunctionKey) -> Option<(Arc<DrainableBackend>, CallGuard)> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let backend = table.get(key)?.backend();
         Some((Arc::clone(backend), backend.begin_call()))

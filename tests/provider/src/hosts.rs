@@ -4,8 +4,14 @@ use std::{fs, net::IpAddr, path::PathBuf};
 
 use crate::{error::ProviderError, settings::ProviderSettings};
 
-/// Writes the functions' `resolv.conf` and `hosts`, and returns the paths of the two files in this order.
-pub(crate) fn write_resolver_files(settings: &ProviderSettings) -> Result<(PathBuf, PathBuf), ProviderError> {
+/// The paths of the files that are mounted into every function, for its resolver.
+pub(crate) struct ResolverFiles {
+    pub(crate) resolv_conf: PathBuf,
+    pub(crate) hosts: PathBuf,
+}
+
+/// Writes the functions' `resolv.conf` and `hosts` to the state directory.
+pub(crate) fn write_resolver_files(settings: &ProviderSettings) -> Result<ResolverFiles, ProviderError> {
     let servers = match settings.nameservers.as_slice() {
         [] => reachable_name_servers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         given => given.to_vec(),
@@ -27,7 +33,10 @@ pub(crate) fn write_resolver_files(settings: &ProviderSettings) -> Result<(PathB
         fs::write(path, lines).map_err(ProviderError::io_error("write", path))?;
     }
     let absolute = |path: PathBuf| fs::canonicalize(&path).map_err(ProviderError::io_error("resolve", &path));
-    Ok((absolute(resolv_conf)?, absolute(hosts)?))
+    Ok(ResolverFiles {
+        resolv_conf: absolute(resolv_conf)?,
+        hosts: absolute(hosts)?,
+    })
 }
 
 /// Returns the name servers that a function can reach. Inside a function, a loopback address is the function

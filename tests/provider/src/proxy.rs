@@ -284,7 +284,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::backend::FunctionBackend;
+    use crate::backend::DrainableBackend;
 
     fn request_parts(path: &str) -> Option<(String, String)> {
         let uri: Uri = path.parse().unwrap();
@@ -359,7 +359,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_response_fails_at_the_deadline_and_its_call_ends() {
-        let backend = Arc::new(FunctionBackend::default());
+        let backend = Arc::new(DrainableBackend::default());
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let body = Body::from_stream(stream);

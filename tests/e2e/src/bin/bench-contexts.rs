@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use slipway_e2e::compare::{BuildBenchmark, DisplayedMedians, MEASURED_SHAPES};
+use slipway_e2e::compare::{DisplayedMedians, MEASURED_SHAPES, SpeedComparison};
 
 #[derive(Parser)]
 struct BenchmarkOptions {
@@ -24,7 +24,7 @@ struct BenchmarkOptions {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = BenchmarkOptions::parse();
-    let comparison = BuildBenchmark::start().await?;
+    let comparison = SpeedComparison::start().await?;
     println!("builder-fn / buildctl, medians of {} rounds", options.rounds);
     for shape in MEASURED_SHAPES
         .into_iter()

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{BUILDER_FN_REPOSITORY, BuildBenchmark, ContextShape, run_command};
+use super::{BUILDER_FN_REPOSITORY, ContextShape, SpeedComparison, run_command};
 
 /// A folder `context` with content that no cache knows.
 pub(super) struct UniqueContextFolder {
@@ -75,7 +75,7 @@ impl UniqueContextFolder {
         run_command(Command::new("find").arg(self.context_path()).args(all))
     }
 
-    pub(super) fn tar_for_builder(&self, comparison: &BuildBenchmark, compression: &str) -> Result<Vec<u8>> {
+    pub(super) fn tar_for_builder(&self, comparison: &SpeedComparison, compression: &str) -> Result<Vec<u8>> {
         let image = comparison
             .testbed
             .image_name(BUILDER_FN_REPOSITORY, &self.salt.to_string());

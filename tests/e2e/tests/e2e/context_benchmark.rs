@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use slipway_e2e::{
-    compare::{BuildBenchmark, REDUCED_SHAPES},
+    compare::{REDUCED_SHAPES, SpeedComparison},
     testbed::Testbed,
 };
 
@@ -10,7 +10,7 @@ use slipway_e2e::{
 async fn both_clients_build_every_shape_of_the_benchmark() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let comparison = BuildBenchmark::start().await?;
+    let comparison = SpeedComparison::start().await?;
     for shape in REDUCED_SHAPES {
         let rounds = comparison.measure_shape(shape, 1).await?;
         assert_eq!(

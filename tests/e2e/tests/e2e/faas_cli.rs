@@ -38,8 +38,8 @@ struct FunctionToBuild<'a> {
 }
 
 impl<'a> FunctionToBuild<'a> {
-    /// Returns a function that serves its handler's folder; `steps` are additional steps of its Dockerfile.
-    fn new(testbed: &Testbed, base: &str, name: &'a str, steps: &str) -> Self {
+    /// Describes a function that serves its handler's folder as web pages; `steps` are additional steps of its Dockerfile.
+    fn page_server(testbed: &Testbed, base: &str, name: &'a str, steps: &str) -> Self {
         Self {
             name,
             repository: format!("{}/e2e/{name}", testbed.stack.registry.host),
@@ -62,7 +62,7 @@ enum CurrentFaasCli<'a> {
 }
 
 impl<'a> CurrentFaasCli<'a> {
-    /// Returns the recorded faas-cli, and the stack's if it is a current one.
+    /// Returns the recorded faas-cli, and the stack's if its help shows that it is a current one.
     async fn all_current(testbed: &'a Testbed) -> Result<Vec<Self>> {
         let mut all = vec![Self::Recorded(testbed, CliRecording::read_recording()?)];
         if stacks_faas_cli_is_current(testbed, &ClientFolder::new("scratch")?).await? {
@@ -313,7 +313,7 @@ async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
         let name = format!("cli-publish-{at}");
-        let function = FunctionToBuild::new(&testbed, base, &name, "");
+        let function = FunctionToBuild::page_server(&testbed, base, &name, "");
         let run = async |command: &str| -> Result<()> {
             let result = client
                 .run_recorded_command(command, builder.url(), &function)
@@ -384,7 +384,7 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
         ] {
             // A cached step would need no secret.
             let fresh = format!("ENV AT=\"{:?}\"\n{steps}", std::time::SystemTime::now());
-            let function = FunctionToBuild::new(&testbed, base, &name, &fresh);
+            let function = FunctionToBuild::page_server(&testbed, base, &name, &fresh);
             let result = client
                 .run_recorded_command(command, builder.url(), &function)
                 .await?;
@@ -403,7 +403,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
         let bad = format!("cli-bad-{at}");
-        let failing = FunctionToBuild::new(&testbed, base, &bad, "RUN echo before; exit 3");
+        let failing = FunctionToBuild::page_server(&testbed, base, &bad, "RUN echo before; exit 3");
         for command in ["publish", "up", "up --publish"] {
             let result = client
                 .run_recorded_command(command, builder.url(), &failing)
@@ -426,7 +426,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
         assert_eq!(testbed.functions.function_status(&bad).await?, None);
 
         let name = format!("cli-up-{at}");
-        let function = FunctionToBuild::new(&testbed, base, &name, "");
+        let function = FunctionToBuild::page_server(&testbed, base, &name, "");
         testbed.functions.remove_function(&name).await?;
         for command in ["up", "up --publish", "up --skip-push"] {
             let result = client
@@ -447,7 +447,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
     Ok(())
 }
 
-/// Returns whether the stack's faas-cli supports `--remote-builder`.
+/// Runs the stack's faas-cli for its help, and returns whether that names `--remote-builder`.
 async fn stacks_faas_cli_is_current(testbed: &Testbed, work_dir: &ClientFolder) -> Result<bool> {
     let help = work_dir
         .run_faas_cli(testbed, &["publish", "--help"], b"")

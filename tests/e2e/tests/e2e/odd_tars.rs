@@ -294,13 +294,24 @@ fn pipe_through_program(program: &str, arguments: &[&str], input: &[u8]) -> Resu
     Ok(output.stdout)
 }
 
-/// Returns builder-fn's answer to `tar` and its outcome, and the outcome of `buildctl` with what GNU tar extracts.
+/// The results of both clients for one tar.
+struct BothResults {
+    /// The answer of builder-fn.
+    reply: BuilderReply,
+    /// The outcome of builder-fn.
+    ours: ClientOutcome,
+    /// The outcome of `buildctl`.
+    theirs: ClientOutcome,
+}
+
+/// Builds `tar` with builder-fn, and what GNU tar extracts of it with `buildctl`, which has to succeed. `options` are those
+/// of GNU tar.
 async fn build_with_both(
     comparison: &ClientComparison,
     name: &str,
     tar: Vec<u8>,
     options: &[&str],
-) -> Result<(BuilderReply, ClientOutcome, ClientOutcome)> {
+) -> Result<BothResults> {
     let dir = tempfile::tempdir()?;
     let folder = extract_with_gnu_tar(&tar, dir.path(), options).with_context(|| name.to_owned())?;
     let theirs = comparison
@@ -308,7 +319,7 @@ async fn build_with_both(
         .await?;
     let (reply, ours) = comparison.build_with_builder(tar, name).await?;
     ensure!(theirs.is_ok(), "{name}: {theirs:?}");
-    Ok((reply, ours, theirs))
+    Ok(BothResults { reply, ours, theirs })
 }
 
 /// Asserts that builder-fn builds `tar`, and that the image is the one that `buildctl` builds of what GNU tar extracts.
@@ -318,7 +329,7 @@ async fn assert_same_image(
     tar: Vec<u8>,
     options: &[&str],
 ) -> Result<()> {
-    let (_, ours, theirs) = build_with_both(comparison, name, tar, options).await?;
+    let BothResults { ours, theirs, .. } = build_with_both(comparison, name, tar, options).await?;
     assert_eq!(ours, theirs, "{name}");
     Ok(())
 }
@@ -330,14 +341,14 @@ async fn no_file_of_an_odd_tar_is_lost_or_taken_for_the_config() -> Result<()> {
     let mut differences = Vec::new();
     for (name, tar) in tars_with_odd_entries() {
         let tar = tar.with_config_and_end(&comparison.config_without_cache(name));
-        let (_, ours, theirs) = build_with_both(&comparison, name, tar, &[]).await?;
+        let BothResults { ours, theirs, .. } = build_with_both(&comparison, name, tar, &[]).await?;
         if ours != theirs {
             differences.push(format!("{name}: {ours:?}\n    buildctl: {theirs:?}"));
         }
     }
     for (name, tar) in ambiguous_tars() {
         let tar = tar.with_config_and_end(&comparison.config_without_cache(name));
-        let (reply, ours, theirs) = build_with_both(&comparison, name, tar, &[]).await?;
+        let BothResults { reply, ours, theirs } = build_with_both(&comparison, name, tar, &[]).await?;
         if reply.status != 400 && ours != theirs {
             differences.push(format!("{name}: {ours:?}\n    buildctl: {theirs:?}"));
         }
@@ -447,7 +458,7 @@ async fn a_tar_without_its_end_builds_with_a_warning() -> Result<()> {
         .with_config_and_end(&comparison.config_without_cache("no-end"));
     tar.truncate(tar.len() - 2 * TAR_BLOCK_BYTES);
 
-    let (reply, ours, theirs) = build_with_both(&comparison, "no-end", tar, &[]).await?;
+    let BothResults { reply, ours, theirs } = build_with_both(&comparison, "no-end", tar, &[]).await?;
 
     assert_eq!(ours, theirs, "{}", reply.text);
     let log = reply.json()["log"].to_string();

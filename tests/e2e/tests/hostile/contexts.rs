@@ -200,7 +200,7 @@ impl<'a> ContextAttacks<'a> {
             if !dockerfile.is_empty() {
                 layer = layer.with_file("context/Dockerfile", 0o644, dockerfile.as_bytes())?;
             }
-            let (_, tar) = layer.finish()?;
+            let tar = layer.finish()?.tar;
             let reply = self.world.mallory.client.post_signed(tar).await?;
             evidence = crate::attack::summarize_reply(&reply);
             let written = self.world.folder().join("written").exists();

@@ -275,7 +275,7 @@ async fn fill_builder_memory() -> Result<Outcome> {
         Ok(layer
             .with_file("com.openfaas.docker.config", 0o644, config.as_bytes())?
             .finish()?
-            .1)
+            .tar)
     };
     let nested = format!(", \"deploy\": {}1{}", "[".repeat(400_000), "]".repeat(400_000));
     let arguments: String = (0..40_000)

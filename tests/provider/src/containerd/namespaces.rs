@@ -13,9 +13,16 @@ use crate::error::ProviderError;
 /// The label of containerd namespaces that may hold functions.
 const FUNCTION_NAMESPACE_LABEL: &str = "openfaas";
 
+/// A containerd namespace with the label `openfaas`.
+pub(crate) struct LabelledNamespace {
+    pub(crate) name: String,
+    /// The value of the label: functions may be in the namespace if it is `true` or `1`.
+    pub(crate) label_value: String,
+}
+
 impl Containerd {
-    /// Returns the containerd namespaces that may hold functions, each with the value of its label.
-    pub(crate) async fn list_function_namespaces(&self) -> Result<Vec<(String, String)>, ProviderError> {
+    /// Lists the containerd namespaces that have the label `openfaas`, whatever its value.
+    pub(crate) async fn list_function_namespaces(&self) -> Result<Vec<LabelledNamespace>, ProviderError> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(ListNamespacesRequest::default());
         let answer = await_short_call("list namespaces", "", client.list(request)).await?;
@@ -23,7 +30,10 @@ impl Containerd {
             namespace
                 .labels
                 .remove(FUNCTION_NAMESPACE_LABEL)
-                .map(|value| (namespace.name, value))
+                .map(|label_value| LabelledNamespace {
+                    name: namespace.name,
+                    label_value,
+                })
         };
         Ok(answer.namespaces.into_iter().filter_map(labelled).collect())
     }

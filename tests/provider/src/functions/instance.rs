@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    backend::FunctionBackend,
+    backend::DrainableBackend,
     containerd::{NamespaceClient, TaskExit, TaskState},
     error::ProviderError,
     key::FunctionKey,
@@ -89,7 +89,7 @@ pub(super) struct InstanceContext {
 #[derive(Debug)]
 pub(crate) struct Instance {
     info: InstanceInfo,
-    backend: Arc<FunctionBackend>,
+    backend: Arc<DrainableBackend>,
     status: watch::Receiver<InstanceStatus>,
     commands: mpsc::Sender<InstanceCommand>,
 }
@@ -118,7 +118,7 @@ impl Instance {
         context: InstanceContext,
         initial: InitialState,
     ) -> Self {
-        let backend = Arc::new(FunctionBackend::default());
+        let backend = Arc::new(DrainableBackend::default());
         let first_status = if initial == InitialState::Stopped {
             InstanceStatus::Stopped
         } else {
@@ -152,7 +152,7 @@ impl Instance {
         &self.info
     }
 
-    pub(crate) fn backend(&self) -> &Arc<FunctionBackend> {
+    pub(crate) fn backend(&self) -> &Arc<DrainableBackend> {
         &self.backend
     }
 
@@ -215,7 +215,7 @@ struct InstanceSupervisor {
     id: String,
     key: FunctionKey,
     context: InstanceContext,
-    backend: Arc<FunctionBackend>,
+    backend: Arc<DrainableBackend>,
     status: watch::Sender<InstanceStatus>,
     commands: mpsc::Receiver<InstanceCommand>,
     backoff: Duration,

@@ -94,11 +94,12 @@ async fn find_function_containers(
     containerd: &Containerd,
     settings: &ProviderSettings,
 ) -> Result<Vec<FoundContainer>, ProviderError> {
-    let mut namespaces = containerd.list_function_namespaces().await?;
-    namespaces.retain(|(name, _)| *name != settings.function_namespace);
-    namespaces.push((settings.function_namespace.clone(), String::new()));
+    let labelled = containerd.list_function_namespaces().await?;
+    let mut namespaces: Vec<String> = labelled.into_iter().map(|namespace| namespace.name).collect();
+    namespaces.retain(|name| *name != settings.function_namespace);
+    namespaces.push(settings.function_namespace.clone());
     let mut found = Vec::new();
-    for (namespace, _) in namespaces {
+    for namespace in namespaces {
         for container in containerd.namespace_client(&namespace)?.list_containers().await? {
             let record = container
                 .extension_bytes(FUNCTION_EXTENSION)
