@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     function_host::run_with(setup)
 }
 
-async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
+async fn setup(context: SetupContext) -> Result<App, SetupError> {
     let mut parser = context.settings_parser();
     let settings = Settings::read(&mut parser, context.secrets(), context.max_inflight());
     parser.finish()?;

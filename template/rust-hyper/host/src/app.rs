@@ -1,12 +1,14 @@
 //! A function that is ready to be served: its handler and its probes.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
-use crate::handler::Handler;
+use crate::handler::{ErasedHandler, Handler};
 
 /// A function's handler, with its readiness checks and the paths of its probes.
-pub struct App<H> {
-    pub(crate) handler: H,
+pub struct App {
+    pub(crate) handler: Arc<dyn ErasedHandler>,
     pub(crate) ready: Vec<ReadyCheck>,
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
@@ -18,11 +20,11 @@ pub struct App<H> {
 /// Returns whether the function can serve requests now.
 pub(crate) type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
-impl<H: Handler> App<H> {
+impl App {
     /// Creates a function from its handler; without readiness checks, it is ready until the shutdown.
-    pub fn new(handler: H) -> Self {
+    pub fn new(handler: impl Handler) -> Self {
         Self {
-            handler,
+            handler: Arc::new(handler),
             ready: Vec::new(),
             health_paths: Vec::new(),
             ready_paths: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{self, Poll};
 
 use crate::context::Context;
@@ -43,10 +44,28 @@ where
     }
 }
 
+/// The boxed future of a handler's result.
+pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
+
+/// A handler without its type.
+///
+/// The host uses handlers in this form only: none of its code, nor of hyper's, is generic over a handler, and so all of it
+/// is compiled with the dependencies of a function, not again for each change of the function's handler.
+pub(crate) trait ErasedHandler: Send + Sync {
+    /// Returns the future of the answer to one request, which keeps the handler alive.
+    fn call_boxed(self: Arc<Self>, request: Request, context: Context) -> HandlerFuture;
+}
+
+impl<H: Handler> ErasedHandler for H {
+    fn call_boxed(self: Arc<Self>, request: Request, context: Context) -> HandlerFuture {
+        Box::pin(async move { H::call(&self, request, context).await })
+    }
+}
+
 pin_project_lite::pin_project! {
     /// The future of a handler function, with its error converted to [`Error`].
-///
-/// An async block would hold the request and context once more.
+    ///
+    /// An async block would hold the request and context once more.
     struct ConvertErrorFuture<F> {
         #[pin]
         future: F,

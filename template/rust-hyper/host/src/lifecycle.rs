@@ -13,7 +13,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::duration;
-use crate::handler::Handler;
 use crate::server::Server;
 use crate::settings::Settings;
 use crate::shutdown::ShutdownTrigger;
@@ -83,8 +82,8 @@ pub(crate) async fn wait_for_stop_request(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Serves the function until it is asked to stop, and then drains its requests.
-pub(crate) async fn serve_until_stopped<H: Handler>(
-    server: &Server<H>,
+pub(crate) async fn serve_until_stopped(
+    server: &Server,
     settings: &Settings,
     trigger: &ShutdownTrigger,
     stop: &mut watch::Receiver<bool>,

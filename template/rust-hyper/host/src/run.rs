@@ -1,6 +1,7 @@
 //! A function's `main`: settings, setup, serving, exit code.
 
 use std::num::NonZero;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -87,11 +88,19 @@ pub fn run(handler: impl Handler) -> ExitCode {
 /// There is one thread for each processor that the function may use. A handler that blocks a thread can block all
 /// other requests and the probes; blocking work belongs in `tokio::task::spawn_blocking`. The shutdown ends in time
 /// even then.
-pub fn run_with<H, S>(setup: S) -> ExitCode
+pub fn run_with<S>(setup: S) -> ExitCode
 where
-    H: Handler,
-    S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError> + Send + 'static,
+    S: AsyncFnOnce(SetupContext) -> Result<App, SetupError> + Send + 'static,
 {
+    run_erased(Box::new(|context| Box::pin(async move { setup(context).await })))
+}
+
+/// The setup of a function without its type, so that the code that runs it is compiled once and not for each function.
+type ErasedSetup =
+    Box<dyn FnOnce(SetupContext) -> Pin<Box<dyn Future<Output = Result<App, SetupError>>>> + Send>;
+
+/// Sets up a function and serves it until SIGTERM, as documented at [`run_with`].
+fn run_erased(setup: ErasedSetup) -> ExitCode {
     let environment: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
     let mut parser = Parser::new(&*environment);
     let host = HostSettings::read(&mut parser, &*environment);
@@ -214,11 +223,7 @@ struct ServingThreadInput {
 
 impl ServingThreadInput {
     /// Sets up the function and serves it until it stops; returns the reason for the exit.
-    fn run_until_stopped<H, S>(self, setup: S, stop: watch::Receiver<bool>) -> ExitReason
-    where
-        H: Handler,
-        S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
-    {
+    fn run_until_stopped(self, setup: ErasedSetup, stop: watch::Receiver<bool>) -> ExitReason {
         let runtime = match create_runtime() {
             Ok(runtime) => runtime,
             Err(error) => return log_start_failure("could not start the runtime", &error),
@@ -229,11 +234,7 @@ impl ServingThreadInput {
         exit
     }
 
-    async fn set_up_and_serve<H, S>(self, setup: S, mut stop: watch::Receiver<bool>) -> ExitReason
-    where
-        H: Handler,
-        S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
-    {
+    async fn set_up_and_serve(self, setup: ErasedSetup, mut stop: watch::Receiver<bool>) -> ExitReason {
         let Self {
             environment,
             settings,

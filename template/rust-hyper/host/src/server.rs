@@ -32,7 +32,6 @@ use tokio::net::TcpListener;
 use crate::app::App;
 use crate::connection_state::ConnectionState;
 use crate::context::SharedContextParts;
-use crate::handler::Handler;
 use crate::inflight::InFlightLimiter;
 use crate::settings::Settings;
 use crate::trace::RequestTracer;
@@ -46,19 +45,19 @@ use service::FunctionService;
 use timed_connection::ConnectionTimeouts;
 
 /// A function that can be served, with its metrics.
-pub(crate) struct Server<H> {
+pub(crate) struct Server {
     limits: ListenerLimits,
     metrics_limits: ListenerLimits,
     counters: Arc<RequestCounters>,
-    service: Arc<FunctionService<H>>,
+    service: Arc<FunctionService>,
     registry: Registry,
 }
 
-impl<H: Handler> Server<H> {
+impl Server {
     /// Creates the HTTP server of the function `app`, and registers its metrics in `registry`.
     pub(crate) fn new(
         settings: &Settings,
-        app: App<H>,
+        app: App,
         shared: Arc<SharedContextParts>,
         registry: Registry,
         tracer: RequestTracer,
@@ -158,7 +157,7 @@ fn connection_timeouts(settings: &Settings) -> ConnectionTimeouts {
     }
 }
 
-impl<H: Handler> ConnectionService for Arc<FunctionService<H>> {
+impl ConnectionService for Arc<FunctionService> {
     type ResponseBody = OutgoingBody;
     type ResponseFuture = ResponseFuture;
 

@@ -13,7 +13,7 @@ use super::call_id::CALL_ID_HEADER;
 use super::deadline::RequestDeadline;
 use super::outgoing_body::OutgoingBody;
 use super::record::RequestRecord;
-use crate::error::Error;
+use crate::handler::HandlerFuture;
 use crate::reply;
 use crate::response::Response;
 use crate::trace::TraceContext;
@@ -42,9 +42,6 @@ impl HostHeaders {
         self.call_id.to_str().unwrap_or_default()
     }
 }
-
-/// The boxed future of a handler's result.
-pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
 
 /// The future of a response to hyper. Dropping it drops the handler.
 ///

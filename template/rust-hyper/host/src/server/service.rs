@@ -17,7 +17,7 @@ use crate::acceptance::Acceptance;
 use crate::app::{App, ReadyCheck};
 use crate::connection_state::ConnectionState;
 use crate::context::{Context, SharedContextParts};
-use crate::handler::Handler;
+use crate::handler::ErasedHandler;
 use crate::reply;
 use crate::request::Body;
 use crate::response::Response;
@@ -25,8 +25,8 @@ use crate::settings::Settings;
 use crate::trace::RequestTracer;
 
 /// The handler and the probes of a function, with everything that is shared between requests.
-pub(crate) struct FunctionService<H> {
-    handler: H,
+pub(crate) struct FunctionService {
+    handler: Arc<dyn ErasedHandler>,
     ready: Vec<ReadyCheck>,
     health_paths: Vec<String>,
     ready_paths: Vec<String>,
@@ -39,10 +39,10 @@ pub(crate) struct FunctionService<H> {
     exec_timeout: Option<Duration>,
 }
 
-impl<H: Handler> FunctionService<H> {
+impl FunctionService {
     pub(crate) fn new(
         settings: &Settings,
-        app: App<H>,
+        app: App,
         shared: Arc<SharedContextParts>,
         counters: Arc<RequestCounters>,
         tracer: RequestTracer,
@@ -107,11 +107,8 @@ impl<H: Handler> FunctionService<H> {
         });
         let deadline = self.exec_timeout.map(|timeout| record.arrived_at() + timeout);
         let context = Context::for_request(call_id_text, deadline, acceptance, self.shared.clone());
-        let service = self.clone();
         ResponseFuture::Running(HandlerRun {
-            future: Some(Box::pin(
-                async move { service.handler.call(request, context).await },
-            )),
+            future: Some(self.handler.clone().call_boxed(request, context)),
             log_span,
             trace_context,
             headers,

@@ -67,7 +67,7 @@ impl ServedApp {
     }
 }
 
-async fn serve_app(variables: &[(&str, &str)], app: App<impl Handler>) -> ServedApp {
+async fn serve_app(variables: &[(&str, &str)], app: App) -> ServedApp {
     let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
     let mut parser = Parser::new(&variables);
     let settings = Settings::read(&mut parser);
@@ -221,7 +221,7 @@ impl<T> HandlerCallReceiver<T> {
 
 /// Returns a function that reads the request's body and never answers. Each call sends a receiver of the
 /// handler's drop.
-fn app_that_never_answers() -> (App<impl Handler>, HandlerCallReceiver<oneshot::Receiver<()>>) {
+fn app_that_never_answers() -> (App, HandlerCallReceiver<oneshot::Receiver<()>>) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |request: crate::Request, _context: Context| {
         let calls = calls.clone();
@@ -254,10 +254,7 @@ impl Stream for ChannelResponseStream {
 
 /// Returns a function that answers with a stream. Each call sends the sender of chunks, and a receiver of the
 /// stream's drop.
-fn app_that_answers_with_a_stream() -> (
-    App<impl Handler>,
-    HandlerCallReceiver<(ChunkSender, oneshot::Receiver<()>)>,
-) {
+fn app_that_answers_with_a_stream() -> (App, HandlerCallReceiver<(ChunkSender, oneshot::Receiver<()>)>) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |_request, _context| {
         let calls = calls.clone();

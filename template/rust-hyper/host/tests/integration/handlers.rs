@@ -22,7 +22,7 @@ struct TestHandler {
 }
 
 /// Sets up the function under test. Its own settings are `answer_is` and `setup`.
-pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App<impl Handler>, SetupError> {
+pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App, SetupError> {
     let mut settings = context.settings_parser();
     settings.number("answer_is", 42_u8);
     let setup = settings.optional_text("setup");

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 
 /// Returns a function that verifies requests: it accepts those whose body is `key`.
-fn app_that_accepts_key_body() -> App<impl Handler> {
+fn app_that_accepts_key_body() -> App {
     let handler = async |request: crate::Request, context: Context| {
         let body = request.into_body().text(1024).await?;
         if body != "key" {
