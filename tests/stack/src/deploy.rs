@@ -239,7 +239,7 @@ async fn build_missing_images(
         &stack.payload_secret,
     );
     let builds = missing.iter().map(|function| async {
-        let config = build::build_config(&function.image, &stack.rust_image());
+        let config = build::build_config_of_slipway(&function.image, &stack.rust_image());
         let built = builder
             .build_and_wait(
                 function.name,

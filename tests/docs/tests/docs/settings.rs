@@ -119,3 +119,31 @@ fn the_settings_of_the_deployer_are_documented_and_read() {
         &environment.requested_variables(),
     );
 }
+
+#[test]
+fn the_build_arguments_of_the_template_are_documented_with_its_profiles() {
+    let dockerfile = repository::read("template/rust-hyper/Dockerfile");
+    let mut arguments: BTreeSet<String> = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("ARG "))
+        .map(|argument| argument.split('=').next().unwrap_or(argument).to_owned())
+        .collect();
+    // BuildKit sets it.
+    arguments.remove("TARGETARCH");
+    assert_same(&documented_settings("template"), &arguments);
+
+    let manifest = repository::read("template/rust-hyper/Cargo.toml");
+    let profiles = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("[profile.")?.strip_suffix(']'));
+    let settings = repository::read("docs/settings.md");
+    let row = settings
+        .lines()
+        .find(|line| line.starts_with("| `RUST_PROFILE` |"));
+    for profile in profiles {
+        assert!(
+            row.unwrap().contains(&format!("`{profile}`")),
+            "{profile}: {row:?}"
+        );
+    }
+}

@@ -1,31 +1,33 @@
 //! The client that builds an image with builder-fn.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use reqwest::{Client, RequestBuilder};
+use reqwest::{Client, RequestBuilder, header::ACCEPT};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::Sha256;
-use tokio::time::Instant;
 
 use crate::{
     command::last_lines,
     error::{IoResultExt as _, LauncherError, Result},
     http::send_request,
-    progress::ProgressSink,
+    progress::{ProgressSink, WorkMessages},
 };
 
 /// The name of the header with the signature of a build request.
 pub(super) const SIGNATURE_HEADER: &str = "X-Build-Signature";
 
+/// The value of the build argument `HOST_FEATURES` of Slipway's functions, as in `stack.yml`.
+const HOST_FEATURES: &str = "policy,registry,traces";
+
 /// The number of log lines in the error of a failed build.
 const BUILD_LOG_TAIL_LINES: usize = 40;
 
-/// The interval between progress lines during a build.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
+/// The status of a record that is not the last one of its stream.
+const IN_PROGRESS: &str = "in_progress";
 
-/// The record of a build in builder-fn's answer.
+/// A record of a build in builder-fn's answer.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct BuildRecord {
@@ -68,6 +70,13 @@ pub(super) fn build_config(image: &str, rust_image: &str) -> Value {
     json!({ "image": image, "buildArgs": { "RUST_IMAGE": rust_image } })
 }
 
+/// Returns the build configuration for one of Slipway's functions, with the build arguments of `stack.yml`.
+pub(super) fn build_config_of_slipway(image: &str, rust_image: &str) -> Value {
+    let mut config = build_config(image, rust_image);
+    config["buildArgs"]["HOST_FEATURES"] = HOST_FEATURES.into();
+    config
+}
+
 /// Reads the key from the file `key`, and returns the signature of a build request: `sha256=` and the HMAC of
 /// its body.
 pub(super) fn sign_build_request(key: &Path, body: &[u8]) -> Result<String> {
@@ -93,7 +102,7 @@ impl<'a> BuilderClient<'a> {
         Self { client, url, key }
     }
 
-    /// Sends a build context to builder-fn and waits for the build, with a progress line from time to time.
+    /// Sends a build context to builder-fn and waits for the build; shows the last line of its log meanwhile.
     pub(super) async fn build_and_wait(
         &self,
         function: &str,
@@ -103,51 +112,85 @@ impl<'a> BuilderClient<'a> {
         let request = self.client.post(format!("{}/build", self.url));
         let request = request
             .header(SIGNATURE_HEADER, sign_build_request(self.key, &tar)?)
+            .header(ACCEPT, "application/x-ndjson")
             .body(tar);
-        let (name, status, body) = with_progress_lines(function, progress, send_and_read(request)).await?;
-        // The body of a failed build is a record too.
-        match serde_json::from_slice::<BuildRecord>(&body) {
-            Ok(record) => record.into_success(function),
-            Err(_) => {
-                let body = String::from_utf8_lossy(&body).trim().to_owned();
-                Err(LauncherError::UnexpectedStatus {
-                    request: name,
-                    status,
-                    body,
-                })
-            }
-        }
+        let built = progress.show_while(function, |messages| send_and_follow(request, messages));
+        built.await?.into_success(function)
     }
 }
 
-/// Sends an HTTP request and returns its URL, and the status and whole body of the answer, whatever the
-/// status is.
-async fn send_and_read(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
-    let response = send_request(request).await?;
+/// Sends a build request and follows the stream of its answer; returns the build's last record, with its whole log.
+async fn send_and_follow(request: RequestBuilder, messages: WorkMessages) -> Result<BuildRecord> {
+    let mut response = send_request(request).await?;
     let (name, status) = (response.url().to_string(), response.status().as_u16());
-    let body = response.bytes().await;
-    let body = body.map_err(|source| LauncherError::NoAnswer {
-        request: name.clone(),
-        source,
-    })?;
-    Ok((name, status, body.to_vec()))
+    let mut stream = RecordStream::default();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => stream.push(&chunk, |line| messages.set(line)),
+            Ok(None) => break,
+            Err(source) => {
+                return Err(LauncherError::NoAnswer {
+                    request: name,
+                    source,
+                });
+            }
+        }
+    }
+    stream
+        .into_last_record()
+        .map_err(|body| LauncherError::UnexpectedStatus {
+            request: name,
+            status,
+            body,
+        })
 }
 
-/// Awaits `work`, and emits a progress line at every interval until it is done.
-pub(super) async fn with_progress_lines<T>(
-    function: &str,
-    progress: &ProgressSink,
-    work: impl Future<Output = T>,
-) -> T {
-    let began = Instant::now();
-    let mut work = std::pin::pin!(work);
-    loop {
-        match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
-            Ok(done) => return done,
-            Err(_) => progress.emit_step(
-                function,
-                format_args!("building for {} s", began.elapsed().as_secs()),
-            ),
+/// The records of a streamed answer, one on each line.
+#[derive(Debug, Default)]
+struct RecordStream {
+    /// The bytes after the last complete record.
+    rest: Vec<u8>,
+    /// The lines of all records' logs.
+    log: Vec<String>,
+    /// The last record of the stream, once it has arrived.
+    last: Option<BuildRecord>,
+}
+
+impl RecordStream {
+    /// Adds bytes of the stream; passes the last line of each record's log to `on_line`.
+    fn push(&mut self, bytes: &[u8], on_line: impl Fn(&str)) {
+        self.rest.extend_from_slice(bytes);
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let Ok(mut record) = serde_json::from_slice::<BuildRecord>(&self.rest[..end]) else {
+                // Not a stream of records; the whole of it is for the error.
+                return;
+            };
+            self.rest.drain(..=end);
+            let texts = record
+                .log
+                .iter()
+                .map(|line| line.strip_prefix("l: ").unwrap_or(line));
+            if let Some(text) = texts.rev().find(|text| !text.trim().is_empty()) {
+                on_line(text);
+            }
+            self.log.append(&mut record.log);
+            if record.status != IN_PROGRESS {
+                self.last = Some(record);
+            }
+        }
+    }
+
+    /// Returns the last record, with the lines of all records. If there is none, fails with the text that is no record.
+    fn into_last_record(mut self) -> std::result::Result<BuildRecord, String> {
+        // An answer that is no stream is one record without the end of a line.
+        let last = self.last.or_else(|| serde_json::from_slice(&self.rest).ok());
+        match last {
+            Some(mut record) => {
+                self.log.append(&mut record.log);
+                record.log = self.log;
+                Ok(record)
+            }
+            None => Err(String::from_utf8_lossy(&self.rest).trim().to_owned()),
         }
     }
 }
@@ -164,13 +207,50 @@ mod tests {
         assert_eq!(error, "the build of x failed (failed)\nT out\nexit code: 1");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_long_build_emits_progress_lines() {
-        let lines = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let kept = lines.clone();
-        let progress = ProgressSink::new(move |line| kept.lock().unwrap().push(line.to_owned()));
-        with_progress_lines("hello", &progress, tokio::time::sleep(PROGRESS_INTERVAL * 5 / 2)).await;
-        assert_eq!(lines.lock().unwrap().len(), 2);
+    #[test]
+    fn a_stream_reports_the_last_line_of_each_record_and_returns_the_last_record_with_the_whole_log() {
+        let text = concat!(
+            r#"{"log":["v: T step","l: T out"],"status":"in_progress"}"#,
+            "\n",
+            r#"{"log":[],"status":"in_progress"}"#,
+            "\n",
+            r#"{"log":["l: T done","l: "],"status":"in_progress"}"#,
+            "\n",
+            r#"{"status":"failed","error":"exit code: 1"}"#,
+            "\n",
+        );
+        // However the bytes are divided.
+        for length in [1, 7, text.len()] {
+            let lines = std::cell::RefCell::new(Vec::new());
+            let mut stream = RecordStream::default();
+            for bytes in text.as_bytes().chunks(length) {
+                stream.push(bytes, |line| lines.borrow_mut().push(line.to_owned()));
+            }
+            assert_eq!(lines.into_inner(), ["T out", "T done"]);
+            let record = stream.into_last_record().unwrap();
+            assert_eq!(record.log, ["v: T step", "l: T out", "l: T done", "l: "]);
+            let error = record.into_success("x").unwrap_err().to_string();
+            assert!(error.ends_with("exit code: 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_last_record_is_reported_as_it_is() {
+        for (text, reported) in [
+            ("signature missing\n", "signature missing"),
+            ("{\"status\":\"in_progress\"}\n", ""),
+        ] {
+            let mut stream = RecordStream::default();
+            stream.push(text.as_bytes(), |_| ());
+            assert_eq!(stream.into_last_record().unwrap_err(), reported);
+        }
+    }
+
+    #[test]
+    fn slipways_functions_are_built_with_the_host_features_of_stack_yml() {
+        let stack_yml = fs::read_to_string(crate::directories::repository_root().join("stack.yml")).unwrap();
+        let line = format!("      HOST_FEATURES: {HOST_FEATURES}\n");
+        assert_eq!(stack_yml.matches(&line).count(), 2);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     SLIPWAY_REPOSITORY,
-    build::{self, BuildRecord, SIGNATURE_HEADER, with_progress_lines},
+    build::{self, BuildRecord, SIGNATURE_HEADER},
     callback::CallbackListener,
     context::StackBuildContext,
     faas_cli::FaasCliProject,
@@ -145,7 +145,7 @@ impl SampleFunction<'_> {
             .and_then(|id| id.to_str().ok())
             .unwrap_or_default();
         step(format!("queued as call {call}"));
-        let outcome = with_progress_lines(SAMPLE_FUNCTION_NAME, self.progress, async {
+        let outcome = self.progress.show_while(SAMPLE_FUNCTION_NAME, async |_| {
             tokio::select! {
                 posted = callback.wait_for_outcome() => posted.map(Some),
                 // If a firewall of this machine blocks the callback, the deployed function shows the outcome.
