@@ -114,7 +114,9 @@ pub async fn build_go_program(
     go.args(["build", "-trimpath", "-ldflags=-s -w", tags, "-o"])
         .arg(new.path().join(""))
         .arg("tool");
-    run_program(&mut go).await?;
+    progress
+        .show_while(format!("tools: building {module}"), |_| run_program(&mut go))
+        .await?;
     let new = new.keep();
     fs::rename(&new, &built).with_operation("rename", &new)?;
     progress.emit_step("tools", format_args!("built {module}"));

@@ -87,7 +87,10 @@ async fn prepare_plan(
     let programs = async {
         // With one command, because cargo would rebuild shared dependencies with other features for each
         // package.
-        let [provider, builder] = programs::build_programs(["slipway-dev-provider", "builder-fn"]).await?;
+        let built = progress.show_while("programs: building slipway-dev-provider and builder-fn", |_| {
+            programs::build_programs(["slipway-dev-provider", "builder-fn"])
+        });
+        let [provider, builder] = built.await?;
         progress.emit_step("programs", "built slipway-dev-provider and builder-fn");
         Ok((provider, builder))
     };

