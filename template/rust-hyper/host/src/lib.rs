@@ -24,6 +24,7 @@
 //! tenants and their rules (the module `policy`). A handler enables them in its `Cargo.toml`.
 
 mod acceptance;
+mod address_check;
 mod app;
 mod client;
 mod connection_state;
@@ -59,7 +60,11 @@ pub mod trace;
 mod trace;
 pub mod unverified;
 
+#[cfg(feature = "tls")]
+pub use address_check::{AddressCheck, AddressDenied};
 pub use app::App;
+#[cfg(feature = "tls")]
+pub use client::{ExchangeError, HttpClient, OutgoingBody};
 pub use context::Context;
 pub use error::Error;
 pub use error_chain::{BoxError, ErrorChain};
