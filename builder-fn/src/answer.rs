@@ -16,7 +16,8 @@ use crate::redact::SecretMask;
 use crate::report::{BuildStatus, Report, Warnings};
 
 pub(crate) use response::{
-    method_not_allowed_response, not_found_response, public_key_response, streamed_response,
+    StoredContextAnswer, method_not_allowed_response, not_found_response, public_key_response,
+    stored_context_response, streamed_response,
 };
 
 /// The fields of a deployer's answer that programs read: words of a fixed set, and names that the config has in clear text.
@@ -132,6 +133,7 @@ impl Answer {
             ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => {
                 StatusCode::TOO_MANY_REQUESTS
             }
+            ErrorKind::NotOffered => StatusCode::NOT_IMPLEMENTED,
             ErrorKind::Platform => StatusCode::BAD_GATEWAY,
         };
         let report = Report {

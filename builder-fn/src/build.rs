@@ -16,8 +16,9 @@ use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
+use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, BuildSource};
 use crate::slots::{BuildSlot, BuildSlots};
 use crate::sources::AllowedSources;
 use crate::supersede::{Registration, Submission, Supersession};
@@ -54,6 +55,8 @@ pub struct Builder {
     pub manifests: Arc<dyn ManifestLookup>,
     /// What tenants have of their own, if the builder has a policy.
     pub tenants: TenantResources,
+    /// The contexts that requests refer to.
+    pub contexts: RemoteContexts,
     /// The operator's settings for every build.
     pub settings: BuildSettings,
     /// The pool of keys under which BuildKit keeps transferred contexts.
@@ -138,6 +141,9 @@ impl Builder {
             }
             None => None,
         };
+        if let BuildSource::Referenced(context) = &request.source {
+            self.contexts.delete_built(context).await;
+        }
         Ok(BuildResult {
             digest: solved.digest,
             deployment,

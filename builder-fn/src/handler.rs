@@ -1,5 +1,7 @@
 //! The builder's HTTP interface: its routes, and a build request's path through the crate.
 
+mod context_upload;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -48,6 +50,7 @@ impl Handler for BuilderApi {
             // The gateway strips the function's own path; faas-cli appends /build to a host.
             "/" => (Method::POST, "/"),
             "/build" => (Method::POST, "/build"),
+            "/contexts" => (Method::POST, "/contexts"),
             "/publickey" => (Method::GET, "/publickey"),
             _ => {
                 return Ok(answer::not_found_response(
@@ -59,9 +62,10 @@ impl Handler for BuilderApi {
             return Ok(answer::method_not_allowed_response(&method));
         }
         trace::set_route_of_current_request(route);
-        Ok(match method {
-            Method::POST => self.answer_build(request, context).await,
-            _ => self.answer_public_key(),
+        Ok(match route {
+            "/publickey" => self.answer_public_key(),
+            "/contexts" => self.answer_context_upload(request, context).await,
+            _ => self.answer_build(request, context).await,
         })
     }
 }
@@ -350,7 +354,8 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
         | ErrorKind::Forbidden
         | ErrorKind::TooLarge
         | ErrorKind::Conflict
-        | ErrorKind::DeploymentRejected => "refused",
+        | ErrorKind::DeploymentRejected
+        | ErrorKind::NotOffered => "refused",
         ErrorKind::Superseded => SUPERSEDED_OUTCOME,
         ErrorKind::BuildFailed => "failed",
         ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => "busy",

@@ -1,6 +1,7 @@
 //! Asks registries about images that were pushed to them.
 
 mod access;
+mod context_repository;
 mod image_name;
 mod tenant;
 
@@ -13,6 +14,7 @@ use function_host::registry::{AllowedTokenHosts, RegistryClient};
 
 use crate::buildkit::{CredentialStore, ManifestLookup};
 pub use access::RepositoryAccess;
+pub use context_repository::ContextRepository;
 pub use image_name::ImageName;
 pub use tenant::{NoCredentials, TenantCredentials};
 

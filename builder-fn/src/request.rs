@@ -6,6 +6,7 @@
 
 mod config;
 mod decompress;
+mod digest;
 mod dockerfile;
 mod error;
 mod freshness;
@@ -13,6 +14,7 @@ mod frontend;
 mod head;
 mod image;
 mod incoming;
+mod prepared_context;
 mod rules;
 mod signature;
 mod submitted_at;
@@ -31,12 +33,15 @@ use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
+pub use config::{ContextReference, OciContext};
+pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;
 pub(crate) use frontend::{AllowedFrontends, Frontend};
 pub use head::{RequestHead, SIGNATURE_HEADER, TENANT_HEADER};
 pub(crate) use image::ImageRef;
 pub use incoming::UnverifiedBodies;
+pub use prepared_context::{BuildSource, ContextRules, PreparedContext, ReferencedContext, StorableTar};
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
 pub(crate) use submitted_at::AHEAD_OF_CLOCK_MAX;
@@ -48,11 +53,9 @@ pub use verified_body::VerifiedBody;
 pub struct BuildRequest {
     /// The build configuration, from `com.openfaas.docker.config`.
     pub config: BuildConfig,
-    /// The frontend with which BuildKit reads the Dockerfile.
-    pub frontend: Frontend,
-    /// The source context, from the tar's `context/`.
-    pub context: Arc<SourceContext>,
-    /// The sealed secrets, from `com.openfaas.secrets`.
+    /// The source of the build: the tar's `context/`, or what the request refers to.
+    pub source: BuildSource,
+    /// The envelope of sealed secrets: `com.openfaas.secrets` of the tar, or `sealedSecrets` of a JSON request.
     pub sealed_secrets: Option<Bytes>,
     /// Warnings about the request, for the build's log.
     pub warnings: Vec<String>,
@@ -71,6 +74,14 @@ impl BuildRequest {
     /// Returns the tenant that signed the request; `None` without a policy.
     pub fn tenant(&self) -> Option<&Arc<Tenant>> {
         self.signature.as_ref()?.tenant()
+    }
+
+    /// Returns the files of the context that came with the request; `None` for a request that refers to its context.
+    pub fn received_files(&self) -> Option<&Arc<SourceContext>> {
+        match &self.source {
+            BuildSource::Received(prepared) => Some(&prepared.files),
+            BuildSource::Referenced(_) => None,
+        }
     }
 }
 

@@ -123,6 +123,7 @@ mod tests {
             signature: None,
             tenant: None,
             start_time: header.map(|value| value.as_bytes().to_vec()),
+            is_json: false,
             arrived: time_at_ns(NOW_NS - 7),
         };
         let mut warnings = Vec::new();

@@ -104,6 +104,7 @@ fn request_head(signature: Option<&str>, start_time: Option<&str>) -> RequestHea
         signature: signature.map(str::to_owned),
         tenant: None,
         start_time: start_time.map(|value| value.as_bytes().to_vec()),
+        is_json: false,
         arrived: SystemTime::now(),
     }
 }
@@ -190,9 +191,16 @@ async fn a_signed_tar_becomes_the_same_build_request_whatever_pieces_it_arrives_
                 ["key \"soon\" in com.openfaas.docker.config is ignored"]
             );
             assert!(request.sealed_secrets.is_none());
-            let dockerfile = request.context.get("Dockerfile").unwrap();
+            let dockerfile = request.received_files().unwrap().get("Dockerfile").unwrap();
             let mut content = [0; 20];
-            assert_eq!(request.context.read_file(dockerfile, 5, &mut content).unwrap(), 8);
+            assert_eq!(
+                request
+                    .received_files()
+                    .unwrap()
+                    .read_file(dockerfile, 5, &mut content)
+                    .unwrap(),
+                8
+            );
             assert_eq!(&content[..8], b"scratch\n");
             let on_disk = if body.len() > 256 << 10 { 1 } else { 0 };
             assert_eq!(spooled.count_names_and_open_files(), (0, on_disk));
@@ -215,7 +223,7 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     )
     .await
     .unwrap();
-    let entry = request.context.get("large").unwrap();
+    let entry = request.received_files().unwrap().get("large").unwrap();
     let Kind::File { offset, size } = entry.kind else {
         panic!("{entry:?}")
     };
@@ -223,7 +231,8 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     let mut buffer = vec![0; 32 << 10];
     loop {
         let count = request
-            .context
+            .received_files()
+            .unwrap()
             .read_file(entry, content.len() as u64, &mut buffer)
             .unwrap();
         if count == 0 {
@@ -234,7 +243,11 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     let start = usize::try_from(offset).unwrap();
     assert!(content == body[start..start + usize::try_from(size).unwrap()]);
     assert_eq!(
-        request.context.read_file(entry, u64::MAX, &mut buffer).unwrap(),
+        request
+            .received_files()
+            .unwrap()
+            .read_file(entry, u64::MAX, &mut buffer)
+            .unwrap(),
         0
     );
 }

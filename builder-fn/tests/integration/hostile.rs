@@ -77,6 +77,7 @@ async fn rejection_of_tar(
         signature: None,
         tenant: None,
         start_time: None,
+        is_json: false,
         arrived: SystemTime::now(),
     };
     let body = Full::new(Bytes::from(body));
