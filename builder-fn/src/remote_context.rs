@@ -15,6 +15,7 @@ mod store;
 
 use std::sync::Arc;
 
+use function_host::http::Uri;
 use function_host::policy::Tenant;
 use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
 use function_host::{HttpClient, Secrets};
@@ -72,6 +73,13 @@ impl Default for UploadLimit {
     }
 }
 
+/// A repository that may be used for a caller.
+struct OpenRepository {
+    handle: Repository,
+    /// The rule for connections to the registry.
+    rule: ConnectionRule,
+}
+
 impl RemoteContexts {
     /// Fetches the tar of the context that a request refers to. Dropping the future discards what has arrived.
     ///
@@ -93,7 +101,7 @@ impl RemoteContexts {
         &self,
         image: &ImageName,
         tenant: Option<&Arc<Tenant>>,
-    ) -> Result<Repository, ContextError> {
+    ) -> Result<OpenRepository, ContextError> {
         let stored = self.stored.repository.as_ref();
         let is_stored = stored.is_some_and(|stored| stored.has(image));
         let credentials = match (is_stored, tenant) {
@@ -121,7 +129,32 @@ impl RemoteContexts {
             .map_err(|reason| ContextError::Address { reason })?;
         let client =
             RegistryClient::with_http(self.http_client(rule)?, self.insecure, self.token_realms.clone());
-        Ok(client.repository(image.registry(), image.repository(), credentials))
+        Ok(OpenRepository {
+            handle: client.repository(image.registry(), image.repository(), credentials),
+            rule,
+        })
+    }
+
+    /// Returns the rule for a connection to `location`, to which the registry `host` redirects. Only the registry itself keeps
+    /// its own `rule`: other hosts are chosen by the registry, which the caller may have chosen.
+    fn redirect_rule(
+        &self,
+        location: &Uri,
+        host: &str,
+        rule: ConnectionRule,
+    ) -> Result<ConnectionRule, ContextError> {
+        if location.authority().is_some_and(|authority| *authority == *host) {
+            return Ok(rule);
+        }
+        let default_port = if location.scheme_str() == Some("http") {
+            80
+        } else {
+            443
+        };
+        let port = location.port_u16().unwrap_or(default_port);
+        self.allowed
+            .connection_rule(location.host().unwrap_or_default(), port, false)
+            .map_err(|reason| ContextError::Address { reason })
     }
 
     /// Returns an HTTP client that connects as `rule` says.
@@ -132,5 +165,71 @@ impl RemoteContexts {
             false => Err(error),
         });
         client.map_err(ContextError::Authority)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docker_config::CredentialHelpers;
+    use crate::registry::NoCredentials;
+
+    fn contexts_allowing(allowed: &str) -> RemoteContexts {
+        let secrets = Secrets::new("/nowhere");
+        RemoteContexts {
+            credentials: Arc::new(NoCredentials),
+            tenants: TenantResources::new(
+                secrets.clone(),
+                true,
+                AllowedTokenHosts::default(),
+                CredentialHelpers::default(),
+                Arc::new(|_| Err("is not in this test".to_owned())),
+            ),
+            secrets,
+            insecure: true,
+            token_realms: AllowedTokenHosts::default(),
+            allowed: allowed.parse().unwrap(),
+            stored: StoredContextSettings::default(),
+            uploads: UploadLimit::default(),
+        }
+    }
+
+    /// A registry that the caller chose could otherwise redirect to itself, and change its address in between.
+    #[test]
+    fn a_redirect_never_leads_to_more_addresses_than_the_registry_may_have() {
+        let contexts = contexts_allowing("storage.internal:9000");
+        for (location, own_rule, expected) in [
+            (
+                "https://r.example/x",
+                ConnectionRule::Public,
+                Some(ConnectionRule::Public),
+            ),
+            (
+                "https://r.example/x",
+                ConnectionRule::Known,
+                Some(ConnectionRule::Known),
+            ),
+            (
+                "https://r.example:8443/x",
+                ConnectionRule::Known,
+                Some(ConnectionRule::Public),
+            ),
+            (
+                "https://cdn.example/x",
+                ConnectionRule::Known,
+                Some(ConnectionRule::Public),
+            ),
+            (
+                "http://storage.internal:9000/x",
+                ConnectionRule::Public,
+                Some(ConnectionRule::Any),
+            ),
+            ("http://storage.internal/x", ConnectionRule::Any, None),
+            ("https://10.0.0.1/x", ConnectionRule::Any, None),
+            ("https://[::ffff:127.0.0.1]/x", ConnectionRule::Known, None),
+        ] {
+            let rule = contexts.redirect_rule(&location.parse().unwrap(), "r.example", own_rule);
+            assert_eq!(rule.ok(), expected, "{location}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::artifact::{self, ContextLayer};
 use super::download::receive_verified;
-use super::{ContextError, RemoteContexts};
+use super::{ContextError, OpenRepository, RemoteContexts};
 use crate::context::Spool;
 use crate::request::{ContextRules, OciContext, Sha256Digest};
 
@@ -29,7 +29,7 @@ impl RemoteContexts {
         rules: &ContextRules,
     ) -> Result<Spool, ContextError> {
         let mut repository = self.open_repository(&oci.image, rules.tenant()).await?;
-        let layer = fetch_layer(&mut repository, oci).await?;
+        let layer = fetch_layer(&mut repository.handle, oci).await?;
         let limit = rules.body_limit();
         if layer.size > limit {
             return Err(ContextError::TooLarge { limit });
@@ -57,10 +57,14 @@ impl RemoteContexts {
     /// Requests a blob, and follows the registry's redirects to its storage. The body has not been read.
     async fn open_blob(
         &self,
-        repository: &mut Repository,
+        repository: &mut OpenRepository,
         oci: &OciContext,
         digest: Sha256Digest,
     ) -> Result<Response<Incoming>, ContextError> {
+        let OpenRepository {
+            handle: repository,
+            rule: own_rule,
+        } = repository;
         let address = repository.address(&format!("blobs/{digest}"))?;
         let sent = repository
             .send(|| get_request(address.clone()), RESPONSE_TIMEOUT)
@@ -75,15 +79,12 @@ impl RemoteContexts {
                 status => return Err(status_error(status, &host, oci)),
             }
             let location = redirect_target(&response, &host)?;
-            let (next_host, port) = (location.host().unwrap_or_default(), port_of(&location));
-            let is_same = location.authority().is_some_and(|authority| *authority == *host);
-            // Storage is chosen by the registry, and not by the caller. It gets no credentials.
-            let rule = self.allowed.connection_rule(next_host, port, is_same);
-            let rule = rule.map_err(|reason| ContextError::Address { reason })?;
+            // What the registry redirects to gets no credentials.
+            let rule = self.redirect_rule(&location, repository.registry_host(), *own_rule)?;
             if location.scheme_str() != Some("https") && !self.insecure {
                 return Err(redirect_error(&host, "redirects to an address without TLS"));
             }
-            let next_host = next_host.to_owned();
+            let next_host = location.host().unwrap_or_default().to_owned();
             let sent = self
                 .http_client(rule)?
                 .send(get_request(location), RESPONSE_TIMEOUT)
@@ -175,11 +176,6 @@ fn redirect_error(host: &str, problem: &str) -> ContextError {
         host: host.to_owned(),
         problem: problem.to_owned(),
     }
-}
-
-fn port_of(uri: &Uri) -> u16 {
-    let default = if uri.scheme_str() == Some("http") { 80 } else { 443 };
-    uri.port_u16().unwrap_or(default)
 }
 
 fn get_request(uri: Uri) -> Request<OutgoingBody> {

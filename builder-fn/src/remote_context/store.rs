@@ -78,10 +78,8 @@ impl RemoteContexts {
             digest,
             size: body.len(),
         };
-        let mut repository = self
-            .open_repository(&image, tenant)
-            .await?
-            .with_actions("pull,push");
+        let repository = self.open_repository(&image, tenant).await?;
+        let mut repository = repository.handle.with_actions("pull,push");
         let config = digest_of(EMPTY_CONFIG);
         let empty_config = || {
             Full::from(EMPTY_CONFIG)
@@ -122,7 +120,7 @@ impl RemoteContexts {
 
     async fn delete(&self, oci: &OciContext, tenant: Option<&Arc<Tenant>>) -> Result<(), ContextError> {
         let repository = self.open_repository(&oci.image, tenant).await?;
-        let mut repository = repository.with_actions("delete,pull");
+        let mut repository = repository.handle.with_actions("delete,pull");
         let address = repository.address(&format!("manifests/{}", oci.digest))?;
         let request = || request_to(Method::DELETE, &address, empty_body());
         let status = repository.send(request, RESPONSE_TIMEOUT).await?.status();
