@@ -77,7 +77,7 @@ async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
             paths.push(stat.path);
         }
         assert_eq!(paths, ["Dockerfile", "a"]);
-        solve.succeed("sha256:12");
+        solve.answer_with_digest("sha256:12");
         drop(status);
 
         let answer = answer.await.expect("no panic");
@@ -238,7 +238,7 @@ async fn a_redelivery_whose_context_is_gone_gets_the_result_of_the_first_deliver
     let (first, sent) = (builder.clone(), request.clone());
     let answer = tokio::spawn(async move { send_json(&first, &sent).await });
     let (solve, status, _session) = calls.next_build_calls().await;
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(answer.await.expect("no panic").status, 200);
     let manifests = |lines: Vec<String>| lines.iter().filter(|line| line.contains("DELETE")).count();
@@ -279,8 +279,8 @@ async fn a_context_is_kept_if_its_build_fails_or_it_is_not_stored_here() {
         let answer = tokio::spawn(async move { send_json(&sender, &request).await });
         let (solve, status, _session) = calls.next_build_calls().await;
         match fails {
-            true => solve.fail(tonic::Status::unknown("exit code: 1")),
-            false => solve.succeed("sha256:12"),
+            true => solve.answer_with_error(tonic::Status::unknown("exit code: 1")),
+            false => solve.answer_with_digest("sha256:12"),
         }
         drop(status);
         assert_eq!(

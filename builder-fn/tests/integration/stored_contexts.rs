@@ -59,7 +59,7 @@ async fn a_stored_context_is_built_by_its_reference() {
     let request = request_for(&reference);
     let answer = tokio::spawn(async move { send_json_as(&builder, PAYLOAD_KEY, &request).await });
     let (solve, status, _session) = calls.next_build_calls().await;
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(answer.await.expect("no panic").status, 200);
 }
@@ -183,7 +183,7 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
     let answer =
         tokio::spawn(async move { send_json_as(&builder, "the payload key of globex", &request).await });
     let (solve, status, _session) = calls.next_build_calls().await;
-    solve.succeed("sha256:12");
+    solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(
         answer.await.expect("no panic").status,
