@@ -467,6 +467,13 @@ rejects "too little memory for a step" "builder.steps.memory: 1Mi, and at least 
 rejects "a step's CPUs that are no number" "/builder/steps/cpus" --set builder.steps.cpus=many
 begin "private sources" --set 'builder.allowedSources={files.internal,mirror.internal:8080}'
 has 'value: "files.internal,mirror.internal:8080"'
+has_not '- name: contexts_repository'
+begin "stored contexts" --set builder.contexts.repository=registry.example/slipway/contexts
+has '- name: contexts_repository'
+has 'value: "registry.example/slipway/contexts"'
+rejects "contexts that are deleted where none are stored" "builder.contexts.deleteBuilt: needs builder.contexts.repository" --set builder.contexts.deleteBuilt=true
+begin "stored contexts of tenants" -f "$dir/tenants.yaml" --set builder.contexts.repository=registry.example/slipway/contexts
+has 'registry-config'
 
 begin "tenants" -f "$dir/tenants.yaml"
 count 1 '^  policy.json: |$'

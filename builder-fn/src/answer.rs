@@ -16,8 +16,9 @@ use crate::redact::SecretMask;
 use crate::report::{BuildStatus, Report, Warnings};
 
 pub(crate) use response::{
-    error_response, json_value_response, method_not_allowed_response, not_found_response,
-    public_key_response, streamed_response, streamed_text_response, too_many_readers_response,
+    StoredContextAnswer, error_response, json_value_response, method_not_allowed_response,
+    not_found_response, public_key_response, stored_context_response, streamed_response,
+    streamed_text_response, too_many_readers_response,
 };
 
 /// The fields of a deployer's answer that programs read: words of a fixed set, and names that the config has in clear text.
@@ -133,6 +134,7 @@ impl Answer {
             ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => {
                 StatusCode::TOO_MANY_REQUESTS
             }
+            ErrorKind::NotOffered => StatusCode::NOT_IMPLEMENTED,
             ErrorKind::Platform => StatusCode::BAD_GATEWAY,
         };
         let report = Report {

@@ -21,8 +21,9 @@ use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
+use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, BuildSource};
 use crate::slots::{BuildSlot, BuildSlots};
 use crate::sources::AllowedSources;
 use crate::supersede::{Registration, Submission, Supersession};
@@ -62,6 +63,8 @@ pub struct Builder {
     pub manifests: Arc<dyn ManifestLookup>,
     /// What tenants have of their own, if the builder has a policy.
     pub tenants: TenantResources,
+    /// The contexts that requests refer to.
+    pub contexts: RemoteContexts,
     /// The operator's settings for every build.
     pub settings: BuildSettings,
     /// The pool of keys under which BuildKit keeps transferred contexts.
@@ -124,7 +127,7 @@ impl Builder {
         // Before the registration, so that a build that is refused supersedes no other.
         if let Some((signer, deploy)) = &deployment {
             // Which waits for the deployer, as long as that takes.
-            request.context.drop_large_index();
+            request.source.drop_large_index();
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
         }
         let (daemon, supersession) = self.daemon_and_build_order(request)?;
@@ -132,7 +135,7 @@ impl Builder {
         let _watched = call.accepted.watch_cancellations(&daemon);
         let solving = async {
             let _slot = self.wait_for_slot(request, call).await?;
-            request.context.restore_index().await?;
+            request.source.restore_index().await?;
             call.accepted.update(|record| {
                 record.phase = BuildPhase::Running;
                 record.started_at = Some(SystemTime::now());
@@ -162,6 +165,9 @@ impl Builder {
             }
             None => None,
         };
+        if let BuildSource::Referenced(context) = &request.source {
+            self.contexts.delete_built(context).await;
+        }
         Ok(BuildResult {
             digest: solved.digest,
             deployment,
@@ -216,7 +222,7 @@ impl Builder {
             match slot {
                 Some(slot) => slot,
                 None => {
-                    request.context.drop_large_index();
+                    request.source.drop_large_index();
                     waiting.await
                 }
             }

@@ -28,7 +28,7 @@ pub use connection::{ConnectError, Connection, Daemon};
 pub use dial::{ByteStream, DialFuture, Dialer};
 pub use failure::{BuildFailure, FaultyParty};
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
-pub use job::{BuildJob, EventTimeouts, JobError};
+pub use job::{BuildJob, EventTimeouts, JobError, find_built_image};
 pub use manifest_lookup::ManifestLookup;
 pub use outcome::BuiltImage;
 pub use reference::BuildReference;

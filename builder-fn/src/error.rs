@@ -8,6 +8,7 @@ use function_host::secret::SecretError;
 
 use crate::buildkit::{BuildFailure, ConnectError, FaultyParty, JobError};
 use crate::hand_over::{Deployment, DeploymentStatus};
+use crate::remote_context::{ContextError, ContextErrorKind};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
 use crate::slots::NoFreeSlot;
@@ -40,8 +41,14 @@ pub(crate) enum Error {
     /// The request is not authentic, or its body is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The context that the request refers to cannot be used, or a context cannot be stored.
+    #[error(transparent)]
+    Context(Box<ContextError>),
     /// The tar has sealed secrets, and the builder has no key. Building without them would hide the mistake.
-    #[error("this builder has no key for sealed secrets; leave com.openfaas.secrets out of the tar")]
+    #[error(
+        "this builder has no key for sealed secrets; leave com.openfaas.secrets out of the tar, or sealedSecrets out of the \
+         JSON request"
+    )]
     NoSealKey,
     /// The config has `sbom`, and the builder has no generator.
     #[error(
@@ -136,23 +143,40 @@ pub(crate) enum ErrorKind {
     },
     /// This builder is shutting down. Another builder, or its successor, can build.
     Draining,
+    /// The operator has not set this builder up for the request.
+    NotOffered,
     /// The builder or something that it depends on failed. A retry may succeed.
     Platform,
+}
+
+impl ErrorKind {
+    fn of_request_kind(kind: RequestErrorKind) -> Self {
+        match kind {
+            RequestErrorKind::Unauthorized => Self::Unauthorized,
+            RequestErrorKind::Invalid | RequestErrorKind::Broken => Self::Invalid,
+            RequestErrorKind::Forbidden => Self::Forbidden,
+            RequestErrorKind::TooLarge => Self::TooLarge,
+            RequestErrorKind::TooSlow => Self::TooSlow,
+            RequestErrorKind::Displaced => Self::Displaced,
+            RequestErrorKind::NoSpace => Self::NoSpace,
+            RequestErrorKind::Platform => Self::Platform,
+        }
+    }
 }
 
 impl Error {
     /// Returns the kind of the error, which the answer must express.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
-            Self::Request(error) => match error.kind() {
-                RequestErrorKind::Unauthorized => ErrorKind::Unauthorized,
-                RequestErrorKind::Invalid | RequestErrorKind::Broken => ErrorKind::Invalid,
-                RequestErrorKind::Forbidden => ErrorKind::Forbidden,
-                RequestErrorKind::TooLarge => ErrorKind::TooLarge,
-                RequestErrorKind::TooSlow => ErrorKind::TooSlow,
-                RequestErrorKind::Displaced => ErrorKind::Displaced,
-                RequestErrorKind::NoSpace => ErrorKind::NoSpace,
-                RequestErrorKind::Platform => ErrorKind::Platform,
+            Self::Request(error) => ErrorKind::of_request_kind(error.kind()),
+            Self::Context(error) => match error.kind() {
+                ContextErrorKind::Forbidden => ErrorKind::Forbidden,
+                ContextErrorKind::Invalid => ErrorKind::Invalid,
+                ContextErrorKind::TooLarge => ErrorKind::TooLarge,
+                ContextErrorKind::NoSpace => ErrorKind::NoSpace,
+                ContextErrorKind::Unusable(kind) => ErrorKind::of_request_kind(kind),
+                ContextErrorKind::NotOffered => ErrorKind::NotOffered,
+                ContextErrorKind::Platform => ErrorKind::Platform,
             },
             Self::NoDeploySecret { .. }
             | Self::StreamedHandOver
@@ -210,6 +234,12 @@ impl Error {
             Self::PayloadSecret(_) | Self::Busy { .. } | Self::Draining => false,
             _ => true,
         }
+    }
+}
+
+impl From<ContextError> for Error {
+    fn from(error: ContextError) -> Self {
+        Self::Context(Box::new(error))
     }
 }
 

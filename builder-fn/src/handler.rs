@@ -1,5 +1,7 @@
 //! The builder's HTTP interface: its routes, and a build request's path through the crate.
 
+mod context_upload;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -54,6 +56,7 @@ impl Handler for BuilderApi {
             // The gateway strips the function's own path; faas-cli appends /build to a host.
             "/" => (Method::POST, "/"),
             "/build" => (Method::POST, "/build"),
+            "/contexts" => (Method::POST, "/contexts"),
             "/publickey" => (Method::GET, "/publickey"),
             path => {
                 if let Some(route) = BuildsRoute::parse(path) {
@@ -69,9 +72,10 @@ impl Handler for BuilderApi {
             return Ok(answer::method_not_allowed_response(method.as_str()));
         }
         trace::set_route_of_current_request(route);
-        Ok(match method {
-            Method::POST => self.answer_build(request, context).await,
-            _ => self.answer_public_key(request.headers()),
+        Ok(match route {
+            "/publickey" => self.answer_public_key(request.headers()),
+            "/contexts" => self.answer_context_upload(request, context).await,
+            _ => self.answer_build(request, context).await,
         })
     }
 }
@@ -452,7 +456,8 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
         | ErrorKind::Forbidden
         | ErrorKind::TooLarge
         | ErrorKind::Conflict
-        | ErrorKind::DeploymentRejected => "refused",
+        | ErrorKind::DeploymentRejected
+        | ErrorKind::NotOffered => "refused",
         ErrorKind::Superseded => SUPERSEDED_OUTCOME,
         ErrorKind::Cancelled => CANCELLED_OUTCOME,
         ErrorKind::BuildFailed => "failed",

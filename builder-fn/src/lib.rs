@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod ready;
 mod redact;
 pub mod registry;
+pub mod remote_context;
 mod report;
 pub mod request;
 pub mod sealed;

@@ -12,6 +12,7 @@ use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
 use builder_fn::ready;
 use builder_fn::registry::Registries;
+use builder_fn::remote_context::{RemoteContexts, UploadLimit};
 use builder_fn::settings::Settings;
 use builder_fn::supersede::Supersession;
 use function_host::{App, SetupContext, SetupError};
@@ -40,7 +41,18 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         policy.show_validity_in(metrics.policy_valid_gauge());
     }
     let credentials = Arc::new(settings.credentials);
+    let contexts = RemoteContexts {
+        credentials: credentials.clone(),
+        tenants: settings.tenants.clone(),
+        secrets: context.secrets().clone(),
+        insecure: settings.build.insecure,
+        token_realms: settings.token_realms.clone(),
+        allowed: settings.build.allowed_sources.clone(),
+        stored: settings.stored_contexts,
+        uploads: UploadLimit::default(),
+    };
     let builder = Builder {
+        contexts,
         manifests: Arc::new(Registries {
             credentials: credentials.clone(),
             secrets: context.secrets().clone(),

@@ -2,6 +2,7 @@
 //! repository.
 
 mod access;
+mod context_repository;
 mod image_name;
 mod tenant;
 
@@ -14,6 +15,7 @@ use function_host::registry::{AllowedTokenHosts, RegistryClient};
 
 use crate::buildkit::{CredentialStore, ManifestLookup};
 pub use access::RepositoryAccess;
+pub use context_repository::ContextRepository;
 pub use image_name::ImageName;
 pub use tenant::{NoCredentials, TenantCredentials};
 

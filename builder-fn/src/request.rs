@@ -7,6 +7,7 @@
 
 mod config;
 mod decompress;
+mod digest;
 mod dockerfile;
 mod error;
 mod freshness;
@@ -15,6 +16,7 @@ mod hashing_turns;
 mod head;
 mod image;
 mod incoming;
+mod prepared_context;
 mod restorable_context;
 mod rules;
 mod signature;
@@ -32,14 +34,19 @@ use function_host::BoxError;
 use function_host::policy::{ReservedNames, Tenant};
 use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
-use crate::context::{ArchiveLimits, SpoolQuota, SpoolSettings};
+use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
+pub use config::{ContextReference, OciContext};
+pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;
 pub(crate) use frontend::{AllowedFrontends, Frontend};
 pub use head::{RequestHead, SIGNATURE_HEADER, TENANT_HEADER};
 pub(crate) use image::ImageRef;
 pub use incoming::UnverifiedBodies;
+pub use prepared_context::{
+    BuildSource, ContextRules, PreparedContext, ReceivedContext, ReferencedContext, StorableTar,
+};
 pub use restorable_context::{IndexingTurns, RestorableContext};
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
@@ -52,11 +59,9 @@ pub use verified_body::VerifiedBody;
 pub struct BuildRequest {
     /// The build configuration, from `com.openfaas.docker.config`.
     pub config: BuildConfig,
-    /// The frontend with which BuildKit reads the Dockerfile.
-    pub frontend: Frontend,
-    /// The source context, from the tar's `context/`.
-    pub context: RestorableContext,
-    /// The sealed secrets, from `com.openfaas.secrets`.
+    /// The source of the build: the tar's `context/`, or what the request refers to.
+    pub source: BuildSource,
+    /// The envelope of sealed secrets: `com.openfaas.secrets` of the tar, or `sealedSecrets` of a JSON request.
     pub sealed_secrets: Option<Bytes>,
     /// Warnings about the request, for the build's log.
     pub warnings: Vec<String>,
@@ -75,6 +80,15 @@ impl BuildRequest {
     /// Returns the tenant that signed the request; `None` without a policy.
     pub fn tenant(&self) -> Option<&Arc<Tenant>> {
         self.signature.as_ref()?.tenant()
+    }
+
+    /// Returns the files of the context that came with the request; `None` for a request that refers to its context, and
+    /// while the index is dropped.
+    pub fn received_files(&self) -> Option<Arc<SourceContext>> {
+        match &self.source {
+            BuildSource::Received(context) => context.files.indexed().ok(),
+            BuildSource::Referenced(_) => None,
+        }
     }
 }
 
@@ -96,7 +110,7 @@ pub struct RequestLimits {
     pub spool: SpoolSettings,
     /// The resources that bodies share until their signatures are verified.
     pub unverified: UnverifiedBodies,
-    /// The turns at reading the tars of verified bodies.
+    /// The turns at reading the tars of verified bodies, and those that are fetched for builds.
     pub indexing: IndexingTurns,
     /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,

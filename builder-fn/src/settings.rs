@@ -32,6 +32,8 @@
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
 //! | `allowed_sources` | | private hosts, HOST or HOST:PORT, that builds may read from |
 //! | `retry_time` | `2m` | limit on the pauses between retries of a queued call's build, after failures of BuildKit or a registry |
+//! | `contexts_repository` | | the repository, REGISTRY/PATH, in which `POST /contexts` stores contexts |
+//! | `delete_contexts` | `false` | whether a stored context is deleted once it was built |
 //! | `step_memory` | the daemon's | limit on the memory of one build step, in bytes |
 //! | `step_cpus` | the daemon's | limit on the CPU time of one build step, in cores, such as `1.5` |
 //! | `default_namespace` | `openfaas-fn` | the namespace of a function whose `deploy` names none |
@@ -70,6 +72,8 @@ use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
+use crate::registry::ContextRepository;
+use crate::remote_context::StoredContextSettings;
 use crate::request::{self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits, UnverifiedBodies};
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
@@ -102,6 +106,8 @@ pub struct Settings {
     pub token_realms: AllowedTokenHosts,
     /// What tenants have of their own, if there is a policy.
     pub tenants: TenantResources,
+    /// The settings for stored contexts.
+    pub stored_contexts: StoredContextSettings,
     /// The settings that apply to every build.
     pub build: BuildSettings,
     /// Limits on build requests.
@@ -182,6 +188,7 @@ impl Settings {
             credentials,
             token_realms,
             tenants,
+            stored_contexts: read_stored_context_settings(parser),
             build,
             requests: RequestSettings::read_request_settings(parser),
             signatures: SignatureSettings::read_signature_settings(parser, secrets),
@@ -413,6 +420,25 @@ fn read_build_settings(parser: &mut Parser<'_>) -> BuildSettings {
         },
         retry_time: parser.duration("retry_time", Duration::from_secs(120)),
     }
+}
+
+/// Parses the settings `contexts_repository` and `delete_contexts`.
+fn read_stored_context_settings(parser: &mut Parser<'_>) -> StoredContextSettings {
+    let settings = StoredContextSettings {
+        repository: parser.parse_or_default("contexts_repository", None, |name| {
+            ContextRepository::parse(name)
+                .map(Some)
+                .ok_or("should be a repository without a tag, like registry.example.com/slipway/contexts")
+        }),
+        deletes_built: parser.flag("delete_contexts", false),
+    };
+    if settings.deletes_built && settings.repository.is_none() {
+        parser.add_problem(
+            "delete_contexts",
+            "needs contexts_repository, in which contexts are stored",
+        );
+    }
+    settings
 }
 
 /// Parses the setting `step_memory`. runc starts no process with less memory than the minimum.

@@ -10,6 +10,7 @@
 //! sees: its own network has to be closed to private addresses.
 
 mod allowed;
+mod connection;
 mod host;
 mod locator;
 
@@ -20,8 +21,9 @@ use std::sync::Arc;
 use function_host::policy::Tenant;
 
 use crate::buildkit::{SourceCheck, SourceDecision};
-use crate::registry::{ImageName, RepositoryAccess};
+use crate::registry::{ContextRepository, ImageName, RepositoryAccess};
 pub use allowed::AllowedSources;
+pub(crate) use connection::ConnectionRule;
 use host::Host;
 use locator::{GIT_SKIP_SUBMODULES_ATTRIBUTE, Source, Url};
 
@@ -34,6 +36,8 @@ pub struct SourceRules {
     pub allowed: AllowedSources,
     /// The image of the operator's SBOM generator, which every build may read.
     pub sbom_generator: Option<String>,
+    /// The repository for stored contexts, from which no build of a tenant reads images.
+    pub stored_contexts: Option<ContextRepository>,
     /// The repositories that the build may use. Each image that it may read is added.
     pub access: RepositoryAccess,
 }
@@ -91,6 +95,12 @@ impl SourceRules {
             return Err(format!(
                 "no image is read from {host}, a link-local address or a metadata service, unless the builder's setting \
                  allowed_sources names it"
+            ));
+        }
+        let stored = self.stored_contexts.as_ref();
+        if self.tenant.is_some() && stored.is_some_and(|stored| stored.has(image)) {
+            return Err(format!(
+                "{image} is a repository for stored contexts, which only \"context\" of a request may refer to"
             ));
         }
         let is_generator = self

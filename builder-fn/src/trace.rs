@@ -12,16 +12,26 @@ use function_host::ErrorChain;
 use function_host::trace::Span;
 
 use crate::error::Error;
+use crate::remote_context::ContextError;
 use crate::request::RequestError;
 
-/// Marks the span of receiving a request as failed. Repeats nothing of a Dockerfile's content.
+/// Marks the span of receiving a request, or of fetching its context, as failed. Repeats nothing of a Dockerfile's content.
 pub(crate) fn mark_receive_failed(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {
-            Error::Request(RequestError::Frontend(_)) => {
-                span.mark_failed("the Dockerfile names a frontend that is not allowed");
+            Error::Request(error) if is_about_frontend(error) => span.mark_failed(FRONTEND_NOT_ALLOWED),
+            Error::Context(error) if matches!(&**error, ContextError::Unusable(error) if is_about_frontend(error)) =>
+            {
+                span.mark_failed(FRONTEND_NOT_ALLOWED);
             }
             error => span.mark_failed(ErrorChain(error)),
         }
     }
+}
+
+/// The reason of a span that failed because of a Dockerfile's frontend, whose name is not repeated.
+const FRONTEND_NOT_ALLOWED: &str = "the Dockerfile names a frontend that is not allowed";
+
+fn is_about_frontend(error: &RequestError) -> bool {
+    matches!(error, RequestError::Frontend(_))
 }

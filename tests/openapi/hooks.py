@@ -99,13 +99,22 @@ def sign_question(case):
 def before_call(context, case, kwargs):
     if case.path.startswith("/builds"):
         return sign_question(case)
-    if case.method.upper() != "POST" or case.path not in ("/", "/build"):
+    if case.method.upper() != "POST" or case.path not in ("/", "/build", "/contexts"):
         return
-    generated = case.body if isinstance(case.body, bytes) else str(case.body).encode()
+    is_json = case.media_type == "application/json"
+    if is_json:
+        context = case.body.get("context") if isinstance(case.body, dict) else None
+        if isinstance(context, dict) and isinstance(context.get("oci"), str) and "@" in context["oci"]:
+            # The generator's registries lead nowhere. This one answers that the context is not there.
+            context["oci"] = IMAGE.split("/")[0] + "/none@" + context["oci"].split("@")[1]
+        # The generator's invalid JSON is bytes already.
+        generated = case.body if isinstance(case.body, bytes) else json.dumps(case.body, default=str).encode()
+    else:
+        generated = case.body if isinstance(case.body, bytes) else str(case.body).encode()
     number = int.from_bytes(hashlib.sha256(generated + case.path.encode()).digest()[:4], "big")
     way, which = number % 8, number // 8
     config = json.dumps({"image": IMAGE, "skipPush": True} | CONFIGS[which % len(CONFIGS)]).encode()
-    body = {
+    body = generated if is_json else {
         0: generated,
         1: pack(generated, b"FROM scratch\n"),
         2: pack(config, generated),
@@ -140,5 +149,8 @@ def after_call(context, case, response):
     # The builder must not ignore a key that is in the description.
     if "text/event-stream" in response.headers.get("content-type", [""])[0]:
         parse_records(response.content, b"data: ", b"\n\n")
+    if case.media_type == "application/json":
+        # The generator adds keys of its own to a JSON request.
+        return
     for line in response.content.decode(errors="replace").split('"'):
         assert "is ignored" not in line or "unheard-of" in response.text, line

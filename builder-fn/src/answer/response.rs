@@ -5,6 +5,7 @@ use function_host::http::StatusCode;
 use function_host::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
+use serde_json::json;
 
 use super::{Answer, AnswerFields, RetryReason, report_of_failure};
 use crate::hand_over::EnclosedHandOver;
@@ -77,6 +78,31 @@ pub(crate) fn streamed_response(
     records: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Response {
     unbuffered_response(format, ResponseBody::stream(records.map(Ok)))
+}
+
+/// The answer to a caller whose context was stored.
+#[derive(Debug)]
+pub(crate) struct StoredContextAnswer {
+    /// The reference to the context: `registry/repository@sha256:…`.
+    pub(crate) reference: String,
+    /// The length of the stored tar in bytes.
+    pub(crate) bytes: u64,
+    /// The warnings about the tar.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Returns the response to `POST /contexts`. Its `context` is that of a JSON request.
+pub(crate) fn stored_context_response(stored: &StoredContextAnswer, seconds: f64) -> Response {
+    let mut body = json!({
+        "status": "success",
+        "context": { "oci": stored.reference },
+        "bytes": stored.bytes,
+        "duration": (seconds * 1000.0).round() / 1000.0,
+    });
+    if !stored.warnings.is_empty() {
+        body["warnings"] = json!(stored.warnings);
+    }
+    json_response(StatusCode::CREATED, format!("{body}\n").into_bytes())
 }
 
 /// Returns the response to `GET /publickey`.

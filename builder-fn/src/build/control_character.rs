@@ -18,7 +18,8 @@ pub(super) fn add_control_character_location(failure: BuildFailure, request: &Bu
     let Some(header) = failure.untransferable_header() else {
         return failure;
     };
-    let Ok(context) = request.context.indexed() else {
+    // The files of a context that was fetched are gone by now.
+    let Some(context) = request.received_files() else {
         return failure;
     };
     let context = &*context;

@@ -5,21 +5,25 @@ use std::time::Duration;
 
 use function_host::policy::StepNetwork;
 use function_host::{ErrorChain, trace};
+use tokio::time::Instant;
 
 use super::Builder;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::control_character;
 use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildEvent, BuildJob, BuiltImage, CacheExport, CredentialStore, Daemon, KeyLease, ManifestLookup,
-    SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions,
+    BuildEvent, BuildJob, BuiltImage, CacheExport, Connection, CredentialStore, Daemon, KeyLease,
+    ManifestLookup, SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions, find_built_image,
 };
+use crate::context::SourceContext;
 use crate::error::Error;
 use crate::function_id::FunctionId;
 use crate::registry::{ImageName, RepositoryAccess, TenantCredentials};
+use crate::remote_context::ContextError;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{
-    BuildConfig, BuildRequest, CacheToItem, Frontend, ImageRef, ProvenanceMode, VerifiedSignature,
+    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, PreparedContext, ProvenanceMode,
+    VerifiedSignature,
 };
 use crate::sources::SourceRules;
 use crate::supersede::Registration;
@@ -47,15 +51,17 @@ impl Builder {
                 false => Duration::ZERO,
             });
             loop {
-                let mut on_event = |event| {
-                    step_counter.count_event(&event);
-                    step_spans.record_event(&event);
-                    lines
-                        .format_event(event)
-                        .into_iter()
-                        .for_each(|line| log.push(line));
+                let mut observe = |event: &BuildEvent| {
+                    step_counter.count_event(event);
+                    step_spans.record_event(event);
                 };
-                let attempt = self.attempt_solve(daemon, request, call, registration, &mut on_event);
+                let attempt = async {
+                    let connection = self
+                        .connect_for_attempt(daemon, call, registration, lines, log)
+                        .await?;
+                    self.attempt_solve(&connection, request, call, &mut observe, lines, log)
+                        .await
+                };
                 let error = match attempt.await {
                     Ok(built) => return Ok(built),
                     Err(error) => error,
@@ -97,15 +103,15 @@ impl Builder {
         result
     }
 
-    /// Attempts the solve once, and passes its events to `on_event`.
-    async fn attempt_solve(
+    /// Connects to the daemon for one attempt, unless the call was cancelled or superseded.
+    async fn connect_for_attempt(
         &self,
         daemon: &Daemon,
-        request: &BuildRequest,
         call: &BuilderCall<'_>,
         registration: Option<&Registration>,
-        on_event: &mut (dyn FnMut(BuildEvent) + Send),
-    ) -> Result<BuiltImage, Error> {
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<Connection, Error> {
         let connection = daemon.connect_despite_restart().await?;
         // A request to cancel the call, which another builder took before this delivery.
         if connection
@@ -117,14 +123,88 @@ impl Builder {
         if let Some(registration) = registration {
             registration.check_history(&connection).await?;
             if !registration.sees_other_builders() {
-                on_event(BuildEvent::Unsure {
-                    text: "BuildKit's history could not be read: a newer build at another builder may not end this one"
-                        .to_owned(),
-                });
+                log.push(lines.record_warning(
+                    "BuildKit's history could not be read: a newer build at another builder may not end this one",
+                ));
             }
         }
-        let job = self.create_job(request, call).await?;
-        Ok(job.run_to_outcome(&connection, on_event).await?)
+        Ok(connection)
+    }
+
+    /// Attempts the solve once. Passes its events to `observe`, and their lines to the log.
+    async fn attempt_solve(
+        &self,
+        connection: &Connection,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        observe: &mut (dyn FnMut(&BuildEvent) + Send),
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<BuiltImage, Error> {
+        let context = match self.prepare_context(request, lines, log).await {
+            Ok(context) => context,
+            // An earlier delivery may have built the context, which was deleted after that.
+            Err(Error::Context(error)) if matches!(*error, ContextError::NotFound { .. }) => {
+                let on_event = |event| {
+                    lines
+                        .format_event(event)
+                        .into_iter()
+                        .for_each(|line| log.push(line))
+                };
+                let built = find_built_image(connection, &call.reference, self.timeouts, on_event).await;
+                return built.ok_or(Error::Context(error));
+            }
+            Err(error) => return Err(error),
+        };
+        let job = self.create_job(request, &context, call).await?;
+        let on_event = |event| {
+            observe(&event);
+            lines
+                .format_event(event)
+                .into_iter()
+                .for_each(|line| log.push(line));
+        };
+        Ok(job.run_to_outcome(connection, on_event).await?)
+    }
+
+    /// Returns the context of a request, which is fetched if the request refers to it.
+    async fn prepare_context(
+        &self,
+        request: &BuildRequest,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<PreparedContext, Error> {
+        let referenced = match &request.source {
+            BuildSource::Received(context) => return Ok(context.prepared()?),
+            BuildSource::Referenced(referenced) => referenced,
+        };
+        let step = format!("[context] fetch {}", referenced.reference);
+        let start = Instant::now();
+        log.push(lines.step_started(&step));
+        let span = trace::client_span("fetch context");
+        let fetching = async {
+            let tar = self.contexts.fetch(referenced).await?;
+            let bytes = tar.len();
+            let prepared = referenced.rules.prepare_fetched(tar).await;
+            Ok((prepared.map_err(ContextError::Unusable)?, bytes))
+        };
+        let fetched: Result<_, ContextError> = span.run(fetching).await;
+        log.push(lines.step_ended(&step, start.elapsed()));
+        match fetched {
+            Ok(((context, warnings), bytes)) => {
+                span.set_attribute("slipway.context.bytes", i64::try_from(bytes).unwrap_or(i64::MAX));
+                tracing::info!(context = %referenced.reference, bytes, "fetched a context");
+                warnings
+                    .iter()
+                    .for_each(|warning| log.push(lines.record_warning(warning)));
+                Ok(context)
+            }
+            Err(error) => {
+                let error = Error::from(error);
+                crate::trace::mark_receive_failed(&span, &error);
+                Err(error)
+            }
+        }
     }
 
     /// Leases a shared key for the transfer of the context.
@@ -132,7 +212,11 @@ impl Builder {
     /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps from
     /// an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets a key
     /// under which BuildKit has nothing.
-    async fn lease_shared_key(&self, request: &BuildRequest) -> Result<Arc<KeyLease>, Error> {
+    async fn lease_shared_key(
+        &self,
+        request: &BuildRequest,
+        files: &Arc<SourceContext>,
+    ) -> Result<Arc<KeyLease>, Error> {
         if request.config.build_args.contains_key(SOURCE_DATE_EPOCH) {
             return Ok(Arc::new(self.keys.lease_single_use()));
         }
@@ -143,7 +227,7 @@ impl Builder {
             tenant.unwrap_or_default(),
             request.config.image.without_tag()
         );
-        let (keys, context) = (self.keys.clone(), request.context.indexed()?);
+        let (keys, context) = (self.keys.clone(), files.clone());
         // Files that look like those of an earlier build are read and hashed.
         let lease = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context)).await;
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
@@ -174,8 +258,13 @@ impl Builder {
         }
     }
 
-    async fn create_job(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Result<BuildJob, Error> {
-        let lease = self.lease_shared_key(request).await?;
+    async fn create_job(
+        &self,
+        request: &BuildRequest,
+        context: &PreparedContext,
+        call: &BuilderCall<'_>,
+    ) -> Result<BuildJob, Error> {
+        let lease = self.lease_shared_key(request, &context.files).await?;
         let tenant = request.tenant();
         let access = repository_access(&request.config);
         let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
@@ -193,12 +282,13 @@ impl Builder {
             tenant: tenant.cloned(),
             allowed: self.settings.allowed_sources.clone(),
             sbom_generator: self.settings.sbom_generator.clone(),
+            stored_contexts: self.contexts.stored.repository.clone(),
             access,
         };
         let services = SessionServices::new()
             .with_health()
             .with_source_check(Arc::new(sources))
-            .with_files(request.context.indexed()?, lease.clone())
+            .with_files(context.files.clone(), lease.clone())
             .with_credentials(credentials)
             .with_secrets(Arc::new(call.secrets.clone()));
         let config = &request.config;
@@ -221,7 +311,7 @@ impl Builder {
             no_cache: config.no_cache,
             cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
             cache_to: config.cache_to.iter().map(to_cache_export).collect(),
-            named_frontend: request.frontend == Frontend::Named,
+            named_frontend: context.frontend == Frontend::Named,
             provenance: config.provenance.map(|provenance| match provenance {
                 ProvenanceMode::Min => "min",
                 ProvenanceMode::Max => "max",

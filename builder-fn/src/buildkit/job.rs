@@ -22,7 +22,7 @@ use super::outcome::{BuiltImage, SolveOutcome};
 use super::session::{Session, SessionServices};
 use super::shared_key::KeyLease;
 use super::status::{self, BuildEvent, EventReader, StatusResponseStream};
-use super::{BuildFailure, Connection, FaultyParty, ManifestLookup, SolveOptions, history};
+use super::{BuildFailure, BuildReference, Connection, FaultyParty, ManifestLookup, SolveOptions, history};
 
 /// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
 /// more.
@@ -78,6 +78,31 @@ pub enum JobError {
         /// The id of the call that builds or has built the signed request.
         call_id: String,
     },
+}
+
+/// Looks for the image that an earlier delivery of a call has built, and passes the events of its build to `sink`. Returns
+/// `None` if the daemon knows of none.
+pub async fn find_built_image(
+    connection: &Connection,
+    reference: &BuildReference,
+    timeouts: EventTimeouts,
+    mut sink: impl FnMut(BuildEvent),
+) -> Option<BuiltImage> {
+    for attempt in 1..=ATTEMPTS_MAX {
+        let reference = reference.attempt_name(attempt);
+        match history::request_finished_build(connection, &reference)
+            .await?
+            .outcome
+        {
+            SolveOutcome::Failed(_) => {}
+            SolveOutcome::Succeeded(image) => {
+                let responses = status::follow_build_status(connection, reference);
+                pass_remaining_events(responses, timeouts, &mut EventReader::default(), &mut sink).await;
+                return Some(image);
+            }
+        }
+    }
+    None
 }
 
 impl BuildJob {

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value};
 
 mod cache;
+mod context;
 mod error;
 mod fields;
 mod values;
@@ -17,7 +18,9 @@ mod values;
 use super::image::ImageRef;
 use crate::compression::LayerCompression;
 pub(crate) use cache::CacheToItem;
+pub use context::{ContextReference, OciContext};
 pub(super) use error::ConfigError;
+use error::ConfigProblem;
 use fields::{ConfigFields, RespelledKey};
 
 /// A build configuration whose every value has been checked.
@@ -89,17 +92,15 @@ impl BuildConfig {
     /// # Errors
     /// Fails if the content is not a JSON object, or with every key that is missing or wrong.
     pub fn parse(content: &[u8]) -> Result<Self, ConfigError> {
-        if let Some(encoding) = error::byte_order_mark_encoding(content) {
-            return Err(ConfigError::ByteOrderMark { encoding });
-        }
-        let value = serde_json::from_slice(content).map_err(|error| ConfigError::Syntax {
-            reason: error.to_string(),
-        })?;
-        let Value::Object(map) = value else {
-            return Err(ConfigError::NotAnObject);
-        };
-        let mut fields = ConfigFields::new(map);
+        let config = parse_fields(content).and_then(Self::read);
+        config.map_err(|problem| ConfigError {
+            place: "com.openfaas.docker.config",
+            problem,
+        })
+    }
 
+    /// Reads a build configuration from `fields`, which may have errors already.
+    fn read(mut fields: ConfigFields) -> Result<Self, ConfigProblem> {
         let image = values::read_image(&mut fields);
         let tags = values::read_tags(&mut fields);
         let build_args = values::read_build_args(&mut fields);
@@ -121,7 +122,7 @@ impl BuildConfig {
         let (deploy, probe) = values::read_deploy_and_probe(&mut fields, skip_push);
 
         let Some((image, image_as_given)) = image else {
-            return Err(fields.into_config_error());
+            return Err(fields.into_problem());
         };
         let leftover = fields.into_leftover_keys()?;
         Ok(Self {
@@ -148,6 +149,55 @@ impl BuildConfig {
             supersede,
             deploy,
             probe,
+        })
+    }
+}
+
+/// Parses the fields of a configuration, or of a JSON request.
+fn parse_fields(content: &[u8]) -> Result<ConfigFields, ConfigProblem> {
+    if let Some(encoding) = error::byte_order_mark_encoding(content) {
+        return Err(ConfigProblem::ByteOrderMark { encoding });
+    }
+    let value = serde_json::from_slice(content).map_err(|error| ConfigProblem::Syntax {
+        reason: error.to_string(),
+    })?;
+    let Value::Object(map) = value else {
+        return Err(ConfigProblem::NotAnObject);
+    };
+    Ok(ConfigFields::new(map))
+}
+
+/// A JSON request: a build configuration, with a reference to its context and the sealed secrets beside it.
+pub(super) struct JsonRequest {
+    /// The build configuration.
+    pub(super) config: BuildConfig,
+    /// The reference to the context.
+    pub(super) context: ContextReference,
+    /// The envelope with the sealed secrets, as text.
+    pub(super) sealed_secrets: Option<String>,
+}
+
+impl JsonRequest {
+    /// Parses the body of a JSON request: the members of a configuration, `context`, and maybe `sealedSecrets`.
+    ///
+    /// # Errors
+    /// Fails if the content is not a JSON object, or with every key that is missing or wrong.
+    pub(super) fn parse(content: &[u8]) -> Result<Self, ConfigError> {
+        Self::read(content).map_err(|problem| ConfigError {
+            place: "the JSON request",
+            problem,
+        })
+    }
+
+    fn read(content: &[u8]) -> Result<Self, ConfigProblem> {
+        let mut fields = parse_fields(content)?;
+        let context = context::read_context_reference(&mut fields);
+        let sealed_secrets = fields.read_string("sealedSecrets");
+        Ok(Self {
+            config: BuildConfig::read(fields)?,
+            // A missing one is among the errors of the fields.
+            context: context.ok_or(ConfigProblem::NotAnObject)?,
+            sealed_secrets,
         })
     }
 }

@@ -34,25 +34,45 @@ const COMPRESSION_RATIO_MAX: u64 = 200;
 /// The number of bytes of a body that are read and decompressed at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Returns the tar in `body`: the body itself if it is not compressed, or else a new spool with at most `limit` bytes.
-/// Blocks.
+/// The format of a body, which its first bytes show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyFormat {
+    /// A tar that is not compressed, or a format that the reader of the tar rejects.
+    Plain,
+    /// A compressed tar.
+    Compressed(CompressionFormat),
+}
+
+/// Returns the format of `body`. Blocks.
+///
+/// # Errors
+/// Fails if the body cannot be read back from its spool.
+pub(super) fn body_format(body: &Spool) -> Result<BodyFormat, RequestError> {
+    let mut start = [0; MAGIC_BYTES_MAX];
+    let count = body.read_at(&mut start, 0).map_err(RequestError::ReadSpool)?;
+    Ok(CompressionFormat::detect(&start[..count]).map_or(BodyFormat::Plain, BodyFormat::Compressed))
+}
+
+/// Returns a new spool with the tar in `body`, which has at most `limit` bytes; `None` if the body is not compressed. Blocks.
 ///
 /// # Errors
 /// Fails if the body cannot be decompressed, or the tar exceeds a limit or cannot be spooled.
-pub(super) fn decompress(body: Spool, settings: &SpoolSettings, limit: u64) -> Result<Spool, RequestError> {
+pub(super) fn decompress(
+    body: &Spool,
+    settings: &SpoolSettings,
+    limit: u64,
+) -> Result<Option<Spool>, RequestError> {
     decompress_with_buffer(body, settings, limit, PIECE_BYTES)
 }
 
 fn decompress_with_buffer(
-    body: Spool,
+    body: &Spool,
     settings: &SpoolSettings,
     limit: u64,
     piece: usize,
-) -> Result<Spool, RequestError> {
-    let mut start = [0; MAGIC_BYTES_MAX];
-    let count = body.read_at(&mut start, 0).map_err(RequestError::ReadSpool)?;
-    let Some(format) = CompressionFormat::detect(&start[..count]) else {
-        return Ok(body);
+) -> Result<Option<Spool>, RequestError> {
+    let BodyFormat::Compressed(format) = body_format(body)? else {
+        return Ok(None);
     };
     let mut decoder = BodyDecoder::new(format, TarOutput::new(settings, limit))?;
     let mut buffer = vec![0; usize::try_from(body.len()).unwrap_or(piece).min(piece)];
@@ -62,7 +82,7 @@ fn decompress_with_buffer(
             .read_at(&mut buffer, offset)
             .map_err(RequestError::ReadSpool)?;
         if count == 0 {
-            return decoder.finish();
+            return decoder.finish().map(Some);
         }
         decoder = decoder.decompress_piece(&buffer[..count])?;
         offset += count as u64;
@@ -70,8 +90,11 @@ fn decompress_with_buffer(
 }
 
 /// The format of a compressed body.
-enum CompressionFormat {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CompressionFormat {
+    /// gzip, RFC 1952.
     Gzip,
+    /// zstd, RFC 8878.
     Zstd,
 }
 
@@ -243,7 +266,8 @@ mod tests {
             memory: 1 << 20,
             quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").unwrap()),
         };
-        let tar = decompress_with_buffer(Spool::in_memory(body.to_vec()), &settings, limit, piece)?;
+        let body = Spool::in_memory(body.to_vec());
+        let tar = decompress_with_buffer(&body, &settings, limit, piece)?.unwrap_or(body);
         Ok(ArchiveReader::new(ArchiveLimits::default())
             .read(&tar)?
             .entries

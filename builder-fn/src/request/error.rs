@@ -127,6 +127,15 @@ pub enum RequestError {
     /// The request's configuration is unusable.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The body of a JSON request is too large.
+    #[error(
+        "the JSON request is larger than {limit} bytes, twice the limit on a configuration (max_config); it should refer to its \
+         context instead of carrying it"
+    )]
+    JsonTooLarge {
+        /// The size limit in bytes.
+        limit: u64,
+    },
     /// The request violates the rules of its tenant, or a rule that holds under every policy.
     #[error(transparent)]
     Forbidden(#[from] Violations),
@@ -222,7 +231,9 @@ impl RequestError {
             | Self::Frontend(_)
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::Forbidden(_) => RequestErrorKind::Forbidden,
-            Self::TooLarge { .. } | Self::TooLargeWithoutTenant { .. } => RequestErrorKind::TooLarge,
+            Self::TooLarge { .. } | Self::TooLargeWithoutTenant { .. } | Self::JsonTooLarge { .. } => {
+                RequestErrorKind::TooLarge
+            }
             Self::Stalled { .. } | Self::TooSlow { .. } => RequestErrorKind::TooSlow,
             Self::Displaced(_) => RequestErrorKind::Displaced,
             Self::Body { .. } => RequestErrorKind::Broken,
@@ -244,6 +255,7 @@ impl RequestError {
             | Self::Archive(_)
             | Self::NoConfig
             | Self::Config(_)
+            | Self::JsonTooLarge { .. }
             | Self::Forbidden(_)
             | Self::Frontend(_)
             | Self::ReadSpool(_)

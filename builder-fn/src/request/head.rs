@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use function_host::http::HeaderMap;
+use function_host::http::header::CONTENT_TYPE;
+use function_host::http::{HeaderMap, HeaderValue};
 
 /// The name of the header with the signature of the request's body.
 pub const SIGNATURE_HEADER: &str = "x-build-signature";
@@ -25,6 +26,8 @@ pub struct RequestHead {
     pub start_time: Option<Vec<u8>>,
     /// Whether the call passed the gateway twice, as a call does that waited in its queue.
     pub is_asynchronous: bool,
+    /// Whether the body is JSON, by its `Content-Type`: a configuration that refers to its context. Any other body is a tar.
+    pub is_json: bool,
     /// The time at which the head of the request reached this builder, by its own clock.
     pub arrived: SystemTime,
 }
@@ -43,6 +46,7 @@ impl RequestHead {
                 .get(START_TIME_HEADER)
                 .map(|value| value.as_bytes().to_vec()),
             is_asynchronous: count_start_times(headers) > 1,
+            is_json: headers.get(CONTENT_TYPE).is_some_and(is_json_media_type),
             arrived,
         }
     }
@@ -53,6 +57,12 @@ fn count_start_times(headers: &HeaderMap) -> usize {
     let values = headers.get_all(START_TIME_HEADER).iter();
     let times = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     times.filter(|time| !time.trim_ascii().is_empty()).count()
+}
+
+/// Returns whether the value of a `Content-Type` is `application/json`, whatever its parameters.
+fn is_json_media_type(value: &HeaderValue) -> bool {
+    let media_type = value.as_bytes().split(|byte| *byte == b';').next();
+    media_type.is_some_and(|media_type| media_type.trim_ascii().eq_ignore_ascii_case(b"application/json"))
 }
 
 #[cfg(test)]
@@ -74,6 +84,26 @@ mod tests {
             }
             let head = RequestHead::new(&headers, SystemTime::UNIX_EPOCH);
             assert_eq!(head.is_asynchronous, is_asynchronous, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_media_type_of_json_makes_a_body_json() {
+        for (content_type, is_json) in [
+            (Some("application/json"), true),
+            (Some("Application/JSON; charset=utf-8"), true),
+            (Some("application/json-patch+json"), false),
+            (Some("application/octet-stream"), false),
+            (Some("application/x-www-form-urlencoded"), false),
+            (Some("text/plain; application/json"), false),
+            (None, false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(content_type) = content_type {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            }
+            let head = RequestHead::new(&headers, SystemTime::now());
+            assert_eq!(head.is_json, is_json, "{content_type:?}");
         }
     }
 }

@@ -64,9 +64,9 @@ impl IndexingTurns {
 
 impl RestorableContext {
     /// Returns the context of a tar that was read within `limits`.
-    pub(super) fn new(context: SourceContext, limits: ArchiveLimits, turns: IndexingTurns) -> Self {
+    pub(super) fn new(context: Arc<SourceContext>, limits: ArchiveLimits, turns: IndexingTurns) -> Self {
         Self {
-            state: Mutex::new(ContextState::Indexed(Arc::new(context))),
+            state: Mutex::new(ContextState::Indexed(context)),
             limits,
             turns,
         }
@@ -159,7 +159,11 @@ mod tests {
                 .unwrap();
         }
         let context = SourceContext::from_tar(&tar.into_inner().unwrap()).unwrap();
-        RestorableContext::new(context, ArchiveLimits::default(), IndexingTurns::default())
+        RestorableContext::new(
+            Arc::new(context),
+            ArchiveLimits::default(),
+            IndexingTurns::default(),
+        )
     }
 
     fn describe_entries(context: &SourceContext) -> Vec<String> {

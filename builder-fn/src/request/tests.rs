@@ -106,6 +106,7 @@ fn request_head(signature: Option<&str>, start_time: Option<&str>) -> RequestHea
         tenant: None,
         start_time: start_time.map(|value| value.as_bytes().to_vec()),
         is_asynchronous: false,
+        is_json: false,
         arrived: SystemTime::now(),
     }
 }
@@ -192,7 +193,7 @@ async fn a_signed_tar_becomes_the_same_build_request_whatever_pieces_it_arrives_
                 ["key \"soon\" in com.openfaas.docker.config is ignored"]
             );
             assert!(request.sealed_secrets.is_none());
-            let context = request.context.indexed().unwrap();
+            let context = request.received_files().unwrap();
             let dockerfile = context.get("Dockerfile").unwrap();
             let mut content = [0; 20];
             assert_eq!(context.read_file(dockerfile, 5, &mut content).unwrap(), 8);
@@ -218,7 +219,7 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     )
     .await
     .unwrap();
-    let context = request.context.indexed().unwrap();
+    let context = request.received_files().unwrap();
     let entry = context.get("large").unwrap();
     let Kind::File { offset, size } = entry.kind else {
         panic!("{entry:?}")

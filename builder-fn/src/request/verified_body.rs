@@ -3,15 +3,21 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::decompress::decompress;
-use super::dockerfile;
+use bytes::Bytes;
+use function_host::policy::Tenant;
+
+use super::config::{ContextReference, JsonRequest};
+use super::prepared_context::{
+    BuildSource, ContextRules, PreparedContext, ReceivedContext, ReferencedContext, StorableTar,
+    check_storable, limits_with_quota, read_tar,
+};
 use super::restorable_context::RestorableContext;
 use super::rules;
 use super::time::format_rfc3339;
 use super::{
     BuildConfig, BuildRequest, RequestError, RequestHead, RequestLimits, SubmittedAt, VerifiedSignature,
 };
-use crate::context::{ArchiveReader, SourceContext, Spool, SpoolQuota, SpoolSettings};
+use crate::context::{Index, Spool, SpoolQuota};
 use crate::slots::SlotOwner;
 
 /// The number of ignored keys that warnings name.
@@ -37,11 +43,12 @@ impl VerifiedBody {
 
     /// Returns the tenant that signed the body, as far as its build slot is concerned.
     pub(crate) fn slot_owner(&self) -> SlotOwner {
-        let tenant = self.signature.as_ref().and_then(VerifiedSignature::tenant);
-        tenant.map_or_else(SlotOwner::default, |tenant| SlotOwner::of_tenant(tenant))
+        self.tenant()
+            .map_or_else(SlotOwner::default, |tenant| SlotOwner::of_tenant(tenant))
     }
 
-    /// Parses the build request in the body, which arrived with `head`: decompresses the body, and indexes the tar in it.
+    /// Parses the build request in the body, which arrived with `head`: a tar, which is decompressed and indexed, or JSON that
+    /// refers to its context.
     ///
     /// # Errors
     /// Fails if the tar, its configuration or its Dockerfile is unusable or exceeds a limit, or the request has expired or
@@ -56,6 +63,21 @@ impl VerifiedBody {
         turns.run(move || self.parse(&head, &limits)).await
     }
 
+    /// Returns the tenant that signed the body; `None` without a policy.
+    pub(crate) fn tenant(&self) -> Option<&Arc<Tenant>> {
+        self.signature.as_ref().and_then(VerifiedSignature::tenant)
+    }
+
+    /// Checks that the body is a tar with a context, and returns it as it was sent.
+    ///
+    /// # Errors
+    /// Fails if the tar is unusable or exceeds a limit.
+    pub(crate) async fn into_storable_tar(self, limits: &RequestLimits) -> Result<StorableTar, RequestError> {
+        let limits = limits_with_quota(limits, self.quota);
+        let turns = limits.indexing.clone();
+        turns.run(move || check_storable(self.spool, &limits)).await
+    }
+
     fn parse(self, head: &RequestHead, limits: &RequestLimits) -> Result<BuildRequest, RequestError> {
         let Self {
             spool,
@@ -63,46 +85,45 @@ impl VerifiedBody {
             signature,
         } = self;
         let body_bytes = spool.len();
-        let settings = SpoolSettings {
-            quota,
-            ..limits.spool.clone()
+        let limits = limits_with_quota(limits, quota);
+        let content = match head.is_json {
+            true => RequestContent::read_json(&spool, &limits)?,
+            false => RequestContent::read_tar(spool, &limits)?,
         };
-        let spool = decompress(spool, &settings, limits.archive.body)?;
-        let contents = ArchiveReader::new(limits.archive.clone()).read(&spool)?;
-        let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
-        let tenant = signature
-            .as_ref()
-            .and_then(VerifiedSignature::tenant)
-            .map(Arc::as_ref);
-        let mut warnings = contents.warnings;
+        let RequestContent {
+            config,
+            place,
+            source,
+            sealed_secrets,
+            mut warnings,
+        } = content;
+        let tenant = signature.as_ref().and_then(VerifiedSignature::tenant);
         let now = SystemTime::now();
         check_not_expired(config.not_after, now)?;
         let is_dated = limits.freshness.check_age(config.submitted_at, now)?;
-        rules::check_config(&config, tenant, &limits.reserved)?;
+        rules::check_config(&config, tenant.map(Arc::as_ref), &limits.reserved)?;
         let submitted_at = SubmittedAt::determine(config.submitted_at, head, now, &mut warnings)?;
-        let context = SourceContext::new(contents.entries, spool);
-        dockerfile::check_dockerfile_exists(&context, config.dockerfile.as_deref())?;
-        let frontend =
-            dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &limits.frontends, tenant)?;
-
-        warnings.extend(dockerfile::ignore_file_warnings(
-            &context,
-            config.dockerfile.as_deref(),
-        )?);
-        let respelled = config.respelled.iter().take(MAX_IGNORED_KEYS_SHOWN);
-        warnings.extend(respelled.map(|respelled| {
-            format!(
-                "key {:?} in com.openfaas.docker.config is read as \"{}\"",
-                respelled.given, respelled.key
-            )
-        }));
-        let ignored = config.unknown.iter().take(MAX_IGNORED_KEYS_SHOWN);
-        warnings.extend(ignored.map(|key| format!("key {key:?} in com.openfaas.docker.config is ignored")));
+        let rules = ContextRules {
+            limits,
+            dockerfile: config.dockerfile.clone(),
+            tenant: tenant.cloned(),
+        };
+        let source = match source {
+            RequestedSource::Tar { entries, spool } => {
+                let (PreparedContext { files, frontend }, more) = rules.prepare_entries(entries, spool)?;
+                warnings.extend(more);
+                let files = RestorableContext::new(files, rules.limits.archive, rules.limits.indexing);
+                BuildSource::Received(ReceivedContext { files, frontend })
+            }
+            RequestedSource::Reference(reference) => {
+                BuildSource::Referenced(Box::new(ReferencedContext { reference, rules }))
+            }
+        };
+        warnings.extend(key_warnings(&config, place));
         Ok(BuildRequest {
             config,
-            frontend,
-            context: RestorableContext::new(context, limits.archive.clone(), limits.indexing.clone()),
-            sealed_secrets: contents.secrets.map(Into::into),
+            source,
+            sealed_secrets,
             warnings,
             body_bytes,
             is_single_use: is_dated && signature.is_some(),
@@ -110,6 +131,74 @@ impl VerifiedBody {
             submitted_at,
         })
     }
+}
+
+/// The parsed content of a body, of which the rules have not been checked.
+struct RequestContent {
+    config: BuildConfig,
+    /// The place of the configuration, as warnings name it.
+    place: &'static str,
+    source: RequestedSource,
+    sealed_secrets: Option<Bytes>,
+    warnings: Vec<String>,
+}
+
+/// The source that a body has or names.
+enum RequestedSource {
+    Tar { entries: Index, spool: Spool },
+    Reference(ContextReference),
+}
+
+impl RequestContent {
+    fn read_tar(body: Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
+        let (contents, spool) = read_tar(body, limits)?;
+        Ok(Self {
+            config: BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?,
+            place: "com.openfaas.docker.config",
+            source: RequestedSource::Tar {
+                entries: contents.entries,
+                spool,
+            },
+            sealed_secrets: contents.secrets.map(Into::into),
+            warnings: contents.warnings,
+        })
+    }
+
+    fn read_json(body: &Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
+        // Room for a configuration and an envelope of secrets, each as large as in a tar.
+        let limit = (limits.archive.small_file as u64).saturating_mul(2);
+        let length = usize::try_from(body.len()).ok().filter(|_| body.len() <= limit);
+        let mut content = vec![0; length.ok_or(RequestError::JsonTooLarge { limit })?];
+        let mut filled = 0;
+        while filled < content.len() {
+            match body.read_at(&mut content[filled..], filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) => return Err(RequestError::ReadSpool(error)),
+            }
+        }
+        let request = JsonRequest::parse(&content)?;
+        Ok(Self {
+            config: request.config,
+            place: "the JSON request",
+            source: RequestedSource::Reference(request.context),
+            sealed_secrets: request.sealed_secrets.map(Into::into),
+            warnings: Vec::new(),
+        })
+    }
+}
+
+/// Returns warnings about keys that are ignored, or read in another spelling.
+fn key_warnings<'a>(config: &'a BuildConfig, place: &'a str) -> impl Iterator<Item = String> + 'a {
+    let respelled = config.respelled.iter().take(MAX_IGNORED_KEYS_SHOWN);
+    let respelled = respelled.map(move |respelled| {
+        format!(
+            "key {:?} in {place} is read as \"{}\"",
+            respelled.given, respelled.key
+        )
+    });
+    let ignored = config.unknown.iter().take(MAX_IGNORED_KEYS_SHOWN);
+    respelled.chain(ignored.map(move |key| format!("key {key:?} in {place} is ignored")))
 }
 
 fn check_not_expired(not_after: Option<SystemTime>, now: SystemTime) -> Result<(), RequestError> {

@@ -17,6 +17,7 @@ fn rules_of_policy(policy: &str) -> SourceRules {
         tenant,
         allowed: "files.internal:8080, 10.1.2.3".parse().expect("hosts"),
         sbom_generator: Some("docker.io/operator/scanner:1".into()),
+        stored_contexts: ContextRepository::parse("r.example/slipway/contexts"),
         access: RepositoryAccess::default(),
     }
 }
@@ -30,6 +31,22 @@ fn denial_of_source(rules: &SourceRules, identifier: &str) -> String {
         SourceDecision::Deny(reason) => reason,
         other => panic!("{identifier}: {other:?}"),
     }
+}
+
+#[test]
+fn no_build_of_a_tenant_reads_stored_contexts_as_images() {
+    for rules in [r#""read": {"images": ["r.example/"]}"#, r#""maxBuilds": 1"#] {
+        for name in ["contexts", "contexts/acme", "contexts/victim"] {
+            let source = format!("docker-image://r.example/slipway/{name}@sha256:00");
+            let denial = denial_of_source(&rules_of_policy(rules), &source);
+            assert!(
+                denial.contains("is a repository for stored contexts"),
+                "{rules} {source}: {denial}"
+            );
+        }
+    }
+    let source = "docker-image://r.example/slipway/contexts@sha256:00";
+    assert_eq!(check_source(&rules_of_policy(""), source), SourceDecision::Allow);
 }
 
 const TENANT_MEMBERS_JSON: &str = r#""push": ["r.example/acme/"], "cache": ["r.example/caches/acme/"], "read": {

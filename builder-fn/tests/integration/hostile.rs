@@ -78,6 +78,7 @@ async fn rejection_of_tar(
         tenant: None,
         start_time: None,
         is_asynchronous: false,
+        is_json: false,
         arrived: SystemTime::now(),
     };
     let body = Full::new(Bytes::from(body));

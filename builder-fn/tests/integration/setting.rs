@@ -12,10 +12,13 @@ use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
+use builder_fn::registry::ContextRepository;
+use builder_fn::remote_context::{RemoteContexts, StoredContextSettings, UploadLimit};
 use builder_fn::request::{FreshnessLimit, RequestLimits};
 use builder_fn::sealed::SealKey;
 use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
+use builder_fn::sources::AllowedSources;
 use builder_fn::supersede::Supersession;
 use builder_fn::tenants::TenantResources;
 use function_host::http::Method;
@@ -83,18 +86,29 @@ impl TestBuilder {
             },
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
+        let tenants = TenantResources::new(
+            secrets.clone(),
+            true,
+            AllowedTokenHosts::default(),
+            CredentialHelpers::default(),
+            Arc::new(|_| Err("is not in this test".to_owned())),
+        );
         let builder = Builder {
+            contexts: RemoteContexts {
+                credentials: Arc::new(OneRegistryCredentials),
+                tenants: tenants.clone(),
+                secrets: secrets.clone(),
+                insecure: true,
+                token_realms: AllowedTokenHosts::default(),
+                allowed: AllowedSources::default(),
+                stored: StoredContextSettings::default(),
+                uploads: UploadLimit::default(),
+            },
             supersession: Supersession::new(daemon.clone()),
             daemon,
             credentials: Arc::new(OneRegistryCredentials),
             manifests: Arc::new(FakeManifestLookup::Present),
-            tenants: TenantResources::new(
-                secrets.clone(),
-                true,
-                AllowedTokenHosts::default(),
-                CredentialHelpers::default(),
-                Arc::new(|_| Err("is not in this test".to_owned())),
-            ),
+            tenants,
             settings: BuildSettings {
                 insecure: true,
                 default_namespace: "openfaas-fn".into(),
@@ -164,6 +178,26 @@ impl TestBuilder {
         let file = PolicyFile::open(self.secrets.path().join("policy.json")).expect("a policy");
         self.api.signatures.policy = Some(file);
         self
+    }
+
+    /// Names the private hosts from which contexts may be fetched.
+    pub(crate) fn with_allowed_sources(mut self, hosts: &str) -> Self {
+        self.api.builder.contexts.allowed = hosts.parse().expect("hosts");
+        self
+    }
+
+    /// Names the repository for stored contexts, and whether they are deleted after their build.
+    pub(crate) fn with_stored_contexts(mut self, repository: &str, deletes_built: bool) -> Self {
+        self.api.builder.contexts.stored = StoredContextSettings {
+            repository: ContextRepository::parse(repository),
+            deletes_built,
+        };
+        self
+    }
+
+    /// Returns the bytes of all verified bodies and fetched contexts.
+    pub(crate) fn spooled_bytes(&self) -> i64 {
+        self.api.metrics.spool_bytes_gauge().get()
     }
 
     /// Replaces the registries.

@@ -96,6 +96,12 @@ impl BuilderProcess {
         SigningClient::new(format!("{}/build", self.function.url), &key)
     }
 
+    /// Returns a client of `POST /contexts` that signs with the stack's key.
+    pub fn contexts_client(&self) -> Result<SigningClient> {
+        let key = fs::read(self.secrets.path().join("payload-secret"))?;
+        SigningClient::new(format!("{}/contexts", self.url()), &key)
+    }
+
     /// Sends a GET request to the builder; returns status and text.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let http = reqwest::Client::builder().no_proxy().build()?;

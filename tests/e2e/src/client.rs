@@ -70,6 +70,14 @@ impl SigningClient {
         self.post_with_signature(tar, Some(&signature), &[]).await
     }
 
+    /// Posts a signed JSON request.
+    pub async fn post_json(&self, request: &Value) -> Result<BuilderReply> {
+        let body = request.to_string().into_bytes();
+        let signature = sign_body(&self.key, &body)?;
+        self.post_as_media_type("application/json", body, Some(&signature), &[])
+            .await
+    }
+
     /// Posts a signed tar with more headers.
     pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<BuilderReply> {
         let signature = sign_body(&self.key, &tar)?;
@@ -91,11 +99,22 @@ impl SigningClient {
         signature: Option<&str>,
         headers: &[(&str, &str)],
     ) -> Result<BuilderReply> {
+        self.post_as_media_type("application/octet-stream", tar, signature, headers)
+            .await
+    }
+
+    async fn post_as_media_type(
+        &self,
+        media_type: &str,
+        body: Vec<u8>,
+        signature: Option<&str>,
+        headers: &[(&str, &str)],
+    ) -> Result<BuilderReply> {
         let mut request = self
             .http
             .post(&self.url)
-            .header("Content-Type", "application/octet-stream")
-            .body(tar);
+            .header("Content-Type", media_type)
+            .body(body);
         if let Some(signature) = signature {
             request = request.header("X-Build-Signature", signature);
         }

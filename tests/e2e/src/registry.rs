@@ -130,6 +130,35 @@ impl RegistryClient {
         Ok(())
     }
 
+    /// Pushes an artifact with one layer, as `oras push` does, and returns its digest.
+    pub async fn push_artifact(&self, repository: &str, layer: Vec<u8>) -> Result<String> {
+        let config = b"{}";
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": "application/vnd.unknown.artifact.v1",
+            "config": {
+                "mediaType": "application/vnd.oci.empty.v1+json",
+                "digest": digest(config), "size": config.len(), "data": "e30=",
+            },
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": digest(&layer), "size": layer.len(),
+                "annotations": { "org.opencontainers.image.title": "context.tar" },
+            }],
+            "annotations": { "org.opencontainers.image.created": "2026-01-01T00:00:00Z" },
+        })
+        .to_string();
+        self.push_blob(repository, config.to_vec()).await?;
+        self.push_blob(repository, layer).await?;
+        let digest = digest(manifest.as_bytes());
+        let url = format!("http://{}/v2/{repository}/manifests/{digest}", self.host);
+        let put = self.http.put(&url).body(manifest);
+        let put = put.header(CONTENT_TYPE, "application/vnd.oci.image.manifest.v1+json");
+        let status = self.with_credentials(put).send().await?.status();
+        ensure!(status.is_success(), "PUT {url}: {status}");
+        Ok(digest)
+    }
+
     async fn push_blob(&self, repository: &str, content: Vec<u8>) -> Result<()> {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
         let begun = self.with_credentials(self.http.post(&url)).send().await?;

@@ -11,26 +11,34 @@ const MAX_KEY_CHARS_SHOWN: usize = 100;
 
 /// The reason why a build configuration is rejected, for the caller.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
+#[error("{place}: {problem}")]
+pub struct ConfigError {
+    /// The place of the configuration, as texts name it.
+    pub place: &'static str,
+    /// The problem of the configuration.
+    pub problem: ConfigProblem,
+}
+
+/// The problem of a build configuration. The texts follow the name of its place.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigProblem {
     /// The configuration is not JSON.
-    #[error("com.openfaas.docker.config: not JSON: {reason}")]
+    #[error("not JSON: {reason}")]
     Syntax {
         /// The parser's message, which is a position and never content.
         reason: String,
     },
     /// The configuration begins with a byte order mark, which JSON must not have (RFC 8259, section 8.1).
-    #[error(
-        "com.openfaas.docker.config: begins with a byte order mark ({encoding}); should be UTF-8 without one"
-    )]
+    #[error("begins with a byte order mark ({encoding}); should be UTF-8 without one")]
     ByteOrderMark {
         /// The encoding that the byte order mark belongs to.
         encoding: &'static str,
     },
     /// The configuration is JSON, but not an object.
-    #[error("com.openfaas.docker.config: should be a JSON object")]
+    #[error("should be a JSON object")]
     NotAnObject,
     /// Keys of the configuration are missing or wrong.
-    #[error("com.openfaas.docker.config: {0}")]
+    #[error(transparent)]
     Keys(KeyErrors),
 }
 
@@ -56,6 +64,8 @@ impl KeyErrors {
         self.listed.is_empty()
     }
 }
+
+impl std::error::Error for KeyErrors {}
 
 impl fmt::Display for KeyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::error::{ConfigError, KeyErrors, escape_and_shorten_key};
+use super::error::{ConfigProblem, KeyErrors, escape_and_shorten_key};
 
 /// The keys of a configuration that have not been read yet, and the errors in those that have.
 ///
@@ -156,19 +156,19 @@ impl ConfigFields {
     ///
     /// # Errors
     /// Fails if a key was rejected.
-    pub(super) fn into_leftover_keys(self) -> Result<LeftoverKeys, ConfigError> {
+    pub(super) fn into_leftover_keys(self) -> Result<LeftoverKeys, ConfigProblem> {
         match self.errors.is_empty() {
             true => Ok(LeftoverKeys {
                 unknown: self.unread.into_iter().map(|(key, _)| key).collect(),
                 respelled: self.respelled,
             }),
-            false => Err(self.into_config_error()),
+            false => Err(self.into_problem()),
         }
     }
 
     /// Returns the error of the keys that were rejected.
-    pub(super) fn into_config_error(self) -> ConfigError {
-        ConfigError::Keys(self.errors)
+    pub(super) fn into_problem(self) -> ConfigProblem {
+        ConfigProblem::Keys(self.errors)
     }
 }
 

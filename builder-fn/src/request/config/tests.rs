@@ -511,12 +511,18 @@ fn a_json_syntax_error_in_a_config_is_reported_with_its_position_and_without_con
     for content in [&b""[..], b"{", b"\xff", b"{} {}", b"[[[["] {
         assert!(matches!(
             BuildConfig::parse(content),
-            Err(ConfigError::Syntax { .. })
+            Err(ConfigError {
+                problem: ConfigProblem::Syntax { .. },
+                ..
+            })
         ));
     }
     assert!(matches!(
         BuildConfig::parse("[".repeat(100_000).as_bytes()),
-        Err(ConfigError::Syntax { .. })
+        Err(ConfigError {
+            problem: ConfigProblem::Syntax { .. },
+            ..
+        })
     ));
 }
 

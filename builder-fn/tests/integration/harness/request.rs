@@ -45,6 +45,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
             tenant: None,
             start_time: None,
             is_asynchronous: false,
+            is_json: false,
             arrived: SystemTime::now(),
         };
         let body = Full::new(body.clone());
@@ -66,15 +67,15 @@ pub(crate) async fn check_request(bytes: &[u8]) {
                     .iter()
                     .all(|text| !text.contains(char::is_control))
             );
-            let context = request.context.indexed().expect("the index");
-            for (_, entry) in paths_and_entries(context.index()) {
+            let files = request.received_files().expect("a tar");
+            for (_, entry) in paths_and_entries(files.index()) {
                 let size = match entry.kind {
                     Kind::File { offset, size } if offset + size <= held => size,
                     Kind::File { .. } => panic!("{entry:?} is not in the {held} bytes"),
                     _ => continue,
                 };
                 let mut content = vec![0; usize::try_from(size).expect("no larger than the limit")];
-                context
+                files
                     .read_file_exact(entry, 0, &mut content)
                     .expect("the whole content");
             }

@@ -4,24 +4,38 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::address_check::{self, AddressCheck, AddressDenied};
 use crate::connector::Connector;
 use crate::error_chain::BoxError;
 
+/// The size of the largest response that is read as a whole, in bytes: registries limit manifests to this.
+#[cfg(feature = "tls")]
+pub(crate) const RESPONSE_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// The body of a request, which may be sent while it is made.
+pub type OutgoingBody = UnsyncBoxBody<Bytes, BoxError>;
+
 /// An HTTP client for any server. It follows no redirects. Clones share connections.
 #[derive(Clone)]
-pub(crate) struct HttpClient {
-    client: Client<Connector, Full<Bytes>>,
+pub struct HttpClient {
+    client: Client<Connector, OutgoingBody>,
+    /// The check of the addresses that the client connects to; the connector has it too.
+    check: Option<AddressCheck>,
     /// The limit on the body of a response, in bytes.
     body_limit: usize,
 }
 
 /// An error of an HTTP exchange: the reason why there is no complete response.
 #[derive(Debug)]
-pub(crate) enum ExchangeError {
+pub enum ExchangeError {
+    /// The client may not connect to an address of the server: the server has not received the request.
+    Denied(AddressDenied),
     /// No connection to the server could be established: the server has not received the request.
     Connect(BoxError),
     /// The connection to the server was lost before the response was complete.
@@ -32,13 +46,60 @@ pub(crate) enum ExchangeError {
     TooLarge(usize),
 }
 
+#[cfg(feature = "tls")]
+impl HttpClient {
+    /// Creates an HTTP client that trusts the system's certificates, and those in the secret `gateway-ca`. It connects only to
+    /// addresses that pass `check`, if there is one.
+    ///
+    /// # Errors
+    /// Fails if the certificates cannot be read, or there are none to trust.
+    pub fn trusting_platform(
+        secrets: &crate::secret::Secrets,
+        check: Option<AddressCheck>,
+    ) -> Result<Self, BoxError> {
+        use crate::gateway::CA_SECRET_NAME;
+        let more = match secrets.exists(CA_SECRET_NAME) {
+            true => Some(secrets.read_secret(CA_SECRET_NAME)?),
+            false => None,
+        };
+        let connector = crate::connector::connector_trusting_certificates(
+            more.as_ref().map(crate::secret::Secret::expose),
+            check.clone(),
+        )?;
+        Ok(Self {
+            check,
+            ..Self::new(connector, RESPONSE_MAX_BYTES)
+        })
+    }
+}
+
+#[cfg(feature = "tls")]
+impl HttpClient {
+    /// Creates an HTTP client that trusts no certificate, for servers without TLS. It connects only to addresses that pass
+    /// `check`, if there is one.
+    ///
+    /// # Errors
+    /// Fails if TLS cannot be configured.
+    pub fn without_trust(check: Option<AddressCheck>) -> Result<Self, BoxError> {
+        let connector = crate::connector::plain_checked_connector(check.clone())?;
+        Ok(Self {
+            check,
+            ..Self::new(connector, RESPONSE_MAX_BYTES)
+        })
+    }
+}
+
 impl HttpClient {
     pub(crate) fn new(connector: Connector, body_limit: usize) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector);
-        Self { client, body_limit }
+        Self {
+            client,
+            check: None,
+            body_limit,
+        }
     }
 
     pub(crate) fn with_body_limit(self, body_limit: usize) -> Self {
@@ -51,16 +112,9 @@ impl HttpClient {
         request: Request<Full<Bytes>>,
         timeout: Duration,
     ) -> Result<Response<Bytes>, ExchangeError> {
+        let request = request.map(|body| body.map_err(|never| match never {}).boxed_unsync());
         let exchange = async {
-            let response = self
-                .client
-                .request(request)
-                .await
-                .map_err(|error| match error.is_connect() {
-                    true => ExchangeError::Connect(error.into()),
-                    false => ExchangeError::Lost(error.into()),
-                })?;
-            let (head, body) = response.into_parts();
+            let (head, body) = self.exchange_heads(request).await?.into_parts();
             let body = Limited::new(body, self.body_limit)
                 .collect()
                 .await
@@ -73,5 +127,36 @@ impl HttpClient {
         tokio::time::timeout(timeout, exchange)
             .await
             .unwrap_or(Err(ExchangeError::Timeout(timeout)))
+    }
+
+    /// Sends an HTTP request, and returns the response as soon as its head has arrived, which has to be within `timeout`.
+    #[cfg(feature = "tls")]
+    pub async fn send(
+        &self,
+        request: Request<OutgoingBody>,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        tokio::time::timeout(timeout, self.exchange_heads(request))
+            .await
+            .unwrap_or(Err(ExchangeError::Timeout(timeout)))
+    }
+
+    async fn exchange_heads(
+        &self,
+        request: Request<OutgoingBody>,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        if let Some(check) = &self.check {
+            // The connector does not resolve an address.
+            address_check::check_literal(check, request.uri()).map_err(ExchangeError::Denied)?;
+        }
+        self.client.request(request).await.map_err(|error| {
+            if let Some(denied) = AddressDenied::find_in(&error) {
+                return ExchangeError::Denied(denied.clone());
+            }
+            match error.is_connect() {
+                true => ExchangeError::Connect(error.into()),
+                false => ExchangeError::Lost(error.into()),
+            }
+        })
     }
 }

@@ -8,8 +8,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 /// The timeout for an HTTP client to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-fn http_connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
+fn configure<R>(mut connector: HttpConnector<R>) -> HttpConnector<R> {
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_nodelay(true);
     connector
@@ -23,7 +22,7 @@ mod kind {
     pub(crate) type Connector = HttpConnector;
 
     pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
-        Ok(http_connector())
+        Ok(configure(HttpConnector::new()))
     }
 }
 
@@ -38,18 +37,27 @@ mod kind {
     use rustls::{ClientConfig, RootCertStore};
 
     use super::*;
+    use crate::address_check::{AddressCheck, CheckedResolver};
     use crate::error_chain::BoxError;
 
-    pub(crate) type Connector = HttpsConnector<HttpConnector>;
+    pub(crate) type Connector = HttpsConnector<HttpConnector<CheckedResolver>>;
 
     /// Returns an HTTP connector for a server without TLS; the connector trusts no certificate.
     pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
-        connector_with_roots(RootCertStore::empty())
+        plain_checked_connector(None)
+    }
+
+    /// Returns an HTTP connector for servers without TLS, which connects only to addresses that pass `check`, if there is one.
+    pub(crate) fn plain_checked_connector(check: Option<AddressCheck>) -> Result<Connector, BoxError> {
+        connector_with_roots(RootCertStore::empty(), check)
     }
 
     /// Returns an HTTPS connector that trusts the system's certificate authorities, and `more` certificates
-    /// in PEM.
-    pub(crate) fn connector_trusting_certificates(more: Option<&[u8]>) -> Result<Connector, BoxError> {
+    /// in PEM. It connects only to addresses that pass `check`, if there is one.
+    pub(crate) fn connector_trusting_certificates(
+        more: Option<&[u8]>,
+        check: Option<AddressCheck>,
+    ) -> Result<Connector, BoxError> {
         let mut roots = RootCertStore::empty();
         // The system's certificates that cannot be read are skipped, and the others trusted.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -59,19 +67,22 @@ mod kind {
         if roots.is_empty() {
             return Err("there is no certificate to trust".into());
         }
-        connector_with_roots(roots)
+        connector_with_roots(roots, check)
     }
 
     /// Returns an HTTPS connector that trusts the certificate authorities in `roots`.
     ///
     /// It names its crypto provider instead of installing a default for the process, because the handler may use
     /// another.
-    fn connector_with_roots(roots: RootCertStore) -> Result<Connector, BoxError> {
+    fn connector_with_roots(
+        roots: RootCertStore,
+        check: Option<AddressCheck>,
+    ) -> Result<Connector, BoxError> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut http = http_connector();
+        let mut http = configure(HttpConnector::new_with_resolver(CheckedResolver::new(check)));
         http.enforce_http(false);
         let builder = HttpsConnectorBuilder::new()
             .with_tls_config(config)
@@ -80,6 +91,6 @@ mod kind {
     }
 }
 
-#[cfg(feature = "tls")]
-pub(crate) use kind::connector_trusting_certificates;
 pub(crate) use kind::{Connector, plain_connector};
+#[cfg(feature = "tls")]
+pub(crate) use kind::{connector_trusting_certificates, plain_checked_connector};

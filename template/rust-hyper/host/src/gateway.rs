@@ -243,6 +243,12 @@ impl Gateway {
             .send_and_receive(request, timeout)
             .await
             .map_err(|error| match error {
+                // The gateway's client checks no addresses.
+                ExchangeError::Denied(denied) => GatewayError::Connect {
+                    method,
+                    path,
+                    source: denied.into(),
+                },
                 ExchangeError::Connect(source) => GatewayError::Connect { method, path, source },
                 ExchangeError::Lost(source) => GatewayError::Lost { method, path, source },
                 ExchangeError::Timeout(limit) => GatewayError::Timeout { method, path, limit },
@@ -280,7 +286,7 @@ fn connector_trusting_gateway(secrets: &Secrets) -> Result<Connector, BoxError> 
         true => Some(secrets.read_secret(CA_SECRET_NAME)?),
         false => None,
     };
-    connector::connector_trusting_certificates(secret.as_ref().map(Secret::expose))
+    connector::connector_trusting_certificates(secret.as_ref().map(Secret::expose), None)
 }
 
 impl fmt::Debug for Gateway {

@@ -24,6 +24,7 @@
 //! tenants and their rules (the module `policy`). A handler enables them in its `Cargo.toml`.
 
 mod acceptance;
+mod address_check;
 mod app;
 mod client;
 mod connection_state;
@@ -59,7 +60,9 @@ pub mod trace;
 mod trace;
 pub mod unverified;
 
+pub use address_check::{AddressCheck, AddressDenied};
 pub use app::App;
+pub use client::{ExchangeError, HttpClient, OutgoingBody};
 pub use context::Context;
 pub use error::Error;
 pub use error_chain::{BoxError, ErrorChain};

@@ -25,6 +25,7 @@ mod openapi;
 mod platform_faults;
 mod provider;
 mod queued_deployments;
+mod referenced_contexts;
 mod rejected_requests;
 mod resource_limits;
 mod slots;

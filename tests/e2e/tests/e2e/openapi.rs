@@ -60,7 +60,11 @@ async fn every_answer_matches_the_openapi_description() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let keys = tempfile::tempdir()?;
     let key = CliRecording::read_recording()?.write_private_key(keys.path())?;
-    let settings = [("build_secrets_private_key_path", key.as_str())];
+    let contexts = format!("{}/e2e/openapi-contexts", testbed.stack.registry.host);
+    let settings = [
+        ("build_secrets_private_key_path", key.as_str()),
+        ("contexts_repository", contexts.as_str()),
+    ];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let text = |path: PathBuf| {
         path.into_os_string()

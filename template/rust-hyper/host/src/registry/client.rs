@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
@@ -15,19 +16,15 @@ use super::challenge::AuthChallenge;
 use super::credentials::RegistryCredentials;
 use super::error::RegistryError;
 use super::realm::AllowedTokenHosts;
-use crate::client::HttpClient;
-use crate::connector;
+use crate::client::{HttpClient, OutgoingBody};
 use crate::error_chain::ErrorChain;
-use crate::gateway::CA_SECRET_NAME;
-use crate::secret::{Secret, Secrets};
+use crate::secret::Secrets;
 use crate::trace;
 
 const ACCEPTED_MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json",
 );
-/// The size of a registry's largest response, in bytes: registries limit manifests to this.
-const RESPONSE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// The time limit for one response of a registry. A look-up may take several requests.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The characters of a scope that are encoded in a query: all but those that a scope's grammar has.
@@ -68,11 +65,14 @@ impl fmt::Debug for RegistryToken {
 }
 
 /// A repository of an image registry, with the token that was fetched for it.
+#[derive(Clone)]
 pub struct Repository {
     client: RegistryClient,
     host: String,
     name: String,
     credentials: RegistryCredentials,
+    /// The actions that a token is requested for, separated by commas.
+    actions: &'static str,
     authorization: Option<HeaderValue>,
 }
 
@@ -84,26 +84,24 @@ impl RegistryClient {
     /// # Errors
     /// Fails if there are no certificates to trust, and registries are not `insecure`.
     pub fn new(secrets: &Secrets, insecure: bool, realms: AllowedTokenHosts) -> Result<Self, RegistryError> {
-        let more = match secrets.exists(CA_SECRET_NAME) {
-            true => secrets.read_secret(CA_SECRET_NAME).map(Some),
-            false => Ok(None),
-        };
-        let connector = more
-            .map_err(Into::into)
-            .and_then(|more| connector::connector_trusting_certificates(more.as_ref().map(Secret::expose)))
-            .or_else(|error| {
-                if insecure {
-                    connector::plain_connector()
-                } else {
-                    Err(error)
-                }
-            })
-            .map_err(RegistryError::Authority)?;
-        Ok(Self {
-            http: HttpClient::new(connector, RESPONSE_MAX_BYTES),
+        let http = HttpClient::trusting_platform(secrets, None).or_else(|error| match insecure {
+            true => HttpClient::without_trust(None),
+            false => Err(error),
+        });
+        Ok(Self::with_http(
+            http.map_err(RegistryError::Authority)?,
             insecure,
             realms,
-        })
+        ))
+    }
+
+    /// Creates a registry client that sends its requests with `http`, also those to token servers.
+    pub fn with_http(http: HttpClient, insecure: bool, realms: AllowedTokenHosts) -> Self {
+        Self {
+            http,
+            insecure,
+            realms,
+        }
     }
 
     /// Returns the handle of the repository `name` of `registry`, which is the registry's name in image
@@ -119,6 +117,7 @@ impl RegistryClient {
             host: host.to_owned(),
             name: name.to_owned(),
             credentials,
+            actions: "pull",
             authorization: None,
         }
     }
@@ -244,6 +243,55 @@ impl Repository {
         self.body_unless_not_found(response)
     }
 
+    /// Requests tokens for `actions`, which are separated by commas, instead of for `pull`.
+    #[must_use]
+    pub fn with_actions(self, actions: &'static str) -> Self {
+        Self { actions, ..self }
+    }
+
+    /// Returns the address of `path` in the repository, such as `blobs/uploads/`.
+    ///
+    /// # Errors
+    /// Fails if the registry, the repository or the path is not valid in a URL.
+    pub fn address(&self, path: &str) -> Result<Uri, RegistryError> {
+        let scheme = if self.client.insecure { "http" } else { "https" };
+        parse_uri(format!("{scheme}://{}/v2/{}/{path}", self.host, self.name))
+    }
+
+    /// Sends the request that `create` returns, and sends it again with authentication if the registry asks for it. Returns
+    /// the response as soon as its head has arrived, whatever its status.
+    ///
+    /// The registry's credentials are sent to the registry only: a request for another host has none.
+    ///
+    /// # Errors
+    /// Fails if there is no response within `timeout`, or authentication is not possible.
+    pub async fn send(
+        &mut self,
+        create: impl Fn() -> Request<OutgoingBody>,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let response = self.send_once(create(), timeout).await?;
+        if response.status() != StatusCode::UNAUTHORIZED || self.authorization.is_some() {
+            return Ok(response);
+        }
+        self.authorization = Some(self.answer_challenge(response.headers()).await?);
+        self.send_once(create(), timeout).await
+    }
+
+    async fn send_once(
+        &self,
+        mut request: Request<OutgoingBody>,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let host = request.uri().authority().map(ToString::to_string);
+        let host = host.unwrap_or_default();
+        if let Some(value) = self.authorization.as_ref().filter(|_| host == self.host) {
+            request.headers_mut().insert(AUTHORIZATION, value.clone());
+        }
+        let response = self.client.http.send(request, timeout).await;
+        response.map_err(|error| RegistryError::from_exchange(error, &host))
+    }
+
     fn body_unless_not_found(&self, response: Response<Bytes>) -> Result<Option<Bytes>, RegistryError> {
         match response.status() {
             StatusCode::OK => Ok(Some(response.into_body())),
@@ -270,11 +318,7 @@ impl Repository {
                 name: digest.to_owned(),
             });
         }
-        let scheme = if self.client.insecure { "http" } else { "https" };
-        let uri = parse_uri(format!(
-            "{scheme}://{}/v2/{}/{kind}/{digest}",
-            self.host, self.name
-        ))?;
+        let uri = self.address(&format!("{kind}/{digest}"))?;
         let request = |authorization: Option<&HeaderValue>| {
             let mut request = Request::new(Full::default());
             *request.method_mut() = method.clone();
@@ -292,18 +336,17 @@ impl Repository {
         if response.status() != StatusCode::UNAUTHORIZED || self.authorization.is_some() {
             return Ok(response);
         }
-        let authorization = self.answer_challenge(&response).await?;
+        let authorization = self.answer_challenge(response.headers()).await?;
         let response = self.client.send_with_timeout(request(Some(&authorization))).await;
         self.authorization = Some(authorization);
         response
     }
 
-    /// Answers the challenge in a response with status 401: returns the `Authorization` header, and may fetch
+    /// Answers the challenge in the headers of a response with status 401: returns the `Authorization` header, and may fetch
     /// a token.
-    async fn answer_challenge(&self, response: &Response<Bytes>) -> Result<HeaderValue, RegistryError> {
+    async fn answer_challenge(&self, headers: &HeaderMap) -> Result<HeaderValue, RegistryError> {
         let registry = || self.host.clone();
-        let challenge = response
-            .headers()
+        let challenge = headers
             .get_all(WWW_AUTHENTICATE)
             .iter()
             .find_map(|value| AuthChallenge::parse_www_authenticate(value.to_str().ok()?));
@@ -324,9 +367,9 @@ impl Repository {
         self.authorization_header(&text)
     }
 
-    /// Fetches a token for pulling images from the token server at `realm`.
+    /// Fetches a token for the repository's actions from the token server at `realm`.
     async fn fetch_token(&self, realm: &Uri, service: Option<&str>) -> Result<String, RegistryError> {
-        let scopes = [format!("repository:{}:pull", self.name)];
+        let scopes = [format!("repository:{}:{}", self.name, self.actions)];
         let token = self
             .client
             .request_token(&self.host, realm, service, &scopes, &self.credentials);

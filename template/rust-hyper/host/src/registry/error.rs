@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::address_check::AddressDenied;
 use crate::client::ExchangeError;
 use crate::duration;
 use crate::error_chain::BoxError;
@@ -20,6 +21,9 @@ pub enum RegistryError {
         /// The registry, repository or digest that was rejected.
         name: String,
     },
+    /// The client may not connect to an address of the registry or its token server.
+    #[error(transparent)]
+    Denied(AddressDenied),
     /// No connection to the registry or its token server could be established.
     #[error("could not reach {host}")]
     Connect {
@@ -115,6 +119,7 @@ impl RegistryError {
     pub(super) fn from_exchange(error: ExchangeError, host: &str) -> Self {
         let host = host.to_owned();
         match error {
+            ExchangeError::Denied(denied) => Self::Denied(denied),
             ExchangeError::Connect(source) => Self::Connect { host, source },
             ExchangeError::Lost(source) => Self::Lost { host, source },
             ExchangeError::Timeout(limit) => Self::Timeout { host, limit },

@@ -35,7 +35,7 @@ impl Settings {
         };
         let connector = match exporter_settings.endpoint.scheme_str() {
             Some("https") => {
-                connector::connector_trusting_certificates(exporter_settings.authorities.as_deref())?
+                connector::connector_trusting_certificates(exporter_settings.authorities.as_deref(), None)?
             }
             _ => connector::plain_connector()?,
         };

@@ -1,0 +1,71 @@
+//! `POST /contexts`: stores a signed tar in the operator's registry, and answers with the reference for a JSON request.
+
+use std::time::SystemTime;
+
+use function_host::{Body, Context, ErrorChain, Request, Response, trace};
+use tokio::time::Instant;
+
+use super::BuilderApi;
+use crate::answer::{self, Answer, AnswerFields, StoredContextAnswer};
+use crate::error::{Error, ErrorKind};
+use crate::remote_context::ContextError;
+use crate::request::{self, RequestHead};
+use crate::slots::NoFreeSlot;
+
+impl BuilderApi {
+    pub(super) async fn answer_context_upload(&self, request: Request, context: Context) -> Response {
+        let arrived = Instant::now();
+        let (head, body) = request.into_parts();
+        let head = RequestHead::new(&head.headers, SystemTime::now());
+        let span = trace::span("store context");
+        let stored = span.run(self.receive_and_store(body, &head, &context)).await;
+        let seconds = arrived.elapsed().as_secs_f64();
+        match stored {
+            Ok(stored) => answer::stored_context_response(&stored, seconds),
+            Err(error) => {
+                crate::trace::mark_receive_failed(&span, &error);
+                let text = ErrorChain(&error).to_string();
+                match error.kind() {
+                    ErrorKind::Platform | ErrorKind::NoSpace => {
+                        tracing::error!(error = text, seconds, "could not store a context");
+                    }
+                    _ => tracing::info!(error = text, seconds, "could not store a context"),
+                }
+                let fields = AnswerFields { image: None, seconds };
+                Answer::from_error(&error, fields).into_response()
+            }
+        }
+    }
+
+    async fn receive_and_store(
+        &self,
+        body: Body,
+        head: &RequestHead,
+        context: &Context,
+    ) -> Result<StoredContextAnswer, Error> {
+        if context.shutdown().begun() {
+            return Err(Error::Draining);
+        }
+        let contexts = &self.builder.contexts;
+        // Before reading the body, so that a rejected caller does not upload it.
+        if !contexts.stores_contexts() {
+            return Err(ContextError::NotStored.into());
+        }
+        let check = self.read_signature_check(head, context)?;
+        let body = request::receive_body(body, head, &check, &self.limits).await?;
+        context
+            .accept()
+            .map_err(|full| NoFreeSlot { limit: full.limit })?;
+        let tenant = body.tenant().cloned();
+        let mut tar = body.into_storable_tar(&self.limits).await?;
+        let warnings = std::mem::take(&mut tar.warnings);
+        let stored = contexts.store(tar, tenant.as_ref()).await?;
+        let (reference, bytes) = (stored.reference.to_string(), stored.bytes);
+        tracing::info!(context = reference, bytes, "stored a context");
+        Ok(StoredContextAnswer {
+            reference,
+            bytes,
+            warnings,
+        })
+    }
+}

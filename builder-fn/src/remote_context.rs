@@ -1,0 +1,235 @@
+//! Contexts that requests refer to: fetched into a spool, where they become contexts as bodies do, and stored for callers
+//! that have no credentials for a registry.
+//!
+//! The caller chooses what is fetched, and from where. Therefore each connection is checked ([`ConnectionRule`]), credentials
+//! go only to the registry that they are for, sizes and pauses are limited, and what arrived counts only if its digest is
+//! the one that the signed request names.
+//!
+//! [`ConnectionRule`]: crate::sources::ConnectionRule
+
+mod artifact;
+mod download;
+mod error;
+mod oci;
+mod store;
+
+use std::sync::Arc;
+
+use function_host::http::Uri;
+use function_host::policy::Tenant;
+use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
+use function_host::{HttpClient, Secrets};
+use tokio::sync::Semaphore;
+
+use crate::buildkit::CredentialStore;
+use crate::context::Spool;
+use crate::registry::{ContextRepository, ImageName};
+use crate::request::{ContextReference, ReferencedContext};
+use crate::sources::{AllowedSources, ConnectionRule};
+use crate::tenants::TenantResources;
+pub(crate) use error::{ContextError, ContextErrorKind};
+
+/// The largest number of contexts that are stored at a time; further ones wait.
+const MAX_UPLOADS: usize = 4;
+
+/// Fetches and stores contexts, with the credentials of the operator and of tenants. Clones share the limit on uploads.
+#[derive(Clone, Debug)]
+pub struct RemoteContexts {
+    /// The operator's credentials for registries.
+    pub credentials: Arc<dyn CredentialStore>,
+    /// The credentials of tenants.
+    pub tenants: TenantResources,
+    /// The secrets, among them the certificates of private authorities.
+    pub secrets: Secrets,
+    /// Whether registries speak plain HTTP.
+    pub insecure: bool,
+    /// The hosts that registry tokens may be fetched from, besides those of the registries.
+    pub token_realms: AllowedTokenHosts,
+    /// The private hosts that contexts may be fetched from.
+    pub allowed: AllowedSources,
+    /// The settings for stored contexts.
+    pub stored: StoredContextSettings,
+    /// Limits how many contexts are stored at a time.
+    pub uploads: UploadLimit,
+}
+
+/// The settings for contexts that callers store.
+#[derive(Clone, Debug, Default)]
+pub struct StoredContextSettings {
+    /// The repository in which contexts are stored; those of a tenant in one below it that has the tenant's name. Without
+    /// one, none are stored.
+    pub repository: Option<ContextRepository>,
+    /// Whether a stored context is deleted once it was built.
+    pub deletes_built: bool,
+}
+
+/// A limit on the number of contexts that are stored at a time. Clones share it.
+#[derive(Clone, Debug)]
+pub struct UploadLimit(Arc<Semaphore>);
+
+impl Default for UploadLimit {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_UPLOADS)))
+    }
+}
+
+/// A repository that may be used for a caller.
+struct OpenRepository {
+    handle: Repository,
+    /// The rule for connections to the registry.
+    rule: ConnectionRule,
+}
+
+impl RemoteContexts {
+    /// Fetches the tar of the context that a request refers to. Dropping the future discards what has arrived.
+    ///
+    /// # Errors
+    /// Fails if the builder may not read the context, there is none, or it is not what the reference says.
+    pub(crate) async fn fetch(&self, context: &ReferencedContext) -> Result<Spool, ContextError> {
+        match &context.reference {
+            ContextReference::Oci(oci) => self.fetch_oci(oci, &context.rules).await,
+        }
+    }
+
+    /// Returns a handle of the registry's repository `image` for a request of `tenant`, with the credentials for it.
+    ///
+    /// A repository for stored contexts belongs to the tenant whose name it has, and is used with the operator's credentials.
+    ///
+    /// # Errors
+    /// Fails if the tenant may not read the repository, or the builder may not connect to its registry.
+    async fn open_repository(
+        &self,
+        image: &ImageName,
+        tenant: Option<&Arc<Tenant>>,
+    ) -> Result<OpenRepository, ContextError> {
+        let stored = self.stored.repository.as_ref();
+        let is_stored = stored.is_some_and(|stored| stored.has(image));
+        let credentials = match (is_stored, tenant) {
+            (true, tenant) => {
+                let own =
+                    stored.and_then(|stored| stored.of_tenant(tenant.map(|tenant| tenant.name().as_str())));
+                if own.as_ref() != Some(image) {
+                    return Err(ContextError::OtherTenant { image: image.clone() });
+                }
+                self.credentials.credentials(image.registry()).await
+            }
+            (false, Some(tenant)) => {
+                tenant
+                    .may_read_image(&image.to_string())
+                    .map_err(ContextError::Forbidden)?;
+                let registries = self.tenants.registries(tenant);
+                registries.credentials.credentials(image.registry()).await
+            }
+            (false, None) => self.credentials.credentials(image.registry()).await,
+        };
+        let is_known = !credentials.secret.is_empty() || is_stored;
+        let rule = self
+            .allowed
+            .connection_rule(image.host(), image.port(), is_known)
+            .map_err(|reason| ContextError::Address { reason })?;
+        let client =
+            RegistryClient::with_http(self.http_client(rule)?, self.insecure, self.token_realms.clone());
+        Ok(OpenRepository {
+            handle: client.repository(image.registry(), image.repository(), credentials),
+            rule,
+        })
+    }
+
+    /// Returns the rule for a connection to `location`, to which the registry `host` redirects. Only the registry itself keeps
+    /// its own `rule`: other hosts are chosen by the registry, which the caller may have chosen.
+    fn redirect_rule(
+        &self,
+        location: &Uri,
+        host: &str,
+        rule: ConnectionRule,
+    ) -> Result<ConnectionRule, ContextError> {
+        if location.authority().is_some_and(|authority| *authority == *host) {
+            return Ok(rule);
+        }
+        let default_port = if location.scheme_str() == Some("http") {
+            80
+        } else {
+            443
+        };
+        let port = location.port_u16().unwrap_or(default_port);
+        self.allowed
+            .connection_rule(location.host().unwrap_or_default(), port, false)
+            .map_err(|reason| ContextError::Address { reason })
+    }
+
+    /// Returns an HTTP client that connects as `rule` says.
+    fn http_client(&self, rule: ConnectionRule) -> Result<HttpClient, ContextError> {
+        let trusting = HttpClient::trusting_platform(&self.secrets, rule.address_check());
+        let client = trusting.or_else(|error| match self.insecure {
+            true => HttpClient::without_trust(rule.address_check()),
+            false => Err(error),
+        });
+        client.map_err(ContextError::Authority)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docker_config::CredentialHelpers;
+    use crate::registry::NoCredentials;
+
+    fn contexts_allowing(allowed: &str) -> RemoteContexts {
+        let secrets = Secrets::new("/nowhere");
+        RemoteContexts {
+            credentials: Arc::new(NoCredentials),
+            tenants: TenantResources::new(
+                secrets.clone(),
+                true,
+                AllowedTokenHosts::default(),
+                CredentialHelpers::default(),
+                Arc::new(|_| Err("is not in this test".to_owned())),
+            ),
+            secrets,
+            insecure: true,
+            token_realms: AllowedTokenHosts::default(),
+            allowed: allowed.parse().unwrap(),
+            stored: StoredContextSettings::default(),
+            uploads: UploadLimit::default(),
+        }
+    }
+
+    /// A registry that the caller chose could otherwise redirect to itself, and change its address in between.
+    #[test]
+    fn a_redirect_never_leads_to_more_addresses_than_the_registry_may_have() {
+        let contexts = contexts_allowing("storage.internal:9000");
+        for (location, own_rule, expected) in [
+            (
+                "https://r.example/x",
+                ConnectionRule::Public,
+                Some(ConnectionRule::Public),
+            ),
+            (
+                "https://r.example/x",
+                ConnectionRule::Known,
+                Some(ConnectionRule::Known),
+            ),
+            (
+                "https://r.example:8443/x",
+                ConnectionRule::Known,
+                Some(ConnectionRule::Public),
+            ),
+            (
+                "https://cdn.example/x",
+                ConnectionRule::Known,
+                Some(ConnectionRule::Public),
+            ),
+            (
+                "http://storage.internal:9000/x",
+                ConnectionRule::Public,
+                Some(ConnectionRule::Any),
+            ),
+            ("http://storage.internal/x", ConnectionRule::Any, None),
+            ("https://10.0.0.1/x", ConnectionRule::Any, None),
+            ("https://[::ffff:127.0.0.1]/x", ConnectionRule::Known, None),
+        ] {
+            let rule = contexts.redirect_rule(&location.parse().unwrap(), "r.example", own_rule);
+            assert_eq!(rule.ok(), expected, "{location}");
+        }
+    }
+}

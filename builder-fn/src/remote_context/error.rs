@@ -1,0 +1,197 @@
+//! The reasons why a context cannot be fetched or stored.
+
+use std::time::Duration;
+
+use function_host::policy::Violation;
+use function_host::registry::RegistryError;
+use function_host::{AddressDenied, BoxError, ExchangeError, duration};
+
+use crate::context::SpoolError;
+use crate::registry::ImageName;
+use crate::request::{RequestError, RequestErrorKind, Sha256Digest};
+
+/// The error of a context that a request refers to, or that is stored. The texts are written for the caller; causes are for
+/// the log only.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContextError {
+    /// The rules of the tenant do not allow the source.
+    #[error("context.oci: {0}")]
+    Forbidden(Violation),
+    /// The repository is for stored contexts, of another tenant than the caller's.
+    #[error("context.oci: {image} is not a repository for this caller's stored contexts")]
+    OtherTenant {
+        /// The repository.
+        image: ImageName,
+    },
+    /// The builder may not connect to the server, by its name or its address.
+    #[error("the context is not fetched: {reason}")]
+    Address {
+        /// The reason, which names the host.
+        reason: String,
+    },
+    /// The registry rejects the credentials that the builder has for the caller, or wants some and there are none.
+    #[error("context.oci: the registry of {image} does not let this builder read it ({status})")]
+    Unauthorized {
+        /// The repository.
+        image: ImageName,
+        /// The status of the registry's response.
+        status: u16,
+    },
+    /// There is no such context.
+    #[error(
+        "context.oci: {what} is not there; a stored context may have expired, or was deleted after its build"
+    )]
+    NotFound {
+        /// The artifact, or the part of it that is missing.
+        what: String,
+    },
+    /// The artifact is not a context.
+    #[error(
+        "context.oci: {problem}; it should be an artifact with one layer, the tar, as `oras push` makes it"
+    )]
+    NotAContext {
+        /// The problem of the artifact.
+        problem: String,
+    },
+    /// What was fetched has another digest than the reference says.
+    #[error("context: {what} has the digest {found} and should have {expected}")]
+    WrongDigest {
+        /// What was fetched.
+        what: String,
+        /// The digest of what was fetched.
+        found: Sha256Digest,
+        /// The digest that it should have.
+        expected: Sha256Digest,
+    },
+    /// The context exceeds the size limit.
+    #[error("the context is larger than {limit} bytes, which is the limit of this builder")]
+    TooLarge {
+        /// The size limit in bytes.
+        limit: u64,
+    },
+    /// The server redirects too often, or to something that is no address.
+    #[error("the context is not fetched: {host} {problem}")]
+    Redirect {
+        /// The host that redirects.
+        host: String,
+        /// The problem of the redirect.
+        problem: String,
+    },
+    /// The certificates that authenticate servers cannot be used.
+    #[error("could not load the certificates that authenticate servers of contexts")]
+    Authority(#[source] BoxError),
+    /// The registry failed.
+    #[error("the registry of the context failed: {0}")]
+    Registry(RegistryError),
+    /// A server answered with a status that says nothing about the context.
+    #[error("{host} answered {status} instead of sending the context")]
+    Status {
+        /// The server.
+        host: String,
+        /// The status of the response.
+        status: u16,
+    },
+    /// The server sent nothing of the context for too long.
+    #[error("the context stalled: nothing arrived for {}", duration::format_duration(*limit))]
+    Stalled {
+        /// The longest pause.
+        limit: Duration,
+    },
+    /// The connection broke, or the server ended the context early.
+    #[error("the context was not received to its end")]
+    Lost(#[source] BoxError),
+    /// The context could not be spooled.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The fetched tar is unusable, or could not be processed.
+    #[error("the fetched context: {0}")]
+    Unusable(RequestError),
+    /// The builder stores no contexts.
+    #[error(
+        "this builder stores no contexts, because its setting contexts_repository is not set; send the tar to POST /build, or \
+         push it to a registry and refer to it as context.oci"
+    )]
+    NotStored,
+    /// The process is shutting down.
+    #[error("the builder was shut down while it processed the context")]
+    Interrupted,
+}
+
+impl ContextError {
+    /// Converts the error of an exchange with `host`, which is not the registry.
+    pub(super) fn from_exchange(error: ExchangeError, host: &str) -> Self {
+        match error {
+            ExchangeError::Denied(denied) => denied.into(),
+            ExchangeError::Connect(source) => Self::Registry(RegistryError::Connect {
+                host: host.to_owned(),
+                source,
+            }),
+            ExchangeError::Lost(source) => Self::Lost(source),
+            ExchangeError::Timeout(limit) => Self::Stalled { limit },
+            ExchangeError::TooLarge(limit) => Self::TooLarge { limit: limit as u64 },
+        }
+    }
+
+    /// Returns the kind of the error, which decides the status of the answer.
+    pub(crate) fn kind(&self) -> ContextErrorKind {
+        match self {
+            Self::Forbidden(_)
+            | Self::OtherTenant { .. }
+            | Self::Address { .. }
+            | Self::Unauthorized { .. } => ContextErrorKind::Forbidden,
+            Self::NotFound { .. }
+            | Self::NotAContext { .. }
+            | Self::WrongDigest { .. }
+            | Self::Redirect { .. } => ContextErrorKind::Invalid,
+            Self::TooLarge { .. } => ContextErrorKind::TooLarge,
+            Self::Spool(SpoolError::Full { .. } | SpoolError::Quota { .. }) => ContextErrorKind::NoSpace,
+            Self::Unusable(error) => ContextErrorKind::Unusable(error.kind()),
+            Self::NotStored => ContextErrorKind::NotOffered,
+            Self::Authority(_)
+            | Self::Registry(_)
+            | Self::Status { .. }
+            | Self::Stalled { .. }
+            | Self::Lost(_)
+            | Self::Spool(SpoolError::Io { .. })
+            | Self::Interrupted => ContextErrorKind::Platform,
+        }
+    }
+}
+
+/// The kind of a [`ContextError`], which decides the status of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContextErrorKind {
+    /// The rules or the registry do not let the caller read the context.
+    Forbidden,
+    /// The caller has to change the reference, or what it refers to.
+    Invalid,
+    /// The context exceeds a limit.
+    TooLarge,
+    /// There is no space for the context now.
+    NoSpace,
+    /// The tar of the context is rejected, as one in a body would be.
+    Unusable(RequestErrorKind),
+    /// The operator has not set the builder up to store contexts.
+    NotOffered,
+    /// A registry or server failed, or the builder did. A retry may succeed.
+    Platform,
+}
+
+impl From<RegistryError> for ContextError {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Denied(denied) => denied.into(),
+            error => Self::Registry(error),
+        }
+    }
+}
+
+impl From<AddressDenied> for ContextError {
+    fn from(denied: AddressDenied) -> Self {
+        Self::Address {
+            reason: format!(
+                "{denied}, to which the builder does not connect, unless its setting allowed_sources names the host"
+            ),
+        }
+    }
+}

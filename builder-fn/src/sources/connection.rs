@@ -1,0 +1,134 @@
+//! The hosts that the builder itself connects to for a caller: registries and servers with contexts.
+//!
+//! The builder sees more than the daemon does: what a name resolves to. A host is checked as it is written, and its addresses
+//! again when a connection is made ([`ConnectionRule::address_check`]).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use function_host::AddressCheck;
+
+use super::AllowedSources;
+use super::host::Host;
+
+/// The addresses to which the builder may connect for a host that a caller names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectionRule {
+    /// Any address: the setting `allowed_sources` names the host.
+    Any,
+    /// Any address but those of metadata services: the operator has credentials for the host, and so knows it.
+    Known,
+    /// Public addresses only.
+    Public,
+}
+
+impl ConnectionRule {
+    /// Returns the check of the addresses that a name is resolved to.
+    pub(crate) fn address_check(self) -> Option<AddressCheck> {
+        let kind_of: fn(&Host) -> Option<&'static str> = match self {
+            Self::Any => return None,
+            Self::Known => |host| {
+                host.is_metadata()
+                    .then_some("a link-local address or a metadata service")
+            },
+            Self::Public => Host::private_kind,
+        };
+        Some(Arc::new(move |address| {
+            let host = match address {
+                IpAddr::V4(address) => Host::V4(address),
+                IpAddr::V6(address) => Host::V6(address),
+            };
+            kind_of(&host).map_or(Ok(()), Err)
+        }))
+    }
+}
+
+impl AllowedSources {
+    /// Returns to which addresses the builder may connect for `host`, as a URL has it, and `port`. `is_known` says that the
+    /// operator has credentials for the host.
+    ///
+    /// # Errors
+    /// Fails if it may not connect at all. The text names the host and the reason.
+    pub(crate) fn connection_rule(
+        &self,
+        host: &str,
+        port: u16,
+        is_known: bool,
+    ) -> Result<ConnectionRule, String> {
+        let host = Host::parse(host).map_err(|error| format!("the host {error}"))?;
+        if self.allows_host(&host, port) {
+            return Ok(ConnectionRule::Any);
+        }
+        let kind = match is_known {
+            true => host
+                .is_metadata()
+                .then_some("a link-local address or a metadata service"),
+            false => host.private_kind(),
+        };
+        match kind {
+            Some(kind) => Err(format!(
+                "{host} is {kind}, to which the builder does not connect, unless its setting allowed_sources names it"
+            )),
+            None if is_known => Ok(ConnectionRule::Known),
+            None => Ok(ConnectionRule::Public),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_reached_at_public_addresses_unless_the_operator_knows_or_allows_it() {
+        let allowed: AllowedSources = "10.1.1.1:5000,files.internal".parse().unwrap();
+        for (host, port, is_known, expected) in [
+            ("example.com", 443, false, Ok(ConnectionRule::Public)),
+            ("example.com", 443, true, Ok(ConnectionRule::Known)),
+            ("10.1.1.1", 5000, false, Ok(ConnectionRule::Any)),
+            ("10.1.1.1", 443, false, Err("a private address")),
+            ("10.1.1.1", 443, true, Ok(ConnectionRule::Known)),
+            ("files.internal", 8443, false, Ok(ConnectionRule::Any)),
+            ("registry", 443, false, Err("without a public address")),
+            ("registry", 443, true, Ok(ConnectionRule::Known)),
+            ("169.254.169.254", 80, true, Err("a metadata service")),
+            ("127.0.0.1", 443, false, Err("a loopback address")),
+            ("0x7f.1", 443, true, Err("four decimal numbers")),
+        ] {
+            let rule = allowed.connection_rule(host, port, is_known);
+            match expected {
+                Ok(expected) => assert_eq!(rule, Ok(expected), "{host}"),
+                Err(text) => assert!(
+                    rule.as_ref().is_err_and(|error| error.contains(text)),
+                    "{host}: {rule:?}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_a_name_are_checked_as_addresses_in_its_place_would_be() {
+        let denies = |rule: ConnectionRule, address: &str| {
+            rule.address_check()
+                .is_some_and(|check| check(address.parse().unwrap()).is_err())
+        };
+        for (address, by_public, by_known) in [
+            ("93.184.216.34", false, false),
+            ("10.0.0.1", true, false),
+            ("127.0.0.1", true, false),
+            ("100.64.0.1", true, false),
+            ("169.254.169.254", true, true),
+            ("100.100.100.200", true, true),
+            ("::1", true, false),
+            ("::ffff:127.0.0.1", true, false),
+            ("64:ff9b::a00:1", true, false),
+            ("fd00:ec2::254", true, true),
+            ("fe80::1", true, true),
+            ("2606:4700::1", false, false),
+        ] {
+            assert_eq!(denies(ConnectionRule::Public, address), by_public, "{address}");
+            assert_eq!(denies(ConnectionRule::Known, address), by_known, "{address}");
+            assert!(!denies(ConnectionRule::Any, address), "{address}");
+        }
+    }
+}

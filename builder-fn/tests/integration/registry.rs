@@ -1,0 +1,191 @@
+//! A fake registry on loopback, which can fail in ways that a real one cannot be made to.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use function_host::http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
+use function_host::http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+
+/// A registry that keeps blobs and manifests in memory. Clones share them.
+#[derive(Clone)]
+pub(crate) struct FakeRegistry {
+    /// The registry's host and port, as image names have it.
+    pub(crate) host: String,
+    state: Arc<Mutex<RegistryState>>,
+}
+
+#[derive(Default)]
+struct RegistryState {
+    /// Blobs and manifests by `REPOSITORY@DIGEST`.
+    contents: HashMap<String, Bytes>,
+    /// The lines of all requests, such as `GET /v2/…`.
+    requests: Vec<String>,
+    behaviour: RegistryBehaviour,
+}
+
+/// The way in which the registry answers.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum RegistryBehaviour {
+    /// Every request is answered as a registry without users does.
+    #[default]
+    Open,
+    /// Only requests with basic authentication are answered.
+    Locked,
+    /// Requests whose line contains the text are answered with the status.
+    Failing(&'static str, u16),
+    /// A blob is another address's, or the first one's of the registry itself.
+    Redirecting(String),
+    /// The blobs have other bytes than their digests say.
+    Lying,
+}
+
+/// Returns the digest of `bytes`, as registries have it.
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+impl FakeRegistry {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let registry = Self {
+            host: listener.local_addr().expect("address").to_string(),
+            state: Arc::default(),
+        };
+        let shared = registry.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let registry = shared.clone();
+                let service = service_fn(move |request| {
+                    let registry = registry.clone();
+                    async move { Ok::<_, Infallible>(registry.answer(request).await) }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        registry
+    }
+
+    fn state(&self) -> MutexGuard<'_, RegistryState> {
+        self.state.lock().expect("no panic")
+    }
+
+    pub(crate) fn set_behaviour(&self, behaviour: RegistryBehaviour) {
+        self.state().behaviour = behaviour;
+    }
+
+    /// Returns the lines of all requests so far.
+    pub(crate) fn request_lines(&self) -> Vec<String> {
+        self.state().requests.clone()
+    }
+
+    /// Returns the number of blobs and manifests.
+    pub(crate) fn content_count(&self) -> usize {
+        self.state().contents.len()
+    }
+
+    /// Stores an artifact with these layers, and returns its full name with its digest.
+    pub(crate) fn push_artifact(&self, repository: &str, layers: &[&[u8]]) -> String {
+        let mut state = self.state();
+        let mut described = Vec::new();
+        for layer in layers {
+            let digest = digest_of(layer);
+            described.push(json!({"mediaType": "x/tar", "digest": digest, "size": layer.len()}));
+            let key = format!("{repository}@{digest}");
+            state.contents.insert(key, Bytes::copy_from_slice(layer));
+        }
+        let manifest = json!({"schemaVersion": 2, "layers": described}).to_string();
+        let digest = digest_of(manifest.as_bytes());
+        let key = format!("{repository}@{digest}");
+        state.contents.insert(key, manifest.into());
+        format!("{}/{repository}@{digest}", self.host)
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let line = format!("{} {}", head.method, head.uri);
+        let behaviour = {
+            let mut state = self.state();
+            state.requests.push(line.clone());
+            state.behaviour.clone()
+        };
+        let respond = |status: u16, body: Bytes| {
+            let mut response = Response::new(Full::new(body));
+            *response.status_mut() = StatusCode::from_u16(status).expect("status");
+            response
+        };
+        let path = head.uri.path();
+        let reference = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let repository = path.strip_prefix("/v2/").unwrap_or_default();
+        let repository = repository.split("/blobs/").next().unwrap_or_default();
+        let repository = repository
+            .split("/manifests/")
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let key = format!("{repository}@{reference}");
+        match &behaviour {
+            RegistryBehaviour::Failing(part, status) if line.contains(part) => {
+                return respond(*status, Bytes::new());
+            }
+            RegistryBehaviour::Locked if !head.headers.contains_key(AUTHORIZATION) => {
+                let mut response = respond(401, Bytes::new());
+                let challenge = "Basic realm=\"x\"".parse().expect("header");
+                response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+                return response;
+            }
+            RegistryBehaviour::Redirecting(to) if path.contains("/blobs/") => {
+                let mut response = respond(307, Bytes::new());
+                let to = format!("{to}{path}").parse().expect("header");
+                response.headers_mut().insert(LOCATION, to);
+                return response;
+            }
+            _ => {}
+        }
+        match head.method {
+            Method::POST => {
+                let mut response = respond(202, Bytes::new());
+                let location = format!("{path}upload-1?state=x").parse().expect("header");
+                response.headers_mut().insert(LOCATION, location);
+                response
+            }
+            Method::PUT => {
+                let Ok(content) = body.collect().await else {
+                    return respond(400, Bytes::new());
+                };
+                let content = content.to_bytes();
+                let digest = digest_of(&content);
+                let is_right =
+                    reference == digest || head.uri.query().is_some_and(|query| query.ends_with(&digest));
+                if !is_right {
+                    return respond(400, Bytes::new());
+                }
+                let key = format!("{repository}@{digest}");
+                self.state().contents.insert(key, content);
+                respond(201, Bytes::new())
+            }
+            Method::DELETE => match self.state().contents.remove(&key) {
+                Some(_) => respond(202, Bytes::new()),
+                None => respond(404, Bytes::new()),
+            },
+            _ => match self.state().contents.get(&key).cloned() {
+                Some(content)
+                    if matches!(behaviour, RegistryBehaviour::Lying) && path.contains("/blobs/") =>
+                {
+                    respond(200, content.iter().map(|byte| byte ^ 1).collect())
+                }
+                Some(content) => respond(200, content),
+                None => respond(404, Bytes::new()),
+            },
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Contexts that a JSON request refers to, in the stack's own registry.
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use slipway_e2e::{
+    build_context::BuildContext,
+    builder_process::BuilderProcess,
+    testbed::Testbed,
+    work_dir::{ClientFolder, path_in_repository},
+};
+
+/// The Community Edition's limit on a queued body, in bytes.
+const QUEUED_BODY_MAX_BYTES: usize = 256_000;
+
+/// Starts a builder that stores contexts in `repository` of the stack's registry.
+async fn start_builder(testbed: &Testbed, repository: &str, deletes: bool) -> Result<BuilderProcess> {
+    let repository = format!("{}/{repository}", testbed.stack.registry.host);
+    let settings = [
+        ("contexts_repository", repository.as_str()),
+        ("delete_contexts", if deletes { "true" } else { "false" }),
+    ];
+    BuilderProcess::start_with_settings(testbed, &settings).await
+}
+
+/// Returns bytes that no compression makes smaller.
+fn incompressible_bytes(count: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.take(count / 8).flatten().collect()
+}
+
+#[tokio::test]
+async fn an_artifact_as_oras_pushes_it_is_built_and_pushed() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
+    let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
+        .with_file("a", "by reference")
+        .tar_without_config()?;
+    let repository = "e2e/contexts-by-oras";
+    let digest = testbed.registry.push_artifact(repository, tar).await?;
+    let name = format!("{}/{repository}", testbed.stack.registry.host);
+    let request = |digest: &str| {
+        json!({
+            "image": testbed.image_name("e2e/referenced", "1"),
+            "context": { "oci": format!("{name}@{digest}") },
+        })
+    };
+
+    let reply = builder.client()?.post_json(&request(&digest)).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let pushed = testbed.registry.get_manifest("e2e/referenced", "1").await?;
+    assert_eq!(pushed.context("the image")?.digest, reply.text_field("digest"));
+
+    let none = format!("sha256:{}", "0".repeat(64));
+    let reply = builder.client()?.post_json(&request(&none)).await?;
+    assert_eq!(reply.status, 400, "{}", reply.text);
+    assert!(
+        reply.text_field("error").contains("is not there"),
+        "{}",
+        reply.text
+    );
+    assert!(builder.leftover_spool_files()?.is_empty());
+    Ok(())
+}
+
+/// A request through the queue could not have it in its body.
+#[tokio::test]
+async fn a_context_of_300_megabytes_is_stored_built_by_a_small_request_and_deleted() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox_image_name().await?;
+    let repository = "e2e/contexts-large";
+    let builder = start_builder(&testbed, repository, true).await?;
+    let large = incompressible_bytes(300_000_000);
+    let hash = hex::encode(Sha256::digest(&large));
+    let tar = BuildContext::dockerfile(format!(
+        "FROM {base}\nRUN --mount=type=bind,target=/context test \"$(sha256sum </context/large)\" = \"{hash}  -\"\n"
+    ))
+    .with_file("large", large)
+    .tar_without_config()?;
+    let bytes = tar.len();
+
+    let stored = builder.contexts_client()?.post_signed(tar).await?;
+    assert_eq!(stored.status, 201, "{}", stored.text);
+    let stored = stored.json();
+    assert_eq!(stored["bytes"], json!(bytes));
+    let digest = stored["context"]["oci"]
+        .as_str()
+        .and_then(|oci| oci.split_once('@'));
+    let digest = digest.context("a digest")?.1.to_owned();
+    assert!(
+        testbed
+            .registry
+            .get_manifest(repository, &digest)
+            .await?
+            .is_some()
+    );
+
+    let request: Value = json!({
+        "image": testbed.image_name("e2e/referenced-large", "1"), "skipPush": true, "context": stored["context"],
+    });
+    assert!(request.to_string().len() < QUEUED_BODY_MAX_BYTES);
+    let reply = builder.client()?.post_json(&request).await?;
+
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let log = reply.json()["log"].to_string();
+    assert!(log.contains("[context] fetch "), "{log}");
+    assert!(
+        testbed
+            .registry
+            .get_manifest(repository, &digest)
+            .await?
+            .is_none(),
+        "a stored context is deleted after its build"
+    );
+    assert!(builder.leftover_spool_files()?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_shell_client_stores_a_folder_and_builds_it() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let builder = start_builder(&testbed, "e2e/contexts-by-shell", false).await?;
+    let work_dir = ClientFolder::new("scratch")?;
+    let folder = tempfile::tempdir()?;
+    let context = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "by the shell");
+    let context = context.write_to_folder(folder.path())?;
+    let client = path_in_repository("tests/clients/context.sh");
+    let text = |path: &std::path::Path| path.to_str().map(str::to_owned).context("the path is not UTF-8");
+    let (context, key) = (text(&context)?, text(&testbed.stack.payload_secret)?);
+    let image = testbed.image_name("e2e/referenced-by-shell", "1");
+    let environment = [("BUILDER_URL", builder.url()), ("PAYLOAD_SECRET", key.as_str())];
+
+    let output = work_dir.run_program(&client, &[image.as_str(), context.as_str()], &environment, b"")?;
+
+    assert_eq!(output.code, 0, "{}", output.stdout_and_stderr());
+    assert!(
+        testbed
+            .registry
+            .get_manifest("e2e/referenced-by-shell", "1")
+            .await?
+            .is_some()
+    );
+    Ok(())
+}
