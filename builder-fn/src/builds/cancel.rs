@@ -34,8 +34,9 @@ pub(crate) struct WatchedDaemon {
 }
 
 impl CancellationWatch {
-    /// Watches `daemon`, and passes requests to `cancel`, until the returned guard is dropped.
+    /// Watches `daemon` for requests to cancel builds until the last of its guards is dropped, and returns a guard.
     ///
+    /// Each daemon has one watcher, which passes the requests to the `cancel` of the call that started it.
     /// Must be called within a Tokio runtime.
     pub(super) fn watch(
         &self,

@@ -17,7 +17,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Status and body of the answer to a request, as the gateway passes it on.
 pub(super) type GatewayReply = (StatusCode, Vec<u8>);
 
-/// A growing sequence of waits between attempts to reach the deployer.
+/// The waits between attempts to reach the deployer, which grow to a maximum.
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,

@@ -192,7 +192,7 @@ impl PieceBatch {
 /// The state of the worker of one body.
 enum WorkerState {
     Idle(Box<BodyWorker>),
-    /// The worker processes a batch, after which this number of bytes of memory is free again.
+    /// The worker processes a batch: the task that does so, and the bytes of memory that are free again after it.
     Running(JoinHandle<Result<Box<BodyWorker>, RequestError>>, u64),
     /// The worker failed, or is being passed on.
     Ended,

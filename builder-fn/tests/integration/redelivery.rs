@@ -25,7 +25,7 @@ fn attempt_name(number: u32) -> String {
 }
 
 /// Returns the status with which the daemon rejects a second solve of a reference.
-fn already_exists_status() -> Status {
+fn job_id_exists_status() -> Status {
     Status::unknown(format!("job ID {} exists", job_reference()))
 }
 
@@ -35,7 +35,7 @@ async fn a_second_delivery_follows_the_running_build() {
     let mut second = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
 
-    solve.answer_with_error(already_exists_status());
+    solve.answer_with_error(job_id_exists_status());
     status
         .events
         .send(Ok(output_response("of the first\n")))
@@ -55,7 +55,7 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
     let second = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
 
-    solve.answer_with_error(already_exists_status());
+    solve.answer_with_error(job_id_exists_status());
     status
         .events
         .send(Ok(StatusResponse::default()))
@@ -83,7 +83,7 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let second = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
-    solve.answer_with_error(already_exists_status());
+    solve.answer_with_error(job_id_exists_status());
     drop(status);
     calls.add_finished_build(&attempt_name(1), Err(Status::cancelled("context canceled")));
 

@@ -140,7 +140,7 @@ impl FakeGateway {
         (behaviour_named_by_image(&serving) == "good").then_some(serving)
     }
 
-    /// Returns the function's current deployment.
+    /// Returns the deployment that was last set for the function, whether or not it answers yet.
     pub(crate) fn current_deployment(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         state

@@ -83,7 +83,7 @@ pub const REDUCED_SHAPES: [ContextShape; 3] = [
 
 /// The durations of one build by both clients, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub struct BuildSeconds {
+pub struct SecondsByClient {
     /// The seconds from sending to builder-fn until its answer, or until the last answer of concurrent builds.
     pub builder_fn: f64,
     /// The seconds that `buildctl` ran, or until the last process of concurrent builds ended.
@@ -94,11 +94,11 @@ pub struct BuildSeconds {
 #[derive(Debug, Default)]
 pub struct ShapeMeasurements {
     /// The durations of builds with an empty cache.
-    pub cold: Vec<BuildSeconds>,
+    pub cold: Vec<SecondsByClient>,
     /// The durations of builds of unchanged content.
-    pub warm: Vec<BuildSeconds>,
+    pub warm: Vec<SecondsByClient>,
     /// The durations of builds after one file changed.
-    pub changed: Vec<BuildSeconds>,
+    pub changed: Vec<SecondsByClient>,
     /// The seconds that one processor takes to hash the body once.
     pub hash: Vec<f64>,
     /// The peak memory of builder-fn in bytes.
@@ -161,7 +161,7 @@ impl SpeedComparison {
                     }
                 }
             }
-            let pair = |at: usize| BuildSeconds {
+            let pair = |at: usize| SecondsByClient {
                 builder_fn: builder_fn[at],
                 buildctl: buildctl[at],
             };
@@ -179,7 +179,7 @@ impl SpeedComparison {
         shape: ContextShape,
         builds: usize,
         rounds: usize,
-    ) -> Result<(Vec<BuildSeconds>, usize)> {
+    ) -> Result<(Vec<SecondsByClient>, usize)> {
         let builder = self.start_builder().await?;
         let mut pairs = Vec::new();
         for round in 0..rounds {
@@ -191,7 +191,7 @@ impl SpeedComparison {
                 .iter()
                 .map(|folder| folder.tar_for_builder(self, "zstd"))
                 .collect::<Result<Vec<_>>>()?;
-            let mut pair = BuildSeconds {
+            let mut pair = SecondsByClient {
                 builder_fn: 0.0,
                 buildctl: 0.0,
             };
@@ -214,13 +214,17 @@ impl SpeedComparison {
     }
 
     /// Measures cold builds of a local folder; each client uses its default compression.
-    pub async fn measure_folder(&self, source: &Path, rounds: usize) -> Result<(Vec<BuildSeconds>, usize)> {
+    pub async fn measure_folder(
+        &self,
+        source: &Path,
+        rounds: usize,
+    ) -> Result<(Vec<SecondsByClient>, usize)> {
         let builder = self.start_builder().await?;
         let mut pairs = Vec::new();
         for round in 0..rounds {
             let folder = UniqueContextFolder::copy_of(source, self.salt + round as u64)?;
             let tar = folder.tar_for_builder(self, "")?;
-            let mut pair = BuildSeconds {
+            let mut pair = SecondsByClient {
                 builder_fn: 0.0,
                 buildctl: 0.0,
             };
@@ -338,11 +342,11 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 }
 
 /// Displays the median seconds of both clients, and the median of their ratios.
-pub struct DisplayedMedians<'a>(pub &'a [BuildSeconds]);
+pub struct DisplayedMedians<'a>(pub &'a [SecondsByClient]);
 
 impl fmt::Display for DisplayedMedians<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = |number: fn(&BuildSeconds) -> f64| median(self.0.iter().map(number).collect());
+        let of = |number: fn(&SecondsByClient) -> f64| median(self.0.iter().map(number).collect());
         let (builder_fn, buildctl) = (of(|pair| pair.builder_fn), of(|pair| pair.buildctl));
         let ratio = of(|pair| pair.builder_fn / pair.buildctl);
         write!(f, "{builder_fn:.3} s / {buildctl:.3} s, ratio {ratio:.2}")
@@ -376,7 +380,7 @@ mod tests {
     #[test]
     fn the_displayed_ratio_is_the_median_of_ratios_not_the_ratio_of_medians() {
         let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)]
-            .map(|(builder_fn, buildctl)| BuildSeconds { builder_fn, buildctl });
+            .map(|(builder_fn, buildctl)| SecondsByClient { builder_fn, buildctl });
         assert_eq!(
             DisplayedMedians(&pairs).to_string(),
             "3.000 s / 1.000 s, ratio 2.00"

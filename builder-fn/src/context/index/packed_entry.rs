@@ -97,7 +97,8 @@ impl PackedEntry {
         split_name(text).0
     }
 
-    /// Unpacks the entry, whose arena text is `text`.
+    /// Unpacks the entry. `text` is its text in the arena: its name, which the result does not have, its link's target
+    /// and its extended attributes.
     pub(super) fn unpack<'a>(&self, text: &'a [u8]) -> Entry<'a> {
         let mut rest = split_name(text).1;
         let kind = match self.flags & (FILE_FLAG | SYMLINK_FLAG) {

@@ -53,6 +53,8 @@ pub(crate) struct ConnectionState {
 /// The size of a connection's smallest buffer, with the rest of its memory, in bytes.
 pub(crate) const SMALLEST_BUFFER_BYTES: usize = 16 << 10;
 
+/// The bits of [`ConnectionState::packed`] with what the connection expects from its client; the others number the
+/// request.
 const EXPECTED_INPUT_MASK: u32 = 0b11;
 const EXPECTS_HEAD: u32 = 0;
 const EXPECTS_BODY: u32 = 1;
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_waits_except_while_a_request_is_answered() {
+    fn a_connection_waits_before_and_after_a_request_and_not_while_it_is_answered() {
         let arrivals = Arc::new(AtomicU32::new(5));
         let state = Arc::new(ConnectionState::new(arrivals.clone()));
         arrivals.store(7, Ordering::Relaxed);

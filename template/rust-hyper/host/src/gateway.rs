@@ -121,9 +121,10 @@ pub enum GatewayError {
     },
 }
 
-/// Creates the client of the gateway from the setting `gateway_url`; problems are added to `parser`.
+/// Creates the client of the gateway at the setting `gateway_url`, or at [`DEFAULT_GATEWAY_URL`] if the setting is
+/// absent or wrong.
 ///
-/// If the setting is wrong, adds a problem to `parser` and returns the client of [`DEFAULT_GATEWAY_URL`].
+/// If it is wrong, adds a problem to `parser`.
 pub(crate) fn from_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway, GatewayError> {
     let url = parser
         .optional_text("gateway_url")

@@ -130,8 +130,8 @@ impl RepositoryPatterns {
         Self(patterns)
     }
 
-    /// Returns whether this repository matches one of the patterns. It is given in full: `registry/path` without tag
-    /// and digest.
+    /// Returns whether one of this list's patterns matches a repository, which is given in full: `registry/path` without
+    /// tag and digest.
     #[must_use]
     pub fn allows(&self, repository: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(repository))

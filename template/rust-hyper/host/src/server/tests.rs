@@ -105,7 +105,7 @@ async fn status_line_of_response(address: SocketAddr, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_request_without_a_host_or_with_two_is_answered_with_400() {
+async fn a_request_has_at_most_one_host_and_one_of_http_1_1_has_exactly_one() {
     let served = serve_app(&[], App::new(async |_, _| Ok::<_, Error>(reply::text("OK\n")))).await;
     for (head, status) in [
         ("GET / HTTP/1.1\r\nhost: a\r\n", "HTTP/1.1 200 OK"),
