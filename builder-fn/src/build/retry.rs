@@ -56,6 +56,7 @@ fn is_worth_a_retry(error: &Error) -> bool {
     match error {
         Error::Connect(error) => error.is_unreachable(),
         Error::Lost(_) => true,
+        Error::Context(error) => error.is_failed_exchange(),
         Error::Failed(failure) => {
             failure.fault == FaultyParty::Platform
                 && !failure.message.contains("does not ask the builder which sources")
@@ -68,6 +69,7 @@ fn is_worth_a_retry(error: &Error) -> bool {
 mod tests {
     use super::*;
     use crate::buildkit::BuildFailure;
+    use crate::remote_context::ContextError;
 
     fn failure(fault: FaultyParty) -> Error {
         Error::Failed(BuildFailure {
@@ -102,8 +104,30 @@ mod tests {
     }
 
     #[test]
+    fn a_context_is_fetched_again_after_a_failure_of_its_server() {
+        for error in [
+            ContextError::Status {
+                host: "registry.example".into(),
+                status: 503,
+            },
+            ContextError::Stalled {
+                limit: Duration::from_secs(30),
+            },
+            ContextError::Lost("reset".into()),
+        ] {
+            let pause = BuildRetries::new(Duration::MAX).next_pause(&error.into());
+            assert!(pause.is_some());
+        }
+    }
+
+    #[test]
     fn what_the_caller_or_the_operator_has_to_change_is_not_retried() {
         for error in [
+            ContextError::NotFound {
+                what: "registry.example/contexts".into(),
+            }
+            .into(),
+            ContextError::NotStored.into(),
             failure(FaultyParty::Caller),
             Error::Cancelled,
             Error::Interrupted,

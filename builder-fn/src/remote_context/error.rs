@@ -132,6 +132,14 @@ impl ContextError {
         }
     }
 
+    /// Returns whether the exchange with a server failed, which the same exchange may not do a moment later.
+    pub(crate) fn is_failed_exchange(&self) -> bool {
+        matches!(
+            self,
+            Self::Registry(_) | Self::Status { .. } | Self::Stalled { .. } | Self::Lost(_)
+        )
+    }
+
     /// Returns the kind of the error, which decides the status of the answer.
     pub(crate) fn kind(&self) -> ContextErrorKind {
         match self {
