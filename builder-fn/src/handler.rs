@@ -113,7 +113,7 @@ impl BuildExchange {
 
 impl BuilderApi {
     /// Answers with the public key for build secrets: that of the tenant that the request names, if there is a policy. A
-    /// name is not looked up in the policy, so that the answer tells nobody which tenants there are.
+    /// name is not looked up in the policy, so that the answer does not reveal which tenants there are.
     fn answer_public_key(&self, headers: &HeaderMap) -> Response {
         let Some(key) = &self.seal_key else {
             return answer::not_found_response(

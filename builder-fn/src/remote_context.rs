@@ -84,7 +84,8 @@ impl RemoteContexts {
     /// Fetches the tar of the context that a request refers to. Dropping the future discards what has arrived.
     ///
     /// # Errors
-    /// Fails if the builder may not read the context, there is none, or it is not what the reference says.
+    /// Fails if the builder may not read the context, or if the context is missing or has another digest than the
+    /// reference.
     pub(crate) async fn fetch(&self, context: &ReferencedContext) -> Result<Spool, ContextError> {
         match &context.reference {
             ContextReference::Oci(oci) => self.fetch_oci(oci, &context.rules).await,

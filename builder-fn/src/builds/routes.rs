@@ -202,7 +202,9 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
         Err(error) => Err(error),
     };
     if let (Err(error), false) = (&requested, is_own) {
-        let error = format!("the builder that runs the build could not be told: {error}");
+        let error = format!(
+            "could not pass the cancellation to the builder that runs the build: {error}; send the request again"
+        );
         return answer::error_response(StatusCode::BAD_GATEWAY, &error);
     }
     let deadline = tokio::time::Instant::now() + CANCEL_WAIT;

@@ -119,7 +119,7 @@ fn not_found(what: &str) -> ContextError {
     }
 }
 
-/// Converts an error of the registry: the caller chose the repository, so it is told that it cannot be read.
+/// Converts an error of the registry. A repository that cannot be read is the fault of the caller, who chose it.
 fn access_error(error: function_host::registry::RegistryError, oci: &OciContext) -> ContextError {
     use function_host::registry::RegistryError;
     match error {

@@ -174,7 +174,7 @@ async fn secrets_sealed_to_the_key_of_a_tenant_are_opened_for_its_builds_only() 
     ];
     assert_eq!((acme.status, globex.status), (200, 200));
     assert_ne!(acme.body, globex.body);
-    // Whether there is such a tenant is not told.
+    // The answer does not depend on whether the policy has a tenant of this name.
     assert_eq!(public_key_of(&setting, "nobody").await.status, 200);
     assert_eq!(public_key_of(&setting, "No tenant").await.status, 404);
 

@@ -53,7 +53,7 @@ impl RegistryClient {
         })
     }
 
-    /// Fetches the manifest with this tag or digest; returns `None` if there is none.
+    /// Fetches the manifest with this tag or digest; returns `None` if the registry has no such manifest.
     pub async fn get_manifest(
         &self,
         repository: &str,

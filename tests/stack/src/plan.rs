@@ -150,7 +150,7 @@ impl StackPlan {
         }
     }
 
-    /// Reads the plan that an earlier start of the stack has stored; returns `None` if there is none, or if this version of
+    /// Reads the plan that an earlier start of the stack has stored; returns `None` if no plan is stored, or if this version of
     /// the launcher cannot parse it.
     pub(crate) fn read_earlier_plan(dir: &StackDir) -> Option<Self> {
         Self::read_plan(dir).ok().flatten()

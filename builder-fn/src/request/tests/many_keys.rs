@@ -28,7 +28,7 @@ fn sign_as(tenant: usize, body: &[u8]) -> String {
 }
 
 /// Receives a body in pieces, and returns the name of the tenant whose key signed it.
-fn receive_and_tell_signer(
+fn receive_and_return_signer(
     body: &[u8],
     piece: usize,
     signature: &str,
@@ -61,9 +61,9 @@ proptest! {
         let check = check_by_tenants(count);
         let body = vec![7; length];
         let signer = signer % count;
-        let told = receive_and_tell_signer(&body, piece, &sign_as(signer, &body), &check);
-        prop_assert_eq!(told.unwrap(), format!("t{signer}"));
-        let unknown = receive_and_tell_signer(&body, piece, &sign_as(99, &body), &check);
+        let found = receive_and_return_signer(&body, piece, &sign_as(signer, &body), &check);
+        prop_assert_eq!(found.unwrap(), format!("t{signer}"));
+        let unknown = receive_and_return_signer(&body, piece, &sign_as(99, &body), &check);
         prop_assert!(matches!(unknown, Err(RequestError::WrongSignature)));
     }
 }

@@ -220,7 +220,7 @@ impl ForgedMessageAttacks<'_> {
             .to_owned();
 
         let changed = text.replace("mallory-callback", "mallory-changed");
-        let (status, told) = self
+        let (status, answer) = self
             .post_json(deployer.url(), changed, Some(signed.clone()))
             .await?;
         let deployed = testbed
@@ -230,7 +230,7 @@ impl ForgedMessageAttacks<'_> {
             .is_some();
         outcomes.add_outcome(
             "changed-callback",
-            Outcome::of_success(status != 401 || deployed, format!("{status} {told}")),
+            Outcome::of_success(status != 401 || deployed, format!("{status} {answer}")),
         );
         // The answer itself is genuine: only its own function may be deployed.
         let (status, _) = self.post_json(deployer.url(), text, Some(signed)).await?;
