@@ -170,11 +170,26 @@ impl BuilderProcess {
 
     /// Returns the builder process's peak resident memory so far, in bytes.
     pub fn peak_memory_bytes(&self) -> Result<usize> {
+        self.status_bytes("VmHWM")
+    }
+
+    /// Returns the builder process's peak resident memory so far, without the pages of its program, in bytes. Those are
+    /// as many as the program's code is large, and the kernel can drop them.
+    pub fn peak_own_memory_bytes(&self) -> Result<usize> {
+        Ok(self
+            .peak_memory_bytes()?
+            .saturating_sub(self.status_bytes("RssFile")?))
+    }
+
+    /// Reads a field of `/proc/PID/status` that is a number of kilobytes, and returns it in bytes.
+    fn status_bytes(&self, field: &str) -> Result<usize> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.function.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kibibytes: usize = line
-            .and_then(|line| line.trim().strip_suffix(" kB"))
-            .context("/proc/PID/status has no VmHWM")?
+        let value = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kibibytes: usize = value
+            .and_then(|value| value.trim().strip_suffix(" kB"))
+            .with_context(|| format!("/proc/PID/status has no {field}"))?
             .trim()
             .parse()?;
         Ok(kibibytes << 10)
