@@ -7,12 +7,16 @@
 use tonic::{Code, Status};
 
 use super::Denial;
+use super::session::BUILDER_FAULT_PREFIX;
 use super::status::{EventReader, without_rpc_prefix};
 
 /// The name of the build step that makes the image and pushes it: BuildKit `exporter/containerimage/export.go`.
 const IMAGE_EXPORT_STEP_NAME: &str = "exporting to image";
 /// The name of the build step that pushes the cache: BuildKit `cache/remotecache/registry/registry.go`.
 const CACHE_EXPORT_STEP_NAME: &str = "exporting cache to registry";
+
+/// The beginning of an error that a session's sender of files gave: fsutil `receive.go`.
+const SENDER_ERROR_PREFIX: &str = "error from sender: ";
 
 /// The party that is to blame for a failed build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +31,7 @@ pub enum FaultyParty {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BuildFailure {
-    /// The text of BuildKit's error, without the prefix of a gRPC error.
+    /// The text of BuildKit's error, without the prefixes of a gRPC error and of an error of this side.
     pub message: String,
     /// The party that is to blame for the failed build.
     pub fault: FaultyParty,
@@ -57,8 +61,12 @@ impl BuildFailure {
             }
             _ => FaultyParty::Caller,
         };
+        let message = without_rpc_prefix(message);
         Self {
-            message: without_rpc_prefix(message).to_owned(),
+            message: message
+                .strip_prefix(SENDER_ERROR_PREFIX)
+                .unwrap_or(message)
+                .to_owned(),
             fault,
         }
     }
@@ -99,7 +107,8 @@ fn is_immutable_tag_error(message: &str) -> bool {
         .any(|text| message.contains(text))
 }
 
-/// Returns whether the error is the daemon's own: of its disk, its caches, or the session with this builder.
+/// Returns whether the error is the daemon's own, of its disk, its caches, or the session with this builder, or the
+/// builder's.
 fn is_daemon_failure(message: &str) -> bool {
     [
         "no space left on device",
@@ -109,6 +118,7 @@ fn is_daemon_failure(message: &str) -> bool {
         "too many open files",
         "cannot allocate memory",
         "no active session for ",
+        BUILDER_FAULT_PREFIX,
         "failed to get edge: inconsistent graph state",
         "frontend grpc server closed unexpectedly",
         "database not open",
@@ -252,5 +262,9 @@ mod tests {
         let status = Status::unknown("rpc error: code = Unknown desc = dockerfile parse error on line 2");
         let failure = BuildFailure::new(&status, &EventReader::default());
         assert_eq!(failure.to_string(), "dockerfile parse error on line 2");
+        let status =
+            Status::unknown("rpc error: code = Unknown desc = error from sender: invalid pattern \"[\"");
+        let failure = BuildFailure::new(&status, &EventReader::default());
+        assert_eq!(failure.to_string(), "invalid pattern \"[\"");
     }
 }

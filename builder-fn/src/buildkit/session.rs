@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
 pub use auth::{CredentialStore, RegistryCredentials, RegistryError, TokenRequest};
+pub(super) use filesync::BUILDER_FAULT_PREFIX;
 pub use filesync::FileSync;
 pub use secrets::SecretStore;
 pub use services::SessionServices;

@@ -111,6 +111,16 @@ impl DaemonTransfer {
         complete_in_time(self.answers.message(), "no packet arrives").await
     }
 
+    /// Receives the end of a failed transfer: an ERR packet, and a status with the same text. The daemon may report of a
+    /// status alone that its context was canceled.
+    async fn next_error(&mut self) -> Status {
+        let packet = self.next_packet().await.expect("a packet").expect("no end");
+        let status = self.next_packet().await.expect_err("the transfer ends");
+        let text = status.message().as_bytes();
+        assert_eq!((packet.r#type(), &*packet.data), (PacketType::PacketErr, text));
+        status
+    }
+
     /// Receives the announced entries, up to the empty packet that ends them.
     async fn receive_stats(&mut self) -> Vec<Stat> {
         let mut stats = Vec::new();
@@ -324,32 +334,18 @@ async fn files_that_were_not_announced_are_not_sent() {
             .expect("a transfer");
         transfer.receive_stats().await;
         transfer.send_packet(PacketType::PacketReq, id);
-        assert_eq!(
-            transfer
-                .next_packet()
-                .await
-                .expect_err("the file is rejected")
-                .code(),
-            Code::InvalidArgument,
-            "{id}"
-        );
+        assert_eq!(transfer.next_error().await.code(), Code::InvalidArgument, "{id}");
     }
-    let elsewhere = served
-        .start_transfer(&[("dir-name", "/etc")])
-        .await
-        .err()
-        .expect("the folder is rejected");
-    assert_eq!(elsewhere.code(), Code::NotFound);
-    let malformed = [("dir-name", "context"), ("exclude-patterns", "[")];
-    assert_eq!(
-        served
-            .start_transfer(&malformed)
-            .await
-            .err()
-            .expect("the pattern is rejected")
-            .code(),
-        Code::InvalidArgument
-    );
+    for (metadata, code) in [
+        (&[("dir-name", "/etc")][..], Code::NotFound),
+        (
+            &[("dir-name", "context"), ("exclude-patterns", "[")],
+            Code::InvalidArgument,
+        ),
+    ] {
+        let mut transfer = served.start_transfer(metadata).await.expect("an answer");
+        assert_eq!(transfer.next_error().await.code(), code, "{metadata:?}");
+    }
 }
 
 #[tokio::test]
@@ -368,7 +364,7 @@ async fn an_error_of_the_daemon_ends_the_transfer() {
     };
     transfer.requests.send(full).expect("the transfer runs");
 
-    let error = transfer.next_packet().await.expect_err("the transfer ends");
+    let error = transfer.next_error().await;
     assert_eq!(
         (error.code(), error.message()),
         (Code::Aborted, "the receiver failed: no space left")

@@ -1,6 +1,7 @@
 //! Tests of the rules for sources: the daemon asks about each, and gets files only if it does.
 
 use bollard_buildkit_proto::fsutil::types::Packet;
+use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::ResolveSourceMetaResponse;
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::PolicyAction;
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
@@ -42,10 +43,17 @@ async fn request_files(session: &SessionCall) -> Result<(), Status> {
     request
         .metadata_mut()
         .insert("dir-name", "context".parse().expect("text"));
-    FileSyncClient::new(session.services.clone())
+    let answers = FileSyncClient::new(session.services.clone())
         .diff_copy(request)
-        .await
-        .map(|_| ())
+        .await?;
+    let mut answers = answers.into_inner();
+    match answers.message().await? {
+        Some(packet) if packet.r#type() == PacketType::PacketErr => match answers.message().await {
+            Err(status) => Err(status),
+            Ok(packet) => panic!("{packet:?} after an ERR packet"),
+        },
+        _ => Ok(()),
+    }
 }
 
 #[tokio::test]

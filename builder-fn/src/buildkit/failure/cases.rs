@@ -136,6 +136,11 @@ const CALLER_FAULT_SOLVES: &[FailedSolve] = &[
         "rpc error: code = Unknown desc = invalid includepatterns: [[a-]: syntax error in pattern",
     ),
     (
+        Code::Unknown,
+        CONTEXT_STEP_NAME,
+        "error from sender: invalid pattern \"[z-a]\": it is not a valid expression, or is too complex",
+    ),
+    (
         Code::Internal,
         CONTEXT_STEP_NAME,
         "rpc error: code = Internal desc = rpc error: code = Internal desc = header key \"followpaths\" contains value \
@@ -337,6 +342,16 @@ const PLATFORM_FAULT_SOLVES: &[FailedSolve] = &[
         Code::Unknown,
         "",
         "no active session for m3uzs4f6: context deadline exceeded",
+    ),
+    (
+        Code::Unknown,
+        CONTEXT_STEP_NAME,
+        "error from sender: builder-fn could not read the context",
+    ),
+    (
+        Code::Unknown,
+        CONTEXT_STEP_NAME,
+        "error from sender: builder-fn could not list the context",
     ),
     (
         Code::Unknown,

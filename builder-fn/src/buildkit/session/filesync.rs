@@ -5,6 +5,9 @@
 //! their STAT (folders and links count too), and gets DATA packets, an empty one at a file's end. When it has
 //! everything, it sends FIN and gets FIN.
 //!
+//! A transfer that fails ends with an ERR packet, and only then with a gRPC status: the receiver's context ends with the
+//! stream, so of a status alone it may report no more than "context canceled".
+//!
 //! A transfer is one stream, which the HTTP/2 server polls as fast as the daemon reads: there is no task and no queue
 //! of packets, and nothing continues when the daemon goes away.
 
@@ -19,6 +22,7 @@ use bollard_buildkit_proto::fsutil::types::Packet;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server;
 use futures_util::{Stream, StreamExt, stream};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::source_check::SourceGate;
@@ -32,6 +36,17 @@ const BATCHES_READ_AHEAD: usize = 2;
 /// The error for a daemon that does not ask whether a build may read a source. It is older than BuildKit 0.26.
 const UNCHECKED_SOURCES_ERROR: &str = "this BuildKit does not ask the builder which sources a build may read; \
                          the builder needs BuildKit 0.26 or later";
+
+/// The beginning of the errors of a transfer that are neither the caller's nor the daemon's fault. They have no gRPC code
+/// once they went through the daemon.
+pub(in crate::buildkit) const BUILDER_FAULT_PREFIX: &str = "error from sender: builder-fn could not ";
+
+/// The error for a context whose entries could not be listed.
+const LISTING_ERROR: &str = "builder-fn could not list the context";
+/// The error for a file whose content could not be read.
+const READING_ERROR: &str = "builder-fn could not read the context";
+/// The error for a transfer whose end could not be recorded.
+const RECORDING_ERROR: &str = "builder-fn could not record the transfer";
 
 /// The stream of packets that answers a file-sync request.
 type PacketStream = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
@@ -63,6 +78,22 @@ impl FileSync {
             ..self
         }
     }
+
+    /// Begins the transfer that a request with this metadata asks for.
+    async fn begin_transfer(&self, metadata: &MetadataMap) -> Result<FileTransfer, Status> {
+        if self.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
+            return Err(Status::failed_precondition(UNCHECKED_SOURCES_ERROR));
+        }
+        let folder = request::FolderRequest::from_metadata(metadata)?;
+        let sync = self.clone();
+        // Dropped with this future, when BuildKit gives the request up.
+        let caller = Arc::new(());
+        let waiting = Arc::downgrade(&caller);
+        let is_wanted = move || waiting.strong_count() > 0;
+        tokio::task::spawn_blocking(move || FileTransfer::new(&sync, &folder, &is_wanted))
+            .await
+            .map_err(|_| Status::internal(LISTING_ERROR))?
+    }
 }
 
 #[tonic::async_trait]
@@ -71,19 +102,11 @@ impl file_sync_server::FileSync for FileSync {
     type TarStreamStream = PacketStream;
 
     async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
-        if self.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
-            return Err(Status::failed_precondition(UNCHECKED_SOURCES_ERROR));
-        }
-        let folder = request::FolderRequest::from_metadata(request.metadata())?;
-        let sync = self.clone();
-        // Dropped with this future, when BuildKit gives the request up.
-        let caller = Arc::new(());
-        let waiting = Arc::downgrade(&caller);
-        let is_wanted = move || waiting.strong_count() > 0;
-        let transfer = tokio::task::spawn_blocking(move || FileTransfer::new(&sync, &folder, &is_wanted))
-            .await
-            .map_err(|_| Status::internal("listing the context failed"))??;
-        Ok(Response::new(answer_packets(transfer, request.into_inner())))
+        let answer = match self.begin_transfer(request.metadata()).await {
+            Ok(transfer) => answer_packets(transfer, request.into_inner()),
+            Err(status) => Box::pin(stream::iter(failure_packets(status))),
+        };
+        Ok(Response::new(answer))
     }
 
     async fn tar_stream(&self, _: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
@@ -142,7 +165,7 @@ impl FileTransfer {
         // As listing the entries, this takes a while for a large context.
         tokio::task::spawn_blocking(completing)
             .await
-            .map_err(|_| Status::internal("recording the transfer failed"))?;
+            .map_err(|_| Status::internal(RECORDING_ERROR))?;
         Ok(Packet {
             r#type: PacketType::PacketFin.into(),
             ..Packet::default()
@@ -188,5 +211,22 @@ fn answer_packets(
             }
             Err(status) => stream::iter(vec![Err(status)]),
         });
-    Box::pin(stream::select(stats, data).chain(finish))
+    // Here nothing comes between an ERR packet and the status.
+    let answered = stream::select(stats, data)
+        .chain(finish)
+        .flat_map(|answer| match answer {
+            Ok(packet) => stream::iter([Ok(packet)]).left_stream(),
+            Err(status) => stream::iter(failure_packets(status)).right_stream(),
+        });
+    Box::pin(answered)
+}
+
+/// Returns the end of a transfer that fails with `status`: an ERR packet with its text, and the status.
+fn failure_packets(status: Status) -> [Result<Packet, Status>; 2] {
+    let error = Packet {
+        r#type: PacketType::PacketErr.into(),
+        data: status.message().as_bytes().to_vec(),
+        ..Packet::default()
+    };
+    [Ok(error), Err(status)]
 }

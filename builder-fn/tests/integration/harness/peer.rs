@@ -113,7 +113,7 @@ impl FuzzedDaemon {
         let message = message.or(head.headers.get("grpc-message"));
         let message = message.map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned());
         assert!(
-            !message.is_some_and(|text| text.contains("the%20context")),
+            !message.is_some_and(|text| text.contains("builder-fn%20could%20not")),
             "an internal error"
         );
     }
@@ -136,9 +136,14 @@ impl FuzzedDaemon {
                 let mut answers = answers.into_inner();
                 loop {
                     match answers.message().await {
+                        Ok(Some(packet)) if packet.r#type() == PacketType::PacketErr => {
+                            let status = answers.message().await.expect_err("a status after an ERR packet");
+                            assert_eq!(packet.data, status.message().as_bytes());
+                            break Err(status);
+                        }
                         Ok(Some(packet)) => received.receive_packet(packet, context),
                         Ok(None) => break Ok(()),
-                        Err(status) => break Err(status),
+                        Err(status) => panic!("a transfer failed without an ERR packet: {status:?}"),
                     }
                     if self.goes_away && received.bytes > 100_000 {
                         return;

@@ -8,7 +8,7 @@ use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tonic::Status;
 
-use super::{FileTransfer, stat};
+use super::{FileTransfer, READING_ERROR, stat};
 use crate::buildkit::shared_key::SentPiece;
 
 /// The largest content of one DATA packet, in bytes.
@@ -257,7 +257,7 @@ impl FileTransfer {
             };
             batch.map_err(|error| {
                 tracing::error!(%error, "could not read the spool");
-                Status::internal("could not read the context")
+                Status::internal(READING_ERROR)
             })
         }
     }
