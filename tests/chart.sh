@@ -111,8 +111,8 @@ count 2 '^kind: Deployment$'
 count 1 '^kind: StatefulSet$'
 count 3 '^kind: Service$'
 count 3 '^kind: NetworkPolicy$'
-# The label by which the provider finds functions: on Deployment, its selector, pods, Service and policies.
-count 6 'faas_function: builder-fn$'
+# The label by which the provider finds functions: on Deployment, its selector, pods, Service, policies and budget.
+count 7 'faas_function: builder-fn$'
 count 5 'faas_function: deployer-fn$'
 has 'image: docker.io/slipway/builder-fn:0.1.0'
 has 'image: docker.io/slipway/deployer-fn:0.1.0'
@@ -166,7 +166,7 @@ release=other
 begin "another release and other namespaces" --set functionNamespace=fn,gateway.namespace=faas
 has 'name: other-slipway-buildkit'
 has 'value: "tcp://other-slipway-buildkit.openfaas:1234"'
-count 9 'namespace: fn$'
+count 10 'namespace: fn$'
 count 2 '- name: default_namespace$'
 count 2 'value: "fn"$'
 has 'kubernetes.io/metadata.name: faas'
@@ -182,6 +182,112 @@ has 'value: "tcp://buildkit.build:1234"'
 has_not 'kind: StatefulSet'
 has_not 'kind: ConfigMap'
 count 2 '^kind: NetworkPolicy$'
+
+begin "grace periods are longer than the longest work" --set builder.timeout=2h,deployer.readyTimeout=10m
+count 2 'terminationGracePeriodSeconds: 7260$'
+count 1 'terminationGracePeriodSeconds: 690$'
+# The deployer's own limit, and the builder's for it.
+count 2 'value: "660s"$'
+begin "grace periods of one's own" --set builder.terminationGracePeriodSeconds=3600,buildkit.terminationGracePeriodSeconds=4000,deployer.terminationGracePeriodSeconds=400
+count 1 'terminationGracePeriodSeconds: 3600$'
+count 1 'terminationGracePeriodSeconds: 4000$'
+count 1 'terminationGracePeriodSeconds: 400$'
+for part in builder buildkit; do
+    rejects "a grace period of $part that ends builds" "$part.terminationGracePeriodSeconds: 1800, and more than builder.timeout (30m) is right" --set $part.terminationGracePeriodSeconds=1800
+done
+rejects "a grace period that ends rollouts" "deployer.terminationGracePeriodSeconds: 60, and more than deployer.timeout (360s) is right" --set deployer.terminationGracePeriodSeconds=60
+rejects "a deployment without time for a rollback" "deployer.timeout: 5m, and at least deployer.readyTimeout (5m) and 25s are right" --set deployer.timeout=5m
+
+begin "disruption budgets"
+count 2 '^kind: PodDisruptionBudget$'
+count 2 'maxUnavailable: 1$'
+begin "no disruption budgets" --set podDisruptionBudget.enabled=false
+has_not 'kind: PodDisruptionBudget'
+begin "a disruption budget without a daemon" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.plaintext=true
+count 1 '^kind: PodDisruptionBudget$'
+
+begin "two releases in one namespace" --set builder.name=build-staging,deployer.name=deploy-staging
+count 7 'faas_function: build-staging$'
+count 5 'faas_function: deploy-staging$'
+has_not 'faas_function: builder-fn'
+has 'value: "deploy-staging"'
+# No build deploys under the names of either.
+count 2 'value: "build-staging,deploy-staging"$'
+rejects "one name for both functions" "builder.name: fn, and another name than deployer.name" --set builder.name=fn,deployer.name=fn
+rejects "a name that is no function's" "/builder/name" --set builder.name=Build_1
+notes "the notes name the functions" --set builder.name=build-staging
+has '/function/build-staging'
+
+begin "images of another registry" --set 'global.imageRegistry=mirror.example:5000/hub,global.imagePullSecrets={mirror}'
+count 1 'image: mirror.example:5000/hub/slipway/builder-fn:0.1.0$'
+count 1 'image: mirror.example:5000/hub/slipway/deployer-fn:0.1.0$'
+count 2 'image: mirror.example:5000/hub/moby/buildkit:v0.34.2$'
+count 4 '- name: mirror$'
+has 'mirror,payload-secret'
+begin "pull secrets as objects" --set-json 'global={"imagePullSecrets":[{"name":"mirror"}],"storageClass":"of another chart"}'
+count 4 '- name: mirror$'
+begin "an image without a registry" --set buildkit.image.repository=moby/buildkit,global.imageRegistry=mirror.example
+count 2 'image: mirror.example/moby/buildkit:v0.34.2$'
+rejects "a daemon without a version" "buildkit.image: should have a tag" --set buildkit.image.tag=
+
+begin "registries over plain HTTP" --set 'buildkit.insecureRegistries={registry.openfaas:5000}'
+part config.yaml
+has '[registry."registry.openfaas:5000"]'
+has 'http = true'
+count 1 '\[worker.oci\]'
+rejects "a registry that is there twice" "must not have the table" --set 'buildkit.insecureRegistries={r.example}' --set-string 'buildkit.config=[registry."r.example"]'
+
+cat >"$dir/pods.yaml" <<'EOF'
+podLabels: { team: build }
+podSecurityContext: { fsGroup: 65534, supplementalGroups: [7] }
+serviceAccountName: ecr
+priorityClassName: high
+topologySpreadConstraints: [{ maxSkew: 1, topologyKey: zone, whenUnsatisfiable: DoNotSchedule }]
+envFrom: [{ secretRef: { name: aws } }]
+initContainers: [{ name: helper, image: helper }]
+extraVolumes: [{ name: helpers, emptyDir: {} }]
+extraVolumeMounts: [{ name: helpers, mountPath: /helpers }]
+EOF
+for name in builder deployer buildkit; do
+    {
+        echo "$name:"
+        sed 's/^/  /' "$dir/pods.yaml"
+    } >"$dir/$name.yaml"
+done
+for isolation in userNamespace rootless; do
+    begin "everything that Kubernetes lets pods have, $isolation" -f "$dir/builder.yaml" -f "$dir/deployer.yaml" -f "$dir/buildkit.yaml" --set buildkit.isolation=$isolation
+    count 3 'team: build$'
+    count 3 'fsGroup: 65534$'
+    count 3 'serviceAccountName: ecr$'
+    count 3 'priorityClassName: high$'
+    count 3 'topologyKey: zone$'
+    count 3 'name: aws$'
+    count 3 '- image: helper$'
+    count 3 'mountPath: /helpers$'
+    count 0 'fsGroup: 1000$'
+    # No pod gets the account's token in the usual place.
+    count 4 'automountServiceAccountToken: false'
+done
+count 4 'runAsNonRoot: true$'
+
+begin "a key for build secrets" --set secrets.buildSecrets.name=build-secrets
+count 1 'path: build-secrets-key$'
+has 'value: "/var/openfaas/secrets/build-secrets-key"'
+count 2 'value: "basic-auth,build-secrets,deploy-secret,'
+begin "a token for the gateway" --set secrets.gatewayToken.name=gateway-token
+count 1 'path: gateway-token$'
+has_not 'path: basic-auth'
+notes "the notes list the token" --set secrets.gatewayToken.name=gateway-token
+has 'gateway-token (key gateway-token)'
+has_not 'basic-auth'
+begin "a token of OpenFaaS IAM" --set deployer.iamAudience=https://gateway.example
+count 1 'path: openfaas-token$'
+has 'audience: https://gateway.example'
+count 1 'mountPath: /var/secrets/tokens$'
+has_not 'path: basic-auth'
+begin "images that are looked up" --set deployer.checkImage=true,secrets.registryPull.name=pull --set-json 'networkPolicy.allowedToDeployer=[{"ports":[{"port":5000}]}]'
+count 1 'path: registry-pull-config$'
+count 1 'port: 5000$'
 
 begin "no persistence, no policies" --set buildkit.persistence.enabled=false,networkPolicy.enabled=false
 has_not 'volumeClaimTemplates'
@@ -281,18 +387,24 @@ openssl x509 -in "$dir/slipway-buildkit-daemon-tls/tls.crt" -noout -checkhost sl
 cmp -s "$dir/slipway-buildkit-daemon-tls/tls.key" "$dir/slipway-buildkit-client-tls/tls.key" && fail "daemon and builder have one key"
 
 # An upgrade, without a cluster: a copy of the chart finds the secrets of the first rendering in a folder instead.
-# upgrade NAME EDIT: the second rendering, after the sed program EDIT on what the cluster has
-upgrade() {
+# stored: makes the copy, with what the cluster has after the sed program EDIT
+stored() {
     rm -rf "$dir/upgrade"
     cp -r "$chart" "$dir/upgrade"
     cat >"$dir/upgrade/templates/_stored.tpl" <<'EOF'
 {{- define "slipway.stored.secret" -}}{{ .root.Files.Get (printf "stored/%s.yaml" .name) }}{{- end -}}
+{{- define "slipway.stored.statefulset" -}}{{ .root.Files.Get (printf "stored/%s.yaml" .name) }}{{- end -}}
 EOF
     mkdir "$dir/upgrade/stored"
     for name in authority daemon-tls client-tls; do
         awk -v name="  name: slipway-buildkit-$name\n" 'BEGIN { RS = "---\n" } /kind: Secret/ && index($0, name)' "$dir/all" |
-            sed -e "$2" >"$dir/upgrade/stored/slipway-buildkit-$name.yaml"
+            sed -e "$1" >"$dir/upgrade/stored/slipway-buildkit-$name.yaml"
     done
+    awk 'BEGIN { RS = "---\n" } /kind: StatefulSet/' "$dir/all" | sed -e "$1" >"$dir/upgrade/stored/slipway-buildkit.yaml"
+}
+# upgrade NAME EDIT: the second rendering, after the sed program EDIT on what the cluster has
+upgrade() {
+    stored "$2"
     case=$1
     "$helm" template "$release" "$dir/upgrade" --namespace openfaas --kube-version 1.33.0 >"$dir/upgraded" 2>"$dir/err" || fail "$(cat "$dir/err")"
 }
@@ -325,6 +437,20 @@ cp "$dir/old" "$dir/all"
 upgrade "certificates for another name are made anew" 's/slipway.names: "slipway-buildkit.openfaas,.*/slipway\/names: "other"/'
 [ "$(entries "$dir/all" | grep -c .)" = "$(entries "$dir/upgraded" | grep -c .)" ] || fail "another number of entries"
 [ "$(entries "$dir/all")" != "$(entries "$dir/upgraded")" ] || fail "they are the old ones"
+
+# refused NAME TEXT ARGUMENTS…: an upgrade of the installed chart must fail with TEXT, before anything is applied
+refused() {
+    installed=$chart
+    chart=$dir/upgrade
+    rejects "$@"
+    chart=$installed
+}
+stored ''
+case="an upgrade with the same volume"
+"$helm" template "$release" "$dir/upgrade" --namespace openfaas --kube-version 1.33.0 --set buildkit.persistence.size=51200Mi >"$dir/out" 2>"$dir/err" || fail "$(cat "$dir/err")"
+refused "an upgrade that would change the volume's size" "buildkit.persistence.size: 60Gi, but the installed daemon has 50Gi" --set buildkit.persistence.size=60Gi
+refused "an upgrade that would change the volume's class" 'buildkit.persistence.storageClass: "fast", but the installed daemon has ""' --set buildkit.persistence.storageClass=fast
+refused "an upgrade that would remove the volume" "buildkit.persistence.enabled: false, but the installed daemon has true" --set buildkit.persistence.enabled=false
 
 # The job that renews certificates, with a Kubernetes API that is files: GET answers with $dir/api/SECRET, PATCH writes
 # $dir/api/SECRET.patch.

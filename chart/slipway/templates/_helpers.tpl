@@ -29,13 +29,93 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: buildkit
 {{- end -}}
 
-{{/* An image reference, by digest if one is set, else by tag. Arguments: dict "image" … "appVersion" … */}}
+{{/* An image reference, by digest if one is set, else by tag. Arguments: dict "root" . "image" … "tag" … */}}
 {{- define "slipway.image" -}}
-{{- if .image.digest -}}
-{{ .image.repository }}@{{ .image.digest }}
-{{- else -}}
-{{ .image.repository }}:{{ .image.tag | default .appVersion }}
+{{- $repository := .image.repository -}}
+{{- with .root.Values.global.imageRegistry -}}
+{{- $host := regexFind "^[^/]+/" $repository -}}
+{{- if or (regexMatch "[.:]" $host) (eq $host "localhost/") -}}
+{{- $repository = trimPrefix $host $repository -}}
 {{- end -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository -}}
+{{- end -}}
+{{- if .image.digest -}}
+{{ $repository }}@{{ .image.digest }}
+{{- else -}}
+{{ $repository }}:{{ .tag }}
+{{- end -}}
+{{- end -}}
+
+{{/* The field imagePullSecrets of a pod. Arguments: dict "root" . "names" (list …) */}}
+{{- define "slipway.pullSecrets" -}}
+{{- $names := .names -}}
+{{- range .root.Values.global.imagePullSecrets -}}
+{{- $names = append $names (ternary . (get (ternary dict . (kindIs "string" .)) "name") (kindIs "string" .)) -}}
+{{- end -}}
+{{- with $names | uniq }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Fields of a pod that the values of a part may set. Argument: the part's values */}}
+{{- define "slipway.pod.options" -}}
+{{- with .serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* A duration in whole seconds. Argument: a text such as 1h30m */}}
+{{- define "slipway.seconds" -}}
+{{- div (add (include "slipway.milliseconds" . | int64) 999) 1000 -}}
+{{- end -}}
+
+{{/*
+The grace period of a pod in seconds: what the values set, or the longest work and a margin. Fails if the work would not fit.
+Arguments: dict "name" "builder" "set" 0 "work" "30m" "workName" "builder.timeout" "margin" 60
+*/}}
+{{- define "slipway.grace" -}}
+{{- $work := include "slipway.seconds" .work | int64 -}}
+{{- $set := .set | int64 -}}
+{{- if and $set (le $set $work) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds: %d, and more than %s (%s) is right; 0 stands for %d" .name $set .workName .work (add $work .margin)) -}}
+{{- end -}}
+{{- ternary $set (add $work .margin) (gt $set 0) -}}
+{{- end -}}
+
+{{/* The longest duration of a deployment, such as 360s. */}}
+{{- define "slipway.deployer.timeout" -}}
+{{- $ready := include "slipway.seconds" .Values.deployer.readyTimeout | int64 -}}
+{{- $timeout := .Values.deployer.timeout | default (printf "%ds" (add $ready 60)) -}}
+{{- if lt (include "slipway.seconds" $timeout | int64) (add $ready 25) -}}
+{{- fail (printf "deployer.timeout: %s, and at least deployer.readyTimeout (%s) and 25s are right, so that a rollback fits in; empty stands for %ds" $timeout .Values.deployer.readyTimeout (add $ready 60)) -}}
+{{- end -}}
+{{- $timeout -}}
 {{- end -}}
 
 {{- define "slipway.buildkit.url" -}}
@@ -88,7 +168,10 @@ app.kubernetes.io/component: buildkit
 {{- if and (eq "rootless" (include "slipway.buildkit.isolation" .)) (not (hasSuffix "-rootless" $image.tag)) -}}
 {{- $_ := set $image "tag" (printf "%s-rootless" $image.tag) -}}
 {{- end -}}
-{{- include "slipway.image" (dict "image" $image "appVersion" .Chart.AppVersion) -}}
+{{- if not (or $image.digest .Values.buildkit.image.tag) -}}
+{{- fail "buildkit.image: should have a tag, such as v0.34.2, or a digest" -}}
+{{- end -}}
+{{- include "slipway.image" (dict "root" . "image" $image "tag" $image.tag) -}}
 {{- end -}}
 
 {{/* buildkitd.toml. The table worker.oci of the values gets the network of steps. */}}
@@ -110,6 +193,12 @@ app.kubernetes.io/component: buildkit
 {{- $config = regexReplaceAll $table $config (printf "${0}\n%s" $network) -}}
 {{- else -}}
 {{- $config = printf "%s\n[worker.oci]\n%s" (trimSuffix "\n" $config) $network -}}
+{{- end -}}
+{{- range .Values.buildkit.insecureRegistries -}}
+{{- if contains (printf "[registry.%q]" .) $config -}}
+{{- fail (printf "buildkit.config: must not have the table [registry.%q]; buildkit.insecureRegistries makes it" .) -}}
+{{- end -}}
+{{- $config = printf "%s\n[registry.%q]\n  http = true" (trimSuffix "\n" $config) . -}}
 {{- end -}}
 {{- $config | trimSuffix "\n" }}
 [history]
@@ -200,6 +289,9 @@ Arguments: dict "root" . "members" (list "keys" "registryConfig"), the members o
 {{- end -}}
 {{- $names = append $names .Values.otel.headers.name -}}
 {{- $names = concat $names .Values.imagePullSecrets .Values.buildkit.imagePullSecrets .Values.secrets.protected -}}
+{{- range .Values.global.imagePullSecrets -}}
+{{- $names = append $names (ternary . (get (ternary dict . (kindIs "string" .)) "name") (kindIs "string" .)) -}}
+{{- end -}}
 {{- $names = concat $names (list (include "slipway.tls.daemon" .) (include "slipway.tls.client" .) (include "slipway.tls.authority" .)) -}}
 {{- $names | compact | uniq | sortAlpha | join "," -}}
 {{- end -}}
@@ -224,7 +316,7 @@ The names of functions that no build deploys, separated by commas. A function is
 functionNamespace, so it must not have the name of one that is there already.
 */}}
 {{- define "slipway.protected.functions" -}}
-{{- $names := .Values.protectedFunctions -}}
+{{- $names := without (concat .Values.protectedFunctions (list .Values.builder.name .Values.deployer.name)) "builder-fn" "deployer-fn" -}}
 {{- if and .Values.buildkit.enabled (eq .Release.Namespace .Values.functionNamespace) -}}
 {{- $names = concat $names (list (include "slipway.buildkit.name" .) (include "slipway.tls.renewal" .)) -}}
 {{- end -}}
@@ -256,7 +348,8 @@ functionNamespace, so it must not have the name of one that is there already.
 {{/*
 A function as faas-netes would create it: a Deployment and a Service with the function's name and the label faas_function.
 Arguments: dict "root" . "name" "builder-fn" "component" "builder" "values" .Values.builder "env" (dict …)
-"secrets" (dict FILE SECRET …) "scratch" SIZE "functionLabels" (dict NAME TEXT …), the labels for the gateway
+"secrets" (dict FILE SECRET …) "scratch" SIZE "functionLabels" (dict NAME TEXT …), the labels for the gateway, "grace" SECONDS
+"iamAudience" AUDIENCE of a service account's token, if the function has one
 */}}
 {{- define "slipway.function" -}}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) -}}
@@ -284,7 +377,7 @@ spec:
       labels:
         faas_function: {{ .name }}
         {{- $labels | nindent 8 }}
-        {{- with .functionLabels }}
+        {{- with merge (dict) (.functionLabels | default dict) .values.podLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
       annotations:
@@ -296,23 +389,24 @@ spec:
     spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
-      terminationGracePeriodSeconds: {{ .values.terminationGracePeriodSeconds }}
+      terminationGracePeriodSeconds: {{ .grace }}
       securityContext:
-        runAsNonRoot: true
-        runAsUser: 12000
-        runAsGroup: 12000
-        fsGroup: 12000
-        seccompProfile:
-          type: RuntimeDefault
-      {{- with .root.Values.imagePullSecrets }}
-      imagePullSecrets:
-        {{- range . }}
-        - name: {{ . }}
-        {{- end }}
+        {{- merge (deepCopy .values.podSecurityContext) (dict
+          "runAsNonRoot" true
+          "runAsUser" 12000
+          "runAsGroup" 12000
+          "fsGroup" 12000
+          "seccompProfile" (dict "type" "RuntimeDefault")
+        ) | toYaml | nindent 8 }}
+      {{- with include "slipway.pullSecrets" (dict "root" .root "names" .root.Values.imagePullSecrets) | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
+      {{- with include "slipway.pod.options" .values | trim }}
+      {{- . | nindent 6 }}
       {{- end }}
       containers:
         - name: {{ .name }}
-          image: {{ include "slipway.image" (dict "image" .values.image "appVersion" .root.Chart.AppVersion) }}
+          image: {{ include "slipway.image" (dict "root" .root "image" .values.image "tag" (.values.image.tag | default .root.Chart.AppVersion)) }}
           imagePullPolicy: {{ .values.pullPolicy }}
           ports:
             - name: http
@@ -326,6 +420,10 @@ spec:
             - name: {{ $name }}
               value: {{ $text | quote }}
             {{- end }}
+          {{- with .values.envFrom }}
+          envFrom:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
           livenessProbe:
             httpGet:
               path: /_/health
@@ -359,6 +457,14 @@ spec:
             - name: temp
               mountPath: /tmp
             {{- end }}
+            {{- if .iamAudience }}
+            - name: token
+              mountPath: /var/secrets/tokens
+              readOnly: true
+            {{- end }}
+            {{- with .values.extraVolumeMounts }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
       volumes:
         - name: secrets
           projected:
@@ -381,18 +487,19 @@ spec:
           emptyDir:
             sizeLimit: {{ .scratch }}
         {{- end }}
-      {{- with .values.nodeSelector }}
-      nodeSelector:
+        {{- with .iamAudience }}
+        - name: token
+          projected:
+            defaultMode: 0440
+            sources:
+              - serviceAccountToken:
+                  path: openfaas-token
+                  audience: {{ . }}
+                  expirationSeconds: 7200
+        {{- end }}
+        {{- with .values.extraVolumes }}
         {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- with .values.tolerations }}
-      tolerations:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- with .values.affinity }}
-      affinity:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
+        {{- end }}
 ---
 apiVersion: v1
 kind: Service
