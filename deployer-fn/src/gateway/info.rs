@@ -11,6 +11,10 @@ use super::{GatewayReadError, GatewayRequestSender, call, unexpected_response};
 /// (`pkg/provider/handlers/info.go`) and its predecessor, and the development provider of this repository.
 const PROVIDERS_REPLACING_BEFORE_ANSWER: [&str; 4] = ["faasd", "faasd-ce", "faas-containerd", "slipway-dev"];
 
+/// The names of providers that list every secret that a function can use; faas-netes is not among them
+/// (docs/pitfalls.md#secrets-without-a-label).
+const PROVIDERS_LISTING_ALL_SECRETS: [&str; 4] = ["faasd", "faasd-ce", "faas-containerd", "slipway-dev"];
+
 /// The name that a provider gives itself, for example `faasd`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ProviderName(pub(crate) String);
@@ -20,6 +24,11 @@ impl ProviderName {
     /// one can answer afterwards.
     pub(crate) fn replaces_before_answering(&self) -> bool {
         PROVIDERS_REPLACING_BEFORE_ANSWER.contains(&self.0.as_str())
+    }
+
+    /// Returns whether a secret that this provider does not list does not exist.
+    pub(crate) fn lists_all_secrets(&self) -> bool {
+        PROVIDERS_LISTING_ALL_SECRETS.contains(&self.0.as_str())
     }
 }
 

@@ -13,7 +13,7 @@ use super::read;
 use super::verdict::{Findings, Verdict};
 use super::watch::{self, ReadyVersion, WaitingFor, WatchResult};
 use super::{RolloutTimeouts, RunningRollout};
-use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, call};
+use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName, call};
 use crate::outcome::{FaultyParty, Successor};
 use crate::succession::SuccessorReceiver;
 use crate::tenancy;
@@ -276,14 +276,15 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         Ok(missing.then(|| format!("the namespace {namespace:?} does not exist, or may not have functions")))
     }
 
-    /// Adds an objection for each secret of the hand-over that does not exist.
+    /// Adds an objection for each secret of the hand-over that does not exist. Returns the names of those of which it is
+    /// not known: the provider does not list them, and may have them all the same.
     pub(super) async fn add_missing_secret_objections(
         &self,
         objections: &mut Vec<String>,
-    ) -> Result<(), GatewayReadError> {
+    ) -> Result<Vec<&str>, GatewayReadError> {
         let wanted = &self.hand_over.spec.secrets;
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let namespace = self.address.namespace.as_deref();
         match self
@@ -291,12 +292,25 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             .await?
         {
             Some(existing) => {
-                let missing = wanted.iter().filter(|name| !existing.contains(name));
-                objections.extend(missing.map(|name| format!("the secret {name:?} does not exist")));
+                let unlisted = wanted.iter().filter(|name| !existing.contains(name));
+                let unlisted: Vec<_> = unlisted.map(String::as_str).collect();
+                if unlisted.is_empty() {
+                    return Ok(unlisted);
+                }
+                let provider = self.provider_name().await;
+                if provider.is_some_and(ProviderName::lists_all_secrets) {
+                    let missing = unlisted.iter();
+                    objections.extend(missing.map(|name| format!("the secret {name:?} does not exist")));
+                    return Ok(Vec::new());
+                }
+                info!(secrets = ?unlisted, "the provider does not list these secrets, and may have them all the same");
+                Ok(unlisted)
             }
-            None => info!("did not check the secrets: the provider does not list them"),
+            None => {
+                info!("did not check the secrets: the provider does not list them");
+                Ok(Vec::new())
+            }
         }
-        Ok(())
     }
 
     /// Adds an objection if the function's annotations would be too large.

@@ -36,8 +36,9 @@ pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
         ..*context
     };
     let mut rollout = RunningRollout::new(&context, &dry_run.hand_over, deadline);
+    let mut warnings = dry_run.hand_over.warnings.clone();
     let read = deadline
-        .run_until_deadline(rollout.add_objections_to_hand_over(&mut objections))
+        .run_until_deadline(rollout.add_objections_to_hand_over(&mut objections, &mut warnings))
         .await;
     let trouble = match read {
         Some(Ok(())) => None,
@@ -54,24 +55,32 @@ pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
         dry_run: true,
         status,
         reasons: objections,
-        warnings: dry_run.hand_over.warnings.clone(),
+        warnings,
     };
     info!(status = ?outcome.status, reasons = ?outcome.reasons, "checked a hand-over before its build");
     outcome
 }
 
 impl<T: GatewayRequestSender> RunningRollout<'_, T> {
-    /// Adds every objection to the hand-over that does not depend on the image or on other builds.
+    /// Adds every objection to the hand-over that does not depend on the image or on other builds, and warnings of what may
+    /// become one.
     async fn add_objections_to_hand_over(
         &mut self,
         objections: &mut Vec<String>,
+        warnings: &mut Vec<String>,
     ) -> Result<(), GatewayReadError> {
         if let Some(objection) = self.objection_if_namespace_missing().await? {
             objections.push(objection);
             // All further checks would read from that namespace.
             return Ok(());
         }
-        self.add_missing_secret_objections(objections).await?;
+        let unlisted = self.add_missing_secret_objections(objections).await?;
+        warnings.extend(unlisted.iter().map(|name| {
+            format!(
+                "deploy.secrets: the provider does not list the secret {name:?}; if it does not exist, the deployment is \
+                 refused"
+            )
+        }));
         let status = self.read_function_status(Duration::ZERO).await?;
         if let Some(objection) = self.objection_to_change(status.as_ref()) {
             objections.push(objection);

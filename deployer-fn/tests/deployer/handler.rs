@@ -488,6 +488,29 @@ async fn a_dry_run_reports_what_would_be_refused() {
 }
 
 #[tokio::test]
+async fn a_secret_that_faas_netes_does_not_list_is_accepted_with_a_warning() {
+    // It lists only secrets with its label, and kubectl sets none.
+    for info in [r#"{"provider":{"provider":"faas-netes-ce"}}"#, "{}"] {
+        let gateway = ScriptedGateway::new([
+            expect_request("GET /system/secrets").answered_with(200, r#"[{"name":"api-key"}]"#),
+            expect_request("GET /system/info").answered_with(200, info),
+            expect_request("GET /system/function/hello").answered_with(404, ""),
+        ]);
+        let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+            .post_hand_over(&dry_run_json(
+                json!({"service": "hello", "secrets": ["api-key", "other"]}),
+            ))
+            .await;
+        gateway.assert_finished();
+        assert_eq!(status, StatusCode::OK, "{answer:#}");
+        assert_eq!(answer["status"], "accepted");
+        let warnings = answer["warnings"].as_array().unwrap();
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].as_str().unwrap().contains("the secret \"other\""));
+    }
+}
+
+#[tokio::test]
 async fn a_dry_run_without_a_gateway_is_neither_accepted_nor_refused() {
     let (status, answer) = test_deployer("http://127.0.0.1:1")
         .post_hand_over(&dry_run_json(json!({"service": "hello"})))
