@@ -198,7 +198,7 @@ impl BuilderApi {
     }
 
     fn check_before_reading_body(&self, context: &Context) -> Result<(), Error> {
-        if context.shutdown().begun() {
+        if context.shutdown().has_begun() {
             return Err(Error::Draining);
         }
         Ok(self.builder.slots.check_not_full()?)

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 async fn setup(context: SetupContext) -> Result<App, SetupError> {
     let mut parser = context.settings_parser();
     let settings = Settings::read(&mut parser, context.secrets(), context.max_inflight());
-    parser.finish()?;
+    parser.fail_if_problems()?;
 
     if settings.is_exposed {
         tracing::warn!(

@@ -160,9 +160,9 @@ impl RemoteContexts {
 
     /// Returns an HTTP client that connects as `rule` says.
     fn http_client(&self, rule: ConnectionRule) -> Result<HttpClient, ContextError> {
-        let trusting = HttpClient::trusting_platform(&self.secrets, rule.address_check());
+        let trusting = HttpClient::trusting_system_certificates(&self.secrets, rule.address_check());
         let client = trusting.or_else(|error| match self.insecure {
-            true => HttpClient::without_trust(rule.address_check()),
+            true => HttpClient::trusting_no_certificate(rule.address_check()),
             false => Err(error),
         });
         client.map_err(ContextError::Authority)

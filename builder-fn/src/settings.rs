@@ -58,7 +58,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use function_host::env::Parser;
+use function_host::env::SettingsParser;
 use function_host::policy::{KeyReader, Policy, PolicyFile, ReservedNames};
 use function_host::prometheus::IntGauge;
 use function_host::registry::AllowedTokenHosts;
@@ -165,7 +165,7 @@ impl Settings {
     /// be used.
     ///
     /// `max_inflight` is the host's setting.
-    pub fn read(parser: &mut Parser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
+    pub fn read(parser: &mut SettingsParser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
         let DaemonSettings {
             daemon,
             is_exposed,
@@ -217,7 +217,7 @@ impl Settings {
     }
 
     /// Reports the daemons of tenants whose addresses cannot be used.
-    fn check_tenants_daemons(&self, parser: &mut Parser<'_>) {
+    fn check_tenants_daemons(&self, parser: &mut SettingsParser<'_>) {
         let Some(policy) = &self.signatures.policy else {
             return;
         };
@@ -229,7 +229,7 @@ impl Settings {
     }
 
     /// Reserves the names that the settings give to the deployer and to secrets of the builder.
-    fn reserve_own_names(&mut self, parser: &mut Parser<'_>, secrets: &Secrets) {
+    fn reserve_own_names(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
         reserved.reserve_function(&self.deployer.function);
         for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {
@@ -250,7 +250,7 @@ impl Settings {
 }
 
 impl RequestSettings {
-    fn read_request_settings(parser: &mut Parser<'_>) -> Self {
+    fn read_request_settings(parser: &mut SettingsParser<'_>) -> Self {
         let max_body = parser.number("max_body", 1 << 30);
         let settings = Self {
             max_body,
@@ -300,7 +300,7 @@ impl RequestSettings {
 }
 
 impl SignatureSettings {
-    fn read_signature_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
+    fn read_signature_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Self {
         let settings = Self {
             disable_hmac: parser.flag("disable_hmac", false),
             accept_sha1: parser.flag("accept_sha1", true),
@@ -321,7 +321,7 @@ impl SignatureSettings {
 
     /// Checks what a policy needs of the other settings, and that its secrets with keys are fit for signatures. One that
     /// cannot be read locks out its tenant only.
-    fn check_with_policy(&self, policy: &Policy, parser: &mut Parser<'_>, secrets: &Secrets) {
+    fn check_with_policy(&self, policy: &Policy, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         if self.disable_hmac {
             parser.add_problem(
                 "disable_hmac",
@@ -342,7 +342,7 @@ impl SignatureSettings {
 }
 
 /// Reads the policy that the setting `policy_file` names.
-fn read_policy_file(parser: &mut Parser<'_>) -> Option<PolicyFile> {
+fn read_policy_file(parser: &mut SettingsParser<'_>) -> Option<PolicyFile> {
     parser.parse_or_default("policy_file", None, |path| {
         PolicyFile::open(path)
             .map(Some)
@@ -351,7 +351,7 @@ fn read_policy_file(parser: &mut Parser<'_>) -> Option<PolicyFile> {
 }
 
 /// Parses the limits on bodies whose signatures have not been verified.
-fn read_unverified_limits(parser: &mut Parser<'_>, max_body: u64) -> UnverifiedLimits {
+fn read_unverified_limits(parser: &mut SettingsParser<'_>, max_body: u64) -> UnverifiedLimits {
     let defaults = request::default_unverified_limits(max_body);
     let limits = UnverifiedLimits {
         senders: parser.number("unverified_senders", defaults.senders),
@@ -384,7 +384,7 @@ fn read_unverified_limits(parser: &mut Parser<'_>, max_body: u64) -> UnverifiedL
 }
 
 /// Parses the settings `max_age` and `require_fresh`.
-fn read_freshness_limit(parser: &mut Parser<'_>) -> FreshnessLimit {
+fn read_freshness_limit(parser: &mut SettingsParser<'_>) -> FreshnessLimit {
     let max_age = parser.duration("max_age", Duration::ZERO);
     let is_required = parser.flag("require_fresh", false);
     if max_age.is_zero() {
@@ -399,7 +399,7 @@ fn read_freshness_limit(parser: &mut Parser<'_>) -> FreshnessLimit {
     FreshnessLimit::Limited { max_age, is_required }
 }
 
-fn read_build_settings(parser: &mut Parser<'_>) -> BuildSettings {
+fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
     BuildSettings {
         insecure: parser.flag("insecure", false),
         compression: read_compression(parser),
@@ -423,7 +423,7 @@ fn read_build_settings(parser: &mut Parser<'_>) -> BuildSettings {
 }
 
 /// Parses the settings `contexts_repository` and `delete_contexts`.
-fn read_stored_context_settings(parser: &mut Parser<'_>) -> StoredContextSettings {
+fn read_stored_context_settings(parser: &mut SettingsParser<'_>) -> StoredContextSettings {
     let settings = StoredContextSettings {
         repository: parser.parse_or_default("contexts_repository", None, |name| {
             ContextRepository::parse(name)
@@ -476,7 +476,7 @@ fn parse_namespace(text: &str) -> Result<String, &'static str> {
     }
 }
 
-fn read_docker_config(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
+fn read_docker_config(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> DockerConfig {
     let path = parser
         .optional_text("registry_config")
         .map_or_else(|| secrets.directory().join(REGISTRY_SECRET_NAME), PathBuf::from);
@@ -496,7 +496,7 @@ fn read_docker_config(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfi
     })
 }
 
-fn read_seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
+fn read_seal_key(parser: &mut SettingsParser<'_>) -> Option<SealKey> {
     let path = parser.optional_text("build_secrets_private_key_path")?;
     let key = SealKey::at(Path::new(&path));
     if let Err(error) = key.public_key_answer(None) {
@@ -513,7 +513,7 @@ fn parse_max_log_bytes(text: &str) -> Result<usize, &'static str> {
     number.ok_or("should be a number of bytes, 16384 or more")
 }
 
-fn read_compression(parser: &mut Parser<'_>) -> LayerCompression {
+fn read_compression(parser: &mut SettingsParser<'_>) -> LayerCompression {
     let format = parser.parse_or_default("compression", CompressionFormat::Zstd, str::parse);
     let level = parser.parse_or_default("compression_level", None, |text| {
         // What is not a whole number is not a level of any format.
@@ -524,7 +524,7 @@ fn read_compression(parser: &mut Parser<'_>) -> LayerCompression {
 }
 
 /// Returns the build slots: the host's `max_inflight` limits all requests, and here only those with a right signature count.
-fn read_build_slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> BuildSlots {
+fn read_build_slots(parser: &mut SettingsParser<'_>, max_inflight: Option<usize>) -> BuildSlots {
     let wait = parser.duration("queue_wait", Duration::ZERO);
     let queue_length = parser.number("queue_length", 16_usize);
     let Some(limit) = max_inflight else {
@@ -539,7 +539,7 @@ fn read_build_slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Bui
     BuildSlots::new(limit, wait, queue_length)
 }
 
-fn read_hand_over_ttl(parser: &mut Parser<'_>) -> Duration {
+fn read_hand_over_ttl(parser: &mut SettingsParser<'_>) -> Duration {
     let ttl = parser.duration("hand_over_ttl", Duration::from_secs(3600));
     if ttl.is_zero() {
         parser.add_problem(

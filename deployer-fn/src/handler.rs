@@ -61,7 +61,7 @@ impl Deployer {
             policy.show_validity_in(metrics.policy_valid_gauge());
         }
         let unverified = UnverifiedBudget::new(settings.unverified);
-        unverified.show_in(metrics.unverified());
+        unverified.show_in(metrics.unverified_metrics());
         Self {
             metrics,
             unverified,
@@ -241,7 +241,10 @@ impl Deployer {
         context: &Context,
     ) -> DeploymentOutcome {
         let _in_progress = self.metrics.begin_deployment();
-        objections.extend(self.check_image(&hand_over.spec.image, tenant, context).await);
+        objections.extend(
+            self.find_image_objection(&hand_over.spec.image, tenant, context)
+                .await,
+        );
         // Another deployment does not yield to one that is rejected, nor to one of a tenant that may not change the
         // function.
         let times = match objections.is_empty() && self.may_change_function(hand_over, tenant, context).await
@@ -295,7 +298,7 @@ impl Deployer {
 
     /// Asks the registry for the image, unless that is switched off, and returns why the image cannot be deployed,
     /// if the registry says so.
-    async fn check_image(
+    async fn find_image_objection(
         &self,
         image: &PinnedImage,
         tenant: Option<&Tenant>,

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         let mut parser = context.settings_parser();
         let settings = Settings::read(&mut parser);
         settings.check_signing_keys(&mut parser, context.secrets());
-        parser.finish()?;
+        parser.fail_if_problems()?;
         let senders = settings.unverified.senders;
         let deployer = Deployer::new(settings, DeploymentMetrics::new(context.metrics_registry())?);
         Ok::<_, SetupError>(App::new(deployer).named("deployer-fn").verifies_requests(senders))

@@ -89,7 +89,7 @@ impl DeploymentMetrics {
     }
 
     /// Returns the metrics of hand-overs whose signatures are not verified yet.
-    pub(crate) fn unverified(&self) -> UnverifiedMetrics {
+    pub(crate) fn unverified_metrics(&self) -> UnverifiedMetrics {
         self.unverified.clone()
     }
 

@@ -128,7 +128,7 @@ pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
     let mut signers = Vec::new();
     for (mut verifier, value) in verifiers {
         verifier.update(&bytes);
-        if verifier.finish().is_ok() {
+        if verifier.verify().is_ok() {
             signers.push(value);
         }
     }

@@ -266,7 +266,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             return match next {
                 NextStep::End(verdict) => self.settle_earlier_rollout(verdict).await,
                 NextStep::Watch => self.watch_already_deployed().await,
-                NextStep::Repeat(failure) => self.verdict_on_repeated_failure(failure).await,
+                NextStep::RepeatFailure(failure) => self.verdict_on_repeated_failure(failure).await,
                 NextStep::FinishNewer { older, newer } => {
                     self.finish_rollout_of_newer_version(older, &newer).await
                 }

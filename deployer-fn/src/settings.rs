@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use function_host::duration;
-use function_host::env::Parser;
+use function_host::env::SettingsParser;
 use function_host::policy::{PolicyFile, ReservedNames};
 use function_host::registry::AllowedTokenHosts;
 use function_host::unverified::UnverifiedLimits;
@@ -29,7 +29,7 @@ const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 const DEFAULT_TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
 
 /// The default limits on hand-overs whose signature is not verified yet. A hand-over usually has a few KiB.
-const UNVERIFIED_LIMITS: UnverifiedLimits = UnverifiedLimits {
+const DEFAULT_UNVERIFIED_LIMITS: UnverifiedLimits = UnverifiedLimits {
     senders: 64,
     memory: 4 << 20,
     disk: 0,
@@ -72,7 +72,7 @@ pub struct Settings {
 
 impl Settings {
     /// Reads the deployer's settings. Problems are collected by `parser`.
-    pub fn read(parser: &mut Parser<'_>) -> Self {
+    pub fn read(parser: &mut SettingsParser<'_>) -> Self {
         let timeouts = RolloutTimeouts::default();
         let positive = |text: &str| match duration::parse_duration(text) {
             Ok(Duration::ZERO) => Err("should be longer than 0s".to_owned()),
@@ -111,7 +111,7 @@ impl Settings {
                     Err("should begin with http:// or https://")
                 }
             }),
-            unverified: UnverifiedLimits::read(parser, UNVERIFIED_LIMITS),
+            unverified: UnverifiedLimits::read(parser, DEFAULT_UNVERIFIED_LIMITS),
             policy: parser.parse_or_default("policy_file", None, |path| {
                 PolicyFile::open(path)
                     .map(Some)
@@ -137,7 +137,7 @@ impl Settings {
 
 impl Settings {
     /// Checks that the secrets for signatures contain usable keys, so that an unusable one prevents the start.
-    pub fn check_signing_keys(&self, parser: &mut Parser<'_>, secrets: &Secrets) {
+    pub fn check_signing_keys(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         signature::check_signing_secret(parser, secrets, DEPLOY_KEY_SECRET);
         let policy = self.policy.as_ref().map(PolicyFile::current_policy);
         for tenant in policy.iter().flat_map(|policy| policy.tenants()) {
@@ -167,9 +167,9 @@ mod tests {
     #[test]
     fn the_default_timeouts_fit_within_the_gateways_default_timeout() {
         let empty: [(&str, &str); 0] = [];
-        let mut parser = Parser::new(&empty);
+        let mut parser = SettingsParser::new(&empty);
         let settings = Settings::read(&mut parser);
-        parser.finish().unwrap();
+        parser.fail_if_problems().unwrap();
         assert!(settings.ready_timeout + settings.timeouts.rollback < Duration::from_secs(60));
         assert_eq!(settings.public_url, None);
     }
@@ -181,9 +181,9 @@ mod tests {
             ("gateway_timeout", "5"),
             ("public_url", "https://fn.example/"),
         ];
-        let mut parser = Parser::new(&given);
+        let mut parser = SettingsParser::new(&given);
         let settings = Settings::read(&mut parser);
-        parser.finish().unwrap();
+        parser.fail_if_problems().unwrap();
         assert_eq!(settings.ready_timeout, Duration::from_secs(120));
         assert_eq!(settings.timeouts.request, Duration::from_secs(5));
         assert_eq!(settings.public_url.as_deref(), Some("https://fn.example"));
@@ -193,14 +193,14 @@ mod tests {
     fn timeouts_that_exceed_exec_timeout_are_rejected() {
         for (exec, fits) in [("59s", false), ("60s", true), ("0s", true), ("6m", true)] {
             let given = [("exec_timeout", exec)];
-            let mut parser = Parser::new(&given);
+            let mut parser = SettingsParser::new(&given);
             Settings::read(&mut parser);
-            assert_eq!(parser.finish().is_ok(), fits, "{exec}");
+            assert_eq!(parser.fail_if_problems().is_ok(), fits, "{exec}");
         }
         let given = [("ready_timeout", "5m"), ("exec_timeout", "5m20s")];
-        let mut parser = Parser::new(&given);
+        let mut parser = SettingsParser::new(&given);
         Settings::read(&mut parser);
-        let problem = parser.finish().unwrap_err().to_string();
+        let problem = parser.fail_if_problems().unwrap_err().to_string();
         assert!(
             problem.contains("exec_timeout should be at least 5m25s"),
             "{problem}"
@@ -223,10 +223,10 @@ mod tests {
         }
         let policy = directory.path().join("policy");
         let given = [("policy_file", policy.to_str().unwrap())];
-        let mut parser = Parser::new(&given);
+        let mut parser = SettingsParser::new(&given);
         let settings = Settings::read(&mut parser);
         settings.check_signing_keys(&mut parser, &Secrets::new(directory.path()));
-        let problems = parser.finish().unwrap_err();
+        let problems = parser.fail_if_problems().unwrap_err();
         let names: Vec<_> = problems.0.iter().map(|problem| &*problem.name).collect();
         assert_eq!(names, ["secret deploy-secret", "secret team-a"]);
     }
@@ -243,8 +243,8 @@ mod tests {
             ("insecure", "perhaps"),
             ("token_realms", "https://auth.example/token"),
         ];
-        let mut parser = Parser::new(&given);
+        let mut parser = SettingsParser::new(&given);
         Settings::read(&mut parser);
-        assert_eq!(parser.finish().unwrap_err().0.len(), 8);
+        assert_eq!(parser.fail_if_problems().unwrap_err().0.len(), 8);
     }
 }

@@ -75,7 +75,7 @@ fn limit_less_answer_time(timeout: Option<Duration>, deadline: Option<Instant>) 
 }
 
 async fn wait_for_interruption(shutdown: &Shutdown) {
-    let end = shutdown.wait().await;
+    let end = shutdown.wait_until_begun().await;
     tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
 }
 

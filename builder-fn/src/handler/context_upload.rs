@@ -43,7 +43,7 @@ impl BuilderApi {
         head: &RequestHead,
         context: &Context,
     ) -> Result<StoredContextAnswer, Error> {
-        if context.shutdown().begun() {
+        if context.shutdown().has_begun() {
             return Err(Error::Draining);
         }
         let contexts = &self.builder.contexts;

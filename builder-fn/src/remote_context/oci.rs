@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use function_host::OutgoingBody;
+use function_host::OutgoingRequestBody;
 use function_host::http::header::LOCATION;
 use function_host::http::{Method, Request, Response, StatusCode, Uri};
 use function_host::registry::Repository;
@@ -65,7 +65,7 @@ impl RemoteContexts {
             handle: repository,
             rule: own_rule,
         } = repository;
-        let address = repository.address(&format!("blobs/{digest}"))?;
+        let address = repository.uri_of_path(&format!("blobs/{digest}"))?;
         let sent = repository
             .send(|| get_request(address.clone()), RESPONSE_TIMEOUT)
             .await;
@@ -178,7 +178,7 @@ fn redirect_error(host: &str, problem: &str) -> ContextError {
     }
 }
 
-fn get_request(uri: Uri) -> Request<OutgoingBody> {
+fn get_request(uri: Uri) -> Request<OutgoingRequestBody> {
     let mut request = Request::new(empty_body());
     *request.method_mut() = Method::GET;
     *request.uri_mut() = uri;
@@ -186,6 +186,6 @@ fn get_request(uri: Uri) -> Request<OutgoingBody> {
 }
 
 /// Returns the body of a request that has none.
-pub(super) fn empty_body() -> OutgoingBody {
+pub(super) fn empty_body() -> OutgoingRequestBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }

@@ -8,7 +8,7 @@ use function_host::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOC
 use function_host::http::{Method, Request, StatusCode, Uri};
 use function_host::policy::Tenant;
 use function_host::registry::{RegistryError, Repository};
-use function_host::{BoxError, ErrorChain, OutgoingBody};
+use function_host::{BoxError, ErrorChain, OutgoingRequestBody};
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -121,7 +121,7 @@ impl RemoteContexts {
     async fn delete(&self, oci: &OciContext, tenant: Option<&Arc<Tenant>>) -> Result<(), ContextError> {
         let repository = self.open_repository(&oci.image, tenant).await?;
         let mut repository = repository.handle.with_actions("delete,pull");
-        let address = repository.address(&format!("manifests/{}", oci.digest))?;
+        let address = repository.uri_of_path(&format!("manifests/{}", oci.digest))?;
         let request = || request_to(Method::DELETE, &address, empty_body());
         let status = repository.send(request, RESPONSE_TIMEOUT).await?.status();
         match status.is_success() || status == StatusCode::NOT_FOUND {
@@ -136,9 +136,9 @@ async fn upload_blob(
     repository: &mut Repository,
     digest: Sha256Digest,
     length: u64,
-    body: impl Fn() -> OutgoingBody,
+    body: impl Fn() -> OutgoingRequestBody,
 ) -> Result<(), ContextError> {
-    let address = repository.address(&format!("blobs/{digest}"))?;
+    let address = repository.uri_of_path(&format!("blobs/{digest}"))?;
     let known = repository
         .send(
             || request_to(Method::HEAD, &address, empty_body()),
@@ -148,7 +148,7 @@ async fn upload_blob(
     if known.status() == StatusCode::OK {
         return Ok(());
     }
-    let address = repository.address("blobs/uploads/")?;
+    let address = repository.uri_of_path("blobs/uploads/")?;
     let begin = || {
         let mut request = request_to(Method::POST, &address, empty_body());
         request.headers_mut().insert(CONTENT_LENGTH, 0.into());
@@ -226,7 +226,7 @@ impl Drop for Upload {
 /// Stores the manifest under its digest, which is returned.
 async fn put_manifest(repository: &mut Repository, manifest: String) -> Result<Sha256Digest, ContextError> {
     let digest = digest_of(manifest.as_bytes());
-    let address = repository.address(&format!("manifests/{digest}"))?;
+    let address = repository.uri_of_path(&format!("manifests/{digest}"))?;
     let manifest = Bytes::from(manifest);
     let put = || {
         let body = Full::new(manifest.clone()).map_err(|never| match never {});
@@ -250,7 +250,7 @@ fn rejection(repository: &Repository, status: StatusCode) -> ContextError {
     })
 }
 
-fn request_to(method: Method, address: &Uri, body: OutgoingBody) -> Request<OutgoingBody> {
+fn request_to(method: Method, address: &Uri, body: OutgoingRequestBody) -> Request<OutgoingRequestBody> {
     let mut request = Request::new(body);
     *request.method_mut() = method;
     *request.uri_mut() = address.clone();
@@ -285,7 +285,7 @@ fn read_piece(spool: &Spool, offset: u64) -> std::io::Result<Bytes> {
 }
 
 /// Returns a body that is read from a spool while it is sent.
-fn spool_body(spool: Arc<Spool>) -> OutgoingBody {
+fn spool_body(spool: Arc<Spool>) -> OutgoingRequestBody {
     let pieces = stream::unfold((spool, 0u64), |(spool, offset)| async move {
         let source = spool.clone();
         let read = spawn_blocking(move || read_piece(&source, offset)).await;

@@ -302,7 +302,9 @@ impl<'a> IncomingBody<'a> {
 
     /// Adds the next piece of the body; waits while an earlier batch is processed.
     async fn add_piece(&mut self, piece: Bytes) -> Result<(), RequestError> {
-        self.sender.reserve(Resource::Memory, piece.len() as u64).await?;
+        self.sender
+            .reserve_bytes(Resource::Memory, piece.len() as u64)
+            .await?;
         self.pending.add_piece(piece);
         let wanted = match self.bodies.is_memory_short() {
             true => SMALL_BATCH_BYTES,
@@ -352,7 +354,7 @@ impl<'a> IncomingBody<'a> {
             false => self.stored + bytes,
         };
         if moved > 0 {
-            self.sender.reserve(Resource::Disk, moved).await?;
+            self.sender.reserve_bytes(Resource::Disk, moved).await?;
             self.is_on_disk = true;
         }
         self.stored += bytes;
@@ -365,7 +367,7 @@ impl<'a> IncomingBody<'a> {
             WorkerState::Idle(worker) => Ok(worker),
             WorkerState::Running(task, released) => {
                 let worker = join_task(task).await??;
-                self.sender.release(Resource::Memory, released);
+                self.sender.release_bytes(Resource::Memory, released);
                 Ok(worker)
             }
             WorkerState::Ended => Err(RequestError::Interrupted),

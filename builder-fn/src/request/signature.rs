@@ -222,7 +222,7 @@ impl BodyHmac {
     /// Returns whether the signature matches the body with one of the keys.
     fn finish(self) -> bool {
         match self {
-            Self::Sha256(verifier) => verifier.finish().is_ok(),
+            Self::Sha256(verifier) => verifier.verify().is_ok(),
             Self::Sha1 { expected, macs } => macs
                 .into_iter()
                 .fold(false, |found, mac| found | mac.verify_slice(&expected).is_ok()),

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use function_host::Secrets;
-use function_host::env::Parser;
+use function_host::env::SettingsParser;
 use rustls::pki_types::ServerName;
 
 use crate::buildkit::{Daemon, DaemonAddress, TlsDialer, TlsSecrets};
@@ -41,7 +41,7 @@ struct TransportSecurity {
 }
 
 /// Reads the settings of the daemon.
-pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> DaemonSettings {
+pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> DaemonSettings {
     let unset = || DaemonAddress::Unix(PathBuf::new());
     let address = match parser.required_text("buildkit_url").as_str() {
         "" => unset(),
@@ -159,10 +159,10 @@ mod tests {
             std::fs::write(folder.path().join(name), content).expect("write");
         }
         let strings: HashMap<&str, &str> = variables.iter().copied().collect();
-        let mut parser = Parser::new(&strings);
+        let mut parser = SettingsParser::new(&strings);
         let is_exposed = read_daemon_settings(&mut parser, &Secrets::new(folder.path())).is_exposed;
         parser
-            .finish()
+            .fail_if_problems()
             .map(|()| is_exposed)
             .map_err(|problems| problems.to_string())
     }
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn the_daemons_of_tenants_follow_the_same_rule() {
         let strings = HashMap::from([("buildkit_url", "unix:///run/buildkitd.sock")]);
-        let mut parser = Parser::new(&strings);
+        let mut parser = SettingsParser::new(&strings);
         let folder = tempfile::tempdir().expect("folder");
         let daemon_factory = read_daemon_settings(&mut parser, &Secrets::new(folder.path())).daemon_factory;
         daemon_factory("unix:///run/acme.sock").expect("a socket");

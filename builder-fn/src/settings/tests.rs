@@ -1,21 +1,24 @@
 use std::collections::HashMap;
 
-use function_host::env::Problems;
+use function_host::env::SettingProblems;
 
 use super::*;
 use crate::slots::SlotOwner;
 
 const VALID_PAYLOAD_KEY: &str = "a key of 17 bytes\n";
 
-fn read_builder_settings(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
+fn read_builder_settings(
+    variables: &[(&str, &str)],
+    secret: Option<&str>,
+) -> Result<Settings, SettingProblems> {
     let folder = tempfile::tempdir().expect("folder");
     if let Some(secret) = secret {
         std::fs::write(folder.path().join(PAYLOAD_SECRET_NAME), secret).expect("write");
     }
     let strings: HashMap<&str, &str> = variables.iter().copied().collect();
-    let mut parser = Parser::new(&strings);
+    let mut parser = SettingsParser::new(&strings);
     let settings = Settings::read(&mut parser, &Secrets::new(folder.path()), None);
-    parser.finish().map(|()| settings)
+    parser.fail_if_problems().map(|()| settings)
 }
 
 #[test]
@@ -140,9 +143,9 @@ fn cores_are_counted_in_thousandths() {
 fn max_inflight_limits_builds_and_requests_wait_only_with_queue_wait() {
     let read = |variables: &[(&str, &str)], max_inflight| {
         let strings: HashMap<&str, &str> = variables.iter().copied().collect();
-        let mut parser = Parser::new(&strings);
+        let mut parser = SettingsParser::new(&strings);
         let slots = read_build_slots(&mut parser, max_inflight);
-        parser.finish().map(|()| slots).expect("settings")
+        parser.fail_if_problems().map(|()| slots).expect("settings")
     };
     let admit = |slots: &BuildSlots| slots.admit(SlotOwner::default());
     let unlimited = read(&[], None);

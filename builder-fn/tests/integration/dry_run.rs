@@ -58,7 +58,7 @@ async fn a_deployment_that_would_be_refused_is_rejected_before_a_slot_is_taken()
             .expect("text");
         let mut verifier = SignatureVerifier::new(&hmac_keys("deploy key"), signature).expect("a signature");
         verifier.update(call.request.body());
-        verifier.finish().expect("the right one");
+        verifier.verify().expect("the right one");
         let mut body = call.body();
         assert!(body["submittedAt"].take().is_string());
         assert_eq!(

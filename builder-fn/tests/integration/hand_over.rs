@@ -53,7 +53,7 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     let signature = request.headers()["x-deploy-signature"].to_str().expect("text");
     let mut verifier = SignatureVerifier::new(&hmac_keys("deploy key"), signature).expect("a signature");
     verifier.update(request.body());
-    verifier.finish().expect("the right one");
+    verifier.verify().expect("the right one");
     let mut body: Value = serde_json::from_slice(request.body()).expect("JSON");
     for time in ["submittedAt", "builtAt", "expiresAt"] {
         assert!(
@@ -194,7 +194,7 @@ async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signe
     let signature = head.headers["x-deploy-signature"].to_str().expect("text");
     let mut verifier = SignatureVerifier::new(&hmac_keys("deploy key"), signature).expect("a signature");
     verifier.update(&body);
-    verifier.finish().expect("the right one");
+    verifier.verify().expect("the right one");
     let body: Value = serde_json::from_slice(&body).expect("JSON");
     assert_eq!(body["status"], "success");
     assert_eq!(body["deployment"]["status"], "handed_over");

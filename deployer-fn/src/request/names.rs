@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variables_name_has_no_equals_sign() {
+    fn names_of_environment_variables_follow_the_rule_of_kubernetes() {
         for right in ["PATH", "write_timeout", "_x", "a.b-c1"] {
             assert_eq!(check_variable_name(right), Ok(()), "{right}");
         }

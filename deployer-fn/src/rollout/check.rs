@@ -30,7 +30,7 @@ pub(super) enum NextStep {
     Watch,
     /// The rollout ends, because the same hand-over failed before, as recorded. The version that was restored
     /// then may not be up yet.
-    Repeat(FailureRecord),
+    RepeatFailure(FailureRecord),
     /// The new version may be applied.
     Apply,
     /// The hand-over is older than the deployed version, which has not been seen to work. The rollout of that version
@@ -223,7 +223,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             .into_iter()
             .flatten()
             .find(|failure| Some(&failure.delivery) == delivery.as_ref())
-            .map(NextStep::Repeat)
+            .map(NextStep::RepeatFailure)
     }
 
     /// Returns the last good version if the version deployed after it does not work. A version that answers is

@@ -69,7 +69,7 @@ impl RolloutDeadline {
 
     /// Returns whether the process is shutting down.
     pub(super) fn is_shutting_down(&self) -> bool {
-        self.shutdown.begun()
+        self.shutdown.has_begun()
     }
 
     /// Returns the reason why the deadline has passed, for people.
@@ -88,7 +88,7 @@ impl RolloutDeadline {
     async fn wait_until_passed(&self) {
         tokio::select! {
             () = sleep_until(self.end) => {}
-            end = self.shutdown.wait() => {
+            end = self.shutdown.wait_until_begun() => {
                 let end = end.checked_sub(RESPONSE_MARGIN).unwrap_or(end);
                 sleep_until(end.min(self.end)).await;
             }

@@ -128,7 +128,7 @@ async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
+async fn a_rollout_survives_a_gateway_that_is_unavailable_and_recovers_within_the_timeout() {
     let outcome = roll_out([
         expect_status_request()
             .expected_times(2)

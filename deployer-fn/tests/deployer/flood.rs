@@ -172,7 +172,7 @@ async fn send_unsigned(mut stream: TcpStream, kind: usize) -> std::io::Result<()
         8 => {
             let requests = "GET / HTTP/1.1\r\nhost: deployer\r\n\r\n".repeat(20_000);
             stream.write_all(requests.as_bytes()).await?;
-            return sleep_until_end().await;
+            return sleep_for_flood_duration().await;
         }
         // HTTP/1.0, with a body that the deployer does not read.
         _ => {
@@ -187,7 +187,7 @@ async fn send_unsigned(mut stream: TcpStream, kind: usize) -> std::io::Result<()
     Ok(())
 }
 
-async fn sleep_until_end() -> std::io::Result<()> {
+async fn sleep_for_flood_duration() -> std::io::Result<()> {
     sleep(FLOOD_DURATION).await;
     Ok(())
 }

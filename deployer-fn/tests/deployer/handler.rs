@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use deployer_fn::{Deployer, DeploymentMetrics, MAX_BODY_BYTES, SPEC_DIGEST_ANNOTATION, Settings};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
-use function_host::env::Parser;
+use function_host::env::SettingsParser;
 use function_host::http::{Request, Response, StatusCode};
 use function_host::policy::PolicyFile;
 use function_host::prometheus::Registry;
@@ -54,7 +54,7 @@ pub(crate) fn test_deployer_with_files(gateway: &str, files: &[(&str, &str)]) ->
     let gateway = Gateway::new(gateway, secrets.clone()).unwrap();
     let (_trigger, shutdown) = Shutdown::new();
     let none: [(&str, &str); 0] = [];
-    let mut settings = Settings::read(&mut Parser::new(&none));
+    let mut settings = Settings::read(&mut SettingsParser::new(&none));
     // Real time passes in these tests: reads are not retried.
     settings.timeouts.read_retries = Duration::ZERO;
     settings.check_image = false;
@@ -358,7 +358,7 @@ async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
 
 /// The status differs from that of a hand-over that was never deployable; queues retry neither.
 #[tokio::test]
-async fn an_older_build_conflicts_with_the_newer_one() {
+async fn a_build_older_than_the_deployed_one_is_answered_with_409() {
     let newer = json!({"deployment": {"service": "hello", "image": IMAGE_REFERENCE}, "mark": "sha256:00", "callId": "call-8",
         "submittedAt": "2026-03-01T12:00:01Z", "builtAt": "2026-03-01T12:00:02Z"});
     let gateway = ScriptedGateway::new([expect_request("GET /system/function/hello").answered_with(

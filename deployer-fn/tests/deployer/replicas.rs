@@ -24,7 +24,7 @@ fn successor_with_call_number(number: u64) -> Option<Successor> {
 }
 
 /// Deploys build 2, and lets build 3 arrive after some seconds.
-async fn deploy_until_build_3_waits(
+async fn deploy_build_2_while_build_3_arrives(
     fake: &FakeGateway,
     process: &DeployerProcess,
     behaviour: &str,
@@ -57,7 +57,7 @@ async fn an_older_build_that_is_not_ready_yields_to_a_newer_one_that_waits() {
             let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
             process.deploy(&fake, &hand_over_of_build(1, "good")).await;
             let started = Instant::now();
-            let outcome = deploy_until_build_3_waits(&fake, &process, older).await;
+            let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, older).await;
             let story = format!("{provider:?} {older} {newer}: {outcome:#?}");
             assert_eq!(outcome.status, Status::Refused, "{story}");
             assert_eq!(outcome.superseded_by, successor_with_call_number(3), "{story}");
@@ -101,7 +101,7 @@ async fn a_build_that_became_ready_in_time_does_not_yield_to_a_newer_one() {
     for provider in TESTED_PROVIDERS {
         let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
-        let outcome = deploy_until_build_3_waits(&fake, &process, "good").await;
+        let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, "good").await;
         assert_eq!(outcome.status, Status::Ready, "{outcome:#?}");
     }
 }
@@ -120,7 +120,7 @@ async fn a_newer_build_that_is_refused_restores_the_version_before_the_older_one
             if existed {
                 process.deploy(&fake, &hand_over_of_build(1, "good")).await;
             }
-            let outcome = deploy_until_build_3_waits(&fake, &process, "bad").await;
+            let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, "bad").await;
             assert_eq!(
                 outcome.superseded_by,
                 successor_with_call_number(3),

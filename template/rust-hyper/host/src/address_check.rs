@@ -22,7 +22,7 @@ pub struct AddressDenied {
 }
 
 /// Checks the host of `uri` if it is an address, which is connected to as it is.
-pub(crate) fn check_literal(check: &AddressCheck, uri: &http::Uri) -> Result<(), AddressDenied> {
+pub(crate) fn check_literal_address(check: &AddressCheck, uri: &http::Uri) -> Result<(), AddressDenied> {
     let host = uri.host().unwrap_or_default();
     let Ok(address) = host.trim_matches(['[', ']']).parse() else {
         return Ok(());

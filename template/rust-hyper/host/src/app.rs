@@ -12,7 +12,7 @@ pub struct App {
     pub(crate) ready: Vec<ReadyCheck>,
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
-    pub(crate) limits_itself: bool,
+    pub(crate) handler_limits_inflight: bool,
     pub(crate) unverified_senders: Option<usize>,
     pub(crate) name: Option<&'static str>,
 }
@@ -28,7 +28,7 @@ impl App {
             ready: Vec::new(),
             health_paths: Vec::new(),
             ready_paths: Vec::new(),
-            limits_itself: false,
+            handler_limits_inflight: false,
             unverified_senders: None,
             name: None,
         }
@@ -46,7 +46,7 @@ impl App {
     /// For handlers that queue requests instead of rejecting them, for example.
     #[must_use]
     pub fn handler_limits_inflight(mut self) -> Self {
-        self.limits_itself = true;
+        self.handler_limits_inflight = true;
         self
     }
 

@@ -19,12 +19,12 @@ use crate::error_chain::BoxError;
 pub(crate) const RESPONSE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// The body of a request, which may be sent while it is made.
-pub type OutgoingBody = UnsyncBoxBody<Bytes, BoxError>;
+pub type OutgoingRequestBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// An HTTP client for any server. It follows no redirects. Clones share connections.
 #[derive(Clone)]
 pub struct HttpClient {
-    client: Client<Connector, OutgoingBody>,
+    client: Client<Connector, OutgoingRequestBody>,
     /// The check of the addresses that the client connects to; the connector has it too.
     check: Option<AddressCheck>,
     /// The limit on the body of a response, in bytes.
@@ -53,7 +53,7 @@ impl HttpClient {
     ///
     /// # Errors
     /// Fails if the certificates cannot be read, or there are none to trust.
-    pub fn trusting_platform(
+    pub fn trusting_system_certificates(
         secrets: &crate::secret::Secrets,
         check: Option<AddressCheck>,
     ) -> Result<Self, BoxError> {
@@ -80,7 +80,7 @@ impl HttpClient {
     ///
     /// # Errors
     /// Fails if TLS cannot be configured.
-    pub fn without_trust(check: Option<AddressCheck>) -> Result<Self, BoxError> {
+    pub fn trusting_no_certificate(check: Option<AddressCheck>) -> Result<Self, BoxError> {
         let connector = crate::connector::plain_checked_connector(check.clone())?;
         Ok(Self {
             check,
@@ -133,7 +133,7 @@ impl HttpClient {
     #[cfg(feature = "tls")]
     pub async fn send(
         &self,
-        request: Request<OutgoingBody>,
+        request: Request<OutgoingRequestBody>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, ExchangeError> {
         tokio::time::timeout(timeout, self.exchange_heads(request))
@@ -143,11 +143,11 @@ impl HttpClient {
 
     async fn exchange_heads(
         &self,
-        request: Request<OutgoingBody>,
+        request: Request<OutgoingRequestBody>,
     ) -> Result<Response<Incoming>, ExchangeError> {
         if let Some(check) = &self.check {
             // The connector does not resolve an address.
-            address_check::check_literal(check, request.uri()).map_err(ExchangeError::Denied)?;
+            address_check::check_literal_address(check, request.uri()).map_err(ExchangeError::Denied)?;
         }
         self.client.request(request).await.map_err(|error| {
             if let Some(denied) = AddressDenied::find_in(&error) {

@@ -104,7 +104,7 @@ impl ConnectionState {
     }
 
     /// Records a request that is answered at once, without a handler.
-    pub(crate) fn record_request_without_handler(&self) {
+    pub(crate) fn expect_next_request(&self) {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
         self.wait_for_request(number.wrapping_add(REQUEST_NUMBER_STEP));
     }
@@ -195,7 +195,7 @@ pub(crate) struct ActiveRequest(Arc<ConnectionState>);
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.record_request_without_handler();
+        self.0.expect_next_request();
     }
 }
 
@@ -306,7 +306,7 @@ mod tests {
         drop(request);
         assert_eq!(state.arrivals_while_waiting(), Some(0));
         arrivals.store(8, Ordering::Relaxed);
-        state.record_request_without_handler();
+        state.expect_next_request();
         assert_eq!(
             state.arrivals_while_waiting(),
             Some(0),
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_authentic_request_makes_an_unread_answer_count() {
+    fn a_client_with_an_unread_answer_counts_as_waiting_unless_its_request_was_authentic() {
         let state = Arc::new(ConnectionState::default());
         for (accepted, waits) in [(false, true), (true, false)] {
             drop(state.begin_request(false, accepted));

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_that_go_rejects_are_rejected() {
+    fn texts_that_go_rejects_and_negative_durations_are_rejected() {
         for text in [
             "", " 1s", "s", ".", ".s", "1.", "1d", "1s ", "1h-2m", "--1s", "1,5s", "+", "１s",
         ] {

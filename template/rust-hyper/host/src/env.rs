@@ -1,6 +1,6 @@
 //! Settings from the environment, all of which are parsed before the first problem is reported.
 //!
-//! A [`Parser`] returns values and collects problems; [`Parser::finish`] reports all problems at once, so that a
+//! A [`SettingsParser`] returns values and collects problems; [`SettingsParser::fail_if_problems`] reports all problems at once, so that a
 //! deployment is corrected in one go. A variable with an empty value counts as not set, as in OpenFaaS's own
 //! programs.
 
@@ -57,13 +57,13 @@ impl<const N: usize> Environment for [(&str, &str); N] {
 
 /// A parser of settings from environment variables, which collects their problems.
 ///
-/// For a wrong value, the default is returned; it must not be used before [`Parser::finish`] has succeeded.
-pub struct Parser<'a> {
+/// For a wrong value, the default is returned; it must not be used before [`SettingsParser::fail_if_problems`] has succeeded.
+pub struct SettingsParser<'a> {
     environment: &'a dyn Environment,
-    problems: Vec<Problem>,
+    problems: Vec<SettingProblem>,
 }
 
-impl<'a> Parser<'a> {
+impl<'a> SettingsParser<'a> {
     /// Creates a parser of the settings in `environment`.
     pub fn new(environment: &'a dyn Environment) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Creates a parser of settings that already holds the problems of other settings.
-    pub(crate) fn with_problems(environment: &'a dyn Environment, problems: Vec<Problem>) -> Self {
+    pub(crate) fn with_problems(environment: &'a dyn Environment, problems: Vec<SettingProblem>) -> Self {
         Self {
             environment,
             problems,
@@ -138,37 +138,37 @@ impl<'a> Parser<'a> {
 
     /// Adds a problem of the setting `name`; `what` follows the name in the report (`is not set`).
     pub fn add_problem(&mut self, name: &str, what: impl Into<String>) {
-        self.problems.push(Problem {
+        self.problems.push(SettingProblem {
             name: name.to_owned(),
             what: what.into(),
         });
     }
 
     /// Fails with all problems of the settings that were collected, if there are any.
-    pub fn finish(self) -> Result<(), Problems> {
+    pub fn fail_if_problems(self) -> Result<(), SettingProblems> {
         if self.problems.is_empty() {
             Ok(())
         } else {
-            Err(Problems(self.problems))
+            Err(SettingProblems(self.problems))
         }
     }
 
     /// Returns the problems of the settings that were collected so far.
-    pub(crate) fn into_problems(self) -> Vec<Problem> {
+    pub(crate) fn into_problems(self) -> Vec<SettingProblem> {
         self.problems
     }
 }
 
 /// A problem of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct SettingProblem {
     /// The name of the environment variable that has the problem.
     pub name: String,
     /// The fault in the variable's value, and the right format.
     pub what: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for SettingProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.what)
     }
@@ -176,9 +176,9 @@ impl fmt::Display for Problem {
 
 /// The problems of all settings, separated by `; ` when displayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+pub struct SettingProblems(pub Vec<SettingProblem>);
 
-impl fmt::Display for Problems {
+impl fmt::Display for SettingProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {
             if index > 0 {
@@ -190,7 +190,7 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for SettingProblems {}
 
 #[cfg(test)]
 mod tests {
@@ -199,13 +199,13 @@ mod tests {
     #[test]
     fn all_problems_of_settings_are_reported_at_once() {
         let variables = [("exec_timeout", "soon"), ("port", "70000"), ("insecure", "maybe")];
-        let mut parser = Parser::new(&variables);
+        let mut parser = SettingsParser::new(&variables);
         parser.duration("exec_timeout", Duration::ZERO);
         parser.number::<u16>("port", 8080);
         parser.flag("insecure", false);
         parser.required_text("buildkit_url");
 
-        let problems = parser.finish().unwrap_err();
+        let problems = parser.fail_if_problems().unwrap_err();
 
         let names: Vec<_> = problems.0.iter().map(|problem| problem.name.as_str()).collect();
         assert_eq!(names, ["exec_timeout", "port", "insecure", "buildkit_url"]);
@@ -217,24 +217,24 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_with_an_empty_value_counts_as_not_set() {
+    fn a_variable_with_only_white_space_counts_as_not_set() {
         let variables = [("read_timeout", "  ")];
-        let mut parser = Parser::new(&variables);
+        let mut parser = SettingsParser::new(&variables);
         assert_eq!(
             parser.duration("read_timeout", Duration::from_secs(10)),
             Duration::from_secs(10)
         );
-        assert!(parser.finish().is_ok());
+        assert!(parser.fail_if_problems().is_ok());
     }
 
     #[test]
-    fn booleans_and_durations_are_parsed_as_in_go() {
+    fn booleans_are_parsed_as_in_go_and_durations_also_as_whole_seconds() {
         let variables = [("a", "True"), ("b", "0"), ("c", "1m30s"), ("d", "45")];
-        let mut parser = Parser::new(&variables);
+        let mut parser = SettingsParser::new(&variables);
         assert!(parser.flag("a", false));
         assert!(!parser.flag("b", true));
         assert_eq!(parser.duration("c", Duration::ZERO), Duration::from_secs(90));
         assert_eq!(parser.duration("d", Duration::ZERO), Duration::from_secs(45));
-        assert!(parser.finish().is_ok());
+        assert!(parser.fail_if_problems().is_ok());
     }
 }

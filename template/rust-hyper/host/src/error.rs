@@ -144,14 +144,14 @@ mod tests {
     use super::*;
     use crate::unverified::Displaced;
 
-    fn return_io_error() -> Result<(), Error> {
+    fn return_parse_error() -> Result<(), Error> {
         "seven".parse::<u8>()?;
         Ok(())
     }
 
     #[test]
     fn an_error_of_another_type_becomes_an_internal_error_with_status_500() {
-        let error = return_io_error().unwrap_err();
+        let error = return_parse_error().unwrap_err();
         assert_eq!(
             error.status_and_message(),
             (StatusCode::INTERNAL_SERVER_ERROR, "internal error")
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_error_becomes_an_error_with_a_status_of_the_caller() {
+    fn a_body_over_its_limit_becomes_an_error_with_status_413() {
         let too_large = || BodyError::TooLarge { limit: 7 };
         let message = "the body is larger than 7 bytes";
         let error = Error::from(too_large());

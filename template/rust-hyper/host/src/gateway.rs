@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::client::{ExchangeError, HttpClient};
 use crate::connector::{self, Connector};
 use crate::duration;
-use crate::env::{Environment, Parser};
+use crate::env::{Environment, SettingsParser};
 use crate::error_chain::{BoxError, ErrorChain};
 #[cfg(feature = "tls")]
 use crate::secret::Secret;
@@ -125,7 +125,10 @@ pub enum GatewayError {
 /// absent or wrong.
 ///
 /// If it is wrong, adds a problem to `parser`.
-pub(crate) fn from_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway, GatewayError> {
+pub(crate) fn from_settings(
+    parser: &mut SettingsParser<'_>,
+    secrets: &Secrets,
+) -> Result<Gateway, GatewayError> {
     let url = parser
         .optional_text("gateway_url")
         .unwrap_or_else(|| DEFAULT_GATEWAY_URL.to_owned());

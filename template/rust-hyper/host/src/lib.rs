@@ -62,7 +62,7 @@ pub mod unverified;
 
 pub use address_check::{AddressCheck, AddressDenied};
 pub use app::App;
-pub use client::{ExchangeError, HttpClient, OutgoingBody};
+pub use client::{ExchangeError, HttpClient, OutgoingRequestBody};
 pub use context::Context;
 pub use error::Error;
 pub use error_chain::{BoxError, ErrorChain};

@@ -11,7 +11,7 @@ use tracing_subscriber::filter::Targets;
 
 use subscriber::LogSubscriber;
 
-use crate::env::Parser;
+use crate::env::SettingsParser;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads the settings of the log; problems are added to `parser`.
-    pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
+    pub(crate) fn read(parser: &mut SettingsParser<'_>) -> Self {
         let format = parser.parse_or_default("log_format", LogFormat::Json, |value| match value {
             "json" => Ok(LogFormat::Json),
             "text" => Ok(LogFormat::Text),

@@ -115,13 +115,13 @@ fn read_tenants(mut reader: ObjectReader<'_>) -> BTreeMap<TenantName, Tenant> {
         }
         _ => reader.report_problem("tenants", "should be an object with at least one tenant"),
     }
-    check_key_secrets(&tenants, &mut reader);
+    report_misused_key_secrets(&tenants, &mut reader);
     reader.report_unknown_members();
     tenants
 }
 
 /// Reports secrets with keys that more than one purpose names: a key must tell whose request it signed.
-fn check_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut ObjectReader<'_>) {
+fn report_misused_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut ObjectReader<'_>) {
     let mut owners: BTreeMap<&str, String> = BTreeMap::new();
     for (name, tenant) in tenants {
         for (list, secrets) in [

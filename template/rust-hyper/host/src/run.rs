@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::app::App;
 use crate::context::SharedContextParts;
-use crate::env::{Environment, Parser, Problem, ProcessEnvironment};
+use crate::env::{Environment, ProcessEnvironment, SettingProblem, SettingsParser};
 use crate::error_chain::ErrorChain;
 use crate::gateway::{self, Gateway, GatewayError};
 use crate::handler::Handler;
@@ -102,7 +102,7 @@ type ErasedSetup =
 /// Sets up a function and serves it until SIGTERM, as documented at [`run_with`].
 fn run_erased(setup: ErasedSetup) -> ExitCode {
     let environment: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
-    let mut parser = Parser::new(&*environment);
+    let mut parser = SettingsParser::new(&*environment);
     let host = HostSettings::read(&mut parser, &*environment);
     log::start_logging(&host.log);
     let gateway = match host.gateway {
@@ -143,9 +143,9 @@ fn run_erased(setup: ErasedSetup) -> ExitCode {
 /// # Errors
 /// Fails if a setting is wrong, or if the certificates for the gateway cannot be read.
 pub fn check_settings(environment: &dyn Environment) -> Result<(), SetupError> {
-    let mut parser = Parser::new(environment);
+    let mut parser = SettingsParser::new(environment);
     HostSettings::read(&mut parser, environment).gateway?;
-    Ok(parser.finish()?)
+    Ok(parser.fail_if_problems()?)
 }
 
 /// All settings that the host reads from the environment.
@@ -159,7 +159,7 @@ struct HostSettings {
 
 impl HostSettings {
     /// Reads all settings of the host; problems are added to `parser`.
-    fn read(parser: &mut Parser<'_>, environment: &dyn Environment) -> Self {
+    fn read(parser: &mut SettingsParser<'_>, environment: &dyn Environment) -> Self {
         let secrets = Secrets::from_env(environment);
         Self {
             log: log::Settings::read(parser),
@@ -218,7 +218,7 @@ struct ServingThreadInput {
     secrets: Secrets,
     gateway: Gateway,
     traces: trace::Settings,
-    problems: Vec<Problem>,
+    problems: Vec<SettingProblem>,
 }
 
 impl ServingThreadInput {
@@ -295,8 +295,8 @@ fn log_start_failure(message: &'static str, error: &(dyn std::error::Error + 'st
 }
 
 /// Logs each problem of the settings, and returns [`ExitReason::WrongSettings`].
-fn log_wrong_settings(problems: &[Problem]) -> ExitReason {
-    for Problem { name, what } in problems {
+fn log_wrong_settings(problems: &[SettingProblem]) -> ExitReason {
+    for SettingProblem { name, what } in problems {
         tracing::error!(setting = name, problem = what, "wrong setting");
     }
     ExitReason::WrongSettings

@@ -38,7 +38,7 @@ use crate::trace::RequestTracer;
 use connection::{ConnectionService, ListenerLimits, ServedListener};
 use connection_budget::{ConnectionBudget, ConnectionLimits};
 use metrics::{InFlightGauge, RequestMetrics};
-use outgoing_body::OutgoingBody;
+use outgoing_body::OutgoingResponseBody;
 use record::RequestCounters;
 use response_future::ResponseFuture;
 use service::FunctionService;
@@ -62,7 +62,7 @@ impl Server {
         registry: Registry,
         tracer: RequestTracer,
     ) -> Result<Self, prometheus::Error> {
-        let limit = settings.max_inflight.filter(|_| !app.limits_itself);
+        let limit = settings.max_inflight.filter(|_| !app.handler_limits_inflight);
         let limit_of_all = limit.filter(|_| app.unverified_senders.is_none());
         let inflight = Arc::new(InFlightLimiter::new(limit_of_all));
         registry.register(Box::new(InFlightGauge::new(inflight.clone())?))?;
@@ -158,7 +158,7 @@ fn connection_timeouts(settings: &Settings) -> ConnectionTimeouts {
 }
 
 impl ConnectionService for Arc<FunctionService> {
-    type ResponseBody = OutgoingBody;
+    type ResponseBody = OutgoingResponseBody;
     type ResponseFuture = ResponseFuture;
 
     fn respond(&self, request: Request<Incoming>, connection: &Arc<ConnectionState>) -> ResponseFuture {
@@ -198,7 +198,7 @@ impl ConnectionService for MetricsPageService {
     type ResponseFuture = Ready<Result<Response<Full<Bytes>>, Infallible>>;
 
     fn respond(&self, request: Request<Incoming>, connection: &Arc<ConnectionState>) -> Self::ResponseFuture {
-        connection.record_request_without_handler();
+        connection.expect_next_request();
         let response = match host_header::bad_request_reason(request.version(), request.headers()) {
             Some(_) => {
                 let mut response = Response::new(Full::default());

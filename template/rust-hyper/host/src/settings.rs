@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-use crate::env::Parser;
+use crate::env::SettingsParser;
 
 /// The default number of headers of a request. Memory for this many is reserved for each request. Go, in which the
 /// gateway is written, limits only the size of all headers.
@@ -38,7 +38,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads the host's own settings; problems are added to `parser`.
-    pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
+    pub(crate) fn read(parser: &mut SettingsParser<'_>) -> Self {
         let (port, metrics_port) = (parser.number("port", 8080), parser.number("metrics_port", 8081));
         if port == metrics_port && port != 0 {
             parser.add_problem("metrics_port", "should differ from port");
@@ -86,7 +86,7 @@ fn parse_max_header_bytes(text: &str) -> Result<usize, &'static str> {
 /// Reads a timeout that must not be zero.
 ///
 /// In OpenFaaS's own programs, zero means no timeout. A client could then hold a connection forever.
-fn read_nonzero_timeout(parser: &mut Parser<'_>, name: &str) -> Duration {
+fn read_nonzero_timeout(parser: &mut SettingsParser<'_>, name: &str) -> Duration {
     let timeout = parser.duration(name, Duration::from_secs(10));
     if timeout.is_zero() {
         parser.add_problem(name, "should be more than 0s");
@@ -100,9 +100,9 @@ mod tests {
 
     #[test]
     fn host_settings_that_are_not_set_have_their_defaults() {
-        let mut parser = Parser::new(&[]);
+        let mut parser = SettingsParser::new(&[]);
         let settings = Settings::read(&mut parser);
-        assert!(parser.finish().is_ok());
+        assert!(parser.fail_if_problems().is_ok());
         assert_eq!((settings.port, settings.metrics_port), (8080, 8081));
         assert_eq!((settings.exec_timeout, settings.max_inflight), (None, None));
         assert_eq!((settings.max_headers, settings.max_header_bytes), (256, 65536));
@@ -121,9 +121,9 @@ mod tests {
             ("max_connections", "0"),
             ("slipway_version", "one\ntwo"),
         ];
-        let mut parser = Parser::new(&variables);
+        let mut parser = SettingsParser::new(&variables);
         Settings::read(&mut parser);
-        let problems = parser.finish().unwrap_err();
+        let problems = parser.fail_if_problems().unwrap_err();
         let names: Vec<_> = problems.0.iter().map(|problem| problem.name.as_str()).collect();
         assert_eq!(
             names,

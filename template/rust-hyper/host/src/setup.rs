@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::env::{Environment, Parser, Problem, Problems};
+use crate::env::{Environment, SettingProblem, SettingProblems, SettingsParser};
 use crate::error_chain::{BoxError, ErrorChain};
 use crate::gateway::Gateway;
 use crate::secret::Secrets;
@@ -12,7 +12,7 @@ use crate::shutdown::Shutdown;
 /// The environment, secrets, gateway and metrics that a function's setup is given.
 pub struct SetupContext {
     pub(crate) environment: Arc<dyn Environment>,
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Vec<SettingProblem>,
     pub(crate) secrets: Secrets,
     pub(crate) gateway: Gateway,
     pub(crate) registry: prometheus::Registry,
@@ -28,10 +28,10 @@ impl SetupContext {
 
     /// Returns a parser for the function's own settings.
     ///
-    /// It already holds the problems of the host's settings, so that [`Parser::finish`] reports all problems at once:
-    /// read all settings, and call `finish`, before doing anything else.
-    pub fn settings_parser(&self) -> Parser<'_> {
-        Parser::with_problems(&*self.environment, self.problems.clone())
+    /// It already holds the problems of the host's settings, so that [`SettingsParser::fail_if_problems`] reports all problems at once:
+    /// read all settings, and call it, before doing anything else.
+    pub fn settings_parser(&self) -> SettingsParser<'_> {
+        SettingsParser::with_problems(&*self.environment, self.problems.clone())
     }
 
     /// Returns the secrets of the function.
@@ -62,11 +62,11 @@ impl SetupContext {
 
 /// The reason why a function could not start.
 ///
-/// Every error type converts to it through `?`. The host logs each of several [`Problems`] on a line of its own.
+/// Every error type converts to it through `?`. The host logs each of several [`SettingProblems`] on a line of its own.
 pub struct SetupError(pub(crate) FailureCause);
 
 pub(crate) enum FailureCause {
-    Settings(Problems),
+    Settings(SettingProblems),
     Other(BoxError),
 }
 
@@ -74,7 +74,7 @@ impl SetupError {
     /// Creates the error of a failed setup from its cause.
     pub fn new(cause: impl Into<BoxError>) -> Self {
         let cause = cause.into();
-        match cause.downcast::<Problems>() {
+        match cause.downcast::<SettingProblems>() {
             Ok(problems) => Self(FailureCause::Settings(*problems)),
             Err(cause) => Self(FailureCause::Other(cause)),
         }

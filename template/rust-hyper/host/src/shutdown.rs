@@ -21,7 +21,7 @@ impl Shutdown {
     }
 
     /// Returns whether the function's shutdown has begun.
-    pub fn begun(&self) -> bool {
+    pub fn has_begun(&self) -> bool {
         self.0.borrow().is_some()
     }
 
@@ -34,7 +34,7 @@ impl Shutdown {
     }
 
     /// Waits until the function's shutdown begins, and returns its deadline.
-    pub async fn wait(&self) -> Instant {
+    pub async fn wait_until_begun(&self) -> Instant {
         let mut receiver = self.0.clone();
         match receiver.wait_for(Option::is_some).await.map(|deadline| *deadline) {
             Ok(Some(deadline)) => deadline,
@@ -60,14 +60,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn every_clone_sees_the_shutdown_and_its_deadline() {
         let (trigger, shutdown) = Shutdown::new();
-        assert!(!shutdown.begun());
+        assert!(!shutdown.has_begun());
         assert_eq!(shutdown.deadline(), None);
         let waiting = tokio::spawn({
             let shutdown = shutdown.clone();
-            async move { shutdown.wait().await }
+            async move { shutdown.wait_until_begun().await }
         });
         // The clock is paused: the timeout passes only if nothing else can happen.
-        let early = tokio::time::timeout(Duration::from_secs(1), shutdown.wait()).await;
+        let early = tokio::time::timeout(Duration::from_secs(1), shutdown.wait_until_begun()).await;
         assert!(early.is_err(), "the shutdown began without its trigger");
 
         let deadline = Instant::now();
@@ -76,6 +76,6 @@ mod tests {
         let waited = tokio::time::timeout(Duration::from_secs(1), waiting).await;
         assert_eq!(waited.unwrap().unwrap(), deadline);
         assert_eq!(shutdown.deadline(), Some(deadline));
-        assert!(shutdown.begun());
+        assert!(shutdown.has_begun());
     }
 }

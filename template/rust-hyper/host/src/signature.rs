@@ -7,7 +7,7 @@ use std::fmt;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::env::Parser;
+use crate::env::SettingsParser;
 use crate::secret::{Secret, Secrets};
 
 /// The prefix of a request signature, before the hexadecimal digits.
@@ -60,7 +60,7 @@ pub fn check_key_lines(secret: &Secret) -> Result<(), KeyLineFault> {
 }
 
 /// Adds a problem to `parser` if the secret `name` is not fit for signatures. A secret that cannot be read is none.
-pub fn check_signing_secret(parser: &mut Parser<'_>, secrets: &Secrets, name: &str) {
+pub fn check_signing_secret(parser: &mut SettingsParser<'_>, secrets: &Secrets, name: &str) {
     if let Ok(secret) = secrets.read_secret(name)
         && let Err(weak) = check_key_lines(&secret)
     {
@@ -165,7 +165,7 @@ impl SignatureVerifier {
 
     /// Fails unless the request body has the signature. Takes the same time whichever key matches, and
     /// wherever a wrong signature differs.
-    pub fn finish(self) -> Result<(), SignatureMismatch> {
+    pub fn verify(self) -> Result<(), SignatureMismatch> {
         let matches = self.macs.into_iter().fold(false, |found, mac| {
             found | mac.verify_slice(&self.expected).is_ok()
         });
@@ -192,11 +192,11 @@ mod tests {
         for chunk in body.chunks(3) {
             verifier.update(chunk);
         }
-        verifier.finish()
+        verifier.verify()
     }
 
     #[test]
-    fn signatures_equal_the_test_vectors_of_rfc_4231() {
+    fn a_signature_equals_that_of_test_case_2_in_rfc_4231() {
         // Test case 2 of RFC 4231.
         assert_eq!(
             sign_body(&hmac_keys("Jefe"), b"what do ya want for nothing?"),

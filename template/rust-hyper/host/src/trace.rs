@@ -68,7 +68,7 @@ pub(crate) use context::TraceContext;
 pub use opentelemetry::Value;
 pub(crate) use settings::Settings;
 pub use span::Span;
-use span::{text_attribute, truncate_attribute_text};
+use span::{truncate_attribute_text, truncated_attribute};
 
 /// The name of the secret with request headers for the trace collector, such as an access token.
 ///
@@ -169,21 +169,22 @@ impl RequestTracer {
         let caller = propagation::extract_caller_context(request.headers());
         let method = standard_method_name(request.method());
         let mut attributes = vec![
-            text_attribute("http.request.method", method.unwrap_or("_OTHER")),
-            text_attribute("url.scheme", "http"),
-            text_attribute(
+            truncated_attribute("http.request.method", method.unwrap_or("_OTHER")),
+            truncated_attribute("url.scheme", "http"),
+            truncated_attribute(
                 "url.path",
                 truncate_attribute_text(request.uri().path()).to_owned(),
             ),
-            text_attribute("faas.invocation_id", call_id.to_owned()),
+            truncated_attribute("faas.invocation_id", call_id.to_owned()),
         ];
         for (key, header) in [("server.address", HOST), ("user_agent.original", USER_AGENT)] {
             let value = request
                 .headers()
                 .get(header)
                 .and_then(|value| value.to_str().ok());
-            attributes
-                .extend(value.map(|value| text_attribute(key, truncate_attribute_text(value).to_owned())));
+            attributes.extend(
+                value.map(|value| truncated_attribute(key, truncate_attribute_text(value).to_owned())),
+            );
         }
         Span::for_request(&active.tracer, &caller, method.unwrap_or("HTTP"), attributes)
     }

@@ -29,7 +29,7 @@ mod tests;
 use std::time::Duration;
 
 use crate::duration;
-use crate::env::Parser;
+use crate::env::SettingsParser;
 use crate::request::BodyError;
 
 pub use budget::UnverifiedBudget;
@@ -54,7 +54,7 @@ pub struct UnverifiedLimits {
 impl UnverifiedLimits {
     /// Reads the settings `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`; `defaults` are for
     /// those that are not set, and for the disk space. Problems are added to `parser`.
-    pub fn read(parser: &mut Parser<'_>, defaults: Self) -> Self {
+    pub fn read(parser: &mut SettingsParser<'_>, defaults: Self) -> Self {
         let limits = Self {
             senders: parser.number("unverified_senders", defaults.senders),
             memory: parser.number("unverified_memory", defaults.memory),

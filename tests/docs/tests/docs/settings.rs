@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use function_host::Secrets;
-use function_host::env::{Environment, Parser};
+use function_host::env::{Environment, SettingsParser};
 
 use crate::markdown::names_in_table;
 use crate::repository;
@@ -99,9 +99,9 @@ fn the_settings_of_the_builder_are_documented_and_read() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("payload-secret"), "a key of 17 bytes").unwrap();
     let environment = RecordingEnvironment::with(&[("buildkit_url", "tcp://127.0.0.1:1234")]);
-    let mut parser = Parser::new(&environment);
+    let mut parser = SettingsParser::new(&environment);
     builder_fn::settings::Settings::read(&mut parser, &Secrets::new(folder.path()), None);
-    parser.finish().unwrap();
+    parser.fail_if_problems().unwrap();
     assert_same(
         &documented_settings("builder-fn"),
         &environment.requested_variables(),
@@ -111,9 +111,9 @@ fn the_settings_of_the_builder_are_documented_and_read() {
 #[test]
 fn the_settings_of_the_deployer_are_documented_and_read() {
     let environment = RecordingEnvironment::default();
-    let mut parser = Parser::new(&environment);
+    let mut parser = SettingsParser::new(&environment);
     deployer_fn::Settings::read(&mut parser);
-    parser.finish().unwrap();
+    parser.fail_if_problems().unwrap();
     assert_same(
         &documented_settings("deployer-fn"),
         &environment.requested_variables(),

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::env::Parser;
+use crate::env::SettingsParser;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -234,17 +234,17 @@ fn an_invalid_gateway_url_is_rejected_and_not_part_of_the_error() {
 fn the_gateway_url_has_a_default_and_a_wrong_one_is_a_problem() {
     let (_directory, secrets) = secrets_with_files(&[]);
     let nothing = HashMap::<String, String>::new();
-    let mut parser = Parser::new(&nothing);
+    let mut parser = SettingsParser::new(&nothing);
     assert_eq!(
         from_settings(&mut parser, &secrets).unwrap().url(),
         DEFAULT_GATEWAY_URL
     );
-    assert!(parser.finish().is_ok());
+    assert!(parser.fail_if_problems().is_ok());
 
     let variables = [("gateway_url", "gateway:8080")];
-    let mut parser = Parser::new(&variables);
+    let mut parser = SettingsParser::new(&variables);
     from_settings(&mut parser, &secrets).unwrap();
-    let problems = parser.finish().unwrap_err();
+    let problems = parser.fail_if_problems().unwrap_err();
     assert!(
         problems
             .to_string()
@@ -290,7 +290,7 @@ mod tls {
 
     /// Starts a fake gateway with a self-signed certificate for `localhost`; returns its address and the
     /// certificate in PEM.
-    async fn https_gateway_answering_once() -> (String, String) {
+    async fn start_https_gateway() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -316,7 +316,7 @@ mod tls {
 
     #[tokio::test]
     async fn a_private_certificate_authority_is_trusted_only_with_its_secret() {
-        let (url, certificate) = https_gateway_answering_once().await;
+        let (url, certificate) = start_https_gateway().await;
 
         let (_directory, with) = secrets_with_files(&[(CA_SECRET_NAME, &certificate)]);
         let response = Gateway::new(&url, with)

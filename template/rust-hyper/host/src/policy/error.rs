@@ -63,7 +63,7 @@ pub enum PolicyFileError {
 const MAX_SHOWN_VIOLATIONS: usize = 20;
 
 /// The length of the longest violation that a text shows, in characters.
-const MAX_SHOWN_CHARS: usize = 300;
+const MAX_VIOLATION_CHARS: usize = 300;
 
 /// A request's violation of one rule. The text names the rule, and is meant for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Violation {
 
     /// Shortens a text that quotes a name of the caller's, which may be long.
     fn shortened(text: String) -> Self {
-        match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        match text.char_indices().nth(MAX_VIOLATION_CHARS) {
             Some((end, _)) => Self(format!("{}…", &text[..end])),
             None => Self(text),
         }

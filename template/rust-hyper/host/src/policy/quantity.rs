@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn quantities_are_parsed_as_kubernetes_parses_them() {
+    fn quantities_are_parsed_as_in_kubernetes_except_that_signs_are_rejected() {
         for right in [
             "0", "1", "0.5", ".5", "1.", "128Mi", "1Gi", "500m", "1e3", "1E-3", "12E+6", "2E", "0e400",
         ] {

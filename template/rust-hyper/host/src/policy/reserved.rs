@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::deployment::{RequestedFunction, SERVICE_ACCOUNT_ANNOTATION};
 use super::error::Violation;
 use super::tenant::Tenant;
-use crate::env::Parser;
+use crate::env::SettingsParser;
 
 /// The name of the secret that builds are signed with where no policy names others.
 pub(super) const PAYLOAD_SECRET: &str = "payload-secret";
@@ -59,7 +59,7 @@ impl Default for ReservedNames {
 impl ReservedNames {
     /// Reads the settings `protected_functions` and `protected_secrets`, whose names are added to those that are always
     /// reserved.
-    pub fn from_settings(parser: &mut Parser<'_>) -> Self {
+    pub fn from_settings(parser: &mut SettingsParser<'_>) -> Self {
         let mut reserved = Self::default();
         reserved
             .functions
@@ -98,7 +98,7 @@ impl ReservedNames {
     /// # Errors
     /// The violation, if the secret is reserved.
     pub fn check_secret(&self, name: &str, tenant: Option<&Tenant>) -> Result<(), Violation> {
-        let is_of_policy = tenant.is_some_and(|tenant| tenant.is_used_by_platform(name));
+        let is_of_policy = tenant.is_some_and(|tenant| tenant.policy_reserves_secret(name));
         match self.secrets.contains(name) || is_of_policy {
             true => Err(Violation::of_platform(format_args!(
                 "a function to use the secret {name:?}, which is the platform's own"
@@ -140,7 +140,7 @@ fn name_without_namespace(name: &str) -> String {
 
 /// Reads a setting with names that are separated by commas or blanks, and converts them to lower case. Other
 /// characters than letters, digits, `-` and `.` in a name are a problem of the setting.
-fn read_name_list(parser: &mut Parser<'_>, setting: &str) -> Vec<String> {
+fn read_name_list(parser: &mut SettingsParser<'_>, setting: &str) -> Vec<String> {
     parser.parse_or_default(setting, Vec::new(), |text| {
         let names = text.split(|c: char| c == ',' || c.is_whitespace());
         let names: Vec<String> = names

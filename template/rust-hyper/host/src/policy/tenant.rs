@@ -15,7 +15,7 @@ use super::reserved;
 use super::urls::{UrlPattern, UrlPatterns};
 
 /// The longest name of a tenant, in characters.
-const MAX_NAME_CHARS: usize = 63;
+const MAX_TENANT_NAME_CHARS: usize = 63;
 
 /// The name of a tenant: lower-case letters, digits and hyphens, so that it may be a part of other names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,7 +24,7 @@ pub struct TenantName(String);
 /// The error for a text that is not the name of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "should have a name of at most {MAX_NAME_CHARS} lower-case letters, digits and hyphens, with a letter or a digit at both \
+    "should have a name of at most {MAX_TENANT_NAME_CHARS} lower-case letters, digits and hyphens, with a letter or a digit at both \
      ends"
 )]
 pub struct InvalidTenantName;
@@ -43,7 +43,7 @@ impl FromStr for TenantName {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let ends_well = |byte: Option<u8>| byte.is_some_and(is_word);
-        let is_valid = (1..=MAX_NAME_CHARS).contains(&text.len())
+        let is_valid = (1..=MAX_TENANT_NAME_CHARS).contains(&text.len())
             && text.bytes().all(|byte| is_word(byte) || byte == b'-')
             && ends_well(text.bytes().next())
             && ends_well(text.bytes().next_back());
@@ -127,9 +127,11 @@ pub struct Tenant {
 impl Tenant {
     /// Reads a tenant's keys and rules from its object in the policy.
     pub(super) fn read(name: TenantName, reader: &mut ObjectReader<'_>) -> Self {
-        let keys = reader.read_list("keys", check_key_secret).unwrap_or_default();
+        let keys = reader
+            .read_list("keys", parse_key_secret_name)
+            .unwrap_or_default();
         let deploy_keys = reader
-            .read_list("deployKeys", check_key_secret)
+            .read_list("deployKeys", parse_key_secret_name)
             .unwrap_or_default();
         if keys.is_empty() && deploy_keys.is_empty() {
             reader.report_problem(
@@ -195,8 +197,8 @@ impl Tenant {
             buildkit,
             network: network.unwrap_or_default(),
             max_builds: max_builds.and_then(NonZeroUsize::new),
-            registry_config: reader.read_text("registryConfig", check_config_secret),
-            pull_config: reader.read_text("pullConfig", check_config_secret),
+            registry_config: reader.read_text("registryConfig", parse_config_secret_name),
+            pull_config: reader.read_text("pullConfig", parse_config_secret_name),
             deployments: DeploymentRules::read(name.clone(), reader),
             policy_secrets: Arc::default(),
             name,
@@ -297,7 +299,7 @@ impl Tenant {
 
     /// Returns whether the policy names a secret for the platform's own use, for this or another tenant.
     #[must_use]
-    pub fn is_used_by_platform(&self, name: &str) -> bool {
+    pub fn policy_reserves_secret(&self, name: &str) -> bool {
         self.policy_secrets.contains(name)
     }
 
@@ -406,7 +408,7 @@ impl Tenant {
 }
 
 /// Checks the name of a secret that holds a tenant's keys.
-fn check_key_secret(text: &str) -> Result<String, String> {
+fn parse_key_secret_name(text: &str) -> Result<String, String> {
     // The builder's own signature tells the deployer that a tenant was checked: no tenant may make it.
     if reserved::is_platform_secret(text) && text != reserved::PAYLOAD_SECRET {
         return Err("should be a secret that Slipway and the gateway do not use themselves".to_owned());
@@ -415,7 +417,7 @@ fn check_key_secret(text: &str) -> Result<String, String> {
 }
 
 /// Checks the name of a secret that holds registry credentials.
-fn check_config_secret(text: &str) -> Result<String, String> {
+fn parse_config_secret_name(text: &str) -> Result<String, String> {
     parse_secret_name(text)
 }
 

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn parse(tenants: Value) -> Result<Policy, Vec<String>> {
+fn parse_tenants(tenants: Value) -> Result<Policy, Vec<String>> {
     let text = json!({ "tenants": tenants }).to_string();
     Policy::parse(&text).map_err(|invalid| invalid.problems)
 }
@@ -10,7 +10,7 @@ fn parse(tenants: Value) -> Result<Policy, Vec<String>> {
 /// Returns the only tenant of a policy with these members beside a key.
 fn tenant_with(mut members: Value) -> Arc<Tenant> {
     members["keys"] = json!(["acme-payload"]);
-    let policy = parse(json!({ "acme": members })).unwrap();
+    let policy = parse_tenants(json!({ "acme": members })).unwrap();
     Arc::clone(policy.tenant("acme").unwrap())
 }
 
@@ -27,7 +27,7 @@ fn assert_rejected(text: &str, expected: &[&str]) {
 }
 
 #[test]
-fn an_absent_rule_allows_everything_and_an_empty_one_nothing() {
+fn an_absent_rule_except_frontends_allows_everything_and_an_empty_one_nothing() {
     let open = tenant_with(json!({}));
     let closed = tenant_with(json!({"push": [], "read": {}, "functions": [], "secrets": []}));
     for repository in ["registry.example/acme/x", "docker.io/library/x"] {
@@ -122,7 +122,7 @@ fn every_violation_names_its_rule_and_tenant() {
 }
 
 #[test]
-fn zero_exceeds_every_cap() {
+fn zero_as_a_limit_or_as_the_highest_replica_count_violates_the_maximum() {
     let tenant = tenant_with(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
     let violations = |amount: &str, memory: &str, replicas: &str| {
         let deploy = json!({
@@ -219,7 +219,7 @@ fn a_key_belongs_to_one_tenant_and_one_use() {
         ],
     );
     let keys: Vec<String> = (0..=KEY_SECRETS_MAX).map(|number| format!("k{number}")).collect();
-    let problems = parse(json!({"a": {"keys": keys}})).unwrap_err();
+    let problems = parse_tenants(json!({"a": {"keys": keys}})).unwrap_err();
     assert_eq!(
         problems,
         ["tenants should name at most 64 secrets with keys, not 65"]
@@ -232,9 +232,9 @@ fn no_policy_allows_the_names_of_the_platform() {
         ("protected_functions", "gateway-fn, Buildkitd"),
         ("protected_secrets", "my-deploy-secret"),
     ];
-    let mut parser = crate::env::Parser::new(&variables);
+    let mut parser = crate::env::SettingsParser::new(&variables);
     let mut reserved = ReservedNames::from_settings(&mut parser);
-    parser.finish().unwrap();
+    parser.fail_if_problems().unwrap();
     reserved.reserve_function("slipway-deployer.openfaas-fn");
     for name in [
         "builder-fn",
@@ -252,7 +252,7 @@ fn no_policy_allows_the_names_of_the_platform() {
     for name in ["hello", "deployer-fn2", "my-deployer-fn"] {
         assert_eq!(reserved.check_function(name), Ok(()), "{name}");
     }
-    let policy = parse(json!({
+    let policy = parse_tenants(json!({
         "a": {"keys": ["a-key"], "deployKeys": ["a-deploy"], "registryConfig": "a-registry", "pullConfig": "a-pull"},
         "b": {"keys": ["b-key"], "secrets": ["*"]}
     }))

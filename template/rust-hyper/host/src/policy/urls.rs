@@ -19,7 +19,7 @@ impl UrlPattern {
         if !schemes.contains(&scheme.as_str()) {
             return Err(format!("should begin with {}://", schemes.join(":// or ")));
         }
-        if path.contains(['?', '#', '*', '%']) || has_dot_segment(path) {
+        if path.contains(['?', '#', '*', '%']) || may_leave_prefix(path) {
             return Err(format!("{example}, without a query, \"*\", \"%\" and \"..\""));
         }
         Ok(Self {
@@ -60,7 +60,7 @@ impl UrlPattern {
         };
         scheme == self.scheme
             && authority == self.authority
-            && !has_dot_segment(path)
+            && !may_leave_prefix(path)
             && (self.path.ends_with('/') || rest.is_empty() || rest.starts_with('/'))
     }
 }
@@ -93,7 +93,7 @@ fn split_url(url: &str) -> Option<(String, String, &str)> {
 
 /// Returns whether a path has a segment `.` or `..`, also percent-encoded, or a backslash, which some servers take for a
 /// slash. Such a path may lead out of the prefix.
-fn has_dot_segment(path: &str) -> bool {
+fn may_leave_prefix(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let decoded = lower.replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
     decoded.contains('\\')

@@ -16,7 +16,7 @@ use super::challenge::AuthChallenge;
 use super::credentials::RegistryCredentials;
 use super::error::RegistryError;
 use super::realm::AllowedTokenHosts;
-use crate::client::{HttpClient, OutgoingBody};
+use crate::client::{HttpClient, OutgoingRequestBody};
 use crate::error_chain::ErrorChain;
 use crate::secret::Secrets;
 use crate::trace;
@@ -84,8 +84,8 @@ impl RegistryClient {
     /// # Errors
     /// Fails if there are no certificates to trust, and registries are not `insecure`.
     pub fn new(secrets: &Secrets, insecure: bool, realms: AllowedTokenHosts) -> Result<Self, RegistryError> {
-        let http = HttpClient::trusting_platform(secrets, None).or_else(|error| match insecure {
-            true => HttpClient::without_trust(None),
+        let http = HttpClient::trusting_system_certificates(secrets, None).or_else(|error| match insecure {
+            true => HttpClient::trusting_no_certificate(None),
             false => Err(error),
         });
         Ok(Self::with_http(
@@ -221,7 +221,7 @@ impl Repository {
     /// # Errors
     /// Fails if the registry's answer is neither yes nor no.
     pub async fn has_manifest(&mut self, digest: &str) -> Result<bool, RegistryError> {
-        let response = self.send_authenticated(Method::HEAD, "manifests", digest).await?;
+        let response = self.request_by_digest(Method::HEAD, "manifests", digest).await?;
         Ok(self.body_unless_not_found(response)?.is_some())
     }
 
@@ -230,7 +230,7 @@ impl Repository {
     /// # Errors
     /// Fails if the registry's answer is neither the manifest nor that there is none.
     pub async fn fetch_manifest(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
-        let response = self.send_authenticated(Method::GET, "manifests", digest).await?;
+        let response = self.request_by_digest(Method::GET, "manifests", digest).await?;
         self.body_unless_not_found(response)
     }
 
@@ -239,7 +239,7 @@ impl Repository {
     /// # Errors
     /// Fails if the registry's answer is neither the blob nor that there is none.
     pub async fn fetch_blob(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
-        let response = self.send_authenticated(Method::GET, "blobs", digest).await?;
+        let response = self.request_by_digest(Method::GET, "blobs", digest).await?;
         self.body_unless_not_found(response)
     }
 
@@ -253,7 +253,7 @@ impl Repository {
     ///
     /// # Errors
     /// Fails if the registry, the repository or the path is not valid in a URL.
-    pub fn address(&self, path: &str) -> Result<Uri, RegistryError> {
+    pub fn uri_of_path(&self, path: &str) -> Result<Uri, RegistryError> {
         let scheme = if self.client.insecure { "http" } else { "https" };
         parse_uri(format!("{scheme}://{}/v2/{}/{path}", self.host, self.name))
     }
@@ -267,7 +267,7 @@ impl Repository {
     /// Fails if there is no response within `timeout`, or authentication is not possible.
     pub async fn send(
         &mut self,
-        create: impl Fn() -> Request<OutgoingBody>,
+        create: impl Fn() -> Request<OutgoingRequestBody>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, RegistryError> {
         let response = self.send_once(create(), timeout).await?;
@@ -280,7 +280,7 @@ impl Repository {
 
     async fn send_once(
         &self,
-        mut request: Request<OutgoingBody>,
+        mut request: Request<OutgoingRequestBody>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, RegistryError> {
         let host = request.uri().authority().map(ToString::to_string);
@@ -304,7 +304,7 @@ impl Repository {
     }
 
     /// Sends a request to the registry, and repeats it with authentication if the registry asks for it.
-    async fn send_authenticated(
+    async fn request_by_digest(
         &mut self,
         method: Method,
         kind: &str,
@@ -318,7 +318,7 @@ impl Repository {
                 name: digest.to_owned(),
             });
         }
-        let uri = self.address(&format!("{kind}/{digest}"))?;
+        let uri = self.uri_of_path(&format!("{kind}/{digest}"))?;
         let request = |authorization: Option<&HeaderValue>| {
             let mut request = Request::new(Full::default());
             *request.method_mut() = method.clone();

@@ -4,7 +4,7 @@
 const MAX_SMALL_BODY_BYTES: u64 = 64 << 10;
 
 /// The bytes of a connection that are looked at. The head of a small request fits, with the headers that gateways add.
-pub(super) const LOOKED_AT_BYTES: usize = 4 << 10;
+pub(super) const PEEKED_BYTES: usize = 4 << 10;
 
 /// Returns whether `start`, the first bytes of a connection, contains the whole head of a request with no body or a small
 /// one.

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet, unconstrained};
 use tokio::time::{Instant, sleep};
 
-use super::announced_body::{LOOKED_AT_BYTES, is_small_request};
+use super::announced_body::{PEEKED_BYTES, is_small_request};
 use super::connection_budget::{AdmittedConnection, ConnectionBudget};
 use super::timed_connection::{ConnectionTimeouts, TOO_MANY_CONNECTIONS_RESPONSE, TimedConnection};
 use crate::connection_state::ConnectionState;
@@ -221,7 +221,7 @@ async fn wait_for_place(stream: &TcpStream, admitted: &AdmittedConnection) {
         return;
     }
     let is_small = poll_fn(|cx| {
-        let mut start = [0; LOOKED_AT_BYTES];
+        let mut start = [0; PEEKED_BYTES];
         let mut buffer = ReadBuf::new(&mut start);
         // The first byte is there, so this does not wait.
         let peeked = stream.poll_peek(cx, &mut buffer);

@@ -184,7 +184,7 @@ impl AdmittedConnection {
     }
 
     /// Returns whether so many connections are served that buffers for reading are to be kept small.
-    pub(crate) fn is_busy(&self) -> bool {
+    pub(crate) fn should_keep_buffers_small(&self) -> bool {
         match (&self.budget.places, self.budget.limits.places) {
             (Some(places), Some(all)) => places.available_permits() + BUSY_CONNECTION_COUNT < all,
             _ => false,
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_whose_request_is_answered_is_not_displaced_and_takes_no_place() {
+    fn a_connection_whose_request_is_answered_is_not_displaced_and_does_not_count_as_waiting() {
         let budget = budget_with_limits(2, 0);
         let (answering, waiting) = (budget.admit(), budget.admit());
         let _request = answering.state().begin_request(true, false);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_connection_takes_no_place() {
+    fn an_ended_connection_does_not_count_as_waiting() {
         let budget = budget_with_limits(2, 0);
         let first = budget.admit();
         drop(budget.admit());
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_buffers_are_displaced_once_all_exceed_the_limit() {
+    fn the_connections_with_the_largest_buffers_are_displaced_once_all_buffers_exceed_the_limit() {
         let budget = budget_with_limits(8, 100);
         let (small, large, medium) = (budget.admit(), budget.admit(), budget.admit());
         small.set_buffered_bytes(10);

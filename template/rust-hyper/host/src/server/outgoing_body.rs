@@ -16,7 +16,7 @@ use crate::response::ResponseBody;
 use crate::trace::TraceContext;
 
 /// A response body that hyper sends. Dropping it ends the request's record, however the sending ended.
-pub(crate) struct OutgoingBody {
+pub(crate) struct OutgoingResponseBody {
     body: ResponseBody,
     _record: Option<RequestRecord>,
     /// The state of a streamed body; `None` for known content, which cannot exceed the deadline, fail or panic.
@@ -29,7 +29,7 @@ struct StreamedBodyState {
     trace_context: TraceContext,
 }
 
-impl OutgoingBody {
+impl OutgoingResponseBody {
     pub(crate) fn new(
         body: ResponseBody,
         record: Option<RequestRecord>,
@@ -51,7 +51,7 @@ impl OutgoingBody {
     }
 }
 
-impl Body for OutgoingBody {
+impl Body for OutgoingResponseBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -94,7 +94,7 @@ impl Body for OutgoingBody {
     }
 }
 
-impl Drop for OutgoingBody {
+impl Drop for OutgoingResponseBody {
     fn drop(&mut self) {
         // The stream is dropped within its spans, for the call id in its log lines.
         if let Some(stream) = &self.stream {

@@ -11,7 +11,7 @@ use tracing::Span;
 
 use super::call_id::CALL_ID_HEADER;
 use super::deadline::RequestDeadline;
-use super::outgoing_body::OutgoingBody;
+use super::outgoing_body::OutgoingResponseBody;
 use super::record::RequestRecord;
 use crate::handler::HandlerFuture;
 use crate::reply;
@@ -49,7 +49,7 @@ impl HostHeaders {
 /// same state takes some thousand bytes.
 pub(crate) enum ResponseFuture {
     /// The host answers the request without the handler.
-    Ready(Option<http::Response<OutgoingBody>>),
+    Ready(Option<http::Response<OutgoingResponseBody>>),
     /// The handler runs, and its response is sent.
     Running(HandlerRun),
 }
@@ -83,7 +83,7 @@ impl ResponseFuture {
 }
 
 impl Future for ResponseFuture {
-    type Output = Result<http::Response<OutgoingBody>, Infallible>;
+    type Output = Result<http::Response<OutgoingResponseBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
@@ -97,7 +97,7 @@ impl Future for ResponseFuture {
 }
 
 impl HandlerRun {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<http::Response<OutgoingBody>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<http::Response<OutgoingResponseBody>> {
         let Some(future) = &mut self.future else {
             return Poll::Pending;
         };
@@ -159,7 +159,7 @@ fn add_headers_and_record_status(
     deadline: Option<RequestDeadline>,
     log_span: Span,
     trace_context: TraceContext,
-) -> http::Response<OutgoingBody> {
+) -> http::Response<OutgoingResponseBody> {
     if let Some(record) = &mut record {
         record.set_response_status(response.status());
         if record.closes_connection() {
@@ -174,5 +174,5 @@ fn add_headers_and_record_status(
     if let Some(version) = headers.version {
         response.headers_mut().insert(VERSION_HEADER, version);
     }
-    response.map(|body| OutgoingBody::new(body, record, deadline, log_span, trace_context))
+    response.map(|body| OutgoingResponseBody::new(body, record, deadline, log_span, trace_context))
 }

@@ -75,7 +75,7 @@ impl FunctionService {
             version: self.version.clone(),
         };
         if let Some(fault) = host_header::bad_request_reason(request.version(), request.headers()) {
-            connection.record_request_without_handler();
+            connection.expect_next_request();
             let mut response = reply::message(StatusCode::BAD_REQUEST, fault);
             // Whoever forwarded such a request may take its end for elsewhere.
             response
@@ -84,7 +84,7 @@ impl FunctionService {
             return ResponseFuture::from_response(response, headers, None);
         }
         if let Some(response) = self.probe_response(request.uri().path()) {
-            connection.record_request_without_handler();
+            connection.expect_next_request();
             return ResponseFuture::from_response(response, headers, None);
         }
         let has_body = !request.body().is_end_stream();
@@ -125,7 +125,7 @@ impl FunctionService {
         if path != "/_/ready" && self.ready_paths.iter().all(|ready| ready != path) {
             return None;
         }
-        let reason = if self.shared.shutdown.begun() {
+        let reason = if self.shared.shutdown.has_begun() {
             "shutting down\n"
         } else if self.counters.is_at_limit() {
             "max_inflight reached\n"

@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
-use crate::env::Parser;
+use crate::env::SettingsParser;
 use crate::error_chain::BoxError;
 use crate::{BodyError, Context, Error, Gateway, ResponseBody, Secrets, Shutdown, ShutdownTrigger, reply};
 
@@ -69,9 +69,9 @@ impl ServedApp {
 
 async fn serve_app(variables: &[(&str, &str)], app: App) -> ServedApp {
     let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
-    let mut parser = Parser::new(&variables);
+    let mut parser = SettingsParser::new(&variables);
     let settings = Settings::read(&mut parser);
-    parser.finish().unwrap();
+    parser.fail_if_problems().unwrap();
     let secrets = Secrets::new("/nowhere");
     let (trigger, shutdown) = Shutdown::new();
     let gateway = Gateway::new("http://gateway:8080", secrets.clone()).unwrap();
@@ -139,7 +139,7 @@ async fn a_request_has_at_most_one_host_and_one_of_http_1_1_has_exactly_one() {
 }
 
 #[tokio::test]
-async fn a_request_may_have_as_many_headers_as_the_setting_allows() {
+async fn a_request_may_have_as_many_headers_as_the_setting_allows_and_no_more() {
     for (variables, limit) in [
         (&[][..], 256),
         (&[("max_headers", "300")], 300),

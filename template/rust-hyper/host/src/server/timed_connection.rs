@@ -263,7 +263,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedConnection<C> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let room = buffer.remaining();
-        let polled = match this.admitted.is_busy() {
+        let polled = match this.admitted.should_keep_buffers_small() {
             true => this.poll_small_read(cx, buffer),
             false => Pin::new(&mut this.connection).poll_read(cx, buffer),
         };

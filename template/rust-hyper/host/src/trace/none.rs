@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::env::Parser;
+use crate::env::SettingsParser;
 use crate::error_chain::BoxError;
 use crate::secret::Secrets;
 
@@ -11,7 +11,7 @@ use crate::secret::Secrets;
 pub(crate) struct Settings(());
 
 impl Settings {
-    pub(crate) fn read(_parser: &mut Parser<'_>, _secrets: &Secrets) -> Self {
+    pub(crate) fn read(_parser: &mut SettingsParser<'_>, _secrets: &Secrets) -> Self {
         Self(())
     }
 

@@ -8,7 +8,7 @@ use opentelemetry_sdk::trace::Sampler;
 use percent_encoding::percent_decode_str;
 
 use super::COLLECTOR_HEADERS_SECRET;
-use crate::env::Parser;
+use crate::env::SettingsParser;
 use crate::error_chain::ErrorChain;
 use crate::secret::{SecretError, Secrets};
 
@@ -76,7 +76,7 @@ const VALID_HEADERS_DESCRIPTION: &str =
 
 impl Settings {
     /// Reads the settings of traces; problems are added to `parser`.
-    pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
+    pub(crate) fn read(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Self {
         let exporter = parser.parse_or_default("OTEL_TRACES_EXPORTER", true, |value| match value {
             "otlp" => Ok(true),
             "none" => Ok(false),
@@ -120,14 +120,14 @@ impl Settings {
 }
 
 /// Returns which of two variables for one setting takes effect.
-fn effective_variable_name(parser: &mut Parser<'_>, [traces, all]: VariableNames) -> &'static str {
+fn effective_variable_name(parser: &mut SettingsParser<'_>, [traces, all]: VariableNames) -> &'static str {
     match parser.optional_text(traces) {
         Some(_) => traces,
         None => all,
     }
 }
 
-fn read_collector_url(parser: &mut Parser<'_>) -> Option<Uri> {
+fn read_collector_url(parser: &mut SettingsParser<'_>) -> Option<Uri> {
     let name = effective_variable_name(parser, ENDPOINT_VARIABLES);
     let text = parser.optional_text(name)?;
     let url = match name == ENDPOINT_VARIABLES[0] {
@@ -162,7 +162,7 @@ fn collector_url_problem(uri: &Uri) -> Option<&'static str> {
     uri.host().is_none_or(str::is_empty).then_some("it has no host")
 }
 
-fn read_headers(parser: &mut Parser<'_>, secrets: &Secrets) -> CollectorHeaders {
+fn read_headers(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> CollectorHeaders {
     let name = effective_variable_name(parser, HEADERS_VARIABLES);
     let mut headers = HeaderMap::new();
     if let Some(text) = parser.optional_text(name) {
@@ -215,7 +215,7 @@ fn parse_headers(text: &str) -> Option<HeaderMap> {
     Some(headers)
 }
 
-fn read_trusted_certificates(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
+fn read_trusted_certificates(parser: &mut SettingsParser<'_>) -> Option<Vec<u8>> {
     let name = effective_variable_name(parser, CERTIFICATE_VARIABLES);
     parser.parse_or_default(name, None, |path| {
         let pem =
@@ -224,7 +224,7 @@ fn read_trusted_certificates(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
     })
 }
 
-fn read_sampler(parser: &mut Parser<'_>) -> Sampler {
+fn read_sampler(parser: &mut SettingsParser<'_>) -> Sampler {
     let ratio = parser.parse_or_default("OTEL_TRACES_SAMPLER_ARG", 1.0, |value| {
         match value.parse::<f64>() {
             Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
@@ -253,7 +253,7 @@ fn read_sampler(parser: &mut Parser<'_>) -> Sampler {
 /// Returns whether the environment sets the function's service name in traces.
 ///
 /// Also checks the format of the attributes: the SDK reads them itself, and skips malformed ones without an error.
-fn service_name_is_set(parser: &mut Parser<'_>) -> bool {
+fn service_name_is_set(parser: &mut SettingsParser<'_>) -> bool {
     let attributes = parser.parse_or_default("OTEL_RESOURCE_ATTRIBUTES", false, |value| {
         let mut named = false;
         for part in value.split(',').filter(|part| !part.trim().is_empty()) {
@@ -270,21 +270,24 @@ fn service_name_is_set(parser: &mut Parser<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::env::Problems;
+    use crate::env::SettingProblems;
 
-    fn read_trace_settings(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
+    fn read_trace_settings(
+        variables: &[(&str, &str)],
+        secret: Option<&str>,
+    ) -> Result<Settings, SettingProblems> {
         let directory = tempfile::tempdir().unwrap();
         if let Some(secret) = secret {
             std::fs::write(directory.path().join(COLLECTOR_HEADERS_SECRET), secret).unwrap();
         }
         let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
-        let mut parser = Parser::new(&variables);
+        let mut parser = SettingsParser::new(&variables);
         let settings = Settings::read(&mut parser, &Secrets::new(directory.path()));
-        parser.finish().map(|()| settings)
+        parser.fail_if_problems().map(|()| settings)
     }
 
     #[test]
-    fn without_a_collector_url_tracing_is_disabled() {
+    fn tracing_is_enabled_by_a_collector_url_unless_a_variable_disables_it() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
         for (variables, traced) in [
             (&[][..], false),

@@ -91,7 +91,7 @@ impl Span {
     /// Common names are listed at <https://opentelemetry.io/docs/specs/semconv/>.
     pub fn set_attribute(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
-            context.span().set_attribute(text_attribute(key, value));
+            context.span().set_attribute(truncated_attribute(key, value));
         }
     }
 
@@ -163,7 +163,7 @@ impl Span {
 }
 
 /// Creates an attribute of a trace span, with text truncated to [`MAX_ATTRIBUTE_TEXT_BYTES`].
-pub(super) fn text_attribute(key: &'static str, value: impl Into<Value>) -> KeyValue {
+pub(super) fn truncated_attribute(key: &'static str, value: impl Into<Value>) -> KeyValue {
     let value = match value.into() {
         Value::String(text) if text.as_str().len() > MAX_ATTRIBUTE_TEXT_BYTES => {
             truncate_attribute_text(text.as_str()).to_owned().into()

@@ -23,7 +23,7 @@ const MIN_COMPARED_AGE: Duration = Duration::from_secs(1);
 
 /// The part of the disk space that is divided evenly among as many senders as the limit. A sender within its part is
 /// never displaced for others; the rest is for those that send the fastest.
-const GUARANTEED_DISK_PART: u64 = 4;
+const GUARANTEED_DISK_DIVISOR: u64 = 4;
 
 impl UnverifiedBudget {
     /// Creates a budget with these limits.
@@ -108,12 +108,12 @@ impl UnverifiedBudget {
 
 /// An amount of each resource, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
-struct ResourceAmounts {
+struct HeldBytes {
     memory: u64,
     disk: u64,
 }
 
-impl ResourceAmounts {
+impl HeldBytes {
     fn amount_of(&self, resource: Resource) -> &u64 {
         match resource {
             Resource::Memory => &self.memory,
@@ -134,11 +134,11 @@ impl ResourceAmounts {
 struct Senders {
     entries: BTreeMap<u64, SenderState>,
     next: u64,
-    held: ResourceAmounts,
+    held: HeldBytes,
     /// The number of senders that were not displaced.
     undisplaced: usize,
     /// What those hold together.
-    held_by_undisplaced: ResourceAmounts,
+    held_by_undisplaced: HeldBytes,
     metrics: Option<UnverifiedMetrics>,
 }
 
@@ -147,7 +147,7 @@ struct Senders {
 struct SenderState {
     since: Instant,
     received: u64,
-    held: ResourceAmounts,
+    held: HeldBytes,
     /// The reason why the sender should end; it holds its part of the budget until it does.
     displaced: Option<Displaced>,
     waker: Option<Waker>,
@@ -160,7 +160,7 @@ struct SenderState {
 impl UnverifiedLimits {
     /// Returns the disk space that every sender may use without being displaced for others, in bytes.
     pub(super) fn guaranteed_disk(&self) -> u64 {
-        self.disk / GUARANTEED_DISK_PART / (self.senders.max(1) as u64)
+        self.disk / GUARANTEED_DISK_DIVISOR / (self.senders.max(1) as u64)
     }
 }
 
@@ -214,7 +214,7 @@ impl Senders {
         let entry = SenderState {
             since: now,
             received: 0,
-            held: ResourceAmounts::default(),
+            held: HeldBytes::default(),
             displaced: None,
             waker: None,
             waits: false,

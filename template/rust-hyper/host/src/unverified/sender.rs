@@ -26,7 +26,7 @@ pub struct UnverifiedSender {
 }
 
 /// The capacity of the smallest buffer for a collected body, in bytes.
-const SMALLEST_BUFFER_BYTES: usize = 4096;
+const MIN_GROWN_CAPACITY_BYTES: usize = 4096;
 
 /// The largest part of a body's announced length that is reserved before any of it has arrived, in bytes.
 const MAX_BYTES_RESERVED_IN_ADVANCE: usize = 64 << 10;
@@ -113,8 +113,8 @@ impl UnverifiedSender {
                 return Err(too_large());
             }
             if length > collected.capacity() {
-                let doubled =
-                    (2 * collected.capacity()).clamp(SMALLEST_BUFFER_BYTES, limit.max(SMALLEST_BUFFER_BYTES));
+                let doubled = (2 * collected.capacity())
+                    .clamp(MIN_GROWN_CAPACITY_BYTES, limit.max(MIN_GROWN_CAPACITY_BYTES));
                 self.grow_buffer(&mut collected, doubled.max(length)).await?;
             }
             collected.extend_from_slice(&piece);
@@ -125,7 +125,7 @@ impl UnverifiedSender {
     /// Raises the capacity of a buffer, and reserves memory for it.
     async fn grow_buffer(&mut self, buffer: &mut Vec<u8>, capacity: usize) -> Result<(), Displaced> {
         let more = capacity.saturating_sub(buffer.capacity());
-        self.reserve(Resource::Memory, more as u64).await?;
+        self.reserve_bytes(Resource::Memory, more as u64).await?;
         buffer.reserve_exact(capacity.saturating_sub(buffer.len()));
         Ok(())
     }
@@ -135,12 +135,12 @@ impl UnverifiedSender {
     ///
     /// # Errors
     /// Fails if this sender is displaced, or is itself the one that holds the most.
-    pub async fn reserve(&mut self, resource: Resource, bytes: u64) -> Result<(), Displaced> {
+    pub async fn reserve_bytes(&mut self, resource: Resource, bytes: u64) -> Result<(), Displaced> {
         poll_fn(|cx| self.budget.poll_reserve(self.key, resource, bytes, cx)).await
     }
 
     /// Gives `bytes` of a resource back to the budget, before the sender is dropped.
-    pub fn release(&mut self, resource: Resource, bytes: u64) {
+    pub fn release_bytes(&mut self, resource: Resource, bytes: u64) {
         self.budget.release_bytes(self.key, resource, bytes);
     }
 

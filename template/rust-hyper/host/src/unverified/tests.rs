@@ -43,7 +43,7 @@ fn is_displaced(sender: &UnverifiedSender) -> bool {
 }
 
 fn poll_memory_reservation(sender: &mut UnverifiedSender, bytes: u64) -> Poll<Result<(), Displaced>> {
-    poll_once(sender.reserve(Resource::Memory, bytes))
+    poll_once(sender.reserve_bytes(Resource::Memory, bytes))
 }
 
 /// A body whose pieces the test sends over a channel.
@@ -232,8 +232,8 @@ async fn a_sender_that_would_hold_the_most_is_the_one_that_is_displaced() {
 async fn waiting_for_room_ends_when_the_displaced_sender_has_ended() {
     let budget = UnverifiedBudget::new(LIMITS);
     let (mut large, mut small) = (budget.admit(), budget.admit());
-    large.reserve(Resource::Disk, 1000).await.unwrap();
-    let waiting = tokio::spawn(async move { small.reserve(Resource::Disk, 10).await });
+    large.reserve_bytes(Resource::Disk, 1000).await.unwrap();
+    let waiting = tokio::spawn(async move { small.reserve_bytes(Resource::Disk, 10).await });
     let reason = large.wait_until_displaced().await;
     assert_eq!(reason, Displaced::Disk { limit: 1000 });
     drop(large);
@@ -295,17 +295,17 @@ async fn a_large_body_that_is_sent_fast_stays_while_slower_ones_need_disk_space(
     send_piece(&mut fast, &[0; 600]).await;
     send_piece(&mut slow, &[0; 300]).await;
     sleep(Duration::from_secs(2)).await;
-    fast.reserve(Resource::Disk, 600).await.unwrap();
-    slow.reserve(Resource::Disk, 400).await.unwrap();
-    assert!(poll_once(newcomer.reserve(Resource::Disk, LIMITS.guaranteed_disk())).is_pending());
+    fast.reserve_bytes(Resource::Disk, 600).await.unwrap();
+    slow.reserve_bytes(Resource::Disk, 400).await.unwrap();
+    assert!(poll_once(newcomer.reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk())).is_pending());
     assert!(is_displaced(&slow) && !is_displaced(&fast));
     drop(slow);
     newcomer
-        .reserve(Resource::Disk, LIMITS.guaranteed_disk())
+        .reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk())
         .await
         .unwrap();
     // The newcomer has sent nothing, and wants more than is guaranteed.
-    assert!(newcomer.reserve(Resource::Disk, 400).await.is_err());
+    assert!(newcomer.reserve_bytes(Resource::Disk, 400).await.is_err());
     assert!(!is_displaced(&fast));
 }
 
@@ -389,7 +389,7 @@ async fn wrongly_displaced_from_disk(operations: Vec<DiskOperation>) -> Option<S
                     continue;
                 };
                 let (wanted, rate) = (known.held + bytes, known.rate());
-                let polled = poll_once(known.sender.reserve(Resource::Disk, bytes));
+                let polled = poll_once(known.sender.reserve_bytes(Resource::Disk, bytes));
                 if polled == Poll::Ready(Ok(())) {
                     known.held = wanted;
                 }
@@ -503,7 +503,7 @@ proptest! {
                 }
                 BudgetOperation::Release(index, bytes) => {
                     if let Some((sender, held)) = chosen(index).and_then(|key| senders.get_mut(&key)) {
-                        sender.release(Resource::Memory, bytes);
+                        sender.release_bytes(Resource::Memory, bytes);
                         *held = held.saturating_sub(bytes);
                     }
                 }

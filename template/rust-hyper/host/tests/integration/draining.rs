@@ -8,7 +8,7 @@ use crate::function::{FunctionProcess, get_page, try_get_page};
 const SHUTTING_DOWN_MESSAGE: &str = "shutting down: not ready, still accepting requests";
 
 #[tokio::test]
-async fn after_sigterm_a_function_without_requests_exits_with_0() {
+async fn after_sigterm_or_sigint_a_function_without_requests_exits_with_0() {
     for signal in ["TERM", "INT"] {
         let function = FunctionProcess::start_and_wait(&[]).await;
         // An idle connection does not delay the exit.

@@ -26,7 +26,7 @@ pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App, Se
     let mut settings = context.settings_parser();
     settings.number("answer_is", 42_u8);
     let setup = settings.optional_text("setup");
-    settings.finish()?;
+    settings.fail_if_problems()?;
     match setup.as_deref() {
         Some("fails") => return Err(SetupError::new("the disk is full")),
         Some("panics") => panic!("panic in the setup"),
@@ -73,7 +73,7 @@ impl Handler for TestHandler {
             }
             "/until-shutdown" => {
                 tracing::info!("working");
-                let deadline = context.shutdown().wait().await;
+                let deadline = context.shutdown().wait_until_begun().await;
                 assert!(deadline > tokio::time::Instant::now());
                 Ok(reply::text("interrupted"))
             }

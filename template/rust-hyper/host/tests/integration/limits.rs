@@ -37,7 +37,7 @@ async fn a_request_over_max_inflight_is_rejected_with_429_and_the_text_of_openfa
 }
 
 #[tokio::test]
-async fn a_client_that_disconnects_frees_its_place_under_max_inflight() {
+async fn a_request_whose_client_disconnects_no_longer_counts_against_max_inflight() {
     let mut function = FunctionProcess::start_and_wait(&[("max_inflight", "1")]).await;
     let address = function.address;
     let hanging = tokio::spawn(async move { get_page(address, "/forever").await });

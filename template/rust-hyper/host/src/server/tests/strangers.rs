@@ -51,7 +51,7 @@ async fn the_connection_that_has_waited_the_longest_gives_way_to_another() {
 }
 
 #[tokio::test]
-async fn any_number_of_idle_connections_displaces_no_request_in_progress() {
+async fn idle_connections_over_the_limit_displace_no_request_in_progress() {
     let (app, mut calls) = app_that_answers_with_a_stream();
     let served = serve_app(&[("max_connections", "2")], app).await;
     let mut busy = connect_and_send(served.address, GET_REQUEST_TEXT).await;
@@ -69,7 +69,7 @@ async fn any_number_of_idle_connections_displaces_no_request_in_progress() {
 const CROWD_SIZE: usize = 400;
 
 #[tokio::test]
-async fn any_number_of_requests_that_are_not_accepted_let_an_authentic_one_pass() {
+async fn a_crowd_of_requests_that_are_not_accepted_lets_an_authentic_one_pass() {
     let served = serve_app(&[], app_that_accepts_key_body()).await;
     let mut strangers = Vec::new();
     for number in 0..CROWD_SIZE {
