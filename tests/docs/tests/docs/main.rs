@@ -7,6 +7,7 @@
     reason = "a test that cannot go on ends here"
 )]
 
+mod chart_values;
 mod clients;
 mod components;
 mod installations;
