@@ -59,6 +59,7 @@ impl AcceptedMediaRange {
         })
     }
 
+    /// Returns the key by which media ranges are compared: the quality, then whether the type is named in full.
     fn preference_rank(&self) -> (u16, bool) {
         (self.quality, self.is_exact)
     }
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_streamed_only_if_the_accept_header_names_a_streaming_media_type() {
+    fn an_answer_is_streamed_only_if_the_accept_header_names_and_prefers_a_streaming_media_type() {
         let ndjson = Some(StreamFormat::Ndjson);
         let events = Some(StreamFormat::EventStream);
         for (accept, expected) in [

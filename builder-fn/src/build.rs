@@ -47,12 +47,12 @@ pub struct BuildSettings {
     pub allowed_sources: AllowedSources,
     /// The limits on what one step of a build may use.
     pub step_limits: StepLimits,
-    /// The limit on the pauses between retries of a queued call's build after failures of the platform, together. With the
-    /// default of zero there are none.
+    /// The limit on the sum of the pauses before retries of a queued call's build, after failures of the platform. With
+    /// zero, the default, there are no retries.
     pub retry_time: Duration,
 }
 
-/// Builds, pushes and deploys images. Clones share slots, keys and metrics.
+/// Builds, pushes and deploys images. Clones share all state: slots, keys, records and metrics.
 #[derive(Clone, Debug)]
 pub struct Builder {
     /// The BuildKit daemon that builds.
@@ -61,7 +61,7 @@ pub struct Builder {
     pub credentials: Arc<dyn CredentialStore>,
     /// The lookup of pushed images in their registries.
     pub manifests: Arc<dyn ManifestLookup>,
-    /// What tenants have of their own, if the builder has a policy.
+    /// The registry credentials and daemons of tenants, if the builder has a policy.
     pub tenants: TenantResources,
     /// The contexts that requests refer to.
     pub contexts: RemoteContexts,
@@ -71,11 +71,11 @@ pub struct Builder {
     pub keys: SharedKeyPool,
     /// The client that sends dry runs and hand-overs to the deployer.
     pub deployer: Deployer,
-    /// Timeouts for the requests around the solve.
+    /// The timeouts for the last events of a build, and for the outcome of a build that another delivery began.
     pub timeouts: EventTimeouts,
     /// The slots that limit how many builds run at the same time.
     pub slots: BuildSlots,
-    /// The order of builds of one function: newer builds end older ones.
+    /// The registry of the builds on `daemon`, in which newer builds of a function end older ones.
     pub supersession: Supersession,
     /// The records of this process's builds.
     pub records: BuildRecords,
@@ -86,7 +86,8 @@ pub struct Builder {
 /// The result of a finished build.
 #[derive(Clone, Debug)]
 pub(crate) struct BuildResult {
-    /// The digest of the pushed manifest, or of the index of several platforms, `sha256:…`.
+    /// The digest of the image's manifest, or of the index of several platforms, `sha256:…`; `None` if BuildKit
+    /// reported none.
     pub(crate) digest: Option<String>,
     /// The outcome of the deployment, if the config has `deploy`.
     pub(crate) deployment: Option<Deployment>,
@@ -102,13 +103,14 @@ impl BuildResult {
 }
 
 impl Builder {
-    /// Builds, pushes and deploys the image of `request`. Writes the build's progress to `log`, also if it
-    /// fails; `lines` collects the warnings.
+    /// Builds the image of `request`, and pushes and deploys it as its config says. Writes the build's progress to
+    /// `log`, also if it fails; `lines` collects the warnings.
     ///
     /// Dropping the future cancels the solve in BuildKit.
     ///
     /// # Errors
-    /// Fails if there is no image in the end. A failed deployment is not an error: the image exists.
+    /// Fails if there is no image in the end, or none with a known digest to deploy. A failed deployment is not an
+    /// error: the image exists.
     pub(crate) async fn build_and_deploy(
         &self,
         request: &BuildRequest,
@@ -126,11 +128,11 @@ impl Builder {
         };
         // Before the registration, so that a build that is refused supersedes no other.
         if let Some((signer, deploy)) = &deployment {
-            // Which waits for the deployer, as long as that takes.
+            // The dry run waits for the deployer, and the index needs no memory meanwhile.
             request.source.drop_large_index();
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
         }
-        let (daemon, supersession) = self.daemon_and_build_order(request)?;
+        let (daemon, supersession) = self.daemon_and_supersession(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);
         let _watched = call.accepted.watch_cancellations(&daemon);
         let solving = async {
@@ -174,8 +176,9 @@ impl Builder {
         })
     }
 
-    /// Returns the daemon that a request is built on, with the order of the builds on it: the tenant's own, if it has one.
-    fn daemon_and_build_order(&self, request: &BuildRequest) -> Result<(Daemon, Supersession), Error> {
+    /// Returns the daemon that a request is built on, and the supersession of the builds on it: the tenant's own, if it
+    /// has a daemon, or the operator's.
+    fn daemon_and_supersession(&self, request: &BuildRequest) -> Result<(Daemon, Supersession), Error> {
         let own = match request.tenant() {
             Some(tenant) => self.tenants.daemon(tenant).map_err(Error::TenantDaemon)?,
             None => None,
@@ -186,7 +189,8 @@ impl Builder {
         })
     }
 
-    /// Registers a build that deploys among those of its function, unless its config opts out.
+    /// Registers a build that deploys among those of its function. Returns `None` for a build without deployment, or
+    /// whose config opts out.
     fn register_for_supersession(
         &self,
         supersession: &Supersession,
@@ -204,7 +208,8 @@ impl Builder {
         }))
     }
 
-    /// Waits for a build slot, until the call's time ends. A request that has to wait keeps no large index meanwhile.
+    /// Waits for a build slot, until the call's time ends or a shutdown interrupts it. A request that has to wait keeps
+    /// no large index meanwhile.
     async fn wait_for_slot(
         &self,
         request: &BuildRequest,

@@ -19,7 +19,7 @@ const TIME_RESERVED_FOR_ANSWER: Duration = Duration::from_secs(2);
 /// One call of the builder function.
 #[derive(Debug)]
 pub(crate) struct BuilderCall<'a> {
-    /// The call's ID, from `X-Call-Id`.
+    /// The call's ID: the caller's `X-Call-Id`, or one that the host generated.
     pub(crate) id: &'a str,
     /// The reference under which BuildKit knows the call's build.
     pub(crate) reference: BuildReference,
@@ -33,19 +33,19 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) trace_mask: &'a TraceMask,
     /// The admission of the call to the queue for a build slot.
     pub(crate) admission: &'a QueueAdmission,
-    /// Whether the call came from the gateway's queue: nobody else tries it again.
+    /// Whether the call came from the gateway's queue, so that nobody but this builder tries a failed build again.
     pub(crate) is_asynchronous: bool,
     /// The record of the build, and requests to cancel it.
     pub(crate) accepted: &'a AcceptedBuild,
 }
 
 impl BuilderCall<'_> {
-    /// Returns the shorter of `timeout` and the time left until the call's deadline, less the time to answer.
+    /// Returns the shorter of `timeout` and the time until 2 s before the call's deadline; `None` if there is neither.
     pub(super) fn build_time_limit(&self, timeout: Option<Duration>) -> Option<Duration> {
-        limit_less_answer_time(timeout, self.deadline)
+        time_limit_before_deadline(timeout, self.deadline)
     }
 
-    /// Waits until the process is about to end, and the build has to be cancelled.
+    /// Waits until 2 s before a shutdown ends the process, when the build has to be cancelled.
     pub(super) async fn wait_for_interruption(&self) {
         wait_for_interruption(self.shutdown).await;
     }
@@ -62,7 +62,8 @@ pub(super) async fn wait_for_expiry(limit: Option<Duration>) -> Duration {
     }
 }
 
-fn limit_less_answer_time(timeout: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
+/// Returns the shorter of `timeout` and the time until [`TIME_RESERVED_FOR_ANSWER`] before `deadline`.
+fn time_limit_before_deadline(timeout: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
     let left = deadline.map(|deadline| {
         deadline
             .saturating_duration_since(Instant::now())
@@ -74,6 +75,7 @@ fn limit_less_answer_time(timeout: Option<Duration>, deadline: Option<Instant>) 
     }
 }
 
+/// Waits until [`TIME_RESERVED_FOR_ANSWER`] before `shutdown` ends the process.
 async fn wait_for_interruption(shutdown: &Shutdown) {
     let end = shutdown.wait_until_begun().await;
     tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
@@ -84,7 +86,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_build_is_limited_by_the_shorter_of_its_timeout_and_the_time_to_the_calls_deadline() {
+    async fn a_build_ends_at_its_timeout_or_two_seconds_before_the_calls_deadline_whichever_is_first() {
         let seconds = Duration::from_secs;
         let deadline = Some(Instant::now() + seconds(62));
 
@@ -96,7 +98,7 @@ mod tests {
             (Some(500), deadline, Some(60)),
         ] {
             assert_eq!(
-                limit_less_answer_time(timeout.map(seconds), deadline),
+                time_limit_before_deadline(timeout.map(seconds), deadline),
                 limit.map(seconds),
                 "{timeout:?}"
             );

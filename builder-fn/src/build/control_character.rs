@@ -7,13 +7,14 @@ use crate::buildkit::BuildFailure;
 use crate::context::{Kind, SourceContext};
 use crate::request::BuildRequest;
 
-/// The largest file that is searched for a control character, in bytes.
-const SEARCHED_FILE_MAX_BYTES: u64 = 1 << 20;
+/// The number of bytes at the beginning of a file that are searched for a control character.
+const SEARCHED_BYTES_MAX: u64 = 1 << 20;
 
 /// The default names of the Dockerfile, in the order in which BuildKit tries them.
 const DEFAULT_DOCKERFILES: [&str; 2] = ["Dockerfile", "dockerfile"];
 
-/// Adds the file and the line of the control character to a failure that it caused.
+/// Adds the file and the line of the control character to a failure that it caused. Other failures, and those of a
+/// fetched context, stay as they are.
 pub(super) fn add_control_character_location(failure: BuildFailure, request: &BuildRequest) -> BuildFailure {
     let Some(header) = failure.untransferable_header() else {
         return failure;
@@ -42,7 +43,7 @@ pub(super) fn add_control_character_location(failure: BuildFailure, request: &Bu
             "a source of COPY or ADD",
         ),
     };
-    let line = read_text_file(context, &path).and_then(|text| text.lines().position(has_control));
+    let line = read_beginning_of_file(context, &path).and_then(|text| text.lines().position(has_control));
     let line = line.map_or_else(String::new, |line| format!(":{}", line + 1));
     BuildFailure {
         message: format!(
@@ -54,7 +55,8 @@ pub(super) fn add_control_character_location(failure: BuildFailure, request: &Bu
     }
 }
 
-/// Returns the path of the ignore file that BuildKit reads.
+/// Returns the path of the ignore file that BuildKit reads: the Dockerfile's own if the context has one, or else
+/// `.dockerignore`.
 fn ignore_file_path(context: &SourceContext, dockerfile: &str) -> String {
     let own = format!("{dockerfile}.dockerignore");
     match context.get(&own) {
@@ -68,8 +70,8 @@ fn has_control_character_in_pattern(line: &str) -> bool {
     !line.starts_with('#') && line.trim().contains(char::is_control)
 }
 
-/// Returns whether a line of a Dockerfile has a control character in a source: in a JSON string, where it may be escaped.
-/// Without JSON, blanks separate the sources.
+/// Returns whether a `COPY` or `ADD` line of a Dockerfile has a control character in a path. In a JSON array, the
+/// character may be escaped; elsewhere, whitespace separates paths and does not count.
 fn has_control_character_in_copy_source(line: &str) -> bool {
     let Some((instruction, arguments)) = line.trim().split_once(char::is_whitespace) else {
         return false;
@@ -87,12 +89,13 @@ fn has_control_character_in_copy_source(line: &str) -> bool {
     }
 }
 
-fn read_text_file(context: &SourceContext, path: &str) -> Option<String> {
+/// Returns the first [`SEARCHED_BYTES_MAX`] bytes of a file as text; `None` if `path` is not a readable file.
+fn read_beginning_of_file(context: &SourceContext, path: &str) -> Option<String> {
     let entry = context.get(path)?;
     let Kind::File { size, .. } = entry.kind else {
         return None;
     };
-    let mut content = vec![0; usize::try_from(size.min(SEARCHED_FILE_MAX_BYTES)).ok()?];
+    let mut content = vec![0; usize::try_from(size.min(SEARCHED_BYTES_MAX)).ok()?];
     context.read_file_exact(entry, 0, &mut content).ok()?;
     Some(String::from_utf8_lossy(&content).into_owned())
 }

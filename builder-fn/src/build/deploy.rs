@@ -15,8 +15,8 @@ use crate::request::{BuildRequest, SubmissionTimeSource, SubmittedAt};
 
 /// Returns the time at which the source of the image was submitted.
 ///
-/// A delivery that has no other time than its arrival has that of the delivery that built the image: it must not look
-/// newer than itself.
+/// A delivery whose only time is its arrival has the time of the delivery that built the image: a redelivery must not
+/// make the image look newer.
 fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTime {
     let SubmittedAt { at, source } = request.submitted_at;
     match (source, built.submitted_at) {
@@ -25,7 +25,8 @@ fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTi
     }
 }
 
-/// Hands the image over to the deployer. The log and the trace show the deployment as a step of the build.
+/// Hands the image over to the deployer, and returns the outcome of the deployment, also a failed one. The log and the
+/// trace show the deployment as a step of the build.
 ///
 /// # Errors
 /// Fails if BuildKit did not report the image's digest.

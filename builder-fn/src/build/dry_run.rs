@@ -9,8 +9,7 @@ use crate::hand_over::{DryRun, DryRunOutcome, HandOverSigner};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
 
-/// Asks the deployer whether it would deploy the image. If the deployer gives no answer, the build goes on with
-/// a warning.
+/// Asks the deployer whether it would deploy the image. If the deployer gives no answer, adds a warning and succeeds.
 ///
 /// # Errors
 /// Fails if the deployer would refuse the hand-over, or the call's time ends.

@@ -5,25 +5,26 @@ use std::time::Duration;
 use crate::buildkit::FaultyParty;
 use crate::error::Error;
 
-/// The pause before the first retry; every further pause is up to twice as long.
+/// The longest pause before the first retry; it doubles with each further retry, up to [`PAUSE_MAX`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause between two retries.
+/// The longest pause before any retry.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The limit on the retries of one build. BuildKit's history has a place for each.
+/// The limit on the retries of one build in one delivery. It is below the number of references that one call may use.
 const RETRIES_MAX: u32 = 8;
 
-/// The retries of one build.
+/// The retries that one build may still have: their number, and the sum of the pauses before them.
 #[derive(Debug)]
 pub(super) struct BuildRetries {
-    /// The time left for retries, from the first failure on.
+    /// The time left for pauses. The attempts themselves are not deducted.
     left: Duration,
+    /// The number of retries so far.
     count: u32,
 }
 
 impl BuildRetries {
-    /// Creates the retries of a build, which may take `limit` together.
+    /// Creates the retries of a build, the pauses before which may take `limit` together.
     pub(super) fn new(limit: Duration) -> Self {
         Self {
             left: limit,
@@ -31,8 +32,8 @@ impl BuildRetries {
         }
     }
 
-    /// Returns the pause before the build is tried again after `error`; `None` if that is of no use, or not allowed any
-    /// more. `took` is how long the failed attempt took.
+    /// Begins the next retry, and returns the pause before it; `None` if a retry after `error` is of no use, or not
+    /// allowed any more.
     pub(super) fn next_pause(&mut self, error: &Error) -> Option<Duration> {
         if !is_worth_a_retry(error) || self.count >= RETRIES_MAX {
             return None;
@@ -45,13 +46,13 @@ impl BuildRetries {
         Some(pause)
     }
 
-    /// Returns the number of the next attempt, from 1.
-    pub(super) fn attempt(&self) -> u32 {
+    /// Returns the number of the current attempt, from 1. [`next_pause`](Self::next_pause) begins the next one.
+    pub(super) fn current_attempt(&self) -> u32 {
         self.count + 1
     }
 }
 
-/// Returns whether the same build can succeed without a change by its caller or the operator.
+/// Returns whether the same build may succeed on a retry, without a change by its caller or the operator.
 fn is_worth_a_retry(error: &Error) -> bool {
     match error {
         Error::Connect(error) => error.is_unreachable(),
@@ -71,7 +72,7 @@ mod tests {
     use crate::buildkit::BuildFailure;
     use crate::remote_context::ContextError;
 
-    fn failure(fault: FaultyParty) -> Error {
+    fn failed_push_through(fault: FaultyParty) -> Error {
         Error::Failed(BuildFailure {
             message: "failed to push: 503 Service Unavailable".into(),
             fault,
@@ -79,10 +80,10 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_of_the_platform_is_retried_with_growing_pauses_until_the_time_is_over() {
+    fn a_failure_of_the_platform_is_retried_until_its_growing_pauses_reach_the_limit() {
         let mut retries = BuildRetries::new(Duration::from_secs(20));
         let pauses: Vec<_> =
-            std::iter::from_fn(|| retries.next_pause(&failure(FaultyParty::Platform))).collect();
+            std::iter::from_fn(|| retries.next_pause(&failed_push_through(FaultyParty::Platform))).collect();
 
         assert!((4..=5).contains(&pauses.len()), "{pauses:?}");
         for (number, pause) in pauses.iter().enumerate() {
@@ -121,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn what_the_caller_or_the_operator_has_to_change_is_not_retried() {
+    fn a_failure_that_a_retry_cannot_change_is_not_retried() {
         for error in [
             ContextError::NotFound {
                 what: "registry.example/contexts".into(),
             }
             .into(),
             ContextError::NotStored.into(),
-            failure(FaultyParty::Caller),
+            failed_push_through(FaultyParty::Caller),
             Error::Cancelled,
             Error::Interrupted,
             Error::TimeLimit {

@@ -30,8 +30,8 @@ use crate::supersede::Registration;
 use crate::trace::StepSpans;
 
 impl Builder {
-    /// Solves and pushes the image, within the time limits of the config and the call, unless the daemon knows
-    /// a newer build.
+    /// Solves and pushes the image, with retries, within the time limits of the config and the call. Fails if the
+    /// daemon knows a newer build of the function.
     pub(super) async fn solve_and_push(
         &self,
         daemon: &Daemon,
@@ -66,7 +66,7 @@ impl Builder {
                     Ok(built) => return Ok(built),
                     Err(error) => error,
                 };
-                let attempt = retries.attempt();
+                let attempt = retries.current_attempt();
                 let Some(pause) = retries.next_pause(&error) else {
                     return Err(error);
                 };
@@ -103,7 +103,8 @@ impl Builder {
         result
     }
 
-    /// Connects to the daemon for one attempt, unless the call was cancelled or superseded.
+    /// Connects to the daemon for one attempt. Fails if the daemon's history shows that the call was cancelled or
+    /// superseded.
     async fn connect_for_attempt(
         &self,
         daemon: &Daemon,
@@ -131,7 +132,8 @@ impl Builder {
         Ok(connection)
     }
 
-    /// Attempts the solve once. Passes its events to `observe`, and their lines to the log.
+    /// Prepares the context and attempts the solve once. Passes its events to `observe`, and their lines to the log. If
+    /// a referenced context is gone, returns the image that an earlier delivery built.
     async fn attempt_solve(
         &self,
         connection: &Connection,
@@ -207,7 +209,7 @@ impl Builder {
         }
     }
 
-    /// Leases a shared key for the transfer of the context.
+    /// Leases a shared key, under which BuildKit keeps the transferred context.
     ///
     /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps from
     /// an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets a key
@@ -233,7 +235,7 @@ impl Builder {
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
     }
 
-    /// Returns the function that a request deploys, as its tenant's.
+    /// Returns the function that a request deploys, with its tenant; `None` if the request deploys nothing.
     pub(crate) fn function_of(&self, request: &BuildRequest) -> Option<FunctionId> {
         let namespace = &self.settings.default_namespace;
         let function = FunctionId::from_deploy_config(request.config.deploy.as_ref()?, namespace)?;
@@ -258,6 +260,7 @@ impl Builder {
         }
     }
 
+    /// Creates the job of an attempt from the request and the operator's settings, and leases its shared key.
     async fn create_job(
         &self,
         request: &BuildRequest,
@@ -333,8 +336,8 @@ impl Builder {
     }
 }
 
-/// Returns the repositories that a build uses because its config names them. Those that its Dockerfile names are added when
-/// the daemon asks about them.
+/// Returns the repositories that a build may pull from or push to because its config names them. Those that its
+/// Dockerfile names are added when the daemon asks about them.
 fn repository_access(config: &BuildConfig) -> RepositoryAccess {
     let access = RepositoryAccess::default();
     let name = |image: &ImageRef| ImageName::parse(&image.without_tag());

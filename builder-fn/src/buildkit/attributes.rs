@@ -17,7 +17,7 @@ const FUNCTION_ATTRIBUTE: &str = "slipway.function";
 const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
 const TENANT_ATTRIBUTE: &str = "slipway.tenant";
 
-/// The attributes by which a solve describes its build request.
+/// The frontend attributes by which a solve describes its build request to other builders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SolveAttributes {
     /// The id of the OpenFaaS call that the build belongs to (`X-Call-Id`).
@@ -39,7 +39,7 @@ impl SolveAttributes {
     pub(super) fn to_name_value_pairs(&self) -> Vec<(&'static str, String)> {
         let mut pairs = vec![
             (CALL_ID_ATTRIBUTE, self.call_id.clone()),
-            (SUBMITTED_AT_ATTRIBUTE, format_nanoseconds(self.submitted_at)),
+            (SUBMITTED_AT_ATTRIBUTE, format_rfc3339_nanos(self.submitted_at)),
         ];
         if let Some(fingerprint) = &self.signature {
             pairs.push((SIGNATURE_ATTRIBUTE, fingerprint.clone()));
@@ -84,7 +84,7 @@ impl SolveAttributes {
 }
 
 /// Formats a time as RFC 3339 in UTC, with nanoseconds.
-fn format_nanoseconds(time: SystemTime) -> String {
+fn format_rfc3339_nanos(time: SystemTime) -> String {
     format!("{:.9}", to_timestamp(time))
 }
 

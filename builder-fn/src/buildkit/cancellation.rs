@@ -24,7 +24,7 @@ const CANCEL_ATTRIBUTE: &str = "slipway.cancel";
 /// The attribute with the tenant of the call to cancel.
 const CANCEL_TENANT_ATTRIBUTE: &str = "slipway.cancel-tenant";
 
-/// The longest wait for the daemon to take a marker.
+/// The longest wait for the daemon's answer to the solve of a marker.
 const MARKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request to cancel the build of a call.
@@ -37,10 +37,11 @@ pub struct Cancellation {
 }
 
 impl Connection {
-    /// Requests every builder of the daemon to cancel the build of a call.
+    /// Puts a marker into the daemon's history, which requests every builder of the daemon to cancel the build of a
+    /// call.
     ///
     /// # Errors
-    /// Fails if the daemon does not take the request in time.
+    /// Fails if the daemon does not answer in time, or the connection breaks.
     pub async fn request_cancellation(&self, cancellation: &Cancellation) -> Result<(), Status> {
         let tenant = cancellation.tenant.as_deref();
         let mut attrs = HashMap::from([(CANCEL_ATTRIBUTE.to_owned(), cancellation.call_id.clone())]);

@@ -17,7 +17,7 @@ use super::{
     TlsError,
 };
 
-/// The longest wait for a daemon to accept a connection, and to answer a probe on it.
+/// The longest wait for a connection to a daemon, and again for the answer to a check on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a build waits for a daemon that restarts, as it does to load a renewed certificate.
@@ -162,6 +162,7 @@ impl Daemon {
         }
     }
 
+    /// Returns [`Unreachable`](ConnectError::Unreachable) with this daemon's address and `source`.
     fn unreachable_error(&self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> ConnectError {
         ConnectError::Unreachable {
             daemon: self.name.clone(),
@@ -169,6 +170,8 @@ impl Daemon {
         }
     }
 
+    /// Converts an error of the transport: a broken TLS handshake and errors that are not about TLS are
+    /// [`Unreachable`](ConnectError::Unreachable), and the others [`NotSecure`](ConnectError::NotSecure).
     fn to_connect_error(&self, error: io::Error) -> ConnectError {
         match error.downcast::<TlsError>() {
             Ok(TlsError::Broken(source)) | Err(source) => self.unreachable_error(source),
@@ -234,7 +237,8 @@ mod tests {
             .expect_err("it never answers");
     }
 
-    /// Refuses the first connections, and counts all.
+    /// A dialer that counts connection attempts, refuses the first `refusals` of them, and fails the others with
+    /// `NotFound`.
     #[derive(Clone)]
     struct RestartingDialer {
         attempts: Arc<AtomicUsize>,
@@ -253,6 +257,7 @@ mod tests {
         }
     }
 
+    /// Returns how often a daemon whose host refuses `refusals` connections is connected to before that is given up.
     async fn count_connection_attempts(refusals: usize) -> usize {
         let dialer = RestartingDialer {
             attempts: Arc::default(),
@@ -266,12 +271,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_build_waits_for_a_daemon_that_restarts() {
+    async fn a_refused_connection_is_tried_again_until_it_is_no_longer_refused() {
         assert_eq!(count_connection_attempts(3).await, 4);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_build_does_not_wait_for_a_daemon_that_stays_away() {
+    async fn a_refused_connection_is_given_up_after_the_restart_grace() {
         let began = Instant::now();
 
         count_connection_attempts(usize::MAX).await;
@@ -280,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_build_tries_only_refused_connections_again() {
+    async fn only_refused_connections_are_tried_again() {
         assert_eq!(count_connection_attempts(0).await, 1);
     }
 }

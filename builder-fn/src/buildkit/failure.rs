@@ -21,7 +21,7 @@ const SENDER_ERROR_PREFIX: &str = "error from sender: ";
 /// The party that is to blame for a failed build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultyParty {
-    /// The caller is to blame: the Dockerfile or the context is wrong, and the same build would fail again.
+    /// The caller is to blame: the Dockerfile, the context or the config is wrong, and the same build would fail again.
     Caller,
     /// The platform is to blame: a registry, the operator's credentials, or the daemon.
     Platform,
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_that_fails_during_a_pull_is_the_platforms_fault() {
+    fn a_registry_failure_during_a_pull_is_the_platforms_fault_but_a_403_is_the_callers() {
         let step = "[internal] load metadata for registry:5000/base:1";
         for error in [
             "unexpected status from HEAD request to http://registry:5000/v2/base/manifests/1: 401 Unauthorized",
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_of_a_failure_never_begins_with_the_prefix_of_a_grpc_error() {
+    fn the_message_of_a_failure_has_no_prefix_of_a_grpc_error_or_of_the_sender() {
         let status = Status::unknown("rpc error: code = Unknown desc = dockerfile parse error on line 2");
         let failure = BuildFailure::new(&status, &EventReader::default());
         assert_eq!(failure.to_string(), "dockerfile parse error on line 2");

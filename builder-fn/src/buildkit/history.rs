@@ -20,10 +20,10 @@ use super::outcome::{BuiltImage, SolveOutcome};
 
 pub use listing::{HistoryListing, ListedBuild, SealedSecrets, StepCounts};
 
-/// The time between two requests to the history for a build's outcome that is not recorded yet.
-const OUTCOME_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The time between two requests for a build's record that the daemon has not written yet.
+const RECORD_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The longest wait for one answer of the daemon's history.
+/// The longest wait for the complete answer to one request to the daemon's history.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest wait for the record of a build that the daemon reports to be running. BuildKit writes the record shortly
@@ -94,6 +94,7 @@ impl Connection {
 }
 
 impl KnownBuild {
+    /// Converts an event of the history; `None` for a deleted record and for builds of other clients.
     fn from_history_event(event: BuildHistoryEvent) -> Option<Self> {
         let kind = event.r#type();
         let record = event.record?;
@@ -108,7 +109,7 @@ impl KnownBuild {
     }
 }
 
-/// Requests the record of the finished build `reference`; `None` if the daemon has none.
+/// Requests the record of the finished build `reference`; `None` if the daemon has none, or its history fails.
 pub(super) async fn request_finished_build(
     connection: &Connection,
     reference: &str,
@@ -120,7 +121,7 @@ pub(super) async fn request_finished_build(
     find_in_history_events(connection, reference, complete).await
 }
 
-/// Waits up to `limit` until the outcome of a build that has just ended is recorded.
+/// Waits until the outcome of a build that has just ended is recorded; `None` if that takes longer than `limit`.
 pub(super) async fn wait_for_outcome(
     connection: &Connection,
     reference: &str,
@@ -131,13 +132,14 @@ pub(super) async fn wait_for_outcome(
             if let Some(finished) = request_finished_build(connection, reference).await {
                 return finished.outcome;
             }
-            tokio::time::sleep(OUTCOME_POLL_INTERVAL).await;
+            tokio::time::sleep(RECORD_POLL_INTERVAL).await;
         }
     };
     tokio::time::timeout(limit, recorded).await.ok()
 }
 
-/// Requests the id of the call that the running or finished build `reference` belongs to. Waits briefly for its record.
+/// Requests the id of the call that the running or finished build `reference` belongs to. Waits for its record for up
+/// to 5 s.
 pub(super) async fn request_call_id(connection: &Connection, reference: &str) -> Option<String> {
     let known = async {
         loop {
@@ -146,14 +148,14 @@ pub(super) async fn request_call_id(connection: &Connection, reference: &str) ->
                 return SolveAttributes::from_history_record(&record.frontend_attrs)
                     .map(|attributes| attributes.call_id);
             }
-            tokio::time::sleep(OUTCOME_POLL_INTERVAL).await;
+            tokio::time::sleep(RECORD_POLL_INTERVAL).await;
         }
     };
     tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
 }
 
 /// Reads the daemon's history of the build `reference` until `read` returns something for one of its events, and
-/// returns that.
+/// returns that; `None` if nothing is found or the history fails.
 async fn find_in_history_events<T>(
     connection: &Connection,
     reference: &str,
@@ -202,6 +204,7 @@ pub(super) async fn listen_to_history(
     Ok(events.boxed())
 }
 
+/// Converts seconds and nanoseconds since 1970; `None` if one of them is negative or the time is out of range.
 fn time_from_unix(seconds: i64, nanos: i32) -> Option<SystemTime> {
     let since = Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?);
     SystemTime::UNIX_EPOCH.checked_add(since)

@@ -24,8 +24,8 @@ use super::shared_key::KeyLease;
 use super::status::{self, BuildEvent, EventReader, StatusResponseStream};
 use super::{BuildFailure, BuildReference, Connection, FaultyParty, ManifestLookup, SolveOptions, history};
 
-/// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
-/// more.
+/// The largest number of references that are tried for one call. Each solve that failed takes one, so each retry and
+/// each further delivery needs one more.
 pub(super) const ATTEMPTS_MAX: u32 = 16;
 
 /// The timeouts for the remaining events of a build whose solve has ended.
@@ -69,7 +69,7 @@ pub enum JobError {
     /// BuildKit reported that the build failed.
     #[error(transparent)]
     Failed(BuildFailure),
-    /// BuildKit shut down, or the connection to it broke.
+    /// BuildKit shut down, the connection to it broke, or the outcome of the build is not known.
     #[error("BuildKit was lost during the build")]
     Lost(#[source] Box<dyn StdError + Send + Sync>),
     /// Another call builds or has built the same signed request, which only one call may build.
@@ -106,12 +106,13 @@ pub async fn find_built_image(
 }
 
 impl BuildJob {
-    /// Runs the build to its end, and passes every event to `sink`, also those of a build that fails.
+    /// Runs the build, or follows the one that an earlier delivery began, and passes every event to `sink`, also those
+    /// of a build that fails. If an earlier delivery has built the image, returns that image.
     ///
     /// Dropping the future cancels the build: the daemon sees its streams reset and stops.
     ///
     /// # Errors
-    /// Fails if the build fails or the daemon is lost.
+    /// Fails if the build fails, the daemon is lost, or another call has built the same signed request.
     pub async fn run_to_outcome(
         self,
         connection: &Connection,
@@ -129,7 +130,8 @@ impl BuildJob {
         result
     }
 
-    /// Attempts the build under one reference after another, until an attempt has an outcome.
+    /// Goes through the references of the call: skips those whose builds failed or whose image is gone, returns an
+    /// image that was built before, and otherwise attempts the build under the reference.
     async fn attempt_until_outcome(
         &self,
         connection: &Connection,
@@ -209,6 +211,7 @@ impl BuildJob {
     }
 
     /// Checks that `call_id`, the call of an existing build with this job's reference, is the call of this job.
+    /// Succeeds unless the reference is derived from a signature alone: no two calls share another one.
     fn check_same_call(&self, call_id: &str) -> Result<(), JobError> {
         match &self.solve.attributes {
             Some(attributes)

@@ -34,8 +34,11 @@ use super::connection::Connection;
 
 /// The header with the id of the session that a call opens: BuildKit `session/session.go`. gRPC metadata is lower case.
 const SESSION_ID_HEADER: &str = "x-docker-expose-session-uuid";
+/// The header with the name of the session.
 const SESSION_NAME_HEADER: &str = "x-docker-expose-session-name";
+/// The header with the key under which the daemon keeps transferred folders.
 const SHARED_KEY_HEADER: &str = "x-docker-expose-session-sharedkey";
+/// The header with the path of a gRPC method that the session serves, one header for each method.
 const GRPC_METHOD_HEADER: &str = "x-docker-expose-session-grpc-method";
 
 /// The number of session messages that may wait until they are sent. Each is at most as large as one write of the
@@ -50,7 +53,7 @@ pub(super) struct Session {
     services: SessionServices,
 }
 
-/// The reason why a session ended, for none of which the caller is to blame.
+/// The reason why a session ended. The caller is to blame for none of them.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
     /// The daemon did not accept the session.

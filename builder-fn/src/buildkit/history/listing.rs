@@ -35,7 +35,7 @@ pub struct ListedBuild {
     pub is_cancelled: bool,
     /// The error of a failed build, without the prefix of a gRPC error.
     pub error: Option<String>,
-    /// The digest of the image.
+    /// The digest of the image; `None` for a build that runs or failed.
     pub digest: Option<String>,
     /// The time at which the solve began.
     pub started_at: Option<SystemTime>,
@@ -47,10 +47,10 @@ pub struct ListedBuild {
     pub secrets: SealedSecrets,
 }
 
-/// What a daemon's history has of builds.
+/// The builds in a daemon's history, and the requests to cancel builds.
 #[derive(Clone, Debug, Default)]
 pub struct HistoryListing {
-    /// The running and the finished builds of all builders.
+    /// The running and the finished builds of all builders, without those of other clients.
     pub builds: Vec<ListedBuild>,
     /// The requests to cancel builds.
     pub cancellations: HashSet<Cancellation>,
@@ -74,12 +74,13 @@ pub enum SealedSecrets {
     None,
     /// The build had these secrets, as the caller sealed them.
     Envelope(Vec<u8>),
-    /// The build had secrets, and the record does not contain them.
+    /// The build had secrets, and the record does not contain them in a readable form.
     Omitted,
 }
 
 impl Connection {
-    /// Lists the running builds, and up to `limit` finished ones, the newest first.
+    /// Lists the running builds, and the finished ones among the newest `limit` records of the history; 0 stands for
+    /// all records. Records of cancellations and of other clients count too.
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
@@ -104,6 +105,7 @@ impl Connection {
             .await
     }
 
+    /// Lists the running builds, and the records that one of `filter` matches, at most `limit` of them; 0 is no limit.
     async fn list_history(&self, filter: Vec<String>, limit: i32) -> Result<HistoryListing, Status> {
         let request = BuildHistoryRequest {
             early_exit: true,
@@ -119,7 +121,7 @@ impl Connection {
                 let Some(record) = event.record else { continue };
                 match Cancellation::from_attributes(&record.frontend_attrs) {
                     Some(cancellation) => drop(listing.cancellations.insert(cancellation)),
-                    None => listing.builds.extend(ListedBuild::new(kind, record)),
+                    None => listing.builds.extend(ListedBuild::from_record(kind, record)),
                 }
             }
             Ok(listing)
@@ -132,7 +134,7 @@ impl Connection {
         }
     }
 
-    /// Returns whether the history has the request to cancel a call's build.
+    /// Returns whether the history has the request to cancel a call's build; `false` if the history fails.
     pub(crate) async fn is_cancellation_requested(&self, tenant: Option<&str>, call_id: &str) -> bool {
         let reference = cancellation::marker_reference(tenant, call_id);
         find_in_history_events(self, &reference, |_| Some(()))
@@ -142,7 +144,8 @@ impl Connection {
 }
 
 impl ListedBuild {
-    fn new(kind: BuildHistoryEventType, record: BuildHistoryRecord) -> Option<Self> {
+    /// Converts a record of the history; `None` for a deleted one and for builds of other clients.
+    fn from_record(kind: BuildHistoryEventType, record: BuildHistoryRecord) -> Option<Self> {
         let attributes = SolveAttributes::from_history_record(&record.frontend_attrs)?;
         let state = match (kind, &record.error) {
             (BuildHistoryEventType::Started, _) => BuildState::Running,
@@ -180,6 +183,7 @@ impl ListedBuild {
 }
 
 impl SealedSecrets {
+    /// Parses the attribute with a build's sealed secrets. One that is not base64 counts as omitted.
     fn from_attribute(value: Option<&str>) -> Self {
         match value {
             None => Self::None,

@@ -14,11 +14,11 @@ use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use tonic::{Request, Response, Status};
 
-/// The error text with which the token methods of the auth service answer BuildKit.
+/// The error text for a registry whose tokens BuildKit has to fetch itself, with the credentials.
 const TOKENS_UNSUPPORTED_MESSAGE: &str = "this client serves credentials and no tokens";
 
 /// The validity that a token has if its server names none, in seconds: BuildKit's own value.
-const TOKEN_LIFETIME_DEFAULT: i64 = 60;
+const TOKEN_LIFETIME_DEFAULT_SECONDS: i64 = 60;
 
 /// BuildKit's request for a token of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct TokenRequest {
     pub host: String,
     /// The URL of the token server, as the registry names it.
     pub realm: String,
-    /// The name of the registry that the token server knows; the registry sends it with the URL.
+    /// The name by which the token server knows the registry; the registry sends it with the URL.
     pub service: String,
     /// The repositories and actions that the token is for: `repository:NAME:ACTION,…`.
     pub scopes: Vec<String>,
@@ -83,6 +83,8 @@ impl AuthService {
         }
     }
 
+    /// Returns the key of the session; fails with `Unimplemented` unless the store fetches tokens for the registry
+    /// `host`.
     async fn token_signing_key(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
         match &self.authority {
             Some(key) if self.store.fetches_tokens(host).await => Ok(key),
@@ -131,7 +133,7 @@ impl auth_server::Auth for AuthService {
         match self.store.fetch_token(&request).await {
             Ok(Some(token)) => Ok(Response::new(FetchTokenResponse {
                 token: token.token,
-                expires_in: token.expires_in.unwrap_or(TOKEN_LIFETIME_DEFAULT),
+                expires_in: token.expires_in.unwrap_or(TOKEN_LIFETIME_DEFAULT_SECONDS),
                 issued_at: 0,
             })),
             Ok(None) => Err(Status::permission_denied(format!(

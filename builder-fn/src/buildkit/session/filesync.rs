@@ -29,11 +29,12 @@ use super::source_check::SourceGate;
 use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, ContextView, SourceContext};
 
-/// The number of batches that are read ahead of sending. Times [`content::BATCH_CONTENT_MAX_BYTES`], this is the memory
-/// of one transfer.
+/// The number of batches that are read ahead of sending. Times [`content::BATCH_CONTENT_MAX_BYTES`], this is the
+/// content that one transfer has in memory.
 const BATCHES_READ_AHEAD: usize = 2;
 
-/// The error for a daemon that does not ask whether a build may read a source. It is older than BuildKit 0.26.
+/// The error for a daemon that does not ask whether a build may read a source. Such a daemon is older than BuildKit
+/// 0.26.
 const UNCHECKED_SOURCES_ERROR: &str = "this BuildKit does not ask the builder which sources a build may read; \
                          the builder needs BuildKit 0.26 or later";
 
@@ -70,7 +71,7 @@ impl FileSync {
         }
     }
 
-    /// Makes the service send no files before `gate` is open.
+    /// Makes the service reject requests for files until `gate` is open.
     #[must_use]
     pub(super) fn behind_gate(self, gate: SourceGate) -> Self {
         Self {
@@ -79,7 +80,8 @@ impl FileSync {
         }
     }
 
-    /// Begins the transfer that a request with this metadata asks for.
+    /// Begins the transfer that a request with this metadata asks for; fails while the gate is closed. Lists the
+    /// entries on another thread.
     async fn begin_transfer(&self, metadata: &MetadataMap) -> Result<FileTransfer, Status> {
         if self.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
             return Err(Status::failed_precondition(UNCHECKED_SOURCES_ERROR));
@@ -125,6 +127,8 @@ struct FileTransfer {
 }
 
 impl FileTransfer {
+    /// Selects the entries that `folder` asks for, and begins a transfer of them. Fails once `is_wanted` returns
+    /// `false`.
     fn new(
         sync: &FileSync,
         folder: &request::FolderRequest,
@@ -172,7 +176,8 @@ impl FileTransfer {
         })
     }
 
-    /// Hashes the pieces of files in a batch that is sent next.
+    /// Adds the pieces of files in a batch to the hashes of their files. Called for each batch in order, before it is
+    /// sent.
     fn hash_batch(&self, batch: &content::Batch) {
         let total = self.context.index().len();
         self.update_guard(|guard| {
@@ -184,12 +189,13 @@ impl FileTransfer {
         });
     }
 
+    /// Runs `update` with the transfer's guard, which is locked meanwhile.
     fn update_guard(&self, update: impl FnOnce(&mut TransferGuard)) {
         update(&mut self.guard.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-/// Returns the packets that answer `received`, the packets of the daemon.
+/// Returns the packets of a transfer: its STATs, the contents that the daemon's packets in `received` request, and FIN.
 fn answer_packets(
     transfer: FileTransfer,
     received: impl Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,

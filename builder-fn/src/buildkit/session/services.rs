@@ -126,7 +126,8 @@ impl SessionServices {
         self.with_service(SecretsServer::new(SecretsService::new(store)), get_secret)
     }
 
-    /// Adds a gRPC service, and announces `method`, the only one of its methods that is implemented.
+    /// Adds a gRPC service, and announces one of its methods, by which the daemon learns that the session has the
+    /// service.
     fn with_service<S>(mut self, service: S, method: Option<String>) -> Self
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
@@ -183,6 +184,7 @@ struct RequestTasks {
 }
 
 impl RequestTasks {
+    /// Returns a guard that cancels all requests when it is dropped.
     fn cancel_on_drop(&self) -> DropGuard {
         self.cancelled.clone().drop_guard()
     }
@@ -223,6 +225,7 @@ mod tests {
         }
     }
 
+    /// A store with the same value for every id.
     #[derive(Debug)]
     struct OneSecretStore;
 
@@ -236,6 +239,7 @@ mod tests {
         }
     }
 
+    /// Returns all services but the source check.
     fn all_services() -> SessionServices {
         let keys = SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"));
         let context = SourceContext::new(
@@ -249,6 +253,7 @@ mod tests {
             .with_secrets(Arc::new(OneSecretStore))
     }
 
+    /// Serves `services` over a pipe in memory, and returns a client at its other end.
     async fn connect_http2_client(
         services: SessionServices,
     ) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {

@@ -45,11 +45,11 @@ pub enum SourceDecision {
 
 /// Rules for what a build may read.
 pub trait SourceCheck: fmt::Debug + Send + Sync + 'static {
-    /// Decides about a source, given by BuildKit's identifier and attributes.
+    /// Decides whether the build may read a source, given by BuildKit's identifier and attributes.
     fn check(&self, identifier: &str, attributes: &BTreeMap<String, String>) -> SourceDecision;
 }
 
-/// The record of what the daemon asked about the sources of one build. Clones share the record.
+/// A gate that opens once the daemon asks about a source of the build, with the denials so far. Clones share the gate.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SourceGate(Arc<GateState>);
 
@@ -74,7 +74,8 @@ impl SourceGate {
         self.0.was_asked.load(Ordering::Acquire)
     }
 
-    /// Returns the denial of the source that a daemon's error `message` names.
+    /// Returns the denial of the source that a daemon's error `message` names, or the first denial if it names none of
+    /// them; `None` for another error.
     pub(super) fn denial_in_error(&self, message: &str) -> Option<Denial> {
         let denials = self.0.denials.lock().unwrap_or_else(PoisonError::into_inner);
         let is_named = |denial: &&Denial| message.contains(&denial.identifier);
@@ -84,6 +85,7 @@ impl SourceGate {
         denials.iter().find(is_named).or(denials.first()).cloned()
     }
 
+    /// Opens the gate, and remembers a denial.
     fn record_decision(&self, identifier: &str, decision: &SourceDecision) {
         self.0.was_asked.store(true, Ordering::Release);
         if let SourceDecision::Deny(reason) = decision {
@@ -116,6 +118,7 @@ impl PolicyVerifier {
         Self { check, gate }
     }
 
+    /// Decides about the source in `request`, and records the decision at the gate.
     fn answer_check(&self, request: CheckPolicyRequest) -> Result<CheckPolicyResponse, Status> {
         let source = request.source.and_then(|response| response.source);
         let source = source.ok_or_else(|| Status::invalid_argument("the request names no source"))?;

@@ -18,8 +18,9 @@ const PACKET_CONTENT_MAX_BYTES: u64 = 64 << 10;
 /// switch.
 pub(super) const BATCH_CONTENT_MAX_BYTES: u64 = 2 * PACKET_CONTENT_MAX_BYTES;
 
-/// The largest number of packets in one batch, which limits batches of small files.
-const BATCH_PACKETS_MAX: usize = 512;
+/// The largest number of pieces of files in one batch, which limits batches of small files. A last piece has two
+/// packets.
+const BATCH_PIECES_MAX: usize = 512;
 
 /// The number of files that are sent at the same time, so that a large file does not delay small ones. The daemon keeps
 /// each open.
@@ -118,7 +119,7 @@ impl ReadQueue {
     fn take_batch(&mut self) -> Vec<FilePiece> {
         let mut pieces = Vec::new();
         let mut left = BATCH_CONTENT_MAX_BYTES;
-        while left > 0 && pieces.len() < BATCH_PACKETS_MAX {
+        while left > 0 && pieces.len() < BATCH_PIECES_MAX {
             while self.begun.len() < INTERLEAVED_FILES_MAX {
                 let Some((number, size)) = self.waiting.pop_front() else {
                     break;
@@ -151,13 +152,14 @@ struct ContentSender<S> {
     /// The packets that the daemon sends.
     received: S,
     queue: ReadQueue,
+    /// Whether the daemon requests nothing more, or an error ends its requests.
     is_finished: bool,
     /// The error that ends the transfer, after everything that was requested before it has been sent.
     error: Option<Status>,
 }
 
-/// Returns a stream of the file contents that `received` requests, in batches of packets, until the daemon has
-/// everything.
+/// Returns a stream of futures, each of which reads a batch of the file contents that `received` requests. The stream
+/// ends once the daemon has everything.
 ///
 /// An empty packet ends each file.
 pub(super) fn stream_content_batches<S>(
@@ -223,6 +225,7 @@ impl<S: Stream<Item = Result<Packet, Status>> + Unpin> ContentSender<S> {
         }
     }
 
+    /// Ends the reading of requests. The error ends the transfer once the queue is empty.
     fn end_with_error(&mut self, error: Status) {
         self.error = Some(error);
         self.is_finished = true;

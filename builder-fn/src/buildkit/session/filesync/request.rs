@@ -17,7 +17,7 @@ pub(super) struct FolderRequest {
 const SERVED_FOLDERS: [&str; 2] = ["context", "dockerfile"];
 
 impl FolderRequest {
-    /// Parses the gRPC metadata of a file-sync request.
+    /// Parses the gRPC metadata of a file-sync request; fails if it asks for a folder that is not the context.
     pub(super) fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
         let name = metadata_values(metadata, "dir-name")?
             .into_iter()
@@ -38,8 +38,8 @@ impl FolderRequest {
     }
 }
 
-/// Returns all metadata values of `key`, in order. If one of them is not ASCII, all are URL-encoded and `KEY-encoded`
-/// is set.
+/// Returns all metadata values of `key`, decoded, in order. If one of them is not ASCII, BuildKit URL-encodes all and
+/// sets `KEY-encoded`.
 fn metadata_values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
     let invalid = || Status::invalid_argument(format!("metadata {key}: not UTF-8"));
     let marker = metadata.get(format!("{key}-encoded"));

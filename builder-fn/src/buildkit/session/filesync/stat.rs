@@ -98,6 +98,7 @@ mod tests {
         }
     }
 
+    /// Returns the STAT of `entry` at `a/b`; with `link`, as a hard link of the same file at that path.
     fn stat_of_announced(entry: Entry<'_>, link: Option<&str>, is_forced: bool) -> Stat {
         let entries = [("a/b", entry)].into_iter().chain(link.map(|path| (path, entry)));
         let index = Index::of(entries);
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn announced_entries_keep_nanoseconds_and_have_no_owner() {
+    fn announced_entries_keep_nanoseconds_and_belong_to_root() {
         let stat = stat_of_unforced(entry_of_kind(Kind::Folder, 0o755), None);
 
         assert_eq!(stat.mod_time, 1_700_000_000_123_456_789);
