@@ -19,7 +19,7 @@ pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 const CACHE_MOUNT_NAMESPACE: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
 
 /// The period in which steps get their share of CPU time, in microseconds: that of the kernel and of Docker.
-const CPU_PERIOD: u64 = 100_000;
+const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
 
 /// The attribute of the exporter with the sealed secrets of a build, in base64.
 ///
@@ -30,7 +30,7 @@ pub(super) const SEALED_SECRETS_ATTRIBUTE: &str = "slipway.sealed-secrets";
 /// The value of [`SEALED_SECRETS_ATTRIBUTE`] for secrets that are too long for the history. It is not base64.
 pub(super) const OMITTED_SECRETS: &str = "(omitted)";
 
-/// The limit on the sealed secrets in a history record, in bytes.
+/// The limit on the sealed secrets in a history record, in bytes before base64. Longer ones are omitted.
 const SEALED_SECRETS_MAX_BYTES: usize = 64 << 10;
 
 /// The name of the Dockerfile frontend that is built into BuildKit.
@@ -47,7 +47,8 @@ pub struct SolveOptions {
     pub names: Vec<String>,
     /// Whether the image is pushed to the registries in `names`.
     pub push: bool,
-    /// Whether registries are accessed over plain HTTP.
+    /// Whether the registries of pushed images and caches are accessed over plain HTTP. For base images, the daemon's
+    /// own configuration decides.
     pub insecure: bool,
     /// The path of the Dockerfile in the context; `Dockerfile` by default.
     pub dockerfile: Option<String>,
@@ -67,7 +68,7 @@ pub struct SolveOptions {
     pub cache_to: Vec<CacheExport>,
     /// Whether the Dockerfile may name another frontend (`# syntax=`) to be used instead of the built-in one.
     pub named_frontend: bool,
-    /// The level of detail of the provenance attestation: `min` or `max`.
+    /// The level of detail of the provenance attestation: `min` or `max`; `None` if none is asked for.
     pub provenance: Option<&'static str>,
     /// The image of the generator that makes the SBOM; `None` for a build without an SBOM.
     pub sbom_generator: Option<String>,
@@ -87,9 +88,9 @@ pub struct SolveOptions {
 /// Limits on what one step of a build may use. BuildKit has them since 0.31.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepLimits {
-    /// The memory that one step may use, in bytes.
+    /// The memory that one step may use, in bytes; `None` for no limit.
     pub memory: Option<NonZeroU64>,
-    /// The CPU time that one step may use, in thousandths of a core.
+    /// The CPU time that one step may use, in thousandths of a core; `None` for no limit.
     pub millicpus: Option<NonZeroU64>,
 }
 
@@ -146,6 +147,7 @@ impl SolveOptions {
         })
     }
 
+    /// Returns the cache that the image `name` in a registry is.
     fn registry_cache_entry(&self, name: &str) -> CacheOptionsEntry {
         let mut attrs = HashMap::from([("ref".to_owned(), name.to_owned())]);
         if self.insecure {
@@ -223,10 +225,10 @@ impl SolveOptions {
             set("memory", memory.to_string());
         }
         if let Some(millicpus) = self.step_limits.millicpus {
-            set("cpuperiod", CPU_PERIOD.to_string());
+            set("cpuperiod", CPU_PERIOD_MICROSECONDS.to_string());
             set(
                 "cpuquota",
-                (millicpus.get().saturating_mul(CPU_PERIOD / 1000)).to_string(),
+                (millicpus.get().saturating_mul(CPU_PERIOD_MICROSECONDS / 1000)).to_string(),
             );
         }
         attrs
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn every_build_option_becomes_an_attribute_of_the_frontend_or_the_exporter() {
+    fn build_options_become_attributes_of_the_frontend_or_the_exporter() {
         let pair = |name: &str, value: &str| BTreeMap::from([(name.to_string(), value.to_string())]);
         let solve = SolveOptions {
             names: vec!["r/a:1".into(), "r/a:2".into()],

@@ -20,7 +20,7 @@ use super::Connection;
 pub use ordered::OrderedLog;
 pub(super) use reader::EventReader;
 
-/// An event in a running build.
+/// An event of a running or finished build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BuildEvent {
     /// A build step (a vertex of the build's graph) began.

@@ -27,7 +27,7 @@ pub use error::TlsError;
 /// is over on this side.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The OpenFaaS secrets with the TLS certificates and keys.
+/// The names of the OpenFaaS secrets with the TLS certificates and keys, and the folder that they are in.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsSecrets {
     /// The folder with the secrets of this function.
@@ -67,7 +67,8 @@ impl Dialer for TlsDialer {
 }
 
 impl TlsSecrets {
-    /// Checks that the TLS secrets exist and fit together.
+    /// Checks that the authority can be read, and that the builder's certificate, if there is one, is valid and fits
+    /// its key.
     ///
     /// # Errors
     /// Fails with what is missing or does not fit.
@@ -170,7 +171,8 @@ fn check_certificate_validity(
     }
 }
 
-/// Performs the TLS handshake over `stream`, and waits until the daemon has sent its first bytes.
+/// Performs the TLS handshake over `stream`, and waits up to 1 s for the daemon's first bytes: a daemon that rejects
+/// the builder's certificate sends an error in their place.
 async fn perform_tls_handshake<S>(
     stream: S,
     name: ServerName<'static>,

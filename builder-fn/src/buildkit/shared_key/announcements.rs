@@ -1,4 +1,5 @@
-//! The entries that were announced under one shared key, as a hash of each path and stat, and one of each content.
+//! The entries that were announced under one shared key, as two hashes: of what makes BuildKit take two entries for the
+//! same, and of what may differ between them all the same.
 //!
 //! Contents are hashed while they are sent, or when an entry looks like a remembered one: nothing else is read for this.
 
@@ -10,7 +11,7 @@ use crate::context::{ContentHash, ContentHasher, Entry, Kind};
 /// that its file system has kept; two times that could become the same there count as the same here.
 const PORTABLE_MTIME_SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 
-/// The average length of one list of fingerprints, if there are as many entries as were expected.
+/// The approximate length of one list of fingerprints, if there are as many entries as were expected.
 const FINGERPRINTS_PER_LIST: usize = 1024;
 
 /// The content hash that marks an entry that was announced with different contents, or with a content whose hash is not
@@ -47,16 +48,16 @@ pub(super) struct AnnouncedEntries {
     hasher: RandomState,
 }
 
-/// The hash of those parts of an entry that BuildKit compares. Two halves, so that the size of a fingerprint is not rounded
-/// up to a multiple of 8 bytes.
+/// The hash of an entry's path and kind, and of a file's size and modification time: BuildKit may take entries with the
+/// same hash for the same. Two halves, so that the size of a fingerprint is not rounded up to a multiple of 8 bytes.
 type IdentityHash = [u32; 2];
 
 /// The hashes of one announced entry, in 20 bytes.
 #[derive(Clone, Copy, Debug)]
 struct EntryFingerprint {
-    /// The hash of those parts of the entry that BuildKit compares.
+    /// The hash of the entry's path and kind, and of a file's size and modification time.
     identity: IdentityHash,
-    /// The hash of those parts of the entry that BuildKit does not compare.
+    /// The hash of the parts that may change unnoticed: see [`hash_unnoticed_parts`].
     content: ContentHash,
 }
 
@@ -108,7 +109,7 @@ impl AnnouncedEntries {
             Kind::File { .. } => hash(),
             Kind::Folder | Kind::Symlink { .. } => Some(ContentHash::default()),
         };
-        match content.map(|content| hash_uncompared_parts(content, entry)) {
+        match content.map(|content| hash_unnoticed_parts(content, entry)) {
             Some(content) if content == known => CopyComparison::Same,
             _ => CopyComparison::MayDiffer,
         }
@@ -130,7 +131,7 @@ impl AnnouncedEntries {
                 let list = self.list_index(identity);
                 match find_fingerprint(&self.lists[list], identity) {
                     Ok(at) => {
-                        if let Some(content) = uncompared_parts_hash(entry, sent) {
+                        if let Some(content) = unnoticed_parts_hash_if_sent(entry, sent) {
                             self.lists[list][at].merge_content(content);
                         }
                     }
@@ -149,7 +150,8 @@ impl AnnouncedEntries {
             if let Some(identity) = self.identity(path, entry) {
                 let list = self.list_index(identity);
                 if find_fingerprint(&self.lists[list][..known[list]], identity).is_err() {
-                    let content = uncompared_parts_hash(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
+                    let content =
+                        unnoticed_parts_hash_if_sent(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
                     self.lists[list].push(EntryFingerprint { identity, content });
                 }
             }
@@ -172,8 +174,8 @@ impl AnnouncedEntries {
         usize::try_from(u64::from(identity[0]) << bits >> u32::BITS).unwrap_or_default()
     }
 
-    /// Hashes the parts of an entry that BuildKit compares. Returns `None` for symbolic links, of which it compares
-    /// everything.
+    /// Hashes an entry's path and kind, and a file's size and modification time in whole seconds. Returns `None` for
+    /// symbolic links, of which BuildKit compares everything.
     ///
     /// Of a file it compares size and time, and also mode, owner and link name. It compares neither the content nor
     /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
@@ -200,7 +202,7 @@ impl AnnouncedEntries {
 }
 
 impl EntryFingerprint {
-    /// Merges another content with the same identity into this fingerprint.
+    /// Marks the fingerprint as one with different contents, unless `content` is the one that it has.
     fn merge_content(&mut self, content: ContentHash) {
         if self.content != content {
             self.content = DIFFERENT_CONTENTS_MARK;
@@ -208,22 +210,23 @@ impl EntryFingerprint {
     }
 }
 
+/// Searches a sorted list for an identity. Returns its index, or as an error the index at which it would be.
 fn find_fingerprint(list: &[EntryFingerprint], identity: IdentityHash) -> Result<usize, usize> {
     list.binary_search_by_key(&identity, |known| known.identity)
 }
 
-/// Returns the hash of the parts of an entry that BuildKit ignores when it looks for changes; `None` for a file that
-/// was not sent.
-fn uncompared_parts_hash(entry: &Entry<'_>, sent: Option<ContentHash>) -> Option<ContentHash> {
+/// Returns the hash of the parts of an entry that may change unnoticed; `None` for a file that was not sent.
+fn unnoticed_parts_hash_if_sent(entry: &Entry<'_>, sent: Option<ContentHash>) -> Option<ContentHash> {
     match entry.kind {
-        Kind::File { .. } => sent.map(|content| hash_uncompared_parts(content, entry)),
-        Kind::Folder | Kind::Symlink { .. } => Some(hash_uncompared_parts(ContentHash::default(), entry)),
+        Kind::File { .. } => sent.map(|content| hash_unnoticed_parts(content, entry)),
+        Kind::Folder | Kind::Symlink { .. } => Some(hash_unnoticed_parts(ContentHash::default(), entry)),
     }
 }
 
-/// Hashes the parts of an entry that BuildKit ignores when it looks for changes. `content` is the hash of a file's
-/// content.
-fn hash_uncompared_parts(content: ContentHash, entry: &Entry<'_>) -> ContentHash {
+/// Hashes the parts of an entry whose change BuildKit does not notice, or does not take into its checksum: of a file,
+/// its content, whose hash is `content`, and its extended attributes; of a folder, its mode and its extended
+/// attributes.
+fn hash_unnoticed_parts(content: ContentHash, entry: &Entry<'_>) -> ContentHash {
     match entry.kind {
         Kind::File { .. } if entry.xattrs.is_empty() => content,
         Kind::File { .. } => hash_with_attributes(&content.0, entry),
@@ -279,7 +282,7 @@ mod tests {
         )
     }
 
-    /// Announces `announced` one after another, and compares an entry with them.
+    /// Announces the entries in `announced` one after another, and compares another entry with them.
     fn compare_after(announced: &[EntryAtPath], (path, entry, content): EntryAtPath) -> CopyComparison {
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
         for (path, entry, content) in announced {
@@ -417,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_folder_may_change_its_time_and_nothing_else() {
+    fn an_announced_folder_may_change_its_time_and_not_its_mode() {
         assert_eq!(
             compare_after(&[folder_with(0o755, EPOCH_NS)], folder_with(0o755, 9)),
             CopyComparison::Same
@@ -445,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_that_nobody_saw_or_can_read_may_differ() {
+    fn a_content_that_was_never_sent_or_cannot_be_read_may_differ() {
         let (path, entry, content) = file_with_content(1);
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
         announcements.add_announcement(|visit| visit(path, &entry, None));

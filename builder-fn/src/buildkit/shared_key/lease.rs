@@ -40,7 +40,8 @@ pub(in crate::buildkit) struct TransferGuard {
 }
 
 impl SharedKeyPool {
-    /// Leases a shared key that only builds of the same `image` have used before, for a build of `context`.
+    /// Leases a shared key for a build of `context`: one that only builds of the same `image` have used before, or a
+    /// new one.
     ///
     /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
     /// Blocks while the files are read that look like remembered ones.
@@ -83,9 +84,9 @@ struct KeyReusePlan {
 /// Plans the reuse of the key of `record` by `context`, and adds the forced files to the record. Returns `None` if a
 /// new key is better.
 ///
-/// That is so if a folder has changed, and if the forced files of all builds so far amount to half of the context. A
-/// file that was forced once is forced in all later builds under the key; a new key costs the other half once, and
-/// nothing after that.
+/// That is so if a folder has changed, and if the forced files of all builds so far amount to more than half of the
+/// context. A file that was forced once is forced in all later builds under the key; a new key costs the other half
+/// once, and nothing after that.
 fn plan_key_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<KeyReusePlan> {
     let mut reuse = KeyReusePlan {
         forced: EntrySet::default(),
@@ -114,6 +115,7 @@ fn plan_key_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<Key
 }
 
 impl KeyRecord {
+    /// Creates the record of a new random key, under which about `entries` entries will be announced.
     fn new(image: &str, entries: usize) -> Self {
         Self {
             image: image.to_owned(),
@@ -139,8 +141,8 @@ impl KeyLease {
         }
     }
 
-    /// Returns the shared key for the build's next session; a new key if a transfer of an earlier session was broken
-    /// off.
+    /// Returns the shared key for the build's next session: a new random key if the lease is for single use, or a
+    /// transfer of an earlier session was broken off or has not ended.
     pub(in crate::buildkit) fn key_for_session(&self) -> String {
         let state = self.lock_state();
         match state.is_broken || state.open_transfers > 0 || state.record.is_none() {
@@ -155,7 +157,7 @@ impl KeyLease {
         self.forced.contains(entry)
     }
 
-    /// Begins a file transfer.
+    /// Begins a file transfer, which counts as broken off unless the returned guard completes it.
     pub(in crate::buildkit) fn begin_transfer(self: &Arc<Self>) -> TransferGuard {
         let mut state = self.lock_state();
         state.open_transfers += 1;
@@ -168,8 +170,9 @@ impl KeyLease {
         }
     }
 
-    /// Returns the shared key to the pool for the next build. To be called only after a build that the daemon has ended
-    /// itself, with success or failure: a lease that is dropped without this call discards its key.
+    /// Returns the shared key to the pool for the next build, or discards it if a transfer under it was broken off or
+    /// has not ended. To be called only after a build that the daemon has ended itself, with success or failure: a
+    /// lease that is dropped without this call discards its key.
     pub(in crate::buildkit) fn return_to_pool(&self) {
         let mut state = self.lock_state();
         let record = state
@@ -181,7 +184,8 @@ impl KeyLease {
         }
     }
 
-    /// Records the entries of `view`, with the contents that were sent.
+    /// Records the entries of `view`, with the contents that were sent. A forced file is recorded as one with different
+    /// contents, so that it is forced from then on.
     fn record_announced_entries(
         &self,
         record: &mut KeyRecord,

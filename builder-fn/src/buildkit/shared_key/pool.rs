@@ -14,11 +14,13 @@ pub(super) const ANNOUNCEMENT_MEMORY_MAX_BYTES: usize = 6 << 20;
 /// The limit on the number of idle keys in the pool.
 const IDLE_KEYS_MAX: usize = 256;
 
-/// A pool of shared keys. Clones share the pool.
+/// A pool of shared keys that builds lease one after another. Clones share the pool.
 #[derive(Clone)]
 pub struct SharedKeyPool {
     pool: Arc<Mutex<IdleKeyPool>>,
+    /// The limit on the memory for announcements under idle and leased keys, in bytes.
     pub(super) memory_max: usize,
+    /// The metric of file bytes that were sent to daemons.
     pub(super) sent_bytes: IntCounter,
 }
 
@@ -57,7 +59,7 @@ impl SharedKeyPool {
         }
     }
 
-    /// Takes the most recently used key of `image` out of the pool, and reserves its memory.
+    /// Takes the most recently used key of `image` out of the pool, and reserves its memory; `None` if no key is idle.
     pub(super) fn take_key_of_image(&self, image: &str) -> Option<(KeyRecord, MemoryReservation)> {
         let mut pool = self.lock_pool();
         let at = pool.idle.iter().rposition(|record| record.image == image)?;

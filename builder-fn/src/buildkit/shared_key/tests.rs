@@ -71,8 +71,8 @@ enum TransferEnd {
 }
 
 impl DaemonModel {
-    /// Receives a transfer into a folder as fsutil's receiver does. If every folder of the key is in use, makes a new
-    /// one.
+    /// Receives a transfer as fsutil's receiver does, into the folder of the key that `take` chooses, or into a new
+    /// one. Returns the folder that the build sees; an empty one if the transfer is broken off.
     fn receive_transfer(
         &mut self,
         context: &SourceContext,
@@ -185,7 +185,9 @@ struct EntrySpec {
     path: String,
     kind: SpecKind,
     content: u8,
+    /// The modification time, in steps of 400 ms from 400 ms before 1970; ignored for a linked file.
     time: u8,
+    /// 0 for the mode `0o644`, 1 for `0o755`, and 2 for `0o755` with an extended attribute; ignored for a linked file.
     mode: u8,
 }
 
@@ -199,6 +201,7 @@ fn entry_spec(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> En
     }
 }
 
+/// Builds a context of the entries that `specs` describe; of several with one path, the first counts.
 fn context_of_specs(mut specs: Vec<EntrySpec>) -> SourceContext {
     specs.sort_by(|left, right| left.path.cmp(&right.path));
     specs.dedup_by(|left, right| left.path == right.path);
@@ -377,6 +380,7 @@ fn build_and_return_key(keys: &SharedKeyPool, image: &str, context: &SourceConte
     lease.key.clone()
 }
 
+/// Builds a context of two files of one byte, of which `a` has this content and `b` always the same.
 fn context_with_content(content: u8) -> SourceContext {
     context_of_specs(vec![
         entry_spec("a", SpecKind::File, content, 1, 0),
@@ -442,7 +446,7 @@ fn a_file_that_was_announced_and_not_sent_is_forced_next_time() {
 }
 
 #[test]
-fn a_hard_link_has_the_content_of_the_file_that_was_sent() {
+fn a_hard_link_counts_as_having_the_content_of_the_file_that_was_sent() {
     let keys = empty_key_pool();
     let linked = context_of_specs(vec![
         entry_spec("a", SpecKind::LinkedFile, 1, 0, 0),
@@ -456,7 +460,7 @@ fn a_hard_link_has_the_content_of_the_file_that_was_sent() {
 }
 
 #[test]
-fn a_shared_key_is_discarded_once_half_of_the_context_was_forced() {
+fn a_shared_key_is_discarded_once_more_than_half_of_the_context_was_forced() {
     let keys = empty_key_pool();
     let first = build_and_return_key(&keys, "a", &context_with_content(1));
     // One of the two files differs each time.
@@ -623,7 +627,7 @@ fn a_dropped_key_lease_releases_its_memory() {
 }
 
 #[test]
-fn a_shared_key_remembers_a_context_of_200_000_files() {
+fn the_announcement_memory_has_room_for_a_context_of_200_000_files() {
     assert!(AnnouncedEntries::bytes_for_entries(200_000) + 10_000 < ANNOUNCEMENT_MEMORY_MAX_BYTES);
 }
 

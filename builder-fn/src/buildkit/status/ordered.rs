@@ -25,8 +25,8 @@ use super::reader::{time_or_epoch, to_system_time};
 use super::{BuildEvent, StatusResponseStream, follow_build_status, without_rpc_prefix};
 use crate::buildkit::Connection;
 
-/// How long an event is held for events with earlier times.
-const HOLD: Duration = Duration::from_secs(1);
+/// The time for which an event is held, so that events with earlier times can come before it.
+const EVENT_HOLD_TIME: Duration = Duration::from_secs(1);
 
 /// The limit on the memory of held events, in bytes. Above it, the earliest event is passed on.
 const HELD_BYTES_MAX: usize = 8 << 20;
@@ -34,13 +34,13 @@ const HELD_BYTES_MAX: usize = 8 << 20;
 /// The memory of an event besides its text, in bytes, roughly.
 const EVENT_BYTES: usize = 256;
 
-/// The limit on the remembered beginnings and ends of steps. Further ones are left out.
+/// The limit on the remembered beginnings and ends of steps, beyond which events of steps are left out.
 const REMEMBERED_TIMES_MAX: usize = 100_000;
 
 /// The error with which BuildKit marks the steps of a cancelled build: Go's `context.Canceled`.
 const CANCELLED_STEP_ERROR: &str = "context canceled";
 
-/// A reader of one attempt's log.
+/// A reader of the events of one attempt, sorted by their times.
 pub struct OrderedLog {
     responses: StatusResponseStream,
     order: EventOrder,
@@ -82,7 +82,7 @@ impl OrderedLog {
     /// Fails if the daemon does not know the attempt, or is lost.
     pub async fn next_events(&mut self) -> Result<Option<Vec<BuildEvent>>, Status> {
         while !self.has_ended {
-            let events = match tokio::time::timeout(HOLD, self.responses.next()).await {
+            let events = match tokio::time::timeout(EVENT_HOLD_TIME, self.responses.next()).await {
                 Err(_) => self.order.take_all(),
                 Ok(Some(response)) => {
                     self.order.add_response(response?);
@@ -104,6 +104,7 @@ impl OrderedLog {
 }
 
 impl EventOrder {
+    /// Holds the steps and the output in a response, and keeps its warnings for the end.
     fn add_response(&mut self, response: StatusResponse) {
         for vertex in response.vertexes {
             self.add_step(vertex);
@@ -133,8 +134,8 @@ impl EventOrder {
             }));
     }
 
-    /// Adds the beginning and the end of a step, unless they are known. BuildKit may leave the beginning out and send only
-    /// the end.
+    /// Holds the beginning and the end of a step, unless they are known or made up by BuildKit. BuildKit may leave the
+    /// beginning out and send only the end.
     fn add_step(&mut self, vertex: Vertex) {
         let Some(started) = vertex.started.as_ref().map(to_system_time) else {
             return;
@@ -144,7 +145,7 @@ impl EventOrder {
         if completed == Some(started) {
             return;
         }
-        if self.is_new(&digest, started, false) {
+        if self.remember_if_new(&digest, started, false) {
             let event = BuildEvent::StepStarted {
                 digest: vertex.digest.clone(),
                 name: vertex.name.clone(),
@@ -156,7 +157,7 @@ impl EventOrder {
         let Some(ended) = completed.filter(|_| !vertex.error.ends_with(CANCELLED_STEP_ERROR)) else {
             return;
         };
-        if self.is_new(&digest, ended, true) {
+        if self.remember_if_new(&digest, ended, true) {
             let event = BuildEvent::StepEnded {
                 digest: vertex.digest,
                 name: vertex.name,
@@ -170,10 +171,12 @@ impl EventOrder {
         }
     }
 
-    fn is_new(&mut self, digest: &Arc<str>, at: SystemTime, is_end: bool) -> bool {
+    /// Remembers the beginning or the end of a step. Returns `false` if it is known, or too many are remembered.
+    fn remember_if_new(&mut self, digest: &Arc<str>, at: SystemTime, is_end: bool) -> bool {
         self.seen.len() < REMEMBERED_TIMES_MAX && self.seen.insert((digest.clone(), at, is_end))
     }
 
+    /// Holds an event until it is sorted; `rank` orders events of one time: beginnings, output, ends.
     fn hold(&mut self, at: SystemTime, rank: u8, digest: Arc<str>, event: BuildEvent) {
         self.latest = self.latest.max(Some(at));
         self.arrived += 1;
@@ -181,6 +184,7 @@ impl EventOrder {
         self.held.insert((at, rank, digest, self.arrived), event);
     }
 
+    /// Returns a shared copy of a step's digest.
     fn intern(&mut self, digest: &str) -> Arc<str> {
         if let Some(known) = self.digests.get(digest) {
             return known.clone();
@@ -192,9 +196,9 @@ impl EventOrder {
         text
     }
 
-    /// Takes the events before which no other can come any more.
+    /// Takes the events before which no other can come any more, and the earliest ones beyond the memory limit.
     fn take_ready(&mut self) -> Vec<BuildEvent> {
-        let Some(end) = self.latest.and_then(|latest| latest.checked_sub(HOLD)) else {
+        let Some(end) = self.latest.and_then(|latest| latest.checked_sub(EVENT_HOLD_TIME)) else {
             return Vec::new();
         };
         let mut events = Vec::new();
@@ -211,6 +215,7 @@ impl EventOrder {
         events
     }
 
+    /// Takes all held events, in order.
     fn take_all(&mut self) -> Vec<BuildEvent> {
         self.held_bytes = 0;
         std::mem::take(&mut self.held).into_values().collect()
@@ -261,7 +266,7 @@ mod tests {
     }
 
     /// Returns the updates of two parallel steps, in BuildKit's order.
-    fn updates() -> Vec<Update> {
+    fn updates_of_two_steps() -> Vec<Update> {
         let mut updates = vec![
             Update::Step(vertex("a", 0, None, "")),
             Update::Step(vertex("b", 20, None, "")),
@@ -286,7 +291,7 @@ mod tests {
     }
 
     /// Returns one response with the updates, grouped by kind as BuildKit does.
-    fn response(updates: &[Update]) -> StatusResponse {
+    fn response_with(updates: &[Update]) -> StatusResponse {
         let mut response = StatusResponse::default();
         for update in updates {
             match update.clone() {
@@ -298,6 +303,7 @@ mod tests {
         response
     }
 
+    /// Returns the ordered events of `updates`, which are read in batches of these sizes, over and over.
     fn read_in_batches(updates: &[Update], sizes: &[usize]) -> Vec<BuildEvent> {
         let mut order = EventOrder::default();
         let mut events = Vec::new();
@@ -305,7 +311,7 @@ mod tests {
         while !rest.is_empty() {
             let size = sizes.next().copied().unwrap_or(1).clamp(1, rest.len());
             let (batch, more) = rest.split_at(size);
-            order.add_response(response(batch));
+            order.add_response(response_with(batch));
             events.extend(order.take_ready());
             rest = more;
         }
@@ -319,8 +325,8 @@ mod tests {
             sizes in proptest::collection::vec(1_usize..40, 1..12),
             swaps in proptest::collection::vec(0_usize..100, 0..10),
         ) {
-            let expected = read_in_batches(&updates(), &[1]);
-            let mut shuffled = updates();
+            let expected = read_in_batches(&updates_of_two_steps(), &[1]);
+            let mut shuffled = updates_of_two_steps();
             for at in swaps {
                 // Neighbours may overtake each other on their way.
                 if at + 1 < shuffled.len() && matches!((&shuffled[at], &shuffled[at + 1]), (Update::Log(_) | Update::Status(_), Update::Log(_) | Update::Status(_))) {
@@ -339,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_buildkit_makes_up_are_left_out() {
+    fn steps_without_a_duration_and_the_ends_of_cancelled_steps_are_left_out() {
         let updates = [
             vertex("cached", 5, Some(5), ""),
             vertex("cancelled", 6, Some(70), "context canceled"),

@@ -27,7 +27,7 @@ pub(in crate::buildkit) struct EventReader {
     failed: Vec<FailedStep>,
 }
 
-/// The last event of a step.
+/// The last known state of a step.
 #[derive(Clone, Copy, Debug)]
 struct StepState {
     started: Option<SystemTime>,
@@ -36,7 +36,7 @@ struct StepState {
     has_ended: bool,
 }
 
-/// The last event of a part of a step.
+/// The last reported progress of a part of a step.
 #[derive(Clone, Copy, Debug)]
 struct ProgressState {
     at: SystemTime,
@@ -199,6 +199,7 @@ fn store_within_limit<T>(states: &mut HashMap<String, T>, key: &str, state: T) {
     }
 }
 
+/// Converts a protobuf timestamp to a `SystemTime`; a missing one becomes the epoch.
 pub(super) fn time_or_epoch(timestamp: Option<&Timestamp>) -> SystemTime {
     timestamp.map_or(SystemTime::UNIX_EPOCH, to_system_time)
 }
@@ -229,6 +230,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
     }
 
+    /// Returns a response with one step that began and ended at these times in milliseconds, as far as they are given.
     fn step_response(started: Option<i64>, completed: Option<i64>) -> StatusResponse {
         let vertex = Vertex {
             digest: "sha256:1".into(),

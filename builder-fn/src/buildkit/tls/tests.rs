@@ -213,7 +213,7 @@ async fn builder_and_daemon_authenticate_each_other_and_a_rotated_tls_secret_is_
 }
 
 #[tokio::test]
-async fn a_daemon_that_asks_for_no_client_certificate_gets_none() {
+async fn a_builder_without_a_certificate_connects_to_a_daemon_that_asks_for_none() {
     let authority = TestAuthority::new("one");
     let daemon = tls_server(
         &authority.issue_certificate("buildkit", CertificateValidity::Now),
