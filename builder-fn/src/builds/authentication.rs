@@ -1,4 +1,4 @@
-//! Authentication of questions about builds, which have no body to sign.
+//! Authentication of questions about builds: requests to the routes below `/builds`, which have no body to sign.
 //!
 //! The signature is the HMAC-SHA256 of method, path with query, and `X-Signed-At`, joined by newlines.
 
@@ -38,7 +38,8 @@ pub(super) enum RejectedQuestion {
     Signature,
 }
 
-/// Verifies the signature of a question about builds, and returns the tenant whose key signed it.
+/// Verifies the signature of a question about builds, and returns the tenant whose key signed it; `None` without a
+/// policy, or if signatures are disabled.
 ///
 /// # Errors
 /// Fails if the question is not signed by a key of `check`, or not now.
@@ -82,6 +83,7 @@ mod tests {
 
     const NOW: &str = "2026-12-01T10:00:00Z";
 
+    /// Verifies a question whose signature is that of the text `signed`.
     fn verify(signed: &str, signed_at: &str, method: Method, path: &str) -> Result<(), RejectedQuestion> {
         let keys = HmacKeys::new(&Secret::new("payload key")).expect("a key");
         let mut headers = HeaderMap::new();

@@ -14,15 +14,19 @@ use crate::buildkit::{Cancellation, Daemon};
 /// The pause before a daemon's history is followed again after a failure. A request is to be seen within two seconds.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// How far back requests are read when the history is followed again.
+/// How long before the last subscription the requests begin that are read when the history is followed again. Clocks
+/// may differ by as much.
 const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
 /// The watchers of daemons, each of which runs while builds on its daemon are in progress. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct CancellationWatch(Arc<Mutex<HashMap<String, DaemonWatcher>>>);
 
+/// The watcher of one daemon.
 struct DaemonWatcher {
+    /// The task that follows the daemon's history.
     task: AbortHandle,
+    /// The number of guards of the watcher.
     builds: usize,
 }
 

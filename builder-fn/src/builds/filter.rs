@@ -4,10 +4,10 @@ use percent_encoding::percent_decode_str;
 
 use super::BuildRecord;
 
-/// The number of builds in an answer without `limit`.
+/// The largest number of builds in an answer to a query without `limit`.
 const LIMIT_DEFAULT: usize = 100;
 
-/// The largest number of builds in an answer.
+/// The largest number of builds in any answer, and the largest `limit`.
 const LIMIT_MAX: usize = 1000;
 
 /// The states of builds, in the words of the API.
@@ -21,7 +21,7 @@ const STATES: [&str; 7] = [
     "unknown",
 ];
 
-/// The builds that a caller asks for.
+/// A filter for the builds that a caller asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct BuildFilter {
     image: Option<String>,
@@ -66,7 +66,7 @@ impl BuildFilter {
         }
     }
 
-    /// Returns the builds that match, the newest submission first.
+    /// Returns the builds that match, the newest submission first, up to the limit.
     pub(super) fn select(&self, mut builds: Vec<BuildRecord>) -> Vec<BuildRecord> {
         builds.retain(|build| self.matches(build));
         builds.sort_by(|one, other| (other.submitted_at, &other.id).cmp(&(one.submitted_at, &one.id)));
@@ -74,6 +74,8 @@ impl BuildFilter {
         builds
     }
 
+    /// Returns whether a build matches. An image without a tag matches all its tags, and a function without a namespace
+    /// all namespaces.
     fn matches(&self, build: &BuildRecord) -> bool {
         let is_state = self
             .state

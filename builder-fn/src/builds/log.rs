@@ -19,21 +19,22 @@ use crate::buildkit::{BuildState, Connection};
 use crate::redact::SecretMask;
 use crate::report::{LineFormatter, StreamFormat, to_json};
 
-/// The number of lines that one attempt may have.
-const LINES_PER_ATTEMPT: u64 = 1_000_000_000;
+/// The distance between the numbers of the first lines of two attempts in a row.
+const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
 
 /// The time without a record after which one without lines is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// The time between two looks for a build's next attempt or its end, unless this process runs it.
+/// The longest time between two lookups of a build's next attempt or its end. A build of this process is also looked up
+/// when its record changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The number of failures in a row after which the log of an ended build is given up.
+/// The number of failures in a row to read the log of an ended build after which one more gives it up.
 const FAILURES_MAX: u32 = 5;
 
-/// The number of looks in a row for a build that nobody knows any more, after which its log is given up. BuildKit may be
-/// restarting, and the builder that lost it may build again.
-const MISSING_MAX: u32 = 120;
+/// The number of lookups in a row that find no build after which one more gives its log up. BuildKit may be restarting,
+/// and the builder that lost the build may build again.
+const FAILED_LOOKUPS_MAX: u32 = 120;
 
 /// The size from which records are sent without waiting for more, in bytes.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -47,17 +48,17 @@ pub(super) enum LogFormat {
     Records(StreamFormat),
 }
 
-/// The log of one build on its way to a reader.
-pub(super) struct LogReader {
-    /// Finds the build.
+/// A task that sends the log of one build to a reader.
+pub(super) struct LogSender {
+    /// The lookup that finds the build again and again.
     pub(super) lookup: BuildLookup,
     /// The ID of the call.
     pub(super) id: String,
-    /// The format of the records.
+    /// The format of the log.
     pub(super) format: LogFormat,
     /// The number of the next line to send.
     pub(super) next: u64,
-    /// The reader.
+    /// The channel to the reader.
     pub(super) sink: LogRecordSink,
 }
 
@@ -67,6 +68,7 @@ pub(super) struct LogRecordSink {
     buffer: Vec<u8>,
     opened: Instant,
     sent: Instant,
+    /// The permit of one of the readers that may read logs at the same time.
     _reader: OwnedSemaphorePermit,
 }
 
@@ -79,7 +81,7 @@ enum LogEnd {
 }
 
 impl LogRecordSink {
-    /// Creates a channel to a reader, which holds `reader` while it lasts.
+    /// Creates a channel to a reader, which holds the reader's permit until it is dropped.
     pub(super) fn new(reader: OwnedSemaphorePermit) -> (Self, mpsc::Receiver<Bytes>) {
         let (chunks, receiver) = mpsc::channel(4);
         let now = Instant::now();
@@ -93,6 +95,7 @@ impl LogRecordSink {
         (sink, receiver)
     }
 
+    /// Sends the buffered records, and waits while the channel is full.
     async fn flush(&mut self) -> Result<(), LogEnd> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -102,7 +105,8 @@ impl LogRecordSink {
         self.chunks.send(chunk).await.map_err(|_| LogEnd::ReaderGone)
     }
 
-    fn push(&mut self, format: LogFormat, record: &Value) {
+    /// Buffers a record.
+    fn push_record(&mut self, format: LogFormat, record: &Value) {
         let json = to_json(record);
         let parts: [&[u8]; 3] = match format {
             LogFormat::Records(StreamFormat::EventStream) => [b"data: ", &json, b"\n\n"],
@@ -111,37 +115,40 @@ impl LogRecordSink {
         parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
     }
 
+    /// Buffers a line: as text in a plain log, and as a record with the number `seq` otherwise.
     fn push_line(&mut self, format: LogFormat, seq: u64, line: &str) {
         match format {
             LogFormat::Plain => {
                 self.buffer.extend_from_slice(line.as_bytes());
                 self.buffer.push(b'\n');
             }
-            LogFormat::Records(_) => self.push(format, &self.progress(seq, &[line])),
+            LogFormat::Records(_) => self.push_record(format, &self.progress_record(seq, &[line])),
         }
     }
 
-    fn progress(&self, seq: u64, lines: &[&str]) -> Value {
+    /// Returns a record of a build in progress, with `lines`, of which the last has the number `seq`.
+    fn progress_record(&self, seq: u64, lines: &[&str]) -> Value {
         let duration = (self.opened.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         json!({"seq": seq, "log": lines, "status": "in_progress", "duration": duration})
     }
 
-    /// Sends a record without lines after a long silence.
+    /// Sends a record without lines if nothing was sent for [`KEEP_ALIVE_INTERVAL`]; nothing in a plain log.
     async fn keep_alive(&mut self, format: LogFormat, last: u64) -> Result<(), LogEnd> {
         if self.sent.elapsed() < KEEP_ALIVE_INTERVAL {
             return Ok(());
         }
         if let LogFormat::Records(_) = format {
-            let record = self.progress(last, &[]);
-            self.push(format, &record);
+            let record = self.progress_record(last, &[]);
+            self.push_record(format, &record);
         }
         self.sent = Instant::now();
         self.flush().await
     }
 }
 
-impl LogReader {
-    /// Sends the log of `build` until it has ended or the reader has gone.
+impl LogSender {
+    /// Sends the log of `build` as it grows, and a terminal record once the build has ended. Stops when the reader has
+    /// gone.
     pub(super) async fn send(mut self, mut build: FoundBuild) {
         let (mut failures, mut missing) = (0, 0);
         let mut done = 0;
@@ -179,7 +186,7 @@ impl LogReader {
             if failures == 0 && build.record.phase == BuildPhase::Unknown && !is_running {
                 return self.send_terminal_record(&build, problem).await;
             }
-            if self.wait(&mut build).await.is_err() {
+            if self.wait_for_more(&mut build).await.is_err() {
                 return;
             }
             match self.lookup.find(&self.id).await {
@@ -190,7 +197,7 @@ impl LogReader {
                 Err(not_found) => {
                     build.history_error = not_found.history_error;
                     missing += 1;
-                    if missing > MISSING_MAX {
+                    if missing > FAILED_LOOKUPS_MAX {
                         return self.send_record_of_lost_build(&build).await;
                     }
                 }
@@ -198,8 +205,8 @@ impl LogReader {
         }
     }
 
-    /// Waits until there may be more to send.
-    async fn wait(&mut self, build: &mut FoundBuild) -> Result<(), LogEnd> {
+    /// Waits until there may be more to send; fails once the reader has gone.
+    async fn wait_for_more(&mut self, build: &mut FoundBuild) -> Result<(), LogEnd> {
         self.sink.keep_alive(self.format, self.next - 1).await?;
         let changed = async {
             if let Some(own) = &mut build.own
@@ -216,24 +223,25 @@ impl LogReader {
         }
     }
 
-    /// Sends the lines of an attempt that the reader does not have yet.
+    /// Sends the lines of an attempt from the number `next` on, until the attempt ends.
     async fn send_attempt(&mut self, number: u64, reference: &str, mask: &SecretMask) -> Result<(), LogEnd> {
         let connection = self.lookup.connect().await.map_err(LogEnd::Unreadable)?;
         let mut lines = LineFormatter::new(mask.clone());
-        let mut seq = (number - 1) * LINES_PER_ATTEMPT;
+        let mut seq = (number - 1) * LINE_NUMBERS_PER_ATTEMPT;
         let last = self
-            .copy_events(&connection, reference, &mut lines, &mut seq)
+            .send_lines_of_events(&connection, reference, &mut lines, &mut seq)
             .await;
         if last.is_ok() {
             for line in lines.take_unfinished_output() {
-                self.push_line(&mut seq, &line).await?;
+                self.send_line(&mut seq, &line).await?;
             }
         }
         self.sink.flush().await?;
         last
     }
 
-    async fn copy_events(
+    /// Sends the lines of an attempt's events as they come, until its last event. `seq` is the number of the last line.
+    async fn send_lines_of_events(
         &mut self,
         connection: &Connection,
         reference: &str,
@@ -254,7 +262,7 @@ impl LogReader {
                 Ok(Some(events)) => {
                     for event in events {
                         for line in lines.format_event(event) {
-                            self.push_line(seq, &line).await?;
+                            self.send_line(seq, &line).await?;
                         }
                     }
                     self.sink.flush().await?;
@@ -265,7 +273,8 @@ impl LogReader {
         }
     }
 
-    async fn push_line(&mut self, seq: &mut u64, line: &str) -> Result<(), LogEnd> {
+    /// Numbers a line, and sends it unless the reader has it already.
+    async fn send_line(&mut self, seq: &mut u64, line: &str) -> Result<(), LogEnd> {
         *seq += 1;
         if *seq < self.next {
             return Ok(());
@@ -278,7 +287,7 @@ impl LogReader {
         Ok(())
     }
 
-    /// Sends a terminal record for a build that was lost with its daemon or its builder.
+    /// Sends a terminal record that says that the build was lost with its daemon or its builder.
     async fn send_record_of_lost_build(self, build: &FoundBuild) {
         let mut build = FoundBuild {
             record: build.record.clone(),
@@ -293,6 +302,7 @@ impl LogReader {
         self.send_terminal_record(&build, None).await;
     }
 
+    /// Sends the terminal record, with a warning if the log before it is incomplete.
     async fn send_terminal_record(mut self, build: &FoundBuild, problem: Option<String>) {
         let mut record = build.record.to_terminal_record(self.next);
         if build.mask.is_none() && !build.attempts.is_empty() {
@@ -308,12 +318,13 @@ impl LogReader {
                 "the log is incomplete: BuildKit's history no longer has this build",
             );
         }
-        self.sink.push(self.format, &Value::Object(record));
+        self.sink.push_record(self.format, &Value::Object(record));
         // A reader that has gone needs no terminal record.
         let _ = self.sink.flush().await;
     }
 }
 
+/// Adds a text to the warnings in a record.
 fn add_warning(record: &mut Map<String, Value>, text: &str) {
     if let Value::Array(warnings) = record.entry("warnings").or_insert_with(|| json!([])) {
         warnings.push(json!(text));

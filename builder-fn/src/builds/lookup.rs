@@ -14,18 +14,18 @@ use crate::buildkit::{BuildState, Connection, Daemon, HistoryListing, ListedBuil
 use crate::redact::SecretMask;
 use crate::sealed::SealKey;
 
-/// The longest wait for the daemon and its history, when somebody asks about builds.
+/// The longest wait for a connection to the daemon, and again for its history, when somebody asks about builds.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The limit on the finished builds that are listed from the history.
-const LISTED_BUILDS_MAX: u16 = 1000;
+/// The limit on the records of the history from which finished builds are listed.
+const LISTED_RECORDS_MAX: u16 = 1000;
 
-/// Finds the builds that one caller may see.
+/// A lookup of the builds that one caller may see.
 #[derive(Clone, Debug)]
 pub(super) struct BuildLookup {
     /// The records of this process's builds.
     pub(super) records: BuildRecords,
-    /// The tenant of the caller.
+    /// The tenant of the caller; `None` without a policy.
     pub(super) tenant: Option<String>,
     /// The daemon that the caller's requests are built on.
     pub(super) daemon: Daemon,
@@ -40,23 +40,23 @@ pub(super) struct FoundBuild {
     pub(super) record: BuildRecord,
     /// The attempts of the build in the daemon's history, the first one first.
     pub(super) attempts: Vec<ListedBuild>,
-    /// The record of this process's own build, which changes with it.
+    /// The record of this process's own build, which changes with it; `None` for a build of another builder.
     pub(super) own: Option<watch::Receiver<BuildRecord>>,
     /// The mask of the log; `None` if the secrets of the build are not known any more.
     pub(super) mask: Option<SecretMask>,
-    /// The reason why the history could not be read.
+    /// The reason why the history could not be read; `None` if it was read.
     pub(super) history_error: Option<String>,
 }
 
 /// The reason why no build was found.
 #[derive(Debug)]
 pub(super) struct NotFound {
-    /// The reason why the history could not be read.
+    /// The reason why the history could not be read; `None` if it was read and does not have the build.
     pub(super) history_error: Option<String>,
 }
 
 impl BuildLookup {
-    /// Finds the build of a call.
+    /// Finds the build of the call `id`, in this process and in the daemon's history.
     pub(super) async fn find(&self, id: &str) -> Result<FoundBuild, NotFound> {
         let key = RecordKey {
             tenant: self.tenant.clone(),
@@ -89,7 +89,7 @@ impl BuildLookup {
             (None, None) => return Err(NotFound { history_error }),
             (None, Some(record)) => record,
             (Some(own), None) => own,
-            (Some(own), Some(history)) => merge(own, history, &attempts),
+            (Some(own), Some(history)) => merge_records(own, history, &attempts),
         };
         Ok(FoundBuild {
             record,
@@ -103,7 +103,7 @@ impl BuildLookup {
     /// Lists the builds of the caller's tenant, and the reason why some may be missing.
     pub(super) async fn list(&self) -> (Vec<BuildRecord>, Option<String>) {
         let listing = self
-            .request_history(|connection| async move { connection.list_builds(LISTED_BUILDS_MAX).await })
+            .request_history(|connection| async move { connection.list_builds(LISTED_RECORDS_MAX).await })
             .await;
         let (listing, history_error) = match listing {
             Ok(listing) => (listing, None),
@@ -131,7 +131,7 @@ impl BuildLookup {
             let is_cancelled = listing.cancellations.contains(&key.to_cancellation());
             builds.extend(
                 match (own, BuildRecord::from_history(&id, &attempts, is_cancelled)) {
-                    (Some(own), Some(history)) => Some(merge(own, history, &attempts)),
+                    (Some(own), Some(history)) => Some(merge_records(own, history, &attempts)),
                     (own, history) => own.or(history),
                 },
             );
@@ -192,7 +192,7 @@ impl BuildLookup {
         Ok(listing)
     }
 
-    /// Returns the mask of the secrets that the history has of a build; `None` if they are not known.
+    /// Returns the mask of the sealed secrets in the record of the last attempt; `None` if they cannot be opened.
     fn mask_from_history(&self, attempts: &[ListedBuild]) -> Option<SecretMask> {
         match &attempts.last()?.secrets {
             SealedSecrets::None => Some(SecretMask::default()),
@@ -207,7 +207,7 @@ impl BuildLookup {
     }
 }
 
-/// Returns whether another builder builds again what failed in this process.
+/// Returns whether another builder builds, or has built, again what failed in this process.
 fn is_outdated(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
     let newest = attempts.last();
     matches!(own.phase, BuildPhase::Failed)
@@ -217,8 +217,9 @@ fn is_outdated(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
         })
 }
 
-/// Returns what is known of a build of this process that the history has too.
-fn merge(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> BuildRecord {
+/// Returns what is known of a build of this process that the history has too. The process's record counts, unless it is
+/// outdated.
+fn merge_records(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> BuildRecord {
     if is_outdated(&own, attempts) {
         return history;
     }
@@ -230,8 +231,8 @@ fn merge(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> Bu
     }
 }
 
-/// Returns the attempts of the build `reference`, or else of the last build that began. A caller may have sent different
-/// requests under one ID.
+/// Returns the attempts of the build `reference`, or else of the last build that began, the first attempt first. A
+/// caller may have sent different requests under one ID.
 fn attempts_of_one_build(mut attempts: Vec<ListedBuild>, reference: Option<&str>) -> Vec<ListedBuild> {
     let newest = attempts.iter().max_by_key(|attempt| attempt.started_at);
     let known = reference.filter(|reference| {

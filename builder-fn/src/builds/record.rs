@@ -12,11 +12,11 @@ use crate::request::time::format_rfc3339_nanos;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum BuildPhase {
-    /// The request was accepted, and the build waits for a slot.
+    /// The request was accepted, and the build has no slot yet.
     Waiting,
     /// BuildKit builds the image.
     Running,
-    /// The image was handed over to the deployer.
+    /// The image is handed over to the deployer, whose answer is not there yet.
     Deploying,
     /// The build succeeded.
     Success,
@@ -24,12 +24,12 @@ pub(crate) enum BuildPhase {
     Failed,
     /// The build was cancelled.
     Cancelled,
-    /// The build began, and what became of it is not known.
+    /// The build began, and what became of it or of its deployment is not known.
     Unknown,
 }
 
 impl BuildPhase {
-    /// Returns whether the build has ended.
+    /// Returns whether the build is known to have ended.
     pub(crate) fn is_terminal(self) -> bool {
         matches!(self, Self::Success | Self::Failed | Self::Cancelled)
     }
@@ -55,13 +55,13 @@ pub(crate) struct BuildRecord {
     pub(crate) id: String,
     /// The state of the build.
     pub(crate) phase: BuildPhase,
-    /// The image's name as the caller wrote it.
+    /// The image's name: as the caller wrote it in a record of this process, and in full in one from the history.
     pub(crate) image: Option<String>,
     /// The function that the build deploys, `NAME.NAMESPACE`.
     pub(crate) function: Option<String>,
     /// The time at which the source was submitted.
     pub(crate) submitted_at: Option<SystemTime>,
-    /// The time at which the first solve began.
+    /// The time at which the first attempt began.
     pub(crate) started_at: Option<SystemTime>,
     /// The time at which the build ended.
     pub(crate) ended_at: Option<SystemTime>,
@@ -93,8 +93,8 @@ impl BuildRecord {
         }
     }
 
-    /// Creates the record of a call's build from its attempts in BuildKit's history, of which there is at least one, in
-    /// the order in which they began. `is_cancelled` says whether somebody asked to cancel it.
+    /// Creates the record of a call's build from its attempts in BuildKit's history, in the order in which they began;
+    /// `None` without attempts. `is_cancelled` says whether somebody asked to cancel it.
     pub(crate) fn from_history(id: &str, attempts: &[ListedBuild], is_cancelled: bool) -> Option<Self> {
         let (first, last) = (attempts.first()?, attempts.last()?);
         let function = last.attributes.function.as_ref();
@@ -179,7 +179,7 @@ impl BuildRecord {
         Value::Object(answer)
     }
 
-    /// Converts the record of an ended build to the terminal record of its log.
+    /// Converts the record of an ended build to the terminal record of its log, with the number `seq`.
     pub(crate) fn to_terminal_record(&self, seq: u64) -> Map<String, Value> {
         let mut record = self.outcome.clone();
         record.insert("seq".into(), json!(seq));

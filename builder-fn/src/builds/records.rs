@@ -25,13 +25,14 @@ const LOG_READERS_MAX: usize = 32;
 /// The limit on the searches through a daemon's whole history at the same time.
 const SEARCHES_MAX: usize = 2;
 
-/// The limit on the references of other builders' builds that are remembered.
+/// The limit on the remembered references of builds in a daemon's history. At the limit, all are forgotten.
 const REFERENCES_MAX: usize = 10_000;
 
 /// The records of this process's builds. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct BuildRecords(Arc<SharedRecords>);
 
+/// The state that all clones of [`BuildRecords`] share.
 #[derive(Debug)]
 struct SharedRecords {
     state: Mutex<RecordsState>,
@@ -51,6 +52,7 @@ impl Default for SharedRecords {
     }
 }
 
+/// The recorded builds.
 #[derive(Debug, Default)]
 struct RecordsState {
     builds: HashMap<RecordKey, RecordedBuild>,
@@ -89,7 +91,7 @@ pub(crate) struct AcceptedBuild {
 }
 
 impl BuildRecords {
-    /// Records that a call was accepted.
+    /// Records a delivery of a call. The record of a build that failed begins anew, and that of any other build stays.
     pub(crate) fn accept(&self, key: RecordKey, submitted_at: SystemTime) -> AcceptedBuild {
         let mut state = self.lock();
         let fresh = || BuildRecord::accepted(&key.id, submitted_at);
@@ -122,7 +124,7 @@ impl BuildRecords {
         }
     }
 
-    /// Returns a receiver of a build's record, and the mask of its log.
+    /// Returns a receiver of a build's record, and the mask of its log; `None` for a build without a record here.
     pub(crate) fn find(&self, key: &RecordKey) -> Option<(watch::Receiver<BuildRecord>, SecretMask)> {
         let state = self.lock();
         let build = state.builds.get(key)?;
@@ -154,7 +156,7 @@ impl BuildRecords {
         references.insert(key.clone(), reference.to_owned());
     }
 
-    /// Waits for a turn to search a daemon's whole history.
+    /// Waits for a permit to search a daemon's whole history.
     pub(super) async fn wait_for_search(&self) -> Option<SemaphorePermit<'_>> {
         self.0.searches.acquire().await.ok()
     }
@@ -164,7 +166,8 @@ impl BuildRecords {
         self.0.log_readers.clone().try_acquire_owned().ok()
     }
 
-    /// Cancels a build of this process. Returns whether there is one.
+    /// Cancels the build of a call in this process, and its later redeliveries. Returns whether the process has a
+    /// record of the build.
     pub(crate) fn cancel(&self, key: &RecordKey) -> bool {
         let state = self.lock();
         let Some(build) = state.builds.get(key) else {
@@ -227,7 +230,8 @@ impl AcceptedBuild {
         self.update(|record| record.phase = phase);
     }
 
-    /// Follows requests to cancel the build that reach other builders of `daemon`, until this delivery ends.
+    /// Follows requests to cancel builds of this process that reach other builders of `daemon`, until the returned
+    /// guard and those of other builds are dropped.
     pub(crate) fn watch_cancellations(&self, daemon: &Daemon) -> WatchedDaemon {
         let records = self.shared.clone();
         self.shared
@@ -258,6 +262,7 @@ impl AcceptedBuild {
         self.record_end(phase, outcome);
     }
 
+    /// Records the end of the delivery once.
     fn record_end(&mut self, phase: BuildPhase, outcome: Map<String, Value>) {
         if std::mem::replace(&mut self.has_ended, true) {
             return;

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::authentication::verify_question;
 use super::filter::BuildFilter;
-use super::log::{LogFormat, LogReader, LogRecordSink};
+use super::log::{LogFormat, LogRecordSink, LogSender};
 use super::lookup::{BuildLookup, FoundBuild, NotFound};
 use super::{BuildPhase, RecordKey};
 use crate::accept;
@@ -64,7 +64,7 @@ impl BuildsRoute {
 }
 
 impl BuilderApi {
-    /// Answers a question about builds.
+    /// Answers a request to a route below `/builds`, if its signature is authentic.
     pub(crate) async fn answer_question(
         &self,
         route: BuildsRoute,
@@ -127,6 +127,7 @@ impl BuilderApi {
     }
 }
 
+/// Answers with the builds that the query selects.
 async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
     let filter = match BuildFilter::parse(request.uri.query()) {
         Ok(filter) => filter,
@@ -145,6 +146,7 @@ async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
     answer::json_value_response(StatusCode::OK, &body)
 }
 
+/// Answers with the record of a build.
 fn answer_build(status: StatusCode, build: &FoundBuild) -> Response {
     let mut body = build.record.to_json();
     if let Some(error) = &build.history_error {
@@ -153,7 +155,7 @@ fn answer_build(status: StatusCode, build: &FoundBuild) -> Response {
     answer::json_value_response(status, &body)
 }
 
-/// Answers that nobody has heard of a build: the same for one that does not exist and for one of another tenant.
+/// Answers 404 for a build that was not found: the same for one that does not exist and for one of another tenant.
 fn answer_not_found(not_found: &NotFound) -> Response {
     let text = match &not_found.history_error {
         None => {
@@ -169,7 +171,7 @@ fn answer_not_found(not_found: &NotFound) -> Response {
     answer::error_response(StatusCode::NOT_FOUND, text)
 }
 
-/// Cancels a build, here or at another builder, and waits a moment for its end.
+/// Cancels a build, here or at another builder, and waits up to [`CANCEL_WAIT`] for its end.
 async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
     let mut build = match lookup.find(id).await {
         Ok(build) => build,
@@ -222,8 +224,9 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
     answer_build(status, &build)
 }
 
+/// Answers with a stream of a build's log, in the format that the request accepts.
 async fn answer_log(lookup: BuildLookup, id: String, request: &Parts) -> Response {
-    let from = match parse_from(request.uri.query()) {
+    let from = match parse_first_line_number(request.uri.query()) {
         Ok(from) => from,
         Err(problem) => return answer::error_response(StatusCode::BAD_REQUEST, &problem),
     };
@@ -239,7 +242,7 @@ async fn answer_log(lookup: BuildLookup, id: String, request: &Parts) -> Respons
         None => LogFormat::Plain,
     };
     let (sink, chunks) = LogRecordSink::new(reader);
-    let log = LogReader {
+    let log = LogSender {
         lookup,
         id,
         format,
@@ -255,7 +258,7 @@ async fn answer_log(lookup: BuildLookup, id: String, request: &Parts) -> Respons
 }
 
 /// Parses `from=N` in a query. Without it, a log begins with its first line, which has the number 1.
-fn parse_from(query: Option<&str>) -> Result<u64, String> {
+fn parse_first_line_number(query: Option<&str>) -> Result<u64, String> {
     let mut from = 1;
     for pair in query
         .unwrap_or_default()
@@ -319,7 +322,7 @@ mod tests {
             (Some("from"), None),
             (Some("to=1"), None),
         ] {
-            assert_eq!(parse_from(query).ok(), from, "{query:?}");
+            assert_eq!(parse_first_line_number(query).ok(), from, "{query:?}");
         }
     }
 }
