@@ -42,7 +42,7 @@ impl SourceContext {
         Self { index, spool }
     }
 
-    /// Parses a tar in memory, without checking a signature; for tests.
+    /// Parses the tar of a build request, which stays in memory, and returns its context; for tests.
     ///
     /// # Errors
     /// Fails if the tar has no usable context.

@@ -48,7 +48,7 @@ pub(super) enum LogFormat {
     Records(StreamFormat),
 }
 
-/// A task that sends the log of one build to a reader.
+/// A sender of one build's log to a reader.
 pub(super) struct LogSender {
     /// The lookup that finds the build again and again.
     pub(super) lookup: BuildLookup,

@@ -86,13 +86,19 @@ struct ContentCollector {
     bytes: Vec<u8>,
 }
 
-/// The purpose of an entry's content.
+/// The purpose for which an entry's content is collected.
 enum ContentPurpose {
+    /// The content is the PAX records of the next entry.
     Records,
+    /// The content is the PAX records of all later entries.
     GlobalRecords,
+    /// The content is the name of the next entry, in GNU's format.
     LongName,
+    /// The content is the link target of the next entry, in GNU's format.
     LongLink,
+    /// The content is the build configuration.
     Config,
+    /// The content is the sealed secrets.
     Secrets,
 }
 
@@ -160,8 +166,8 @@ impl ArchiveReader {
         Ok(())
     }
 
-    /// Skips the rest of the current entry's content, unless the reader needs it. Skips at most `available` bytes, and
-    /// returns how many.
+    /// Skips the rest of the current entry's content and padding, unless the reader needs it. Skips at most `available`
+    /// bytes, and returns how many.
     ///
     /// # Errors
     /// As [`parse_piece`](Self::parse_piece).
@@ -247,6 +253,7 @@ impl ArchiveReader {
         Ok(())
     }
 
+    /// Reads the complete header block, and begins its entry. A block of zeros ends the tar.
     fn read_header(&mut self) -> Result<(), ArchiveError> {
         if self.block.iter().all(|byte| *byte == 0) {
             if !self.extended.is_empty() {
@@ -286,7 +293,7 @@ impl ArchiveReader {
         }
     }
 
-    /// Prepares to collect the content of an extended header.
+    /// Begins to collect the content of an extended header; fails if it is too long.
     fn begin_extended_header(
         &mut self,
         header: &TarHeader<'_>,
@@ -308,6 +315,7 @@ impl ArchiveReader {
         }
     }
 
+    /// Begins the entry of a header that is not an extended one, and checks the limits on entries and on the index.
     fn begin_entry(&mut self, header: &TarHeader<'_>) -> Result<(), ArchiveError> {
         let extended = std::mem::take(&mut self.extended);
         let name = extended.name(header);
@@ -329,7 +337,7 @@ impl ArchiveReader {
         Ok(())
     }
 
-    /// Adds an entry to the index if it is in the context, and prepares to read its content.
+    /// Adds an entry to the index if it is in the context, and begins its content.
     fn add_entry(&mut self, entry: TarEntry) -> Result<(), EntryProblem> {
         let size = entry.size;
         let mut purpose = None;
@@ -421,7 +429,7 @@ impl ArchiveReader {
         })
     }
 
-    /// Prepares to read the content of an entry.
+    /// Begins the content of an entry, of `size` bytes: it is collected if it has a purpose, and skipped otherwise.
     fn begin_content(&mut self, size: u64, purpose: Option<ContentPurpose>) {
         let padding = size.next_multiple_of(BLOCK_BYTES as u64) - size;
         let collector = purpose.map(|purpose| ContentCollector {
@@ -469,6 +477,7 @@ impl ArchiveReader {
         Ok(())
     }
 
+    /// Adds extended headers to those of the next entry.
     fn add_extended_headers(&mut self, more: ExtendedHeaders) -> Result<(), ArchiveError> {
         self.extended
             .add_extended_header(more)
@@ -500,7 +509,7 @@ fn without_trailing_nuls(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Returns the error for a file that begins with the magic number of a compression format.
+/// Returns the error for a file that begins with the magic number of a compression format; `None` for any other.
 fn compressed_tar_error(start: &[u8]) -> Option<ArchiveError> {
     const COMPRESSION_MAGICS: [(&[u8], &str); 4] = [
         (b"\x1f\x8b", "gzip"),

@@ -11,7 +11,7 @@ pub struct Entry<'a> {
     /// The kind of the entry, with the data of that kind.
     pub kind: Kind<'a>,
     /// The lower twelve bits of the entry's Unix mode: permissions, set-user-id, set-group-id, sticky. `0o777` for
-    /// links.
+    /// symbolic links.
     pub mode: u32,
     /// The modification time of the entry, in nanoseconds since 1970.
     pub mtime_ns: i64,

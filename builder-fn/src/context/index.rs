@@ -5,7 +5,7 @@
 //! name, so that a path is looked up from the top down, and a [`IndexWalk`] returns the entries in BuildKit's order.
 //!
 //! Why not a `BTreeMap` from path to entry: an index lives as long as its build, and several builds of 200,000 entries have
-//! to fit into a builder of 256 MiB. In this form such an index takes at most 16 MiB
+//! to fit into a builder of 256 MiB. In this form such an index takes at most about 16 MiB
 //! ([`ArchiveLimits`](super::ArchiveLimits)). A map takes about 20 MiB more, which for four builds is a third of the
 //! builder's memory. The end-to-end tests in `resource_limits.rs` measure the memory of builds with that many entries.
 
@@ -70,7 +70,7 @@ impl Index {
     /// Returns the entry with this number.
     pub fn entry_by_number(&self, number: u32) -> Entry<'_> {
         let packed = self.packed(number);
-        packed.unpack(self.texts.from(packed.text))
+        packed.unpack(self.texts.bytes_from(packed.text))
     }
 
     /// Returns the name of an entry, which is the last component of its path.
@@ -123,7 +123,8 @@ impl Index {
         Some(self.packed(number).folder).filter(|folder| *folder != PackedEntry::TOP_LEVEL)
     }
 
-    /// Returns the numbers of the entries directly in a folder, or in the context, sorted by name.
+    /// Returns the numbers of the entries directly in a folder, or in the context, sorted by name. There are none in a
+    /// file or a link.
     pub(super) fn children(&self, folder: Option<u32>) -> Range<u32> {
         let (start, count) = match folder {
             None => (0, u64::from(self.top_level)),
@@ -166,7 +167,7 @@ impl Index {
 
     /// Returns the name of an entry as bytes.
     pub(super) fn name_bytes(&self, number: u32) -> &[u8] {
-        PackedEntry::name(self.texts.from(self.packed(number).text))
+        PackedEntry::name(self.texts.bytes_from(self.packed(number).text))
     }
 }
 
@@ -222,7 +223,7 @@ impl Index {
         self.packed(number).is_folder() && self.packed(number).size() > 0
     }
 
-    /// Marks a file as a hard link of another one.
+    /// Marks a file as one that may share its offset with another one.
     pub(super) fn set_linked(&mut self, number: u32) {
         self.entries[number as usize].set_linked();
     }

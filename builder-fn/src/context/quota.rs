@@ -17,6 +17,7 @@ pub struct SpoolQuota {
     used: Arc<AtomicU64>,
     /// The number of bytes in use by the tenant whose share this quota is; `None` for the quota of all tenants.
     used_by_tenant: Option<Arc<AtomicU64>>,
+    /// The number of bytes in use by each tenant that has a share, by the tenant's name.
     tenants: Arc<Mutex<HashMap<String, Weak<AtomicU64>>>>,
     metric: IntGauge,
 }
@@ -33,11 +34,12 @@ impl SpoolQuota {
         }
     }
 
-    /// Returns the share of the tenant `name` in this quota. Its bytes count against this quota too.
+    /// Returns the share of the tenant `name` in this quota, which admits as many of its bytes as it leaves free. They
+    /// count against this quota too.
     pub(crate) fn share_of_tenant(&self, name: &str) -> Self {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let used = tenants.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
-            // Those without bodies.
+            // Removes the tenants that have no bodies.
             tenants.retain(|_, used| used.strong_count() > 0);
             let used = Arc::default();
             tenants.insert(name.to_owned(), Arc::downgrade(&used));
@@ -90,7 +92,7 @@ impl SpoolQuota {
         self.limit
     }
 
-    /// Returns the number of bytes that all spools hold.
+    /// Returns the number of bytes that all spools of the quota hold, of every tenant.
     pub(super) fn used_bytes(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }

@@ -14,7 +14,7 @@ pub struct SpoolSettings {
     /// The folder for the spool's file. The file has no name there (`O_TMPFILE`, or it is removed as soon as it is
     /// created).
     pub folder: PathBuf,
-    /// The number of bytes that are kept in memory before a file is created.
+    /// The largest number of bytes that are kept in memory; a longer spool is moved to a file.
     pub memory: usize,
     /// The quota on bytes that all spools share.
     pub quota: SpoolQuota,
@@ -41,7 +41,7 @@ fn to_spool_error(folder: &Path, source: io::Error) -> SpoolError {
 /// The reason why bytes cannot be spooled.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// The file system of the spool folder, or its quota there, is full.
+    /// The file system of the spool folder is full, or a disk quota on it is reached.
     #[error("no space left in the spool folder {folder}")]
     Full {
         /// The path of the spool folder.
@@ -73,9 +73,9 @@ pub enum SpoolError {
 pub struct Spool {
     /// The folder for the spool's file; `None` for bytes that were in memory already, and stay there.
     folder: Option<PathBuf>,
-    /// The number of bytes that are kept in memory before a file is created.
+    /// The largest number of bytes that are kept in memory; a longer spool is moved to a file.
     memory: usize,
-    /// The quota that the bytes count against.
+    /// The quota that the bytes count against; `None` if they are not counted.
     quota: Option<SpoolQuota>,
     store: SpoolStore,
     len: u64,
@@ -96,6 +96,7 @@ enum SpoolStore {
 }
 
 impl SpoolStore {
+    /// Appends bytes in memory, or, if there are then more than `memory`, in a file in `folder`.
     fn append(&mut self, folder: &Path, memory: usize, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.write_all(bytes),
@@ -132,7 +133,7 @@ impl fmt::Debug for SpoolStore {
 }
 
 impl Spool {
-    /// Creates an empty spool, without a file at first.
+    /// Creates an empty spool whose bytes count against the quota in `settings`. It has no file at first.
     pub fn new(settings: SpoolSettings) -> Self {
         let mut spool = Self::uncounted(&settings);
         spool.quota = Some(settings.quota);
@@ -174,7 +175,8 @@ impl Spool {
         Ok(self)
     }
 
-    /// Moves the bytes of the spool, and those that follow, to a file. Blocks while the file is written.
+    /// Moves the bytes of the spool, and those that follow, to a file. Blocks while the file is written. A spool that
+    /// was made [`in_memory`](Self::in_memory) stays there.
     ///
     /// # Errors
     /// Fails if the spool folder is full, missing or not writable.
@@ -224,7 +226,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Reads bytes of the spool from `offset` on into `buffer`, and returns the number of bytes read.
+    /// Reads bytes of the spool from `offset` on into `buffer`, and returns the number of bytes read; 0 at the end.
     ///
     /// # Errors
     /// Fails if the file cannot be read.

@@ -88,7 +88,7 @@ impl ContextTree {
         Ok(())
     }
 
-    /// Adds `path` as a hard link of the entry at `target`.
+    /// Adds `path` as a hard link of the file at `target`, or as a copy of the symbolic link there.
     ///
     /// # Errors
     /// Fails if the target does not exist or is a folder, and as [`insert`](Self::insert).

@@ -16,8 +16,8 @@ use effort::MatchingEffort;
 pub(crate) use ignore_file::pattern_problems;
 use patterns::{MatchedPatterns, Pattern, Patterns};
 
-/// The limit on the effort of matching patterns, in bytes of paths that are compared with a pattern: seconds. It is
-/// enough for a hundred patterns with wildcards on 200,000 files.
+/// The limit on the effort of matching patterns, in bytes of paths that are compared with a pattern, which takes
+/// seconds. It is enough for a hundred patterns with wildcards on 200,000 files.
 const MATCHING_EFFORT_MAX_BYTES: usize = 2 << 30;
 
 /// The patterns in the metadata of a file-sync request.
@@ -59,13 +59,13 @@ pub(crate) struct ViewEntry {
     pub(crate) link: Option<u32>,
 }
 
-/// The error for an invalid pattern in a file-sync request.
+/// The error for patterns of a file-sync request that are malformed, too many or too complex, or no longer wanted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid pattern {pattern:?}: {reason}")]
 pub(crate) struct PatternError {
-    /// The invalid pattern.
+    /// The pattern at which the selection failed; empty if none is to blame.
     pub(crate) pattern: String,
-    /// The reason why the pattern is invalid.
+    /// The reason why the selection failed.
     pub(crate) reason: &'static str,
 }
 
@@ -104,9 +104,12 @@ fn view_with_effort(
         include = follow::without_nested(filter.include.iter().cloned().chain(targets));
     }
     let include = include.filter(|patterns| !patterns.is_empty());
-    let include = include.as_deref().map(PatternSelection::include).transpose()?;
+    let include = include
+        .as_deref()
+        .map(PatternSelection::by_includes)
+        .transpose()?;
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
-    let exclude = exclude.map(PatternSelection::exclude).transpose()?;
+    let exclude = exclude.map(PatternSelection::by_excludes).transpose()?;
     let entries = select_entries(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
     let links = find_hard_links(context, &entries);
     Ok(ContextView { entries, links })
@@ -137,7 +140,7 @@ impl ContextView {
     }
 }
 
-/// A list of include or of exclude patterns.
+/// A list of include or of exclude patterns, and how entries are selected by it.
 struct PatternSelection {
     patterns: Patterns,
     /// Whether all selecting patterns have wildcards at most at the end. Then folders in which none of them can match
@@ -156,11 +159,13 @@ struct FolderState {
 }
 
 impl PatternSelection {
-    fn include(patterns: &[String]) -> Result<Self, PatternError> {
+    /// Creates the selection by include patterns, of which those without `!` select entries.
+    fn by_includes(patterns: &[String]) -> Result<Self, PatternError> {
         Self::new(patterns, |pattern| !pattern.is_exception())
     }
 
-    fn exclude(patterns: &[String]) -> Result<Self, PatternError> {
+    /// Creates the selection by exclude patterns, of which those with `!` select entries.
+    fn by_excludes(patterns: &[String]) -> Result<Self, PatternError> {
         Self::new(patterns, Pattern::is_exception)
     }
 

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octal_numbers_in_a_tar_header_may_be_surrounded_by_blanks_and_nuls() {
+    fn octal_numbers_in_a_tar_header_may_follow_blanks_and_precede_blanks_and_nuls() {
         for field in [&b"0000644\0"[..], b"    644 ", b"644\0\0\0\0\0", b"  644\0 \0"] {
             assert_eq!(parse_octal_or_binary(field), Some(0o644), "{field:?}");
         }

@@ -3,8 +3,8 @@
 use crate::context::Index;
 
 /// The index memory per entry, in bytes: 44 that every entry takes, and the rest for its name, link target and
-/// attributes, which mostly take less than 32. So 200,000 entries take at most 16 MiB, and everything else in a build
-/// fits into as much.
+/// attributes, which mostly take less than 32. So 200,000 entries take at most about 16 MiB, and everything else in a
+/// build fits into as much.
 const INDEX_BYTES_PER_ENTRY: usize = 84;
 
 /// The limits on a tar, and on the memory of its index.
@@ -21,7 +21,8 @@ pub struct ArchiveLimits {
 }
 
 impl Default for ArchiveLimits {
-    /// Returns limits of 1 GiB, 200,000 entries with an index of 16 MiB, and 1 MiB for each of the two small files.
+    /// Returns limits of 1 GiB, 200,000 entries with an index of about 16 MiB, and 1 MiB for each of the two small
+    /// files.
     fn default() -> Self {
         Self {
             body: 1 << 30,

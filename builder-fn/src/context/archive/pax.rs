@@ -14,6 +14,7 @@ pub(super) struct PaxRecords {
     pub(super) sparse: bool,
 }
 
+/// The prefix of the key of an extended attribute, before the attribute's name.
 const XATTR_KEY_PREFIX: &str = "SCHILY.xattr.";
 
 impl PaxRecords {
@@ -37,6 +38,7 @@ impl PaxRecords {
         Ok(records)
     }
 
+    /// Sets the field of one record, or clears it if the value is empty. Unknown keys are ignored.
     fn set_record(&mut self, key: &str, value: &[u8]) -> Result<(), &'static str> {
         // POSIX lets an empty value remove another one, and tar programs differ in which.
         if value.is_empty() && matches!(key, "path" | "size") {
@@ -48,7 +50,7 @@ impl PaxRecords {
             "path" => self.path = given.map(<[u8]>::to_vec),
             "linkpath" => self.link_path = given.map(<[u8]>::to_vec),
             "size" => self.size = given.map(parse_decimal).transpose()?,
-            "mtime" => self.mtime_ns = given.map(parse_nanoseconds).transpose()?,
+            "mtime" => self.mtime_ns = given.map(seconds_to_nanos).transpose()?,
             _ if key.starts_with("GNU.sparse.") => self.sparse = true,
             _ => {
                 if let Some(name) = key
@@ -102,7 +104,7 @@ fn split_record(data: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
     Ok((content, rest))
 }
 
-/// Parses a decimal number with an optional sign.
+/// Parses a decimal number with an optional minus sign.
 fn parse_decimal(text: &[u8]) -> Result<i64, &'static str> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
@@ -112,8 +114,9 @@ fn parse_decimal(text: &[u8]) -> Result<i64, &'static str> {
     text.parse().map_err(|_| "a number is too large")
 }
 
-/// Parses seconds with an optional fraction as nanoseconds; a time out of range becomes the nearest in range.
-fn parse_nanoseconds(text: &[u8]) -> Result<i64, &'static str> {
+/// Converts decimal seconds with an optional fraction to nanoseconds. A time out of range becomes the nearest in range;
+/// more than 64 bits of seconds are an error.
+fn seconds_to_nanos(text: &[u8]) -> Result<i64, &'static str> {
     let point = text.iter().position(|byte| *byte == b'.');
     let (whole, fraction) = match point {
         Some(at) => (&text[..at], &text[at + 1..]),
@@ -205,10 +208,10 @@ mod tests {
             ("-0.5", -500_000_000),
             ("9223372036854775807", i64::MAX),
         ] {
-            assert_eq!(parse_nanoseconds(text.as_bytes()), Ok(expected), "{text}");
+            assert_eq!(seconds_to_nanos(text.as_bytes()), Ok(expected), "{text}");
         }
         for text in ["", ".", "1.x", "1e3", "99999999999999999999"] {
-            assert!(parse_nanoseconds(text.as_bytes()).is_err(), "{text}");
+            assert!(seconds_to_nanos(text.as_bytes()).is_err(), "{text}");
         }
     }
 

@@ -23,7 +23,8 @@ pub enum ReadError {
 }
 
 impl ArchiveReader {
-    /// Reads the tar in `spool`, from its start to its end. Blocks while the spool's file is read.
+    /// Indexes the tar in `spool`, from its start to its end, without reading large contents. Blocks while the spool's
+    /// file is read.
     ///
     /// # Errors
     /// Fails if the tar is unusable or the spool cannot be read.

@@ -43,6 +43,7 @@ impl TarBuilder {
         self.with_entry(name, content, |header| header.as_old_mut().linkflag = [flag])
     }
 
+    /// Adds an extended header with PAX records: flag `x` for the next entry, `g` for all later ones.
     pub(super) fn with_pax_header(self, flag: u8, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
@@ -57,6 +58,7 @@ impl TarBuilder {
         self.with_entry_of_type(flag, "extended", &data)
     }
 
+    /// Adds a ustar entry of mode `0o644`, which `change` may change before its checksum is set.
     fn with_entry(self, name: &str, content: &[u8], change: impl FnOnce(&mut Header)) -> Self {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -83,10 +85,12 @@ impl TarBuilder {
         self.with_bytes(&[0; 2 * BLOCK_BYTES])
     }
 
+    /// Adds the end marker, and reads the tar.
     fn read(self) -> Result<ArchiveContents, ArchiveError> {
         read_in_pieces(&self.with_end_marker().0, &[])
     }
 
+    /// Adds the end marker, and returns the problem of the entry for which the tar is rejected.
     fn read_problem(self) -> EntryProblem {
         match self.read().err() {
             Some(ArchiveError::Entry { problem, .. }) => problem,
@@ -95,6 +99,7 @@ impl TarBuilder {
     }
 }
 
+/// Reads a tar in pieces that end at the offsets `cuts`, and at its end.
 fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<ArchiveContents, ArchiveError> {
     let mut reader = ArchiveReader::new(ArchiveLimits::default());
     let mut from = 0;
@@ -105,6 +110,7 @@ fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<ArchiveContents, Archive
     reader.finish()
 }
 
+/// Returns a tar with a configuration and a Dockerfile, without the end marker.
 fn small_tar() -> TarBuilder {
     TarBuilder::default()
         .with_file("com.openfaas.docker.config", b"{}")

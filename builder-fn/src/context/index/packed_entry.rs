@@ -137,14 +137,17 @@ impl PackedEntry {
         self.flags & (FILE_FLAG | SYMLINK_FLAG) == 0
     }
 
+    /// Returns whether a file may share its offset with another one.
     pub(super) fn is_linked(&self) -> bool {
         self.flags & HARD_LINKED_FLAG != 0
     }
 
+    /// Marks a file as one that may share its offset with another one.
     pub(super) fn set_linked(&mut self) {
         self.flags |= HARD_LINKED_FLAG;
     }
 
+    /// Returns the offset of a file's content, or the number of the first entry in a folder.
     pub(super) fn start(&self) -> u64 {
         unpack_uint48(self.start)
     }
@@ -153,6 +156,7 @@ impl PackedEntry {
         self.start = pack_uint48(start);
     }
 
+    /// Returns the length of a file's content or of a link's target, or the number of entries in a folder.
     pub(super) fn size(&self) -> u64 {
         unpack_uint48(self.size)
     }
@@ -213,7 +217,7 @@ mod tests {
                 let text = PackedEntry::add_text(&mut texts, &name, &entry);
                 PackedEntry::add_text(&mut texts, "another text", &entry);
                 let mut packed = PackedEntry::new(7, text, &entry);
-                let text = texts.from(text);
+                let text = texts.bytes_from(text);
                 assert_eq!(PackedEntry::name(text), name.as_bytes());
                 assert_eq!(packed.unpack(text), entry);
                 packed.set_linked();

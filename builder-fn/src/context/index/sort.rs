@@ -8,7 +8,7 @@ impl Index {
     ///
     /// Needs eight bytes per entry meanwhile. Compares only names within one folder, so the depth of folders does not matter.
     pub(in crate::context) fn sort(&mut self) {
-        let mut sorted = self.by_folder();
+        let mut sorted = self.group_by_folder();
         for at in 0..self.len() {
             let folder = self.entries[at];
             if folder.is_folder() {
@@ -21,7 +21,7 @@ impl Index {
     }
 
     /// Sets the start of each folder, and returns the numbers of all entries, grouped by folder.
-    fn by_folder(&mut self) -> Vec<u32> {
+    fn group_by_folder(&mut self) -> Vec<u32> {
         let mut next = u64::from(self.top_level);
         for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
             folder.set_start(next);

@@ -45,7 +45,7 @@ impl<'a> IndexWalk<'a> {
         Some((at, &self.path))
     }
 
-    /// Makes the walk skip the entries in the current folder.
+    /// Makes the walk skip the entries in the folder that it has just returned.
     pub(crate) fn skip_children(&mut self) {
         self.skips_children = true;
     }

@@ -8,7 +8,7 @@ use super::glob::{self, Glob};
 use crate::context::{Kind, SourceContext};
 
 /// The limit on the length of a path in bytes. For a longer path, the original gets an error from the file system.
-const PATH_MAX: usize = 4095;
+const PATH_MAX_BYTES: usize = 4095;
 
 /// The limit on the effort of following links, in compared bytes. It takes seconds; a chain of links can be made to
 /// take days.
@@ -65,7 +65,7 @@ struct LinkFollower<'a> {
 impl LinkFollower<'_> {
     /// Follows the clean path `path` to its end or to the first symbolic link, and returns the paths to resolve next.
     fn resolve(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
-        if path.len() > PATH_MAX {
+        if path.len() > PATH_MAX_BYTES {
             return Err("links lead to it, and it is longer than 4095 bytes");
         }
         let ends = path.match_indices('/').map(|(at, _)| at);
@@ -120,7 +120,8 @@ impl LinkFollower<'_> {
         self.target_of_entry(self.context.index().find(path)?, folder)
     }
 
-    /// Returns the target of the symbolic link with the number `at`, which is in `folder`.
+    /// Returns the target of the symbolic link with the number `at`, which is in `folder`, as an absolute path whose
+    /// root is the context; `None` for another entry.
     fn target_of_entry(&self, at: u32, folder: &str) -> Option<String> {
         let Kind::Symlink { target } = self.context.index().entry_by_number(at).kind else {
             return None;
@@ -133,7 +134,8 @@ impl LinkFollower<'_> {
     }
 }
 
-/// Removes the paths that are below another path. Returns `None` if the root is among the paths.
+/// Removes each path that is below the last path kept before it, so that sorted paths keep no nested ones. Returns
+/// `None` if the root is among the paths.
 pub(super) fn without_nested(paths: impl IntoIterator<Item = String>) -> Option<Vec<String>> {
     let mut kept: Vec<String> = Vec::new();
     for path in paths {
@@ -153,6 +155,7 @@ mod tests {
     use super::super::tests::context_with_entries;
     use super::*;
 
+    /// Returns the reason why `path` cannot be followed through a context of `entries`, with an effort of 1 MiB.
     fn follow_error(entries: &[String], path: &str) -> &'static str {
         let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
         let effort = MatchingEffort::new(1 << 20, "too many links", &|| true);

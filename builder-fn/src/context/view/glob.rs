@@ -138,7 +138,7 @@ impl Glob {
 }
 
 impl GlobToken {
-    /// Returns whether the token of a pattern matches `character`.
+    /// Returns whether the token of a pattern matches `character`. A star matches none here: see [`Glob::matches`].
     fn matches(&self, character: char) -> bool {
         match self {
             Self::Star => false,

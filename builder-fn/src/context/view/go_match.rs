@@ -12,6 +12,7 @@ pub(super) fn go_match_accepts(pattern: &str) -> bool {
     match_name(pattern, ".").is_ok()
 }
 
+/// Returns whether a pattern matches the whole of `name`; fails if a part that is reached is malformed.
 fn match_name(mut pattern: &str, mut name: &str) -> Result<bool, BadPattern> {
     'chunks: while !pattern.is_empty() {
         let (has_star, chunk, rest) = scan_chunk(pattern);

@@ -13,7 +13,7 @@ use super::{PatternError, glob, go_match};
 /// The limit on the memory of one compiled pattern, in bytes: more than any real pattern needs.
 const COMPILED_PATTERN_MAX_BYTES: usize = 1 << 20;
 
-/// The limit on the number of patterns. Each is matched against each entry.
+/// The limit on the number of patterns in one list. Each is matched against each entry.
 const PATTERN_COUNT_MAX: usize = 10_000;
 
 /// The limit on the total length of the patterns with wildcards, as regular expressions, in bytes. Compiled and with
@@ -126,6 +126,8 @@ impl Patterns {
 }
 
 impl Pattern {
+    /// Parses one pattern; fails if Go's `filepath.Match` rejects it. A pattern that fails only once it is tried is
+    /// kept.
     pub(super) fn parse(given: &str) -> Result<Self, PatternError> {
         let reject = |reason| PatternError {
             pattern: given.to_owned(),
@@ -175,6 +177,7 @@ impl Pattern {
         }
     }
 
+    /// Returns whether the pattern, without the `!` of an exception, matches the whole of `path`.
     fn matches(&self, path: &str, effort: &mut MatchingEffort<'_>) -> Result<bool, &'static str> {
         effort.spend(PLAIN_PATTERN_EFFORT_BYTES)?;
         Ok(match &self.rule {
@@ -200,6 +203,7 @@ impl MatchRule {
         }
     }
 
+    /// Translates a pattern to its rule: a comparison of text where that is enough, or else a regular expression.
     fn compile(pattern: &str) -> Result<Self, &'static str> {
         #[derive(PartialEq)]
         enum Shape {

@@ -79,7 +79,7 @@ fn entries_outside_of_the_context_are_ignored_with_a_warning() {
 }
 
 #[test]
-fn names_in_extended_headers_override_those_in_the_header() {
+fn names_targets_and_times_in_extended_headers_override_those_in_the_header() {
     let long = format!("context/{}/{}", "d".repeat(200), "f".repeat(200));
     let contents = TarBuilder::default()
         .with_entry_of_type(b'L', "././@LongLink", format!("{long}\0").as_bytes())
@@ -185,7 +185,7 @@ fn a_trailing_slash_makes_a_folder_in_old_tars() {
 }
 
 #[test]
-fn entries_that_lead_out_of_the_context_are_rejected() {
+fn entries_that_lead_out_of_the_context_or_conflict_with_one_before_are_rejected() {
     for name in ["/context/a", "context/../../a", "../a", "context/.."] {
         let problem = TarBuilder::default().with_file(name, b"").read_problem();
         assert!(
@@ -281,7 +281,7 @@ fn entry_types_other_than_files_folders_and_links_are_rejected() {
 }
 
 #[test]
-fn the_configuration_and_secrets_have_to_be_files_and_the_context_a_folder() {
+fn the_configuration_and_secrets_have_to_be_small_files_and_the_context_a_folder() {
     assert_eq!(
         TarBuilder::default()
             .with_symlink("com.openfaas.docker.config", "x")
@@ -395,7 +395,7 @@ fn a_tar_with_too_many_entries_or_too_large_an_index_is_rejected() {
 }
 
 #[test]
-fn other_formats_than_tar_are_named_in_the_error() {
+fn the_error_for_a_body_that_is_no_tar_with_a_context_names_what_is_wrong() {
     let error = |bytes: &[u8]| {
         read_in_pieces(bytes, &[])
             .err()

@@ -174,6 +174,8 @@ fn folder_with_every_kind_of_entry(format: &str) -> TempDir {
     source
 }
 
+/// Archives `source` with GNU tar in `format`, and asserts that the tar's index has what GNU tar extracts from the tar.
+/// `how` names the case; with `no folders`, the modes and times of folders are not compared.
 fn assert_index_matches_extraction(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
     let case = format!("{format}, {how}");
     let archive = source.path().with_extension("tar");
@@ -205,11 +207,13 @@ fn assert_index_matches_extraction(source: &TempDir, format: &str, how: &str, ar
     assert_eq!(indexed.len(), expected.len(), "{case}");
 }
 
+/// Extracts a tar with GNU tar; fails with the text on its standard error.
 pub(super) fn extract_with_gnu_tar(archive: &Path, to: &Path) -> Result<(), String> {
     let how = ["--extract", "--preserve-permissions", "--no-same-owner", "--file"];
     run_command(Command::new("tar").args(how).arg(archive).arg("-C").arg(to))
 }
 
+/// Runs a command to its end; fails with the text on its standard error.
 pub(super) fn run_command(command: &mut Command) -> Result<(), String> {
     let output = command
         .env("LC_ALL", "C")
@@ -232,6 +236,7 @@ pub(super) fn clear_folder_modes_and_times(list: &mut [FoundEntry]) {
     }
 }
 
+/// Lists the entries of a context, with the contents of files. The times of symbolic links are 0.
 pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
     let mut firsts: Vec<(u64, String)> = Vec::new();
     let found = |(path, entry): (String, Entry<'_>)| {
@@ -272,7 +277,8 @@ pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
         .collect()
 }
 
-/// Lists a folder in the order of Go's `filepath.WalkDir`, which BuildKit's own client uses.
+/// Adds the entries below a folder to `found`, in the order of Go's `filepath.WalkDir`, which BuildKit's own client
+/// uses.
 pub(super) fn list_folder(folder: &Path, prefix: &str, found: &mut Vec<FoundEntry>) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()

@@ -33,6 +33,7 @@ pub(super) fn generate_tars(extended: bool) -> impl Strategy<Value = TarBuilder>
 /// The comparable parts of a tar's content: index, configuration and warnings.
 type TarOutcome = (Index, Option<Vec<u8>>, Vec<String>);
 
+/// Reads a tar in pieces that end at the offsets `cuts`; fails with the text of the error.
 fn read_outcome(tar: &[u8], cuts: &[usize]) -> Result<TarOutcome, String> {
     read_in_pieces(tar, cuts)
         .map(|contents| (contents.entries, contents.config, contents.warnings))

@@ -55,6 +55,7 @@ impl TarBuilder {
     }
 }
 
+/// Returns tars with peculiar headers, each with a name and the expected result of reading it.
 fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
     let mut cases: Vec<(String, TarBuilder, ExpectedReading)> = Vec::new();
     let mut case = |name: &str, tar: TarBuilder, expected| cases.push((name.to_owned(), tar, expected));
@@ -257,7 +258,7 @@ fn a_peculiar_tar_has_the_files_that_gnu_tar_and_python_extract_or_is_rejected()
                     "{name}"
                 );
                 let context = SourceContext::from_tar(&tar).unwrap();
-                let indexed = without_folders(entries_in_index(&context));
+                let indexed = with_cleared_folders(entries_in_index(&context));
                 for (program, extract) in [
                     ("GNU tar", extract_with_gnu_tar as fn(&Path, &Path) -> _),
                     ("Python", extract_with_python),
@@ -326,7 +327,7 @@ fn entries_extracted_with(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), St
     extract(&archive, folder.path()).unwrap_or_else(|error| panic!("{error}"));
     let mut found = Vec::new();
     list_folder(&folder.path().join("context"), "", &mut found);
-    without_folders(found)
+    with_cleared_folders(found)
 }
 
 /// Extracts a tar with Python's `tarfile`, without the filters that some versions apply by default.
@@ -344,7 +345,7 @@ with tarfile.open(sys.argv[1]) as archive:
 }
 
 /// Returns the entries with cleared modes and times of folders, because Python extracts implied folders in another way.
-fn without_folders(mut found: Vec<FoundEntry>) -> Vec<FoundEntry> {
+fn with_cleared_folders(mut found: Vec<FoundEntry>) -> Vec<FoundEntry> {
     clear_folder_modes_and_times(&mut found);
     found
 }
