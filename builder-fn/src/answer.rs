@@ -1,8 +1,8 @@
 //! The answer to a build request: the one place where an outcome or an error becomes an HTTP status.
 //!
-//! The status tells a queue whether to retry: yes for 429, 502 and 507, no for all others. The body is the same JSON object
-//! for all of them. A streamed answer has status 200 whatever becomes of the build, because clients read the body of no
-//! other one.
+//! The status tells a queue whether to retry: yes for 429, 502 and 507, no for all others. The body of a 429 is plain
+//! text, and that of every other status the same JSON object. A streamed answer has status 200 whatever becomes of the
+//! build, because clients read the body of no other one.
 
 mod response;
 
@@ -21,8 +21,8 @@ pub(crate) use response::{
     streamed_text_response, too_many_readers_response,
 };
 
-/// The fields of a deployer's answer that programs read: words of a fixed set, and names that the config has in clear text.
-/// A secret with the value `ready` must not change the status.
+/// The fields of a deployer's answer in which secrets are not masked, because programs read them: words of a fixed set,
+/// and names that the config has in clear text. A secret with the value `ready` must not change the status.
 const UNMASKED_DEPLOYMENT_FIELDS: [&str; 8] = [
     "status",
     "function",
@@ -158,8 +158,8 @@ impl Answer {
         }
     }
 
-    /// Masks secrets in the answer's error and in the texts of the deployer's answer. The log is masked line by
-    /// line, as it is written.
+    /// Masks secrets in the answer's error, and in the deployer's answer except [`UNMASKED_DEPLOYMENT_FIELDS`]. The log
+    /// is not masked here: it is masked line by line, as it is written.
     #[must_use]
     pub(crate) fn with_secrets_masked(mut self, mask: &SecretMask) -> Self {
         if let Some(error) = &mut self.report.error {
@@ -185,6 +185,7 @@ pub(crate) fn report_of_panicked_build(call_id: &str, image: &str) -> Report {
     report_of_failure(format!("internal error, call id {call_id}"), fields)
 }
 
+/// Creates a report with status `failed`, this error, and neither log nor digest.
 fn report_of_failure(error: String, fields: AnswerFields<'_>) -> Report {
     Report {
         log: None,

@@ -44,7 +44,7 @@ pub(crate) enum Error {
     /// The context that the request refers to cannot be used, or a context cannot be stored.
     #[error(transparent)]
     Context(Box<ContextError>),
-    /// The tar has sealed secrets, and the builder has no key. Building without them would hide the mistake.
+    /// The request has sealed secrets, and the builder has no key. Building without them would hide the mistake.
     #[error(
         "this builder has no key for sealed secrets; leave com.openfaas.secrets out of the tar, or sealedSecrets out of the \
          JSON request"
@@ -118,7 +118,7 @@ pub(crate) enum ErrorKind {
     Invalid,
     /// The rules do not allow the request. It fails however often it is sent.
     Forbidden,
-    /// The request exceeds a size limit. The rest of its body has not been read.
+    /// The request exceeds a size limit. The rest of its body may not have been read.
     TooLarge,
     /// The request is valid, and its build fails however often it is run.
     BuildFailed,
@@ -130,7 +130,7 @@ pub(crate) enum ErrorKind {
     Cancelled,
     /// Another call sent the same request before.
     Conflict,
-    /// There is no space for the request's body now. The rest of the body has not been read.
+    /// There is no space for the request's body or its context now. The rest of the body may not have been read.
     NoSpace,
     /// The request's body arrived too slowly. The rest of it has not been read.
     TooSlow,
@@ -143,7 +143,7 @@ pub(crate) enum ErrorKind {
     },
     /// This builder is shutting down. Another builder, or its successor, can build.
     Draining,
-    /// The operator has not set this builder up for the request.
+    /// The operator has not set this builder up to store contexts.
     NotOffered,
     /// The builder or something that it depends on failed. A retry may succeed.
     Platform,

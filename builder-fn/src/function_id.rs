@@ -6,9 +6,8 @@ use std::str::FromStr;
 use function_host::policy::TenantName;
 use serde_json::{Map, Value};
 
-/// The identity of a function: its name and its namespace. A function without a namespace has the operator's
-/// default one, so that both forms of its name are one identity. With a policy, functions of two tenants are two, whatever
-/// their names, so that no tenant's build ends another's.
+/// The identity of a function: its name, its namespace and, with a policy, its tenant. Functions of two tenants are
+/// two, whatever their names, so that no tenant's build ends another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FunctionId {
     tenant: Option<String>,
@@ -45,8 +44,10 @@ impl FunctionId {
         format!("{}.{}", self.name, self.namespace)
     }
 
-    /// Returns the identity of the function in a config's `deploy`, or `None` if it names no function. A name with a slash
-    /// is none: no provider has such functions, and the slash separates the tenant in the identity's text.
+    /// Returns the identity of the function in a config's `deploy`, without a tenant, or `None` if it names no
+    /// function. A missing namespace becomes the default one, so that both forms of a function's name are one identity.
+    /// A name with a slash is none: no provider has such functions, and the slash separates the tenant in the
+    /// identity's text.
     pub fn from_deploy_config(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
         let name = non_empty_text(deploy, "service").filter(|name| !name.contains('/'))?;
         let namespace = non_empty_text(deploy, "namespace").unwrap_or(default_namespace);
@@ -54,7 +55,8 @@ impl FunctionId {
     }
 }
 
-/// Returns the text of `key`, unless it is empty. Keys match case-insensitively, as Go's own JSON reader does.
+/// Returns the text of `key`, unless it is empty. A key in another case counts if none is spelled exactly so, as in
+/// Go's own JSON reader.
 fn non_empty_text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
     let value = map.get(key).or_else(|| {
         let mut values = map.iter();
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_of_two_tenants_are_two_whatever_their_names() {
+    fn functions_of_one_name_in_two_tenants_have_different_identities() {
         let hello = FunctionId::new("hello", "openfaas-fn");
         let tenants =
             ["acme", "globex"].map(|name| hello.clone().of_tenant(&name.parse().expect("a tenant's name")));

@@ -36,7 +36,7 @@ pub(crate) const DEPLOY_SECRET_NAME: &str = "deploy-secret";
 /// The name of the header with a hand-over's signature.
 const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
-/// The shortest time in which another attempt to hand over may succeed.
+/// The least time that must be left until the deadline of a hand-over for another attempt to be made.
 const MIN_ATTEMPT_TIME: Duration = Duration::from_secs(1);
 
 /// The settings for the hand-over to the deployer.
@@ -46,9 +46,10 @@ pub struct DeployerSettings {
     pub function: String,
     /// The way in which hand-overs reach the deployer.
     pub via: DeployVia,
-    /// The timeout of a deployment, until the new version is ready or the old one is restored.
+    /// The time limit of a hand-over with all its attempts. Each attempt waits for the deployer's answer, which comes
+    /// when the new version is ready or the old one is restored.
     pub timeout: Duration,
-    /// The time for which the deployer may accept a hand-over.
+    /// The time after the end of a build for which the deployer may accept its hand-over.
     pub hand_over_ttl: Duration,
 }
 
@@ -78,7 +79,7 @@ impl FromStr for DeployVia {
     }
 }
 
-/// The connection to the deployer, a function behind the same gateway.
+/// The deployer, a function behind the gateway, with what is needed to sign hand-overs and to send them to it.
 #[derive(Clone, Debug)]
 pub struct Deployer {
     /// The gateway through which the deployer is called.
@@ -112,7 +113,7 @@ impl Deployer {
     }
 }
 
-/// Signs hand-overs and sends them to the deployer.
+/// Signs hand-overs and dry runs, and sends them to the deployer.
 #[derive(Debug)]
 pub(crate) struct HandOverSigner<'a> {
     deployer: &'a Deployer,
@@ -168,12 +169,12 @@ impl HandOverSigner<'_> {
         })
     }
 
-    /// Returns the time for which the deployer may accept a hand-over.
+    /// Returns the time after the end of a build for which the deployer may accept its hand-over.
     pub(crate) fn ttl(&self) -> Duration {
         self.deployer.settings.hand_over_ttl
     }
 
-    /// Makes the hand-over a part of the builder's own answer.
+    /// Sends nothing, and returns a deployment that encloses the hand-over for the builder's own answer.
     fn enclose_in_answer(&self, hand_over: &HandOver<'_>) -> Deployment {
         let mut deployment = Deployment::sent("handed_over", hand_over);
         deployment.enclosed = Some(EnclosedHandOver {
@@ -183,8 +184,8 @@ impl HandOverSigner<'_> {
         deployment
     }
 
-    /// Sends a message to the deployer, again after every transient failure, until `deploy_timeout` has passed.
-    /// Returns the last result, and the number of attempts.
+    /// Sends a message to the deployer, again after every transient failure while `deploy_timeout` leaves time for
+    /// another attempt. Returns the last result, and the number of attempts.
     async fn send_until_final(
         &self,
         message: &SignedMessage<'_>,
@@ -260,7 +261,7 @@ impl HandOverSigner<'_> {
 pub(crate) struct AnswerSigner(HmacKeys);
 
 impl AnswerSigner {
-    /// Returns the header with the signature of the answer's `body`.
+    /// Returns the name and the value of the header with the signature of the answer's `body`.
     pub(crate) fn signature_header(&self, body: &[u8]) -> (header::HeaderName, String) {
         (
             header::HeaderName::from_static(SIGNATURE_HEADER),
@@ -274,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_builder_without_the_secret_fails_before_it_builds() {
+    fn a_hand_over_is_signed_only_with_a_secret_that_exists_and_is_not_empty() {
         let folder = tempfile::tempdir().expect("folder");
         let secrets = Secrets::new(folder.path());
         let gateway = Gateway::new("http://gateway:8080", secrets.clone()).expect("gateway");

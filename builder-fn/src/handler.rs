@@ -141,6 +141,7 @@ impl BuilderApi {
         }
     }
 
+    /// Answers `POST /build`: receives the request, and builds before it answers, or while it streams the answer.
     async fn answer_build(&self, request: Request, context: Context) -> Response {
         let arrived = Instant::now();
         // Before reading the body, so that a rejected caller does not upload it.
@@ -250,6 +251,7 @@ impl BuilderApi {
         received
     }
 
+    /// Returns whether the request's config has `deploy` and the setting `deploy_via` is `callback`.
     fn is_deployed_by_callback(&self, request: &BuildRequest) -> bool {
         request.config.deploy.is_some() && self.builder.deployer.settings.via == DeployVia::Callback
     }

@@ -1,6 +1,7 @@
 //! Splits `HOST[:PORT]`, in which an IPv6 address is in brackets.
 
-/// Splits `HOST[:PORT]`. An empty port counts as missing. Returns `None` if the port is no number from 0 to 65535.
+/// Splits `HOST[:PORT]`. An empty port counts as missing. Returns `None` if the port is no number from 0 to 65535, or a
+/// bracket is not closed. The host's own characters are not checked.
 pub(crate) fn split_host_port(text: &str) -> Option<(&str, Option<u16>)> {
     let host_end = match text.starts_with('[') {
         true => text.find(']')? + 1,
@@ -24,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_colon_outside_of_brackets_precedes_the_port() {
+    fn the_only_colon_outside_of_brackets_precedes_the_port() {
         for (text, expected) in [
             ("a", Some(("a", None))),
             ("a:1", Some(("a", Some(1)))),

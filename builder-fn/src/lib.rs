@@ -1,4 +1,5 @@
-//! Builds the source of a function into an image: an OpenFaaS function that gives signed tars to BuildKit.
+//! The builder: an OpenFaaS function that verifies signed build requests and has BuildKit build their sources into
+//! images.
 //!
 //! What is public is what the binary, the integration tests and the fuzz targets use.
 

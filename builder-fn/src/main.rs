@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     function_host::run_with(setup)
 }
 
+/// Reads the settings, starts the probe of BuildKit and the build threads, and returns the app that serves the API.
 async fn setup(context: SetupContext) -> Result<App, SetupError> {
     let mut parser = context.settings_parser();
     let settings = Settings::read(&mut parser, context.secrets(), context.max_inflight());
@@ -87,7 +88,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
     let slots = settings.slots;
     api.limits.unverified.budget().show_in(api.metrics.unverified());
     let senders = api.limits.unverified.budget().limits().senders;
-    // Requests count only once their signatures have been verified.
+    // A request counts against `max_inflight` only once its signature has been verified.
     Ok(App::new(api)
         .handler_limits_inflight()
         .verifies_requests(senders)

@@ -60,7 +60,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the builder's metrics, all zero.
+    /// Registers the builder's metrics: all zero, except the gauge for a valid policy, which is 1.
     ///
     /// # Errors
     /// Fails if `registry` has metrics of the same names.
@@ -187,8 +187,8 @@ impl Metrics {
     }
 }
 
-/// A guard for a build in flight. Dropping it before [`end_with_outcome`](Self::end_with_outcome) counts the build as
-/// abandoned: its caller disconnected.
+/// A guard for a build in flight. Dropping it without [`end_with_outcome`](Self::end_with_outcome) counts the build as
+/// panicked if the thread panics, and otherwise as abandoned: its caller disconnected.
 #[derive(Debug)]
 pub(crate) struct InFlightBuild {
     metrics: Metrics,

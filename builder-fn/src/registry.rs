@@ -20,9 +20,9 @@ pub use image_name::ImageName;
 pub use tenant::{NoCredentials, TenantCredentials};
 
 /// The timeout of one lookup in a registry, which may take several requests.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Looks up manifests in registries, with the credentials that images are pushed with.
+/// A client of registries that looks up manifests, with the credentials that images are pushed with.
 #[derive(Clone, Debug)]
 pub struct Registries {
     /// The credentials that lookups are authenticated with.
@@ -43,6 +43,6 @@ impl ManifestLookup for Registries {
         let credentials = self.credentials.credentials(registry).await;
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone())?;
         let mut repository = client.repository(registry, repository, credentials);
-        Ok(tokio::time::timeout(ANSWER_TIMEOUT, repository.has_manifest(digest)).await??)
+        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.has_manifest(digest)).await??)
     }
 }

@@ -32,7 +32,8 @@ pub(crate) use error::{ContextError, ContextErrorKind};
 /// The largest number of contexts that are stored at a time; further ones wait.
 const MAX_UPLOADS: usize = 4;
 
-/// Fetches and stores contexts, with the credentials of the operator and of tenants. Clones share the limit on uploads.
+/// Fetches, stores and deletes contexts in registries, with the credentials of the operator and of tenants. Clones
+/// share the limit on uploads.
 #[derive(Clone, Debug)]
 pub struct RemoteContexts {
     /// The operator's credentials for registries.
@@ -73,7 +74,7 @@ impl Default for UploadLimit {
     }
 }
 
-/// A repository that may be used for a caller.
+/// A repository that the caller of a request may read, with the credentials and the connection rule for it.
 struct OpenRepository {
     handle: Repository,
     /// The rule for connections to the registry.
@@ -197,7 +198,7 @@ mod tests {
 
     /// A registry that the caller chose could otherwise redirect to itself, and change its address in between.
     #[test]
-    fn a_redirect_never_leads_to_more_addresses_than_the_registry_may_have() {
+    fn only_a_redirect_to_the_registry_itself_keeps_the_rule_of_the_registry() {
         let contexts = contexts_allowing("storage.internal:9000");
         for (location, own_rule, expected) in [
             (

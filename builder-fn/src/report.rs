@@ -31,7 +31,7 @@ pub(crate) trait LogSink: Send {
 
 /// The JSON body of an answer to a build request, successful or not.
 ///
-/// The fields are those of OpenFaaS's builder, and `digest`, `deployment` and `warnings` in addition.
+/// The fields are those of OpenFaaS's builder, and `digest`, `supersededBy`, `deployment` and `warnings` in addition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// The lines of the build's log. `None` if no build was started, or if the lines were streamed already.
@@ -54,7 +54,7 @@ pub(crate) struct Report {
     /// The deployer's answer to the hand-over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deployment: Option<serde_json::Value>,
-    /// The warnings of the build, masked, which are also lines of the log.
+    /// The builder's own warnings about the build, masked. They are in the log too; BuildKit's are only there.
     #[serde(skip_serializing_if = "Warnings::is_empty")]
     pub(crate) warnings: Warnings,
     /// The seconds since the request arrived.
@@ -66,10 +66,10 @@ pub(crate) struct Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum BuildStatus {
-    /// The image was built, and pushed and deployed if the config asked for it.
+    /// The image was built, and pushed and deployed, or handed over, if the config asked for it.
     Success,
-    /// The build or the deployment failed, for the reason in `error`. OpenFaaS's documentation has `failure`
-    /// here, its SDK `failed`.
+    /// The request was rejected, or its build or deployment failed, for the reason in `error`. OpenFaaS's documentation
+    /// has `failure` here, its SDK `failed`.
     Failed,
 }
 

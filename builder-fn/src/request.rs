@@ -3,7 +3,7 @@
 //!
 //! The body is read once, as a stream: it is hashed and stored as it was sent, within budgets that unverified bodies share.
 //! Nothing in it is interpreted before the signature has been verified. After that it is decompressed, and one pass over
-//! the headers of its tar makes the index; contents are not read again.
+//! its tar makes the index of the context, whose files are read when BuildKit asks for them.
 
 mod config;
 mod decompress;
@@ -54,7 +54,7 @@ pub(crate) use submitted_at::AHEAD_OF_CLOCK_MAX;
 pub use submitted_at::{SubmissionTimeSource, SubmittedAt};
 pub use verified_body::VerifiedBody;
 
-/// A build request whose signature and configuration have been checked.
+/// A build request whose signature, if one is required, and configuration have been checked.
 #[derive(Debug)]
 pub struct BuildRequest {
     /// The build configuration, from `com.openfaas.docker.config`.
@@ -207,7 +207,7 @@ pub fn violation_in_dockerfile(content: &[u8], tenant: &Tenant) -> Option<String
     chosen.err().map(|error| error.to_string())
 }
 
-/// Returns the path of the Dockerfile in the context, as a build's configuration names it.
+/// Returns the path of the Dockerfile in the context: the one that a build's configuration names, or else `Dockerfile`.
 ///
 /// # Errors
 /// Fails if the content is not a valid configuration.

@@ -29,7 +29,7 @@ const ENVELOPE_VERSION: &str = "v1";
 const ENVELOPE_ALGORITHM: &str = "nacl/box";
 const NONCE_BYTES: usize = 24;
 
-/// What the name of a tenant follows in the text that its key is derived from.
+/// The text that precedes a tenant's name in the input from which the tenant's key is derived.
 const TENANT_KEY_PURPOSE: &str = "slipway: key for the build secrets of the tenant ";
 
 /// The length of the largest secret value that BuildKit accepts, in bytes: `session/secrets/secretsprovider`.
@@ -42,7 +42,7 @@ const MAX_SECRETS: usize = 100;
 /// With the default `max_config`, an envelope cannot contain as much.
 const MAX_TOTAL_SECRET_BYTES: usize = 1 << 20;
 
-/// The builder's private key for sealed secrets, in a file that is read again when it changes.
+/// A handle of the builder's private key for sealed secrets, in a file that is read for each use.
 #[derive(Clone, Debug)]
 pub struct SealKey {
     folder: Secrets,
@@ -50,7 +50,7 @@ pub struct SealKey {
 }
 
 impl SealKey {
-    /// Creates a private key that is read from the file at `path`.
+    /// Returns a handle of the private key in the file at `path`, without reading it.
     pub fn at(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default();
         Self {
@@ -59,7 +59,8 @@ impl SealKey {
         }
     }
 
-    /// Reads the key's file and returns the answer to `GET /publickey`: the key of a tenant, or the one of the builder.
+    /// Reads the key's file and returns the JSON answer to `GET /publickey`: the public key of a tenant, or the
+    /// builder's.
     ///
     /// # Errors
     /// Fails if the file is missing or does not contain a key.
@@ -71,8 +72,8 @@ impl SealKey {
         Ok(json!({"key_id": key_id(&public_key), "algorithm": ENVELOPE_ALGORITHM, "public_key": public_key}))
     }
 
-    /// Opens all sealed secrets of an envelope, for a build of a tenant or for nobody's. An envelope may be sealed to the
-    /// tenant's key or to the builder's.
+    /// Opens all sealed secrets of an envelope, for a build of `tenant`, if there is a policy. The envelope may be
+    /// sealed to the tenant's key or to the builder's.
     ///
     /// # Errors
     /// Fails if the envelope is malformed or sealed to another key, or if any of its secrets cannot be opened.
@@ -186,6 +187,7 @@ impl Envelope {
     }
 }
 
+/// Opens the sealed value of one secret, which is base64 of the nonce and the NaCl box.
 fn open_value(seal: &SalsaBox, name: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
     let damaged = || SealError::Damaged {
         name: name.to_owned(),

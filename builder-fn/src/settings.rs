@@ -13,7 +13,7 @@
 //! | `max_entries` | 200000 | limit on the files, directories and links in a tar |
 //! | `max_config` | 1048576 | limit on each of `com.openfaas.docker.config` and `com.openfaas.secrets`, in bytes |
 //! | `queue_wait` | `0s` | how long a request waits for a slot while `max_inflight` builds run, before it is rejected |
-//! | `queue_length` | 16 | limit on the requests that wait at the same time |
+//! | `queue_length` | 16 | limit on the requests of one tenant, or of all callers without a policy, that wait for a slot |
 //! | `spool_dir` | the system's directory for temporary files | where bodies larger than 256 KiB are spooled |
 //! | `spool_limit` | 4294967296 | limit on the bytes of all verified bodies together, in memory and in files |
 //! | `unverified_senders` | 128 | limit on the bodies that are received at the same time, before their signatures are verified |
@@ -43,13 +43,14 @@
 //! | `protected_secrets` | | secrets that no function may use, besides those that Slipway uses |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
-//! | `deploy_timeout` | `5m` | timeout of a deployment |
+//! | `deploy_timeout` | `5m` | time limit of a hand-over with all its attempts and the wait for the deployer's answer |
 //! | `hand_over_ttl` | `1h` | how long the deployer may accept a hand-over |
 //! | `enable_lchown` | | accepted and ignored: nothing is extracted |
 //!
 //! Traces have settings of their own: `OTEL_…`, see [`function_host::trace`].
 //!
-//! Secrets: `payload-secret` (unless `disable_hmac`), `deploy-secret` (for `deploy`), `registry-config`.
+//! Secrets: `payload-secret` (unless `disable_hmac` or `policy_file`), `deploy-secret` (for `deploy`),
+//! `registry-config`.
 
 mod daemon;
 
@@ -441,7 +442,7 @@ fn read_stored_context_settings(parser: &mut SettingsParser<'_>) -> StoredContex
     settings
 }
 
-/// Parses the setting `step_memory`. runc starts no process with less memory than the minimum.
+/// Parses the setting `step_memory`: a number of bytes, at least 8 MiB. runc starts no process with less memory.
 fn parse_step_memory(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
     let bytes = text.parse().ok().filter(|bytes| *bytes >= 8 << 20);
     match bytes.and_then(NonZeroU64::new) {
@@ -450,7 +451,8 @@ fn parse_step_memory(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
     }
 }
 
-/// Parses the setting `step_cpus`: a number of cores, in thousandths at the finest.
+/// Parses the setting `step_cpus`, a number of cores with up to three decimals, and returns it in thousandths of a
+/// core.
 fn parse_cores(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -523,7 +525,8 @@ fn read_compression(parser: &mut SettingsParser<'_>) -> LayerCompression {
     LayerCompression { format, level }
 }
 
-/// Returns the build slots: the host's `max_inflight` limits all requests, and here only those with a right signature count.
+/// Reads `queue_wait` and `queue_length`, and returns as many build slots as the host's `max_inflight` says, or
+/// unlimited ones. Only requests whose signatures were verified take them.
 fn read_build_slots(parser: &mut SettingsParser<'_>, max_inflight: Option<usize>) -> BuildSlots {
     let wait = parser.duration("queue_wait", Duration::ZERO);
     let queue_length = parser.number("queue_length", 16_usize);

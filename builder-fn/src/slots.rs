@@ -42,7 +42,8 @@ pub(crate) struct SlotOwner {
     pub(crate) max_builds: Option<usize>,
 }
 
-/// A guard for a request that was admitted: it may build, or wait for a slot. Dropping it admits another request.
+/// A guard for a request that was admitted: it may build, or wait for a slot. Dropping it makes room for another
+/// request.
 #[derive(Debug)]
 pub(crate) struct QueueAdmission(AdmittedOwner);
 
@@ -66,7 +67,7 @@ struct TakenSlot {
 /// has waited too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoFreeSlot {
-    /// The limit on the builds that run at the same time.
+    /// The limit on the builds that run at the same time: that of the tenant, if it is lower than the builder's.
     pub(crate) limit: usize,
 }
 
@@ -101,7 +102,7 @@ impl BuildSlots {
     /// yet who sends the request.
     ///
     /// # Errors
-    /// Fails if the request of any tenant would be rejected.
+    /// Fails if a request would be rejected now, whoever sends it.
     pub(crate) fn check_not_full(&self) -> Result<(), NoFreeSlot> {
         match self.is_full() {
             true => Err(NoFreeSlot { limit: self.0.limit }),
@@ -112,7 +113,8 @@ impl BuildSlots {
     /// Admits a request of `owner`, whose signature has been verified.
     ///
     /// # Errors
-    /// Fails if as many requests of the owner are admitted as may build and wait.
+    /// Fails if as many requests of the owner are admitted as may build and wait, or if none may wait and as many
+    /// requests are admitted as there are slots.
     pub(crate) fn admit(&self, owner: SlotOwner) -> Result<QueueAdmission, NoFreeSlot> {
         let shared = &self.0;
         let limit = owner.max_builds.unwrap_or(shared.limit).min(shared.limit);
@@ -135,7 +137,7 @@ impl BuildSlots {
         }))
     }
 
-    /// Returns whether a request of any tenant would be rejected now.
+    /// Returns whether a request would be rejected now, whoever sends it.
     ///
     /// Where requests wait, tenants have queues of their own, of which one that is full says nothing about the others.
     pub fn is_full(&self) -> bool {

@@ -52,6 +52,7 @@ impl SourceCheck for SourceRules {
 }
 
 impl SourceRules {
+    /// Decides about a source that BuildKit asks for. Fails with the reason to deny it, a text for the caller.
     fn decide_source(
         &self,
         identifier: &str,
@@ -89,6 +90,7 @@ impl SourceRules {
         Ok(SourceDecision::Allow)
     }
 
+    /// Fails if the build may not read `image`, and else adds its repository to those that the build may pull from.
     fn check_image(&self, image: &ImageName) -> Result<(), String> {
         let host = Host::parse(image.host()).map_err(|error| format!("the registry {error}"))?;
         if host.is_metadata() && !self.allowed.allows_host(&host, image.port()) {
@@ -115,6 +117,7 @@ impl SourceRules {
         Ok(())
     }
 
+    /// Fails if the host of `url` is private and not one of [`AllowedSources`].
     fn check_host(&self, url: &Url) -> Result<(), String> {
         match url.host.private_kind() {
             Some(kind) if !self.allowed.allows_host(&url.host, url.port()) => Err(format!(
@@ -125,6 +128,7 @@ impl SourceRules {
         }
     }
 
+    /// Fails with the violation of the tenant's rule that `may` checks. Without a policy there is no rule to violate.
     fn check_tenants_rule<V: fmt::Display>(
         &self,
         may: impl FnOnce(&Tenant) -> Result<(), V>,

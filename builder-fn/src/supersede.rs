@@ -27,7 +27,7 @@ use tonic::Status;
 use crate::buildkit::{Connection, Daemon};
 use crate::function_id::FunctionId;
 use crate::request::time::format_rfc3339_nanos;
-use registry::Registry;
+use registry::RegisteredBuilds;
 
 /// The longest wait for BuildKit's history before a solve.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ struct SharedSupersession {
 /// The registry and its watcher, under one lock.
 #[derive(Debug, Default)]
 struct SupersessionState {
-    registry: Registry,
+    registry: RegisteredBuilds,
     /// The handle of the running watcher task; `Some` while builds are registered.
     watcher: Option<AbortHandle>,
 }

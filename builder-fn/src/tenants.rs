@@ -17,7 +17,7 @@ use crate::supersede::Supersession;
 /// so.
 pub type DaemonFactory = Arc<dyn Fn(&str) -> Result<Daemon, String> + Send + Sync>;
 
-/// The registry credentials and the daemons of tenants, made when a tenant first needs them. Clones share them.
+/// The clients of registries and the daemons of tenants, created when a tenant first needs them. Clones share them.
 #[derive(Clone)]
 pub struct TenantResources(Arc<SharedResources>);
 
@@ -62,8 +62,8 @@ impl TenantResources {
         }))
     }
 
-    /// Returns the registries with the credentials that the tenant's builds use. Without `registryConfig` there are none:
-    /// those of other tenants are never used.
+    /// Returns the client of registries with the credentials of the tenant. Without `registryConfig` in the policy it
+    /// has no credentials: those of the operator and of other tenants are never used.
     pub fn registries(&self, tenant: &Tenant) -> Arc<Registries> {
         let secret = tenant.registry_config_secret().map(str::to_owned);
         let mut registries = self.0.registries.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,8 +19,8 @@ const ACCEL_BUFFERING_HEADER: HeaderName = HeaderName::from_static("x-accel-buff
 const MAX_CALLBACK_LOG_BYTES: usize = 256 * 1024;
 
 impl Answer {
-    /// Converts the answer to a response with one JSON object. A 429 is plain text, which is what queues
-    /// expect.
+    /// Converts the answer to a response with one JSON object, which is signed if it encloses a hand-over. A 429 is
+    /// plain text, which is what queues expect.
     pub(crate) fn into_response(mut self) -> Response {
         if let Some(retry) = self.retry {
             let response = match retry {
@@ -91,7 +91,7 @@ pub(crate) struct StoredContextAnswer {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Returns the response to `POST /contexts`. Its `context` is that of a JSON request.
+/// Returns the 201 response to `POST /contexts`. Its JSON field `context` can be copied into a JSON build request.
 pub(crate) fn stored_context_response(stored: &StoredContextAnswer, seconds: f64) -> Response {
     let mut body = json!({
         "status": "success",
@@ -110,12 +110,12 @@ pub(crate) fn public_key_response(key: &serde_json::Value) -> Response {
     reply::json(format!("{key}\n"))
 }
 
-/// Returns a 404 response with `error`.
+/// Returns a 404 response with a JSON report that has the status `failed` and `error`.
 pub(crate) fn not_found_response(error: &str) -> Response {
     error_response(StatusCode::NOT_FOUND, error)
 }
 
-/// Returns a response with this status and `error`.
+/// Returns a response with this HTTP status, and a JSON report that has the status `failed` and `error`.
 pub(crate) fn error_response(status: StatusCode, error: &str) -> Response {
     let report = report_of_failure(error.to_owned(), AnswerFields::default());
     json_response(status, to_json_line(&report))
@@ -128,12 +128,13 @@ pub(crate) fn json_value_response(status: StatusCode, value: &serde_json::Value)
     json_response(status, body)
 }
 
-/// Returns a 429 response to one reader of a log too many.
+/// Returns the plain-text 429 response for a caller that wants to read a log while as many are read as the builder
+/// allows.
 pub(crate) fn too_many_readers_response() -> Response {
     reply::too_many_requests("as many logs are being read as this builder allows; try again\n".to_owned())
 }
 
-/// Returns a response with plain text that is sent as it is produced.
+/// Returns a 200 response with plain text that proxies must not buffer.
 pub(crate) fn streamed_text_response(body: ResponseBody) -> Response {
     let mut response = unbuffered_response(StreamFormat::Ndjson, body);
     let text = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -163,6 +164,7 @@ fn keep_last_lines(lines: &mut Vec<String>, limit: usize) -> usize {
     lines.drain(..lines.len() - kept).count()
 }
 
+/// Serializes the report as JSON, with a newline at its end.
 fn to_json_line(report: &Report) -> Vec<u8> {
     let mut body = to_json(report);
     body.push(b'\n');
@@ -175,6 +177,8 @@ fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
+/// Returns a 200 response with the media type of `format`, and the headers that stop caches and proxies from buffering
+/// it.
 fn unbuffered_response(format: StreamFormat, body: ResponseBody) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();

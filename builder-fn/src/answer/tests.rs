@@ -51,7 +51,7 @@ async fn a_successful_build_is_answered_with_200_and_its_log() {
 }
 
 #[tokio::test]
-async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() {
+async fn the_deployment_of_a_built_image_decides_the_status_and_the_answer_keeps_the_digest() {
     for (deployment, status) in [
         (DeploymentStatus::Ready, 200),
         (DeploymentStatus::Rejected, 422),
@@ -81,7 +81,7 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
 }
 
 #[tokio::test]
-async fn every_kind_of_error_is_answered_with_its_http_status_and_the_log_so_far() {
+async fn an_error_is_answered_with_the_http_status_of_its_kind_and_the_log_so_far() {
     let build = |fault| {
         Error::Failed(BuildFailure {
             message: "exit code: 3".into(),

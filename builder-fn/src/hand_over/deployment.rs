@@ -9,12 +9,12 @@ use super::{AnswerSigner, HandOver};
 /// deployer's.
 const MAX_QUOTED_CHARS: usize = 300;
 
-/// The outcome of a hand-over: a status and the deployer's answer.
+/// The outcome of a hand-over, or the refusal of a dry run: a status and the deployer's answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Deployment {
     /// The status, from the deployer's answer or from the failure to get one.
     pub(crate) status: DeploymentStatus,
-    /// The deployer's answer, for the caller.
+    /// The deployer's answer, for the caller; where there is none, JSON of the same form that the builder made.
     pub(crate) answer: Value,
     /// The hand-over, if the builder's answer has to contain it.
     pub(crate) enclosed: Option<EnclosedHandOver>,
@@ -63,7 +63,7 @@ impl DeploymentStatus {
 }
 
 impl Deployment {
-    /// Interprets the answer to a hand-over, of the deployer or of a gateway that could not reach it.
+    /// Interprets the answer to a hand-over or a dry run. An answer that is not the deployer's own counts as a failure.
     pub(super) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
         let Some(answer) = parse_deployers_answer(body) else {
             return Self::failed(describe_foreign_answer(status, body));
@@ -83,7 +83,7 @@ impl Deployment {
         }
     }
 
-    /// Creates the outcome of a hand-over that got no answer.
+    /// Creates the outcome of a hand-over that failed for `reason` without an answer of the deployer.
     pub(crate) fn failed(reason: String) -> Self {
         Self {
             status: DeploymentStatus::Failed,
@@ -92,7 +92,8 @@ impl Deployment {
         }
     }
 
-    /// Creates the outcome of a hand-over whose result the builder will not learn.
+    /// Creates the outcome of a hand-over whose result the builder will not learn. The answer has this word as its
+    /// `status`.
     pub(super) fn sent(status: &str, hand_over: &HandOver<'_>) -> Self {
         let answer =
             json!({"function": hand_over.deploy.get("service"), "image": hand_over.image, "status": status});
@@ -136,6 +137,7 @@ pub(super) fn describe_foreign_answer(status: StatusCode, body: &[u8]) -> String
     format!("the deployer answered {status} with {start:?}")
 }
 
+/// Parses an answer's body; returns `None` if it is not the deployer's.
 fn parse_deployers_answer(body: &[u8]) -> Option<Value> {
     let answer: Value = serde_json::from_slice(body).ok()?;
     answer["status"].is_string().then_some(answer)

@@ -13,10 +13,11 @@ use super::deployment::describe_foreign_answer;
 use super::retry::{Backoff, describe_transient_failure};
 use super::{DeployVia, Deployment, DryRun, HandOverSigner};
 
-/// The timeout of one attempt at a dry run. A deployer that runs answers in well under a second.
+/// The timeout of one attempt at a dry run, unless `deploy_timeout` is shorter. A deployer that runs answers in well
+/// under a second.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The number of attempts at a dry run.
+/// The most attempts at a dry run. Only a transient failure is followed by another attempt.
 const ATTEMPTS_MAX: usize = 2;
 
 /// The outcome of a dry run.
@@ -32,15 +33,15 @@ pub(crate) enum DryRunOutcome {
     /// The deployer was not asked: the setting `deploy_via` excludes calls of it, or its release has no dry
     /// runs.
     NotAsked,
-    /// The deployer gave no answer to the dry run.
+    /// The deployer gave no verdict: it could not be reached, failed, or answered something else.
     Unanswered {
-        /// The reason why the deployer gave no answer.
+        /// The reason why the deployer gave no verdict.
         reason: String,
     },
 }
 
 impl HandOverSigner<'_> {
-    /// Asks the deployer whether it would accept the hand-over of an image.
+    /// Asks the deployer whether it would accept the hand-over of an image, unless hand-overs go through callbacks.
     pub(crate) async fn dry_run(&self, dry_run: &DryRun<'_>) -> DryRunOutcome {
         let settings = &self.deployer.settings;
         if settings.via == DeployVia::Callback {

@@ -8,7 +8,7 @@ use function_host::http::StatusCode;
 
 use super::deployment::is_deployers_answer;
 
-/// The wait before the second attempt to reach the deployer.
+/// The planned wait before the second attempt to reach the deployer. Jitter shortens it by up to half.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// The longest wait before an attempt to reach the deployer.
@@ -38,7 +38,8 @@ impl Backoff {
     }
 }
 
-/// Returns why the same request may succeed later; `None` if the request's result is final.
+/// Describes the failure of a request that may succeed when sent again; returns `None` for a final result, success or
+/// failure.
 ///
 /// The deployer's own answer is final, except a 429 or 503, with which a function rejects a request before it reads it.
 pub(super) fn describe_transient_failure(result: &Result<GatewayReply, GatewayError>) -> Option<String> {

@@ -13,6 +13,7 @@ use crate::request::{self, RequestHead};
 use crate::slots::NoFreeSlot;
 
 impl BuilderApi {
+    /// Answers `POST /contexts`, and logs the error if the context could not be stored.
     pub(super) async fn answer_context_upload(&self, request: Request, context: Context) -> Response {
         let arrived = Instant::now();
         let (head, body) = request.into_parts();
@@ -37,6 +38,7 @@ impl BuilderApi {
         }
     }
 
+    /// Reads the request's body, verifies its signature, and stores the tar in the operator's registry.
     async fn receive_and_store(
         &self,
         body: Body,

@@ -1,8 +1,9 @@
 //! The mask of a build's secrets.
 //!
-//! It masks a value, each of its lines, and its base64: in the standard and the URL-safe alphabet, wrapped as `base64` and
-//! `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. Values and lines shorter
-//! than [`MIN_MASKED_BYTES`] bytes are not masked.
+//! It masks a value, each of its lines, and its base64: in the standard and the URL-safe alphabet, wrapped as `base64`
+//! and `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. Values and lines
+//! shorter than [`MIN_MASKED_BYTES`] bytes are not masked, and neither is the base64 of values shorter than 6 bytes. Up
+//! to three characters at an end of a value's base64, which depend on what surrounds the value, remain.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -17,7 +18,7 @@ use serde_json::Value;
 use super::needles::{MAX_NEEDLE_BYTES, SearchedStrings};
 use super::{MASK_TEXT, MIN_MASKED_BYTES};
 
-/// The lengths of the lines that `base64` and `openssl base64` write.
+/// The lengths of the lines that `base64` and `openssl base64` write, in characters.
 const BASE64_LINE_LENGTHS: [usize; 2] = [76, 64];
 
 /// Masks secret values in texts. The default masks nothing. Clones share the values.
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn no_piece_of_a_long_value_is_shown_wrapped_or_not() {
+    fn a_long_value_and_its_base64_are_masked_up_to_a_few_characters_wrapped_or_not() {
         let value: String = (0..2000).map(|number| format!("{number} ")).collect();
         let mask = mask_of_values(&[&value]);
         assert_eq!(mask.mask_text(value.trim_end()), "***");

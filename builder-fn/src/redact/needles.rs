@@ -23,6 +23,7 @@ pub(super) struct SearchedStrings {
     filter: PrefixFilter,
 }
 
+/// A string that is searched for.
 struct Needle {
     bytes: Vec<u8>,
     /// The index of the longest other string that this one begins with.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{MASK_TEXT, MIN_MASKED_BYTES, SecretMask};
 
-/// The length of the longest name of a span, in bytes.
+/// The number of bytes after which the name of a span is cut, and ends with `…`.
 const MAX_SPAN_NAME_BYTES: usize = 200;
 
 /// Masks the values of secrets and of build arguments in a build's trace.
@@ -43,7 +43,7 @@ impl TraceMask {
             .fold(text.into_owned(), |text, word| mask_word(&text, word))
     }
 
-    /// Returns the name of a step as the name of a span: masked, its first line only, of at most 200 bytes.
+    /// Returns the name of a step as the name of a span: masked, its first line only, and cut after 200 bytes.
     ///
     /// The brackets before it, `[build 4/14]`, say where the step is in the Dockerfile. Short values are not masked there.
     pub(crate) fn mask_step_name(&self, name: &str) -> String {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn long_step_names_are_cut_to_200_bytes() {
+    fn long_step_names_are_cut_after_200_bytes() {
         let name = example_trace_mask().mask_step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
         assert!(name.len() <= MAX_SPAN_NAME_BYTES + '…'.len_utf8(), "{name}");
     }

@@ -66,7 +66,7 @@ impl RepositoryAccess {
 }
 
 /// Returns whether a build that may pull `image` may pull the repository `name` of `registry`: the image's own repository,
-/// or that of a mirror, which has the image's path behind a prefix.
+/// or one of any other registry, a mirror, that has the image's path, with or without a prefix.
 ///
 /// The daemon's configuration names the mirrors of a registry. A build cannot choose one.
 fn may_pull(image: &ImageName, registry: &str, name: &str) -> bool {

@@ -23,7 +23,7 @@ impl ContextRepository {
         }
     }
 
-    /// Returns whether contexts are stored in the repository `image`.
+    /// Returns whether `image` is this repository or one below it, whatever tenant it belongs to.
     pub(crate) fn has(&self, image: &ImageName) -> bool {
         let rest = image.repository().strip_prefix(self.0.repository());
         image.registry() == self.0.registry()

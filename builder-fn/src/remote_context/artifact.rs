@@ -13,10 +13,10 @@ pub(super) const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest
 /// The type of artifacts that the builder stores.
 const CONTEXT_ARTIFACT_TYPE: &str = "application/vnd.slipway.context.v1";
 
-/// The content of a configuration that says nothing, which every manifest has to refer to.
+/// The content of a stored artifact's configuration: an empty JSON object. A manifest must refer to a configuration.
 pub(super) const EMPTY_CONFIG: &[u8] = b"{}";
 
-/// The layer of an artifact.
+/// The only layer of a context's artifact: the tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ContextLayer {
     pub(super) digest: Sha256Digest,
@@ -24,7 +24,7 @@ pub(super) struct ContextLayer {
     pub(super) size: u64,
 }
 
-/// Parses the manifest of an artifact, and returns its only layer. Fails with the problem of the artifact.
+/// Parses the manifest of an artifact, and returns its only layer. Fails with a text that says what is wrong with it.
 pub(super) fn parse_manifest(manifest: &[u8]) -> Result<ContextLayer, String> {
     #[derive(Deserialize)]
     struct Manifest {
@@ -53,7 +53,8 @@ pub(super) fn parse_manifest(manifest: &[u8]) -> Result<ContextLayer, String> {
     })
 }
 
-/// Returns the manifest of a stored context.
+/// Returns the manifest of a stored context. `media_type` is that of the layer, and `config` the digest of
+/// [`EMPTY_CONFIG`].
 ///
 /// The time makes manifests of the same context differ, so that deleting one leaves the others.
 pub(super) fn stored_context_manifest(

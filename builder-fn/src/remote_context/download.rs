@@ -12,10 +12,10 @@ use super::ContextError;
 use crate::context::{Spool, SpoolSettings};
 use crate::request::Sha256Digest;
 
-/// The bytes that are hashed and stored at once: enough to be worth a switch of threads.
+/// The number of received bytes from which they are hashed and spooled: enough to be worth a switch of threads.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// The longest pause between two pieces of a body.
+/// The longest wait for the next piece of a body.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// The spool that a body is received into, with the hash of what has arrived.

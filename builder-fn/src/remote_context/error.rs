@@ -37,7 +37,7 @@ pub(crate) enum ContextError {
         /// The status of the registry's response.
         status: u16,
     },
-    /// There is no such context.
+    /// The registry does not have the artifact, or the layer of it.
     #[error(
         "context.oci: {what} is not there; a stored context may have expired, or was deleted after its build"
     )]
@@ -69,7 +69,7 @@ pub(crate) enum ContextError {
         /// The size limit in bytes.
         limit: u64,
     },
-    /// The server redirects too often, or to something that is no address.
+    /// The server redirects too often, to an address that may not be used, or to something that is no address.
     #[error("the context is not fetched: {host} {problem}")]
     Redirect {
         /// The host that redirects.
@@ -97,7 +97,7 @@ pub(crate) enum ContextError {
         /// The longest pause.
         limit: Duration,
     },
-    /// The connection broke, or the server ended the context early.
+    /// The connection broke, the server ended the context early, or the spool of a context to be stored cannot be read.
     #[error("the context was not received to its end")]
     Lost(#[source] BoxError),
     /// The context could not be spooled.
@@ -112,7 +112,7 @@ pub(crate) enum ContextError {
          push it to a registry and refer to it as context.oci"
     )]
     NotStored,
-    /// The process is shutting down.
+    /// A task that processed the context did not complete, because the process is shutting down.
     #[error("the builder was shut down while it processed the context")]
     Interrupted,
 }
@@ -132,7 +132,7 @@ impl ContextError {
         }
     }
 
-    /// Returns whether the exchange with a server failed, which the same exchange may not do a moment later.
+    /// Returns whether the exchange with a server failed, so that the same exchange may succeed a moment later.
     pub(crate) fn is_failed_exchange(&self) -> bool {
         matches!(
             self,
@@ -169,7 +169,7 @@ impl ContextError {
 /// The kind of a [`ContextError`], which decides the status of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ContextErrorKind {
-    /// The rules or the registry do not let the caller read the context.
+    /// The rules of the tenant, the registry, or the limits on the builder's connections forbid reading the context.
     Forbidden,
     /// The caller has to change the reference, or what it refers to.
     Invalid,

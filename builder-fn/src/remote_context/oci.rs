@@ -23,6 +23,7 @@ pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_REDIRECTS: usize = 4;
 
 impl RemoteContexts {
+    /// Fetches the tar of an artifact, and verifies the digests of the manifest and of its only layer.
     pub(super) async fn fetch_oci(
         &self,
         oci: &OciContext,
@@ -54,7 +55,8 @@ impl RemoteContexts {
         }
     }
 
-    /// Requests a blob, and follows the registry's redirects to its storage. The body has not been read.
+    /// Requests a blob, and follows the registry's redirects to its storage. Returns the response, whose body is not
+    /// read yet.
     async fn open_blob(
         &self,
         repository: &mut OpenRepository,
@@ -185,7 +187,7 @@ fn get_request(uri: Uri) -> Request<OutgoingRequestBody> {
     request
 }
 
-/// Returns the body of a request that has none.
+/// Returns an empty body for a request.
 pub(super) fn empty_body() -> OutgoingRequestBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }

@@ -118,6 +118,7 @@ impl RemoteContexts {
         }
     }
 
+    /// Deletes the manifest of a stored context. A missing one counts as deleted.
     async fn delete(&self, oci: &OciContext, tenant: Option<&Arc<Tenant>>) -> Result<(), ContextError> {
         let repository = self.open_repository(&oci.image, tenant).await?;
         let mut repository = repository.handle.with_actions("delete,pull");
@@ -275,7 +276,7 @@ fn hash_spool(spool: &Spool) -> std::io::Result<Sha256Digest> {
     }
 }
 
-/// Reads the next piece of a spool; it is empty at the end. Blocks.
+/// Reads the bytes of a spool from `offset` on, at most [`PIECE_BYTES`]; none at its end. Blocks.
 fn read_piece(spool: &Spool, offset: u64) -> std::io::Result<Bytes> {
     let left = spool.len().saturating_sub(offset);
     let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE_BYTES).min(PIECE_BYTES)];

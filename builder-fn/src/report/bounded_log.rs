@@ -60,7 +60,7 @@ pub(super) fn omission_log_line(lines: usize, limit: usize) -> String {
     timestamped_line(&format!("… {} …", omission_text(lines, limit)))
 }
 
-/// Says that lines were dropped from the middle of a log.
+/// Returns the text that says how many lines were dropped from the middle of a log, and the log's limit in bytes.
 pub(super) fn omission_text(lines: usize, limit: usize) -> String {
     format!("{lines} lines left out: a log may have {limit} bytes")
 }

@@ -73,7 +73,8 @@ impl LogFeed {
         self.lock().waiting.held_bytes()
     }
 
-    /// Takes lines from the queue as long as `fits` returns true for the next one.
+    /// Takes lines from the queue as long as `fits` returns true for the next one. Where lines were dropped because
+    /// they were not read in time, the first line says how many.
     pub(super) fn take_while(&self, mut fits: impl FnMut(&str) -> bool) -> Vec<String> {
         let mut state = self.lock();
         let mut taken = Vec::new();

@@ -11,7 +11,7 @@ use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 /// The line ends of Unicode that JSON does not escape: next line, line separator, paragraph separator.
 const LINE_ENDS: [char; 3] = ['\u{85}', '\u{2028}', '\u{2029}'];
 
-/// Returns `value` as compact JSON.
+/// Returns `value` as compact JSON in which every line end is escaped.
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     let mut json = Vec::new();
     // Texts and numbers, into memory: this cannot fail.

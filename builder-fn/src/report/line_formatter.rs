@@ -28,6 +28,7 @@ pub(crate) struct LineFormatter {
     warnings: Warnings,
 }
 
+/// The output of a stream of a step since its last line end, with the time of its last piece.
 #[derive(Debug)]
 struct UnfinishedOutput {
     at: SystemTime,

@@ -31,6 +31,7 @@ pub(crate) enum StreamFormat {
     EventStream,
 }
 
+/// The record of a stream with the log lines since the record before it, while the build runs.
 #[derive(Serialize)]
 struct ProgressRecord<'a> {
     log: &'a [String],
@@ -57,7 +58,8 @@ impl StreamFormat {
         })
     }
 
-    /// Returns the terminal record of a stream: `report` without its log, and with texts cut to fit.
+    /// Returns the terminal record of a stream: `report` without its log, with its error cut to fit, and with only the
+    /// status of a deployment that is too long.
     pub(crate) fn terminal_record(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {

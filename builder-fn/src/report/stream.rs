@@ -27,6 +27,7 @@ const SEND_AT_ONCE_BYTES: usize = 32 << 10;
 /// build is running, and shows the builder whether the reader is still connected.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// The state of the stream of one build's records.
 struct RecordStream {
     format: StreamFormat,
     arrived: Instant,
@@ -71,6 +72,7 @@ pub(crate) fn stream_records(
 }
 
 impl RecordStream {
+    /// Waits for the next record; returns `None` after the terminal one.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             match std::mem::replace(&mut self.phase, StreamPhase::Ended) {

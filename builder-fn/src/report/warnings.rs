@@ -5,10 +5,11 @@ use serde::{Serialize, Serializer};
 use super::json::escaped_len;
 use super::record::cut_to_escaped_len;
 
-/// The limit on the size of all warnings of a build, in bytes of JSON. A terminal record has room for them.
+/// The limit on the size of a build's warnings, in bytes of JSON, besides those of an incomplete log. A terminal record
+/// has room for them.
 const MAX_WARNINGS_BYTES: usize = 12 << 10;
 
-/// The size of the longest warning, in bytes of JSON.
+/// The size, in bytes of JSON, after which the text of a warning is cut.
 const MAX_WARNING_BYTES: usize = 4 << 10;
 
 /// A list of warnings with a limit on its size. Serialized, its last entry says how many more there were.

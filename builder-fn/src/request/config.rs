@@ -54,9 +54,9 @@ pub struct BuildConfig {
     pub sbom: bool,
     /// The compression of the image's layers; `None` for the operator's choice.
     pub compression: Option<LayerCompression>,
-    /// The cleaned path of the Dockerfile, relative to the context.
+    /// The cleaned path of the Dockerfile, relative to the context; `None` for `Dockerfile`.
     pub dockerfile: Option<String>,
-    /// The time limit of the build.
+    /// The time limit that the caller sets for the build.
     pub timeout: Option<Duration>,
     /// The time at which the request expires.
     pub not_after: Option<SystemTime>,

@@ -1,5 +1,5 @@
-//! Decompresses a request's body, once its signature is verified. The body's first bytes show how it is compressed. Why
-//! clients compress bodies: `docs/pitfalls.md#size-limit-of-the-queue`.
+//! Decompresses a request's body, once its signature is verified, or a fetched context. The first bytes show how it is
+//! compressed. Why clients compress bodies: `docs/pitfalls.md#size-limit-of-the-queue`.
 //!
 //! The output is limited, in total and in relation to the input, so that a small body cannot keep a builder busy.
 
@@ -53,7 +53,7 @@ pub(super) fn body_format(body: &Spool) -> Result<BodyFormat, RequestError> {
     Ok(CompressionFormat::detect(&start[..count]).map_or(BodyFormat::Plain, BodyFormat::Compressed))
 }
 
-/// Returns a new spool with the tar in `body`, which has at most `limit` bytes; `None` if the body is not compressed. Blocks.
+/// Decompresses `body` into a new spool of at most `limit` bytes; returns `None` if the body is not compressed. Blocks.
 ///
 /// # Errors
 /// Fails if the body cannot be decompressed, or the tar exceeds a limit or cannot be spooled.
@@ -65,6 +65,7 @@ pub(super) fn decompress(
     decompress_with_buffer(body, settings, limit, PIECE_BYTES)
 }
 
+/// Decompresses `body` as [`decompress`] does, in pieces of `piece` bytes.
 fn decompress_with_buffer(
     body: &Spool,
     settings: &SpoolSettings,
@@ -157,7 +158,7 @@ impl BodyDecoder {
     }
 }
 
-/// Writes decompressed bytes to a spool, and checks the limits.
+/// Writes decompressed bytes to a spool, and checks the limits on their number and on the compression ratio.
 pub(super) struct TarOutput {
     spool: Spool,
     limit: u64,
@@ -220,6 +221,7 @@ impl Write for TarOutput {
     }
 }
 
+/// Returns the error for a body that a decoder rejects: its window is too large, or it is damaged or incomplete.
 fn damaged_body_error(format: &'static str, source: io::Error) -> RequestError {
     // The library tells this error from others only by its text.
     if format == "zstd" && source.to_string().contains("too much memory") {
@@ -444,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_body_that_ends_between_two_tar_entries_is_rejected_as_incomplete() {
+    fn a_compressed_body_whose_compressed_data_ends_between_two_tar_entries_is_rejected() {
         let tar = tar_with_dockerfile(b"FROM scratch\n");
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.write_all(&tar[..2048]).unwrap();

@@ -1,4 +1,4 @@
-//! The SHA-256 digest of a context that a request refers to.
+//! The SHA-256 digest of a manifest, layer or other blob in a registry.
 
 use std::fmt;
 

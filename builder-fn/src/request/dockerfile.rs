@@ -7,7 +7,7 @@ use super::frontend::DIRECTIVES_SEARCHED_BYTES;
 use super::{AllowedFrontends, Frontend, RequestError};
 use crate::context::{Kind, SourceContext, pattern_problems};
 
-/// The number of malformed patterns that warnings name.
+/// The most malformed patterns of an ignore file for which there are warnings.
 const MAX_PATTERNS_SHOWN: usize = 20;
 
 /// The length of the part of an ignore file that is checked, in bytes.
@@ -53,7 +53,7 @@ pub(super) fn check_dockerfile_exists(
     }
 }
 
-/// Chooses the frontend that the first lines of a tenant's Dockerfile ask for.
+/// Chooses the frontend that reads the Dockerfile: the one that its first lines name, or else the built-in one.
 ///
 /// A Dockerfile that can be reached only through a symbolic link is not looked at; the built-in frontend reads it.
 ///
@@ -75,8 +75,8 @@ pub(super) fn choose_frontend(
     allowed.choose_for_dockerfile(&start, tenant)
 }
 
-/// Returns a warning for each malformed pattern in the ignore file that BuildKit's frontend reads: the Dockerfile's own
-/// (`Dockerfile.dockerignore`), or else `.dockerignore`.
+/// Returns a warning for each malformed pattern, up to [`MAX_PATTERNS_SHOWN`], in the ignore file that BuildKit's
+/// frontend reads: the Dockerfile's own (`Dockerfile.dockerignore`), or else `.dockerignore`.
 ///
 /// # Errors
 /// Fails if the file cannot be read back from the spool.

@@ -153,10 +153,10 @@ pub enum RequestError {
     /// The request's tar could not be spooled.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// The spooled tar could not be read back.
+    /// The spooled body or tar could not be read back.
     #[error("could not read the spooled body")]
     ReadSpool(#[source] std::io::Error),
-    /// The process is shutting down.
+    /// The process is shutting down, or the index of the request's context was dropped.
     #[error("the builder was shut down while it read the request")]
     Interrupted,
 }
@@ -177,9 +177,9 @@ pub enum RequestErrorKind {
     Invalid,
     /// The rules do not allow the request.
     Forbidden,
-    /// The body exceeds a limit. The rest of it has not been read.
+    /// The body, or the tar that was compressed in it, exceeds a limit. The rest of the body may not have been read.
     TooLarge,
-    /// The caller disconnected; an answer may not reach it.
+    /// The caller's connection broke; an answer may not reach it.
     Broken,
     /// The body arrived too slowly. The rest of it has not been read.
     TooSlow,
@@ -244,10 +244,11 @@ impl RequestError {
         }
     }
 
-    /// Returns whether the signature, if one is required, had been verified before this error occurred.
+    /// Returns whether the error counts as that of a caller whose signature was verified before, if one is required.
+    /// One that can occur before as well as after that mostly does not.
     pub fn is_from_verified_caller(&self) -> bool {
         match self {
-            // Errors in the tar are held back until the signature has been verified.
+            // The tar is interpreted only after the signature has been verified.
             Self::Expired { .. }
             | Self::SubmittedAhead { .. }
             | Self::TooOld { .. }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// The turns that all unverified bodies share. Clones share them.
+/// The turns at hashing and storing unverified bodies. Clones share them, so that all bodies get them from one queue.
 #[derive(Clone, Debug)]
 pub(super) struct HashingTurns(Arc<Mutex<TurnQueue>>);
 

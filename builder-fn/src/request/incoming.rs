@@ -20,33 +20,34 @@ use super::signature::{BodyVerifier, VerifiedSignature};
 use super::verified_body::VerifiedBody;
 use crate::context::{Spool, SpoolSettings};
 
-/// The bytes that are hashed and stored at once: enough to be worth a switch of threads.
+/// The number of received bytes from which they are hashed and stored: enough to be worth a switch of threads.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// The bytes that are hashed and stored at once while memory is short. A body of up to as many bytes needs no other thread.
+/// The number of received bytes from which they are hashed and stored while memory is short.
 const SMALL_BATCH_BYTES: usize = 48 << 10;
 
 /// The length below which a piece is copied, in bytes. A piece keeps the whole buffer of its connection in memory.
 const COPIED_PIECE_BYTES: usize = 16 << 10;
 
-/// The bytes of a body that stay in memory while memory is short. A larger part is written to a file.
+/// The length, in bytes, up to which a body stays in memory while memory is short. A larger one is written to a file.
 const SMALL_BODY_BYTES: usize = 16 << 10;
 
-/// The bytes that are hashed on the thread that received them, all keys counted, which takes less time than a switch of
-/// threads is worth.
+/// The most bytes that are hashed on the thread that received them, counted once for each key: that takes less time
+/// than a switch of threads is worth.
 const MAX_INLINE_HASH_BYTES: u64 = 64 << 10;
 
-/// The bytes that are hashed with many keys at once, at least: a turn costs as much as hashing some thousand bytes.
+/// The fewest bytes of a stored body that are hashed with many keys in one turn: a turn costs as much as hashing some
+/// thousand bytes.
 const SMALLEST_HASHED_PIECE_BYTES: usize = 4 << 10;
 
 /// The smallest number of threads on which unverified bodies are hashed and stored: one of them may wait for the disk.
 const MIN_THREADS: usize = 2;
 
 /// The number of keys up to which a body is hashed while it arrives. With more keys, anybody could have many times as much
-/// hashed as he sends, so a body is hashed only once it is whole.
+/// hashed as they send, so a body is hashed only once it is whole.
 const MAX_KEYS_WHILE_RECEIVING: usize = 8;
 
-/// The bytes that are hashed for one body, all keys counted, if there are more keys than
+/// The most bytes that are hashed for one body, counted once for each key, if there are more keys than
 /// [`MAX_KEYS_WHILE_RECEIVING`].
 const MAX_HASHED_BYTES: u64 = 256 << 20;
 
@@ -74,7 +75,7 @@ impl UnverifiedBodies {
         &self.budget
     }
 
-    /// Returns whether so much memory is in use that each body should hold little of it.
+    /// Returns whether the bodies hold more than half of the budget's memory, so that each should hold little of it.
     fn is_memory_short(&self) -> bool {
         self.budget.held_bytes(Resource::Memory) > self.budget.limits().memory / 2
     }
@@ -125,7 +126,8 @@ where
     }
 }
 
-/// Returns the limit on the length of a body that is hashed with many keys, in bytes.
+/// Returns the limit on the length of a body, in bytes, that comes from the number of its keys; `u64::MAX` for few
+/// keys.
 fn limit_with_many_keys(verifier: &BodyVerifier) -> u64 {
     match verifier.key_count() {
         0..=MAX_KEYS_WHILE_RECEIVING => u64::MAX,
@@ -258,6 +260,7 @@ impl BodyWorker {
         verified
     }
 
+    /// Verifies the signature of the whole body, and counts the body against the quota of its tenant.
     fn verify_and_count(mut self, settings: &SpoolSettings) -> Result<VerifiedBody, RequestError> {
         let spool = std::mem::replace(&mut self.spool, Spool::in_memory(Vec::new()));
         let verifier = self.verifier.take();

@@ -1,4 +1,4 @@
-//! Verifies the signatures of requests: the host's HMAC-SHA256, and the HMAC-SHA1 of faas-cli before 2022.
+//! Verifies the signatures of requests: HMAC-SHA256 and, where it is accepted, the HMAC-SHA1 of faas-cli before 2022.
 //!
 //! `sha1=<hex HMAC-SHA1 of the body>` is what `faas-cli invoke --sign` sends in its releases under the MIT licence, and
 //! OpenFaaS itself accepts it too. Known collisions of SHA-1 do not help to forge an HMAC.
@@ -57,7 +57,8 @@ impl SignatureKeys {
 }
 
 impl SignatureKeys {
-    /// Verifies the HMAC-SHA256 of a text that is not the body of a request; `None` if no key made it.
+    /// Returns the signature in `header` if it is the HMAC-SHA256, with one of the keys, of a text that is not the body
+    /// of a request.
     pub(crate) fn verify_text(&self, text: &[u8], header: &str) -> Option<VerifiedSignature> {
         let keys = Self {
             secrets: self.secrets.clone(),
@@ -118,13 +119,14 @@ impl VerifiedSignature {
     }
 }
 
-/// Verifies a signature of a body that arrives in pieces.
+/// Verifies the signature of a body that arrives in pieces, by hashing each piece with every key.
 pub(super) struct BodyVerifier {
     header: String,
     /// One for each secret with keys.
     hmacs: Vec<(Option<Arc<Tenant>>, BodyHmac)>,
 }
 
+/// The hashes of a body with each of the keys in one secret, of the kind that its signature has.
 enum BodyHmac {
     Sha256(SignatureVerifier),
     Sha1 {
@@ -159,8 +161,8 @@ impl BodyVerifier {
         }
     }
 
-    /// Returns the signature if it matches the body. Takes the same time wherever the signature differs, and
-    /// whichever key matches.
+    /// Returns the signature if it matches the body with a key of no more than one tenant. Takes the same time wherever
+    /// the signature differs, and whichever key matches.
     pub(super) fn into_verified_signature(self) -> Result<VerifiedSignature, SignatureMismatch> {
         let matches = self
             .hmacs
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_signature_tells_its_tenant() {
+    fn a_signature_belongs_to_the_tenant_whose_key_made_it() {
         let keys = keys_of_tenants(&[("acme", "old\nkey of acme"), ("globex", "key of globex")]);
         for (key, tenant) in [
             ("old", "acme"),

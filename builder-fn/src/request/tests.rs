@@ -129,6 +129,7 @@ fn body_that_panics_when_read() -> impl http_body::Body<Data = Bytes, Error = io
     body_of_pieces(stream::poll_fn(|_| panic!("the body was read")))
 }
 
+/// A folder for spool files, and the limits of requests that are spooled in it.
 struct SpoolFolder {
     dir: TempDir,
     limits: RequestLimits,

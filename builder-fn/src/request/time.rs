@@ -1,4 +1,4 @@
-//! Parses and formats RFC 3339 times with any offset, as clients write them.
+//! Parses RFC 3339 times with any offset, as clients write them, and formats times in UTC.
 
 use std::time::{Duration, SystemTime};
 

@@ -20,7 +20,7 @@ use super::{
 use crate::context::{Index, Spool, SpoolQuota};
 use crate::slots::SlotOwner;
 
-/// The number of ignored keys that warnings name.
+/// The most ignored keys, and the most keys in another spelling, for which there are warnings.
 const MAX_IGNORED_KEYS_SHOWN: usize = 20;
 
 /// A body that was received whole, and whose signature is right if one is required.
@@ -41,7 +41,7 @@ impl VerifiedBody {
         tenant.map(|tenant| tenant.name().to_string())
     }
 
-    /// Returns the tenant that signed the body, as far as its build slot is concerned.
+    /// Returns the owner of the build's slot: the tenant that signed the body, or nobody without a policy.
     pub(crate) fn slot_owner(&self) -> SlotOwner {
         self.tenant()
             .map_or_else(SlotOwner::default, |tenant| SlotOwner::of_tenant(tenant))
@@ -51,8 +51,8 @@ impl VerifiedBody {
     /// refers to its context.
     ///
     /// # Errors
-    /// Fails if the tar, its configuration or its Dockerfile is unusable or exceeds a limit, or the request has expired or
-    /// is too old.
+    /// Fails if the tar, its configuration or its Dockerfile is unusable or exceeds a limit, if the request has expired
+    /// or is too old, or if it violates the rules of its tenant.
     pub async fn into_build_request(
         self,
         head: RequestHead,
@@ -201,6 +201,7 @@ fn key_warnings<'a>(config: &'a BuildConfig, place: &'a str) -> impl Iterator<It
     respelled.chain(ignored.map(move |key| format!("key {key:?} in {place} is ignored")))
 }
 
+/// Fails if `not_after`, the time at which a request expires, is before `now`.
 fn check_not_expired(not_after: Option<SystemTime>, now: SystemTime) -> Result<(), RequestError> {
     match not_after {
         Some(end) if end < now => Err(RequestError::Expired {

@@ -8,7 +8,7 @@
 //! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate and key |
 //! | `buildkit_plaintext` | `false` | whether `tcp://` to another machine may do without TLS |
 //!
-//! `tcp://` uses TLS if one of the four variables before the last is set, or if there is a secret `buildkit-ca`.
+//! `tcp://` uses TLS if the server's name or one of the three secrets is set, or if there is a secret `buildkit-ca`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_daemons_of_tenants_follow_the_same_rule() {
+    fn a_tenants_daemon_over_plain_tcp_is_rejected_as_the_builders_own_is() {
         let strings = HashMap::from([("buildkit_url", "unix:///run/buildkitd.sock")]);
         let mut parser = SettingsParser::new(&strings);
         let folder = tempfile::tempdir().expect("folder");

@@ -1,3 +1,5 @@
+//! Tests of the settings: defaults, and which values are rejected.
+
 use std::collections::HashMap;
 
 use function_host::env::SettingProblems;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use super::host::Host;
 use crate::host_port;
 
-/// Private hosts that builds may read files, git repositories and images from.
+/// Private hosts that builds may read files, git repositories and images from, and the builder itself contexts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedSources(Vec<(Host, Option<u16>)>);
 

@@ -16,14 +16,15 @@ use super::host::Host;
 pub(crate) enum ConnectionRule {
     /// Any address: the setting `allowed_sources` names the host.
     Any,
-    /// Any address but those of metadata services: the operator has credentials for the host, and so knows it.
+    /// Any address but those of metadata services and link-local ones: the operator has credentials for the host, and
+    /// so knows it.
     Known,
     /// Public addresses only.
     Public,
 }
 
 impl ConnectionRule {
-    /// Returns the check of the addresses that a name is resolved to.
+    /// Returns the check of the addresses that a name is resolved to; `None` if any address is allowed.
     pub(crate) fn address_check(self) -> Option<AddressCheck> {
         let kind_of: fn(&Host) -> Option<&'static str> = match self {
             Self::Any => return None,

@@ -28,7 +28,8 @@ const PRIVATE_SUFFIXES: [&str; 11] = [
 /// The names of metadata services that end in no [private suffix](PRIVATE_SUFFIXES).
 const METADATA_NAMES: [&str; 1] = ["metadata.goog"];
 
-/// The private suffix of the names of metadata services: `metadata.google.internal`, `instance-data.ec2.internal`.
+/// The first labels of metadata services' names with a private suffix: `metadata.google.internal`,
+/// `instance-data.ec2.internal`.
 const METADATA_LABELS: [&str; 2] = ["metadata", "instance-data"];
 
 /// The host of an address, without its port.
@@ -84,7 +85,7 @@ impl Host {
         }
     }
 
-    /// Returns whether the host is that of a metadata service, or of an address that only has a meaning on one link.
+    /// Returns whether the host is that of a metadata service, or a link-local address.
     pub(super) fn is_metadata(&self) -> bool {
         match self {
             Self::Name(name) => {
@@ -123,6 +124,7 @@ fn is_number_to_c_libraries(label: &str) -> bool {
     is_hexadecimal || label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// Returns the kind of a private host name, for an error text; `None` for a public one.
 fn private_name_kind(name: &str) -> Option<&'static str> {
     let has_suffix = |suffix: &&str| {
         name.strip_suffix(*suffix)
@@ -137,6 +139,7 @@ fn private_name_kind(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Returns whether the address is that of a metadata service, or link-local.
 fn is_metadata_v4(address: Ipv4Addr) -> bool {
     // Azure's and Alibaba's metadata services have addresses outside of the link-local range.
     address.is_link_local() || matches!(address.octets(), [168, 63, 129, 16] | [100, 100, 100, 200])
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn public_hosts_are_read_whatever_their_spelling() {
+    fn a_public_host_is_public_in_every_valid_spelling() {
         for (text, shown) in [
             ("example.com", "example.com"),
             ("EXAMPLE.com.", "example.com"),

@@ -92,6 +92,8 @@ impl Source {
         }
     }
 
+    /// Parses a git source from its identifier without the scheme. The address that git fetches, in the attributes,
+    /// must have the host and port of the identifier.
     fn parse_git(rest: &str, attributes: &BTreeMap<String, String>) -> Result<Self, LocatorError> {
         if rest.contains("://") {
             // BuildKit takes an identifier in this form for another address, and then normalises it.
@@ -121,6 +123,7 @@ impl Source {
 }
 
 impl Url {
+    /// Parses a URL with the scheme `http`, `https`, `ssh` or `git`, and normalises it.
     fn parse(text: &str) -> Result<Self, LocatorError> {
         let (scheme, rest) = text.split_once("://").ok_or(LocatorError::Scheme)?;
         let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());

@@ -4,6 +4,8 @@ use function_host::policy::Policy;
 
 use super::*;
 
+/// Returns the rules for a build of the tenant `acme` that has these members in the policy, or, if they are empty, of a
+/// builder without a policy.
 fn rules_of_policy(policy: &str) -> SourceRules {
     let tenant = match policy {
         "" => None,
@@ -55,7 +57,7 @@ const TENANT_MEMBERS_JSON: &str = r#""push": ["r.example/acme/"], "cache": ["r.e
     "git": ["https://github.com/acme/"]}"#;
 
 #[test]
-fn without_a_policy_everything_is_read_but_private_addresses() {
+fn without_a_policy_images_and_public_or_allowed_addresses_are_read() {
     let rules = rules_of_policy("");
     for identifier in [
         "local://context",
@@ -138,7 +140,7 @@ fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
             "{identifier}: {reason}"
         );
     }
-    // A listed address is still private.
+    // The host is checked before the tenant's rules.
     assert!(denial_of_source(&rules, "http://127.0.0.1/").contains("loopback"));
 }
 

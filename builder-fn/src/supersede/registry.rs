@@ -12,7 +12,7 @@ use crate::request::AHEAD_OF_CLOCK_MAX;
 
 /// The registry of builds that may be superseded, by function.
 #[derive(Debug, Default)]
-pub(super) struct Registry {
+pub(super) struct RegisteredBuilds {
     builds: HashMap<FunctionId, Vec<RegisteredBuild>>,
     next_id: u64,
 }
@@ -26,11 +26,9 @@ struct RegisteredBuild {
     newer: watch::Sender<Option<Submission>>,
 }
 
-impl Registry {
+impl RegisteredBuilds {
     /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest. Returns the
     /// build's number, and a receiver of the build that supersedes it.
-    ///
-    /// Returns its id and a receiver of the newer build.
     pub(super) fn insert_and_supersede(
         &mut self,
         submission: Submission,
@@ -151,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_newer_build_supersedes_older_ones_of_its_function_only_and_whichever_came_first() {
-        let mut registry = Registry::default();
+        let mut registry = RegisteredBuilds::default();
         let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
         let (_, other) = registry.insert_and_supersede(submission("other", "other", 1));
         let (_, new) = registry.insert_and_supersede(submission("hello", "new", 3));
@@ -173,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_removed_build_supersedes_no_more() {
-        let mut registry = Registry::default();
+        let mut registry = RegisteredBuilds::default();
         let (new, _) = registry.insert_and_supersede(submission("hello", "new", 2));
         registry.remove(new);
         assert!(registry.is_empty());
@@ -216,7 +214,7 @@ mod tests {
                 true,
             ),
         ] {
-            let mut registry = Registry::default();
+            let mut registry = RegisteredBuilds::default();
             let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
             registry.supersede_by_known_build(&build, NOW);
             assert_eq!(
@@ -233,7 +231,7 @@ mod tests {
         fn only_the_newest_build_of_a_function_is_left(
             builds in prop::collection::vec((0..3_usize, 0..20_u64), 1..12),
         ) {
-            let mut builders = [Registry::default(), Registry::default(), Registry::default()];
+            let mut builders = [RegisteredBuilds::default(), RegisteredBuilds::default(), RegisteredBuilds::default()];
             let mut receivers = Vec::new();
             for (at, (builder, seconds)) in builds.iter().enumerate() {
                 let arriving = submission("hello", &at.to_string(), *seconds);

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::MAX_LINE_BYTES;
 use crate::redact::SecretMask;
 
-/// Returns the masked output of a step as log lines.
+/// Returns the masked output of a step as log lines. An empty text and a single line end give no line.
 pub(super) fn output_lines(mask: &SecretMask, at: SystemTime, text: &[u8]) -> Vec<String> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     if text.is_empty() {

@@ -30,7 +30,7 @@ pub(super) fn read_cache_from(fields: &mut ConfigFields) -> Vec<ImageRef> {
     images
 }
 
-/// Reads the config's key `cacheTo`.
+/// Reads the config's key `cacheTo`. An image that is given twice is an error.
 pub(super) fn read_cache_to(fields: &mut ConfigFields) -> Vec<CacheToItem> {
     let mut caches: Vec<CacheToItem> = Vec::new();
     for (at, text) in without_blank_items(fields.read_strings("cacheTo")) {

@@ -82,7 +82,7 @@ fn null_counts_as_absent_for_every_config_key() {
         "image": "hello", "buildArgs": null, "platforms": null, "skipPush": null, "deploy": null, "target": null,
         "labels": null, "noCache": null, "dockerfile": null, "timeout": null, "notAfter": null, "tags": null,
         "cacheFrom": null, "cacheTo": null, "provenance": null, "sbom": null,
-        "compression": null, "compressionLevel": null, "submittedAt": null, "supersede": null,
+        "compression": null, "compressionLevel": null, "submittedAt": null, "supersede": null, "probe": null,
     }));
     assert!(config.unwrap().unknown.is_empty());
 }
