@@ -366,7 +366,7 @@ async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
 }
 
 #[tokio::test]
-async fn a_stream_without_a_free_slot_is_429_in_plain_text_also_after_its_body_was_received() {
+async fn a_streamed_build_that_finds_no_slot_after_its_body_was_received_is_429_in_plain_text() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::ZERO, 0));
     let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
@@ -416,7 +416,7 @@ async fn a_build_is_cancelled_when_its_caller_disconnects() {
 }
 
 #[tokio::test]
-async fn only_the_same_body_of_the_same_call_has_the_same_reference_in_buildkit() {
+async fn deliveries_of_one_call_have_the_same_reference_in_buildkit_only_if_their_bodies_are_the_same() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     // Otherwise the second delivery would find the record of the first.
     calls

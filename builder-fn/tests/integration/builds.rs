@@ -17,7 +17,7 @@ use crate::setting::{
     Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files,
 };
 
-/// Returns a question that is signed with `key` now.
+/// Returns a request for the state, the log or the end of builds that is signed with `key` now.
 fn question(key: &str, method: Method, path: &str, accept: &str) -> Request {
     let signed_at = jiff::Timestamp::now().to_string();
     let signature = sign_body(
@@ -149,7 +149,7 @@ async fn start_build(
 }
 
 #[tokio::test]
-async fn a_builds_state_is_told_while_it_runs_afterwards_and_by_another_builder() {
+async fn every_builder_of_a_daemon_answers_with_a_builds_state_while_it_runs_and_afterwards() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
     let ended = answer_statuses(&mut calls, status_with_lines(3, "line"));

@@ -13,6 +13,7 @@ use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
 use crate::hand_over::let_build_succeed;
 use crate::setting::{Answer, CALL_ID, TestBuilder, hmac_keys, request_tar_with};
 
+/// Sends a build request whose config has `deploy` and `probe`, in a background task.
 fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
     let setting = setting.clone();
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});

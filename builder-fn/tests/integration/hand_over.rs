@@ -10,6 +10,7 @@ use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{self, start_answering_gateway};
 use crate::setting::{Answer, CALL_ID, TestBuilder, build_request_with, hmac_keys, request_tar_with};
 
+/// Sends a build request whose config has `deploy`, in a background task.
 fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
     let setting = setting.clone();
     let deploy = json!({"service": "hello", "envVars": {"A": "b"}});
@@ -20,6 +21,7 @@ fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
     })
 }
 
+/// Waits for the next build's calls at the fake daemon, and answers them with the digest `sha256:12`.
 pub(crate) async fn let_build_succeed(calls: &mut DaemonCalls) {
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);

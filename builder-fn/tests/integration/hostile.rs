@@ -60,7 +60,8 @@ fn request_with_entries(more: &[Vec<u8>]) -> Vec<u8> {
     [config, dockerfile, more.concat(), vec![0; 2 * TAR_BLOCK_BYTES]].concat()
 }
 
-/// Sends a tar that must be rejected, checks that no file and no byte of the quota is left, and returns the error.
+/// Sends a tar, checks that no file and no byte of the quota is left afterwards, and returns the error if it is
+/// rejected.
 async fn rejection_of_tar(
     body: Vec<u8>,
     limits: impl FnOnce(&mut ArchiveLimits),
@@ -305,7 +306,7 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
 }
 
 #[tokio::test]
-async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
+async fn a_body_that_is_cut_within_an_entry_is_rejected() {
     let more = [
         pax_header_entry("12 mtime=12\n"),
         regular_file_entry("context/a"),

@@ -40,8 +40,11 @@ impl CredentialStore for OneRegistryCredentials {
 /// A fake of registries that answer every lookup of a manifest in the same way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FakeManifestLookup {
+    /// Every registry has every manifest.
     Present,
+    /// No registry has a manifest.
     Missing,
+    /// Every lookup fails.
     Unknown,
 }
 
@@ -72,7 +75,7 @@ pub(crate) fn start_job(daemon: Daemon) -> RunningJob {
     start_job_with(daemon, FakeManifestLookup::Present)
 }
 
-/// Starts a job without files on `daemon`, whose image is pushed to the registries `manifests`.
+/// Starts a job without files on `daemon`, for which lookups in registries are answered by `manifests`.
 pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestLookup) -> RunningJob {
     let services = SessionServices::new()
         .with_health()

@@ -39,11 +39,11 @@ pub(crate) enum RegistryBehaviour {
     /// Every request is answered as a registry without users does.
     #[default]
     Open,
-    /// Only requests with basic authentication are answered.
+    /// Requests without the header `Authorization` are answered with 401.
     Locked,
     /// Requests whose line contains the text are answered with the status.
     Failing(&'static str, u16),
-    /// A blob is another address's, or the first one's of the registry itself.
+    /// Requests for blobs are redirected to this scheme and host, with the path that they have.
     Redirecting(String),
     /// The blobs have other bytes than their digests say.
     Lying,

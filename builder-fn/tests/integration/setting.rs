@@ -36,8 +36,10 @@ use tokio::time::Instant;
 use crate::job::{FakeManifestLookup, OneRegistryCredentials};
 use crate::shared_keys;
 
+/// The ID of the call that requests belong to, unless a test sets another.
 pub(crate) const CALL_ID: &str = "call-1";
 
+/// The key in the builder's `payload-secret`.
 pub(crate) const PAYLOAD_KEY: &str = "payload key";
 
 /// The limit on request bodies in tests, in bytes.
@@ -200,7 +202,7 @@ impl TestBuilder {
         self.api.metrics.spool_bytes_gauge().get()
     }
 
-    /// Replaces the registries.
+    /// Sets how registries answer lookups of manifests.
     pub(crate) fn with_manifests(mut self, manifests: FakeManifestLookup) -> Self {
         self.api.builder.manifests = Arc::new(manifests);
         self
@@ -232,7 +234,7 @@ impl TestBuilder {
         self
     }
 
-    /// Sets the longest time that a deployment may take.
+    /// Sets the time limit of a hand-over with all its attempts.
     pub(crate) fn with_deploy_timeout(mut self, timeout: Duration) -> Self {
         self.api.builder.deployer.settings.timeout = timeout;
         self

@@ -282,7 +282,7 @@ async fn deliveries_of_one_call_do_not_supersede_each_other() {
 }
 
 #[tokio::test]
-async fn a_solve_tells_other_builders_what_it_is_for() {
+async fn a_solve_carries_its_call_and_function_for_other_builders() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     let (solve, ..) = calls.next_build_calls().await;

@@ -10,7 +10,7 @@ use crate::setting::{TestBuilder, request_tar_with};
 
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Returns the function context of a request with the trace header [`TRACEPARENT`].
+/// Returns the OpenTelemetry context of a request with the trace header [`TRACEPARENT`].
 fn traced_context() -> Context {
     Context::new().with_remote_span_context(SpanContext::new(
         TraceId::from_hex(&TRACEPARENT[3..35]).expect("an id"),

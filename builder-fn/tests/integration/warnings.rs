@@ -13,7 +13,7 @@ use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
 use crate::job::{FakeManifestLookup, output_response};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files};
 
-/// A reason for which a build has exactly one warning.
+/// A reason for which a build has one warning in its list, or, with `Nothing` and `Lint`, none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum WarningSource {
     Nothing,
