@@ -194,6 +194,7 @@ fn is_safe_host(host: &str) -> bool {
     host.len() <= HELPER_HOST_MAX_BYTES && host.bytes().all(allowed)
 }
 
+/// Returns whether there is a cached answer, and it is younger than [`HELPER_ANSWER_CACHE_TIME`].
 fn is_fresh(answer: Option<&(Instant, Option<RegistryCredentials>)>) -> bool {
     answer.is_some_and(|(at, _)| at.elapsed() < HELPER_ANSWER_CACHE_TIME)
 }

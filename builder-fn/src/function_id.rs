@@ -102,7 +102,8 @@ mod tests {
 
     use super::*;
 
-    fn of(deploy: Value) -> Option<String> {
+    /// Returns the text of the identity in a config's `deploy`, with the default namespace `openfaas-fn`.
+    fn text_of_deployed(deploy: Value) -> Option<String> {
         let id = FunctionId::from_deploy_config(deploy.as_object().expect("an object"), "openfaas-fn");
         id.map(|id| id.to_string())
     }
@@ -116,10 +117,10 @@ mod tests {
             json!({"service": "hello", "namespace": "openfaas-fn"}),
             json!({"Service": "hello", "Namespace": "openfaas-fn"}),
         ] {
-            assert_eq!(of(deploy).as_deref(), Some("hello.openfaas-fn"));
+            assert_eq!(text_of_deployed(deploy).as_deref(), Some("hello.openfaas-fn"));
         }
         assert_eq!(
-            of(json!({"service": "hello", "namespace": "dev"})).as_deref(),
+            text_of_deployed(json!({"service": "hello", "namespace": "dev"})).as_deref(),
             Some("hello.dev")
         );
         for deploy in [
@@ -128,7 +129,7 @@ mod tests {
             json!({"service": 1}),
             json!({"service": "acme/hello"}),
         ] {
-            assert_eq!(of(deploy), None);
+            assert_eq!(text_of_deployed(deploy), None);
         }
     }
 

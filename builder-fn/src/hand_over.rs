@@ -69,6 +69,7 @@ pub enum DeployVia {
 impl FromStr for DeployVia {
     type Err = &'static str;
 
+    /// Parses a value of the setting `deploy_via`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "function" => Ok(Self::Function),

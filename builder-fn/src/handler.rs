@@ -198,6 +198,7 @@ impl BuilderApi {
         }
     }
 
+    /// Fails if the builder is shutting down, or has no place now for a request, whoever sends it.
     fn check_before_reading_body(&self, context: &Context) -> Result<(), Error> {
         if context.shutdown().has_begun() {
             return Err(Error::Draining);
@@ -395,6 +396,7 @@ impl BuilderApi {
         answer
     }
 
+    /// Opens the sealed secrets of a request; a request without them has no secrets.
     fn open_sealed_secrets(&self, request: &BuildRequest) -> Result<BuildSecrets, Error> {
         match (&request.sealed_secrets, &self.seal_key) {
             (None, _) => Ok(BuildSecrets::default()),

@@ -27,6 +27,7 @@ pub(crate) use opened::BuildSecrets;
 
 const ENVELOPE_VERSION: &str = "v1";
 const ENVELOPE_ALGORITHM: &str = "nacl/box";
+/// The length of the nonce before each sealed value, in bytes.
 const NONCE_BYTES: usize = 24;
 
 /// The text that precedes a tenant's name in the input from which the tenant's key is derived.
@@ -132,6 +133,7 @@ struct Envelope {
 }
 
 impl Envelope {
+    /// Parses the YAML of an envelope, and checks everything but the sealed values.
     fn parse(text: &[u8]) -> Result<Self, SealError> {
         #[derive(Deserialize)]
         struct Fields {
@@ -208,6 +210,7 @@ fn is_valid_secret_name(name: &str) -> bool {
     (1..=253).contains(&name.len()) && name.bytes().all(allowed) && !name.bytes().all(|byte| byte == b'.')
 }
 
+/// Returns the base64 of the public key that belongs to a private key.
 fn encode_public_key(key: &SecretKey) -> String {
     STANDARD.encode(key.public_key().as_bytes())
 }

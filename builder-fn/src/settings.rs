@@ -251,6 +251,7 @@ impl Settings {
 }
 
 impl RequestSettings {
+    /// Reads the limits on requests, and checks that the spool's folder is writable.
     fn read_request_settings(parser: &mut SettingsParser<'_>) -> Self {
         let max_body = parser.number("max_body", 1 << 30);
         let settings = Self {
@@ -301,6 +302,7 @@ impl RequestSettings {
 }
 
 impl SignatureSettings {
+    /// Reads the settings of signatures, and checks the policy and the secrets with keys.
     fn read_signature_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Self {
         let settings = Self {
             disable_hmac: parser.flag("disable_hmac", false),
@@ -478,6 +480,7 @@ fn parse_namespace(text: &str) -> Result<String, &'static str> {
     }
 }
 
+/// Reads `registry_config` and `credential_helpers`, and checks that the file, if it exists, can be used.
 fn read_docker_config(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> DockerConfig {
     let path = parser
         .optional_text("registry_config")
@@ -498,6 +501,7 @@ fn read_docker_config(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Doc
     })
 }
 
+/// Reads `build_secrets_private_key_path`, and checks that the file has a key.
 fn read_seal_key(parser: &mut SettingsParser<'_>) -> Option<SealKey> {
     let path = parser.optional_text("build_secrets_private_key_path")?;
     let key = SealKey::at(Path::new(&path));
@@ -553,6 +557,7 @@ fn read_hand_over_ttl(parser: &mut SettingsParser<'_>) -> Duration {
     ttl
 }
 
+/// Parses the name of a function, with or without its namespace.
 fn parse_function_name(text: &str) -> Result<String, &'static str> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     match text.bytes().all(is_allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {

@@ -23,9 +23,12 @@ use queue::{GrantedSlot, TenantQueues};
 #[derive(Clone, Debug)]
 pub struct BuildSlots(Arc<SharedSlots>);
 
+/// The state that clones of [`BuildSlots`] share.
 #[derive(Debug)]
 struct SharedSlots {
+    /// The number of slots: the limit on the builds that run at the same time.
     limit: usize,
+    /// The longest time that an admitted request waits for a slot.
     max_wait: Duration,
     /// The limit on the requests of one tenant that wait.
     queue_length: usize,

@@ -171,6 +171,7 @@ fn to_json_line(report: &Report) -> Vec<u8> {
     body
 }
 
+/// Returns a response with this status, and `body`, which is JSON.
 fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = reply::json(body);
     *response.status_mut() = status;

@@ -31,6 +31,7 @@ struct Needle {
 }
 
 impl SearchedStrings {
+    /// Creates the set of `strings`. Those shorter than [`MIN_MASKED_BYTES`] bytes may not be found.
     pub(super) fn new(strings: BTreeSet<Vec<u8>>) -> Self {
         let mut filter = PrefixFilter::new(strings.len());
         let mut sorted: Vec<Needle> = Vec::with_capacity(strings.len());
@@ -105,6 +106,7 @@ struct PrefixFilter {
 }
 
 impl PrefixFilter {
+    /// Creates an empty filter for as many strings.
     fn new(strings: usize) -> Self {
         let bits = (strings * FILTER_BITS_PER_STRING).next_power_of_two().max(1024);
         Self {
@@ -118,6 +120,7 @@ impl PrefixFilter {
         }
     }
 
+    /// Returns whether `text` may begin with a string of the set. If not, none of them is its beginning for certain.
     fn may_contain(&self, text: &[u8]) -> bool {
         self.position(text)
             .is_some_and(|(word, bit)| self.bits[word] & bit != 0)

@@ -30,6 +30,7 @@ impl RepositoryAccess {
         self.allow_access(image, AccessLevel::Push);
     }
 
+    /// Allows access to the repository of `image`. The highest level that was allowed counts.
     fn allow_access(&self, image: ImageName, access: AccessLevel) {
         let mut repositories = self.lock();
         let granted = repositories.entry(image).or_insert(access);

@@ -25,6 +25,7 @@ struct Receiver {
 }
 
 impl Receiver {
+    /// Hashes and spools the next pieces of the body. Blocks.
     fn append(&mut self, pieces: Vec<Bytes>) -> Result<(), ContextError> {
         for piece in pieces {
             self.hasher.update(&piece);

@@ -138,6 +138,7 @@ fn access_error(error: function_host::registry::RegistryError, oci: &OciContext)
     }
 }
 
+/// Returns the error for a response to a request of a blob that is neither the blob nor a redirect.
 fn status_error(status: StatusCode, host: &str, oci: &OciContext) -> ContextError {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => unauthorized(status, oci),

@@ -24,8 +24,10 @@ pub(crate) struct LogFeed {
     pushed: Arc<Notify>,
 }
 
+/// The lines of a [`LogFeed`] that were not taken yet, and the number of those that were lost.
 #[derive(Debug)]
 struct FeedState {
+    /// The lines that wait for the reader.
     waiting: LineRing,
     /// The number of bytes that may still be passed on while the build runs.
     live_room: usize,

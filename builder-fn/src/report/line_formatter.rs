@@ -146,6 +146,8 @@ impl LineFormatter {
         lines
     }
 
+    /// Appends a piece of output to the unfinished output of its step and stream, and returns the lines that it
+    /// completes.
     fn format_output(&mut self, step: String, stream: i64, at: SystemTime, text: &[u8]) -> Vec<String> {
         let key = (step, stream);
         let mut pending = self

@@ -76,6 +76,7 @@ impl StreamFormat {
         self.frame_record(&report)
     }
 
+    /// Serializes a record as JSON, and frames it.
     fn frame_record(self, record: &impl Serialize) -> Bytes {
         let json = to_json(record);
         match self {
@@ -89,6 +90,7 @@ impl StreamFormat {
 pub(super) struct RecordSpace(usize);
 
 impl RecordSpace {
+    /// Returns the space in a record without lines.
     pub(super) fn new() -> Self {
         Self(MAX_RECORD_BYTES - RECORD_OVERHEAD_BYTES)
     }

@@ -37,9 +37,11 @@ struct RecordStream {
     if_panicked: Option<Report>,
 }
 
+/// The phase of a stream of records, which decides the next record.
 enum StreamPhase {
     /// The build runs, and no record has been sent.
     Started(AbortOnDropHandle<Report>),
+    /// The build runs, and the first record was sent.
     Running(AbortOnDropHandle<Report>),
     /// The build has ended with this report; the rest of its log is sent before the terminal record.
     SendingRestOfLog(Report),
@@ -121,11 +123,13 @@ impl RecordStream {
         }
     }
 
+    /// Returns the terminal record, with warnings about log lines that the reader did not get.
     fn build_terminal_record(&self, mut report: Report) -> Bytes {
         self.feed.warn_of_losses(&mut report.warnings);
         self.format.terminal_record(report)
     }
 
+    /// Takes as many waiting log lines as fit into one record, and returns the record.
     fn take_progress_record(&self) -> Bytes {
         let mut space = RecordSpace::new();
         let lines = self.feed.take_while(|line| space.reserve_for_line(line));

@@ -189,6 +189,7 @@ impl JsonRequest {
         })
     }
 
+    /// Parses the body of a JSON request, and fails with the problem without its place.
     fn read(content: &[u8]) -> Result<Self, ConfigProblem> {
         let mut fields = parse_fields(content)?;
         let context = context::read_context_reference(&mut fields);

@@ -181,6 +181,7 @@ impl TarOutput {
         }
     }
 
+    /// Appends decompressed bytes to the spool, unless they exceed a limit.
     fn append(&mut self, piece: &[u8]) -> Result<(), RequestError> {
         self.bytes_out += piece.len() as u64;
         if self.bytes_out > self.limit {

@@ -161,6 +161,7 @@ pub enum RequestError {
     Interrupted,
 }
 
+/// Returns the end of the text of [`RequestError::NoDockerfile`]: how to correct the request.
 fn missing_dockerfile_hint(is_named: bool) -> &'static str {
     match is_named {
         true => "the config's \"dockerfile\" names it",

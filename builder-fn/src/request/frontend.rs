@@ -50,6 +50,7 @@ pub struct ForbiddenFrontend {
     allowed: Vec<String>,
 }
 
+/// Lists the allowed images in parentheses, with a space before; returns an empty text if there are none.
 fn format_allowed(images: &[String]) -> String {
     match images {
         [] => String::new(),

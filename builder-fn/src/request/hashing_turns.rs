@@ -17,8 +17,10 @@ pub(super) struct HashingTurns(Arc<Mutex<TurnQueue>>);
 #[derive(Debug)]
 pub(super) struct HashingTurn(HashingTurns);
 
+/// The free turns, and the bodies that wait for one.
 #[derive(Debug)]
 struct TurnQueue {
+    /// The number of turns that are not taken.
     free: usize,
     /// Whether the next turn goes to the body that has waited the longest.
     is_oldest_next: bool,
@@ -29,8 +31,10 @@ struct TurnQueue {
     next: u64,
 }
 
+/// A body that waits for a turn.
 #[derive(Debug)]
 struct WaitingBody {
+    /// The number of bytes of the body that were hashed so far.
     hashed: u64,
     granted: oneshot::Sender<HashingTurn>,
 }

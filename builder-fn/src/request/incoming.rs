@@ -221,6 +221,7 @@ impl Drop for BodyWorker {
 }
 
 impl BodyWorker {
+    /// Hashes a batch, unless the body is hashed only once it is whole, and stores it. Blocks.
     fn process_batch(&mut self, batch: PieceBatch, is_on_disk: bool) -> Result<(), RequestError> {
         if is_on_disk {
             self.spool.move_to_disk()?;

@@ -29,7 +29,9 @@ pub struct RestorableContext {
     turns: IndexingTurns,
 }
 
+/// Whether a [`RestorableContext`] has its index.
 enum ContextState {
+    /// The index is there.
     Indexed(Arc<SourceContext>),
     /// The tar, whose index was dropped.
     Stored(Spool),

@@ -71,6 +71,7 @@ impl SignatureKeys {
 }
 
 impl KeysOfSecret {
+    /// Returns the keys in `secret`; `None` if it has none.
     fn new(tenant: Option<Arc<Tenant>>, secret: &Secret, accept_sha1: bool) -> Option<Self> {
         let lines = secret.expose().split(|byte| *byte == b'\n');
         let sha1 = lines

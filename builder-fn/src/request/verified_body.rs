@@ -78,6 +78,7 @@ impl VerifiedBody {
         turns.run(move || check_storable(self.spool, &limits)).await
     }
 
+    /// Parses the build request in the body, and checks it against the limits and the rules of its tenant. Blocks.
     fn parse(self, head: &RequestHead, limits: &RequestLimits) -> Result<BuildRequest, RequestError> {
         let Self {
             spool,
@@ -150,6 +151,7 @@ enum RequestedSource {
 }
 
 impl RequestContent {
+    /// Reads the content of a tar, which is decompressed and indexed.
     fn read_tar(body: Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
         let (contents, spool) = read_tar(body, limits)?;
         Ok(Self {
@@ -164,6 +166,7 @@ impl RequestContent {
         })
     }
 
+    /// Reads the content of a JSON request, whose context is not fetched yet.
     fn read_json(body: &Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
         // Room for a configuration and an envelope of secrets, each as large as in a tar.
         let limit = (limits.archive.small_file as u64).saturating_mul(2);

@@ -18,6 +18,7 @@ pub(crate) struct BuildSecrets {
 }
 
 impl BuildSecrets {
+    /// Returns the secrets with these names and values, and builds their mask.
     pub(super) fn new(values: BTreeMap<String, Zeroizing<Vec<u8>>>) -> Self {
         Self {
             mask: SecretMask::new(values.values().map(|value| value.as_slice())),

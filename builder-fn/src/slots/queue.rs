@@ -110,6 +110,7 @@ impl TenantQueues {
         grants
     }
 
+    /// Removes the queue of a tenant that has neither admitted requests nor running builds.
     fn forget_if_idle(&mut self, name: &TenantName) {
         let is_idle = |tenant: &TenantQueue| tenant.admitted == 0 && tenant.running == 0;
         if self.tenants.get(name).is_some_and(is_idle) {

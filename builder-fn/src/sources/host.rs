@@ -145,6 +145,7 @@ fn is_metadata_v4(address: Ipv4Addr) -> bool {
     address.is_link_local() || matches!(address.octets(), [168, 63, 129, 16] | [100, 100, 100, 200])
 }
 
+/// Returns the kind of an IPv4 address that is not public, for an error text; `None` for a public one.
 fn private_v4_kind(address: Ipv4Addr) -> Option<&'static str> {
     let [first, second, third, _] = address.octets();
     match (first, second, third) {
@@ -162,6 +163,7 @@ fn private_v4_kind(address: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
+/// Returns the kind of an IPv6 address that is not public, or leads to such an IPv4 address; `None` for a public one.
 fn private_v6_kind(address: Ipv6Addr) -> Option<&'static str> {
     if let Some(kind) = embedded_ipv4(address).and_then(private_v4_kind) {
         return Some(kind);

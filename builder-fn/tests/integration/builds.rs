@@ -34,11 +34,13 @@ fn question(key: &str, method: Method, path: &str, accept: &str) -> Request {
     request
 }
 
+/// Sends a request for a build's state or cancellation that is signed with [`PAYLOAD_KEY`], and returns the answer.
 async fn ask(builder: &TestBuilder, method: Method, path: &str) -> Answer {
     let request = question(PAYLOAD_KEY, method, path, "*/*");
     Answer::from_response(builder.send_request(request).await).await
 }
 
+/// Requests the log of the build from the line `from` on, and returns the response with an unread body.
 async fn open_log(builder: &TestBuilder, from: u64) -> Response {
     let path = format!("/builds/{CALL_ID}/log?from={from}");
     let request = question(PAYLOAD_KEY, Method::GET, &path, "application/x-ndjson");
@@ -56,10 +58,11 @@ async fn read_log(builder: &TestBuilder, from: u64) -> (Vec<(u64, String)>, Valu
         .map(|line| serde_json::from_slice(line).expect("a record"))
         .collect();
     let terminal = records.pop().expect("a terminal record");
-    (records.iter().flat_map(numbered_lines).collect(), terminal)
+    (records.iter().flat_map(numbered_line).collect(), terminal)
 }
 
-fn numbered_lines(record: &Value) -> Option<(u64, String)> {
+/// Returns the number and the line of a record with one line; `None` for a record without lines.
+fn numbered_line(record: &Value) -> Option<(u64, String)> {
     assert_eq!(record["status"], "in_progress");
     let seq = record["seq"].as_u64().expect("a number");
     let line = record["log"].as_array().expect("lines").first()?;
@@ -233,7 +236,7 @@ async fn a_log_has_the_same_numbers_live_afterwards_and_at_another_builder() {
         .map(|line| serde_json::from_slice(line).expect("a record"))
         .collect();
     let (terminal, records) = records.split_last().expect("records");
-    let lines: Vec<_> = records.iter().filter_map(numbered_lines).collect();
+    let lines: Vec<_> = records.iter().filter_map(numbered_line).collect();
 
     assert_eq!(lines.len(), 102, "the step's beginning and end, and its output");
     assert_eq!(
@@ -287,7 +290,7 @@ async fn a_reader_that_is_cut_off_many_times_gets_every_line_once() {
                 if record["status"] != "in_progress" {
                     break 'reading record;
                 }
-                if let Some((seq, line)) = numbered_lines(&record) {
+                if let Some((seq, line)) = numbered_line(&record) {
                     assert_eq!(seq, next);
                     next = seq + 1;
                     texts.push(line);

@@ -33,6 +33,7 @@ struct ServedBuild {
     _build: JoinHandle<Result<BuiltImage, JobError>>,
 }
 
+/// Starts a build with the context in `tar`, and waits for its session.
 async fn start_served_build(tar: Vec<u8>) -> ServedBuild {
     let context = Arc::new(SourceContext::from_tar(&tar).expect("context"));
     let (daemon, mut calls) = daemon::start_fake_daemon();
@@ -67,6 +68,7 @@ struct DaemonTransfer {
 }
 
 impl ServedBuild {
+    /// Requests a transfer of the session's files with this metadata, as BuildKit does.
     async fn start_transfer(&self, metadata: &[(&'static str, &str)]) -> Result<DaemonTransfer, Status> {
         let (requests, receiver) = mpsc::unbounded_channel();
         let (accept, accepted) = watch::channel(0);
@@ -161,6 +163,7 @@ impl DaemonTransfer {
         (contents, done)
     }
 
+    /// Ends the transfer with a FIN packet, and checks that the builder answers with one and ends it too.
     async fn finish_transfer(mut self) {
         self.send_packet(PacketType::PacketFin, 0);
         let packet = self

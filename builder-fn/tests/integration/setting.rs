@@ -259,6 +259,7 @@ impl TestBuilder {
         self
     }
 
+    /// Begins the shutdown of the process, which ends at `deadline`.
     pub(crate) fn begin_shutdown(&self, deadline: Instant) {
         (self.trigger)(deadline);
     }
@@ -372,6 +373,7 @@ pub(crate) fn hmac_keys(text: &str) -> HmacKeys {
     HmacKeys::new(&Secret::new(text)).expect("a key")
 }
 
+/// Returns a `POST /build` request with this body, and with this signature in its header, if there is one.
 pub(crate) fn build_request_with(body: impl Into<Body>, signature: Option<&str>) -> Request {
     let mut request = Request::new(body.into());
     *request.method_mut() = Method::POST;

@@ -70,6 +70,7 @@ pub(super) fn read_context_reference(fields: &mut ConfigFields) -> Option<Contex
     }
 }
 
+/// Reads the value of `context.oci`.
 fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<OciContext> {
     let text = context.get("oci").and_then(Value::as_str).unwrap_or_default();
     let parsed = text.rsplit_once('@').and_then(|(name, digest)| {

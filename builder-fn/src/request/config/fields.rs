@@ -34,6 +34,7 @@ pub(super) struct LeftoverKeys {
 }
 
 impl ConfigFields {
+    /// Returns the keys of `map`, none of which has been read.
     pub(super) fn new(map: Map<String, Value>) -> Self {
         Self {
             unread: map,

@@ -10,7 +10,7 @@ use crate::request::RequestError;
 
 const FORMAT_NAME: &str = "gzip";
 
-/// Decompresses a gzip stream.
+/// A gzip stream that is decompressed piece by piece into a spool.
 ///
 /// Zeros after the last member are ignored, as by gzip: programs that write whole blocks fill the last one with them. Data
 /// after such zeros is rejected, because some programs read it and others do not.
@@ -29,7 +29,7 @@ impl GzipStream {
         Self::Member(Box::new(GzDecoder::new(output)))
     }
 
-    /// Decompresses the next piece of the gzip stream.
+    /// Decompresses the next piece of the gzip stream, which may end one member and begin another.
     pub(super) fn decompress_piece(mut self, mut piece: &[u8]) -> Result<Self, RequestError> {
         let bytes_in = piece.len() as u64;
         match &mut self {
@@ -59,7 +59,7 @@ impl GzipStream {
         Ok(self)
     }
 
-    /// Ends the gzip stream, and returns its output.
+    /// Checks that the gzip stream does not end within a member, and returns its output.
     pub(super) fn finish(self) -> Result<TarOutput, RequestError> {
         match self {
             Self::Member(member) => finish_member(member),
