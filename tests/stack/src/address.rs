@@ -35,7 +35,7 @@ pub(crate) const BUILDKIT_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 2);
 pub(crate) const BUILDKIT_GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 /// The subnet of the pair of interfaces that connects the stack to BuildKit's network.
 pub(crate) const BUILDKIT_SUBNET: &str = "10.64.0.0/30";
-/// The subnet of build steps, each of which has a network of its own.
+/// The subnet of build steps, each of which has a network namespace and an address of its own.
 pub(crate) const STEPS_SUBNET: &str = "10.65.0.0/16";
 /// The subnet of build steps that have the general rules, a part of [`STEPS_SUBNET`].
 pub(crate) const GENERAL_STEPS_SUBNET: &str = "10.65.0.0/17";
@@ -115,8 +115,8 @@ impl StackNumber {
     }
 }
 
-/// Returns the subnet of the build steps of the tenant with this index, a part of [`STEPS_SUBNET`]; `None` if there are
-/// not so many.
+/// Returns the subnet of the build steps of the tenant with this index, a part of [`STEPS_SUBNET`]; `None` from the
+/// index [`MAX_TENANT_NETWORKS`] on.
 pub(crate) fn tenant_steps_subnet(index: usize) -> Option<String> {
     let third = u8::try_from(index.checked_add(MAX_TENANT_NETWORKS)?).ok()?;
     Some(format!("10.65.{third}.0/24"))

@@ -12,9 +12,13 @@ use crate::{
     progress::ProgressSink,
 };
 
-/// Makes the image at a stack's first start, with `size` bytes or three quarters of the free space; checks it at later
-/// starts, and makes it anew if it is damaged.
-pub(crate) async fn prepare_disk_image(dir: &StackDir, size: u64, progress: &ProgressSink) -> Result<()> {
+/// Makes the image at a stack's first start, with `size` bytes or three quarters of the free space, whichever is less;
+/// checks it at later starts, repairs it if it is damaged, and makes it anew if that fails.
+pub(crate) async fn make_or_repair_disk_image(
+    dir: &StackDir,
+    size: u64,
+    progress: &ProgressSink,
+) -> Result<()> {
     let image = dir.buildkit_disk_image();
     if fs::try_exists(&image).await.with_operation("find", &image)? {
         if run_program(new_command("e2fsck").arg("-p").arg(&image))
@@ -50,7 +54,8 @@ pub(crate) async fn prepare_disk_image(dir: &StackDir, size: u64, progress: &Pro
     fs::rename(&new, &image).await.with_operation("rename", &new)
 }
 
-/// Removes what an earlier launcher, which did not limit BuildKit's data, kept at the mount point.
+/// Makes the mount point an empty directory: removes the data that an earlier launcher, which did not limit it, kept
+/// there.
 async fn empty_mount_point(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let target = dir.part_data_directory("buildkit");
     if let Err(error) = fs::remove_dir(&target).await
@@ -72,9 +77,10 @@ mod tests {
 
     use super::*;
 
+    /// The size of a test's image, in bytes.
     const SIZE: u64 = 16 << 20;
 
-    /// Creates a stack directory below `root`, with the parent directory of BuildKit's data.
+    /// Returns the handle of the stack directory `root`, in which the parent directory of BuildKit's data is created.
     fn stack_directory(root: &Path) -> StackDir {
         fs::create_dir_all(root.join("data")).unwrap();
         StackDir {
@@ -83,9 +89,9 @@ mod tests {
         }
     }
 
-    /// Prepares the image, and returns its inode and its size.
+    /// Makes or checks the image, and returns its inode and its size in bytes.
     async fn prepare_and_identify(dir: &StackDir) -> (u64, u64) {
-        prepare_disk_image(dir, SIZE, &ProgressSink::discarding())
+        make_or_repair_disk_image(dir, SIZE, &ProgressSink::discarding())
             .await
             .unwrap();
         let image = fs::metadata(dir.buildkit_disk_image()).unwrap();

@@ -1,4 +1,5 @@
-//! The certificates of BuildKit and its clients, made by the launcher and replaced together before they expire.
+//! The certificates of BuildKit and of its client builder-fn, made by the launcher when it starts the stack, and
+//! replaced together at a start when less than a third of their life is left.
 //!
 //! The authority's key is not kept: a renewal makes a new authority, so nobody can issue another certificate.
 
@@ -18,10 +19,11 @@ use crate::{
     error::{LauncherError, Result},
 };
 
-/// The names of the secrets with which builder-fn connects to BuildKit.
+/// The names of the secrets with which builder-fn connects to BuildKit: the authority's certificate, builder-fn's own
+/// certificate, and its key.
 pub(crate) const CLIENT_SECRETS: [&str; 3] = ["buildkit-ca", "buildkit-cert", "buildkit-key"];
 
-/// The life of a certificate.
+/// The time from the making of a certificate until it expires.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The time by which a certificate begins earlier than it is made, for clocks that are behind.
@@ -69,7 +71,8 @@ fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Makes an authority and the certificates of the daemon and of builder-fn, valid between two times since 1970.
+/// Makes and writes the certificates of a new authority, of the daemon and of builder-fn, valid between two times since
+/// 1970.
 fn issue_certificates(dir: &StackDir, from: Duration, until: Duration) -> Result<()> {
     let failed = |error: rcgen::Error| {
         LauncherError::Environment(format!("cannot make BuildKit's certificates: {error}"))

@@ -23,8 +23,8 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The control group of all build steps, below which BuildKit makes one group for each step.
 pub(crate) const STEPS_GROUP: &str = "slipway-steps";
 
-/// The share of CPU time of all build steps together if others want it too, as a weight; other groups have 1024 in
-/// version 1 and 100 in version 2.
+/// The CPU weight of all build steps together, by the name of its file in versions 1 and 2: half of the weight of other
+/// groups, which have 1024 and 100.
 const STEPS_CPU_WEIGHT: [(&str, u64); 2] = [("cpu.shares", 512), ("cpu.weight", 50)];
 
 /// The longest time for the kernel to empty a control group whose processes were killed.
@@ -54,6 +54,7 @@ impl CgroupHierarchy {
         found
     }
 
+    /// Parses one line; returns `None` unless it mounts a cgroup hierarchy below [`CGROUP_ROOT`].
     fn parse_mountinfo_line(line: &str) -> Option<Self> {
         let (location, kind) = line.split_once(" - ")?;
         let mut location = location.split(' ').skip(3);
@@ -79,7 +80,8 @@ impl CgroupHierarchy {
             .filter(|_| kind == "cgroup" || kind == "cgroup2")
     }
 
-    /// Returns the directory of the control group below which the stack's group is created.
+    /// Returns the directory of the control group below which the stack's group is created; `own` is the content of
+    /// `/proc/self/cgroup`.
     ///
     /// In version 2 a group that has processes cannot delegate controllers, so this is the root. In version 1
     /// it is this process's own group, whose limits then apply.
@@ -109,7 +111,8 @@ pub(crate) struct StackControlGroups {
 }
 
 impl StackControlGroups {
-    /// Returns the control groups of the named stack, as seen from outside its namespaces.
+    /// Returns the handle of the named stack's control groups, which may not exist yet, as seen from outside its
+    /// namespaces.
     pub(crate) fn of_stack(stack: &str) -> Result<Self> {
         let own = read_file("/proc/self/cgroup")?;
         let hierarchies = CgroupHierarchy::parse_mountinfo(&read_file("/proc/self/mountinfo")?);
@@ -160,7 +163,8 @@ impl StackControlGroups {
         Ok(())
     }
 
-    /// Removes the stack's control groups and their subgroups, once their processes have ended.
+    /// Removes the stack's control groups and their subgroups; waits up to [`CGROUP_EMPTY_TIMEOUT`] for each until its
+    /// processes have ended.
     pub(crate) fn remove(&self) -> Result<()> {
         let end = Instant::now() + CGROUP_EMPTY_TIMEOUT;
         for dir in &self.dirs {
@@ -226,8 +230,8 @@ pub(crate) struct RunningStep {
 }
 
 impl RunningStep {
-    /// Returns the memory that the kernel uses for the step, in bytes; most of it is for files that the step opened or
-    /// made.
+    /// Returns the memory that the kernel uses for the step, in bytes, or 0 if that is unknown; most of it is for files
+    /// that the step opened or made.
     pub(crate) fn kernel_memory(&self) -> u64 {
         let read = |name: &str| fs::read_to_string(group_of_steps(name)?.join(&self.id).join(name)).ok();
         let version_1 = read("memory.kmem.usage_in_bytes").and_then(|text| text.trim().parse().ok());
@@ -325,9 +329,9 @@ fn read_controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
         .collect()
 }
 
-/// Enables every cgroup controller for subgroups, inside the namespaces, where only version 2 is mounted.
+/// Enables every cgroup controller for subgroups, inside the namespaces; does nothing unless only version 2 is mounted.
 ///
-/// The root's own processes have to move to a subgroup first.
+/// The root's own process, which is this one, moves to a subgroup first, as version 2 requires.
 pub(crate) fn delegate_controllers() -> Result<()> {
     let root = Path::new(CGROUP_ROOT);
     let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {

@@ -22,7 +22,8 @@ pub(crate) struct Cli {
 enum LauncherCommand {
     /// Start the stack, deploy Slipway on it, and build, deploy and call a sample function.
     ///
-    /// Parts that already run are not restarted; programs and images in the cache are reused.
+    /// A running stack is restarted only if its programs, certificates or settings have changed; otherwise only its
+    /// missing parts are started. Programs and images in the cache are reused.
     Up(UpArguments),
     /// Stop the stack. Its data (build cache, images, credentials) is kept, so the next start is faster.
     Down {
@@ -57,15 +58,15 @@ enum LauncherCommand {
         stack: StackNameArgument,
         part: StackPart,
     },
-    /// Install the Debian packages that building and running need.
+    /// Install those Debian packages that building and running the stack need and that are missing.
     Packages {
         /// Also install the packages that the clients in the end-to-end tests need.
         #[arg(long)]
         tests: bool,
     },
-    /// Build a pinned Go module of tests/stack/tools and print the directory of its programs.
+    /// Build a pinned Go module of tests/stack/tools, unless it is cached, and print the directory of its programs.
     Tool { module: String },
-    /// Become the holder of the stack.
+    /// Become the holder of the stack: the process whose end ends the stack.
     #[command(hide = true)]
     Hold(StackNameArgument),
     /// Supervise the stack, as the first process of its namespaces.
@@ -87,7 +88,7 @@ struct UpArguments {
     /// Start the parts only, without deploying Slipway.
     #[arg(long)]
     bare: bool,
-    /// A faasd binary to use as the provider.
+    /// A faasd binary to use as the provider, in place of the embedded one.
     #[arg(long, env = "SLIPWAY_FAASD")]
     faasd: Option<PathBuf>,
     /// A gateway binary to use in place of the pinned one.
@@ -173,6 +174,7 @@ impl Cli {
 }
 
 impl LauncherCommand {
+    /// Runs any command but `hold` and `supervise`, which must run before the async runtime has threads.
     async fn run_command(self) -> Result<()> {
         let progress = ProgressSink::to_stderr();
         match self {
@@ -228,7 +230,8 @@ impl LauncherCommand {
             }
             LauncherCommand::Tool { module } => {
                 let dir =
-                    slipway_stack::build_tool(&LauncherDirectories::from_env()?, &module, &progress).await?;
+                    slipway_stack::build_go_module(&LauncherDirectories::from_env()?, &module, &progress)
+                        .await?;
                 console::print_line(&dir.display().to_string());
             }
             LauncherCommand::Hold(_) | LauncherCommand::Supervise(_) => {}
@@ -237,6 +240,7 @@ impl LauncherCommand {
     }
 }
 
+/// Returns the running stack with this name; fails if it does not run.
 fn running_stack(name: &StackNameArgument) -> Result<Stack> {
     let name = &name.name;
     Stack::load_running(name)?.ok_or_else(|| {
@@ -246,6 +250,7 @@ fn running_stack(name: &StackNameArgument) -> Result<Stack> {
     })
 }
 
+/// Prints shell commands that export the stack's environment variables and put its programs in front of `PATH`.
 fn print_environment(stack: &Stack) {
     for (name, value) in stack.environment_variables() {
         console::print_line(&format!("export {name}={}", quote_for_shell(&value)));
@@ -256,7 +261,7 @@ fn print_environment(stack: &Stack) {
     ));
 }
 
-/// Parses a number of CPUs, of which the kernel's shortest quota is a hundredth.
+/// Parses a number of CPUs from 0.01, which is the kernel's shortest quota, to 4096.
 fn parse_cpus(text: &str) -> Result<f64, String> {
     let cpus = text
         .parse::<f64>()

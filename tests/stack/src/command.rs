@@ -10,7 +10,7 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use crate::error::{LauncherError, Result};
 
-/// The number of output lines in the error of a failed program.
+/// The largest number of output lines in the error of a failed program.
 const OUTPUT_TAIL_LINES: usize = 30;
 
 /// The longest line of a program's output in an error, in bytes.
@@ -29,7 +29,7 @@ pub(crate) async fn run_program(command: &mut Command) -> Result<Vec<u8>> {
     check_program_output(name, command.output().await)
 }
 
-/// Runs a program with the given standard input and returns its standard output.
+/// Runs a program with the given standard input and returns its standard output; fails unless it exits successfully.
 pub(crate) async fn run_program_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     let name = displayed_command(command.as_std());
     let failed = |source| LauncherError::Spawn {
@@ -60,6 +60,7 @@ pub(crate) fn run_program_blocking(command: &mut std::process::Command) -> Resul
     check_program_output(name, command.stdin(Stdio::null()).output())
 }
 
+/// Returns the standard output of a program that exited successfully; otherwise fails with the end of both outputs.
 fn check_program_output(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
     let output = output.map_err(|source| LauncherError::Spawn {
         program: name.clone(),

@@ -40,7 +40,7 @@ pub(crate) enum SupervisorCommand {
 pub(crate) enum SupervisorEvent {
     /// The supervisor is starting a part.
     Starting { part: StackPart },
-    /// A part of the stack is ready.
+    /// A part of the stack is ready, `seconds` after its start began.
     Ready { part: StackPart, seconds: f64 },
     /// The supervisor has stopped a part.
     Stopped { part: StackPart },
@@ -101,7 +101,8 @@ impl ControlClient {
         })
     }
 
-    /// Sends a command to the supervisor, passes progress events to `on_event`, and returns the final event.
+    /// Sends a command to the supervisor, passes progress events to `on_event`, and returns the final event; fails if
+    /// the supervisor rejects the command.
     pub(crate) async fn send_command(
         &mut self,
         command: SupervisorCommand,
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_commands_stay_those_of_earlier_builds() {
+    fn the_names_of_commands_events_and_states_stay_those_of_earlier_builds() {
         let command = |command: SupervisorCommand| serde_json::to_string(&command).unwrap();
         assert_eq!(command(SupervisorCommand::StartAll), r#"{"command":"begin"}"#);
         assert_eq!(command(SupervisorCommand::Shutdown), r#"{"command":"down"}"#);

@@ -16,7 +16,7 @@ const GATEWAY_USER_NAME: &str = "admin";
 /// The user name for the stack's registry.
 const REGISTRY_USER_NAME: &str = "slipway";
 
-/// The names of the secrets that Slipway's functions mount.
+/// The names of the secrets that Slipway's functions mount, besides those for BuildKit.
 pub(crate) const FUNCTION_SECRET_NAMES: [&str; 5] = [
     "basic-auth-user",
     "basic-auth-password",
@@ -119,6 +119,7 @@ impl StackCredentials {
     }
 }
 
+/// Returns the text of a file; if it is missing or empty, writes and returns what `make` returns.
 fn read_or_write_file(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
     match fs::read_to_string(path) {
         Ok(value) if !value.is_empty() => Ok(value),
@@ -144,6 +145,7 @@ fn random_hex() -> Result<String> {
 mod tests {
     use super::*;
 
+    /// Creates the directories of a stack without credentials, which are removed when the first value is dropped.
     fn temporary_stack_dir() -> (tempfile::TempDir, StackDir) {
         let temp = tempfile::tempdir().unwrap();
         let dir = StackDir {

@@ -38,7 +38,7 @@ use crate::{
 /// The names of Slipway's functions.
 const SLIPWAY_FUNCTION_NAMES: [&str; 2] = ["builder-fn", "deployer-fn"];
 
-/// The registry's repository of Slipway's images and of the sample function's image.
+/// The beginning of the names of the registry's repositories for Slipway's images and the sample function's image.
 const SLIPWAY_REPOSITORY: &str = "slipway";
 
 /// The annotation of a function with a hash of its deployment; it shows whether the function is up to date.
@@ -50,7 +50,8 @@ const FUNCTION_READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The interval between checks whether a deployed function is ready.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Deploys Slipway's functions and the sample function, except those that are already up to date.
+/// Deploys Slipway's functions and the sample function, except those that are already up to date, after building the
+/// images that the registry lacks; then calls the sample function.
 pub(crate) async fn deploy_functions(
     stack: &Stack,
     registry: &RegistryClient,
@@ -81,6 +82,7 @@ pub(crate) async fn deploy_functions(
     .await
 }
 
+/// Creates or updates all secrets of Slipway's functions through the gateway.
 async fn put_function_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
     let existing = gateway.secret_names().await?;
     for name in FUNCTION_SECRET_NAMES
@@ -136,7 +138,7 @@ impl PlannedFunction {
         values
     }
 
-    /// Deploys the function, unless the same deployment already exists and is ready.
+    /// Deploys the function, unless the same deployment already exists and is ready, and waits until it is ready.
     async fn deploy_if_changed(
         &self,
         stack: &Stack,

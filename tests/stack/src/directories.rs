@@ -103,12 +103,12 @@ impl StackDir {
         self.root.join("config")
     }
 
-    /// Returns the directory of a part's data, which makes the next start faster.
+    /// Returns the directory of a part's data, which stays when the stack is stopped.
     pub(crate) fn part_data_directory(&self, part: &str) -> PathBuf {
         self.root.join("data").join(part)
     }
 
-    /// Returns the image of the file system with BuildKit's data.
+    /// Returns the path of the image of the file system with BuildKit's data.
     pub(crate) fn buildkit_disk_image(&self) -> PathBuf {
         self.root.join("data/buildkit.img")
     }
@@ -138,7 +138,7 @@ impl StackDir {
         self.root.join("log").join(format!("{of}.log"))
     }
 
-    /// Creates the stack's directories, with access for their owner only.
+    /// Creates the stack's directory, with access for its owner only, and the directories in it.
     pub(crate) fn create_directories(&self) -> Result<()> {
         create_private_directory(&self.root)?;
         let parts = ["registry", "buildkit", "containerd", "nats", "provider", "faasd"]
@@ -160,14 +160,16 @@ impl StackDir {
         Ok(())
     }
 
-    /// Locks the stack against changes by other processes until the file is dropped.
+    /// Waits for the lock of the stack, which keeps other launchers from changing it until the returned file is
+    /// dropped.
     pub(crate) async fn lock_stack(&self) -> Result<File> {
         create_private_directory(&self.root)?;
         lock_file_async(self.root.join("lock")).await
     }
 }
 
-/// Locks a file and waits while another process holds the lock.
+/// Locks a file, which is created if it is missing, and waits while another process holds the lock; dropping the
+/// returned file releases it.
 pub(crate) fn lock_file(path: &Path) -> Result<File> {
     let file = File::create(path).with_operation("create", path)?;
     file.lock().with_operation("lock", path)?;

@@ -21,14 +21,14 @@ use crate::{
     stack::{Stack, external},
 };
 
-/// The longest time for the parts of a stack to stop.
+/// The longest time for the parts of a stack to stop; after it, the stack's holder is killed.
 const PARTS_STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for the kernel to remove a stack's namespaces. When it unmounts, it writes out dirty pages,
 /// which took over half a minute after all tests had run.
 const NAMESPACE_REMOVAL_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The interval between checks of a condition that has no event.
+/// The interval between checks whether the holder and the interface of a stopped stack are gone.
 const DOWN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
@@ -62,8 +62,8 @@ pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) 
     Ok(())
 }
 
-/// Removes a directory. If the removal is interrupted, the directory is gone all the same, and no later start finds a
-/// part of its files.
+/// Renames a directory and then removes it: after an interrupted removal, nothing is left under the directory's own
+/// name, and the next removal deletes the rest.
 fn remove_whole_directory(path: &Path) -> Result<()> {
     let mut name = OsString::from(".removed-");
     name.push(path.file_name().unwrap_or_default());
@@ -75,14 +75,14 @@ fn remove_whole_directory(path: &Path) -> Result<()> {
     fs::remove_dir_all(&removed).with_operation("remove", &removed)
 }
 
-/// Stops a running stack and removes what a killed one left behind.
+/// Stops a stack if it runs, and removes the control groups and state files of a running or killed one; its data stays.
 pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let Some(running) = RunningStackState::read_running_state(dir)? else {
         return Ok(());
     };
     if running.holder_is_alive() {
         progress.emit_step("stack", "stopping");
-        // A supervisor that fails or does not answer in time is killed below.
+        // A supervisor that fails or does not answer in time is killed below, with the holder.
         let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, stop_parts(dir, progress)).await;
         if wait_until_condition(Duration::from_secs(5), || !running.holder_is_alive())
             .await
@@ -124,6 +124,7 @@ async fn stop_parts(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
         .map(drop)
 }
 
+/// Polls a condition until it holds; fails if it does not within `limit`.
 async fn wait_until_condition(limit: Duration, condition: impl Fn() -> bool) -> Result<(), ()> {
     let end = Instant::now() + limit;
     while !condition() {

@@ -53,7 +53,7 @@ impl Ipv4Network {
         Self { address, prefix: 32 }
     }
 
-    /// Returns the network with this prefix length that contains the address.
+    /// Returns the network with this prefix length that contains the address; `None` for a prefix longer than 32.
     fn network_containing(address: Ipv4Addr, prefix: u8) -> Option<Self> {
         let mask = match prefix {
             0 => 0,
@@ -197,7 +197,8 @@ pub(crate) struct Egress {
 }
 
 impl Egress {
-    /// Returns the general rules of builds on a machine with these networks of its own.
+    /// Returns rules with these opened networks on a machine with these networks of its own, with public addresses for
+    /// all and without rules of tenants.
     pub(crate) fn new(allowed: Vec<Ipv4Network>, machine: Vec<Ipv4Network>) -> Result<Self> {
         let reserved = RESERVED_NETWORKS
             .into_iter()
@@ -236,7 +237,8 @@ pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Ipv4Network>> {
         .collect())
 }
 
-/// Returns the rules of tenants, with addresses in place of names.
+/// Returns the rules of tenants, with addresses in place of names; fails if a tenant has two, or if there are more than
+/// [`MAX_TENANT_NETWORKS`].
 pub(crate) async fn resolve_tenants(tenants: &[TenantNetwork]) -> Result<Vec<TenantEgress>> {
     let mut resolved: Vec<TenantEgress> = Vec::new();
     if tenants.len() > MAX_TENANT_NETWORKS {
@@ -262,7 +264,7 @@ pub(crate) async fn resolve_tenants(tenants: &[TenantNetwork]) -> Result<Vec<Ten
 }
 
 /// Returns the networks that an operator opened: each entry is an address, a network, or a host name, which is
-/// resolved now.
+/// resolved now to its IPv4 addresses.
 pub(crate) async fn resolve_entries(entries: &[String]) -> Result<Vec<Ipv4Network>> {
     let mut networks = Vec::new();
     for entry in entries

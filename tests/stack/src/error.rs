@@ -17,10 +17,10 @@ pub enum LauncherError {
         /// The operating system's error for the operation.
         source: io::Error,
     },
-    /// A state file of the launcher is not valid JSON.
+    /// A file of the launcher, or other input of it, is not the JSON that it expects.
     #[error("{}: not a valid file of the launcher's", path.display())]
     InvalidFile {
-        /// The path of the invalid state file.
+        /// The path of the invalid file, or the name of the input.
         path: PathBuf,
         /// The JSON parser's error, with the position in the file.
         source: serde_json::Error,
@@ -88,14 +88,14 @@ pub enum LauncherError {
     /// An HTTP request was answered with an unexpected status.
     #[error("{request} was answered with {status}: {body}")]
     UnexpectedStatus {
-        /// The method and URL of the request.
+        /// The URL of the request.
         request: String,
         /// The HTTP status of the answer.
         status: u16,
         /// The beginning of the answer's body.
         body: String,
     },
-    /// The machine or its environment does not meet a requirement of the launcher.
+    /// The machine, its environment or an argument does not meet a requirement of the launcher.
     #[error("{0}")]
     Environment(String),
     /// An operation exceeded its time limit.

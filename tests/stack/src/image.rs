@@ -1,4 +1,4 @@
-//! Base images of the sample functions, made on this machine so that no public registry is needed.
+//! Base images of the functions that are built on a stack, made on this machine so that no public registry is needed.
 //!
 //! Layers are made once and kept in the cache, under a name derived from the recipe. An image is a few layers
 //! and a configuration; it is pushed to a stack's registry unless it is already there.
@@ -29,10 +29,12 @@ const DEBIAN_REPOSITORY_AND_TAG: (&str, &str) = ("slipway/debian", "bookworm");
 /// The repository and tag of the Rust image, which has this workspace's toolchain.
 const RUST_REPOSITORY_AND_TAG: (&str, &str) = ("slipway/rust", env!("CARGO_PKG_RUST_VERSION"));
 
-/// The path of the toolchain in the Rust image; the official Rust images have cargo's caches there.
+/// The path of the toolchain in the Rust image, without a leading slash.
 const TOOLCHAIN_PATH_IN_IMAGE: &str = "usr/local/rust";
+/// The path of cargo's configuration and caches in the Rust image, the same as in the official Rust images.
 const CARGO_HOME_IN_IMAGE: &str = "/usr/local/cargo";
 
+/// The value of `PATH` in the Debian image; in the Rust image, the toolchain's directory precedes it.
 const PATH_IN_IMAGE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Returns the reference of the Rust image in a registry.
@@ -43,11 +45,12 @@ pub(crate) fn rust_image_reference(registry: &str) -> String {
     )
 }
 
-/// The layers of the base images for sample functions.
+/// The layers of the Debian image and of the Rust image.
 #[derive(Debug)]
 pub(crate) struct BaseImageLayers {
     debian: Layer,
     toolchain: Layer,
+    /// The layer with this machine's certificate authorities and cargo configuration, made at each start.
     machine: Layer,
 }
 
@@ -68,7 +71,7 @@ impl BaseImageLayers {
         })
     }
 
-    /// Pushes the base images that the registry lacks.
+    /// Pushes the base images that the registry lacks in whole or in part.
     pub(crate) async fn push_missing(
         &self,
         registry: &RegistryClient,
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_of_the_rust_image_is_the_workspaces_rust_version() {
+    fn the_tag_of_the_rust_image_is_a_rust_version() {
         assert!(rust_image_reference("r:5000").starts_with("r:5000/slipway/rust:1."));
     }
 }

@@ -49,5 +49,5 @@ pub use self::{
     step_address::{is_address_plugin, run_address_plugin},
     step_runtime::{is_step_runtime, run_step},
     supervisor::run_supervisor as supervise,
-    tools::{ToolPaths, build_go_program as build_tool},
+    tools::{ToolPaths, build_go_module},
 };

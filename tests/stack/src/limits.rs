@@ -8,14 +8,14 @@ use crate::error::{IoResultExt as _, LauncherError, Result};
 
 const GIB: u64 = 1 << 30;
 
-/// Limits on what build steps use; those of all steps together are derived from those of one step.
+/// Limits on what one build step and all build steps together use of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepLimits {
     /// The memory of one build step, in bytes.
     pub memory: u64,
     /// The memory of all build steps together, in bytes.
     pub total_memory: u64,
-    /// The CPUs of one build step; as many as there are, the steps share them equally.
+    /// The number of CPUs whose time one build step may use; concurrent steps share the machine's CPUs equally.
     pub cpus: f64,
     /// The processes and threads of one build step.
     pub processes: u64,
@@ -23,8 +23,8 @@ pub struct StepLimits {
     pub disk: u64,
 }
 
-/// The number of processes of all build steps together, as a multiple of those of one step.
-const STEPS_WITH_ALL_PROCESSES: u64 = 4;
+/// The limit on processes of all build steps together, as a multiple of the limit of one step.
+const TOTAL_PROCESSES_FACTOR: u64 = 4;
 
 impl StepLimits {
     /// Returns the limits for this machine: half of its memory for one step, three quarters for all steps, all CPUs,
@@ -44,9 +44,9 @@ impl StepLimits {
         })
     }
 
-    /// Returns the number of processes and threads of all build steps together.
+    /// Returns the limit on processes and threads of all build steps together.
     pub(crate) fn total_processes(&self) -> u64 {
-        self.processes.saturating_mul(STEPS_WITH_ALL_PROCESSES)
+        self.processes.saturating_mul(TOTAL_PROCESSES_FACTOR)
     }
 }
 
@@ -57,7 +57,7 @@ fn total_memory(meminfo: &str) -> Option<u64> {
     kilobytes.checked_mul(1024)
 }
 
-/// Parses a size with an optional suffix K, M, G or T (powers of 1024), in bytes.
+/// Parses a size with an optional suffix K, M, G or T (powers of 1024) to a number of bytes; 0 is rejected.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (number, shift) = match text.chars().last() {
         Some('K') => (text.trim_end_matches('K'), 10),

@@ -12,7 +12,7 @@ use crate::{
     progress::ProgressSink,
 };
 
-/// The names of the Debian packages that the stack's programs need. The packages only install files and start no service.
+/// The Debian packages that the stack and its build need. They only install files and start no service.
 const STACK_PACKAGES: &[&str] = &[
     "apache2-utils",
     "busybox-static",
@@ -34,13 +34,13 @@ const STACK_PACKAGES: &[&str] = &[
 /// The Debian packages that the clients of `tests/clients` need, for the end-to-end tests.
 const TEST_CLIENT_PACKAGES: &[&str] = &["curl", "nodejs", "openssl", "php-cli", "python3", "python3-venv"];
 
-/// The Debian packages of the registry and of promtool. Installing them would start servers that listen on
-/// every address, now and at each boot; they are unpacked into the cache instead, unless they are installed
-/// already.
+/// The Debian package of the registry. Installing it would start a server that listens on every address, now and at
+/// each boot; it is unpacked into the cache instead, unless it is installed already.
 const REGISTRY_PACKAGE: &str = "docker-registry";
+/// The Debian package of promtool, which is unpacked for the same reason.
 const PROMETHEUS_PACKAGE: &str = "prometheus";
 
-/// Installs the missing packages that the stack needs.
+/// Installs the missing packages that the stack needs; fails if some are missing and this process is not root's.
 pub async fn install_missing_packages(progress: &ProgressSink) -> Result<()> {
     install_packages_if_missing(STACK_PACKAGES, progress).await
 }
@@ -152,6 +152,7 @@ async fn missing_packages(packages: &[&'static str]) -> Result<Vec<&'static str>
     ))
 }
 
+/// Returns those of the packages that are not installed by a list of dpkg-query, with a name and a status on each line.
 fn packages_not_installed(packages: &[&'static str], listed: &str) -> Vec<&'static str> {
     let installed = |name: &str| {
         listed

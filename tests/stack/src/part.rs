@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
 pub enum StackPart {
-    /// slirp4netns, which provides outgoing connections to the package registries that builds need.
+    /// slirp4netns, through which all of the stack's outgoing connections leave it.
     Egress,
     /// The OCI image registry.
     Registry,
@@ -32,8 +32,8 @@ pub enum StackPart {
 }
 
 impl StackPart {
-    /// The parts of a running stack, in groups. The parts of one group do not depend on each other and start
-    /// together; each group depends on the groups before it. Groups stop in the opposite order.
+    /// The parts of a running stack, which are all except `Builder`, in groups. The parts of one group do not depend on
+    /// each other and start together; each group depends on the groups before it. Groups stop in the opposite order.
     pub(crate) const START_GROUPS: &[&[StackPart]] = &[
         &[
             StackPart::Egress,

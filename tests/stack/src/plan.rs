@@ -117,6 +117,7 @@ pub(crate) struct StackPlan {
     pub(crate) provider: ProviderChoice,
     /// The path of the builder-fn program that runs as a plain process.
     pub(crate) builder: PathBuf,
+    /// The time in seconds after which the gateway's queue redelivers a call that was not acknowledged.
     pub(crate) ack_wait_seconds: u64,
     /// The networks that BuildKit and build steps may reach besides public ones.
     #[serde(default)]
@@ -136,7 +137,7 @@ pub(crate) struct StackPlan {
 }
 
 impl StackPlan {
-    /// Reads the plan of a stack, or returns `None` if there is no such stack.
+    /// Reads the stored plan of a stack; returns `None` if the stack was never started or its data is removed.
     pub(crate) fn read_plan(dir: &StackDir) -> Result<Option<Self>> {
         read_json_file(dir.plan_file())
     }
@@ -150,13 +151,13 @@ impl StackPlan {
         }
     }
 
-    /// Reads the plan that an earlier start of the stack has stored; returns `None` if no plan is stored, or if this version of
-    /// the launcher cannot parse it.
+    /// Reads the plan that an earlier start of the stack has stored; returns `None` if no plan is stored, or if this
+    /// version of the launcher cannot parse it.
     pub(crate) fn read_earlier_plan(dir: &StackDir) -> Option<Self> {
         Self::read_plan(dir).ok().flatten()
     }
 
-    /// Returns the limits of build steps.
+    /// Returns the limits of build steps: the plan's, or those of this machine if the plan has none.
     pub(crate) fn step_limits(&self) -> Result<StepLimits> {
         self.limits.map_or_else(StepLimits::for_this_machine, Ok)
     }
@@ -197,8 +198,8 @@ impl RunningStackState {
     }
 }
 
-/// Returns the start time of a process in kernel ticks, or `None` if it has ended (proc(5), `/proc/PID/stat`,
-/// fields 3 and 22).
+/// Returns the start time of a process in kernel ticks since boot, or `None` if it has ended (proc(5),
+/// `/proc/PID/stat`, fields 3 and 22).
 pub(crate) fn process_start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may contain any character, including `)`.

@@ -62,6 +62,7 @@ struct CargoTarget {
     name: String,
 }
 
+/// Returns the target name and the path of each executable in cargo's JSON messages; other lines are skipped.
 fn executables_in_messages(messages: &str) -> Vec<(String, PathBuf)> {
     let messages = messages
         .lines()

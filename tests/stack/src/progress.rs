@@ -31,7 +31,7 @@ pub struct ProgressSink {
 
 /// The output of a sink, and the work that it shows.
 struct SharedProgress {
-    /// Writes text, which ends with the end of a line.
+    /// Writes text: whole lines and, on a terminal, control sequences that clear lines.
     write: Box<dyn FnMut(&str) + Send>,
     running: Vec<RunningWork>,
     next_id: u64,
@@ -70,6 +70,7 @@ impl ProgressSink {
         Self::new(|_| ())
     }
 
+    /// Creates a sink that passes its text to `write`; `columns` returns the width of the terminal, `None` is a log.
     fn with_writer(write: impl FnMut(&str) + Send + 'static, columns: Option<fn() -> u16>) -> Self {
         Self {
             start: Instant::now(),
@@ -204,15 +205,16 @@ impl Drop for ShownWork<'_> {
     }
 }
 
-/// The messages of work that a sink shows.
+/// The handle by which running work sets the message that its sink shows.
 pub(crate) struct WorkMessages {
     shared: Arc<Mutex<SharedProgress>>,
     id: u64,
 }
 
 impl WorkMessages {
-    /// Sets the last message of the work, which is shown the next time that its clock is. Control characters are left out.
-    pub(crate) fn set(&self, message: &str) {
+    /// Sets the last message of the work, without control characters; the sink shows it when it next shows the clock of
+    /// the work.
+    pub(crate) fn set_message(&self, message: &str) {
         let mut progress = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = progress.running.iter_mut().find(|running| running.id == self.id) {
             running.message = message.chars().filter(|char| !char.is_control()).collect();
@@ -270,8 +272,8 @@ mod tests {
         let (progress, output) = sink_with_output(None);
         let silent = progress.show_while("silent", |_| tokio::time::sleep(LOG_INTERVAL * 3 / 2));
         let talking = progress.show_while("talking", async |messages: WorkMessages| {
-            messages.set("first");
-            messages.set("\x1b[2JCompiling\tsyn\r");
+            messages.set_message("first");
+            messages.set_message("\x1b[2JCompiling\tsyn\r");
             tokio::time::sleep(LOG_INTERVAL * 5 / 2).await;
         });
         tokio::join!(silent, talking);
@@ -293,7 +295,7 @@ mod tests {
     async fn a_terminal_shows_what_runs_below_all_steps_and_nothing_once_it_has_ended() {
         let (progress, output) = sink_with_output(Some(|| 35));
         let first = progress.show_while("first", async |messages: WorkMessages| {
-            messages.set("a message that is longer than the terminal is wide");
+            messages.set_message("a message that is longer than the terminal is wide");
             tokio::time::sleep(TERMINAL_INTERVAL * 3 / 2).await;
         });
         first.await;

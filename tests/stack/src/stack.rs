@@ -33,7 +33,8 @@ pub struct Stack {
     pub dir: StackDir,
     /// The address of the stack's OpenFaaS gateway, with the administrator's user name and password.
     pub gateway: GatewayAccess,
-    /// The URL of builder-fn without the gateway, without a trailing slash.
+    /// The URL of builder-fn, without a trailing slash: at its own port, or, if an external stack names no such URL, at
+    /// the gateway.
     pub builder_url: String,
     /// The address of the stack's image registry, with a user name and password.
     pub registry: RegistryAccess,
@@ -63,7 +64,7 @@ pub struct GatewayAccess {
 }
 
 impl GatewayAccess {
-    /// Returns whether a `config.yml` of faas-cli has a login with this address, user and password.
+    /// Returns whether a `config.yml` of faas-cli contains this URL and the token of this user and password.
     fn is_in_faas_cli_config(&self, config: &str) -> bool {
         let token = STANDARD.encode(format!("{}:{}", self.user, self.password));
         config.contains(&self.url) && config.contains(&token)
@@ -103,7 +104,8 @@ impl Stack {
         Self::from_plan(dir, plan).map(Some)
     }
 
-    /// Returns the path of the registry's program, for tests that start a registry of their own.
+    /// Returns the path of the registry's program, for tests that start a registry of their own; for an external stack,
+    /// its name in `PATH`.
     pub fn registry_program(&self) -> PathBuf {
         match &self.plan {
             Some(plan) => plan.registry.clone(),
@@ -160,8 +162,8 @@ impl Stack {
         !self.registry.user.is_empty()
     }
 
-    /// Returns whether the provider keeps the old version of a function answering until the new version
-    /// answers.
+    /// Returns whether the provider is known to keep the old version of a function answering until the new version
+    /// answers: `true` for the embedded provider only.
     pub fn has_rolling_updates(&self) -> bool {
         matches!(
             self.plan,
@@ -211,7 +213,8 @@ impl Stack {
         Ok(self.plan()?.number.plain_builder_url())
     }
 
-    /// Logs in to the gateway with faas-cli, and returns the directory for faas-cli's `OPENFAAS_CONFIG`.
+    /// Logs in to the gateway with faas-cli, unless this login is stored already, and returns the directory for
+    /// faas-cli's `OPENFAAS_CONFIG`.
     pub async fn login_with_faas_cli(&self) -> Result<PathBuf> {
         let config_dir = self.dir.home_of_parts().join("openfaas");
         let config = fs::read_to_string(config_dir.join("config.yml"));
@@ -253,7 +256,7 @@ impl Stack {
             .ok_or_else(|| LauncherError::Environment(format!("stack {:?} is not running", self.name())))
     }
 
-    /// Asks the supervisor for the state of each part of the stack.
+    /// Asks the supervisor for the state of each part of the stack that was started at least once.
     pub async fn part_statuses(&self) -> Result<Vec<PartStatus>> {
         match self.send_command(SupervisorCommand::Status).await? {
             SupervisorEvent::Status { parts } => Ok(parts),
@@ -275,11 +278,13 @@ impl Stack {
             .map(drop)
     }
 
-    /// Returns the last lines of a part's log.
+    /// Returns the last lines of a part's current log file, without the rotated file before it.
     pub fn part_log_tail_of(&self, part: StackPart, lines: usize) -> String {
         log_file_tail(&self.dir.part_log_file(part.name()), lines)
     }
 
+    /// Sends a command to the stack's supervisor, and returns the final event of its answer; fails for an external
+    /// stack and for a part that did not become ready.
     async fn send_command(&self, command: SupervisorCommand) -> Result<SupervisorEvent> {
         self.plan()?;
         let answer = ControlClient::connect_to_supervisor(&self.dir.control_socket())
@@ -316,7 +321,7 @@ pub(crate) fn check_supervisor_answer(dir: &StackDir, answer: SupervisorEvent) -
     }
 }
 
-/// Returns the last lines of a part's log, whether the stack runs or not.
+/// Returns the last lines of the log of a part of the named stack, whether it runs or not; empty if there is no log.
 pub fn part_log_tail(name: &str, part: StackPart, lines: usize) -> Result<String> {
     let log = LauncherDirectories::from_env()?
         .stack_directory(name)?
@@ -329,7 +334,7 @@ pub fn part_log_tail(name: &str, part: StackPart, lines: usize) -> Result<String
     Ok(last_lines(&text, lines))
 }
 
-/// Returns the last lines of a log file.
+/// Returns the last lines of a log file; empty if it cannot be read.
 pub(crate) fn log_file_tail(log: &Path, lines: usize) -> String {
     last_lines(
         &String::from_utf8_lossy(&fs::read(log).unwrap_or_default()),

@@ -49,7 +49,8 @@ pub(crate) fn plugin_directory(dir: &StackDir) -> PathBuf {
     dir.config_directory().join("cni")
 }
 
-/// Writes the folder with the CNI plugins of the stack: this one, and links to Debian's.
+/// Writes the folder with the CNI plugins of the stack: this one with its configuration, and links to Debian's
+/// `loopback` and `ptp`.
 pub(crate) fn write_plugins(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     let folder = plugin_directory(dir);
     fs::create_dir_all(&folder).with_operation("create", &folder)?;
@@ -78,7 +79,8 @@ pub fn is_address_plugin() -> bool {
     Path::new(&program).file_name() == Some(OsStr::new(PLUGIN_PROGRAM))
 }
 
-/// Runs the plugin that chooses an address, with the subnet of the step's tenant in the configuration that it reads.
+/// Runs the plugin that chooses an address, with the subnet of the step's tenant in the configuration that it reads,
+/// and returns its exit code.
 pub fn run_address_plugin() -> Result<ExitCode> {
     let program = PathBuf::from(env::args_os().next().unwrap_or_default());
     let path = program.with_file_name(CONFIGURATION_FILE);

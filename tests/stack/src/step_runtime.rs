@@ -90,7 +90,8 @@ fn created_bundle(arguments: &[OsString]) -> Option<PathBuf> {
     rest.next().map(PathBuf::from)
 }
 
-/// Adds limits to a container's configuration (OCI runtime specification). Lower limits stay.
+/// Adds limits to a container's configuration (OCI runtime specification), where lower limits stay, and removes
+/// BuildKit's socket for traces with its variables.
 fn add_limits(spec: &mut Value, limits: &StepLimits) {
     let resources = &mut spec["linux"]["resources"];
     lower_limit(&mut resources["pids"]["limit"], limits.processes);

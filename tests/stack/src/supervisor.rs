@@ -1,7 +1,7 @@
 //! The supervisor of a stack: PID 1 of its namespaces. It makes the mounts and the network, starts and stops
 //! the parts, writes their logs, and takes commands over a socket. When it ends, the whole stack ends.
 //!
-//! A part that ends by itself is not restarted; the status reports it as ended.
+//! A part that ends by itself stays ended, and the status reports so, until a command starts it.
 
 mod buildkit;
 mod disk;

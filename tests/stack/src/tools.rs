@@ -52,7 +52,7 @@ impl ToolPaths {
         progress: &ProgressSink,
     ) -> Result<Self> {
         for module in ["openfaas", "faas-cli", "containerd", "runc", "buildkit"] {
-            build_go_program(directories, module, progress).await?;
+            build_go_module(directories, module, progress).await?;
         }
         Self::locate_built_tools(directories)
     }
@@ -78,7 +78,7 @@ impl ToolPaths {
 }
 
 /// Builds a Go module of `tools/` unless it is in the cache, and returns the directory of its programs.
-pub async fn build_go_program(
+pub async fn build_go_module(
     directories: &LauncherDirectories,
     module: &str,
     progress: &ProgressSink,
@@ -137,7 +137,8 @@ fn built_programs_directory(directories: &LauncherDirectories, module: &str) -> 
     )))
 }
 
-/// Returns the hash of a Go module, which is part of the name of its programs' directory.
+/// Returns the hash of a Go module's `go.mod` and `go.sum`, 16 hexadecimal digits, which is part of the name of its
+/// programs' directory.
 fn hash_of_module(module: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for name in ["go.mod", "go.sum"] {

@@ -36,18 +36,20 @@ use crate::{
 /// The longest time until the stack's supervisor accepts connections.
 const SUPERVISOR_START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The interval between checks of a condition that has no event.
+/// The interval between attempts to connect to a supervisor that is starting.
 const SUPERVISOR_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
     /// Starts a stack or its missing parts, and deploys Slipway on the stack if the options say so.
     ///
-    /// A stack that does not start is stopped again; so is one whose start is dropped before it is done.
+    /// A running stack whose programs, certificates or settings have changed is restarted. If a part of a newly started
+    /// stack fails, or this future is dropped before all parts are ready, the stack is stopped again. It runs on if a
+    /// later step fails, such as the deployment.
     ///
     /// For an external stack (the name `external`) nothing is started; the credentials are checked.
     pub async fn start_stack(options: &StackOptions, progress: &ProgressSink) -> Result<Self> {
         if options.name == external::EXTERNAL_STACK_NAME {
-            return external::check_required_variables(progress).await;
+            return external::build_clients_and_check_login(progress).await;
         }
         if !rustix::process::geteuid().is_root() {
             return Err(LauncherError::Environment(
@@ -62,7 +64,7 @@ impl Stack {
         plan.number = choose_stack_number(&directories, &dir)?;
         dir.create_directories()?;
         plan.certificates_expire = certificates::ensure_certificates(&dir)?;
-        let stack = launch_holder(&dir, plan, progress).await?;
+        let stack = start_or_restart(&dir, plan, progress).await?;
         let registry = RegistryClient::new(
             http::http_client_without_proxy()?,
             stack.registry.host.clone(),
@@ -78,7 +80,8 @@ impl Stack {
     }
 }
 
-/// Builds the programs and images of a stack concurrently, and makes its plan.
+/// Builds a stack's programs and, if the options ask for them, the layers of its base images, and makes its plan; the
+/// plan's number and the expiry of its certificates are placeholders.
 async fn prepare_plan(
     options: &StackOptions,
     directories: &LauncherDirectories,
@@ -170,8 +173,9 @@ fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Res
     })
 }
 
-/// Starts the stack's supervisor, unless it runs, and the parts that do not run.
-async fn launch_holder(dir: &StackDir, plan: StackPlan, progress: &ProgressSink) -> Result<Stack> {
+/// Starts the missing parts of a stack that runs with this plan; otherwise stops what runs, and starts the whole stack
+/// with this plan.
+async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSink) -> Result<Stack> {
     let alive = RunningStackState::read_running_state(dir)?.is_some_and(|running| running.holder_is_alive());
     let unchanged = StackPlan::read_earlier_plan(dir).as_ref() == Some(&plan);
     if alive && unchanged {
@@ -189,7 +193,7 @@ async fn launch_holder(dir: &StackDir, plan: StackPlan, progress: &ProgressSink)
     write_stack_files(dir, &plan).await?;
     plan.write_plan(dir)?;
     // Before the supervisor starts, because this can take longer than a supervisor's start.
-    buildkit_disk::prepare_disk_image(dir, plan.step_limits()?.disk, progress).await?;
+    buildkit_disk::make_or_repair_disk_image(dir, plan.step_limits()?.disk, progress).await?;
     let stack = Stack::from_plan(dir.clone(), plan)?;
     let holder = HolderProcess::start_holder(&stack)?;
     holder.wait_for_supervisor(dir).await?;
@@ -203,7 +207,8 @@ async fn launch_holder(dir: &StackDir, plan: StackPlan, progress: &ProgressSink)
     Ok(stack)
 }
 
-/// Writes the stack's credentials, and links its programs for a user's `PATH`.
+/// Writes the stack's credentials, links its programs for a user's `PATH`, and writes the runtime and the CNI plugins
+/// of build steps.
 async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     let credentials = StackCredentials::read_or_generate(
         dir,
@@ -228,7 +233,7 @@ async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     step_address::write_plugins(dir, plan)
 }
 
-/// Writes this launcher under another name, under which BuildKit starts it.
+/// Links or copies the plan's launcher to another name, under which BuildKit starts it.
 ///
 /// The file is not a symbolic link, because a newer build of the launcher replaces the launcher's own file while steps
 /// run.
@@ -257,7 +262,7 @@ fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     write_private_file(&path, &text)
 }
 
-/// Starts the parts of the stack that do not run, and emits their progress.
+/// Starts the parts of the stack that do not run, emits their progress, and waits until they are ready.
 async fn start_all_parts(stack: &Stack, progress: &ProgressSink) -> Result<()> {
     let mut supervisor = ControlClient::connect_to_supervisor(&stack.dir.control_socket()).await?;
     let mut started = 0;
@@ -306,7 +311,8 @@ impl HolderProcess {
         Ok(Self { child: Some(child) })
     }
 
-    /// Waits until the stack's supervisor accepts connections.
+    /// Waits until the stack's supervisor accepts connections, and then moves the holder to a control subgroup; fails
+    /// if the holder ends or [`SUPERVISOR_START_TIMEOUT`] passes.
     async fn wait_for_supervisor(&self, dir: &StackDir) -> Result<()> {
         let holder = self
             .child

@@ -102,7 +102,8 @@ impl<'a> BuilderClient<'a> {
         Self { client, url, key }
     }
 
-    /// Sends a build context to builder-fn and waits for the build; shows the last line of its log meanwhile.
+    /// Sends a build context to builder-fn and waits for the build; shows the last line of its log meanwhile. Fails if
+    /// the build fails.
     pub(super) async fn build_and_wait(
         &self,
         function: &str,
@@ -126,7 +127,7 @@ async fn send_and_follow(request: RequestBuilder, messages: WorkMessages) -> Res
     let mut stream = RecordStream::default();
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) => stream.push(&chunk, |line| messages.set(line)),
+            Ok(Some(chunk)) => stream.push(&chunk, |line| messages.set_message(line)),
             Ok(None) => break,
             Err(source) => {
                 return Err(LauncherError::NoAnswer {
@@ -145,7 +146,7 @@ async fn send_and_follow(request: RequestBuilder, messages: WorkMessages) -> Res
         })
 }
 
-/// Returns the text of a line of a build's log, which is `l: TIME TEXT`, or has another letter.
+/// Returns a line of a build's log, which is `l: TIME TEXT` or has another letter, without the letter and the time.
 fn text_of_log_line(line: &str) -> &str {
     let text = line.split_once(": ").map_or(line, |(_, text)| text);
     let is_time = |word: &str| word.contains('T') && word.ends_with('Z');
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_a_last_record_is_reported_as_it_is() {
+    fn an_answer_that_is_no_stream_is_reported_as_it_is_and_a_stream_without_a_last_record_fails() {
         for (text, reported) in [
             ("signature missing\n", "signature missing"),
             ("{\"status\":\"in_progress\"}\n", ""),

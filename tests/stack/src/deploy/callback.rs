@@ -36,7 +36,7 @@ impl CallbackListener {
         Ok(Self { listener, url })
     }
 
-    /// Waits for the outcome of the queued call and returns its body.
+    /// Waits for the outcome of the queued call, which is the first complete request, and returns its body.
     pub(super) async fn wait_for_outcome(&self) -> Result<Vec<u8>> {
         let (sender, mut bodies) = mpsc::channel(1);
         loop {

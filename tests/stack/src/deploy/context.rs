@@ -26,7 +26,7 @@ struct ContextFile {
 }
 
 impl StackBuildContext {
-    /// Reads the build context with all files of a directory.
+    /// Reads the build context with all files of a directory and of the directories in it.
     pub(super) fn read_directory(directory: &Path) -> Result<Self> {
         let mut files = Vec::new();
         read_files_below(directory, Path::new(""), &mut files)?;

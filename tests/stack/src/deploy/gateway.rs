@@ -120,7 +120,7 @@ impl GatewayClient {
             .is_ok_and(|answer| answer.status() == StatusCode::OK)
     }
 
-    /// Calls a function through the gateway and returns the body of a successful answer.
+    /// Calls a function through the gateway and returns the body of its answer, or `None` unless the call succeeds.
     pub(super) async fn call_function(&self, name: &str, body: &str) -> Option<String> {
         let request = self
             .client
@@ -168,6 +168,7 @@ impl GatewayClient {
             .timeout(GATEWAY_REQUEST_TIMEOUT)
     }
 
+    /// Creates a request to `/system/PATH` of the gateway, with the administrator's credentials.
     fn system_request(&self, method: Method, path: &str) -> RequestBuilder {
         let gateway = &self.stack.gateway;
         let request = self

@@ -49,7 +49,8 @@ pub(super) struct SampleFunction<'a> {
 }
 
 impl SampleFunction<'_> {
-    /// Builds and deploys the sample function unless it already runs, calls it, and reports its answer.
+    /// Builds and deploys the sample function unless its current image already runs, calls it, and reports its answer;
+    /// fails without a successful answer.
     pub(super) async fn deploy_and_call(&self, faas_cli: &FaasCliProject) -> Result<()> {
         faas_cli
             .write_sample_context(self.stack, SAMPLE_FUNCTION_NAME)
@@ -106,7 +107,8 @@ impl SampleFunction<'_> {
         Ok(same && self.gateway.function_is_ready(SAMPLE_FUNCTION_NAME).await)
     }
 
-    /// Sends the sample's build context to builder-fn through the queue and waits for the outcome.
+    /// Sends the sample's build context to builder-fn through the queue and waits until it is built and deployed; fails
+    /// if the build fails.
     async fn send_build_through_queue(&self, context: &StackBuildContext, tag: &str) -> Result<()> {
         let image = format!(
             "{}/{SLIPWAY_REPOSITORY}/{SAMPLE_FUNCTION_NAME}:{tag}",
@@ -174,6 +176,7 @@ impl SampleFunction<'_> {
         Ok(())
     }
 
+    /// Reports the deployment status in the outcome of a queued build; fails if the build failed.
     async fn check_build_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
         let Ok(record) = serde_json::from_slice::<BuildRecord>(outcome) else {
             let log = self.gateway.function_log_tail("builder-fn").await;

@@ -121,7 +121,7 @@ pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &Progres
     .await
 }
 
-/// Creates a layer of small files, each with its path from the root.
+/// Creates an uncompressed layer of small files, each with its path from the root, without the cache.
 pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {
@@ -192,7 +192,9 @@ async fn load_or_make_layer(
     load_cached_layer(&dir)
 }
 
+/// The name of the file with a layer's compressed tar, in the layer's directory of the cache.
 const BLOB_FILE_NAME: &str = "layer.tar.zst";
+/// The name of the file with a layer's digests, beside the tar.
 const DIGESTS_FILE_NAME: &str = "layer.json";
 
 fn load_cached_layer(dir: &Path) -> Result<Layer> {

@@ -45,7 +45,7 @@ impl RegistryClient {
         Self { client, host, login }
     }
 
-    /// Returns the digest of the manifest with a tag, if the registry has every blob of that manifest too.
+    /// Returns the digest of the manifest with a tag; `None` if the registry lacks the manifest or one of its blobs.
     ///
     /// A store that was cleaned by hand, or whose disk was full, can have a manifest without its layers.
     /// BuildKit would fail in the middle of a build.

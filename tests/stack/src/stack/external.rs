@@ -36,12 +36,13 @@ pub(crate) fn external_stack_from_env() -> Result<Stack> {
     parse_variables(&LauncherDirectories::from_env()?, &env::vars().collect())
 }
 
-/// Builds the client programs that tests use, and checks the external stack's gateway credentials.
-pub(crate) async fn check_required_variables(progress: &ProgressSink) -> Result<Stack> {
+/// Builds the client programs that tests use, checks the external stack's credentials at its gateway, and returns the
+/// handle of the stack.
+pub(crate) async fn build_clients_and_check_login(progress: &ProgressSink) -> Result<Stack> {
     let stack = external_stack_from_env()?;
     let directories = LauncherDirectories::from_env()?;
     for module in ["faas-cli", "runc", "buildkit"] {
-        tools::build_go_program(&directories, module, progress).await?;
+        tools::build_go_module(&directories, module, progress).await?;
     }
     let GatewayAccess { url, user, password } = &stack.gateway;
     let request = http::http_client_without_proxy()?
@@ -52,6 +53,7 @@ pub(crate) async fn check_required_variables(progress: &ProgressSink) -> Result<
     Ok(stack)
 }
 
+/// Creates the handle of the external stack from variables; fails with the names of all that are missing or empty.
 fn parse_variables(
     directories: &LauncherDirectories,
     environment: &HashMap<String, String>,

@@ -29,7 +29,8 @@ const MACHINE_RESERVE_BYTES: u64 = 1 << 30;
 /// The share of the file system that a step may write without being ended, as a divisor.
 const SMALL_WRITER_DIVISOR: u64 = 64;
 
-/// The kernel memory that a step may use without being ended, in bytes. The kernel keeps about 1 KiB for a new file.
+/// The kernel memory that a step may use without being ended when inodes are scarce, in bytes. The kernel keeps about 1
+/// KiB for a new file.
 const SMALL_KERNEL_MEMORY: u64 = 4 << 20;
 
 /// The time that BuildKit gets to remove what an ended step wrote, before another step is ended.
@@ -51,7 +52,8 @@ pub(super) fn mount_buildkit_disk(dir: &StackDir) -> Result<()> {
 }
 
 /// Ends the build step that has written most whenever the file system with BuildKit's data has too little free space,
-/// or the machine's file system below it.
+/// or the machine's file system below it, and the step that uses most kernel memory whenever inodes are scarce; returns
+/// only an error.
 pub(super) async fn guard_free_space(config: &PartSpecSource, reaper: &ProcessReaper) -> Result<()> {
     let dir = &config.dir;
     let path = dir.part_data_directory("buildkit");

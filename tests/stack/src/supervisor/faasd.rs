@@ -15,7 +15,8 @@ use crate::{
 pub(crate) const FAASD_PATH: &str = "/usr/local/bin/faasd";
 
 /// The directories that overlays cover for faasd: `/etc` for the CNI configuration that faasd writes, `/opt`
-/// for the plugins, `/usr/local/bin` for the program with which containerd collects a function's output.
+/// for the plugins, `/usr/local/bin` for the program with which containerd collects a function's output. The second
+/// text is the name of the directory with the changes, in faasd's data.
 const OVERLAY_DIRECTORIES: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
 
 /// Mounts the overlays for faasd and puts the plugins, the program and containerd's socket where faasd

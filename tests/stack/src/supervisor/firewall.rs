@@ -15,6 +15,7 @@ use crate::{
 /// The number of connections that a build step may have at a time.
 const MAX_STEP_CONNECTIONS: u32 = 256;
 
+/// The end of a rule that accepts packets of established connections and packets related to them.
 const ACCEPT_ESTABLISHED_RULE: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
 
 /// Returns the rules of the stack's network.
@@ -117,8 +118,9 @@ pub(super) fn buildkit_rules() -> String {
     rules_text(&rules)
 }
 
-/// Returns the rules as text. A rejected TCP connection is refused at once: of the messages that reject other
-/// packets, the kernel sends one a second, and a client would wait for it.
+/// Returns the rules as lines, each `REJECT` preceded by one that resets TCP connections. A rejected TCP connection
+/// so fails at once: of the messages that reject other packets, the kernel sends one a second, and a client would wait
+/// for it.
 fn rules_text(rules: &[String]) -> String {
     let mut text = String::new();
     for rule in rules {

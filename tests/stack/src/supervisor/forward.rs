@@ -200,6 +200,7 @@ impl ContainerAddressFiles {
     }
 }
 
+/// Returns the address in a CNI result, or `None` unless `id` is a container of the function.
 fn address_in_cni_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr> {
     id.strip_prefix(function)?.strip_prefix('.')?;
     let result: serde_json::Value = serde_json::from_str(result).ok()?;
@@ -211,6 +212,7 @@ fn address_in_cni_result(id: &str, result: &str, function: &str) -> Option<Ipv4A
         .ok()
 }
 
+/// Returns the address of a lease, which is its file's name, or `None` unless the function's container has the lease.
 fn address_in_cni_lease(address: &str, lease: &str, function: &str) -> Option<Ipv4Addr> {
     let pid = lease
         .lines()

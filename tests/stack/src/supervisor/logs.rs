@@ -11,7 +11,7 @@ use tokio::{
     net::unix::pipe::Receiver,
 };
 
-/// The size at which a part's log is rotated, in bytes.
+/// The largest size of a part's log file, in bytes; it is rotated before it would exceed this.
 const LOG_LIMIT_BYTES: u64 = 8 << 20;
 
 /// The size of the buffer for reading a part's output, in bytes.
@@ -36,6 +36,7 @@ impl PartLog {
         })
     }
 
+    /// Appends bytes; first rotates the log if they would take it over the limit.
     fn append_and_rotate(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.size > 0 && self.size + bytes.len() as u64 > LOG_LIMIT_BYTES {
             fs::rename(&self.path, rotated_log_path(&self.path))?;
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parts_log_stays_below_its_size_limit() {
+    fn a_parts_log_stays_within_its_size_limit_and_is_continued_when_reopened() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("part.log");
         let mut log = PartLog::open_for_appending(&path).unwrap();

@@ -1,5 +1,6 @@
-//! Mounts of a stack, in a mount namespace of its own: a `/proc` for its processes, an empty `/run`, a
-//! `resolv.conf` that works inside, and its control groups as roots. The machine's mounts are not changed.
+//! Mounts of a stack, in a mount namespace of its own: a `/proc` for its processes, an empty `/run` and
+//! `/var/lib/cni`, a `resolv.conf` that works inside, and its control groups as roots. The machine's mounts are not
+//! changed.
 
 use std::{
     fs,
@@ -14,7 +15,7 @@ use crate::{
     error::{IoResultExt as _, Result},
 };
 
-/// A copy of the machine's `resolv.conf` for slirp4netns, which forwards queries to the machine's resolver.
+/// The path of a copy of the machine's `resolv.conf` for slirp4netns, which forwards queries to the machine's resolver.
 pub(crate) const MACHINE_RESOLV_CONF_PATH: &str = "/run/slipway/resolv.conf";
 
 /// The directory of the supervisor's own files; `/run` is the stack's own.

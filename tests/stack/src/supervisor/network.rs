@@ -61,7 +61,7 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     run_ip(&format!("address add {BRIDGE_ADDRESS}/16 dev {BRIDGE_INTERFACE}"))?;
     run_ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
     // Before there is a way into BuildKit's network or out of it.
-    set_rules("stack", &firewall::stack_rules(number, &egress))?;
+    add_rules("stack", &firewall::stack_rules(number, &egress))?;
     set_sysctl("net/ipv4/ip_forward", "1")?;
     run_ip(&format!(
         "link add {BUILDKIT_INTERFACE} type veth peer name {STACK_INTERFACE} netns buildkit"
@@ -77,8 +77,9 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     move_into(STACK_NAMESPACE_FILE)
 }
 
+/// Sets up BuildKit's network from inside: rules, kernel settings, addresses and the default route.
 fn set_up_buildkit_network() -> Result<()> {
-    set_rules("buildkit", &firewall::buildkit_rules())?;
+    add_rules("buildkit", &firewall::buildkit_rules())?;
     for scope in ["all", "default"] {
         // The rules are for IPv4, and nothing in a stack needs IPv6.
         set_sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
@@ -101,7 +102,8 @@ fn move_into(namespace: &str) -> Result<()> {
         .with_operation("enter", namespace)
 }
 
-/// Writes a kernel setting of this thread's network namespace. A machine without IPv6 lacks its settings.
+/// Writes a kernel setting of this thread's network namespace; does nothing if the kernel lacks it, as a machine
+/// without IPv6 lacks the settings of IPv6.
 fn set_sysctl(name: &str, value: &str) -> Result<()> {
     let path = Path::new("/proc/sys").join(name);
     match path.exists() {
@@ -111,7 +113,7 @@ fn set_sysctl(name: &str, value: &str) -> Result<()> {
 }
 
 /// Adds rules to the firewall of this thread's network namespace.
-fn set_rules(name: &str, rules: &str) -> Result<()> {
+fn add_rules(name: &str, rules: &str) -> Result<()> {
     let path = Path::new("/run/slipway").join(format!("{name}.rules"));
     fs::write(&path, rules).with_operation("write", &path)?;
     run_program_blocking(
@@ -122,6 +124,7 @@ fn set_rules(name: &str, rules: &str) -> Result<()> {
     .map(drop)
 }
 
+/// Runs `ip` with arguments that single spaces separate, and returns its output.
 fn run_ip(arguments: &str) -> Result<Vec<u8>> {
     run_program_blocking(Command::new("ip").args(arguments.split(' ')))
 }

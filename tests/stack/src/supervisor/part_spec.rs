@@ -68,8 +68,8 @@ impl PartSpecSource {
         self.dir.sockets_directory().join("containerd.sock")
     }
 
-    /// Creates a command with the environment of every part: nothing of the launcher's own, except the
-    /// variables that locate the machine's certificates.
+    /// Creates a command with the environment of every part: of the launcher's own, only `LANG` and the variables that
+    /// locate the machine's certificates.
     pub(crate) fn command_with_part_environment(&self, program: impl Into<PathBuf>) -> Command {
         let mut command = Command::new(program.into());
         command

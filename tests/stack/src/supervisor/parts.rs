@@ -51,6 +51,7 @@ pub(crate) struct PartsHandle {
     changing: Arc<tokio::sync::Mutex<()>>,
 }
 
+/// The state of a part, the time of its last change, and the part's process, if one runs.
 #[derive(Debug)]
 struct PartEntry {
     state: PartState,
@@ -85,8 +86,8 @@ impl PartsHandle {
         cgroup::limit_steps(&self.config.plan.step_limits()?)
     }
 
-    /// Starts all parts of the stack that do not run, group by group; fails with the first failure and its
-    /// part.
+    /// Starts all parts of the stack that do not run, group by group, and waits until they are ready; fails with the
+    /// first failure and its part.
     pub(crate) async fn start_all(&self, on_event: PartEventListener<'_>) -> Result<(), (StackPart, String)> {
         let _one = self.changing.lock().await;
         for group in StackPart::START_GROUPS {
@@ -103,7 +104,8 @@ impl PartsHandle {
         Ok(())
     }
 
-    /// Starts one part of the stack, unless it runs.
+    /// Starts one part of the stack, unless it runs, and waits until it is ready; fails with the reason if it does not
+    /// become ready.
     pub(crate) async fn start_part(
         &self,
         part: StackPart,
@@ -113,7 +115,7 @@ impl PartsHandle {
         self.start_part_while_locked(part, on_event).await
     }
 
-    /// Stops one part of the stack.
+    /// Stops one part of the stack, if it runs, with SIGTERM or, after [`PART_END_TIMEOUT`], with SIGKILL.
     pub(crate) async fn stop_part(&self, part: StackPart, on_event: PartEventListener<'_>) {
         let _one = self.changing.lock().await;
         self.stop_part_while_locked(part, on_event).await;

@@ -25,7 +25,7 @@ pub(crate) enum ReadyCheck {
     Http { url: String, status: u16 },
     /// The part is ready if a program exits successfully.
     Command(Command),
-    /// The part is ready if its log contains this text.
+    /// The part is ready if its log contains this text since its start.
     LogContains(&'static str),
 }
 
@@ -104,6 +104,7 @@ impl ReadyCheck {
 }
 
 impl NewLogLines {
+    /// Returns the first MiB that was logged since the part's start.
     fn read_new_lines(&self) -> std::io::Result<String> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(self.from))?;

@@ -68,7 +68,8 @@ impl ProcessReaper {
 }
 
 impl ChildProcess {
-    /// Waits until the child process has ended and returns its exit status.
+    /// Waits until the child process has ended and returns its exit status as text, such as `exit status 1` or
+    /// `signal 9`.
     pub(crate) async fn wait_until_ended(&mut self) -> String {
         let how = self.ended.wait_for(Option::is_some).await;
         how.ok()
@@ -81,7 +82,7 @@ impl ChildProcess {
         self.ended.same_channel(&other.ended)
     }
 
-    /// Sends a signal to the child process and the processes of its group.
+    /// Sends a signal to the child process and the processes of its group, unless the child was reaped.
     pub(crate) fn signal_group(&self, signal: Signal) {
         // The process id of an ended child may already be another process's.
         if self.ended.borrow().is_none() {
@@ -90,6 +91,7 @@ impl ChildProcess {
     }
 }
 
+/// The text of the exit status of a program that succeeded.
 const SUCCESS_EXIT_TEXT: &str = "exit status 0";
 
 fn describe_exit_status(status: WaitStatus) -> String {

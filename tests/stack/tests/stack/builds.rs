@@ -37,6 +37,7 @@ impl FinishedBuild {
     }
 }
 
+/// Starts a new stack without base images and Slipway, with changed options; an earlier one is removed with its data.
 async fn start_stack_with(
     name: &str,
     change: impl FnOnce(&mut StackOptions),
@@ -136,8 +137,8 @@ fn stack_address(stack: &Stack) -> String {
 }
 
 #[tokio::test]
-async fn builds_reach_no_service_of_the_stack_or_the_machine_and_no_other_build() -> Result<(), LauncherError>
-{
+async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_registry_that_requires_a_password()
+-> Result<(), LauncherError> {
     let name = "test-builds";
     let stack = start_stack_with(name, |_| ()).await?;
     let own = stack_address(&stack);

@@ -55,6 +55,7 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
     remove_stack("test-second").await
 }
 
+/// Returns the status of the gateway's answer to the administrator's user name with this password.
 async fn functions_status(stack: &Stack, password: &str) -> StatusCode {
     get_status(
         &format!("{}/system/functions", stack.gateway.url),
@@ -64,6 +65,7 @@ async fn functions_status(stack: &Stack, password: &str) -> StatusCode {
     .await
 }
 
+/// Returns the status of the registry's answer to the stack's user name with this password.
 async fn catalog_status(stack: &Stack, password: &str) -> StatusCode {
     get_status(
         &format!("http://{}/v2/_catalog", stack.registry.host),

@@ -73,8 +73,8 @@ async fn a_layer_lost_from_the_registrys_store_is_pushed_again_at_the_next_start
 }
 
 #[tokio::test]
-async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left() -> Result<(), LauncherError>
-{
+async fn a_part_that_fails_is_reported_with_the_end_of_its_log_and_the_stack_is_stopped()
+-> Result<(), LauncherError> {
     let name = "test-failing";
     let dir = tempfile::tempdir().unwrap();
     let gateway = dir.path().join("gateway");

@@ -34,6 +34,7 @@ pub(crate) struct HostState {
     directories: Vec<(&'static str, Vec<String>)>,
 }
 
+/// The directories of the machine in which the stack's programs would make files without isolation.
 const LEFTOVER_DIRECTORIES: [&str; 10] = [
     "/run",
     "/run/netns",
@@ -111,7 +112,8 @@ impl StackFootprint {
             .collect()
     }
 
-    /// Returns the remains of the stack on the machine; empty once everything is removed.
+    /// Returns the stack's processes, namespaces, mounts and interface that are still on the machine; control groups
+    /// are not among them.
     pub(crate) fn remaining_traces(&self) -> Vec<String> {
         let mut remaining = Vec::new();
         for pid in process_ids() {
@@ -145,7 +147,7 @@ impl StackFootprint {
     /// Returns the stack's control groups that still exist.
     pub(crate) fn control_groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        find_leftover_directories(
+        find_directories_with_name(
             Path::new("/sys/fs/cgroup"),
             &format!("slipway-{}", self.name),
             &mut found,
@@ -214,6 +216,7 @@ fn belongs_to_stack(pid: &str, stack: &str) -> bool {
         .any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))
 }
 
+/// Returns whether a process is a CNI plugin, by its command line.
 fn is_network_plugin(pid: &str) -> bool {
     command_line(pid).contains("/cni/")
 }
@@ -257,12 +260,12 @@ fn entry_names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn find_leftover_directories(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
+fn find_directories_with_name(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             match entry.file_name() == name {
                 true => found.push(entry.path()),
-                false => find_leftover_directories(&entry.path(), name, found),
+                false => find_directories_with_name(&entry.path(), name, found),
             }
         }
     }

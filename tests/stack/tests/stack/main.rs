@@ -1,8 +1,8 @@
 //! Tests the launcher on this machine: starts, disturbs and stops stacks, and looks for what they leave
 //! behind.
 //!
-//! The tests need root and everything that `Stack::up` needs. Each test has a stack of its own and removes
-//! it.
+//! The tests need root and everything that `Stack::start_stack` needs. Each test has stacks of its own and removes
+//! them.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
@@ -29,7 +29,7 @@ async fn start_fresh_stack(name: &str) -> Result<Stack, LauncherError> {
     start_stack(name).await
 }
 
-/// Starts a stack without base images and Slipway.
+/// Starts a stack, or its missing parts, without base images and Slipway.
 async fn start_stack(name: &str) -> Result<Stack, LauncherError> {
     let _one = STACK_START_LOCK.lock().await;
     let mut options = StackOptions::with_stack_name(name);
