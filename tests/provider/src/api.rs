@@ -26,8 +26,8 @@ use crate::{
 /// The longest body of a request to the API, in bytes. Calls of functions have no limit.
 const API_BODY_MAX_BYTES: usize = 4 << 20;
 
-/// Creates the router with all routes of the provider. Those under `/system` require credentials; functions
-/// can be called without.
+/// Creates the router with all routes of the provider. Those under `/system` require credentials, and the others do
+/// not: calls of functions, the health check, and the query for the number of calls.
 pub(crate) fn create_router(functions: FunctionStore, credentials: ApiCredentials) -> Router {
     let proxy = Router::new()
         .route("/function/{*rest}", any(proxy::proxy_call))

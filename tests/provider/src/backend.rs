@@ -24,6 +24,7 @@ pub(crate) struct DrainableBackend {
 pub(crate) struct CallGuard(Arc<DrainableBackend>);
 
 impl DrainableBackend {
+    /// Sets the address to which calls are forwarded; `None` while the instance has no process.
     pub(crate) fn set_address(&self, address: Option<SocketAddr>) {
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
     }

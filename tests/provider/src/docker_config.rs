@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use crate::error::ProviderError;
 
-/// The key of Docker Hub's credentials in a Docker `config.json`, and the host that they are for.
+/// The key of Docker Hub's credentials in a Docker `config.json`, without the scheme and the path.
 const DOCKER_HUB_KEY: &str = "index.docker.io";
+/// The host of Docker Hub's registry, for which containerd asks.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
 /// The credentials of registries by host, from a Docker `config.json`; empty without a file.
@@ -78,6 +79,7 @@ impl DockerConfig {
 }
 
 impl AuthEntry {
+    /// Returns the entry's identity token, or else its user name and password, or else those in `auth`.
     fn credentials(self) -> Option<RegistryCredentials> {
         if !self.identitytoken.is_empty() {
             return Some(RegistryCredentials::IdentityToken(self.identitytoken));
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_host_has_no_credentials() {
+    fn a_host_without_an_entry_or_with_an_empty_one_has_no_credentials() {
         assert!(
             parse_test_config(r#"{"auths":{"a":{}},"credsStore":"x"}"#)
                 .credentials_for_host("a")

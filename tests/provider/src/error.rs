@@ -119,6 +119,7 @@ pub enum ProviderError {
 }
 
 impl ProviderError {
+    /// Returns a function that adds the operation and the path to an I/O error.
     pub(crate) fn io_error(
         operation: &'static str,
         path: impl AsRef<std::path::Path>,
@@ -136,7 +137,7 @@ impl ProviderError {
     }
 }
 
-/// A gRPC status from containerd, displayed as its message only.
+/// A gRPC status from containerd, displayed as its message only, or as its code if it has no message.
 #[derive(Debug)]
 pub struct ContainerdStatus(Box<Status>);
 

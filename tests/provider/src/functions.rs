@@ -126,7 +126,7 @@ impl FunctionStore {
         restore::restore_functions(&self.0).await
     }
 
-    /// Returns the namespaces that functions may be in.
+    /// Returns the names of the default namespace and of all namespaces with the label `openfaas`, whatever its value.
     pub(crate) async fn namespaces(&self) -> Result<Vec<String>, ProviderError> {
         let labelled = self.0.containerd.list_function_namespaces().await?;
         let default = &self.0.settings.function_namespace;
@@ -162,14 +162,15 @@ impl FunctionStore {
         here.map(|instance| self.0.status_of(instance)).collect()
     }
 
-    /// Returns the status of a function.
+    /// Returns the status of a function; fails if the function does not exist.
     pub(crate) fn get_status(&self, key: &FunctionKey) -> Result<FunctionStatus, ProviderError> {
         self.0
             .find_instance(key)
             .map(|instance| self.0.status_of(&instance))
     }
 
-    /// Returns the backend for a call of a function, and counts the call until the guard is dropped.
+    /// Returns the backend for a call of a function, and counts the call until the guard is dropped; `None` if the
+    /// function does not exist.
     pub(crate) fn route_call(&self, key: &FunctionKey) -> Option<(Arc<DrainableBackend>, CallGuard)> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let backend = table.get(key)?.backend();
@@ -209,8 +210,8 @@ impl FunctionStore {
         })
     }
 
-    /// Deletes a function after its calls in progress have finished; it gets no new calls, and is removed when
-    /// this returns.
+    /// Deletes a function. It gets no new calls; unless it is updated by recreating it, its calls in progress get the
+    /// grace period to finish. It is removed when this succeeds.
     pub(crate) async fn delete_function(&self, key: FunctionKey) -> Result<(), ProviderError> {
         let inner = Arc::clone(&self.0);
         let work = |key: FunctionKey| async move {
@@ -220,7 +221,7 @@ impl FunctionStore {
             inner
                 .set_container_stage(&instance, ContainerStage::Retiring)
                 .await?;
-            inner.remove_instance(&key);
+            inner.remove_from_table(&key);
             if inner.strategy_of(&instance.info().record) != UpdateStrategy::Recreate {
                 inner.drain_calls(&instance).await;
             }
@@ -295,7 +296,8 @@ impl FunctionStoreInner {
             .ok_or_else(|| ProviderError::FunctionNotFound(key.name.clone()))
     }
 
-    fn insert_instance(&self, instance: Arc<Instance>) {
+    /// Makes an instance the current one of its function, in the table by which calls are routed.
+    fn insert_into_table(&self, instance: Arc<Instance>) {
         let key = instance.info().key.clone();
         self.table
             .write()
@@ -303,7 +305,8 @@ impl FunctionStoreInner {
             .insert(key, instance);
     }
 
-    fn remove_instance(&self, key: &FunctionKey) {
+    /// Removes a function from the table by which calls are routed; its instance runs on.
+    fn remove_from_table(&self, key: &FunctionKey) {
         self.table
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -350,7 +353,8 @@ impl FunctionStoreInner {
         containerd.remove_snapshot(instance.id()).await
     }
 
-    /// Drains and removes a replaced instance in the background, while its successor serves.
+    /// Drains and removes a replaced instance in the background, while its successor serves; repeats failed
+    /// removals for about a minute.
     fn retire_in_background(self: &Arc<Self>, instance: Arc<Instance>) {
         let inner = Arc::clone(self);
         self.retiring.spawn(async move {

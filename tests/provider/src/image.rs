@@ -93,6 +93,7 @@ impl ImagePuller {
     }
 }
 
+/// Reads an image that is in containerd's store; fails with containerd's status if it is not.
 async fn stored_image(containerd: &NamespaceClient, name: String) -> Result<UnpackedImage, ProviderError> {
     let target = containerd.image_target(&name).await?;
     let manifest = match target.media_type.as_str() {
@@ -121,6 +122,7 @@ async fn stored_image(containerd: &NamespaceClient, name: String) -> Result<Unpa
     })
 }
 
+/// Returns the first manifest of an index that is for Linux on this architecture, or for no stated platform.
 fn choose_manifest<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descriptor> {
     let is_manifest = |descriptor: &&Descriptor| {
         matches!(descriptor.media_type(), MediaType::ImageManifest)

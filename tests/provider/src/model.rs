@@ -148,6 +148,7 @@ pub(crate) struct SecretName {
     pub(crate) namespace: String,
 }
 
+/// Deserializes a value, with `null` as the type's default value.
 pub(crate) fn deserialize_null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

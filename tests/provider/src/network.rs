@@ -45,7 +45,8 @@ pub(crate) struct FunctionNetwork {
 }
 
 impl FunctionNetwork {
-    /// Writes the CNI configuration and creates the state directories of the network.
+    /// Writes the CNI configuration, creates the state directories of the network, and returns the network's handle;
+    /// creates no interface.
     pub(crate) fn write_configuration(settings: &ProviderSettings) -> Result<Self, ProviderError> {
         let list = conf::plugin_list_conf(
             &settings.bridge,
@@ -81,7 +82,8 @@ impl FunctionNetwork {
         self.namespaces.join(id)
     }
 
-    /// Creates a container's network namespace, connects it to the bridge, and returns the container's address.
+    /// Creates a container's network namespace, in place of an earlier one, connects it to the bridge, and returns the
+    /// container's address.
     pub(crate) async fn connect_container(&self, id: &str) -> Result<IpAddr, ProviderError> {
         self.disconnect_container(id).await;
         let attached = self.connect_new_namespace(id).await;

@@ -182,7 +182,8 @@ fn error_response(status: StatusCode, text: String) -> Response {
     (status, [(INTERNAL_HEADER, "proxy")], text + "\n").into_response()
 }
 
-/// Splits the URI of a call into the function's name, and the path and query for the function.
+/// Splits the URI of a call into the function's name, and the path and query for the function, which are `None` if they
+/// are invalid; returns `None` without a valid name.
 fn split_uri(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
     let rest = uri.path().strip_prefix(FUNCTION_PATH_PREFIX)?;
     let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -198,6 +199,7 @@ fn split_uri(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
     Some((name, target.ok()))
 }
 
+/// Converts a caller's request to the request for the function at `address`.
 fn upstream_request(
     request: Request,
     address: SocketAddr,
@@ -226,6 +228,7 @@ fn upstream_request(
     Some(upstream)
 }
 
+/// Removes the headers of one connection, and those that the header `Connection` names.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)

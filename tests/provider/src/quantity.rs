@@ -1,6 +1,7 @@
 //! The parser of Kubernetes quantities (`128Mi`, `1.5G`, `1e3`) of memory.
 
-/// Parses a Kubernetes quantity as a whole number of bytes, rounded up as `resource.Quantity` does.
+/// Parses a Kubernetes quantity as a whole number of bytes, rounded up as `resource.Quantity` does; rejects more than
+/// 1 PiB.
 pub(crate) fn parse_bytes(text: &str) -> Option<i64> {
     let text = text.trim();
     let number_end = text

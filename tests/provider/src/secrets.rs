@@ -98,6 +98,7 @@ fn check_secret_name(name: &str) -> Result<&str, ProviderError> {
     Ok(name)
 }
 
+/// Creates a directory if it is missing, and limits access to its owner.
 fn create_directory(path: &Path) -> Result<(), ProviderError> {
     DirBuilder::new()
         .recursive(true)

@@ -13,7 +13,7 @@ use crate::{
     settings::ProviderSettings,
 };
 
-/// The longest time for calls in progress to finish after the provider is asked to stop.
+/// The longest time for calls and removals in progress to finish after the provider is asked to stop.
 const REQUESTS_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves the provider's API until `stop` resolves. Functions continue to run without the provider; the next

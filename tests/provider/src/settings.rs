@@ -67,7 +67,7 @@ pub struct ProviderSettings {
     #[arg(long, env = "cni_conf_dir")]
     pub(crate) cni_conf_dir: Option<PathBuf>,
 
-    /// The bridge of the functions' network.
+    /// The name of the bridge of the functions' network.
     #[arg(long, env = "bridge", default_value = "openfaas0")]
     pub(crate) bridge: String,
 
@@ -173,6 +173,7 @@ impl ProviderSettings {
     }
 }
 
+/// Parses a duration in Go's notation, such as `1m30s`, or in whole seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
@@ -205,15 +206,15 @@ mod tests {
         settings: ProviderSettings,
     }
 
-    fn parse(flags: &[&str]) -> ProviderSettings {
+    fn settings_with_flags(flags: &[&str]) -> ProviderSettings {
         SettingsLine::try_parse_from([&["provider"], flags].concat())
             .unwrap()
             .settings
     }
 
     #[test]
-    fn settings_that_are_not_set_have_faasds_defaults() {
-        let settings = parse(&[]);
+    fn settings_that_are_not_set_have_defaults() {
+        let settings = settings_with_flags(&[]);
         assert_eq!(settings.function_namespace, "openfaas-fn");
         assert_eq!(settings.service_timeout, Duration::from_secs(60));
         assert_eq!(settings.update_strategy, UpdateStrategy::Rolling);
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_annotation_overrides_the_strategy_of_one_function() {
-        let settings = parse(&[]);
+        let settings = settings_with_flags(&[]);
         let annotated = |text: &str| NameValueMap::from([(STRATEGY_ANNOTATION.to_owned(), text.to_owned())]);
         assert_eq!(
             settings.strategy_for(&NameValueMap::new()),
@@ -243,7 +244,7 @@ mod tests {
             settings.strategy_for(&annotated("deferred")),
             UpdateStrategy::Deferred
         );
-        let recreate = parse(&["--update-strategy", "recreate"]);
+        let recreate = settings_with_flags(&["--update-strategy", "recreate"]);
         assert_eq!(
             recreate.strategy_for(&annotated("rolling")),
             UpdateStrategy::Rolling
@@ -261,7 +262,7 @@ mod tests {
 
     #[test]
     fn lists_in_settings_are_separated_by_commas() {
-        let settings = parse(&[
+        let settings = settings_with_flags(&[
             "--plain-http-registries",
             "a:5000,b:80",
             "--extra-hosts",

@@ -48,7 +48,7 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) scratch: Option<&'a Path>,
 }
 
-/// Parses the memory limit of a deployment, in bytes.
+/// Parses the memory limit of a deployment, in bytes; `None` if it has no limit.
 pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64>, ProviderError> {
     let memory = deployment
         .limits
@@ -161,6 +161,7 @@ fn assemble_spec(
         .build()
 }
 
+/// Returns the image's entrypoint followed by its command.
 fn process_command(config: &Config) -> Vec<String> {
     let entrypoint = config.entrypoint().iter().flatten();
     entrypoint.chain(config.cmd().iter().flatten()).cloned().collect()
@@ -262,7 +263,7 @@ mod tests {
         let input = SpecInput {
             deployment,
             config: &config,
-            user: user::parse_id(1000, 1000),
+            user: user::user_with_ids(1000, 1000),
             network: Path::new("/state/netns/hello.1"),
             cgroup: "/slipway-dev/hello.1".into(),
             resolv_conf: Path::new("/state/resolv.conf"),

@@ -6,6 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+/// The number of names that this process has generated.
 static NAME_COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// Generates a name with this prefix that is unique on the machine.
@@ -18,7 +19,8 @@ pub(crate) fn unique_name(prefix: &str) -> String {
     )
 }
 
-/// Generates a short suffix for an instance's name; later suffixes sort after earlier ones.
+/// Generates a suffix for an instance's name from the time in milliseconds, in hexadecimal; later suffixes sort after
+/// earlier ones.
 pub(crate) fn instance_suffix() -> String {
     format!("{:011x}", milliseconds_since_epoch())
 }

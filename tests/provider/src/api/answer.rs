@@ -1,4 +1,5 @@
-//! The conversion of errors to HTTP responses: the only module that chooses statuses.
+//! The conversion of [`ProviderError`]s to HTTP responses: the only place that chooses statuses for them, except that
+//! of a missing function in a look-up.
 //!
 //! The statuses are faasd's, which differ by operation: create answers every failure with 400; update does
 //! too, except for a function that does not exist (404) and an image that cannot be pulled (500).
@@ -24,6 +25,7 @@ pub(super) enum ApiOperation {
 pub(super) struct ErrorResponse(ApiOperation, ProviderError);
 
 impl ApiOperation {
+    /// Returns a function that makes the response for this operation's error.
     pub(super) fn to_error_response(self) -> impl FnOnce(ProviderError) -> ErrorResponse {
         move |error| ErrorResponse(self, error)
     }

@@ -18,7 +18,8 @@ use crate::error::ProviderError;
 pub(crate) struct ApiCredentials(Arc<(String, String)>);
 
 impl ApiCredentials {
-    /// Reads the API's credentials from the files `basic-auth-user` and `basic-auth-password`.
+    /// Reads the API's credentials from the files `basic-auth-user` and `basic-auth-password`; fails if one is missing
+    /// or empty.
     pub(crate) fn read_from_files(directory: &Path) -> Result<Self, ProviderError> {
         let read = |name: &str| {
             let path = directory.join(name);
@@ -64,7 +65,7 @@ fn parse_basic_auth(headers: &HeaderMap) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// Rejects requests to the API without the right credentials.
+/// Answers requests to the API without the right credentials with 401, and passes on all others.
 pub(super) async fn require_credentials(
     State(credentials): State<ApiCredentials>,
     request: Request,

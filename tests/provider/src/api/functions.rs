@@ -42,6 +42,7 @@ pub(super) fn parse_json_body<T: DeserializeOwned>(body: &Bytes) -> Result<T, Pr
     serde_json::from_slice(body).map_err(|error| ProviderError::Invalid(error.to_string()))
 }
 
+/// Answers with the status of every function in a namespace.
 pub(super) async fn list_functions(
     State(functions): State<FunctionStore>,
     Query(query): Query<NamespaceParameters>,
@@ -52,6 +53,7 @@ pub(super) async fn list_functions(
     Ok(Json(functions.list_statuses(&namespace)))
 }
 
+/// Answers with the status of one function, or with 404 and an empty body.
 pub(super) async fn read_function(
     State(functions): State<FunctionStore>,
     Path(name): Path<String>,
@@ -66,6 +68,7 @@ pub(super) async fn read_function(
     })
 }
 
+/// Creates the function in the request's body, and answers once its process is started.
 pub(super) async fn create_function(
     State(functions): State<FunctionStore>,
     body: Bytes,
@@ -77,6 +80,7 @@ pub(super) async fn create_function(
     created.await.map_err(ApiOperation::Create.to_error_response())
 }
 
+/// Updates the function in the request's body; answers with 200 once it is updated, or with 202 if it will be.
 pub(super) async fn update_function(
     State(functions): State<FunctionStore>,
     body: Bytes,
@@ -91,6 +95,7 @@ pub(super) async fn update_function(
     }
 }
 
+/// Deletes the function that the request's body names, and answers once it is removed.
 pub(super) async fn delete_function(
     State(functions): State<FunctionStore>,
     body: Bytes,
@@ -105,6 +110,7 @@ pub(super) async fn delete_function(
     deleted.await.map_err(ApiOperation::Delete.to_error_response())
 }
 
+/// Parses a deployment, and replaces an empty namespace by the default; fails if functions may not be in it.
 async fn parse_deployment(
     functions: &FunctionStore,
     body: &Bytes,

@@ -1,4 +1,4 @@
-//! The route `/system/info`: the provider's own name and version; it does not claim to be faasd.
+//! The route `/system/info`: the provider's name and version. It does not claim to be faasd.
 //!
 //! Callers decide by the name whether an update has replaced the old version when it is answered. With the strategy
 //! `deferred` it has not, so the provider then has the name of the one whose behaviour it has.

@@ -8,6 +8,7 @@
 use axum::Json;
 use serde_json::{Value, json};
 
+/// Answers as Prometheus does when nothing matches a query.
 pub(super) async fn answer_empty_invocations() -> Json<Value> {
     Json(json!({"status": "success", "data": {"resultType": "vector", "result": []}}))
 }

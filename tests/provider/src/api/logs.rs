@@ -1,4 +1,5 @@
-//! The route `/system/logs`: streams the lines of a function's log as NDJSON, each as soon as it is written.
+//! The route `/system/logs`: streams the lines of a function's log as NDJSON: those that exist and, if asked to follow,
+//! each new one as soon as it is written.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +21,8 @@ use crate::{
     logs::{LogMessage, LogQuery},
 };
 
-/// The age of the oldest log line in an answer if the request has no `since`; the same as faasd's.
+/// The age of the oldest log line in an answer if the request has no `since`, or one in the future; the same as
+/// faasd's.
 const DEFAULT_LOG_AGE: Duration = Duration::from_secs(300);
 
 /// The query parameters of a request for logs, all of them as text.

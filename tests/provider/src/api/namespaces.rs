@@ -1,5 +1,5 @@
-//! The route `/system/namespaces`: the containerd namespaces with the label `openfaas`. The API cannot create
-//! any.
+//! The route `/system/namespaces`: the default namespace and the containerd namespaces with the label `openfaas`. The
+//! API cannot create any.
 
 use axum::{Json, extract::State};
 use http::StatusCode;

@@ -63,6 +63,7 @@ pub(super) async fn list_secrets(
     listed.await.map_err(ApiOperation::Secret.to_error_response())
 }
 
+/// Creates a secret or changes its value, for POST and PUT alike.
 pub(super) async fn set_secret(
     State(functions): State<FunctionStore>,
     body: Bytes,

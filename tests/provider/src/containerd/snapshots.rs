@@ -10,7 +10,7 @@ use super::{NamespaceClient, SnapshotMounts, await_short_call, not_found_as_succ
 use crate::error::ProviderError;
 
 impl NamespaceClient {
-    /// Creates a writable snapshot on top of an unpacked image.
+    /// Creates a writable snapshot on top of an unpacked image, and returns its mounts.
     pub(crate) async fn prepare_snapshot(
         &self,
         key: &str,

@@ -44,12 +44,12 @@ impl NamespaceClient {
             .message()
             .await
             .map_err(containerd_error("open stream", &name))?;
-        let answering = Box::pin(answer_credential_request(requests, sender, credentials));
+        let answering = Box::pin(answer_credential_requests(requests, sender, credentials));
         Ok(CredentialStream { name, answering })
     }
 }
 
-async fn answer_credential_request(
+async fn answer_credential_requests(
     mut requests: Streaming<Any>,
     answers: mpsc::Sender<Any>,
     credentials: impl Fn(&str) -> Option<RegistryCredentials> + Send,

@@ -136,6 +136,7 @@ impl FunctionStoreInner {
     }
 }
 
+/// Starts an instance's process, again after each failed start, and waits until it listens.
 async fn start_until_listening(key: &FunctionKey, new: &Instance) -> Result<(), ProviderError> {
     while let Err(error) = new.start_process().await {
         log_rollout_retry(key, &error);

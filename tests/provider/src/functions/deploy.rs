@@ -56,6 +56,7 @@ impl ContainerStage {
 }
 
 impl FunctionStoreInner {
+    /// Pulls the image of a new function, and creates and starts its instance; fails if the function exists.
     pub(super) async fn create_and_start(
         &self,
         key: &FunctionKey,
@@ -91,7 +92,7 @@ impl FunctionStoreInner {
     pub(super) async fn start_only_instance(&self, instance: Arc<Instance>) -> Result<(), ProviderError> {
         let started = instance.start_process().await;
         if started.is_ok() || self.strategy_of(&instance.info().record) == UpdateStrategy::Recreate {
-            self.insert_instance(instance);
+            self.insert_into_table(instance);
         } else {
             self.remove_failed_instance(&instance).await;
         }
@@ -152,6 +153,7 @@ impl FunctionStoreInner {
         )))
     }
 
+    /// Creates an instance's snapshot and container, and returns the container with the data that is stored in it.
     async fn make_container(
         &self,
         containerd: &NamespaceClient,

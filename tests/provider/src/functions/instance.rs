@@ -38,9 +38,10 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval between connection attempts to an instance that does not listen yet.
 const PROBE_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The backoff before a process that ended is restarted. It doubles each time up to the limit, and is reset
-/// after a run that is longer than the limit.
+/// The backoff before a process that ended is restarted for the first time. It doubles each time up to
+/// [`LONGEST_RESTART_BACKOFF`], and is reset after a run that is longer than that.
 const FIRST_RESTART_BACKOFF: Duration = Duration::from_secs(1);
+/// The longest backoff before a process that ended is restarted.
 const LONGEST_RESTART_BACKOFF: Duration = Duration::from_secs(60);
 
 /// The data about a function that is stored with its container.
@@ -171,7 +172,8 @@ impl Instance {
             .await
     }
 
-    /// Waits up to `limit` until the instance's process accepts connections; fails if the process ends.
+    /// Waits up to `limit` until the instance's process accepts connections or is stopped on request; fails if the
+    /// process ends by itself.
     pub(super) async fn wait_until_listening(&self, limit: Duration) -> Result<(), ProviderError> {
         let mut status = self.status.clone();
         let settled = status.wait_for(|status| !matches!(status, InstanceStatus::Starting));
@@ -211,6 +213,7 @@ impl Instance {
     }
 }
 
+/// The task that starts, watches and stops the process of one instance.
 struct InstanceSupervisor {
     id: String,
     key: FunctionKey,
@@ -243,7 +246,8 @@ impl InstanceSupervisor {
         }
     }
 
-    /// Keeps the instance's process from an earlier provider, or starts one.
+    /// Keeps the instance's process from an earlier provider, or starts one. If the earlier process has ended, or the
+    /// start fails, the next state is the backoff before a restart.
     async fn keep_or_start(&mut self) -> SupervisorState {
         let state = self.context.containerd.task_state(&self.id).await;
         if let (Ok(TaskState::Alive), Some(ip)) =
@@ -406,7 +410,7 @@ impl InstanceSupervisor {
             .await
     }
 
-    /// Waits until a signalled process ends; sends SIGKILL after the grace period.
+    /// Waits until a signalled process ends, with SIGKILL after the grace period, and removes the task and the network.
     async fn wait_for_exit_or_kill(
         &self,
         grace: Duration,

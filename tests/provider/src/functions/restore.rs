@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Restores the functions of an earlier provider: keeps the serving instance of each function, and removes
-/// the instances of unfinished updates and replaced ones.
+/// the instances of unfinished updates and replaced ones in the background.
 pub(super) async fn restore_functions(inner: &Arc<FunctionStoreInner>) -> Result<(), ProviderError> {
     let found = find_function_containers(&inner.containerd, &inner.settings).await?;
     inner
@@ -39,7 +39,7 @@ pub(super) async fn restore_functions(inner: &Arc<FunctionStoreInner>) -> Result
             _ => InitialState::Running,
         };
         tracing::info!(function = %key, instance = container.id, "restored a function");
-        inner.insert_instance(Arc::new(inner.restore_instance(key, container, record, initial)?));
+        inner.insert_into_table(Arc::new(inner.restore_instance(key, container, record, initial)?));
     }
     for (key, Container { id, .. }, _) in rest {
         tracing::info!(function = %key, instance = id, "removing a leftover instance");
@@ -88,6 +88,7 @@ impl FunctionStoreInner {
     }
 }
 
+/// A function's container, with the key and the stored data of the function.
 type FoundContainer = (FunctionKey, Container, StoredFunction);
 
 async fn find_function_containers(
@@ -166,7 +167,7 @@ pub(crate) async fn remove_all_functions(settings: ProviderSettings) -> Result<(
     worst
 }
 
-/// Stops a container's process within the grace period, and removes the container.
+/// Stops a container's process with SIGTERM and, after `grace`, SIGKILL, and removes the container.
 async fn stop_and_remove(
     containerd: &NamespaceClient,
     id: &str,
@@ -174,12 +175,13 @@ async fn stop_and_remove(
 ) -> Result<(), ProviderError> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.signal_task(id, SIGTERM, false).await?;
-        // After the limit, `remove` kills it.
+        // After the grace period, the removal kills it.
         let _ = tokio::time::timeout(grace, containerd.wait_until_task_ends(id)).await;
     }
     remove_container_and_snapshot(containerd, id).await
 }
 
+/// Kills a container's process, if it runs, and removes the container with its task and snapshot.
 async fn remove_container_and_snapshot(containerd: &NamespaceClient, id: &str) -> Result<(), ProviderError> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.signal_task(id, SIGKILL, true).await?;

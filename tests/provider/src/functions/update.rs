@@ -56,8 +56,8 @@ impl FunctionStoreInner {
         new.wait_until_listening(self.settings.ready_timeout).await
     }
 
-    /// Routes calls to a new version that listens, and removes the old one. If that fails, the old version
-    /// continues to serve.
+    /// Routes calls to a new version that listens, and removes the old one in the background. If the routing fails,
+    /// the new version is removed, and the old one continues to serve.
     pub(super) async fn replace_old_version_with(
         self: &Arc<Self>,
         new: Arc<Instance>,
@@ -74,7 +74,7 @@ impl FunctionStoreInner {
                 return Err(error);
             }
         };
-        self.insert_instance(new);
+        self.insert_into_table(new);
         // If this fails, a restarted provider finds two serving instances and takes the younger.
         if let Err(error) = self.set_container_stage(&old, ContainerStage::Retiring).await {
             tracing::warn!(
@@ -115,7 +115,7 @@ impl FunctionStoreInner {
         };
         first_error = first_error.or(pulled.err());
 
-        self.remove_instance(key);
+        self.remove_from_table(key);
         let made = async {
             self.stop_and_remove_instance(&old, self.settings.grace_period)
                 .await?;

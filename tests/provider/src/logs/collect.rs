@@ -23,10 +23,11 @@ use tokio::{
 use super::{LogRecord, OutputStream, read};
 use crate::error::ProviderError;
 
-/// The size at which a log file is rotated, in bytes; one older file is kept.
+/// The largest size of a log file, in bytes; it is rotated before it would exceed this, and one older file is kept.
 const LOG_FILE_MAX_BYTES: u64 = 8 << 20;
 
-/// The longest line in a log record, in bytes; a longer line continues in the next record.
+/// The length from which an incomplete line becomes a log record, in bytes; the line continues in the next record. As
+/// output is read in chunks of the same size, a record can be almost twice as long.
 const LOG_LINE_MAX_BYTES: usize = 32 << 10;
 
 /// The time limit for collecting each remaining record after SIGTERM.
@@ -77,6 +78,7 @@ fn open_inherited_pipe(descriptor: u32) -> Result<pipe::Receiver, ProviderError>
         .map_err(ProviderError::io_error("open", path))
 }
 
+/// Writes the byte for which containerd's shim waits before it starts the function.
 fn signal_ready() -> Result<(), ProviderError> {
     let path = "/proc/self/fd/5";
     let mut pipe = OpenOptions::new()
@@ -87,6 +89,7 @@ fn signal_ready() -> Result<(), ProviderError> {
         .map_err(ProviderError::io_error("write", path))
 }
 
+/// Sends each line of a pipe as a log record with the time of its arrival, until the pipe ends.
 async fn read_lines(mut pipe: pipe::Receiver, stream: OutputStream, records: mpsc::Sender<LogRecord>) {
     let mut lines = LineAssembler::default();
     let mut buffer = vec![0; LOG_LINE_MAX_BYTES];
@@ -123,6 +126,7 @@ struct LineAssembler {
 }
 
 impl LineAssembler {
+    /// Adds a chunk of output and returns the lines that it completes or makes too long.
     fn push_chunk(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
         let mut complete = Vec::new();
         for part in chunk.split_inclusive(|byte| *byte == b'\n') {
@@ -137,6 +141,7 @@ impl LineAssembler {
         complete
     }
 
+    /// Returns the incomplete last line, if there is one.
     fn take_rest(&mut self) -> Vec<Vec<u8>> {
         let rest = std::mem::take(&mut self.partial);
         if rest.is_empty() { Vec::new() } else { vec![rest] }
@@ -168,6 +173,7 @@ impl LogFile {
         })
     }
 
+    /// Appends a record as a line of JSON; first rotates the file if the line would take it over the limit.
     fn append_record(&mut self, record: &LogRecord) -> Result<(), ProviderError> {
         let Ok(mut line) = serde_json::to_vec(record) else {
             return Ok(());

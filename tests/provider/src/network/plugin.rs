@@ -40,7 +40,8 @@ impl CniPlugins {
         }
     }
 
-    /// Runs the CNI plugin that the configuration names. `previous` is the result of the plugin before it.
+    /// Runs the CNI plugin that the configuration names, and returns its result, if it prints one. `previous` is the
+    /// result of the plugin before it.
     pub(super) async fn run_plugin(
         &self,
         invocation: &PluginInvocation<'_>,

@@ -32,16 +32,17 @@ impl<'a> ImageUser<'a> {
         }
     }
 
-    /// Returns the numeric user of the process, if it needs no lookup in the image's files.
+    /// Returns the user of the process, if it needs no lookup in the image's files: both user and group are numbers, or
+    /// neither is given, which means root.
     pub(crate) fn numeric_ids(&self) -> Option<User> {
         if self.user.is_empty() && self.group.is_none() {
-            return Some(parse_id(0, 0));
+            return Some(user_with_ids(0, 0));
         }
-        Some(parse_id(self.user.parse().ok()?, self.group?.parse().ok()?))
+        Some(user_with_ids(self.user.parse().ok()?, self.group?.parse().ok()?))
     }
 
-    /// Looks up the user of the process in the image's files. An unknown number is used as it is, with group
-    /// 0.
+    /// Looks up the user of the process in the image's files. An unknown number is used as it is; its group is 0 unless
+    /// one is given.
     pub(crate) fn resolve_ids(&self, files: &UserFiles) -> Result<User, ProviderError> {
         let entry =
             file_fields(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
@@ -77,7 +78,7 @@ impl<'a> ImageUser<'a> {
             .filter(is_member)
             .filter_map(|line| number(&line, 2));
         let others: Vec<u32> = others.filter(|other| *other != gid).collect();
-        let mut user = parse_id(uid, gid);
+        let mut user = user_with_ids(uid, gid);
         if !others.is_empty() {
             user.set_additional_gids(Some(others));
         }
@@ -86,7 +87,7 @@ impl<'a> ImageUser<'a> {
 }
 
 /// Creates a process's user from numeric ids.
-pub(crate) fn parse_id(uid: u32, gid: u32) -> User {
+pub(crate) fn user_with_ids(uid: u32, gid: u32) -> User {
     let mut user = User::default();
     user.set_uid(uid).set_gid(gid);
     user
@@ -111,10 +112,10 @@ mod tests {
 
     #[test]
     fn numbers_and_an_empty_user_need_no_lookup() {
-        assert_eq!(ImageUser::new("").numeric_ids(), Some(parse_id(0, 0)));
+        assert_eq!(ImageUser::new("").numeric_ids(), Some(user_with_ids(0, 0)));
         assert_eq!(
             ImageUser::new("65532:65532").numeric_ids(),
-            Some(parse_id(65532, 65532))
+            Some(user_with_ids(65532, 65532))
         );
         assert_eq!(ImageUser::new("100").numeric_ids(), None);
         assert_eq!(ImageUser::new("app:101").numeric_ids(), None);
@@ -122,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_name_resolves_to_its_number_its_group_and_its_additional_groups() {
-        let mut app = parse_id(100, 101);
+        let mut app = user_with_ids(100, 101);
         app.set_additional_gids(Some(vec![200]));
         assert_eq!(
             ImageUser::new("app").resolve_ids(&test_user_files()).unwrap(),
@@ -140,7 +141,7 @@ mod tests {
             ImageUser::new("root:app")
                 .resolve_ids(&test_user_files())
                 .unwrap(),
-            parse_id(0, 101)
+            user_with_ids(0, 101)
         );
         assert!(
             ImageUser::new("root:nobody")
@@ -153,7 +154,7 @@ mod tests {
     fn an_unknown_number_is_used_and_an_unknown_name_is_rejected() {
         assert_eq!(
             ImageUser::new("1234").resolve_ids(&test_user_files()).unwrap(),
-            parse_id(1234, 0)
+            user_with_ids(1234, 0)
         );
         let error = ImageUser::new("nobody")
             .resolve_ids(&UserFiles::default())
