@@ -66,7 +66,7 @@ impl CheckResult {
 ///
 /// # Errors
 /// Fails if the policy is not valid, or the request cannot be read.
-pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<CheckResult> {
+pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Result<CheckResult> {
     let policy = read_policy(&arguments.file)?;
     let mut reserved = ReservedNames::default();
     for name in &arguments.protected_functions {

@@ -41,7 +41,7 @@ enum PolicyCommand {
 
 fn main() -> ExitCode {
     let Command::Policy(PolicyCommand::Check(arguments)) = Cli::parse().command;
-    match check::check(&arguments) {
+    match check::check_policy_and_request(&arguments) {
         Ok(report) => {
             print_lines(&report.lines);
             ExitCode::from(if report.is_allowed { 0 } else { EXIT_CODE_REJECTED })

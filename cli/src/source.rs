@@ -9,7 +9,7 @@ use builder_fn::request::dockerfile_in_config;
 
 /// The name of the configuration in a build's tar.
 const CONFIG_FILE_NAME: &str = "com.openfaas.docker.config";
-/// The most bytes that are read of a file in the tar.
+/// The number of bytes that are read of a file in the tar; anything beyond is ignored.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// The configuration and the Dockerfile of a build.
@@ -48,7 +48,7 @@ fn read_file_in_tar(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> 
     Ok(None)
 }
 
-/// Opens a tar that may be compressed.
+/// Opens a tar that may be compressed with gzip or zstd, and returns a reader of the plain tar.
 fn open_tar(path: &Path) -> anyhow::Result<Box<dyn Read>> {
     let mut file = File::open(path)?;
     let mut start = Vec::new();

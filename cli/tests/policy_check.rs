@@ -33,6 +33,7 @@ fn run_slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, Str
     )
 }
 
+/// Runs the command with [`POLICY_JSON`] and a request in the file `name`, which also names the option for it.
 fn check_file_against_policy(name: &str, content: &[u8], arguments: &[&str]) -> (i32, String, String) {
     let option = format!("--{}", name.split('.').next().unwrap());
     let arguments = [&["policy", &option, name], arguments].concat();

@@ -52,7 +52,8 @@ pub(crate) struct ProcessorPlacement {
 }
 
 impl ProcessorPlacement {
-    /// Assigns the last `processors` of this process's processors to the server, and the others to the load.
+    /// Assigns the last `processors` of this process's processors to the server, and the others to the load, or the
+    /// same ones if there are no others.
     pub(crate) fn choose_processors(processors: usize) -> anyhow::Result<Self> {
         let all = sched_getaffinity(None).context("could not read the processors of this process")?;
         let usable: Vec<_> = (0..CpuSet::MAX_CPU)
@@ -71,7 +72,7 @@ impl ProcessorPlacement {
         })
     }
 
-    /// Moves this process to the processors of the load.
+    /// Moves this thread, which sends the load, to the processors of the load.
     pub(crate) fn move_load_to_its_processors(&self) -> anyhow::Result<()> {
         sched_setaffinity(None, &self.load).context("could not change the processors of this process")
     }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+/// The bytes of each request: a call with the body `world`.
 const REQUEST_BYTES: &[u8] =
     b"POST / HTTP/1.1\r\nhost: bench\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\
     x-call-id: 6f2f1c2e-3f5e-4c0c-9c57-0f7a4f4d8a11\r\nuser-agent: bench\r\n\r\nworld";
@@ -20,7 +21,7 @@ const EXPECTED_RESPONSE_BODY: &[u8] = b"Hello, world!\n";
 /// The size of the read buffer in bytes, which is more than a response.
 const READ_BUFFER_BYTES: usize = 4096;
 
-/// The result of a run of load: the number of answered requests, and the time that they took.
+/// The result of a run of load: the number of answered requests on all connections, and the time of the run.
 pub(crate) struct LoadResult {
     pub(crate) requests: u64,
     pub(crate) duration: Duration,

@@ -2,8 +2,9 @@
 //!
 //! The figures are requests per second, processor time and memory of the same handler on both servers, in one run. Each
 //! server is a process of its own. Both run all the time, and receive load in alternating rounds of a fraction of a
-//! second, so that other load on the machine affects both alike. The figures are medians over rounds, and medians of
-//! the ratios of neighboring rounds.
+//! second, so that other load on the machine affects both alike. Requests per second are medians over the rounds, and
+//! their ratio is the median of the ratios of neighboring rounds; processor time is a mean over all rounds, and memory
+//! a peak.
 
 mod child;
 mod load;
@@ -23,7 +24,7 @@ use report::{LoadRound, RoundPair};
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
-    serve: Option<ServedKind>,
+    serve: Option<ServeCommand>,
     /// Number of rounds of load on each server.
     #[arg(long, default_value_t = 60)]
     rounds: usize,
@@ -41,9 +42,9 @@ struct Arguments {
     quick: bool,
 }
 
-/// The servers that are measured, each in a process of its own.
+/// The hidden commands by which the benchmark starts its measured servers.
 #[derive(Subcommand)]
-enum ServedKind {
+enum ServeCommand {
     /// Serve the handler on the host.
     #[command(hide = true)]
     ServeHost,
@@ -55,8 +56,8 @@ enum ServedKind {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.serve {
-        Some(ServedKind::ServeHost) => return child::serve_host(),
-        Some(ServedKind::ServePlain) => return plain::serve_on_hyper(),
+        Some(ServeCommand::ServeHost) => return child::serve_host(),
+        Some(ServeCommand::ServePlain) => return plain::serve_on_hyper(),
         None => {}
     }
     match run_comparison(&arguments) {
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
+/// Starts both servers, sends load to them in turns, prints the figures, and stops the servers.
 fn run_comparison(arguments: &Arguments) -> anyhow::Result<()> {
     let (rounds, duration) = match arguments.quick {
         true => (2, Duration::from_millis(100)),

@@ -45,6 +45,7 @@ fn create_runtime_like_host() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
+/// Serves on a free port, which is logged as the host logs it, until SIGTERM.
 async fn serve_until_terminated() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let listener = TcpListener::bind(("0.0.0.0", 0)).await?;

@@ -62,6 +62,7 @@ pub(crate) fn print_error(error: &anyhow::Error) {
     eprintln!("{error:#}");
 }
 
+/// Returns the median; 0 without values.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

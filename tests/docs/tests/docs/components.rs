@@ -1,5 +1,5 @@
 //! Compares `tests/stack/components.json` with the files that pin components, and fails below the lowest version
-//! without known advisories.
+//! without known advisories that it states.
 
 use regex::Regex;
 use serde_json::Value;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{repository, settings::documented_settings};
 
-/// The variable of an installation that the C library reads.
+/// The variable of an installation that is no setting, because only the C library reads it.
 const READ_BY_THE_C_LIBRARY: &str = "MALLOC_ARENA_MAX";
 
 /// The environment and labels of an installed function.
@@ -17,7 +17,7 @@ struct Installation {
     labels: BTreeMap<String, String>,
 }
 
-/// Returns a map of a function in `stack.yml`.
+/// Returns the map `key` in the text of a function of `stack.yml`; empty if the function has none.
 fn yaml_map(function: &str, key: &str) -> BTreeMap<String, String> {
     let start = format!("\n    {key}:\n");
     let (_, map) = function.split_once(&start).unwrap_or_default();
@@ -31,6 +31,7 @@ fn yaml_map(function: &str, key: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Returns the environment and labels of a function in `stack.yml`.
 fn in_stack_yml(name: &str) -> Installation {
     let text = repository::read("stack.yml");
     let (_, function) = text.split_once(&format!("\n  {name}:\n")).unwrap();
@@ -45,6 +46,7 @@ fn in_stack_yml(name: &str) -> Installation {
     }
 }
 
+/// Returns the environment and labels of a function in `store.json`.
 fn in_store_json(name: &str) -> Installation {
     let store: Value = serde_json::from_str(&repository::read("store.json")).unwrap();
     let functions = store["functions"].as_array().unwrap();
@@ -60,7 +62,7 @@ fn in_store_json(name: &str) -> Installation {
 }
 
 #[test]
-fn the_gateways_autoscaler_keeps_one_deployer() {
+fn the_labels_of_the_deployer_keep_it_at_one_replica() {
     for deployer in [in_stack_yml("deployer-fn"), in_store_json("deployer-fn")] {
         for label in ["com.openfaas.scale.min", "com.openfaas.scale.max"] {
             assert_eq!(deployer.labels[label], "1", "{label} in {deployer:?}");

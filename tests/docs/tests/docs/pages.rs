@@ -1,4 +1,4 @@
-//! Checks the links, paths, commands and lines of the documents.
+//! Checks the links, paths, make targets and lengths of lines in the documents, and references to them in the code.
 
 use std::path::Path;
 
@@ -56,7 +56,7 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
-fn every_path_in_a_document_exists() {
+fn every_path_from_the_root_in_a_document_exists() {
     // A path from the root, written as code.
     let from_root =
         Regex::new(r"^(?:builder-fn|deployer-fn|template|tests|chart|fuzz|docs|\.ci)/[A-Za-z0-9_./-]*$")

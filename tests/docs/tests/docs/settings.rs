@@ -28,6 +28,7 @@ struct RecordingEnvironment {
 }
 
 impl RecordingEnvironment {
+    /// Creates an environment with these variables.
     fn with(values: &[(&'static str, &str)]) -> Self {
         let values = values.iter().map(|(name, value)| (*name, (*value).to_owned()));
         Self {
@@ -36,6 +37,7 @@ impl RecordingEnvironment {
         }
     }
 
+    /// Returns the names of all variables that were asked for, whether they have a value or not.
     fn requested_variables(self) -> BTreeSet<String> {
         self.asked.into_inner().unwrap()
     }

@@ -132,7 +132,8 @@ async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
     );
 }
 
-/// Starts a registry whose token server is at `path` on the registry itself, and answers with `answer`.
+/// Starts a registry that requires the token `let-me-in`; its token server is at `path` on the registry itself, and
+/// answers with `answer`.
 async fn registry_with_tokens(path: &'static str, answer: ScriptedAnswer) -> TestServer {
     let host = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&host);

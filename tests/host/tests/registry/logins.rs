@@ -7,7 +7,8 @@ use function_host::registry::{Logins, LoginsCache, RegistryCredentials};
 use serde::Deserialize;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// A case with what `docker-config/main.go` recorded of it.
+/// A `config.json` and a host, with the credentials or the failure that `docker-config/main.go` recorded of Docker's
+/// own reader.
 #[derive(Deserialize)]
 struct RecordedDockerCase {
     name: String,
@@ -32,7 +33,7 @@ fn username_and_secret(username: &str, secret: &str) -> (String, String) {
 }
 
 #[test]
-fn every_file_that_docker_reads_gives_the_same_credentials_here() {
+fn every_recorded_file_gives_the_same_credentials_as_with_docker_or_fails_as_there() {
     let cases: Vec<RecordedDockerCase> =
         serde_json::from_str(include_str!("../../docker-config/cases.json")).unwrap();
     assert!(cases.iter().any(|case| case.fails) && cases.iter().any(|case| !case.fails));
@@ -248,6 +249,7 @@ fn the_error_of_a_malformed_file_names_the_place_and_quotes_nothing() {
     }
 }
 
+/// A writer for logs that keeps what was written.
 #[derive(Clone, Default)]
 struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 

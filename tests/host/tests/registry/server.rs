@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// The answer to a request: status, body, and the challenge.
+/// The answer to a request: status, body, and the value of `WWW-Authenticate`.
 pub(crate) type ScriptedAnswer = (u16, String, Option<String>);
 
 /// A received request.
@@ -77,7 +77,8 @@ impl TestServer {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Returns the repository `team/hello` of this registry, for a client that speaks plain HTTP.
+    /// Returns the repository `team/hello` of this registry, for a client that speaks plain HTTP and asks for tokens at
+    /// `realms` too.
     pub(crate) fn repository(&self, username: &str, secret: &str, realms: &str) -> Repository {
         let realms: AllowedTokenHosts = realms.parse().unwrap();
         let client = RegistryClient::new(&Secrets::new("/nowhere"), true, realms).unwrap();
