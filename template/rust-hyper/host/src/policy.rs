@@ -85,7 +85,7 @@ impl Policy {
     }
 }
 
-/// Reads the policy's only member, the object `tenants`.
+/// Reads the tenants from the policy's only member, the object `tenants`, and reports every problem to `reader`.
 fn read_tenants(mut reader: ObjectReader<'_>) -> BTreeMap<TenantName, Tenant> {
     for (old, instead) in [
         ("rules", "the rules of a tenant belong to tenants.NAME"),
@@ -120,7 +120,8 @@ fn read_tenants(mut reader: ObjectReader<'_>) -> BTreeMap<TenantName, Tenant> {
     tenants
 }
 
-/// Reports secrets with keys that more than one purpose names: a key must tell whose request it signed.
+/// Reports each secret with keys that has a second use, because a key must show whose request it signed; and a policy
+/// that names more than [`KEY_SECRETS_MAX`] of them.
 fn report_misused_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut ObjectReader<'_>) {
     let mut owners: BTreeMap<&str, String> = BTreeMap::new();
     for (name, tenant) in tenants {

@@ -108,7 +108,8 @@ impl<'a> RequestedFunction<'a> {
     }
 }
 
-/// The rules on what a tenant may deploy. An absent rule allows everything.
+/// The rules on what a tenant may deploy. An absent list or maximum allows everything, except annotations that give a
+/// function rights in the cluster; without `adopt`, no function of others is taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeploymentRules {
     tenant: TenantName,
@@ -169,13 +170,13 @@ impl DeploymentRules {
         rules
     }
 
-    /// Returns the CPU limit of functions that request none.
+    /// Returns the limit on the CPU of functions whose request names none.
     #[must_use]
     pub fn default_cpu(&self) -> Option<&Quantity> {
         self.default_cpu.as_ref()
     }
 
-    /// Returns the memory limit of functions that request none.
+    /// Returns the limit on the memory of functions whose request names none.
     #[must_use]
     pub fn default_memory(&self) -> Option<&Quantity> {
         self.default_memory.as_ref()
@@ -262,7 +263,8 @@ impl DeploymentRules {
         }));
     }
 
-    /// Adds a violation for each amount of memory or CPU over its maximum.
+    /// Adds a violation for each amount of CPU or memory over its maximum, and for a limit that is absent or zero where
+    /// there is a maximum.
     fn add_resource_violations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
         let RequestedFunction { limits, requests, .. } = function;
         for (rule, cap, default, limit, request) in [
@@ -300,6 +302,8 @@ impl DeploymentRules {
         }
     }
 
+    /// Adds a violation for a replica label that is not a number up to the maximum, for a highest number of 0, and for
+    /// an absent label of the highest number.
     fn add_replica_violations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
         let Some(cap) = self.max_replicas else { return };
         for label in [SCALE_MIN_LABEL, SCALE_MAX_LABEL] {

@@ -62,7 +62,7 @@ pub enum PolicyFileError {
 /// The largest number of violations that an error text lists; of further ones it gives the number.
 const MAX_SHOWN_VIOLATIONS: usize = 20;
 
-/// The length of the longest violation that a text shows, in characters.
+/// The number of characters after which the text of a violation is cut off.
 const MAX_VIOLATION_CHARS: usize = 300;
 
 /// A request's violation of one rule. The text names the rule, and is meant for the caller.

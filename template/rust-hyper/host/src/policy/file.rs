@@ -17,7 +17,7 @@ const MAX_POLICY_BYTES: u64 = 1024 * 1024;
 
 /// A handle of the file with the operator's policy, which is read again when it changes.
 ///
-/// A changed file is read again. One that cannot be used leaves the last good policy in force, and is logged once. Clones
+/// A changed file that cannot be used leaves the last good policy in force, and is logged once. Clones
 /// share the policy.
 #[derive(Clone)]
 pub struct PolicyFile(Arc<SharedPolicyFile>);
@@ -75,6 +75,8 @@ impl PolicyFile {
 }
 
 impl SharedPolicyFile {
+    /// Reads the changed file. A valid policy is in force from then on; otherwise the last one stays, and the error is
+    /// logged.
     fn reload_policy(&self, state: &mut PolicyFileState, version: Option<FileVersion>) {
         // A file that is replaced while it is read is read again: its version is not the one recorded here.
         state.version = version;
@@ -130,6 +132,7 @@ fn read_policy_text(path: &Path) -> Result<(FileVersion, String), PolicyFileErro
     Ok((version, text))
 }
 
+/// Parses the text of the policy's file at `path`.
 fn parse(path: &Path, text: &str) -> Result<Policy, PolicyFileError> {
     Policy::parse(text).map_err(|source| PolicyFileError::Invalid {
         path: path.to_owned(),

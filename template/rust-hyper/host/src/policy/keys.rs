@@ -7,7 +7,8 @@ use crate::error_chain::ErrorChain;
 use crate::secret::{Secret, Secrets};
 use crate::signature;
 
-/// A reader of secrets with keys, which logs each unusable secret once. Clones share what was logged.
+/// A reader of secrets with keys, which logs an unusable secret once until it is usable again. Clones share what was
+/// logged.
 #[derive(Clone, Debug, Default)]
 pub struct KeyReader {
     unusable: Arc<Mutex<BTreeSet<String>>>,

@@ -1,6 +1,7 @@
 //! Lists of allowed names, in which `*` at the end of an entry matches any end.
 
-/// Patterns of names: of functions, namespaces, secrets, labels, annotations or environment variables.
+/// A rule's list of allowed names: of functions, namespaces, secrets, environment variables, labels, annotations or
+/// constraints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamePatterns(Vec<String>);
 
@@ -9,7 +10,8 @@ impl NamePatterns {
         Self(patterns)
     }
 
-    /// Parses one entry of a list of name patterns.
+    /// Returns an entry of a list of allowed names unchanged; fails if it is empty, or has white space or a `*` before
+    /// its end.
     pub(super) fn parse_entry(text: &str) -> Result<String, String> {
         let (name, _) = text.split_once('*').unwrap_or((text, ""));
         if text.is_empty() || text.len() > name.len() + 1 || text.chars().any(char::is_whitespace) {

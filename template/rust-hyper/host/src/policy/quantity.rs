@@ -25,7 +25,7 @@ pub struct Quantity {
 }
 
 impl Quantity {
-    /// Parses a quantity: a decimal number followed by a unit or an exponent.
+    /// Parses a quantity: a decimal number, followed by a unit, an exponent or nothing. `None` for other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let end = text
@@ -56,7 +56,7 @@ impl Quantity {
     }
 }
 
-/// Returns the factor of a quantity's unit or exponent, as powers of ten and of two.
+/// Returns the factor of a quantity's unit or exponent, as powers of ten and of two; `None` for an unknown unit.
 fn unit_powers(unit: &str) -> Option<(i32, u32)> {
     Some(match unit {
         "n" => (-9, 0),

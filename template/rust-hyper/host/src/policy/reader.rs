@@ -34,6 +34,7 @@ impl<'p> ObjectReader<'p> {
         ObjectReader::at_path(self.path_of(name), json, self.problems)
     }
 
+    /// Returns the path of the member `name` in the policy, or of the object itself if `name` is empty.
     fn path_of(&self, name: &str) -> String {
         match (self.path.as_str(), name) {
             ("", name) => name.to_owned(),
@@ -57,7 +58,8 @@ impl<'p> ObjectReader<'p> {
         Some(self.members.remove(at).1)
     }
 
-    /// Reads a list of texts, each parsed by `parse`; `None` if the member is absent.
+    /// Reads a list of texts, each parsed by `parse`; `None` if the member is absent. A wrong item is reported and left
+    /// out.
     ///
     /// `null` is not absent: a rule that seems to be there must not allow everything.
     pub(super) fn read_list<T>(
@@ -83,7 +85,7 @@ impl<'p> ObjectReader<'p> {
         Some(list)
     }
 
-    /// Reads the member `name`, a text that is parsed by `parse`; `None` if it is absent or wrong.
+    /// Reads the member `name`, a text that is parsed by `parse`; `None` if it is absent, or wrong, which is reported.
     pub(super) fn read_text<T>(
         &mut self,
         name: &str,
@@ -108,7 +110,7 @@ impl<'p> ObjectReader<'p> {
         }
     }
 
-    /// Reads the member `name`, a whole number above zero.
+    /// Reads the member `name`, a whole number above zero; `None` if it is absent, or wrong, which is reported.
     pub(super) fn read_positive_number(&mut self, name: &str) -> Option<u32> {
         let number = match self.take_member(name)? {
             Json::Number(number) => u32::try_from(number).ok().filter(|number| *number > 0),
@@ -123,7 +125,8 @@ impl<'p> ObjectReader<'p> {
         number
     }
 
-    /// Reads the member `name`, an amount of memory or CPU above zero.
+    /// Reads the member `name`, an amount of memory or CPU above zero; `None` if it is absent, or wrong, which is
+    /// reported.
     pub(super) fn read_quantity(&mut self, name: &str) -> Option<Quantity> {
         self.read_text(name, |text| match Quantity::parse(text) {
             Some(quantity) if quantity.is_zero() => {

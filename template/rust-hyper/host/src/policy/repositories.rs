@@ -19,7 +19,8 @@ pub enum PatternEnd {
     Any,
 }
 
-/// A pattern of repositories.
+/// A pattern of image repositories: a registry with the beginning of a path, and how a repository may continue after
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepositoryPattern {
     prefix: String,

@@ -35,7 +35,7 @@ const PLATFORM_SECRETS: [&str; 15] = [
 /// The label by which faas-netes finds the replicas of a function.
 const FUNCTION_LABEL: &str = "faas_function";
 
-/// Returns whether a secret with this name is always the platform's.
+/// Returns whether a secret with this name is reserved for the platform whatever the settings and the policy.
 pub(super) fn is_platform_secret(secret: &str) -> bool {
     PLATFORM_SECRETS.contains(&secret)
 }
@@ -80,7 +80,7 @@ impl ReservedNames {
         self.secrets.insert(name.to_owned());
     }
 
-    /// Checks that a deployment may have this name, with or without a namespace behind a dot.
+    /// Fails if a function's name, with or without a namespace behind a dot, is reserved.
     ///
     /// # Errors
     /// The violation, if the name is reserved.
@@ -93,7 +93,7 @@ impl ReservedNames {
         }
     }
 
-    /// Checks that a function may use a secret. The policy of `tenant` names further secrets of the platform.
+    /// Fails if a secret is reserved, so that no function may use it. The policy of `tenant` reserves further secrets.
     ///
     /// # Errors
     /// The violation, if the secret is reserved.
@@ -107,7 +107,8 @@ impl ReservedNames {
         }
     }
 
-    /// Returns every reserved name that a function uses: its own, those of its secrets, and that of its service account.
+    /// Returns a violation for every reserved name that a function uses, as its own name, as a secret or as its service
+    /// account, and for the label by which the provider finds replicas.
     #[must_use]
     pub fn violations(&self, function: &RequestedFunction<'_>, tenant: Option<&Tenant>) -> Vec<Violation> {
         let name = self.check_function(function.name).err();

@@ -76,7 +76,8 @@ pub enum StepNetwork {
     None,
 }
 
-/// The sources that a tenant's builds may read, besides the repositories that they may push to or keep caches in.
+/// The sources that a tenant's builds may read, besides the repositories that they may push to, keep caches in or have
+/// frontends from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadRules {
     images: RepositoryPatterns,
@@ -205,7 +206,7 @@ impl Tenant {
         }
     }
 
-    /// Tells the tenant which secrets the policy names for the platform's own use.
+    /// Sets the names of the secrets that the policy names for the platform's own use, for all tenants.
     pub(super) fn set_policy_secrets(&mut self, secrets: &Arc<BTreeSet<String>>) {
         self.policy_secrets = Arc::clone(secrets);
     }
@@ -253,7 +254,7 @@ impl Tenant {
         &self.frontends
     }
 
-    /// Returns the address of the tenant's own BuildKit daemon, as it was written.
+    /// Returns the address of the tenant's own BuildKit daemon, as the policy has it; `None` if the tenant has none.
     #[must_use]
     pub fn buildkit_address(&self) -> Option<&str> {
         self.buildkit.as_deref()
@@ -290,7 +291,8 @@ impl Tenant {
         &self.deployments
     }
 
-    /// Returns the names of the secrets that the platform itself uses for this tenant.
+    /// Returns the names of the secrets that the platform itself uses for this tenant: with its keys and its registry
+    /// credentials.
     pub fn secrets_of_platform(&self) -> impl Iterator<Item = &str> {
         let keys = self.keys.iter().chain(&self.deploy_keys).map(String::as_str);
         keys.chain(self.registry_config_secret())
@@ -330,7 +332,8 @@ impl Tenant {
         )
     }
 
-    /// Checks that the tenant may read the images of a repository, given in full.
+    /// Checks that the tenant may read the images of a repository, given in full. Its repositories for pushes, caches
+    /// and frontends are allowed as well.
     ///
     /// # Errors
     /// The violation of the rule `read.images`.
@@ -407,7 +410,7 @@ impl Tenant {
     }
 }
 
-/// Checks the name of a secret that holds a tenant's keys.
+/// Parses the name of a secret that holds a tenant's keys; rejects the platform's own secrets except `payload-secret`.
 fn parse_key_secret_name(text: &str) -> Result<String, String> {
     // The builder's own signature tells the deployer that a tenant was checked: no tenant may make it.
     if reserved::is_platform_secret(text) && text != reserved::PAYLOAD_SECRET {
@@ -416,11 +419,13 @@ fn parse_key_secret_name(text: &str) -> Result<String, String> {
     parse_secret_name(text)
 }
 
-/// Checks the name of a secret that holds registry credentials.
+/// Parses the name of a secret that holds registry credentials, which may be one of the platform's own.
 fn parse_config_secret_name(text: &str) -> Result<String, String> {
     parse_secret_name(text)
 }
 
+/// Returns the name of a secret unchanged; fails if it has other characters than lower-case letters, digits, `-` and
+/// `.`.
 fn parse_secret_name(text: &str) -> Result<String, String> {
     let allowed =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');

@@ -14,6 +14,8 @@ fn tenant_with(mut members: Value) -> Arc<Tenant> {
     Arc::clone(policy.tenant("acme").unwrap())
 }
 
+/// Asserts that a policy is rejected with exactly as many problems as `expected` has parts, and that each part is in
+/// one.
 #[track_caller]
 fn assert_rejected(text: &str, expected: &[&str]) {
     let problems = Policy::parse(text).unwrap_err().problems;

@@ -47,8 +47,8 @@ impl UrlPattern {
         &self.path
     }
 
-    /// Returns whether this address matches the pattern. An address with a user, or with `..` in its path, matches
-    /// none.
+    /// Returns whether this address matches the pattern. An address with a user, or with a path that may lead out of
+    /// the pattern's prefix, matches none.
     #[must_use]
     pub fn matches(&self, url: &str) -> bool {
         let Some((scheme, authority, path)) = split_url(url) else {
@@ -91,8 +91,8 @@ fn split_url(url: &str) -> Option<(String, String, &str)> {
     Some((scheme, authority, if path.is_empty() { "/" } else { path }))
 }
 
-/// Returns whether a path has a segment `.` or `..`, also percent-encoded, or a backslash, which some servers take for a
-/// slash. Such a path may lead out of the prefix.
+/// Returns whether a path may lead out of a prefix that it begins with: it has a segment `.` or `..`, also
+/// percent-encoded, an encoded `%`, or a backslash, which some servers take for a slash.
 fn may_leave_prefix(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let decoded = lower.replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");

@@ -21,6 +21,7 @@ use crate::error_chain::ErrorChain;
 use crate::secret::Secrets;
 use crate::trace;
 
+/// The media types of the manifests and indexes that the client accepts, of OCI and Docker, for the header `Accept`.
 const ACCEPTED_MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json",
@@ -47,7 +48,7 @@ pub struct RegistryClient {
     realms: AllowedTokenHosts,
 }
 
-/// A token for a registry.
+/// A bearer token for a registry, with its lifetime.
 #[derive(Clone)]
 pub struct RegistryToken {
     /// The bearer token, as the token server issued it; a secret.
@@ -64,7 +65,8 @@ impl fmt::Debug for RegistryToken {
     }
 }
 
-/// A repository of an image registry, with the token that was fetched for it.
+/// A handle for requests to one repository of an image registry. It keeps the authentication that the registry asked
+/// for.
 #[derive(Clone)]
 pub struct Repository {
     client: RegistryClient,
@@ -73,16 +75,18 @@ pub struct Repository {
     credentials: RegistryCredentials,
     /// The actions that a token is requested for, separated by commas.
     actions: &'static str,
+    /// The value of the header `Authorization`, once the registry has asked for authentication.
     authorization: Option<HeaderValue>,
 }
 
 impl RegistryClient {
-    /// Creates a registry client that trusts the system's certificates, and those in the secret `gateway-ca`.
+    /// Creates a registry client that trusts the system's certificates, and those in the secret `gateway-ca` if it
+    /// exists.
     ///
     /// With `insecure`, registries speak plain HTTP. `realms` are the hosts that tokens may be fetched from.
     ///
     /// # Errors
-    /// Fails if there are no certificates to trust, and registries are not `insecure`.
+    /// Fails if the certificates cannot be loaded, or there are none, and registries are not `insecure`.
     pub fn new(secrets: &Secrets, insecure: bool, realms: AllowedTokenHosts) -> Result<Self, RegistryError> {
         let http = HttpClient::trusting_system_certificates(secrets, None).or_else(|error| match insecure {
             true => HttpClient::trusting_no_certificate(None),
@@ -104,8 +108,8 @@ impl RegistryClient {
         }
     }
 
-    /// Returns the handle of the repository `name` of `registry`, which is the registry's name in image
-    /// references.
+    /// Returns a handle for the repository `name` of `registry`, which is the registry's name in image references.
+    /// Sends nothing yet.
     pub fn repository(&self, registry: &str, name: &str, credentials: RegistryCredentials) -> Repository {
         let host = if registry == DOCKER_HUB_NAME_AND_HOST.0 {
             DOCKER_HUB_NAME_AND_HOST.1
@@ -139,6 +143,8 @@ impl RegistryClient {
             .await
     }
 
+    /// Requests a token from the token server at `realm`, which is allowed: with a POST request for an identity token,
+    /// otherwise with a GET request.
     async fn request_token(
         &self,
         host: &str,
@@ -190,6 +196,7 @@ impl RegistryClient {
         })
     }
 
+    /// Sends a request in a trace span of its own and reads the whole response, within [`RESPONSE_TIMEOUT`].
     async fn send_with_timeout(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -249,7 +256,7 @@ impl Repository {
         Self { actions, ..self }
     }
 
-    /// Returns the address of `path` in the repository, such as `blobs/uploads/`.
+    /// Returns the URI of `path` in the repository's API, such as `blobs/uploads/`.
     ///
     /// # Errors
     /// Fails if the registry, the repository or the path is not valid in a URL.
@@ -278,6 +285,7 @@ impl Repository {
         self.send_once(create(), timeout).await
     }
 
+    /// Sends a request with the known authentication, if it is for the registry's host.
     async fn send_once(
         &self,
         mut request: Request<OutgoingRequestBody>,
@@ -292,6 +300,7 @@ impl Repository {
         response.map_err(|error| RegistryError::from_exchange(error, &host))
     }
 
+    /// Returns the body of a response with status 200, or `None` for status 404. Another status is an error.
     fn body_unless_not_found(&self, response: Response<Bytes>) -> Result<Option<Bytes>, RegistryError> {
         match response.status() {
             StatusCode::OK => Ok(Some(response.into_body())),
@@ -303,7 +312,8 @@ impl Repository {
         }
     }
 
-    /// Sends a request to the registry, and repeats it with authentication if the registry asks for it.
+    /// Requests the manifest or blob with this digest (`kind` is `manifests` or `blobs`), and repeats the request with
+    /// authentication if the registry asks for it.
     async fn request_by_digest(
         &mut self,
         method: Method,
@@ -381,6 +391,7 @@ impl Repository {
     }
 }
 
+/// Returns `text` as the value of the header `Authorization`, which is not shown in debug output.
 fn authorization_header(registry: &str, text: &str) -> Result<HeaderValue, RegistryError> {
     let mut value = HeaderValue::from_str(text).map_err(|_| RegistryError::Credentials {
         registry: registry.to_owned(),
@@ -389,6 +400,7 @@ fn authorization_header(registry: &str, text: &str) -> Result<HeaderValue, Regis
     Ok(value)
 }
 
+/// Parses the URI of a request to a registry or its token server.
 fn parse_uri(text: String) -> Result<Uri, RegistryError> {
     text.parse().map_err(|_| RegistryError::Name { name: text })
 }

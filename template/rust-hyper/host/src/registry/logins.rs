@@ -111,6 +111,7 @@ impl Logins {
         Ok(())
     }
 
+    /// Adds the names of credential helpers in an object `credHelpers`. A value `null` removes those of an earlier one.
     fn read_helpers(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
         if value.get() == "null" {
             self.helpers.clear();
@@ -237,7 +238,8 @@ impl AuthEntry {
         (credentials, has_registry_token)
     }
 
-    /// Returns the credentials of the `auths` entry, or `None` if its `auth` is malformed.
+    /// Returns the credentials of the `auths` entry, or `None` if its `auth` is malformed. An identity token precedes a
+    /// password, and `auth` the fields `username` and `password`.
     fn credentials(self) -> Option<RegistryCredentials> {
         let (mut username, mut secret) = (self.username, self.password);
         if !self.auth.is_empty() {

@@ -46,7 +46,8 @@ impl FromStr for AllowedTokenHosts {
 }
 
 impl AllowedTokenHosts {
-    /// Parses the token server's URL that a registry names; fails if its host is not allowed.
+    /// Parses the token server's URL that a registry names; fails if its host is not allowed, or its scheme is not
+    /// `https` (nor `http` with `insecure`).
     pub(super) fn parse_allowed_realm(
         &self,
         registry: &str,
