@@ -44,7 +44,7 @@ use response_future::ResponseFuture;
 use service::FunctionService;
 use timed_connection::ConnectionTimeouts;
 
-/// A function that can be served, with its metrics.
+/// The HTTP server of a function and of its page of metrics.
 pub(crate) struct Server {
     limits: ListenerLimits,
     metrics_limits: ListenerLimits,
@@ -137,8 +137,8 @@ const METRICS_CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
     places: None,
 };
 
-/// The longest time for the head of a request, if `read_timeout` is longer. Functions often have one that is as long as
-/// their longest request, because other hosts use it as a limit for a whole request.
+/// The highest timeout for the head of a request; a shorter `read_timeout` takes its place. Functions often have a
+/// `read_timeout` that is as long as their longest request, because other hosts use it as a limit for a whole request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time for which a connection may idle after a request.
@@ -147,6 +147,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// reuses it, the client gets an error that it may not retry.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(95);
 
+/// Returns the timeouts of connections, from `read_timeout` and `write_timeout`.
 fn connection_timeouts(settings: &Settings) -> ConnectionTimeouts {
     let (read, write) = (settings.read_timeout, settings.write_timeout);
     ConnectionTimeouts {
@@ -171,6 +172,7 @@ impl ConnectionService for Arc<FunctionService> {
 struct MetricsPageService(Registry);
 
 impl MetricsPageService {
+    /// Returns the page of metrics for the path `/metrics`, and status 404 for another path.
     fn metrics_response(&self, path: &str) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::default());
         if path != "/metrics" {

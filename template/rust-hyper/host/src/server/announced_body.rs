@@ -1,9 +1,10 @@
-//! Tells from the first bytes of a connection whether its request is a small one.
+//! Decides from the first bytes of a connection whether its request is a small one.
 
 /// The length up to which a body counts as small, in bytes.
 const MAX_SMALL_BODY_BYTES: u64 = 64 << 10;
 
-/// The bytes of a connection that are looked at. The head of a small request fits, with the headers that gateways add.
+/// The number of first bytes of a connection that [`is_small_request`] is given. The head of a small request fits, with
+/// the headers that gateways add.
 pub(super) const PEEKED_BYTES: usize = 4 << 10;
 
 /// Returns whether `start`, the first bytes of a connection, contains the whole head of a request with no body or a small

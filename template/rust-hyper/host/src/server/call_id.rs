@@ -23,8 +23,7 @@ pub(crate) struct CallIdGenerator {
 }
 
 impl CallIdGenerator {
-    /// Returns the call id of a request: the caller's, if it is visible ASCII and not too long, or else a new
-    /// one.
+    /// Returns the call id of a request: the caller's, if it is printable ASCII of 1 to 128 bytes, or else a new one.
     pub(crate) fn callers_id_or_new(&self, headers: &HeaderMap) -> HeaderValue {
         match headers.get(CALL_ID_HEADER) {
             Some(id) if (1..=MAX_CALL_ID_BYTES).contains(&id.len()) && id.to_str().is_ok() => id.clone(),
@@ -32,6 +31,7 @@ impl CallIdGenerator {
         }
     }
 
+    /// Returns a new random UUID.
     fn generate(&self) -> HeaderValue {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let [high, low] = self.keys.each_ref().map(|key| key.hash_one(number));

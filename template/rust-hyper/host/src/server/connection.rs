@@ -61,11 +61,11 @@ enum ListenerPhase {
 #[derive(Clone, Debug)]
 pub(crate) struct ListenerLimits {
     pub(crate) timeouts: ConnectionTimeouts,
-    /// The number of headers of a request; then 431.
+    /// The highest number of headers of a request. A request with more is answered with 431.
     pub(crate) max_headers: usize,
-    /// The size of a request's head in bytes; then 431.
+    /// The largest size of a request's head in bytes. A larger one is answered with 431.
     pub(crate) max_header_bytes: usize,
-    /// The connections that wait for a request.
+    /// The budget of the connections that wait for a request.
     pub(crate) budget: Arc<ConnectionBudget>,
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct ListenerLimits {
 const MAX_READ_BUFFER_BYTES: usize = 64 << 10;
 
 impl ServedListener {
-    /// Serves `listener`.
+    /// Starts a task that accepts and serves the connections of `listener`.
     pub(crate) fn spawn_accept_loop(
         listener: TcpListener,
         limits: ListenerLimits,
@@ -100,7 +100,7 @@ impl ServedListener {
         }
     }
 
-    /// Closes the listener's port, and each connection after its current request.
+    /// Begins to close the listener's port, and each connection after its current request.
     pub(crate) fn start_draining(&self) {
         self.phase.send_replace(ListenerPhase::Draining);
     }
@@ -110,7 +110,7 @@ impl ServedListener {
         self.phase.send_replace(ListenerPhase::Aborted);
     }
 
-    /// Waits until the listener's last connection has ended.
+    /// Waits until the listener's last connection has ended, which is only after draining has started.
     pub(crate) async fn wait_until_connections_ended(&mut self) {
         if let Err(error) = (&mut self.accepting).await {
             tracing::error!(%error, "the accept loop panicked");
@@ -124,7 +124,7 @@ impl Drop for ServedListener {
     }
 }
 
-/// Waits until the listener has reached `phase`.
+/// Waits until the listener has reached `phase` or a later one.
 async fn wait_for_phase(receiver: &mut watch::Receiver<ListenerPhase>, phase: ListenerPhase) {
     // Fails if the sender was dropped, in which case this task is aborted.
     let _ = receiver.wait_for(|current| *current >= phase).await;
@@ -176,7 +176,8 @@ async fn accept_connections(
     }
 }
 
-/// Serves one connection until it ends.
+/// Waits for the first byte of a connection and for a place to be served, and serves its requests until it ends.
+/// Without a place in time, answers 429.
 async fn serve_connection(
     stream: TcpStream,
     admitted: AdmittedConnection,

@@ -1,9 +1,12 @@
 //! The budget of connections that wait for a request, and the choice of the one that is displaced.
 //!
-//! Whoever reaches the port can open connections and send nothing, or half a head. They cost a descriptor and a buffer
-//! each, and share one budget. Before its first byte a connection costs next to nothing, after that a buffer. A connection never waits for others to end: once the budget is used up, the one that has
-//! waited the longest is displaced, or the one with the largest buffer. Connections whose request is being answered are
-//! never displaced, and cost this budget nothing: handlers and `max_inflight` limit those.
+//! Whoever reaches the port can open connections and send nothing, or half a head. Such a connection costs a
+//! descriptor, and from its first byte on a buffer. All of them share one budget: once it is used up, the connection
+//! that has waited the longest is displaced, or the one with the largest buffer. Connections whose request is being
+//! answered are never displaced, and cost this budget nothing: handlers and `max_inflight` limit those.
+//!
+//! In a function that verifies requests, a connection also needs a place to be served until it has sent an authentic
+//! request, and may wait for one.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +30,8 @@ pub(crate) struct ConnectionLimits {
     pub(crate) places: Option<usize>,
 }
 
-/// A budget that all connections of a listener share.
+/// The budget of one listener: its connections, the limits on those that wait for a request, and the places for those
+/// that are served before they have sent an authentic request.
 #[derive(Debug)]
 pub(crate) struct ConnectionBudget {
     limits: ConnectionLimits,
@@ -51,7 +55,7 @@ pub(crate) struct AdmittedConnection {
 /// The number of further places for small requests: probes, and signed requests that should not wait behind large ones.
 const PLACES_FOR_SMALL_REQUESTS: usize = 32;
 
-/// The number of connections without an authentic request from which on buffers for reading are kept small.
+/// The number of connections served without an authentic request above which buffers for reading are kept small.
 const BUSY_CONNECTION_COUNT: usize = 32;
 
 impl ConnectionBudget {
@@ -132,6 +136,7 @@ impl ConnectionBudget {
         }
     }
 
+    /// Displaces a connection, and counts it.
     fn displace(&self, state: &ConnectionState) {
         state.displace();
         self.displaced.inc();
@@ -149,7 +154,8 @@ impl AdmittedConnection {
         &self.state
     }
 
-    /// Takes a place to be served, if one is free or their number has no limit.
+    /// Takes a place to be served if one is free, and returns whether the connection may be served: it has a place, or
+    /// their number has no limit.
     pub(crate) fn take_free_place(&self) -> bool {
         let Some(places) = &self.budget.places else {
             return true;
@@ -183,7 +189,8 @@ impl AdmittedConnection {
         self.state.set_place(place.ok());
     }
 
-    /// Returns whether so many connections are served that buffers for reading are to be kept small.
+    /// Returns whether buffers for reading are to be kept small, because more than [`BUSY_CONNECTION_COUNT`]
+    /// connections are served before they have sent an authentic request.
     pub(crate) fn should_keep_buffers_small(&self) -> bool {
         match (&self.budget.places, self.budget.limits.places) {
             (Some(places), Some(all)) => places.available_permits() + BUSY_CONNECTION_COUNT < all,

@@ -12,6 +12,7 @@ pub(crate) struct RequestDeadline {
 }
 
 impl RequestDeadline {
+    /// Creates the deadline at this time.
     pub(crate) fn new(at: Instant) -> Self {
         Self { at, timer: None }
     }

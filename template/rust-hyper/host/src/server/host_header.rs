@@ -3,7 +3,8 @@
 use http::header::HOST;
 use http::{HeaderMap, Version};
 
-/// Returns why the server has to answer 400 (RFC 9112, section 3.2), if it does.
+/// Returns what is wrong with a request's `Host` headers, which the server answers with 400 (RFC 9112, section 3.2);
+/// `None` if they are right.
 pub(super) fn bad_request_reason(version: Version, headers: &HeaderMap) -> Option<&'static str> {
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {

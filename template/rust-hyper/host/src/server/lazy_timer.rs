@@ -31,6 +31,7 @@ pub(super) enum TimerWait {
 }
 
 impl LazyTimer {
+    /// Ends the current wait; the next one starts anew.
     pub(super) fn stop(&mut self) {
         self.waiting = None;
     }

@@ -1,4 +1,4 @@
-//! The metrics of requests, with the names and labels of of-watchdog.
+//! The metrics of requests, with the names and labels of of-watchdog, and the counter of displaced connections.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -112,6 +112,7 @@ pub(crate) struct InFlightGauge {
 }
 
 impl InFlightGauge {
+    /// Creates the gauge `http_requests_in_flight`, which shows the count of `inflight`.
     pub(crate) fn new(inflight: Arc<InFlightLimiter>) -> Result<Self, prometheus::Error> {
         let gauge = IntGauge::new("http_requests_in_flight", "total HTTP requests in-flight")?;
         Ok(Self { gauge, inflight })

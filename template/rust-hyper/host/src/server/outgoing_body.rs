@@ -15,7 +15,7 @@ use crate::error_chain::{BoxError, ErrorChain};
 use crate::response::ResponseBody;
 use crate::trace::TraceContext;
 
-/// A response body that hyper sends. Dropping it ends the request's record, however the sending ended.
+/// A handler's response body while hyper sends it. Dropping it ends the request's record, however the sending ended.
 pub(crate) struct OutgoingResponseBody {
     body: ResponseBody,
     _record: Option<RequestRecord>,
@@ -23,6 +23,7 @@ pub(crate) struct OutgoingResponseBody {
     stream: Option<Box<StreamedBodyState>>,
 }
 
+/// The deadline of a streamed body, and the spans that its stream runs in.
 struct StreamedBodyState {
     deadline: Option<RequestDeadline>,
     log_span: Span,

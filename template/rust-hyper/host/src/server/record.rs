@@ -20,14 +20,15 @@ pub(crate) struct RequestCounters {
 }
 
 impl RequestCounters {
-    /// Returns whether the limit on requests in flight is reached.
+    /// Returns whether `max_inflight` is reached: by accepted requests in a function that verifies them, otherwise by
+    /// all requests in flight.
     pub(crate) fn is_at_limit(&self) -> bool {
         self.accepted.as_ref().unwrap_or(&self.inflight).is_at_limit()
     }
 }
 
-/// The record of one request, from its head to the end of its response. Dropping it counts and logs the
-/// request.
+/// The record of one request, from its head to the end of its response. Dropping it counts the request, ends its trace
+/// span and logs it (at the level debug).
 pub(crate) struct RequestRecord {
     counters: Arc<RequestCounters>,
     start: Instant,
@@ -83,7 +84,8 @@ impl RequestRecord {
         self
     }
 
-    /// Returns whether the connection must not be used for further requests.
+    /// Returns whether the connection must not be used for further requests: the function verifies requests and has not
+    /// accepted this one, or the connection has a large buffer.
     pub(crate) fn closes_connection(&self) -> bool {
         self.acceptance
             .as_ref()

@@ -30,6 +30,7 @@ pub(crate) struct HostHeaders {
 }
 
 impl HostHeaders {
+    /// Returns headers without values, to take the place of those that were taken.
     fn without_values() -> Self {
         Self {
             call_id: HeaderValue::from_static(""),
@@ -97,6 +98,7 @@ impl Future for ResponseFuture {
 }
 
 impl HandlerRun {
+    /// Polls the handler, and returns the response to its result, its panic or its exceeded deadline.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<http::Response<OutgoingResponseBody>> {
         let Some(future) = &mut self.future else {
             return Poll::Pending;

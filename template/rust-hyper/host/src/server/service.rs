@@ -40,6 +40,7 @@ pub(crate) struct FunctionService {
 }
 
 impl FunctionService {
+    /// Creates the service of the function `app`.
     pub(crate) fn new(
         settings: &Settings,
         app: App,

@@ -67,6 +67,7 @@ impl ServedApp {
     }
 }
 
+/// Serves `app` on a free loopback port, with the host's settings in `variables`.
 async fn serve_app(variables: &[(&str, &str)], app: App) -> ServedApp {
     let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
     let mut parser = SettingsParser::new(&variables);

@@ -46,7 +46,8 @@ const HEAD_TOO_SLOW_RESPONSE: &[u8] =
 pub(super) const TOO_MANY_CONNECTIONS_RESPONSE: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 1\r\n\
     content-type: text/plain\r\ncontent-length: 53\r\n\r\ntoo many connections wait with an unfinished request\n";
 
-/// A client's connection with [`ConnectionTimeouts`] for reading and writing.
+/// A client's connection with [`ConnectionTimeouts`] for reading and writing. Once displaced, its reads and writes fail
+/// instead of waiting.
 pub(crate) struct TimedConnection<C> {
     connection: C,
     timeouts: ConnectionTimeouts,
@@ -129,7 +130,8 @@ impl<C> TimedConnection<C> {
         }
     }
 
-    /// Returns the result of a write, or an error if the write has waited for longer than its timeout.
+    /// Returns the result of a write, or an error if the write has waited for longer than its timeout or the connection
+    /// is displaced.
     fn apply_write_timeout<T>(
         &mut self,
         cx: &mut Context<'_>,

@@ -22,7 +22,7 @@ fn post_request_text(body: &str) -> String {
     format!("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
-/// Waits until the server has accepted a connection, by the answer to a probe on it.
+/// Opens a connection and waits for the answer to a health probe on it, so that the server has accepted it.
 async fn connect_and_probe(served: &ServedApp) -> TcpStream {
     let mut stream = connect_and_send(served.address, "GET /_/health HTTP/1.1\r\nhost: test\r\n\r\n").await;
     read_until(&mut stream, "\r\n\r\nOK\n").await;
@@ -65,7 +65,7 @@ async fn idle_connections_over_the_limit_displace_no_request_in_progress() {
     read_until(&mut busy, "0\r\n\r\n").await;
 }
 
-/// More than the host serves at a time before they have sent an authentic request.
+/// A number of connections, more than the host serves at a time before they have sent an authentic request.
 const CROWD_SIZE: usize = 400;
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use crate::server::connection_budget::{ConnectionBudget, ConnectionLimits};
 /// The time for which each connection had waited for its first byte.
 const WAITED_FOR_FIRST_BYTE: Duration = Duration::from_secs(1);
 
+/// The limit on the buffers of all connections, in bytes.
 const LARGE_BUFFER_BYTES: usize = 64 << 10;
 
 const TEST_TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
@@ -19,6 +20,8 @@ const TEST_TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
     idle: Duration::from_secs(120),
 };
 
+/// Returns the server's end of a connection in memory, the client's end, and the state of the server's. Each direction
+/// holds `buffer` bytes.
 fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream, Arc<ConnectionState>) {
     let (server, client) = duplex(buffer);
     let limits = ConnectionLimits {
