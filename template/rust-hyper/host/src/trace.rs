@@ -104,7 +104,7 @@ pub fn in_current_span<F>(future: F) -> InSpanFuture<F> {
     TraceContext::current().run_in_context(future)
 }
 
-/// Sets the trace headers of a request, which name the current span as the caller.
+/// Sets the trace headers of a request, which name the current span as the caller. Without a span, sets none.
 pub fn inject_trace_headers(headers: &mut HeaderMap) {
     propagation::inject_context(&Context::current(), headers);
 }
@@ -125,8 +125,8 @@ pub(crate) fn open_outgoing_span<B>(request: &mut http::Request<B>) -> Span {
     span
 }
 
-/// Returns the name of a standard HTTP method. Other methods do not become span names, because clients choose
-/// them.
+/// Returns the name of a standard HTTP method; `None` for another one. Those do not become span names, because clients
+/// choose them.
 fn standard_method_name(method: &Method) -> Option<&'static str> {
     const STANDARD_METHODS: [&str; 9] = [
         "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
@@ -149,6 +149,7 @@ fn constant_path_prefix(path: &str) -> &str {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestTracer(Option<Arc<CollectorTracer>>);
 
+/// The provider of the tracer, which exports spans to the collector, and the tracer itself.
 #[derive(Debug)]
 struct CollectorTracer {
     provider: SdkTracerProvider,
@@ -156,6 +157,7 @@ struct CollectorTracer {
 }
 
 impl RequestTracer {
+    /// Creates a tracer whose spans `provider` exports.
     fn new(provider: SdkTracerProvider) -> Self {
         let tracer = provider.tracer(INSTRUMENTATION_SCOPE_NAME);
         Self(Some(Arc::new(CollectorTracer { provider, tracer })))
@@ -189,7 +191,7 @@ impl RequestTracer {
         Span::for_request(&active.tracer, &caller, method.unwrap_or("HTTP"), attributes)
     }
 
-    /// Exports the queued trace spans and stops the export.
+    /// Exports the queued trace spans, within [`SPAN_FLUSH_TIMEOUT`], and stops the export.
     pub(crate) async fn flush(&self) {
         let Some(active) = self.0.clone() else {
             return;

@@ -145,6 +145,7 @@ impl HttpClient for CollectorClient {
     }
 }
 
+/// Sends an export to the collector, and reads the whole response.
 async fn send_export(
     client: &Client<Connector, Full<Bytes>>,
     request: Request<Bytes>,

@@ -7,6 +7,7 @@ use crate::env::SettingsParser;
 use crate::error_chain::BoxError;
 use crate::secret::Secrets;
 
+/// The settings of traces, of which there are none without the feature `traces`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Settings(());
 
@@ -24,6 +25,7 @@ impl Settings {
     }
 }
 
+/// A tracer that traces nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestTracer(());
 
@@ -35,10 +37,12 @@ impl RequestTracer {
     pub(crate) async fn flush(&self) {}
 }
 
+/// A trace span that is not recorded.
 #[derive(Debug, Default)]
 pub(crate) struct Span(());
 
 impl Span {
+    /// Returns the `tracing` span of a request, with the call id.
     pub(crate) fn log_span(&self, call_id: &str) -> tracing::Span {
         // At the highest level, so that no filter removes the call id.
         tracing::error_span!("request", call_id)
@@ -55,10 +59,12 @@ impl Span {
     pub(crate) fn mark_failed(&self, _reason: impl std::fmt::Display) {}
 }
 
+/// Returns a span that is not recorded, and leaves the request unchanged.
 pub(crate) fn open_outgoing_span<B>(_request: &mut http::Request<B>) -> Span {
     Span(())
 }
 
+/// The trace context of a span that is not recorded.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TraceContext(());
 

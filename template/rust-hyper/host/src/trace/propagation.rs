@@ -61,6 +61,8 @@ impl Extractor for TraceHeaders<'_> {
     }
 }
 
+/// Returns the `tracestate` headers of a request, joined by commas; an empty text if they are longer than
+/// [`MAX_TRACESTATE_BYTES`] together.
 fn joined_tracestate(headers: &HeaderMap) -> String {
     let headers = HeaderExtractor(headers);
     let state = headers.get_all(TRACESTATE_HEADER).unwrap_or_default().join(",");

@@ -127,6 +127,8 @@ fn effective_variable_name(parser: &mut SettingsParser<'_>, [traces, all]: Varia
     }
 }
 
+/// Reads the URL that spans are posted to; `None` if it is not set, or wrong, which is added to the problems of
+/// `parser`.
 fn read_collector_url(parser: &mut SettingsParser<'_>) -> Option<Uri> {
     let name = effective_variable_name(parser, ENDPOINT_VARIABLES);
     let text = parser.optional_text(name)?;
@@ -162,6 +164,8 @@ fn collector_url_problem(uri: &Uri) -> Option<&'static str> {
     uri.host().is_none_or(str::is_empty).then_some("it has no host")
 }
 
+/// Reads the headers for the collector from the environment. Those in the secret are only checked here, and read again
+/// for each export.
 fn read_headers(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> CollectorHeaders {
     let name = effective_variable_name(parser, HEADERS_VARIABLES);
     let mut headers = HeaderMap::new();
@@ -215,6 +219,8 @@ fn parse_headers(text: &str) -> Option<HeaderMap> {
     Some(headers)
 }
 
+/// Reads the file with further certificates (PEM) that authenticate the collector; `None` if it is not set or not
+/// readable.
 fn read_trusted_certificates(parser: &mut SettingsParser<'_>) -> Option<Vec<u8>> {
     let name = effective_variable_name(parser, CERTIFICATE_VARIABLES);
     parser.parse_or_default(name, None, |path| {
@@ -224,6 +230,7 @@ fn read_trusted_certificates(parser: &mut SettingsParser<'_>) -> Option<Vec<u8>>
     })
 }
 
+/// Reads the sampler of traces from `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.
 fn read_sampler(parser: &mut SettingsParser<'_>) -> Sampler {
     let ratio = parser.parse_or_default("OTEL_TRACES_SAMPLER_ARG", 1.0, |value| {
         match value.parse::<f64>() {

@@ -66,7 +66,7 @@ impl Span {
         Self(Some(context.with_span(span)))
     }
 
-    /// Opens a child of this trace span that started at an earlier time.
+    /// Opens a child of this trace span that started at the time `start`. The child is empty if this span is.
     pub fn child_started_at(&self, name: impl Into<Cow<'static, str>>, start: SystemTime) -> Self {
         let opened = self.0.as_ref().and_then(|context| {
             let builder = SpanBuilder::from_name(name).with_start_time(start);
@@ -79,7 +79,7 @@ impl Span {
         opened.unwrap_or_default()
     }
 
-    /// Returns whether the trace span will be exported. If not, its attributes need not be computed.
+    /// Returns whether the trace span is recorded, and will be exported. If not, its attributes need not be computed.
     pub fn is_recording(&self) -> bool {
         self.0
             .as_ref()
@@ -104,7 +104,8 @@ impl Span {
         }
     }
 
-    /// Wraps `future` so that it runs in this trace span: spans that it opens are children of this one.
+    /// Wraps `future` so that it runs in this trace span: spans that it opens are children of this one. Nothing runs
+    /// until the result is awaited.
     pub fn run<F>(&self, future: F) -> InSpanFuture<F> {
         self.context().run_in_context(future)
     }

@@ -21,8 +21,8 @@ pub struct UnverifiedBudget {
 /// high rate.
 const MIN_COMPARED_AGE: Duration = Duration::from_secs(1);
 
-/// The part of the disk space that is divided evenly among as many senders as the limit. A sender within its part is
-/// never displaced for others; the rest is for those that send the fastest.
+/// The divisor of the disk space that is guaranteed: a quarter is divided evenly among as many senders as the limit. A
+/// sender within its share is never displaced for others; the rest is for those that send the fastest.
 const GUARANTEED_DISK_DIVISOR: u64 = 4;
 
 impl UnverifiedBudget {
@@ -79,7 +79,8 @@ impl UnverifiedBudget {
         self.lock().poll_displaced(key, cx)
     }
 
-    /// Reserves `bytes` of a resource for a sender, once that is possible.
+    /// Returns `Ready` once `bytes` of a resource are reserved for a sender, or with an error once the sender is
+    /// displaced. May displace others for it.
     pub(super) fn poll_reserve(
         &self,
         key: u64,
@@ -90,12 +91,12 @@ impl UnverifiedBudget {
         self.lock().poll_reserve(&self.limits, key, resource, bytes, cx)
     }
 
-    /// Returns `bytes` of a resource from a sender to the budget.
+    /// Gives `bytes` of a resource that a sender holds back to the budget.
     pub(super) fn release_bytes(&self, key: u64, resource: Resource, bytes: u64) {
         self.lock().release_bytes(key, resource, bytes);
     }
 
-    /// Removes a sender, and returns all resources that it holds to the budget.
+    /// Removes a sender, and gives all resources that it holds back to the budget.
     pub(super) fn remove_sender(&self, key: u64) {
         self.lock().remove_sender(key);
     }
@@ -239,6 +240,7 @@ impl Senders {
         }
     }
 
+    /// Marks a sender as displaced for `reason`, wakes it and counts it. It holds its resources until it is removed.
     fn displace_sender(&mut self, key: u64, reason: Displaced) {
         if let Some(entry) = self
             .entries

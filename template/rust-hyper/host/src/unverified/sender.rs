@@ -12,7 +12,7 @@ use super::rate::TimeCredit;
 use super::{Displaced, ReceiveError, Resource, UnverifiedBudget};
 use crate::request::{Body, BodyError};
 
-/// A sender that was admitted to an [`UnverifiedBudget`]. Dropping it returns its part of the budget.
+/// A sender that was admitted to an [`UnverifiedBudget`]. Dropping it gives its part back to the budget.
 ///
 /// It should be dropped as soon as the signature is verified, together with what it holds, or after that has been
 /// moved to another budget.
@@ -25,7 +25,8 @@ pub struct UnverifiedSender {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// The capacity of the smallest buffer for a collected body, in bytes.
+/// The least capacity that the buffer of a collected body grows to, in bytes, once the body exceeds what was reserved
+/// in advance.
 const MIN_GROWN_CAPACITY_BYTES: usize = 4096;
 
 /// The largest part of a body's announced length that is reserved before any of it has arrived, in bytes.
@@ -130,11 +131,12 @@ impl UnverifiedSender {
         Ok(())
     }
 
-    /// Reserves `bytes` more of a resource. If the budget has too little left, the senders that hold the most of it are
-    /// displaced, and this one waits until they have ended.
+    /// Reserves `bytes` more of a resource. If the budget has too little left, others are displaced, and this sender
+    /// waits until they have ended: for memory those that hold the most, for disk space the slowest of those with large
+    /// bodies.
     ///
     /// # Errors
-    /// Fails if this sender is displaced, or is itself the one that holds the most.
+    /// Fails if this sender is displaced, or would itself be the one to displace.
     pub async fn reserve_bytes(&mut self, resource: Resource, bytes: u64) -> Result<(), Displaced> {
         poll_fn(|cx| self.budget.poll_reserve(self.key, resource, bytes, cx)).await
     }
@@ -144,8 +146,8 @@ impl UnverifiedSender {
         self.budget.release_bytes(self.key, resource, bytes);
     }
 
-    /// Waits for something that many senders share, such as a thread, during which the sender may be displaced for
-    /// others.
+    /// Waits for `awaited`, something that many senders share, such as a thread. Meanwhile the sender may be displaced
+    /// for others.
     ///
     /// # Errors
     /// Fails if the sender is displaced.

@@ -267,6 +267,7 @@ async fn a_body_is_collected_whole_up_to_its_limit() {
     assert_eq!(budget.held_bytes(Resource::Memory), 0);
 }
 
+/// Returns the pieces of a body of 6000 bytes.
 fn large_pieces() -> mpsc::Receiver<&'static [u8]> {
     let (pieces, receiver) = mpsc::channel(8);
     for _ in 0..6 {
@@ -360,7 +361,8 @@ impl KnownSender {
     }
 }
 
-/// Runs the operations and returns the first of them that displaced a sender from the disk wrongly.
+/// Runs the operations; returns a description of the first one that displaced a sender wrongly, or after which the disk
+/// space was not accounted for.
 async fn wrongly_displaced_from_disk(operations: Vec<DiskOperation>) -> Option<String> {
     let guaranteed = LIMITS.guaranteed_disk();
     let budget = UnverifiedBudget::new(LIMITS);

@@ -24,7 +24,7 @@ pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The environment variable that makes the test program serve the function.
 const SERVE_VARIABLE: &str = "FUNCTION_HOST_TEST_SERVE";
 
-/// Serves the function under test, in a process that [`Function::spawn_process`] started.
+/// Serves the function under test, in a process that [`FunctionProcess::spawn_process`] started.
 ///
 /// In other processes it returns at once. It is not a test, but the entry point of the process under test.
 #[test]

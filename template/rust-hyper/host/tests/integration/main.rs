@@ -1,7 +1,7 @@
 //! Tests of a function as a process: its responses, its log, its exit codes.
 //!
-//! The process is this test binary itself, run again with only the test `function::serve`, which serves. Each test
-//! starts its own process, and uses its ports, signals and log.
+//! The process is this test binary itself, run again with only the test `function::serve_as_child_process`, which
+//! serves. Each test starts its own process, and uses its ports, signals and log.
 
 #![expect(
     clippy::panic,

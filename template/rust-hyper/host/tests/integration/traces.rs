@@ -41,6 +41,7 @@ struct FakeCollector {
 }
 
 impl FakeCollector {
+    /// Starts a fake trace collector without TLS, which accepts every export.
     async fn start_plain() -> Self {
         Self::start_with(0, None).await
     }
@@ -50,6 +51,7 @@ impl FakeCollector {
         Self::start_with(times, None).await
     }
 
+    /// Starts a fake trace collector with TLS and this key, which accepts every export.
     async fn start_with_tls(key: &CertifiedKey<KeyPair>) -> Self {
         let secret = PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -61,6 +63,7 @@ impl FakeCollector {
         Self::start_with(0, Some(Arc::new(config).into())).await
     }
 
+    /// Starts a fake trace collector that rejects the first `rejections` exports with 503, with TLS if `tls` is given.
     async fn start_with(rejections: usize, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
