@@ -15,12 +15,14 @@ pub(crate) struct Acceptance {
     stage: AtomicU8,
 }
 
+/// The stages of a request, in order: received, accepted (which may be left out), ended.
 const RECEIVED: u8 = 0;
 const ACCEPTED: u8 = 1;
 const ENDED: u8 = 2;
 
 impl Acceptance {
-    /// Creates the acceptance of a request of `connection`, which `accepted` will count.
+    /// Creates the acceptance of a request on `connection`, which is not accepted yet. `accepted` counts and limits the
+    /// accepted requests of all connections.
     pub(crate) fn new(accepted: Arc<InFlightLimiter>, connection: Arc<ConnectionState>) -> Self {
         Self {
             accepted,
@@ -29,7 +31,8 @@ impl Acceptance {
         }
     }
 
-    /// Accepts the request, unless the limit is reached.
+    /// Accepts the request: counts it among the accepted ones, and lets its connection give up its place. Fails if
+    /// their limit is reached; without effect for a request that was accepted before or has ended.
     pub(crate) fn accept(&self) -> Result<(), ConcurrencyLimitExceeded> {
         if self.stage.load(Ordering::Relaxed) != RECEIVED {
             return Ok(());
@@ -46,7 +49,7 @@ impl Acceptance {
         Ok(())
     }
 
-    /// Records the end of the request.
+    /// Records the end of the request. If it was accepted, it no longer counts.
     pub(crate) fn record_end(&self) {
         if self.stage.swap(ENDED, Ordering::Relaxed) == ACCEPTED {
             self.accepted.count_request_out();

@@ -7,7 +7,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Decides whether an HTTP client may connect to an address. Fails with what the address is, such as `a private address`.
+/// A function that decides whether an HTTP client may connect to an address. If not, it fails with the kind of the
+/// address, such as `a private address`.
 pub type AddressCheck = Arc<dyn Fn(IpAddr) -> Result<(), &'static str> + Send + Sync>;
 
 /// The error for a name that was resolved to an address to which the client may not connect.
@@ -21,7 +22,8 @@ pub struct AddressDenied {
     pub kind: &'static str,
 }
 
-/// Checks the host of `uri` if it is an address, which is connected to as it is.
+/// Fails if the host of `uri` is an IP address that `check` denies. A host name passes: its addresses are checked when
+/// it is resolved.
 pub(crate) fn check_literal_address(check: &AddressCheck, uri: &http::Uri) -> Result<(), AddressDenied> {
     let host = uri.host().unwrap_or_default();
     let Ok(address) = host.trim_matches(['[', ']']).parse() else {
@@ -35,7 +37,7 @@ pub(crate) fn check_literal_address(check: &AddressCheck, uri: &http::Uri) -> Re
 }
 
 impl AddressDenied {
-    /// Returns the denied address among the sources of an error.
+    /// Returns the [`AddressDenied`] in an error: the error itself, or one of its sources.
     pub(crate) fn find_in<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
         while let Some(error) = next {
@@ -87,6 +89,7 @@ mod resolver {
     }
 
     impl CheckedResolver {
+        /// Creates the resolver; without `check`, it denies no address.
         pub(crate) fn new(check: Option<AddressCheck>) -> Self {
             Self {
                 system: GaiResolver::new(),

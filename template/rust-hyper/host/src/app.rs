@@ -12,12 +12,14 @@ pub struct App {
     pub(crate) ready: Vec<ReadyCheck>,
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
+    /// Whether the handler, and not the host, applies `max_inflight`.
     pub(crate) handler_limits_inflight: bool,
+    /// The number of senders of unverified bodies at a time, if the handler verifies requests.
     pub(crate) unverified_senders: Option<usize>,
     pub(crate) name: Option<&'static str>,
 }
 
-/// Returns whether the function can serve requests now.
+/// A readiness check: a function that returns whether the function can serve requests now.
 pub(crate) type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl App {
@@ -62,15 +64,16 @@ impl App {
         self
     }
 
-    /// Adds a readiness check of the function. The check runs for each readiness probe and must not block.
+    /// Adds a readiness check: the function is ready only while all of its checks return true. They run for readiness
+    /// probes, and must not block.
     #[must_use]
     pub fn ready_if(mut self, check: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         self.ready.push(Box::new(check));
         self
     }
 
-    /// Adds a readiness check of the function that succeeds while `ready` holds true, for checks that run in
-    /// the background.
+    /// Adds a readiness check that succeeds while the latest value in `ready` is true, for checks that run in the
+    /// background.
     #[must_use]
     pub fn ready_while(self, ready: watch::Receiver<bool>) -> Self {
         self.ready_if(move || *ready.borrow())

@@ -1,4 +1,5 @@
-//! An HTTP client with limits on the time and the size of a response. It follows no redirects.
+//! An HTTP client with a timeout for each request, and a limit on the size of the responses that it reads as a whole.
+//! It follows no redirects.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::error_chain::BoxError;
 #[cfg(feature = "tls")]
 pub(crate) const RESPONSE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// The body of a request, which may be sent while it is made.
+/// The body of a request that an [`HttpClient`] sends, which may be a stream.
 pub type OutgoingRequestBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// An HTTP client for any server. It follows no redirects. Clones share connections.
@@ -27,7 +28,7 @@ pub struct HttpClient {
     client: Client<Connector, OutgoingRequestBody>,
     /// The check of the addresses that the client connects to; the connector has it too.
     check: Option<AddressCheck>,
-    /// The limit on the body of a response, in bytes.
+    /// The limit on the body of a response that is read as a whole, in bytes.
     body_limit: usize,
 }
 
@@ -40,7 +41,7 @@ pub enum ExchangeError {
     Connect(BoxError),
     /// The connection to the server was lost before the response was complete.
     Lost(BoxError),
-    /// The server's response was not complete within this time.
+    /// The server's response, or its head if only that was awaited, was not complete within this time.
     Timeout(Duration),
     /// The response's body is larger than this limit, in bytes.
     TooLarge(usize),
@@ -48,11 +49,12 @@ pub enum ExchangeError {
 
 #[cfg(feature = "tls")]
 impl HttpClient {
-    /// Creates an HTTP client that trusts the system's certificates, and those in the secret `gateway-ca`. It connects only to
-    /// addresses that pass `check`, if there is one.
+    /// Creates an HTTP client that trusts the system's certificates, and those in the secret `gateway-ca` if it exists.
+    /// It connects only to addresses that pass `check`, if there is one.
     ///
     /// # Errors
-    /// Fails if the certificates cannot be read, or there are none to trust.
+    /// Fails if the secret `gateway-ca` cannot be read or has an invalid certificate, or if there is no certificate at
+    /// all.
     pub fn trusting_system_certificates(
         secrets: &crate::secret::Secrets,
         check: Option<AddressCheck>,
@@ -90,6 +92,8 @@ impl HttpClient {
 }
 
 impl HttpClient {
+    /// Creates an HTTP client without a check of addresses. A response that it reads as a whole may have `body_limit`
+    /// bytes.
     pub(crate) fn new(connector: Connector, body_limit: usize) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -102,6 +106,7 @@ impl HttpClient {
         }
     }
 
+    /// Sets the limit on the body of a response that is read as a whole, in bytes.
     pub(crate) fn with_body_limit(self, body_limit: usize) -> Self {
         Self { body_limit, ..self }
     }
@@ -130,6 +135,7 @@ impl HttpClient {
     }
 
     /// Sends an HTTP request, and returns the response as soon as its head has arrived, which has to be within `timeout`.
+    /// The time and the size of the body are not limited.
     #[cfg(feature = "tls")]
     pub async fn send(
         &self,
@@ -141,6 +147,7 @@ impl HttpClient {
             .unwrap_or(Err(ExchangeError::Timeout(timeout)))
     }
 
+    /// Sends an HTTP request without a timeout, and returns the response as soon as its head has arrived.
     async fn exchange_heads(
         &self,
         request: Request<OutgoingRequestBody>,

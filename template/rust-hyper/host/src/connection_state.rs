@@ -21,7 +21,8 @@ pub(crate) enum ExpectedInput {
     Nothing,
 }
 
-/// The state of one connection: what the client should send next, and whether a body was left unread.
+/// The state of one connection: what the client should send next, whether a body or an answer was left unread, and
+/// whether the connection was displaced.
 ///
 /// It includes the number of the current request, so that a body that a handler kept from an earlier request does not
 /// change the state of a later one.
@@ -53,13 +54,15 @@ pub(crate) struct ConnectionState {
 /// The size of a connection's smallest buffer, with the rest of its memory, in bytes.
 pub(crate) const SMALLEST_BUFFER_BYTES: usize = 16 << 10;
 
-/// The bits of [`ConnectionState::packed`] with what the connection expects from its client; the others number the
-/// request.
+/// The bits of [`ConnectionState::packed`] with what the connection expects from its client: one of the three values
+/// below. The others number the request.
 const EXPECTED_INPUT_MASK: u32 = 0b11;
 const EXPECTS_HEAD: u32 = 0;
 const EXPECTS_BODY: u32 = 1;
 const EXPECTS_NOTHING: u32 = 2;
+/// The difference between the numbers of two requests in a row.
 const REQUEST_NUMBER_STEP: u32 = 4;
+/// The bit of [`ConnectionState::displaced`] that distinguishes a displacement before request 0 from none.
 const DISPLACED: u32 = 1;
 
 impl ConnectionState {
@@ -84,6 +87,7 @@ impl ConnectionState {
     }
 
     /// Records that the head of a request has arrived, whether a body follows it, and whether it counts as authentic.
+    /// When the returned guard is dropped, the connection expects the next request.
     pub(crate) fn begin_request(self: &Arc<Self>, has_body: bool, accepted: bool) -> ActiveRequest {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
         self.accepted.store(accepted, Ordering::Relaxed);
@@ -95,7 +99,8 @@ impl ConnectionState {
         ActiveRequest(self.clone())
     }
 
-    /// Returns a handle that makes the connection expect the current request's body until it is dropped.
+    /// Returns the guard of the current request's body. When it is dropped, the connection expects nothing more of the
+    /// body.
     pub(crate) fn begin_body(self: &Arc<Self>) -> ActiveBody {
         ActiveBody {
             state: self.clone(),
@@ -103,26 +108,28 @@ impl ConnectionState {
         }
     }
 
-    /// Records a request that is answered at once, without a handler.
+    /// Records the end of the current request, or that a request was answered at once without a handler: the connection
+    /// waits for the head of the next one.
     pub(crate) fn expect_next_request(&self) {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
         self.wait_for_request(number.wrapping_add(REQUEST_NUMBER_STEP));
     }
 
-    /// Makes the connection wait for the request with this number.
+    /// Records that the connection waits for the head of the request with this number, from now on.
     fn wait_for_request(&self, number: u32) {
         self.waiting_since
             .store(self.arrivals.load(Ordering::Relaxed), Ordering::Relaxed);
         self.packed.store(number | EXPECTS_HEAD, Ordering::Relaxed);
     }
 
-    /// Records that the current request is authentic, and gives the connection's place to another one.
+    /// Records that the current request is authentic, and frees the connection's place for another connection.
     pub(crate) fn accept_request(&self) {
         self.accepted.store(true, Ordering::Relaxed);
         self.set_place(None);
     }
 
-    /// Sets the connection's place among those that are served before they have sent an authentic request.
+    /// Sets the connection's place among those that are served before they have sent an authentic request; `None` frees
+    /// it.
     pub(crate) fn set_place(&self, place: Option<OwnedSemaphorePermit>) {
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
@@ -137,8 +144,9 @@ impl ConnectionState {
         self.unread_answers.load(Ordering::Relaxed)
     }
 
-    /// Returns for how many arrivals of other connections this one has waited for a request. `None` if it does not wait,
-    /// or was displaced: while a request is answered, and while the client reads the answer to an authentic one.
+    /// Returns how many connections have arrived since this one began to wait for a request. `None` if it does not
+    /// wait: while a request is answered, while the client reads the answer to an authentic one, and once it is
+    /// displaced.
     pub(crate) fn arrivals_while_waiting(&self) -> Option<u32> {
         let reads_answer = self.has_unread_answers() && self.accepted.load(Ordering::Relaxed);
         if self.expected_input_and_request_number().0 != ExpectedInput::Head
@@ -162,7 +170,7 @@ impl ConnectionState {
         self.buffered.load(Ordering::Relaxed) as usize
     }
 
-    /// Sets the waker of the connection's task.
+    /// Sets the waker of the connection's task, which never changes after that.
     pub(crate) fn set_waker(&self, waker: &Waker) {
         self.waker.get_or_init(|| waker.clone());
     }

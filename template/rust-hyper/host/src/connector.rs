@@ -8,6 +8,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 /// The timeout for an HTTP client to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Sets the timeout for connecting, and that small writes are sent at once (`TCP_NODELAY`).
 fn configure<R>(mut connector: HttpConnector<R>) -> HttpConnector<R> {
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_nodelay(true);
@@ -19,8 +20,10 @@ mod kind {
     use super::*;
     use crate::error_chain::BoxError;
 
+    /// The connector of the host's HTTP clients.
     pub(crate) type Connector = HttpConnector;
 
+    /// Returns an HTTP connector; it cannot connect with TLS.
     pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
         Ok(configure(HttpConnector::new()))
     }
@@ -40,6 +43,7 @@ mod kind {
     use crate::address_check::{AddressCheck, CheckedResolver};
     use crate::error_chain::BoxError;
 
+    /// The connector of the host's HTTP clients, for `http` and `https`.
     pub(crate) type Connector = HttpsConnector<HttpConnector<CheckedResolver>>;
 
     /// Returns an HTTP connector for a server without TLS; the connector trusts no certificate.
@@ -70,7 +74,8 @@ mod kind {
         connector_with_roots(roots, check)
     }
 
-    /// Returns an HTTPS connector that trusts the certificate authorities in `roots`.
+    /// Returns a connector for `http` and `https` that trusts the certificate authorities in `roots`, and connects only
+    /// to addresses that pass `check`, if there is one.
     ///
     /// It names its crypto provider instead of installing a default for the process, because the handler may use
     /// another.

@@ -44,7 +44,8 @@ impl Context {
         }
     }
 
-    /// Sets the time at which the handler is dropped, for calling a handler without the host (in a test).
+    /// Sets the time that [`deadline`](Self::deadline) returns, for calling a handler without the host (in a test).
+    /// Nothing drops the handler at that time.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
@@ -68,7 +69,7 @@ impl Context {
 
     /// Returns the request's call id: the caller's `X-Call-Id`, or an id that the host generated.
     ///
-    /// It is in the response and in every log line.
+    /// It is in the response and in every log line of the request.
     pub fn call_id(&self) -> &str {
         &self.call_id
     }

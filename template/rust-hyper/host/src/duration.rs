@@ -140,6 +140,7 @@ pub fn format_duration(duration: Duration) -> String {
     GoDuration(duration).to_string()
 }
 
+/// A duration that is displayed as Go does.
 struct GoDuration(Duration);
 
 impl fmt::Display for GoDuration {
@@ -168,7 +169,8 @@ impl fmt::Display for GoDuration {
     }
 }
 
-/// Writes a duration in `unit`s as a decimal number without trailing zeros, then the name of the unit.
+/// Writes `nanos` as a decimal number of units of `unit` nanoseconds each, without trailing zeros, then the name of the
+/// unit.
 fn write_decimal_with_unit(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u128, name: &str) -> fmt::Result {
     write!(f, "{}", nanos / unit)?;
     let fraction = nanos % unit;

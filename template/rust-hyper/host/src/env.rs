@@ -1,4 +1,4 @@
-//! Settings from the environment, all of which are parsed before the first problem is reported.
+//! Settings from environment variables, all of which are parsed before the first problem is reported.
 //!
 //! A [`SettingsParser`] returns values and collects problems; [`SettingsParser::fail_if_problems`] reports all problems at once, so that a
 //! deployment is corrected in one go. A variable with an empty value counts as not set, as in OpenFaaS's own
@@ -57,7 +57,8 @@ impl<const N: usize> Environment for [(&str, &str); N] {
 
 /// A parser of settings from environment variables, which collects their problems.
 ///
-/// For a wrong value, the default is returned; it must not be used before [`SettingsParser::fail_if_problems`] has succeeded.
+/// For a wrong value, the default is returned; nothing that was returned must be used before
+/// [`SettingsParser::fail_if_problems`] has succeeded.
 pub struct SettingsParser<'a> {
     environment: &'a dyn Environment,
     problems: Vec<SettingProblem>,
@@ -87,7 +88,7 @@ impl<'a> SettingsParser<'a> {
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    /// Returns the value of the setting `name`; adds a problem if it is not set.
+    /// Returns the value of the setting `name`; if it is not set, adds a problem and returns an empty text.
     pub fn required_text(&mut self, name: &str) -> String {
         self.optional_text(name).unwrap_or_else(|| {
             self.add_problem(name, "is not set");
@@ -95,7 +96,8 @@ impl<'a> SettingsParser<'a> {
         })
     }
 
-    /// Returns the value of the setting `name` as parsed by `parse`, or `default` if it is not set.
+    /// Returns the value of the setting `name` as parsed by `parse`, or `default` if it is not set or wrong. A wrong
+    /// value is added to the problems.
     ///
     /// The problem reads `NAME ERROR, not "VALUE"`, so `parse` should fail with a text such as `should be true or
     /// false`. It contains the value: this must not be used for values that may be secret.
@@ -114,20 +116,22 @@ impl<'a> SettingsParser<'a> {
         })
     }
 
-    /// Parses the setting `name` as a Go duration (`1h2m3.5s`) or whole seconds; returns `default` if it is
-    /// not set.
+    /// Parses the setting `name` as a Go duration (`1h2m3.5s`) or whole seconds; returns `default` if it is not set or
+    /// wrong. A wrong value is added to the problems.
     pub fn duration(&mut self, name: &str, default: Duration) -> Duration {
         self.parse_or_default(name, default, duration::parse_duration)
     }
 
-    /// Parses the setting `name` as a number; returns `default` if it is not set.
+    /// Parses the setting `name` as a number; returns `default` if it is not set or wrong. A wrong value is added to
+    /// the problems.
     pub fn number<T: FromStr>(&mut self, name: &str, default: T) -> T {
         self.parse_or_default(name, default, |value| {
             value.parse().map_err(|_| "should be a number in range")
         })
     }
 
-    /// Parses the setting `name` as a boolean, in the spellings that Go's `strconv.ParseBool` accepts.
+    /// Parses the setting `name` as a boolean, in the spellings that Go's `strconv.ParseBool` accepts; returns
+    /// `default` if it is not set or wrong. A wrong value is added to the problems.
     pub fn flag(&mut self, name: &str, default: bool) -> bool {
         self.parse_or_default(name, default, |value| match value {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),

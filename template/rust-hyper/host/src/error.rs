@@ -40,7 +40,7 @@ impl Error {
         }
     }
 
-    /// Adds a cause to the handler's error; it is logged and not sent to the caller.
+    /// Sets the cause of the handler's error, which is logged and not sent to the caller.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(cause.into());
@@ -98,7 +98,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
     }
 }
 
-/// Returns the status for an error of the caller, or of a limit that the caller ran into.
+/// Returns the status for an error of the caller, or of a limit that the caller ran into; `None` for an internal error.
 fn status_of(cause: &(dyn std::error::Error + 'static)) -> Option<StatusCode> {
     if let Some(error) = cause.downcast_ref::<ReceiveError>() {
         return Some(match error {
@@ -113,6 +113,7 @@ fn status_of(cause: &(dyn std::error::Error + 'static)) -> Option<StatusCode> {
     cause.downcast_ref::<BodyError>().map(status_of_body)
 }
 
+/// Returns the status for an error of reading a request's body.
 fn status_of_body(error: &BodyError) -> StatusCode {
     match error {
         BodyError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,

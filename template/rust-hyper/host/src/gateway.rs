@@ -38,7 +38,7 @@ pub const DEFAULT_BODY_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The name of the secret with certificates (PEM) that authenticate the gateway, in addition to the system's.
 ///
-/// Used with the feature `tls` only, and read once, at the start.
+/// Used with the feature `tls` only, and read once, when a client is created.
 pub const CA_SECRET_NAME: &str = "gateway-ca";
 
 /// The description of a valid gateway address, for error messages.
@@ -260,6 +260,8 @@ impl Gateway {
             })
     }
 
+    /// Adds basic authentication to a request to `/system/` of this gateway, if the function has the secrets for it and
+    /// the request has no `Authorization` header.
     fn add_credentials(&self, request: &mut Request<Full<Bytes>>) -> Result<(), GatewayError> {
         let uri = request.uri().to_string();
         let is_system_api = uri
@@ -283,7 +285,8 @@ impl Gateway {
     }
 }
 
-/// Returns an HTTPS connector that trusts the system's certificates and those in the secret [`CA_SECRET_NAME`].
+/// Returns an HTTPS connector that trusts the system's certificates, and those in the secret [`CA_SECRET_NAME`] if it
+/// exists.
 #[cfg(feature = "tls")]
 fn connector_trusting_gateway(secrets: &Secrets) -> Result<Connector, BoxError> {
     let secret = match secrets.exists(CA_SECRET_NAME) {

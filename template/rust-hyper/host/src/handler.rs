@@ -19,7 +19,8 @@ use crate::response::Response;
 /// The host notices that the client has disconnected while the handler reads the body, and after it has read the body
 /// to its end; not while part of the body is waiting to be read.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request; the context has its call id, its deadline and the platform.
+    /// Answers one request. The context has its call id and its deadline, and the secrets, the gateway and the shutdown
+    /// of the function.
     fn call(
         &self,
         request: Request,

@@ -12,7 +12,7 @@ pub struct ConcurrencyLimitExceeded {
     pub limit: usize,
 }
 
-/// A counter of requests in flight, from their head to the end of their response, that limits their number.
+/// A counter of requests in flight, with an optional limit on their number.
 #[derive(Debug)]
 pub(crate) struct InFlightLimiter {
     running: AtomicUsize,
@@ -20,6 +20,7 @@ pub(crate) struct InFlightLimiter {
 }
 
 impl InFlightLimiter {
+    /// Creates a counter at 0; `None` for no limit.
     pub(crate) fn new(limit: Option<usize>) -> Self {
         Self {
             running: AtomicUsize::new(0),

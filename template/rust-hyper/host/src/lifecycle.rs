@@ -75,13 +75,14 @@ fn request_drain_timeout(settings: &Settings) -> Duration {
         .max(settings.exec_timeout.unwrap_or_default())
 }
 
-/// Waits until the function is asked to stop.
+/// Waits until the function is asked to stop: `stop` becomes true.
 pub(crate) async fn wait_for_stop_request(stop: &mut watch::Receiver<bool>) {
     // Fails if the sender was dropped, when the process exits.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Serves the function until it is asked to stop, and then drains its requests.
+/// Listens on the ports, serves the function until it is asked to stop, and then drains its requests. Fails if it
+/// cannot listen.
 pub(crate) async fn serve_until_stopped(
     server: &Server,
     settings: &Settings,
@@ -156,6 +157,7 @@ pub(crate) struct StopSignals {
 }
 
 impl StopSignals {
+    /// Registers for the stop signals, which no longer end the process by themselves from then on.
     pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

@@ -5,7 +5,9 @@ use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 
 use crate::response::{Response, ResponseBody};
 
+/// The value of the header `Content-Type` of text responses.
 const TEXT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+/// The value of the header `Content-Type` of JSON responses.
 const JSON_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Returns a response with status 200 and a text body.

@@ -24,12 +24,12 @@ pub type Request = http::Request<Body>;
 /// sends nothing for `read_timeout`, reading fails with [`BodyError::Stalled`].
 pub struct Body {
     source: BodySource,
-    /// The handle that makes the connection expect more of the body; `None` without a connection or after the
-    /// end.
+    /// The guard of the body that the connection expects; `None` without a connection or after the end.
     active: Option<ActiveBody>,
     read_timeout: Duration,
 }
 
+/// The source of a request body's bytes.
 enum BodySource {
     Empty,
     Full(Bytes),
@@ -129,6 +129,7 @@ impl Body {
         }
     }
 
+    /// Polls for the next chunk of the body, or its end; trailers are skipped.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         let polled = match &mut self.source {
             BodySource::Empty => Poll::Ready(None),

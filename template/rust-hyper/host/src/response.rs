@@ -20,6 +20,7 @@ pub type Response = http::Response<ResponseBody>;
 /// dropped.
 pub struct ResponseBody(BodyKind);
 
+/// The kinds of response bodies.
 enum BodyKind {
     Empty,
     Full(Bytes),

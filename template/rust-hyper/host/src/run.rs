@@ -171,7 +171,8 @@ impl HostSettings {
     }
 }
 
-/// Runs `serve` in a new thread, and returns the reason for the process's exit.
+/// Runs `serve` in a new thread while this one waits for stop signals, which it forwards; returns the reason for the
+/// process's exit.
 fn run_in_supervised_thread(
     settings: &Settings,
     flush_timeout: Duration,
@@ -234,6 +235,8 @@ impl ServingThreadInput {
         exit
     }
 
+    /// Runs `setup`, starts the export of traces, and serves the function until it stops; returns the reason for the
+    /// exit.
     async fn set_up_and_serve(self, setup: ErasedSetup, mut stop: watch::Receiver<bool>) -> ExitReason {
         let Self {
             environment,

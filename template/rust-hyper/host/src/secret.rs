@@ -30,7 +30,7 @@ impl Secret {
         Self(Arc::new(Zeroizing::new(bytes.into())))
     }
 
-    /// Returns the bytes of the secret.
+    /// Returns the bytes of the secret, which must not be logged.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -140,12 +140,13 @@ impl Secrets {
         &self.directory
     }
 
-    /// Returns whether the function has a secret with this name.
+    /// Returns whether the function has a file for a secret with this name. The secret may still be empty or
+    /// unreadable.
     pub fn exists(&self, name: &str) -> bool {
         self.path(name).is_ok_and(|path| path.exists())
     }
 
-    /// Returns the path of a secret's file, for libraries that read the file themselves.
+    /// Returns the path of a secret's file, for libraries that read the file themselves. The file need not exist.
     pub fn path(&self, name: &str) -> Result<PathBuf, SecretError> {
         if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
             return Err(SecretError::Name {

@@ -6,16 +6,16 @@ use http::HeaderValue;
 
 use crate::env::SettingsParser;
 
-/// The default number of headers of a request. Memory for this many is reserved for each request. Go, in which the
-/// gateway is written, limits only the size of all headers.
+/// The default limit on the number of headers of a request. Memory for this many is reserved for each request. Go, in
+/// which the gateway is written, limits only the size of all headers.
 const DEFAULT_MAX_HEADER_COUNT: usize = 256;
 
-/// The default size of a request's headers, in bytes. Programs in Go accept 1 MiB, nginx and Apache 8 to 32 KiB. Every
-/// connection may hold this much without a request.
+/// The default limit on the size of a request's head, in bytes. Programs in Go accept 1 MiB, nginx and Apache 8 to 32
+/// KiB. Every connection may hold this much without a request.
 const DEFAULT_MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// The default number of connections that may wait for a request. Callers are the gateway and other functions, which
-/// keep their connections, so the limit only has to stop a flood.
+/// The default limit on the number of connections that wait for a request. Callers are the gateway and other functions,
+/// which keep their connections, so the limit only has to stop a flood.
 const DEFAULT_MAX_CONNECTIONS: usize = 2048;
 
 /// The host's own settings.
@@ -71,11 +71,13 @@ impl Settings {
     }
 }
 
+/// Parses the setting `max_headers`, a number from 1 to 10000.
 fn parse_max_headers(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|number| (1..=10_000).contains(number));
     number.ok_or("should be a number from 1 to 10000")
 }
 
+/// Parses the setting `max_header_bytes`, a number from 8192 to 1048576.
 fn parse_max_header_bytes(text: &str) -> Result<usize, &'static str> {
     // hyper's smallest buffer has 8 KiB.
     let allowed = 8192..=(1 << 20);
@@ -83,7 +85,7 @@ fn parse_max_header_bytes(text: &str) -> Result<usize, &'static str> {
     number.ok_or("should be a number of bytes from 8192 to 1048576")
 }
 
-/// Reads a timeout that must not be zero.
+/// Reads a timeout that must not be zero; its default is 10 s.
 ///
 /// In OpenFaaS's own programs, zero means no timeout. A client could then hold a connection forever.
 fn read_nonzero_timeout(parser: &mut SettingsParser<'_>, name: &str) -> Duration {

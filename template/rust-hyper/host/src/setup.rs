@@ -65,6 +65,7 @@ impl SetupContext {
 /// Every error type converts to it through `?`. The host logs each of several [`SettingProblems`] on a line of its own.
 pub struct SetupError(pub(crate) FailureCause);
 
+/// The cause of a failed setup: wrong settings, or another error.
 pub(crate) enum FailureCause {
     Settings(SettingProblems),
     Other(BoxError),

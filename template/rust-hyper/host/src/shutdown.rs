@@ -33,7 +33,8 @@ impl Shutdown {
         *self.0.borrow()
     }
 
-    /// Waits until the function's shutdown begins, and returns its deadline.
+    /// Waits until the function's shutdown begins, and returns its deadline. Never returns if the trigger is dropped
+    /// before.
     pub async fn wait_until_begun(&self) -> Instant {
         let mut receiver = self.0.clone();
         match receiver.wait_for(Option::is_some).await.map(|deadline| *deadline) {

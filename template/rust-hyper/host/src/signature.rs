@@ -39,7 +39,8 @@ pub enum KeyLineFault {
     },
 }
 
-/// Checks that every line of a secret is fit for a key. A function does this at its start.
+/// Checks that every line of a secret is empty or fit for a key: it has at least [`MIN_KEY_BYTES`] and begins no PEM
+/// text. A function does this at its start.
 ///
 /// # Errors
 /// Fails with the first line that is not.
@@ -59,7 +60,7 @@ pub fn check_key_lines(secret: &Secret) -> Result<(), KeyLineFault> {
     Ok(())
 }
 
-/// Adds a problem to `parser` if the secret `name` is not fit for signatures. A secret that cannot be read is none.
+/// Adds a problem to `parser` if the secret `name` can be read and has a line that is not fit for a key.
 pub fn check_signing_secret(parser: &mut SettingsParser<'_>, secrets: &Secrets, name: &str) {
     if let Ok(secret) = secrets.read_secret(name)
         && let Err(weak) = check_key_lines(&secret)
@@ -136,7 +137,7 @@ pub struct SignatureVerifier {
 }
 
 impl SignatureVerifier {
-    /// Creates a verifier of the request signature in `header`.
+    /// Creates a verifier of the request signature in `header`, to which the body is added chunk by chunk.
     pub fn new(keys: &HmacKeys, header: &str) -> Result<Self, MalformedSignature> {
         let digits = header
             .trim()
@@ -163,8 +164,8 @@ impl SignatureVerifier {
         }
     }
 
-    /// Fails unless the request body has the signature. Takes the same time whichever key matches, and
-    /// wherever a wrong signature differs.
+    /// Fails unless one of the keys gives the signature for the chunks that were added. Takes the same time whichever
+    /// key matches, and wherever a wrong signature differs.
     pub fn verify(self) -> Result<(), SignatureMismatch> {
         let matches = self.macs.into_iter().fold(false, |found, mac| {
             found | mac.verify_slice(&self.expected).is_ok()

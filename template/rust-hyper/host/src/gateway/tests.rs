@@ -21,7 +21,8 @@ fn secrets_with_files(files: &[(&str, &str)]) -> (tempfile::TempDir, Secrets) {
     (directory, secrets)
 }
 
-/// Starts a fake gateway that answers one request with `response`. The task returns the head of the request.
+/// Starts a fake gateway that answers one request with `response`; returns its URL, and a task that ends with the head
+/// of that request.
 async fn gateway_answering_once(response: &'static str) -> (String, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -288,8 +289,8 @@ mod tls {
 
     use super::*;
 
-    /// Starts a fake gateway with a self-signed certificate for `localhost`; returns its address and the
-    /// certificate in PEM.
+    /// Starts a fake gateway with a self-signed certificate for `localhost`, which answers the first request of each
+    /// connection; returns its URL and the certificate in PEM.
     async fn start_https_gateway() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());

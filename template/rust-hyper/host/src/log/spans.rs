@@ -22,6 +22,7 @@ pub(crate) struct SpanStore {
     shards: [Mutex<Slab<OpenSpan>>; SPAN_STORE_SHARDS],
 }
 
+/// An open `tracing` span, which is closed with its last reference.
 #[derive(Debug)]
 struct OpenSpan {
     metadata: &'static Metadata<'static>,
