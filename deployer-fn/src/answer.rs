@@ -1,6 +1,7 @@
 //! Converts the result of handling a hand-over, an outcome or an error, to the HTTP response.
 //!
-//! The status decides whether a queue retries: it does on 500 and 502. The body always has `status` and `reasons`.
+//! The status tells a queue whether a retry may succeed: yes for 408, 429, 500 and 502, no for all others. The body always
+//! has `status` and `reasons`.
 
 use function_host::ErrorChain;
 use function_host::http::{HeaderValue, StatusCode, header};
@@ -20,7 +21,7 @@ pub(crate) enum HandOverResult {
     DryRun(DryRunOutcome),
 }
 
-/// Returns the response to a hand-over, and logs an error.
+/// Returns the response to a hand-over, and logs a rejection or an error; outcomes are logged by the rollout.
 pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) -> Response {
     let (status, body) = match result {
         Ok(HandOverResult::Deployment(outcome)) => {

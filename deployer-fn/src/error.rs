@@ -1,6 +1,7 @@
-//! Errors before a rollout: the hand-over is rejected, and nothing has been changed.
+//! Errors of handling a hand-over other than a failed rollout: the hand-over is rejected before its rollout, and
+//! nothing has been changed; or its task panicked.
 //!
-//! A failure after that is not an error of this kind: it is part of the outcome.
+//! The failure of a rollout is not an error of this kind: it is part of the outcome.
 
 use function_host::policy::Violations;
 use function_host::secret::SecretError;
@@ -8,7 +9,7 @@ use function_host::signature::{MalformedSignature, SignatureMismatch};
 use function_host::unverified::ReceiveError;
 use function_host::{BodyError, ConcurrencyLimitExceeded, ErrorChain};
 
-/// The reason why a hand-over was rejected before its rollout.
+/// The reason why a hand-over was rejected before its rollout, or why its deployment has no outcome.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandOverError {
     /// The request has no signature header.
@@ -54,7 +55,7 @@ pub(crate) enum HandOverError {
         /// The name of the secret that contains no key.
         name: &'static str,
     },
-    /// The deployment panicked before or after its rollout.
+    /// The deployment panicked before or after its rollout, so that it may have changed the function.
     #[error("the deployment ended unexpectedly")]
     Panicked(#[source] tokio::task::JoinError),
 }

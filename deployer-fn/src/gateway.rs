@@ -24,9 +24,9 @@ use crate::function::FunctionAddress;
 /// The most bytes of a gateway response's text that are quoted in a message.
 const QUOTED_TEXT_MAX_BYTES: usize = 300;
 
-/// A connection to the gateway that sends a request and receives the whole response within a time limit.
+/// A sender of requests to the gateway, which receives the whole response to each within a time limit.
 ///
-/// Addresses of requests have no host, and the transport adds the credentials.
+/// The URIs of requests have no host. The sender adds it, and the credentials.
 pub trait GatewayRequestSender: Send + Sync {
     /// Sends `request` once, without retries.
     fn send(
@@ -36,10 +36,10 @@ pub trait GatewayRequestSender: Send + Sync {
     ) -> impl Future<Output = Result<Response<Bytes>, GatewayError>> + Send;
 }
 
-/// The reason why a read from the gateway gave no result.
+/// The reason why a read of a function, of names or of the provider from the gateway gave no result.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GatewayReadError {
-    /// The gateway gave no response to a read.
+    /// The read could not be sent, or the gateway gave no complete response to it.
     #[error(transparent)]
     NoResponse(GatewayError),
     /// The gateway answered a read with an unexpected status or form.

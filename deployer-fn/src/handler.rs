@@ -28,10 +28,10 @@ use crate::settings::Settings;
 use crate::succession::SuccessorReceiver;
 use crate::tenancy::{self, Signer};
 
-/// Timeout of all requests to a registry for finding out whether it has an image.
+/// The timeout of the lookup of an image in its registry, for all its requests together.
 const IMAGE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Timeout of a dry run, for all its requests together.
+/// The timeout of a dry run, for all its requests together.
 const DRY_RUN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The handler of the deployer function: deploys the images of signed hand-overs.
@@ -53,7 +53,7 @@ pub struct Deployer {
 }
 
 impl Deployer {
-    /// Makes a deployer with these settings. Secrets and the gateway come with each request.
+    /// Creates a deployer with these settings. Secrets and the gateway come with each request.
     #[must_use]
     pub fn new(settings: Settings, metrics: DeploymentMetrics) -> Self {
         let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
@@ -100,7 +100,7 @@ impl Deployer {
         }
     }
 
-    /// Checks a hand-over whose image is not built yet.
+    /// Checks a hand-over whose image is not built yet, and deploys nothing. `objections` were found before.
     async fn check_dry_run(
         &self,
         dry_run: &DryRunRequest,
@@ -173,7 +173,9 @@ impl Deployer {
             .map_err(HandOverError::Panicked)
     }
 
-    /// Receives and verifies a hand-over, checks the rules, and returns it with its tenant; `None` without a policy.
+    /// Receives and verifies a hand-over, accepts the request, and checks the rules; returns the hand-over with its
+    /// tenant,
+    /// `None` without a policy.
     async fn receive_and_find_tenant(
         &self,
         request: Request,
@@ -203,7 +205,8 @@ impl Deployer {
         checked
     }
 
-    /// Finds the tenant of a verified hand-over, and checks its rules.
+    /// Finds the tenant of a verified hand-over, completes the hand-over with its name and default limits, and checks
+    /// its rules.
     fn find_tenant_and_check_rules(
         &self,
         received: &mut ReceivedHandOver,
@@ -296,8 +299,8 @@ impl Deployer {
         }
     }
 
-    /// Asks the registry for the image, unless that is switched off, and returns why the image cannot be deployed,
-    /// if the registry says so.
+    /// Looks the image up in its registry, unless that is switched off, and returns why it cannot be deployed. `None`
+    /// if it can, or if the lookup fails.
     async fn find_image_objection(
         &self,
         image: &PinnedImage,
@@ -327,7 +330,7 @@ impl Deployer {
         objection
     }
 
-    /// Returns the cache of the registry logins in a secret.
+    /// Returns the cache of the registry logins in the secret with this name, which all deployments share.
     fn logins_cache_of_secret(&self, config_secret: &str) -> Arc<LoginsCache> {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         let cache = logins

@@ -23,7 +23,7 @@ pub struct DeploymentMetrics {
 }
 
 impl DeploymentMetrics {
-    /// Makes the metrics of deployments and registers them.
+    /// Creates the metrics of deployments and registers them.
     ///
     /// # Errors
     /// If the registry has metrics of the same names.
@@ -104,13 +104,13 @@ impl DeploymentMetrics {
         self.policy_valid.clone()
     }
 
-    /// Records that a deployment was refused before its rollout.
+    /// Counts a deployment that was refused before its rollout.
     pub(crate) fn record_refused(&self) {
         let status = DeploymentStatus::Refused.as_str();
         self.ended.with_label_values(&[status]).inc();
     }
 
-    /// Records the outcome of a deployment.
+    /// Counts an ended deployment by its status, and records the duration of each step that it took.
     pub(crate) fn record_outcome(&self, outcome: &DeploymentOutcome) {
         self.ended.with_label_values(&[outcome.status.as_str()]).inc();
         let durations = &outcome.durations;

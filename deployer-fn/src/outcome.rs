@@ -36,7 +36,7 @@ pub struct DeploymentOutcome {
     /// The newer build for which this deployment was rejected; `None` if there is none.
     #[serde(flatten)]
     pub superseded_by: Option<Successor>,
-    /// The party that has to act on the failed deployment; `None` if it did not fail.
+    /// The party that has to act on a deployment that did not succeed; `None` if it is ready or unverified.
     #[serde(skip)]
     pub fault: Option<FaultyParty>,
 }
@@ -57,10 +57,10 @@ pub enum DeploymentStatus {
     Ready,
     /// The new image was applied and the function answers, but nothing proves that the new version answers.
     Unverified,
-    /// The new image does not run, and neither may the previous version.
+    /// The deployment failed, and it is not known that the new image or the previous version runs.
     Failed,
-    /// The deployment was rejected and nothing was changed: the hand-over is not valid, not allowed, or
-    /// rejected by the provider; or a newer build supersedes it.
+    /// The hand-over is not deployed: it is not valid or not allowed, the provider rejected it, or a newer build
+    /// supersedes it. [`changed`](DeploymentOutcome::changed) is true if a change had been sent before that.
     Refused,
     /// The new image does not run. The previous version runs again, or there is no function if there was none before.
     RolledBack,
@@ -103,16 +103,16 @@ pub(crate) enum DryRunStatus {
     Accepted,
     /// The dry run found that the hand-over would be refused.
     Refused,
-    /// The dry run could not be completed: the gateway did not answer all requests.
+    /// The dry run could not be completed: the gateway did not answer all requests, or not in time.
     Failed,
 }
 
-/// The party to blame for a failed deployment.
+/// The party that has to act on a deployment that did not succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultyParty {
-    /// The caller is to blame: the same hand-over would fail again.
+    /// The caller has to act: the same hand-over would fail again.
     Caller,
-    /// The gateway, the provider or the deployer is to blame: the same hand-over may succeed later.
+    /// The operator of the gateway, the provider or the deployer has to act: the same hand-over may succeed later.
     Platform,
 }
 
@@ -178,7 +178,7 @@ pub struct StepDurations {
     /// The time for reading the previous state and checking the hand-over against it.
     #[serde(serialize_with = "serialize_as_seconds")]
     pub check: Duration,
-    /// The time until the provider answered the update or the creation.
+    /// The time until the provider answered the update or the creation, with all attempts.
     #[serde(serialize_with = "serialize_as_seconds")]
     pub apply: Duration,
     /// The time from the provider's answer until the function answered its probe, or the timeout.

@@ -43,6 +43,8 @@ struct WaitingDeployment {
 }
 
 impl FunctionQueue {
+    /// Creates the queue of a function whose first deployment runs; returns it with that deployment's receiver of newer
+    /// builds.
     fn new(running: BuildTimes) -> (Self, SuccessorReceiver) {
         let (announcer, succession) = SuccessorReceiver::channel_with_successor(None);
         let queue = Self {
@@ -90,15 +92,15 @@ pub(crate) struct DeploymentPermit {
 }
 
 impl DeploymentPermit {
-    /// Returns the receiver that learns of newer builds that wait.
+    /// Returns the receiver of newer builds that wait for this permit.
     pub(crate) fn successor_receiver(&self) -> &SuccessorReceiver {
         &self.succession
     }
 }
 
 impl DeploymentQueue {
-    /// Waits until no other deployment of the function runs, and none with a newer build waits; then returns
-    /// the permit.
+    /// Waits until no other deployment of the function runs and this one is the next, by the time of its build; returns
+    /// the permit to deploy.
     ///
     /// The deployment that runs yields if its build is older. Dropping the future leaves the queue.
     pub(crate) async fn acquire_permit(

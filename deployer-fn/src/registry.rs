@@ -24,7 +24,7 @@ pub(crate) const PULL_CONFIG_SECRET: &str = "registry-pull-config";
 /// The longest `os` or `architecture` of an image that is repeated to the caller, in bytes.
 const PLATFORM_PART_MAX_BYTES: usize = 32;
 
-/// Checks whether images are in their registries.
+/// A check whether registries have images, with the credentials for them.
 #[derive(Clone, Debug)]
 pub(crate) struct RegistryImageCheck {
     pub(crate) secrets: Secrets,
@@ -107,7 +107,7 @@ impl RegistryImageCheck {
         logins.credentials_for(registry).map_err(|error| unusable(&error))
     }
 
-    /// Finds the image in its repository, and compares its platform.
+    /// Fetches the image's manifest by digest, and compares the platforms in it with the node's.
     async fn find_image(
         &self,
         mut repository: Repository,

@@ -68,7 +68,8 @@ impl HandOver {
         }
     }
 
-    /// Returns the problems with the times of a hand-over that was received at `now`.
+    /// Returns the problems with the times of a hand-over that was received at `now`: it has expired, or its build is
+    /// too far ahead of the clock.
     pub(crate) fn time_problems(&self, now: Timestamp) -> Vec<String> {
         let expired = self.expires_at.filter(|at| *at <= now).map(|at| {
             format!(
@@ -83,8 +84,8 @@ impl HandOver {
             .collect()
     }
 
-    /// Returns a digest that identifies the hand-over in all its deliveries. `None` if neither call nor time
-    /// identify the build.
+    /// Returns a digest that all deliveries of the hand-over have in common: of its specification, its call, the time
+    /// of its build and its probe. `None` without a call and a time.
     ///
     /// A build that is found finished may be handed over with another `builtAt` than the first time, which therefore
     /// counts only if there is no `submittedAt`. `expiresAt` differs with each delivery.
@@ -102,7 +103,7 @@ impl HandOver {
 }
 
 /// Receives a request's hand-over within the budget of unverified bodies, checks that it is signed with one of `keys`,
-/// and returns it with the value that belongs to the key. A signature that keys with different values verify has no signer, and is wrong.
+/// and returns it with the value that belongs to the key. A signature that keys with different values verify is wrong.
 ///
 /// # Errors
 /// [`HandOverError::Unsigned`], [`HandOverError::MalformedSignature`] and [`HandOverError::WrongSignature`] if the hand-over is not the
@@ -146,7 +147,7 @@ pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
     }
 }
 
-/// Parses the JSON of a hand-over, or of a builder's result that contains one.
+/// Parses the JSON of a hand-over or a dry run, or of a builder's result that contains one.
 pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOverError> {
     let Value::Object(document) = serde_json::from_slice(bytes).map_err(HandOverError::NotJson)? else {
         return Err(HandOverError::Invalid {

@@ -91,10 +91,10 @@ impl Default for RolloutTimeouts {
 
 /// The timeout of a read at the end of a rollout, for which little time is left.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// The number of times that a rollout sends a specification that the provider does not take.
+/// The highest number of times that a rollout sends a specification that the provider does not take.
 const APPLY_ATTEMPTS: usize = 3;
 
-/// The context of a rollout: the gateway, the timeouts, and the knowledge about other rollouts.
+/// The context of a rollout: the gateway, the timeouts, the tenant, and what is known of other rollouts.
 #[derive(Debug)]
 pub struct RolloutContext<'a, T> {
     /// The connection to the gateway.
@@ -257,6 +257,8 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         }
     }
 
+    /// Checks the hand-over, takes the step that the check decides on, and returns the verdict. Checks again if another
+    /// client has changed the function in between.
     async fn run_to_verdict(&mut self, mut objections: Vec<String>) -> Verdict {
         loop {
             let next = match self.check_until_deadline(std::mem::take(&mut objections)).await {
@@ -364,7 +366,8 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         Verdict::failed(findings)
     }
 
-    /// Watches the new version, which is deployed already, and returns the verdict.
+    /// Watches the new version, which is deployed already, and returns the verdict; restores the last good version if
+    /// the new one does not become ready.
     async fn watch_already_deployed(&mut self) -> Verdict {
         info!("the function already has this image and specification");
         let deployed = Findings::new(
@@ -381,8 +384,8 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         }
     }
 
-    /// Watches the new version until it is ready, is not taken, or the timeout. `answer` is the gateway's
-    /// answer to the change.
+    /// Watches the new version until it is ready, is not taken, or is superseded, or until the deadline. `answer` is
+    /// the gateway's answer to the change.
     async fn watch_with_timeout(&mut self, answer: Option<String>) -> (ApplyAttempt, Findings) {
         const SPEC_NOT_TAKEN_REASON: &str = "the provider did not take the new specification";
         let started = Instant::now();

@@ -136,7 +136,8 @@ impl Settings {
 }
 
 impl Settings {
-    /// Checks that the secrets for signatures contain usable keys, so that an unusable one prevents the start.
+    /// Adds a problem to `parser` for each secret for signatures that has an unusable key, so that it prevents the
+    /// start. A secret that cannot be read is no problem here.
     pub fn check_signing_keys(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         signature::check_signing_secret(parser, secrets, DEPLOY_KEY_SECRET);
         let policy = self.policy.as_ref().map(PolicyFile::current_policy);
@@ -148,7 +149,7 @@ impl Settings {
     }
 }
 
-/// Returns the platform that this process runs on, in the form of registries.
+/// Returns `linux/` with the architecture of this process, as registries name it.
 fn platform_of_this_process() -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,4 +1,5 @@
-//! Whose hand-over it is: the tenant, from the key of the signature and the field `tenant`, with the tenant's rules.
+//! The tenant of a hand-over, from the key of the signature and the field `tenant`, and the check of the tenant's
+//! rules.
 
 use std::sync::Arc;
 
@@ -38,7 +39,7 @@ impl PartialEq for Signer {
 /// what is signed with it, and nothing else.
 ///
 /// # Errors
-/// Fails if the builder's key cannot be read.
+/// Fails if the builder's key cannot be read, unless its secret does not exist and tenants have keys of their own.
 pub(crate) fn read_signing_keys(
     secrets: &Secrets,
     policy: Option<&Policy>,
@@ -108,7 +109,7 @@ pub(crate) fn find_tenant(
     }
 }
 
-/// Sets the tenant's default limits in a specification that has no limits.
+/// Sets the tenant's default limits on CPU and memory in a specification, each where it has none.
 pub(crate) fn apply_default_limits(tenant: &Tenant, spec: &mut FunctionSpec) {
     let rules = tenant.deployments();
     if rules.default_cpu().is_none() && rules.default_memory().is_none() {
@@ -144,7 +145,7 @@ pub(crate) fn check_rules(
     Violations::fail_if_any(violations)
 }
 
-/// Returns the tenant that the JSON of a hand-over names.
+/// Returns the tenant that the JSON of a hand-over names; `None` if it names none or is not valid.
 #[must_use]
 pub fn tenant_in_hand_over(bytes: &[u8]) -> Option<String> {
     let received = request::parse_hand_over(bytes).ok()?;

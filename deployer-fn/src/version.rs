@@ -143,7 +143,7 @@ impl FunctionVersion {
         self.call_id.as_deref()
     }
 
-    /// Returns the times of the version's build. Times that are too far ahead do not order: a clock that ran
+    /// Returns the times of the version's build, without those that are too far ahead of the clock: a clock that ran
     /// ahead once must not keep the function from being updated.
     pub(crate) fn usable_build_times(&self) -> BuildTimes {
         let parse = |text: &Option<String>| time::parse_utc_time(text.as_deref()?);

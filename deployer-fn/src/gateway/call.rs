@@ -14,7 +14,9 @@ use serde_json::json;
 use crate::function::FunctionAddress;
 use crate::request::ReadinessProbe;
 
+/// The value of the headers `Content-Type` and `Accept` of requests to the REST API.
 const JSON_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
+/// The path of the REST API at which functions are created, updated and deleted.
 const FUNCTIONS_PATH: &str = "/system/functions";
 
 /// Returns the request that creates a function. Answers are 200, 201 or 202; if the function exists, faas-netes
@@ -93,7 +95,7 @@ fn json_body_request(
     Ok(request)
 }
 
-/// Makes a request of the gateway. Names, namespaces and probes were checked when the hand-over was parsed, so
+/// Returns a request to the gateway. Names, namespaces and probes were checked when the hand-over was parsed, so
 /// that it fails only for those that earlier releases stored.
 fn build_request(method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, GatewayError> {
     let uri = path.parse().map_err(|_| GatewayError::Path {

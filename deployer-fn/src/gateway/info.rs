@@ -1,4 +1,4 @@
-//! Finds out from the gateway's `/system/info` which provider is behind it.
+//! Reads the name of the provider behind the gateway from `/system/info`.
 
 use std::time::Duration;
 

@@ -24,6 +24,7 @@ const FIELDS_OF_STATUS_AND_DEPLOYMENT: [&str; 8] = [
 /// Labels that faas-netes adds by itself to each deployment.
 const LABELS_ADDED_BY_PROVIDER: [&str; 2] = ["faas_function", "uid"];
 
+/// The annotations of a function whose status has none.
 static NO_ANNOTATIONS: BTreeMap<String, String> = BTreeMap::new();
 
 /// The state of a function, as the gateway returns it.

@@ -20,13 +20,16 @@ use crate::percent;
 /// The name of the file with the service account's token. Kubernetes replaces it before the token expires.
 const SERVICE_ACCOUNT_TOKEN_FILE: &str = "openfaas-token";
 
+/// The path of the gateway's token endpoint.
 const TOKEN_URL_PATH: &str = "/oauth/token";
+/// The grant type of a token exchange (RFC 8693).
 const TOKEN_EXCHANGE_GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+/// The type of the service account's token, which is exchanged.
 const SUBJECT_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:id_token";
 /// The time before its expiry from which a token of the gateway is no longer used, because clocks differ.
 const TOKEN_EXPIRY_MARGIN: Duration = Duration::from_secs(10);
 
-/// Exchanges service account tokens for gateway tokens, and caches the gateway's token until shortly before it
+/// An exchange of the service account's token for a token of the gateway, which it caches until shortly before that
 /// expires. Clones share the cache.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenExchange {
@@ -35,6 +38,7 @@ pub(crate) struct TokenExchange {
     cached: Arc<Mutex<Option<CachedToken>>>,
 }
 
+/// A token of the gateway, with its expiry.
 #[derive(Clone, Debug)]
 struct CachedToken {
     token: Secret,
@@ -42,6 +46,7 @@ struct CachedToken {
     expires: Option<Instant>,
 }
 
+/// The gateway's response to a token exchange.
 #[derive(Deserialize)]
 struct TokenResponse {
     access_token: String,
@@ -59,8 +64,8 @@ impl TokenExchange {
         }
     }
 
-    /// Returns the cached token of the gateway, or exchanges the service account's token for a new one; `None`
-    /// if there is none to exchange, or if the gateway rejects it.
+    /// Returns the cached token of the gateway, or exchanges the service account's token for a new one; `None` if there
+    /// is none to exchange, or the gateway rejects it or answers without a token.
     pub(crate) async fn cached_or_new_token(
         &self,
         gateway: &Gateway,

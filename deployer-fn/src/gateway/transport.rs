@@ -13,7 +13,7 @@ use super::{GatewayRequestSender, TokenExchange};
 /// The name of the secret with the gateway's bearer token. The token is read again when its file changes.
 const BEARER_TOKEN_SECRET: &str = "gateway-token";
 
-/// Sends requests to the gateway with the host's client.
+/// A sender of requests to the gateway, by the host's client.
 ///
 /// Requests to `/system/` carry a bearer token: that of the secret [`BEARER_TOKEN_SECRET`] if it exists, or else that of the
 /// token exchange. Without either, the host's client adds basic authentication. Calls of functions carry no
@@ -26,7 +26,7 @@ pub(crate) struct HttpGatewaySender<'a> {
 }
 
 impl<'a> HttpGatewaySender<'a> {
-    /// Makes a connection to the gateway that takes its bearer token from `secrets` or `exchange`.
+    /// Creates a sender of requests to `gateway`, which takes its bearer token from `secrets` or else from `exchange`.
     pub(crate) fn new(gateway: &'a Gateway, secrets: &'a Secrets, exchange: &'a TokenExchange) -> Self {
         Self {
             gateway,
@@ -35,6 +35,7 @@ impl<'a> HttpGatewaySender<'a> {
         }
     }
 
+    /// Adds a bearer token to a request to `/system/`, if the deployer has one.
     async fn add_authorization(
         &self,
         request: &mut Request<Bytes>,

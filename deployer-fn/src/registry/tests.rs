@@ -30,6 +30,7 @@ struct FakeRegistry {
 }
 
 impl FakeRegistry {
+    /// Starts a registry that answers with `answers`, each time with a challenge for basic authentication.
     async fn start(answers: AnswerFunction) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -84,6 +85,7 @@ fn image_check_with(secrets: Secrets) -> RegistryImageCheck {
     }
 }
 
+/// Returns the response of a registry that has the image, for `linux` and this architecture; panics for other paths.
 fn answers_for_one_image(path: &str, architecture: &str) -> (u16, Value) {
     if path == format!("/v2/team/hello/manifests/{MANIFEST_DIGEST}") {
         return (200, json!({"config": {"digest": CONFIG_DIGEST}}));

@@ -13,8 +13,8 @@ pub(super) struct ProblemsAndWarnings {
     pub(super) warnings: Vec<String>,
 }
 
-/// The fields of a JSON object that were not read yet. `null` counts as absent, also within maps and lists.
-/// Names match whatever their case, as in Go, where no other field has the exact name.
+/// A reader of the fields of a JSON object, which holds those that were not read yet. `null` counts as absent, also
+/// within maps and lists. Names match whatever their case, as in Go, where no other field has the exact name.
 pub(super) struct JsonFields<'p> {
     path: String,
     unread: Map<String, Value>,
@@ -22,7 +22,7 @@ pub(super) struct JsonFields<'p> {
 }
 
 impl<'p> JsonFields<'p> {
-    /// Makes a reader for the fields of the object at `path`, which is empty for the whole document.
+    /// Creates a reader for the fields of the object at `path`, which is empty for the whole document.
     pub(super) fn new(path: &str, object: Map<String, Value>, remarks: &'p mut ProblemsAndWarnings) -> Self {
         Self {
             path: path.to_owned(),
@@ -43,7 +43,7 @@ impl<'p> JsonFields<'p> {
         self.remarks.warnings.push(format!("{name} {}", warning.as_ref()));
     }
 
-    /// Ignores a field, and adds a warning if the document has it.
+    /// Ignores a field, and adds a warning with `reason` if the document has it and it is not empty.
     pub(super) fn ignore_field(&mut self, key: &str, reason: &str) {
         if self.take_field(key).is_some_and(|value| value != "") {
             self.add_warning(key, format!("is ignored: {reason}"));
@@ -58,7 +58,7 @@ impl<'p> JsonFields<'p> {
         }
     }
 
-    /// Reads a string field, and reports its absence.
+    /// Reads a string field. Returns `None` and reports a problem if it is absent or has another type.
     pub(super) fn read_required_string(&mut self, key: &str) -> Option<String> {
         if !self.has_field(key) {
             self.add_problem(key, "is missing");
@@ -66,7 +66,7 @@ impl<'p> JsonFields<'p> {
         self.read_string(key)
     }
 
-    /// Reads a field that is `true` or `false`.
+    /// Reads a field that is `true` or `false`. Returns `None` if it is absent, and reports a value of another type.
     pub(super) fn read_boolean(&mut self, key: &str) -> Option<bool> {
         match self.take_field(key)? {
             Value::Bool(flag) => Some(flag),
@@ -74,7 +74,8 @@ impl<'p> JsonFields<'p> {
         }
     }
 
-    /// Reads a field with a whole number that is not negative.
+    /// Reads a field with a whole number that is not negative. Returns `None` if it is absent, and reports another
+    /// value.
     pub(super) fn read_whole_number(&mut self, key: &str) -> Option<u64> {
         let value = self.take_field(key)?;
         match value.as_u64() {
@@ -156,7 +157,8 @@ impl<'p> JsonFields<'p> {
         self.read_object(key)
     }
 
-    /// Reads the fields of a nested object with `read`, and reports those that are left over.
+    /// Calls `read` with a reader of the fields of a nested object, and returns its result. `read` has to report the
+    /// fields that it leaves unread.
     pub(super) fn read_nested_fields<T>(
         &mut self,
         key: &str,

@@ -45,8 +45,8 @@ impl PinnedImage {
         })
     }
 
-    /// Returns a stand-in for the reference of an image that is not built yet: the name that it will be pushed
-    /// with, and a digest of zeros.
+    /// Returns a stand-in for the reference of an image that is not built yet: the name that it will be pushed with, or
+    /// `unbuilt` if that is not known, and a digest of zeros.
     ///
     /// # Errors
     /// The problem, as the rest of a sentence that begins with the field's name.
@@ -133,6 +133,7 @@ fn repository_of_image_name(name: &str) -> Option<String> {
     Some(format!("{registry}/{path}"))
 }
 
+/// Returns whether `text` is a host name or an IPv6 address in brackets, with a port if it has one.
 fn is_registry_host(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
@@ -150,6 +151,7 @@ fn is_registry_host(text: &str) -> bool {
     host_is_valid && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
+/// Returns whether `text` is a tag: at most 128 letters, digits, `_`, `.` and `-`, not beginning with the last two.
 fn is_valid_tag(text: &str) -> bool {
     let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     text.len() <= 128

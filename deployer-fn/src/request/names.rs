@@ -47,7 +47,7 @@ pub(super) fn check_secret_name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks the name of an environment variable, by Kubernetes' rule.
+/// Checks the name of an environment variable, by Kubernetes' rule: letters, digits, `_`, `-` and `.`, no digit first.
 pub(super) fn check_variable_name(text: &str) -> Result<(), String> {
     let may_be_first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.');
     let first_is_valid = text.bytes().next().is_some_and(may_be_first);
@@ -73,7 +73,7 @@ pub(super) fn check_label_or_annotation_name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks the value of a label.
+/// Checks the value of a label, by Kubernetes' rule; it may be empty.
 pub(super) fn check_label_value(text: &str) -> Result<(), String> {
     if is_label_value(text) {
         return Ok(());

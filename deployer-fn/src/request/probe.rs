@@ -60,8 +60,8 @@ impl ReadinessProbe {
         format!("{}{}", function.call_path(), self.path)
     }
 
-    /// Checks that this probe of `function` is a valid request. An error is the rest of a sentence that begins
-    /// with the path's name.
+    /// Fails unless the probe's path below that of `function` is valid in a URL and not too long. An error is the rest
+    /// of a sentence that begins with the path's name.
     pub(super) fn check_gateway_path(&self, function: &FunctionAddress) -> Result<(), String> {
         let address = self.gateway_path(function);
         check_path_length(&address)?;
@@ -174,6 +174,7 @@ impl TryFrom<StoredProbe> for ReadinessProbe {
     }
 }
 
+/// Fails if a path is longer than [`PROBE_URL_MAX_BYTES`].
 fn check_path_length(address: &str) -> Result<(), String> {
     if address.len() <= PROBE_URL_MAX_BYTES {
         return Ok(());
@@ -184,6 +185,7 @@ fn check_path_length(address: &str) -> Result<(), String> {
     ))
 }
 
+/// Parses the path and query of a probe. Fails if it could lead the gateway to another function or host.
 fn parse_probe_path(text: &str) -> Result<PathAndQuery, String> {
     check_path_length(text)?;
     let invalid = || format!("must be a path that begins with a slash, without \"..\" and \"#\": {text:?}");

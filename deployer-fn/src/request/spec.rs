@@ -205,8 +205,8 @@ fn report_requests_over_limits(
     }
 }
 
-/// Reads the object `limits` or `requests` of a specification. A quantity that cannot be parsed is reported:
-/// faasd would take it for no limit at all.
+/// Reads the object `limits` or `requests` of a specification; `None` if it is absent or empty. A quantity that cannot
+/// be parsed is reported: faasd would take it for no limit at all.
 fn read_resources(fields: &mut JsonFields<'_>, key: &str) -> Option<ResourceAmounts> {
     let object: Map<String, Value> = fields.read_object(key)?;
     let resources = fields.read_nested_fields(key, object, |fields| {

@@ -57,6 +57,8 @@ pub(super) async fn apply_version(
     })
 }
 
+/// Sends an update, or a creation if there is nothing to update. Deletes and creates a function that can neither be
+/// updated nor created, because a part of it is missing.
 async fn update_or_create(
     transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
@@ -98,6 +100,7 @@ async fn update_or_create(
     }
 }
 
+/// Returns whether the gateway answered with a status of 500 or more.
 fn is_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
     response
         .as_ref()

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+/// The first waiting time of a backoff, before jitter.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest waiting time of a backoff, before jitter.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// The waiting times between requests, which grow to a maximum.
@@ -13,7 +15,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Makes a backoff that begins with the shortest time.
+    /// Creates a backoff that begins with the shortest time.
     pub(super) fn new() -> Self {
         Self {
             next: FIRST_WAIT,

@@ -171,7 +171,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
     }
 
-    /// Reads the function's state after an unclear answer to a change, and watches the new version if it is deployed.
+    /// Reads the function's state after an unclear answer to a change, and watches the new version if it certainly is
+    /// deployed.
     async fn look_after_unclear_answer(&mut self) -> (ApplyAttempt, Findings) {
         let now = match self
             .deadline

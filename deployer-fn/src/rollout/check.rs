@@ -28,8 +28,8 @@ pub(super) enum NextStep {
     End(Verdict),
     /// The new version is deployed already, and is watched.
     Watch,
-    /// The rollout ends, because the same hand-over failed before, as recorded. The version that was restored
-    /// then may not be up yet.
+    /// The rollout ends with the failure that is recorded of an earlier delivery of the same hand-over. The version
+    /// that was restored then may not be up yet.
     RepeatFailure(FailureRecord),
     /// The new version may be applied.
     Apply,
@@ -89,6 +89,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
     }
 
+    /// Reads the function's state, checks the hand-over against it, and decides the next step. Fails if a read fails.
     async fn decide_next_step(&mut self, mut objections: Vec<String>) -> Result<NextStep, GatewayReadError> {
         if let Some(objection) = self.objection_if_namespace_missing().await? {
             objections.push(objection);
@@ -266,7 +267,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         })
     }
 
-    /// Reads the namespaces from the gateway, and returns an objection if the hand-over's namespace does not exist.
+    /// Reads the namespaces from the gateway, and returns an objection if the hand-over names one that does not exist.
+    /// `None` also if the provider does not list namespaces.
     pub(super) async fn objection_if_namespace_missing(&self) -> Result<Option<String>, GatewayReadError> {
         let Some(namespace) = &self.address.namespace else {
             return Ok(None);
@@ -366,7 +368,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
     }
 
-    /// Watches a deployed version for the settle time, which allows for a gateway that is briefly unavailable.
+    /// Watches a deployed version for the settle time, which allows for a gateway that is briefly unavailable; returns
+    /// it if it is ready by then.
     async fn deployed_version_becomes_ready(&self, version: &FunctionVersion) -> Option<ReadyVersion> {
         let timeouts = RolloutTimeouts {
             request: self.context.timeouts.request.min(PROBE_OF_DEPLOYED_TIMEOUT),
@@ -402,7 +405,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 }
 
-/// Returns the rollout's end as refused, for these objections.
+/// Returns the step that ends the rollout as refused, for these objections.
 fn refusal_with(objections: Vec<String>) -> NextStep {
     NextStep::End(Verdict::refused(Findings::from(objections)))
 }

@@ -21,7 +21,7 @@ pub struct RolloutDeadline {
 }
 
 impl RolloutDeadline {
-    /// Makes the deadline of a rollout that leaves `reserve` of the request's time for restoring the previous
+    /// Creates the deadline of a rollout that leaves `reserve` of the request's time for restoring the previous
     /// version. The new version gets at least half of the request's time.
     #[must_use]
     pub(crate) fn with_reserve(
@@ -35,7 +35,7 @@ impl RolloutDeadline {
         Self::new(limit, request, shutdown)
     }
 
-    /// Makes a deadline that is `limit` from now, but at the latest shortly before the host ends the request at
+    /// Creates a deadline that is `limit` from now, but at the latest shortly before the host ends the request at
     /// `request`, and shortly before the process ends.
     #[must_use]
     pub fn new(limit: Duration, request: Option<Instant>, shutdown: Shutdown) -> Self {
@@ -62,7 +62,7 @@ impl RolloutDeadline {
         }
     }
 
-    /// Returns the time that is left until the deadline, if the process does not end.
+    /// Returns the time that is left until the deadline, without regard to a shutdown of the process.
     pub(super) fn time_remaining(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }

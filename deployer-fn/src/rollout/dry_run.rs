@@ -15,10 +15,11 @@ use crate::version::{FunctionVersion, LastGoodVersion};
 /// none.
 const DRY_RUN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Checks a hand-over whose image is not built yet. `objections` are those that were found before.
+/// Checks a hand-over whose image is not built yet, changes nothing, and returns the dry run's outcome. `objections`
+/// are those that were found before.
 ///
-/// It needs no turn: it neither changes the function nor waits for it. The order of builds is not checked, because it
-/// is not final before the newer version has been seen to work.
+/// It waits in no queue: it neither changes the function nor waits for it. The order of builds is not checked, because
+/// it is not final before the newer version has been seen to work.
 pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
     context: &RolloutContext<'_, T>,
     dry_run: &DryRunRequest,

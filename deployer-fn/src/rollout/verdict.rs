@@ -100,7 +100,7 @@ impl Verdict {
         Self::new(DeploymentStatus::Unverified, None, findings)
     }
 
-    /// Makes the verdict that a newer build supersedes the new version.
+    /// Makes the verdict that the hand-over is refused because `successor`, a newer build, supersedes it.
     pub(super) fn superseded(successor: Successor, findings: Findings) -> Self {
         Self {
             superseded_by: Some(successor),
@@ -108,7 +108,7 @@ impl Verdict {
         }
     }
 
-    /// Makes the verdict that the hand-over was refused and nothing was changed, by the caller's fault.
+    /// Makes the verdict that the hand-over is refused, by the caller's fault.
     pub(super) fn refused(findings: Findings) -> Self {
         Self::new(DeploymentStatus::Refused, Some(FaultyParty::Caller), findings)
     }
@@ -120,14 +120,14 @@ impl Verdict {
         Self::new(DeploymentStatus::RolledBack, fault, findings)
     }
 
-    /// Makes the verdict that the new version does not run, and the previous one may not either. The fault is the
-    /// platform's if no phase found another.
+    /// Makes the verdict that the rollout failed, and neither version is known to run. The fault is the platform's if
+    /// no phase found another.
     pub(super) fn failed(findings: Findings) -> Self {
         let fault = findings.fault.or(Some(FaultyParty::Platform));
         Self::new(DeploymentStatus::Failed, fault, findings)
     }
 
-    /// Makes the verdict on a hand-over whose version did not come up.
+    /// Makes the verdict on a hand-over whose version did not come up, from the result of the restoration.
     pub(super) fn after_failure(restoration: RestorationResult, findings: Findings) -> Self {
         match restoration {
             RestorationResult::NewVersionReady => Self::ready(findings),
@@ -139,7 +139,8 @@ impl Verdict {
         }
     }
 
-    /// Makes the verdict on a hand-over that is older than the deployed version, when that version did not come up.
+    /// Makes the verdict on a hand-over that is older than the deployed version, when that version did not come up:
+    /// from the result of restoring the one before it.
     pub(super) fn after_failure_of_newer(
         newer: Successor,
         restoration: RestorationResult,

@@ -43,7 +43,9 @@ pub(crate) const ANNOTATIONS_MAX_BYTES: usize = 250 * 1024;
 /// The length in bytes of the pieces that a version is stored in. With the longest name, and faasd's prefix for
 /// it, a piece stays below 4096.
 const ANNOTATION_PIECE_BYTES: usize = 3900;
+/// The value of [`LAST_GOOD_ANNOTATION`] if there was no function before.
 const NO_LAST_GOOD_VALUE: &str = "none";
+/// The value of [`LAST_GOOD_ANNOTATION`] of a version that was restored.
 const LAST_GOOD_IS_ITSELF_VALUE: &str = "itself";
 /// The most bytes of reasons that are stored for a failed deployment.
 const STORED_REASONS_MAX_BYTES: usize = 2000;
