@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 /// The kind of provider behind the fake gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProviderKind {
+    /// Keeps the old version until the new one is up, as faas-netes does on Kubernetes.
     Kubernetes,
     /// Removes the old version before it starts a new one.
     Faasd,
@@ -60,7 +61,7 @@ struct GatewayState {
     functions: BTreeMap<String, FakeFunction>,
     secrets: Vec<String>,
     disruptions: VecDeque<Disruption>,
-    /// The number of requests until the deployer is killed, and whether the last request takes effect.
+    /// The number of requests before the one at which the deployer is killed, and whether that one takes effect.
     kill: Option<(usize, bool)>,
     /// The number of requests until the deployer panics.
     panic: Option<usize>,
@@ -116,13 +117,14 @@ impl FakeGateway {
         self.0.state.lock().unwrap().disruptions = disruptions.into_iter().collect();
     }
 
-    /// Kills the deployer at the request with this number from now, before or after the request takes effect;
-    /// `None` for never.
+    /// Kills the deployer at the request with this number from now (0 is the next one), and before or after the request
+    /// takes effect (`false` or `true`); `None` for never.
     pub(crate) fn kill_deployer_at_request(&self, kill: Option<(usize, bool)>) {
         self.0.state.lock().unwrap().kill = kill;
     }
 
-    /// Lets the deployer panic at the request with this number from now, before the request takes effect.
+    /// Makes the deployer panic at the request with this number from now (1 is the next one), before the request takes
+    /// effect; `None` for never.
     pub(crate) fn panic_at_request(&self, panic: Option<usize>) {
         self.0.state.lock().unwrap().panic = panic;
     }
@@ -184,6 +186,7 @@ impl FakeGateway {
 }
 
 impl FakeFunction {
+    /// Returns a function whose deployment is up.
     fn with_running_deployment(deployment: Value) -> Self {
         Self {
             deployment,
@@ -218,6 +221,7 @@ impl GatewayState {
         function.old.clone()
     }
 
+    /// Handles a request, and returns the status, the body and the header `X-Slipway-Version` of the response.
     fn answer_request(&mut self, request: &Request<Bytes>) -> (u16, String, Option<String>) {
         let path = request.uri().path().to_owned();
         let body: Value = serde_json::from_slice(request.body()).unwrap_or_default();

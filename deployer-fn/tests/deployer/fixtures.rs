@@ -17,6 +17,7 @@ pub(crate) const OLD_IMAGE: &str =
 pub(crate) const NEW_IMAGE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
+/// The timeout of each rollout in the tests.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(50);
 
 pub(crate) fn hand_over_of_new_image() -> HandOver {
@@ -108,6 +109,7 @@ pub(crate) async fn roll_out_with(
     outcome
 }
 
+/// Asserts the status and the fault of an outcome, and that each of `reasons` is a part of one of its reasons.
 #[track_caller]
 pub(crate) fn assert_outcome(
     outcome: &DeploymentOutcome,

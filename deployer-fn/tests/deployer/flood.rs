@@ -39,6 +39,7 @@ struct DeployerProcess {
 }
 
 impl DeployerProcess {
+    /// Starts the deployer and waits until it listens.
     async fn start() -> Self {
         let secrets = tempfile::tempdir().unwrap();
         fs::write(secrets.path().join("deploy-secret"), DEPLOY_KEY).unwrap();
@@ -187,6 +188,7 @@ async fn send_unsigned(mut stream: TcpStream, kind: usize) -> std::io::Result<()
     Ok(())
 }
 
+/// Sleeps for the duration of the flood, with the caller's connection open.
 async fn sleep_for_flood_duration() -> std::io::Result<()> {
     sleep(FLOOD_DURATION).await;
     Ok(())

@@ -26,6 +26,7 @@ use crate::script::{ScriptedGateway, expect_request};
 const IMAGE_REFERENCE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
+/// A deployer in the test's process, with the secrets and the gateway that its requests get.
 pub(crate) struct TestDeployer {
     deployer: Deployer,
     context: Context,
@@ -37,7 +38,7 @@ pub(crate) fn test_deployer(gateway: &str) -> TestDeployer {
     test_deployer_with_files(gateway, &[])
 }
 
-/// Makes a deployer with further secrets. One called `policy.json` is its policy.
+/// Creates a deployer with further secrets in `files`. One called `policy.json` is its policy.
 pub(crate) fn test_deployer_with_files(gateway: &str, files: &[(&str, &str)]) -> TestDeployer {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [

@@ -9,6 +9,7 @@ use fastrand::Rng;
 use crate::fake::{Disruption, FakeGateway, ProviderKind};
 use crate::scenarios::{DeployerProcess, answering_build_number, hand_over_of_build, image_of_build};
 
+/// The number of random sequences in a test, for each provider; each has its own seed.
 const SEQUENCE_COUNT: u64 = 60;
 const DEPLOYMENTS_PER_SEQUENCE: usize = 12;
 

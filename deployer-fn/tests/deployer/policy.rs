@@ -57,6 +57,7 @@ async fn post_signed_with(deployer: &TestDeployer, key: &str, document: &Value) 
     deployer.post_body(body, Some(signature)).await
 }
 
+/// Asserts that a hand-over was refused with this status, for as many reasons as `reasons` has, each a part of one.
 #[track_caller]
 fn assert_refused(answer: &(StatusCode, Value), status: StatusCode, reasons: &[&str]) {
     assert_eq!(answer.0, status, "{answer:?}");

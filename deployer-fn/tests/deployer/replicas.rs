@@ -15,7 +15,9 @@ const TESTED_PROVIDERS: [ProviderKind; 3] = [
     ProviderKind::Faasd,
     ProviderKind::Rolling,
 ];
+/// The number of random histories for each provider; each has its own seed.
 const SEQUENCE_COUNT: u64 = 40;
+/// The number of times in a history that two or three replicas deploy at the same time.
 const ROUNDS_PER_SEQUENCE: usize = 4;
 
 fn successor_with_call_number(number: u64) -> Option<Successor> {
@@ -23,7 +25,7 @@ fn successor_with_call_number(number: u64) -> Option<Successor> {
     Some(Successor { call_id })
 }
 
-/// Deploys build 2, and lets build 3 arrive after some seconds.
+/// Deploys build 2, and announces to it after 5 s that build 3 waits; returns the outcome of build 2.
 async fn deploy_build_2_while_build_3_arrives(
     fake: &FakeGateway,
     process: &DeployerProcess,

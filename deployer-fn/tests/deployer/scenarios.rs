@@ -53,7 +53,7 @@ pub(crate) fn image_of_build(number: u64, behaviour: &str) -> String {
     format!("registry.example/hello-{behaviour}@sha256:{number:064x}")
 }
 
-/// A process of the deployer, with a history of its own.
+/// A stand-in for a process of the deployer: a history of rollouts of its own.
 #[derive(Clone)]
 pub(crate) struct DeployerProcess(RolloutHistory);
 
@@ -67,7 +67,7 @@ impl DeployerProcess {
             .await
     }
 
-    /// Deploys a hand-over, and yields to the newer build that is announced.
+    /// Deploys a hand-over, which yields to a newer build once `succession` announces one.
     pub(crate) async fn deploy_with_newer_waiting(
         &self,
         fake: &FakeGateway,

@@ -42,7 +42,8 @@ enum ScriptedAnswer {
     Silence,
 }
 
-/// Makes the expectation of one request with this line, such as `GET /system/function/hello`.
+/// Returns the expectation of one request with this line, such as `GET /system/function/hello`; the answer is status
+/// 200 and an empty body, unless it is set.
 pub(crate) fn expect_request(line: impl Into<String>) -> ExpectedCall {
     ExpectedCall {
         line: line.into(),
@@ -67,7 +68,7 @@ impl ExpectedCall {
         self
     }
 
-    /// Delays the answer over HTTP until `gate` is notified.
+    /// Delays the answer until `gate` is notified, if the call comes over HTTP.
     pub(crate) fn answered_after(mut self, gate: &Arc<Notify>) -> Self {
         self.gate = Some(Arc::clone(gate));
         self
@@ -125,6 +126,8 @@ impl ScriptedGateway {
         assert!(left.is_empty(), "missing calls: {left:#?}");
     }
 
+    /// Returns the scripted answer to a request, and its gate if it has one. Records a problem if the request is not
+    /// expected now.
     fn take_next_answer(&self, request: &Request<Bytes>) -> (ScriptedAnswer, Option<Arc<Notify>>) {
         let state = &mut *self.0.lock().unwrap();
         let path = request.uri().path_and_query().map_or("", |path| path.as_str());
