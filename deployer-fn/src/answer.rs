@@ -1,7 +1,7 @@
 //! Converts the result of handling a hand-over, an outcome or an error, to the HTTP response.
 //!
-//! The status tells a queue whether a retry may succeed: yes for 408, 429, 500 and 502, no for all others. The body always
-//! has `status` and `reasons`.
+//! The status tells a queue whether a retry may succeed: yes for 408, 429, 500 and 502, no for all others. The body
+//! always has `status` and `reasons`.
 
 use function_host::ErrorChain;
 use function_host::http::{HeaderValue, StatusCode, header};
