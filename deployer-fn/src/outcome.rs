@@ -90,7 +90,8 @@ pub(crate) struct DryRunOutcome {
     pub(crate) status: DryRunStatus,
     /// The reasons for the dry run's status, for people.
     pub(crate) reasons: Vec<String>,
-    /// Warnings about fields of the hand-over that are ignored, or read in another way than they are written.
+    /// Warnings about fields of the hand-over that are ignored, or read in another way than they are written, and about
+    /// secrets of which it is not known whether they exist.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<String>,
 }

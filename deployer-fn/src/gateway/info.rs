@@ -26,7 +26,7 @@ impl ProviderName {
         PROVIDERS_REPLACING_BEFORE_ANSWER.contains(&self.0.as_str())
     }
 
-    /// Returns whether a secret that this provider does not list does not exist.
+    /// Returns whether this provider is known to list every secret that a function can use.
     pub(crate) fn lists_all_secrets(&self) -> bool {
         PROVIDERS_LISTING_ALL_SECRETS.contains(&self.0.as_str())
     }

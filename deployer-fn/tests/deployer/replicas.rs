@@ -110,7 +110,7 @@ async fn a_build_that_became_ready_in_time_does_not_yield_to_a_newer_one() {
 
 /// If the newer build did not restore the older one's function, nobody would.
 #[tokio::test(start_paused = true)]
-async fn a_newer_build_that_is_refused_restores_the_version_before_the_older_one_that_yielded() {
+async fn a_newer_build_that_is_not_deployed_restores_the_version_before_the_older_one_that_yielded() {
     let refused = |number| {
         let mut refused = hand_over_of_build(number, "good");
         refused.spec.secrets.push("unknown".to_owned());
