@@ -17,7 +17,7 @@ use tracing::Instrument;
 #[derive(Clone, Debug, Default)]
 pub struct BuildThreads(Option<Arc<OwnRuntime>>);
 
-/// A runtime that may be dropped anywhere, because that waits for nothing.
+/// A runtime that may be dropped anywhere, because the drop does not wait for the runtime's tasks and threads.
 #[derive(Debug)]
 struct OwnRuntime(Option<Runtime>);
 

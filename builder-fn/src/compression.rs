@@ -42,6 +42,7 @@ pub enum CompressionError {
 }
 
 impl Default for LayerCompression {
+    /// Returns Zstandard at BuildKit's default level.
     fn default() -> Self {
         Self {
             format: CompressionFormat::Zstd,

@@ -24,7 +24,7 @@ pub(super) struct BuildRetries {
 }
 
 impl BuildRetries {
-    /// Creates the retries of a build, the pauses before which may take `limit` together.
+    /// Creates the retries of a build. The pauses before them may take `limit` in total.
     pub(super) fn new(limit: Duration) -> Self {
         Self {
             left: limit,

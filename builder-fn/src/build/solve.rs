@@ -351,6 +351,7 @@ fn repository_access(config: &BuildConfig) -> RepositoryAccess {
     access
 }
 
+/// Converts an item of the config's cache exports to one of the solve's.
 fn to_cache_export(cache: &CacheToItem) -> CacheExport {
     CacheExport {
         name: cache.image.to_string(),

@@ -10,11 +10,17 @@ use jiff::Timestamp;
 
 use crate::function_id::FunctionId;
 
+/// The attribute with the ID of the build's call.
 const CALL_ID_ATTRIBUTE: &str = "slipway.call-id";
+/// The attribute with the fingerprint of the request's signature.
 const SIGNATURE_ATTRIBUTE: &str = "slipway.signature";
+/// The attribute with the time of submission, in RFC 3339.
 const SUBMITTED_AT_ATTRIBUTE: &str = "slipway.submitted-at";
+/// The attribute with the function that the build deploys.
 const FUNCTION_ATTRIBUTE: &str = "slipway.function";
+/// The attribute that is `false` for a build that takes no part in supersession, and absent for any other.
 const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
+/// The attribute with the name of the build's tenant.
 const TENANT_ATTRIBUTE: &str = "slipway.tenant";
 
 /// The frontend attributes by which a solve describes its build request to other builders.

@@ -62,7 +62,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Returns whether the daemon may answer later: it is not a matter of certificates.
+    /// Returns whether the daemon did not answer, and may answer later; `false` if a certificate is not trusted.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
@@ -99,7 +99,7 @@ impl Daemon {
         &self.name
     }
 
-    /// Connects to the daemon, or fails after 10 s.
+    /// Connects to the daemon; fails after 10 s at the latest.
     ///
     /// # Errors
     /// Fails if nothing listens at the address, or does not answer in time, or one side does not trust the other.
@@ -257,7 +257,7 @@ mod tests {
         }
     }
 
-    /// Returns how often a daemon whose host refuses `refusals` connections is connected to before that is given up.
+    /// Returns the number of connection attempts to a daemon whose host refuses the first `refusals`.
     async fn count_connection_attempts(refusals: usize) -> usize {
         let dialer = RestartingDialer {
             attempts: Arc::default(),

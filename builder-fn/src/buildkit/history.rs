@@ -63,7 +63,7 @@ pub enum BuildState {
 pub(crate) type KnownBuildStream = BoxStream<'static, Result<KnownBuild, Status>>;
 
 impl Connection {
-    /// Requests the running builds, and those that succeeded at or after `since`.
+    /// Requests the running builds, and those that succeeded at or after `since`; the stream ends with them.
     pub(crate) async fn request_known_builds(&self, since: SystemTime) -> Result<KnownBuildStream, Status> {
         self.listen_for_builds(since, true).await
     }

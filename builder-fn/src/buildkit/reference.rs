@@ -58,6 +58,7 @@ impl BuildReference {
     }
 }
 
+/// Returns the first 16 bytes of the SHA-256 of the joined parts, in hex.
 fn hash_to_hex(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     parts.iter().for_each(|part| hash.update(part));

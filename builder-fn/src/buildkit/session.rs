@@ -103,6 +103,7 @@ impl Session {
         Err(SessionError::Ended(served.err()))
     }
 
+    /// Returns the headers of the call that opens the session: its id, name, shared key and methods.
     fn to_grpc_metadata(&self) -> MetadataMap {
         let mut headers = MetadataMap::new();
         let methods = self

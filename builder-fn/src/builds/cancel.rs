@@ -14,8 +14,7 @@ use crate::buildkit::{Cancellation, Daemon};
 /// The pause before a daemon's history is followed again after a failure. A request is to be seen within two seconds.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long before the last subscription the requests begin that are read when the history is followed again. Clocks
-/// may differ by as much.
+/// The margin before the last subscription from which on requests are read again after a failure: clocks may differ.
 const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
 /// The watchers of daemons, each of which runs while builds on its daemon are in progress. Clones share them.

@@ -108,6 +108,7 @@ mod tests {
     use super::*;
     use crate::builds::BuildPhase;
 
+    /// Returns a record of a build that was submitted this number of seconds after 1970.
     fn record(id: &str, seconds: u64, image: &str, function: Option<&str>, phase: BuildPhase) -> BuildRecord {
         BuildRecord {
             image: Some(image.into()),

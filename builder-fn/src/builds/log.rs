@@ -29,11 +29,11 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// when its record changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The number of failures in a row to read the log of an ended build after which one more gives it up.
+/// The number of failures in a row to read the log of an ended build that are tolerated before it is given up.
 const FAILURES_MAX: u32 = 5;
 
-/// The number of lookups in a row that find no build after which one more gives its log up. BuildKit may be restarting,
-/// and the builder that lost the build may build again.
+/// The number of lookups in a row that may find no build before its log is given up. BuildKit may be restarting, and
+/// the builder that lost the build may build again.
 const FAILED_LOOKUPS_MAX: u32 = 120;
 
 /// The size from which records are sent without waiting for more, in bytes.

@@ -140,7 +140,7 @@ impl BuildLookup {
         (builds, history_error)
     }
 
-    /// Connects to the daemon, within a short time.
+    /// Connects to the daemon, within [`HISTORY_TIMEOUT`].
     pub(super) async fn connect(&self) -> Result<Connection, String> {
         match tokio::time::timeout(HISTORY_TIMEOUT, self.daemon.connect()).await {
             Ok(connection) => connection.map_err(|error| ErrorChain(&error).to_string()),

@@ -256,8 +256,8 @@ impl AcceptedBuild {
         self.key.tenant.as_deref()
     }
 
-    /// Records the end of the build, with the fields of its answer. A failure is not recorded while another delivery of
-    /// the call is in progress: its outcome counts.
+    /// Records the end of the build, with the fields of its answer. While another delivery of the call is in progress,
+    /// only a success is recorded: otherwise the outcome of the other one counts.
     pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) {
         self.record_end(phase, outcome);
     }

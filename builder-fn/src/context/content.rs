@@ -10,7 +10,7 @@ static CONTENT_HASH_KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
     *blake3::hash(&random.map(uuid::Uuid::into_bytes).concat()).as_bytes()
 });
 
-/// A hash of a file's content. Files with the same hash have the same content.
+/// A hash of a file's content, for comparisons within this process. Files with the same hash have the same content.
 ///
 /// It is 96 bits of BLAKE3 under a key that only this process has; hashes of different processes cannot be compared. There
 /// is one for each file of a context and one for each file that is remembered, so it is no longer than necessary. 96 bits are

@@ -96,7 +96,7 @@ enum SpoolStore {
 }
 
 impl SpoolStore {
-    /// Appends bytes in memory, or, if there are then more than `memory`, in a file in `folder`.
+    /// Appends bytes in memory, or, once there are more than `memory`, to a file in `folder`.
     fn append(&mut self, folder: &Path, memory: usize, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.write_all(bytes),

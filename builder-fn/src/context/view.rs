@@ -270,8 +270,8 @@ fn select_entries(
     Ok(selected)
 }
 
-/// Finds the hard links among the selected `entries`, which are numbers in the context's index; sorts them by
-/// position.
+/// Finds the selected `entries`, by their numbers in the context's index, that are the same file as an earlier one.
+/// Sorts them by position.
 fn find_hard_links(context: &SourceContext, entries: &[u32]) -> Vec<HardLink> {
     let index = context.index();
     let linked = (0..).zip(entries).filter(|(_, at)| index.is_linked(**at));

@@ -42,7 +42,7 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     async fn credentials(&self, host: &str) -> RegistryCredentials;
 
     /// Returns whether tokens for the registry `host` come from [`fetch_token`](Self::fetch_token). Otherwise, BuildKit
-    /// fetches them with the credentials.
+    /// fetches them with the credentials. By default, no tokens come from here.
     async fn fetches_tokens(&self, host: &str) -> bool {
         let _ = host;
         false
@@ -72,6 +72,7 @@ pub(super) struct AuthService {
 }
 
 impl AuthService {
+    /// Creates the service with a new key for one session.
     pub(super) fn new(store: Arc<dyn CredentialStore>) -> Self {
         let random = SystemRandom::new();
         let key = Ed25519KeyPair::generate_pkcs8(&random)

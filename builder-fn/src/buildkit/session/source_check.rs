@@ -53,9 +53,12 @@ pub trait SourceCheck: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 pub(super) struct SourceGate(Arc<GateState>);
 
+/// The state that the clones of a gate share.
 #[derive(Debug, Default)]
 struct GateState {
+    /// Whether the daemon has asked about a source, which opens the gate.
     was_asked: AtomicBool,
+    /// The first denials, up to [`MAX_DENIALS`].
     denials: Mutex<Vec<Denial>>,
 }
 

@@ -9,7 +9,7 @@ use super::pool::{KeyRecord, MemoryReservation, SharedKeyPool};
 use super::sent_contents::{SentContents, SentPiece};
 use crate::context::{ContentHash, ContextView, SourceContext};
 
-/// A shared key, leased to one build.
+/// A shared key, leased to one build. Dropping the lease discards the key, unless it was returned to the pool.
 pub struct KeyLease {
     keys: SharedKeyPool,
     pub(super) key: String,
@@ -127,6 +127,7 @@ impl KeyRecord {
 }
 
 impl KeyLease {
+    /// Creates a lease of the key in `record`, or without a record of a new key for single use.
     fn new(keys: SharedKeyPool, record: Option<(KeyRecord, MemoryReservation)>, forced: EntrySet) -> Self {
         let key = record.as_ref().map(|(record, _)| record.key.clone());
         Self {

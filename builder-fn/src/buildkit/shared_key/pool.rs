@@ -59,7 +59,8 @@ impl SharedKeyPool {
         }
     }
 
-    /// Takes the most recently used key of `image` out of the pool, and reserves its memory; `None` if no key is idle.
+    /// Takes the most recently used key of `image` out of the pool, and reserves its memory; `None` if it has no idle
+    /// key.
     pub(super) fn take_key_of_image(&self, image: &str) -> Option<(KeyRecord, MemoryReservation)> {
         let mut pool = self.lock_pool();
         let at = pool.idle.iter().rposition(|record| record.image == image)?;

@@ -124,6 +124,8 @@ impl DaemonModel {
 }
 
 impl StoredEntry {
+    /// Returns the entry with the number `at` as the daemon stores it; `link` is the path of the file that it is a hard
+    /// link of, or empty.
     fn from_entry(context: &SourceContext, at: u32, link: String) -> Self {
         let entry = context.entry_by_number(at);
         let attributes: Vec<_> = entry
@@ -153,6 +155,7 @@ impl StoredEntry {
         }
     }
 
+    /// Returns whether BuildKit takes one entry for the other. It compares no contents, and no times of folders.
     fn looks_the_same_to_buildkit(&self, other: &Self) -> bool {
         let of_file = self.kind == "folder" || (self.size, self.seconds) == (other.size, other.seconds);
         of_file && (self.kind, self.mode, &self.link) == (other.kind, other.mode, &other.link)
@@ -336,6 +339,7 @@ fn generate_builds() -> impl Strategy<Value = Vec<GeneratedBuild>> {
     prop::collection::vec(build, 1..12)
 }
 
+/// Returns the filter that selects everything, or everything but `b`.
 fn filter_for_build(excluding: bool) -> ViewFilter {
     ViewFilter {
         exclude: if excluding {
@@ -526,6 +530,7 @@ fn a_context_with_a_folder_of_another_mode_gets_a_new_shared_key() {
     assert_ne!(build_and_return_key(&keys, "a", &folder(1)), first);
 }
 
+/// Builds a context of `count` files of one byte, whose names begin with `name`.
 fn context_with_files(name: &str, count: usize) -> SourceContext {
     let entries = (0..count)
         .map(|number| entry_spec(&format!("{name}{number}"), SpecKind::File, 1, 1, 0))

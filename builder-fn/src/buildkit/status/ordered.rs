@@ -237,6 +237,7 @@ mod tests {
         }
     }
 
+    /// Returns a step that began and ended at these times in milliseconds.
     fn vertex(digest: &str, started: i64, completed: Option<i64>, error: &str) -> Vertex {
         Vertex {
             digest: digest.into(),
@@ -248,6 +249,7 @@ mod tests {
         }
     }
 
+    /// Returns a line of a step's output, written at this time in milliseconds.
     fn log(digest: &str, at: i64) -> VertexLog {
         VertexLog {
             vertex: digest.into(),

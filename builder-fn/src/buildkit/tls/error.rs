@@ -170,6 +170,7 @@ impl TlsError {
         }
     }
 
+    /// Converts an error of rustls about the daemon's certificate, which should be valid for `name`.
     fn from_daemons_certificate(error: &CertificateError, name: &str) -> Self {
         use CertificateError::{
             Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,

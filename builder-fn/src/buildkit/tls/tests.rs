@@ -49,6 +49,7 @@ impl TestAuthority {
         self.0.pem()
     }
 
+    /// Issues a certificate for a server or a client called `name`.
     fn issue_certificate(&self, name: &str, validity: CertificateValidity) -> TestIdentity {
         let mut params = CertificateParams::new([name.to_owned()]).expect("parameters");
         (params.not_before, params.not_after) = match validity {
@@ -74,6 +75,7 @@ struct SecretFolder {
 }
 
 impl SecretFolder {
+    /// Creates the secrets `ca` with the authority's certificate, and, with an identity, `cert` and `key`.
     fn new(authority: &str, identity: Option<&TestIdentity>) -> Self {
         let folder = Self {
             folder: tempfile::tempdir().expect("folder"),
@@ -86,6 +88,7 @@ impl SecretFolder {
         folder
     }
 
+    /// Creates a secret, or replaces it at once.
     fn write_secret(&self, name: &str, content: &str) {
         // Secrets are rotated by a rename.
         let next = self.folder.path().join("next");

@@ -15,6 +15,7 @@ pub(super) struct ExtendedHeaders {
 }
 
 impl ExtendedHeaders {
+    /// Creates the content of a PAX extended header.
     pub(super) fn with_records(records: PaxRecords) -> Self {
         Self {
             records: Some(records),
@@ -22,6 +23,7 @@ impl ExtendedHeaders {
         }
     }
 
+    /// Creates the content of a GNU long-name header.
     pub(super) fn with_name(name: Vec<u8>) -> Self {
         Self {
             name: Some(name),
@@ -29,6 +31,7 @@ impl ExtendedHeaders {
         }
     }
 
+    /// Creates the content of a GNU long-link header.
     pub(super) fn with_link(link: Vec<u8>) -> Self {
         Self {
             link: Some(link),

@@ -14,6 +14,7 @@ mod readers;
 pub(super) struct TarBuilder(pub(super) Vec<u8>);
 
 impl TarBuilder {
+    /// Adds a file of mode `0o644`.
     pub(super) fn with_file(self, name: &str, content: &[u8]) -> Self {
         self.with_entry(name, content, |_| ())
     }
@@ -71,16 +72,19 @@ impl TarBuilder {
         self.with_bytes(header.as_bytes()).with_padded_bytes(content)
     }
 
+    /// Adds bytes without a header, and zeros up to the end of a block.
     fn with_padded_bytes(self, content: &[u8]) -> Self {
         let padding = content.len().next_multiple_of(BLOCK_BYTES) - content.len();
         self.with_bytes(content).with_bytes(&vec![0; padding])
     }
 
+    /// Adds bytes without a header.
     fn with_bytes(mut self, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
+    /// Adds the two blocks of zeros that end a tar.
     pub(super) fn with_end_marker(self) -> Self {
         self.with_bytes(&[0; 2 * BLOCK_BYTES])
     }

@@ -27,6 +27,7 @@ impl Index {
     }
 }
 
+/// Returns a file of one byte at the offset 512 × `number`.
 fn file_entry(number: u64) -> Entry<'static> {
     Entry {
         kind: Kind::File {

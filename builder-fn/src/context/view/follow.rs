@@ -32,6 +32,7 @@ pub(super) fn follow_links(
     )
 }
 
+/// Does what [`follow_links`] does, within the limit `effort`.
 fn follow_links_with_effort(
     effort: MatchingEffort<'_>,
     context: &SourceContext,

@@ -16,16 +16,16 @@ const COMPILED_PATTERN_MAX_BYTES: usize = 1 << 20;
 /// The limit on the number of patterns in one list. Each is matched against each entry.
 const PATTERN_COUNT_MAX: usize = 10_000;
 
-/// The limit on the total length of the patterns with wildcards, as regular expressions, in bytes. Compiled and with
-/// the state of matching, each byte takes from 200 to 600 bytes of memory: this is about 12 MB, and enough for a
+/// The limit on the total length of the regular expressions that patterns of one list become, in bytes. Compiled and
+/// with the state of matching, each byte takes from 200 to 600 bytes of memory: this is about 12 MB, and enough for a
 /// thousand ordinary patterns.
 const EXPRESSIONS_TOTAL_MAX_BYTES: usize = 40 << 10;
 
-/// The bytes that each pattern with wildcards takes of [`EXPRESSIONS_TOTAL_MAX_BYTES`], in addition to its length.
+/// The bytes that each regular expression takes of [`EXPRESSIONS_TOTAL_MAX_BYTES`], in addition to its length.
 const EXPRESSION_OVERHEAD_BYTES: usize = 16;
 
-/// The effort of trying a pattern without wildcards once, in bytes.
-const PLAIN_PATTERN_EFFORT_BYTES: usize = 16;
+/// The effort of trying a pattern once, in bytes. A regular expression takes the length of the path in addition.
+const PATTERN_EFFORT_BYTES: usize = 16;
 
 /// A list of include or exclude patterns, of which the last that matches decides.
 #[derive(Debug)]
@@ -155,7 +155,7 @@ impl Pattern {
         self.is_exception
     }
 
-    /// Returns the pattern without a last component that matches everything.
+    /// Returns the pattern without `/**`, and then without `/*`, at its end.
     pub(super) fn without_trailing_glob(&self) -> &str {
         let text = self.text.strip_suffix("/**").unwrap_or(&self.text);
         text.strip_suffix("/*").unwrap_or(text)
@@ -170,6 +170,7 @@ impl Pattern {
         }
     }
 
+    /// Returns the error that names the pattern, cut after 100 characters.
     fn error(&self, reason: &'static str) -> PatternError {
         PatternError {
             pattern: self.text.chars().take(100).collect(),
@@ -179,7 +180,7 @@ impl Pattern {
 
     /// Returns whether the pattern, without the `!` of an exception, matches the whole of `path`.
     fn matches(&self, path: &str, effort: &mut MatchingEffort<'_>) -> Result<bool, &'static str> {
-        effort.spend(PLAIN_PATTERN_EFFORT_BYTES)?;
+        effort.spend(PATTERN_EFFORT_BYTES)?;
         Ok(match &self.rule {
             MatchRule::Malformed(reason) => return Err(reason),
             MatchRule::Exact => path == self.text,
@@ -294,6 +295,7 @@ enum ClassState {
 }
 
 impl GoRegex {
+    /// Creates an expression that matches only from the start of a text.
     fn new() -> Self {
         Self {
             text: "^".to_owned(),

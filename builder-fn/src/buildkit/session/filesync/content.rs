@@ -42,6 +42,7 @@ enum ReceiverRequest {
 impl TryFrom<Packet> for ReceiverRequest {
     type Error = Status;
 
+    /// Parses a packet of the daemon; fails for an ERR packet, which ends the transfer.
     fn try_from(packet: Packet) -> Result<Self, Status> {
         match PacketType::try_from(packet.r#type) {
             Ok(PacketType::PacketReq) => Ok(Self::File(packet.id)),
@@ -56,7 +57,7 @@ impl TryFrom<Packet> for ReceiverRequest {
     }
 }
 
-/// A part of a file, which is sent in one packet.
+/// A part of a file, which is sent in one packet. An empty packet follows the last piece of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FilePiece {
     /// The number of the file's STAT packet.
@@ -102,6 +103,7 @@ struct ReadQueue {
 }
 
 impl ReadQueue {
+    /// Queues a requested file, which is `size` bytes long and has a STAT packet with this number.
     fn push_file(&mut self, number: u32, size: u64) {
         self.waiting.push_back((number, size));
     }
@@ -265,6 +267,8 @@ impl FileTransfer {
         }
     }
 
+    /// Reads a batch of pieces from the spool into packets, and counts them as sent. Blocks while the spool's file is
+    /// read.
     fn read_batch_blocking(&self, pieces: Vec<FilePiece>) -> io::Result<Batch> {
         let mut packets = Vec::with_capacity(pieces.len() + pieces.len() / 2);
         let packet = |id, data| Packet {

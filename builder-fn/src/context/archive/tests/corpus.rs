@@ -21,6 +21,7 @@ pub(super) struct FoundEntry {
     mtime_ns: i64,
 }
 
+/// The kind and the content of a found entry.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FoundContent {
     Folder,
