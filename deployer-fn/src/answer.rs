@@ -64,6 +64,7 @@ pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) ->
     response
 }
 
+/// Returns the HTTP status for the result of a dry run.
 fn http_status_of_dry_run(status: DryRunStatus) -> StatusCode {
     match status {
         DryRunStatus::Accepted => StatusCode::OK,
@@ -72,6 +73,7 @@ fn http_status_of_dry_run(status: DryRunStatus) -> StatusCode {
     }
 }
 
+/// Returns the HTTP status for the outcome of a deployment.
 fn http_status_of_outcome(outcome: &DeploymentOutcome) -> StatusCode {
     match (outcome.status, outcome.fault) {
         (DeploymentStatus::Ready | DeploymentStatus::Unverified, _) => StatusCode::OK,
@@ -85,6 +87,7 @@ fn http_status_of_outcome(outcome: &DeploymentOutcome) -> StatusCode {
     }
 }
 
+/// Returns the HTTP status for an error of handling a hand-over.
 fn http_status_of_error(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,

@@ -20,7 +20,8 @@ pub(crate) struct BuildTimes {
 }
 
 impl BuildTimes {
-    /// Returns whether this build is older than `other`, by the first kind of time that both have.
+    /// Returns whether this build is older than `other`: by submission if both have that time, or else by the end of
+    /// the build. `false` if they have no kind of time in common.
     pub(crate) fn is_older_than(&self, other: &Self) -> bool {
         if let (Some(ours), Some(theirs)) = (self.submitted_at, other.submitted_at) {
             return ours < theirs;

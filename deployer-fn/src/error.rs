@@ -97,7 +97,8 @@ impl HandOverError {
         }
     }
 
-    /// Returns the reasons for the caller: each problem of an invalid hand-over, or the error with its causes.
+    /// Returns the reasons for the caller: each problem of an invalid hand-over, each violation of the rules, or the
+    /// error with its causes.
     pub(crate) fn reasons_for_caller(&self) -> Vec<String> {
         match self {
             Self::Invalid { problems, .. } => problems.clone(),

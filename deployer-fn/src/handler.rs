@@ -234,7 +234,8 @@ impl Deployer {
         Ok(tenant)
     }
 
-    /// Waits for other deployments of the function, checks the image, and rolls out the hand-over.
+    /// Checks the image, waits for other deployments of the function, rolls out the hand-over, and records the outcome
+    /// in the metrics.
     async fn deploy(
         &self,
         hand_over: &HandOver,
@@ -280,7 +281,7 @@ impl Deployer {
     }
 
     /// Reads the function's state from the gateway, and returns whether the tenant may change the function. It may
-    /// create a missing one, but not change one whose state cannot be read.
+    /// create a missing one, but not change one whose state cannot be read. Always true without a tenant.
     async fn may_change_function(
         &self,
         hand_over: &HandOver,

@@ -229,6 +229,7 @@ enum ApplyAttempt {
 }
 
 impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
+    /// Creates the rollout of a hand-over, of which nothing has been done yet.
     fn new(
         context: &'a RolloutContext<'a, T>,
         hand_over: &'a HandOver,

@@ -20,7 +20,7 @@ impl SuccessorReceiver {
         Self::channel_with_successor(None).1
     }
 
-    /// Makes a sender and a receiver of newer builds; `successor` is announced already.
+    /// Makes a sender and a receiver of newer builds. `successor`, if there is one, is announced already.
     #[must_use]
     pub fn channel_with_successor(successor: Option<Successor>) -> (SuccessorSender, Self) {
         let (announcer, receiver) = watch::channel(successor);

@@ -13,7 +13,7 @@ use super::{GatewayRequestSender, TokenExchange};
 /// The name of the secret with the gateway's bearer token. The token is read again when its file changes.
 const BEARER_TOKEN_SECRET: &str = "gateway-token";
 
-/// A sender of requests to the gateway, by the host's client.
+/// A sender of requests to the gateway, by the host's client and with the deployer's credentials.
 ///
 /// Requests to `/system/` carry a bearer token: that of the secret [`BEARER_TOKEN_SECRET`] if it exists, or else that of the
 /// token exchange. Without either, the host's client adds basic authentication. Calls of functions carry no

@@ -13,8 +13,8 @@ pub(crate) struct DryRunRequest {
 }
 
 impl DryRunRequest {
-    /// Returns the dry run's image without its digest, if its repository is known.
-    pub(crate) fn image_without_digest(&self) -> Option<&PinnedImage> {
+    /// Returns the dry run's image, whose digest is a stand-in; `None` if the hand-over does not name its repository.
+    pub(crate) fn image_if_repository_known(&self) -> Option<&PinnedImage> {
         self.names_repository.then_some(&self.hand_over.spec.image)
     }
 }
@@ -55,7 +55,7 @@ impl ReceivedHandOver {
     pub(crate) fn image_for_rules(&self) -> Option<&PinnedImage> {
         match self {
             Self::HandOver(hand_over) => Some(&hand_over.spec.image),
-            Self::DryRun(dry_run) => dry_run.image_without_digest(),
+            Self::DryRun(dry_run) => dry_run.image_if_repository_known(),
         }
     }
 }

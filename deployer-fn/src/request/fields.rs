@@ -88,7 +88,8 @@ impl<'p> JsonFields<'p> {
         }
     }
 
-    /// Reads a field with an array of strings, and reports the strings that fail `check`.
+    /// Reads a field with an array of strings, and reports other items and the strings that fail `check`. Returns an
+    /// empty list if the field is absent.
     pub(super) fn read_checked_strings(
         &mut self,
         key: &str,
@@ -119,7 +120,8 @@ impl<'p> JsonFields<'p> {
         strings
     }
 
-    /// Reads a field with an object of strings, and reports the names that fail `check`.
+    /// Reads a field with an object of strings, and reports other values and the names that fail `check`. Returns an
+    /// empty map if the field is absent.
     pub(super) fn read_checked_map(
         &mut self,
         key: &str,

@@ -308,10 +308,13 @@ fn registry_credentials_in_a_specification_are_rejected_without_repeating_them()
 #[test]
 fn a_dry_run_needs_no_image() {
     let unnamed = parse_valid_dry_run(&json!({"dryRun": true, "deploy": {"service": "hello"}}));
-    assert_eq!(unnamed.image_without_digest(), None);
+    assert_eq!(unnamed.image_if_repository_known(), None);
     let tagged =
         parse_valid_dry_run(&json!({"dryRun": true, "tag": "r.example/t:1", "deploy": {"service": "hello"}}));
-    assert_eq!(tagged.image_without_digest().unwrap().repository(), "r.example/t");
+    assert_eq!(
+        tagged.image_if_repository_known().unwrap().repository(),
+        "r.example/t"
+    );
     // Whether it is one is known even if something else is wrong.
     let wrong = json!({"dryRun": true, "tag": "R/t", "deploy": {"service": "0"}}).to_string();
     let Err(HandOverError::Invalid { problems, dry_run }) = parse_hand_over(wrong.as_bytes()) else {

@@ -113,7 +113,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             if let Some(next) = self.next_step_if_repeated_delivery() {
                 return Ok(next);
             }
-            if let Some(older) = self.reason_if_older_than_deployed() {
+            if let Some(older) = self.rejection_if_older_than_deployed() {
                 match self.last_good_before_broken().await {
                     None => {
                         let findings = older.as_findings();
@@ -141,7 +141,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 }
             }
         } else {
-            objections.extend(self.reason_if_older_than_deployed().map(|older| older.reason));
+            objections.extend(self.rejection_if_older_than_deployed().map(|older| older.reason));
         }
         self.add_missing_secret_objections(&mut objections).await?;
         let unsettled = self.context.history.unsettled_rollout(&self.id);
@@ -178,8 +178,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
     }
 
-    /// Returns the next step if the same hand-over was delivered before; records what this delivery changes of its
-    /// times and its last good version.
+    /// Returns the next step if the new version is deployed already, or the same hand-over has failed before; `None`
+    /// otherwise. Determines the version to restore, and records a newer build that gave the deployed version again.
     fn next_step_if_repeated_delivery(&mut self) -> Option<NextStep> {
         let history = self.context.history;
         if let Some(status) = &self.before
@@ -237,7 +237,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Returns a reason to reject the hand-over if it is an older build than the deployed one.
-    fn reason_if_older_than_deployed(&self) -> Option<OlderBuildRejection> {
+    fn rejection_if_older_than_deployed(&self) -> Option<OlderBuildRejection> {
         let deployed = FunctionVersion::of_deployed_function(self.before.as_ref()?);
         let resubmission = deployed
             .spec_digest()

@@ -81,6 +81,7 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
+    /// Makes a verdict with the reasons in `findings`.
     fn new(status: DeploymentStatus, fault: Option<FaultyParty>, findings: Findings) -> Self {
         Self {
             status,

@@ -51,11 +51,13 @@ pub(crate) enum Disruption {
 #[derive(Clone)]
 pub(crate) struct FakeGateway(Arc<SharedState>);
 
+/// The state of the fake gateway, and the notice that the deployer has to be killed.
 struct SharedState {
     state: Mutex<GatewayState>,
     killed: Notify,
 }
 
+/// The functions and secrets of the provider, and what happens to the next requests.
 struct GatewayState {
     provider: ProviderKind,
     functions: BTreeMap<String, FakeFunction>,
@@ -72,6 +74,7 @@ struct GatewayState {
     versions: bool,
 }
 
+/// A function of the fake provider.
 #[derive(Clone)]
 struct FakeFunction {
     deployment: Value,

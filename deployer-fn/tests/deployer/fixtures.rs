@@ -12,14 +12,17 @@ use serde_json::json;
 
 use crate::script::{ExpectedCall, ScriptedGateway, expect_request};
 
+/// The image of the function before the rollout.
 pub(crate) const OLD_IMAGE: &str =
     "registry.example/hello@sha256:0000000000000000000000000000000000000000000000000000000000000000";
+/// The image in the hand-over.
 pub(crate) const NEW_IMAGE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
 /// The timeout of each rollout in the tests.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(50);
 
+/// Returns a valid hand-over of the new image, for the function `hello`.
 pub(crate) fn hand_over_of_new_image() -> HandOver {
     HandOver {
         spec: FunctionSpec {

@@ -82,8 +82,8 @@ impl DeployerProcess {
     }
 }
 
-/// Sends a signed hand-over that is not valid; returns the time of the answer. Fails unless the answer is 400, which shows
-/// that the signature was verified.
+/// Sends a signed hand-over that is not valid; returns the time until the answer. Fails unless the answer is 400, which
+/// shows that the signature was verified.
 async fn send_signed(address: SocketAddr) -> Result<Duration, String> {
     let body = json!({"deploy": {"service": "x".repeat(2000)}}).to_string();
     let signature = signature::sign_body(&HmacKeys::new(&Secret::new(DEPLOY_KEY)).unwrap(), body.as_bytes());
@@ -205,7 +205,7 @@ fn median_and_95th_percentile(mut times: Vec<Duration>) -> [Duration; 2] {
     [50, 95].map(|percent| times[times.len() * percent / 100])
 }
 
-/// Sends a signed hand-over ten times a second for a while; returns the times of the answers.
+/// Sends a signed hand-over ten times a second for `duration`; returns the time until each answer.
 async fn send_signed_throughout(address: SocketAddr, duration: Duration) -> Vec<Duration> {
     let begun = Instant::now();
     let mut times = Vec::new();

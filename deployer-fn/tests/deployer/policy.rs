@@ -20,7 +20,7 @@ use crate::fixtures::{
 use crate::handler::{TestDeployer, digest_of_spec, test_deployer, test_deployer_with_files};
 use crate::script::{ANY_NUMBER_OF_TIMES, ExpectedCall, ScriptedGateway, expect_request};
 
-/// An address that nobody listens at: a request that reaches the gateway fails with 502.
+/// A gateway's URL that nothing listens at: a hand-over that passes all checks before the gateway is answered with 502.
 const UNUSED_GATEWAY_URL: &str = "http://127.0.0.1:9";
 
 const ACME_DEPLOY_KEY: &str = "the deploy key of acme";

@@ -13,12 +13,17 @@ use crate::fixtures::{
 };
 use crate::script::{ANY_NUMBER_OF_TIMES, expect_request};
 
+/// The text of faas-netes for an update of a function that does not exist.
 const NO_DEPLOYMENT_TEXT: &str =
     "unable update Deployment: hello.openfaas-fn, error: deployments.apps \"hello\" not found\n";
+/// The text of faas-netes for an update with a secret that does not exist.
 const NO_K8S_SECRET_TEXT: &str =
     "unable update Deployment: hello.openfaas-fn, error: secrets \"api-key\" not found\n";
+/// The text of faasd for an image that does not exist.
 const NOT_PULLED_TEXT: &str = "unable to pull image registry.example/hello: not found\n";
+/// The text of faasd for a secret that does not exist.
 const NO_FAASD_SECRET_TEXT: &str = "unable to find secret: api-key\n";
+/// The text of the gateway on Kubernetes for a call of a function without available replicas.
 const NO_ENDPOINTS_TEXT: &str = "No endpoints available for: hello.";
 
 #[tokio::test(start_paused = true)]

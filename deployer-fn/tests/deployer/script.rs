@@ -31,6 +31,7 @@ pub(crate) struct ExpectedCall {
 /// A function that panics if a request is not as expected.
 type RequestCheck = Box<dyn Fn(&Request<Bytes>) + Send>;
 
+/// The answer to an expected call.
 #[derive(Clone)]
 enum ScriptedAnswer {
     Reply(u16, String),
