@@ -15,9 +15,11 @@ pub(crate) struct Acceptance {
     stage: AtomicU8,
 }
 
-/// The stages of a request, in order: received, accepted (which may be left out), ended.
+/// The first stage of a request: it was not accepted yet.
 const RECEIVED: u8 = 0;
+/// The stage of an accepted request, which counts.
 const ACCEPTED: u8 = 1;
+/// The last stage of a request, accepted or not.
 const ENDED: u8 = 2;
 
 impl Acceptance {

@@ -11,12 +11,12 @@ use std::sync::Arc;
 /// address, such as `a private address`.
 pub type AddressCheck = Arc<dyn Fn(IpAddr) -> Result<(), &'static str> + Send + Sync>;
 
-/// The error for a name that was resolved to an address to which the client may not connect.
+/// The error for a host that is, or was resolved to, an address to which the client may not connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressDenied {
-    /// The name that was resolved.
+    /// The host: the name that was resolved, or the address itself.
     pub host: String,
-    /// The address that the name was resolved to.
+    /// The address that was denied.
     pub address: IpAddr,
     /// The kind of the address, as the check named it.
     pub kind: &'static str,

@@ -57,8 +57,11 @@ pub(crate) const SMALLEST_BUFFER_BYTES: usize = 16 << 10;
 /// The bits of [`ConnectionState::packed`] with what the connection expects from its client: one of the three values
 /// below. The others number the request.
 const EXPECTED_INPUT_MASK: u32 = 0b11;
+/// The value for [`ExpectedInput::Head`].
 const EXPECTS_HEAD: u32 = 0;
+/// The value for [`ExpectedInput::Body`].
 const EXPECTS_BODY: u32 = 1;
+/// The value for [`ExpectedInput::Nothing`].
 const EXPECTS_NOTHING: u32 = 2;
 /// The difference between the numbers of two requests in a row.
 const REQUEST_NUMBER_STEP: u32 = 4;

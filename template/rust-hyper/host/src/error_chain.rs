@@ -6,7 +6,7 @@ use std::fmt;
 /// An error of any type that can move between threads.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Displays an error and its sources on one line, separated by `: `.
+/// An error that is displayed with its sources on one line, separated by `: `.
 ///
 /// ```
 /// # let error = std::io::Error::other("no space left");

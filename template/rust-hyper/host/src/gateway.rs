@@ -236,6 +236,8 @@ impl Gateway {
         response
     }
 
+    /// Sends a request as it is and reads the whole response; converts the client's error to one that names the
+    /// request.
     async fn send_and_receive(
         &self,
         request: Request<Full<Bytes>>,

@@ -36,7 +36,7 @@ pub use urls::{UrlPattern, UrlPatterns};
 use json::Json;
 use reader::ObjectReader;
 
-/// The number of secrets with keys that a policy may name. Each one is tried on a request that names no tenant.
+/// The highest number of secrets with keys that a policy may name. Each one is tried on a request that names no tenant.
 const KEY_SECRETS_MAX: usize = 64;
 
 /// The tenants of the platform, with their keys and rules.

@@ -17,7 +17,7 @@ use crate::error_chain::BoxError;
 /// The request that a handler is called with.
 pub type Request = http::Request<Body>;
 
-/// The body of a request.
+/// The body of a request to a handler.
 ///
 /// It is read only as fast as the handler consumes it; until then, the client is held back. It implements
 /// [`http_body::Body`] and [`Stream`]; [`Body::collect`] and [`Body::text`] read it whole, up to a limit. If the client
@@ -194,6 +194,7 @@ struct CollectBody {
 }
 
 impl CollectBody {
+    /// Polls the body until its end, and returns it whole.
     fn poll_collected(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let too_large = BodyError::TooLarge { limit: self.limit };
         // A client that announces a body that is too large is rejected before it sends the body.

@@ -22,7 +22,7 @@ const POWERFUL_ANNOTATIONS: [&str; 2] = [SERVICE_ACCOUNT_ANNOTATION, "com.openfa
 /// The annotation with which a function chooses its service account.
 pub(super) const SERVICE_ACCOUNT_ANNOTATION: &str = "com.openfaas.serviceaccount";
 
-/// Amounts of CPU and memory that a function requests.
+/// Amounts of CPU and memory in a request to deploy a function: its limits, or what is reserved for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestedResources {
     /// The amount of CPU, in cores.

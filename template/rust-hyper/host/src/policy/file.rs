@@ -22,12 +22,14 @@ const MAX_POLICY_BYTES: u64 = 1024 * 1024;
 #[derive(Clone)]
 pub struct PolicyFile(Arc<SharedPolicyFile>);
 
+/// The path of the policy's file, with the state that clones of a [`PolicyFile`] share.
 struct SharedPolicyFile {
     path: PathBuf,
     state: Mutex<PolicyFileState>,
     is_valid: OnceLock<IntGauge>,
 }
 
+/// The policy that is in force, with the version of the file.
 struct PolicyFileState {
     /// The version of the file that was looked at last, whether it could be used or not; `None` if there was no file.
     version: Option<FileVersion>,

@@ -16,6 +16,7 @@ impl<'p> ObjectReader<'p> {
         Self::at_path(String::new(), json, problems)
     }
 
+    /// Creates a reader of the object at `path`; reports a value that is not an object.
     fn at_path(path: String, json: Json, problems: &'p mut Vec<String>) -> Self {
         let mut reader = Self {
             path,
@@ -98,7 +99,7 @@ impl<'p> ObjectReader<'p> {
         parsed.map_err(|problem| self.report_problem(name, problem)).ok()
     }
 
-    /// Reads the member `name`, which is `true` or `false`; `false` if it is absent.
+    /// Reads the member `name`, which is `true` or `false`; `false` if it is absent, or wrong, which is reported.
     pub(super) fn read_flag(&mut self, name: &str) -> bool {
         match self.take_member(name) {
             None => false,

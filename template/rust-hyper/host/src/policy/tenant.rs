@@ -86,19 +86,19 @@ pub struct ReadRules {
 }
 
 impl ReadRules {
-    /// Returns the repositories of images that may be read.
+    /// Returns the patterns of the repositories whose images may be read.
     #[must_use]
     pub fn images(&self) -> &RepositoryPatterns {
         &self.images
     }
 
-    /// Returns the addresses of files that may be read.
+    /// Returns the patterns of the addresses from which files may be read by http or https.
     #[must_use]
     pub fn http(&self) -> &UrlPatterns {
         &self.http
     }
 
-    /// Returns the addresses of Git repositories that may be read.
+    /// Returns the patterns of the addresses of Git repositories that may be read.
     #[must_use]
     pub fn git(&self) -> &UrlPatterns {
         &self.git
@@ -272,14 +272,16 @@ impl Tenant {
         self.max_builds
     }
 
-    /// Returns the name of the secret with the only registry credentials that the tenant's builds use: a Docker
-    /// `config.json`.
+    /// Returns the name of the secret with the only registry credentials that the tenant's builds use, a Docker
+    /// `config.json`; `None` if the policy names none.
     #[must_use]
     pub fn registry_config_secret(&self) -> Option<&str> {
         self.registry_config.as_deref()
     }
 
-    /// Returns the name of the secret with the registry credentials that the deployer looks up the tenant's images with.
+    /// Returns the name of the secret with the registry credentials that the deployer looks up the tenant's images
+    /// with;
+    /// `None` if the policy names none.
     #[must_use]
     pub fn pull_config_secret(&self) -> Option<&str> {
         self.pull_config.as_deref()
@@ -398,6 +400,7 @@ impl Tenant {
         self.check_rule("frontends", self.frontends.allows(repository), repository)
     }
 
+    /// Fails with the violation of `rule` by `subject`, unless `is_allowed`.
     fn check_rule(&self, rule: &str, is_allowed: bool, subject: &str) -> Result<(), Violation> {
         match is_allowed {
             true => Ok(()),

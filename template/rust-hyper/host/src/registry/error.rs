@@ -9,7 +9,7 @@ use crate::client::ExchangeError;
 use crate::duration;
 use crate::error_chain::BoxError;
 
-/// An error of a look-up in an image registry. Its text never quotes the body of a response.
+/// An error of a request to an image registry or its token server. Its text never quotes the body of a response.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The certificates in the secret `gateway-ca`, or those of the system, cannot be used.

@@ -65,6 +65,7 @@ impl RequestMetrics {
         }
     }
 
+    /// Returns the counter and histogram of the requests with this status and method.
     fn series_with_labels(&self, status: &str, method: &str) -> RequestSeries {
         RequestSeries {
             requests: self.requests.with_label_values(&[status, method]),
@@ -74,6 +75,7 @@ impl RequestMetrics {
 }
 
 impl RequestSeries {
+    /// Counts a request, and records its duration.
     fn record_duration(&self, duration: Duration) {
         self.requests.inc();
         self.durations.observe(duration.as_secs_f64());

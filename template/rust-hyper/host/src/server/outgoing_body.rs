@@ -31,6 +31,7 @@ struct StreamedBodyState {
 }
 
 impl OutgoingResponseBody {
+    /// Creates the body to send. A streamed one is limited by `deadline`, and runs in the spans.
     pub(crate) fn new(
         body: ResponseBody,
         record: Option<RequestRecord>,

@@ -168,7 +168,7 @@ async fn a_request_may_have_as_many_headers_as_the_setting_allows_and_no_more() 
 
 const GET_REQUEST_TEXT: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// Reads from a connection until the response contains `text`.
+/// Reads from a connection until the response contains `text`, and returns what was received.
 async fn read_until(stream: &mut TcpStream, text: &str) -> String {
     await_within_timeout(async {
         let mut received = Vec::new();
@@ -186,7 +186,7 @@ async fn read_until(stream: &mut TcpStream, text: &str) -> String {
     .await
 }
 
-/// Reads from a connection until the function closes it.
+/// Reads from a connection until the function closes it, and returns what was received.
 async fn read_until_closed(stream: &mut TcpStream) -> String {
     let mut received = Vec::new();
     // A reset ends the connection as well.

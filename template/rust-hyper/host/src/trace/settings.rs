@@ -44,19 +44,24 @@ impl fmt::Debug for CollectorHeaders {
 /// The names of two variables for one setting: for traces only, which takes precedence, and for all signals.
 type VariableNames = [&'static str; 2];
 
+/// The variables with further headers for the collector.
 const HEADERS_VARIABLES: VariableNames = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
+/// The variables with the path of a file with certificates that authenticate the collector.
 const CERTIFICATE_VARIABLES: VariableNames = [
     "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
 ];
+/// The variables with the compression of exports, `gzip` or `none`.
 const COMPRESSION_VARIABLES: VariableNames = [
     "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
     "OTEL_EXPORTER_OTLP_COMPRESSION",
 ];
+/// The variables with the protocol of exports.
 const PROTOCOL_VARIABLES: VariableNames = [
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
 ];
+/// The variables with the timeout of one export, in milliseconds.
 const TIMEOUT_VARIABLES: VariableNames = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
 
 /// The variables with the collector's URL: complete, and without the path for traces.

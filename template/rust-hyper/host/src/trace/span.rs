@@ -16,7 +16,8 @@ use super::propagation;
 /// texts that callers choose.
 const MAX_ATTRIBUTE_TEXT_BYTES: usize = 512;
 
-/// A trace span, which ends when it is dropped. Without a collector it is empty, and its methods do nothing.
+/// A trace span, which ends when it is dropped. Without a collector, and outside a traced request, it is empty, and its
+/// methods do nothing.
 #[derive(Debug, Default)]
 pub struct Span(Option<Context>);
 

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::*;
 use crate::{Body, BoxError};
 
+/// The limits of most budgets in these tests.
 const LIMITS: UnverifiedLimits = UnverifiedLimits {
     senders: 4,
     memory: 1000,

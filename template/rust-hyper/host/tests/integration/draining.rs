@@ -5,6 +5,7 @@ use tokio::net::TcpStream;
 
 use crate::function::{FunctionProcess, get_page, try_get_page};
 
+/// The log message at the beginning of a shutdown.
 const SHUTTING_DOWN_MESSAGE: &str = "shutting down: not ready, still accepting requests";
 
 #[tokio::test]

@@ -27,7 +27,9 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::function::{FunctionProcess, FunctionResponse, TEST_TIMEOUT, send_request};
 
+/// The id of the trace that the caller names in its requests.
 const CALLER_TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+/// The header with which the caller names its trace and its span.
 const CALLER_TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// The log message about a collector that does not accept spans.

@@ -13,6 +13,7 @@ const WAITED_FOR_FIRST_BYTE: Duration = Duration::from_secs(1);
 /// The limit on the buffers of all connections, in bytes.
 const LARGE_BUFFER_BYTES: usize = 64 << 10;
 
+/// The timeouts of each connection.
 const TEST_TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
     head: Duration::from_secs(5),
     read: Duration::from_secs(10),
