@@ -68,8 +68,8 @@ enum RetryReason {
 }
 
 impl Answer {
-    /// Creates the answer for a request that produced an image. If the image was to be deployed and was not,
-    /// the deployment decides the status.
+    /// Creates the answer for a request that produced an image: with status 200, unless the image was to be deployed
+    /// and was not; then the deployment decides the status.
     pub(crate) fn from_built(mut built: BuildResult, fields: AnswerFields<'_>) -> Self {
         let (status, error) = match &built.deployment {
             None => (StatusCode::OK, None),

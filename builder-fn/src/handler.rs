@@ -92,6 +92,7 @@ struct BuildExchange {
 }
 
 impl BuildExchange {
+    /// Returns the fields of an answer now, with the time since the request arrived.
     fn answer_fields<'a>(&self, image: Option<&'a str>) -> AnswerFields<'a> {
         AnswerFields {
             image,
@@ -451,7 +452,7 @@ impl BuilderApi {
     }
 }
 
-/// Returns an error's value of the metric label `outcome`.
+/// Returns the value of the metric label `outcome` for a kind of error.
 fn outcome_label(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Unauthorized
@@ -470,7 +471,8 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// Logs the failure of a build, with the causes that the caller does not get.
+/// Logs the failure of a build or the rejection of its request, with the causes that the caller does not get: as an
+/// error if the platform is at fault, and as information otherwise.
 fn log_build_failure(error: &Error, fields: AnswerFields<'_>, mask: &SecretMask) {
     let text = ErrorChain(error).to_string();
     let text = mask.mask_text(&text);

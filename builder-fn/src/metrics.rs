@@ -149,7 +149,7 @@ impl Metrics {
         self.sent_bytes.clone()
     }
 
-    /// Returns the gauge of the bytes of spooled request bodies.
+    /// Returns the gauge of the bytes of spooled bodies whose signatures are verified, and of fetched contexts.
     pub fn spool_bytes_gauge(&self) -> IntGauge {
         self.spool_bytes.clone()
     }

@@ -10,7 +10,8 @@ use crate::buildkit::Daemon;
 /// The time between two probes of the daemon.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Probes `daemon` at once and then every 5 s, and sends the result to `ready`, until all receivers are dropped.
+/// Probes `daemon` at once and then every 5 s, and sends to `ready` whether it answers, until all receivers are
+/// dropped.
 pub async fn probe_periodically(daemon: Daemon, ready: watch::Sender<bool>) {
     while !ready.is_closed() {
         let answers = daemon.check_answers().await;

@@ -82,13 +82,13 @@ use crate::sources::AllowedSources;
 use crate::tenants::TenantResources;
 use daemon::DaemonSettings;
 
-/// The name of the secret that requests are signed with.
+/// The name of the secret that requests are signed with on a builder without a policy.
 pub(crate) const PAYLOAD_SECRET_NAME: &str = "payload-secret";
 
 /// The name of the secret with the credentials for registries.
 const REGISTRY_SECRET_NAME: &str = "registry-config";
 
-/// The least memory for unverified bodies, in bytes: that of the largest body in memory, and of two batches of another.
+/// The lowest valid `unverified_memory`, in bytes: room for the largest body in memory, and for two batches of another.
 const UNVERIFIED_MEMORY_MIN: u64 = 1 << 20;
 
 /// The default namespace of functions: OpenFaaS's own default.
@@ -344,7 +344,7 @@ impl SignatureSettings {
     }
 }
 
-/// Reads the policy that the setting `policy_file` names.
+/// Reads the policy that the setting `policy_file` names; returns `None` if it names none.
 fn read_policy_file(parser: &mut SettingsParser<'_>) -> Option<PolicyFile> {
     parser.parse_or_default("policy_file", None, |path| {
         PolicyFile::open(path)
@@ -512,8 +512,8 @@ fn read_seal_key(parser: &mut SettingsParser<'_>) -> Option<SealKey> {
     Some(key)
 }
 
-/// Parses the setting `max_log`. Below the minimum, the notices about dropped lines would be longer than the
-/// log.
+/// Parses the setting `max_log`: a number of bytes, at least 16 KiB. In a smaller log, the notices about dropped lines
+/// would be longer than the log.
 fn parse_max_log_bytes(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|bytes| *bytes >= 16 << 10);
     number.ok_or("should be a number of bytes, 16384 or more")

@@ -29,7 +29,7 @@ use crate::function_id::FunctionId;
 use crate::request::time::format_rfc3339_nanos;
 use registry::RegisteredBuilds;
 
-/// The longest wait for BuildKit's history before a solve.
+/// The longest time for which BuildKit's history is read before a solve, or after a registration.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The allowance for differences between clocks, by which the history is read from before a build's submission.
@@ -166,7 +166,7 @@ impl SharedSupersession {
 }
 
 impl Registration {
-    /// Returns whether BuildKit's history could be read last time, which has the builds of other builders.
+    /// Returns whether BuildKit's history, which has the builds of other builders, could be read last time.
     pub(crate) fn sees_other_builders(&self) -> bool {
         !self.shared.history_fails.load(Ordering::Relaxed)
     }

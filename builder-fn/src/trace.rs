@@ -15,7 +15,8 @@ use crate::error::Error;
 use crate::remote_context::ContextError;
 use crate::request::RequestError;
 
-/// Marks the span of receiving a request, or of fetching its context, as failed. Repeats nothing of a Dockerfile's content.
+/// Marks the span of receiving a request, or of fetching or storing a context, as failed. Repeats nothing of a
+/// Dockerfile's content.
 pub(crate) fn mark_receive_failed(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {

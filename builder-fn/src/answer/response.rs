@@ -105,7 +105,7 @@ pub(crate) fn stored_context_response(stored: &StoredContextAnswer, seconds: f64
     json_response(StatusCode::CREATED, format!("{body}\n").into_bytes())
 }
 
-/// Returns the response to `GET /publickey`.
+/// Returns the 200 response to `GET /publickey` with the JSON object `key`.
 pub(crate) fn public_key_response(key: &serde_json::Value) -> Response {
     reply::json(format!("{key}\n"))
 }

@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 
 use super::{AnswerSigner, HandOver};
 
-/// The length, in characters, of the part of an answer that an error quotes if the answer is not the
-/// deployer's.
+/// The most characters that an error quotes of an answer that is not the deployer's.
 const MAX_QUOTED_CHARS: usize = 300;
 
 /// The outcome of a hand-over, or the refusal of a dry run: a status and the deployer's answer.

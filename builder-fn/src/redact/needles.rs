@@ -13,7 +13,7 @@ use super::MIN_MASKED_BYTES;
 /// no more than this many bytes of a line that has not ended yet need to be withheld.
 pub(super) const MAX_NEEDLE_BYTES: usize = 256;
 
-/// The number of bits of the Bloom filter per string: one string in 16 that is not in the set passes.
+/// The number of bits of the Bloom filter per string: at most about one text in 16 that begins with no string passes.
 const FILTER_BITS_PER_STRING: usize = 16;
 
 /// A sorted set of strings that are searched for at the same time.

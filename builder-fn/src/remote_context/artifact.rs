@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::request::Sha256Digest;
 
-/// The media type of a manifest.
+/// The media type of an OCI image manifest.
 pub(super) const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The type of artifacts that the builder stores.

@@ -118,7 +118,7 @@ pub(crate) enum ContextError {
 }
 
 impl ContextError {
-    /// Converts the error of an exchange with `host`, which is not the registry.
+    /// Converts the error of an exchange with `host`, to which a registry redirected.
     pub(super) fn from_exchange(error: ExchangeError, host: &str) -> Self {
         match error {
             ExchangeError::Denied(denied) => denied.into(),

@@ -156,7 +156,8 @@ fn unauthorized(status: StatusCode, oci: &OciContext) -> ContextError {
     }
 }
 
-/// Returns the absolute address that a response of `host` redirects to.
+/// Returns the address that a response of `host` redirects to. Fails if it is no absolute http address, or names a
+/// user.
 fn redirect_target(response: &Response<Incoming>, host: &str) -> Result<Uri, ContextError> {
     let location = response
         .headers()

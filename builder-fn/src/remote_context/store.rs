@@ -22,7 +22,7 @@ use crate::context::Spool;
 use crate::request::time::format_rfc3339;
 use crate::request::{ContextReference, OciContext, ReferencedContext, Sha256Digest, StorableTar};
 
-/// The bytes of a context that are read from its spool at once.
+/// The most bytes of a context that are read from its spool at once.
 const PIECE_BYTES: usize = 256 << 10;
 
 /// The lowest rate at which a registry may take a context, in bytes per second.

@@ -15,8 +15,8 @@ use crate::buildkit::BuildEvent;
 use crate::redact::SecretMask;
 use text::{floor_char_boundary, format_time, output_lines, to_one_line};
 
-/// The most bytes of text in one log line; longer lines are split. Clients stop reading at records of 64 KiB,
-/// and JSON may need six bytes for one.
+/// The most bytes of text in one log line. Longer lines of output are split, and longer names of steps are cut. Clients
+/// stop reading at records of 64 KiB, and JSON may need six bytes for one.
 pub(crate) const MAX_LINE_BYTES: usize = 8 << 10;
 
 /// Formats the events of a build as log lines, in order, and collects the warnings that are not BuildKit's.

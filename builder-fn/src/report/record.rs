@@ -15,7 +15,7 @@ pub(crate) const MAX_RECORD_BYTES: usize = (64 << 10) - 1;
 /// The bytes of a record besides its lines: names of fields, the duration, the framing.
 const RECORD_OVERHEAD_BYTES: usize = 256;
 
-/// The most bytes of the error text, and of the deployment, in a terminal record.
+/// The most bytes of JSON for the error text, and as many for the deployment, in a terminal record.
 const MAX_TEXT_BYTES: usize = 16 << 10;
 
 // JSON needs at most six bytes for a byte of a line, and a line has a timestamp before its text: every line fits.

@@ -12,7 +12,7 @@ const MAX_WARNINGS_BYTES: usize = 12 << 10;
 /// The size, in bytes of JSON, after which the text of a warning is cut.
 const MAX_WARNING_BYTES: usize = 4 << 10;
 
-/// A list of warnings with a limit on its size. Serialized, its last entry says how many more there were.
+/// A list of warnings with a limit on its size. Serialized, it ends with the number of those that had no room, if any.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Warnings {
     texts: Vec<String>,

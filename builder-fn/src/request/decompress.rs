@@ -145,7 +145,7 @@ impl BodyDecoder {
         }
     }
 
-    /// Ends the body, and returns the spool with the tar.
+    /// Checks that the compressed body is complete, and returns the spool with the tar.
     fn finish(self) -> Result<Spool, RequestError> {
         let output = match self {
             Self::Gzip(stream) => stream.finish()?,

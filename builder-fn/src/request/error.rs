@@ -10,7 +10,7 @@ use super::config::ConfigError;
 use super::frontend::ForbiddenFrontend;
 use crate::context::{ArchiveError, ReadError, SpoolError};
 
-/// The error of a request that cannot become a build.
+/// The error of a request, or of a fetched tar, that cannot become a build or a stored context.
 ///
 /// The texts are complete and meant for the caller. Only failures of the platform and the connection have a source.
 #[derive(Debug, thiserror::Error)]
@@ -245,8 +245,8 @@ impl RequestError {
         }
     }
 
-    /// Returns whether the error counts as that of a caller whose signature was verified before, if one is required.
-    /// One that can occur before as well as after that mostly does not.
+    /// Returns whether the error counts as that of a caller whose signature was verified before, if one is required. A
+    /// failure to write the spool, and a shutdown, do not count, although they may occur after that as well.
     pub fn is_from_verified_caller(&self) -> bool {
         match self {
             // The tar is interpreted only after the signature has been verified.

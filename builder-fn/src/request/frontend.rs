@@ -32,7 +32,7 @@ pub enum Frontend {
     Named,
 }
 
-/// Images that a Dockerfile may name as its frontend, besides the built-in one.
+/// Images that a Dockerfile may name as its frontend, besides the built-in one, on a builder without a policy.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedFrontends(Vec<String>);
 

@@ -51,7 +51,7 @@ const MAX_KEYS_WHILE_RECEIVING: usize = 8;
 /// [`MAX_KEYS_WHILE_RECEIVING`].
 const MAX_HASHED_BYTES: u64 = 256 << 20;
 
-/// The resources that all unverified bodies share. Clones share them.
+/// The budget of all unverified bodies, and the turns at hashing and storing them. Clones share both.
 #[derive(Clone, Debug)]
 pub struct UnverifiedBodies {
     budget: UnverifiedBudget,
@@ -81,7 +81,7 @@ impl UnverifiedBodies {
     }
 }
 
-/// Receives `body`, hashes it with `verifier` and stores it as `settings` say.
+/// Receives `body`, hashes it with `verifier`, stores it as `settings` say, and verifies its signature at its end.
 ///
 /// # Errors
 /// Fails if the body has more than `limit` bytes, breaks off, exceeds the budget or cannot be stored, or if the signature

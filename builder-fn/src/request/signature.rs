@@ -93,7 +93,8 @@ impl fmt::Debug for KeysOfSecret {
     }
 }
 
-/// A signature that matched the body of its request: two requests with the same one have the same body.
+/// A signature that matched the body of its request, or the text that it signs: two requests with the same one have the
+/// same body.
 ///
 /// It is normalized: lower-case digits without surrounding blanks. What a caller may write differently is one signature.
 #[derive(Clone, Debug, PartialEq, Eq)]

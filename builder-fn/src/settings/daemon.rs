@@ -40,7 +40,7 @@ struct TransportSecurity {
     allows_plaintext: bool,
 }
 
-/// Reads the settings of the daemon.
+/// Reads the settings of the connection to BuildKit, and checks that the secrets of TLS, if it is used, are usable.
 pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> DaemonSettings {
     let unset = || DaemonAddress::Unix(PathBuf::new());
     let address = match parser.required_text("buildkit_url").as_str() {

@@ -49,14 +49,14 @@ impl TenantQueues {
         self.tenants.get(tenant).map_or(0, |tenant| tenant.admitted)
     }
 
-    /// Admits a request of a tenant, of which at most `max_builds` build at the same time.
+    /// Counts a request of a tenant as admitted. At most `max_builds` of the tenant's builds run at the same time.
     pub(super) fn add_admitted(&mut self, tenant: &TenantName, max_builds: usize) {
         let tenant = self.tenants.entry(tenant.clone()).or_default();
         tenant.admitted += 1;
         tenant.max_builds = max_builds;
     }
 
-    /// Removes an admitted request of a tenant.
+    /// Counts one admitted request of a tenant less.
     pub(super) fn remove_admitted(&mut self, name: &TenantName) {
         if let Some(tenant) = self.tenants.get_mut(name) {
             tenant.admitted = tenant.admitted.saturating_sub(1);
@@ -73,7 +73,7 @@ impl TenantQueues {
         }
     }
 
-    /// Frees a slot of a tenant.
+    /// Counts one slot that a tenant's build had taken as free.
     pub(super) fn free_slot(&mut self, name: &TenantName) {
         self.running = self.running.saturating_sub(1);
         if let Some(tenant) = self.tenants.get_mut(name) {

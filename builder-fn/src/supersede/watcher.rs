@@ -10,7 +10,8 @@ use tonic::Status;
 use super::{SharedSupersession, history_start};
 use crate::buildkit::ConnectError;
 
-/// The pause before the watcher's first attempt to reconnect; every further pause is twice as long.
+/// The pause before the watcher's first attempt to reconnect. Every further pause is twice as long as the one before
+/// it, up to [`RECONNECT_PAUSE_MAX`].
 const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 
 /// The longest pause between two of the watcher's attempts to reconnect.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The number of wrong keys that an error lists. More are counted, so that a configuration of 1 MiB cannot make
-/// an answer of many.
+/// The most wrong keys that an error lists. Further ones are counted, so that a configuration of 1 MiB cannot make an
+/// answer of many.
 const MAX_KEYS_SHOWN: usize = 50;
 
 /// The length of the longest part of a caller's key that an error shows, in characters.
@@ -42,7 +42,8 @@ pub enum ConfigProblem {
     Keys(KeyErrors),
 }
 
-/// Every missing or wrong key of a configuration, each with what would be right.
+/// The missing and wrong keys of a configuration: the first [`MAX_KEYS_SHOWN`], each with what would be right, and the
+/// number of the others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeyErrors {
     listed: Vec<String>,

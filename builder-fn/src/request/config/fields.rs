@@ -75,7 +75,7 @@ impl ConfigFields {
         }
     }
 
-    /// Reads a key with a boolean, which is `default` if absent.
+    /// Reads a key with a boolean, which is `default` if absent. A value of another type is recorded as an error.
     pub(super) fn read_flag(&mut self, key: &str, default: bool) -> bool {
         match self.take(key) {
             None => default,
@@ -173,13 +173,13 @@ impl ConfigFields {
     }
 }
 
-/// Returns whether a JSON value counts as absent.
+/// Returns whether a JSON value counts as absent: `null` and the empty string do.
 fn counts_as_absent(value: &Value) -> bool {
     value.is_null() || value.as_str() == Some("")
 }
 
-/// Removes every spelling of `key` from `map`, and returns its value. `shown` is the key in errors and
-/// warnings.
+/// Removes every spelling of `key` from `map`, and returns its value. Two spellings with different values are an error.
+/// `shown` is the key in errors and warnings.
 fn take(
     map: &mut Map<String, Value>,
     key: &str,

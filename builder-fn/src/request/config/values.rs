@@ -211,7 +211,7 @@ pub(super) fn read_timeout(fields: &mut ConfigFields) -> Option<Duration> {
     timeout
 }
 
-/// Reads a key of the config with a time.
+/// Reads the config's `key`, whose value is a time in RFC 3339.
 pub(super) fn read_time(fields: &mut ConfigFields, key: &str) -> Option<SystemTime> {
     let time = parse_rfc3339(&fields.read_string(key)?);
     if time.is_none() {
@@ -220,7 +220,8 @@ pub(super) fn read_time(fields: &mut ConfigFields, key: &str) -> Option<SystemTi
     time
 }
 
-/// Reads the config's keys `deploy` and `probe`. The deployer validates their other fields.
+/// Reads the config's keys `deploy`, which must name a function and no image, and `probe`. The deployer validates all
+/// their other fields.
 pub(super) fn read_deploy_and_probe(
     fields: &mut ConfigFields,
     skip_push: bool,
