@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_character_in_a_dockerfile_is_found_only_within_a_copy_source() {
+    fn a_control_character_in_a_dockerfile_is_found_only_within_a_path_of_copy_or_add() {
         for (line, found) in [
             (r#"COPY ["a\tb", "/"]"#, true),
             (r#"  add --chown=1 ["a\u0001b", "/"]"#, true),

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_retries_is_limited() {
+    fn a_build_is_retried_at_most_eight_times() {
         let mut retries = BuildRetries::new(Duration::MAX);
         let lost = || Error::Lost("reset".into());
         let count = std::iter::from_fn(|| retries.next_pause(&lost())).count();

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_delivery_does_not_hide_another_one_that_builds() {
+    fn a_failed_delivery_hides_neither_another_one_that_builds_nor_a_success() {
         let records = BuildRecords::default();
         let first = accept(&records, "a");
         first.set_phase(BuildPhase::Running);

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_hash_cannot_be_computed_without_the_processs_key() {
+    fn a_content_hash_differs_from_the_hash_without_the_processs_key() {
         assert_ne!(ContentHash::of(b"abc").0, blake3::hash(b"abc").as_bytes()[..12]);
     }
 }

@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_empty_folder_is_replaced() {
+    fn a_folder_is_replaced_by_a_symlink_only_if_it_is_empty() {
         let mut tree = ContextTree::default();
         insert_entry(&mut tree, "a/b", folder_entry(0o755)).unwrap();
         // A sibling that sorts directly after the folder is not in it.

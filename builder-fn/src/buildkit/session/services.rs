@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_announced_session_methods_are_those_that_buildkit_calls() {
+    fn a_session_announces_one_method_of_each_of_its_services() {
         assert_eq!(
             all_services().announced_methods(),
             [

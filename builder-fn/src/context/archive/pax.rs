@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_pax_record_of_a_key_wins_and_an_empty_one_removes_it() {
+    fn the_last_pax_record_of_a_key_wins_and_an_empty_time_removes_an_earlier_one() {
         let data = [
             pax_record("path", b"a"),
             pax_record("path", b"b"),

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn large_contents_are_not_read() {
+    fn large_contents_are_read_only_at_their_beginnings() {
         let mut tar = TarBuilder::default();
         for number in 0..10 {
             tar = tar.with_file(&format!("context/{number}"), &vec![7; 1 << 20]);

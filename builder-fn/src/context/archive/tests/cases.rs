@@ -312,7 +312,7 @@ fn the_configuration_and_secrets_have_to_be_small_files_and_the_context_a_folder
 }
 
 #[test]
-fn impossible_sizes_are_rejected_before_any_content_is_kept() {
+fn entries_and_extended_headers_with_impossible_sizes_are_rejected() {
     let sized = |field: [u8; 12]| {
         TarBuilder::default().with_entry("context/a", b"", |header| header.as_old_mut().size = field)
     };
