@@ -152,7 +152,7 @@ impl Builder {
                 None => std::future::pending().await,
             }
         };
-        // With the rest of the future, the wait for a slot or the solve is dropped.
+        // If a cancellation or a newer build comes first, the wait for a slot or the solve is dropped.
         let solved = tokio::select! {
             biased;
             () = call.accepted.cancelled() => Err(Error::Cancelled),

@@ -1,4 +1,4 @@
-//! Reads a stored tar: its headers and small files. The contents of other files are skipped.
+//! Reads a stored tar: its headers and small contents. Large contents are skipped.
 
 use std::io;
 
