@@ -48,6 +48,7 @@ pub(crate) struct CheckResult {
 }
 
 impl CheckResult {
+    /// Makes the result of a request: allowed if there are no violations, or else rejected with one line for each.
     fn of_violations(violations: Vec<String>, tenant: &Tenant) -> Self {
         match violations.is_empty() {
             true => Self {
@@ -116,6 +117,7 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Re
     })
 }
 
+/// Reads and parses a policy; the error of an invalid one names every problem.
 fn read_policy(path: &Path) -> anyhow::Result<Policy> {
     let text = fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
     match Policy::parse(&text) {

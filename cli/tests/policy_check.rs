@@ -13,7 +13,8 @@ const POLICY_JSON: &str = r#"{"tenants": {
     "globex": {"keys": ["globex-payload"]}
 }}"#;
 
-/// Runs the command in a folder with these files, and returns its exit code and its two outputs.
+/// Runs `slipway policy check` in a folder with these files, and returns its exit code, standard output and standard
+/// error.
 fn run_slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, String) {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
@@ -33,7 +34,8 @@ fn run_slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, Str
     )
 }
 
-/// Runs the command with [`POLICY_JSON`] and a request in the file `name`, which also names the option for it.
+/// Runs `slipway policy check` with [`POLICY_JSON`] and a request in the file `name`, which also names the option for
+/// it.
 fn check_file_against_policy(name: &str, content: &[u8], arguments: &[&str]) -> (i32, String, String) {
     let option = format!("--{}", name.split('.').next().unwrap());
     let arguments = [&["policy", &option, name], arguments].concat();

@@ -29,6 +29,7 @@ impl DrainableBackend {
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
+    /// Returns the address to which calls are forwarded; `None` while the instance has no process.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         *self.address.read().unwrap_or_else(PoisonError::into_inner)
     }

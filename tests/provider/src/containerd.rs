@@ -92,6 +92,7 @@ impl NamespaceClient {
         self.containerd.snapshotter.clone()
     }
 
+    /// Creates a request in the client's namespace, and under its lease if it has one.
     fn request_in_namespace<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request
@@ -120,6 +121,7 @@ async fn await_short_call<T>(
         .map_err(containerd_error(operation, subject))
 }
 
+/// Returns a function that adds the operation and its subject to a gRPC status.
 fn containerd_error(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> ProviderError {
     let subject = subject.to_owned();
     move |source| ProviderError::Containerd {
@@ -137,6 +139,7 @@ fn not_found_as_success<T: Default>(answer: Result<T, ProviderError>) -> Result<
     }
 }
 
+/// Returns whether the error is containerd's answer that a subject exists already.
 fn is_already_exists(error: &ProviderError) -> bool {
     matches!(error, ProviderError::Containerd { source, .. } if source.code() == Code::AlreadyExists)
 }

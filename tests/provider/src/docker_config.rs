@@ -49,6 +49,7 @@ impl DockerConfig {
         Self::parse_config(&bytes)
     }
 
+    /// Parses the content of a `config.json`; entries without usable credentials are skipped.
     fn parse_config(bytes: &[u8]) -> Result<Self, ProviderError> {
         let file: DockerConfigFile = serde_json::from_slice(bytes).map_err(|error| {
             ProviderError::Invalid(format!(

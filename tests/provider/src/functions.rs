@@ -49,6 +49,7 @@ const RETIRE_BACKOFF_SECONDS: [u64; 6] = [1, 2, 4, 8, 16, 32];
 #[derive(Clone, Debug)]
 pub(crate) struct FunctionStore(Arc<FunctionStoreInner>);
 
+/// The part of a [`FunctionStore`] that all its clones share.
 #[derive(Debug)]
 struct FunctionStoreInner {
     settings: ProviderSettings,
@@ -267,6 +268,7 @@ impl FunctionStoreInner {
         self.containerd.namespace_client(&key.namespace)
     }
 
+    /// Returns the update strategy of a stored function: its annotation's, or the provider's.
     fn strategy_of(&self, record: &StoredFunction) -> UpdateStrategy {
         self.settings.strategy_for(&record.deployment.annotations)
     }
@@ -280,6 +282,7 @@ impl FunctionStoreInner {
         }
     }
 
+    /// Returns the key of a deployment's function; an empty namespace stands for the default one.
     fn key_of(&self, deployment: &FunctionDeployment) -> FunctionKey {
         let namespace = match deployment.namespace.as_str() {
             "" => &self.settings.function_namespace,
@@ -288,6 +291,7 @@ impl FunctionStoreInner {
         FunctionKey::new(&deployment.service, namespace)
     }
 
+    /// Returns the current instance of a function; fails if the function does not exist.
     fn find_instance(&self, key: &FunctionKey) -> Result<Arc<Instance>, ProviderError> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table
@@ -313,6 +317,7 @@ impl FunctionStoreInner {
             .remove(key);
     }
 
+    /// Sets the label of an instance's container with its stage.
     async fn set_container_stage(
         &self,
         instance: &Instance,
@@ -395,6 +400,7 @@ impl FunctionStoreInner {
         task.await.unwrap_or(Err(ProviderError::Stopping))
     }
 
+    /// Waits until no other operation on the function runs, and keeps others from running until the guard is dropped.
     async fn lock_function(&self, key: &FunctionKey) -> OwnedMutexGuard<()> {
         let mutex = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -403,6 +409,8 @@ impl FunctionStoreInner {
         mutex.lock_owned().await
     }
 
+    /// Returns the status that the API reports of an instance's function; during a deferred rollout, it has the new
+    /// version's image and data.
     fn status_of(&self, instance: &Instance) -> FunctionStatus {
         let info = instance.info();
         let (replicas, available) = match (self.strategy_of(&info.record), instance.status()) {

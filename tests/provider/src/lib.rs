@@ -34,6 +34,6 @@ mod unique;
 pub use self::{
     error::ProviderError,
     logs::collect_output,
-    server::{remove_all_functions_and_network, serve_api_until_stopped},
+    server::{remove_all_functions, serve_api_until_stopped},
     settings::ProviderSettings,
 };

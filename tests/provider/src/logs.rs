@@ -131,6 +131,7 @@ impl LogStore {
     }
 }
 
+/// Sends the log lines that exist, and then, if the query follows the log, new ones until the receiver is dropped.
 async fn send_messages(
     mut reader: LogReader,
     sender: &mpsc::Sender<LogMessage>,
@@ -157,6 +158,7 @@ async fn send_messages(
     }
 }
 
+/// Reads new log lines on a thread for blocking work, and returns the reader with them.
 async fn read_in_background(mut reader: LogReader) -> Result<(LogReader, Vec<LogMessage>), ProviderError> {
     let task = tokio::task::spawn_blocking(move || {
         let lines = reader.read_new_messages();

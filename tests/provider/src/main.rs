@@ -4,9 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use slipway_dev_provider::{
-    ProviderSettings, collect_output, remove_all_functions_and_network, serve_api_until_stopped,
-};
+use slipway_dev_provider::{ProviderSettings, collect_output, remove_all_functions, serve_api_until_stopped};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -22,7 +20,7 @@ struct ProviderArguments {
 enum ProviderTask {
     /// Serve the REST API and the function proxy until SIGTERM; functions continue to run afterwards.
     Serve(Box<ProviderSettings>),
-    /// Remove all functions. No provider may be running.
+    /// Remove all functions, with their logs. No provider may be running.
     Cleanup(Box<ProviderSettings>),
     /// Collect the output of a function; containerd's shim runs this.
     #[command(hide = true)]
@@ -47,6 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs the task on an async runtime of its own until it is done; `serve` until SIGTERM or SIGINT.
 fn run_task(task: ProviderTask) -> anyhow::Result<()> {
     // Every function has a collector process, for which one thread is enough.
     let mut builder = match task {
@@ -70,7 +69,7 @@ fn run_task(task: ProviderTask) -> anyhow::Result<()> {
                 };
                 serve_api_until_stopped(*settings, stop).await?;
             }
-            ProviderTask::Cleanup(settings) => remove_all_functions_and_network(*settings).await?,
+            ProviderTask::Cleanup(settings) => remove_all_functions(*settings).await?,
             ProviderTask::Collect { directory } => collect_output(&directory).await?,
         }
         Ok(())

@@ -93,6 +93,7 @@ impl FunctionNetwork {
         attached
     }
 
+    /// Creates a namespace and runs the plugins for it; undoes nothing if that fails.
     async fn connect_new_namespace(&self, id: &str) -> Result<IpAddr, ProviderError> {
         let namespace = self.namespace_file(id);
         create_network_namespace(id, &namespace).await?;
@@ -219,6 +220,7 @@ async fn create_network_namespace(id: &str, file: &Path) -> Result<(), ProviderE
     })
 }
 
+/// Returns whether a namespace is mounted on a file.
 fn is_mounted_namespace(file: &Path) -> bool {
     statfs(file).is_ok_and(|statistics| statistics.f_type == NSFS_FILE_SYSTEM_TYPE)
 }

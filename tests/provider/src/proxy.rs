@@ -165,6 +165,7 @@ pub(crate) async fn proxy_call(
     }
 }
 
+/// Returns whether calls with this method are answered with 405.
 fn is_unsupported(method: &Method) -> bool {
     let supported = [
         Method::GET,
@@ -178,6 +179,7 @@ fn is_unsupported(method: &Method) -> bool {
     !supported.contains(method)
 }
 
+/// Creates an answer of the proxy's own, which a header distinguishes from a function's.
 fn error_response(status: StatusCode, text: String) -> Response {
     (status, [(INTERNAL_HEADER, "proxy")], text + "\n").into_response()
 }

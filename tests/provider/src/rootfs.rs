@@ -28,6 +28,7 @@ pub(crate) async fn read_user_files(mounts: SnapshotMounts) -> Result<UserFiles,
     read.unwrap_or(Err(ProviderError::Stopping))
 }
 
+/// Mounts a root file system for as long as its user and group files are read.
 fn mount_and_read(mounts: &[Mount]) -> Result<UserFiles, ProviderError> {
     let directory =
         tempfile::tempdir().map_err(ProviderError::io_error("create", "a temporary directory"))?;
@@ -46,6 +47,7 @@ fn mount_and_read(mounts: &[Mount]) -> Result<UserFiles, ProviderError> {
     })
 }
 
+/// Returns the text of a file below the root; empty if it is missing, unreadable or not UTF-8.
 fn read_within_root(root: &OwnedFd, path: &str) -> String {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mut text = String::new();
@@ -61,6 +63,7 @@ fn read_within_root(root: &OwnedFd, path: &str) -> String {
 struct MountedRoot(PathBuf);
 
 impl MountedRoot {
+    /// Mounts each of the mounts on `target`, one over the other.
     fn mount(mounts: &[Mount], target: &Path) -> Result<Self, ProviderError> {
         for one in mounts {
             let (flags, data) = parse_mount_options(&one.options);
@@ -86,6 +89,7 @@ impl Drop for MountedRoot {
     }
 }
 
+/// Splits mount options into flags and the data for the file system.
 fn parse_mount_options(options: &[String]) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();
     let mut data = Vec::new();

@@ -86,6 +86,7 @@ impl SecretStore {
     }
 }
 
+/// Returns the name if it is not empty and cannot lead out of the directory.
 fn check_secret_name(name: &str) -> Result<&str, ProviderError> {
     if name.trim().is_empty() {
         return Err(ProviderError::Invalid("non-empty name is required".to_owned()));
@@ -115,6 +116,7 @@ mod tests {
 
     use super::*;
 
+    /// Creates an empty store, which is removed when the directory is dropped.
     fn secrets() -> (tempfile::TempDir, SecretStore) {
         let directory = tempfile::tempdir().unwrap();
         let secrets = SecretStore::open(directory.path().join("secrets")).unwrap();

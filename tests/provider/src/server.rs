@@ -71,12 +71,13 @@ pub async fn serve_api_until_stopped(
     Ok(())
 }
 
-/// Removes all functions, with their networks, logs and cgroups. No provider may be running.
+/// Removes all functions, with their network namespaces, logs and cgroups; the bridge stays. No provider may be
+/// running.
 ///
 /// # Errors
 ///
 /// Fails if containerd cannot be reached, or if something could not be removed; everything else is removed
 /// nevertheless.
-pub async fn remove_all_functions_and_network(settings: ProviderSettings) -> Result<(), ProviderError> {
+pub async fn remove_all_functions(settings: ProviderSettings) -> Result<(), ProviderError> {
     functions::remove_all_functions(settings).await
 }

@@ -186,6 +186,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "a duration cannot be negative".to_owned())
 }
 
+/// Parses a line for `/etc/hosts` that is written `name=address`.
 fn parse_host_alias(text: &str) -> Result<(String, IpAddr), String> {
     let (name, address) = text.split_once('=').ok_or("not an alias; use name=address")?;
     let address = address

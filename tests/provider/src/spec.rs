@@ -91,6 +91,7 @@ pub(crate) fn build_spec(input: SpecInput<'_>) -> Result<Spec, ProviderError> {
     assemble_spec(args, env, cwd, mounts, memory, input).map_err(ProviderError::Spec)
 }
 
+/// Puts the computed parts together to a specification, with the fixed limits on the process.
 fn assemble_spec(
     args: Vec<String>,
     env: Vec<String>,
@@ -194,6 +195,8 @@ pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (N
     (env, process)
 }
 
+/// Returns the mounts of a function: the defaults without the control groups, `/run`, `/tmp` if the root is read-only,
+/// the resolver's files, and the secrets.
 fn function_mounts(input: &SpecInput<'_>) -> Vec<Mount> {
     let mut mounts = get_default_mounts();
     mounts.retain(|mount| mount.destination() != Path::new("/sys/fs/cgroup"));

@@ -43,6 +43,7 @@ pub(crate) fn ensure_certificates(dir: &StackDir) -> Result<u64> {
     ensure_certificates_at(dir, SystemTime::now())
 }
 
+/// Does the work of [`ensure_certificates`], as if the time were `now`.
 fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
     let files = [DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE].map(|name| dir.config_directory().join(name));
     let secrets = CLIENT_SECRETS.map(|name| dir.secrets_directory().join(name));
@@ -67,6 +68,7 @@ fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
     }
 }
 
+/// Returns the time since 1970; zero for an earlier time.
 fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -111,6 +111,7 @@ struct PlannedFunction {
 }
 
 impl PlannedFunction {
+    /// Computes the image reference and the deployment hash of a function from its build context; deploys nothing.
     fn new(
         stack: &Stack,
         name: &'static str,

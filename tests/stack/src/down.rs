@@ -111,6 +111,7 @@ pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -
     Ok(())
 }
 
+/// Lets the supervisor stop all parts, in order, and end itself.
 async fn stop_parts(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let on_event = |event| {
         if let SupervisorEvent::Stopped { part } = event {

@@ -132,6 +132,7 @@ struct ImageDocuments {
 }
 
 impl ImageDocuments {
+    /// Makes the documents of an image with these layers, from the lowest to the topmost, and these variables.
     fn new(layers: &[&Layer], environment: &[String]) -> Self {
         let diff_ids = layers
             .iter()

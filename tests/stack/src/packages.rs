@@ -37,7 +37,7 @@ const TEST_CLIENT_PACKAGES: &[&str] = &["curl", "nodejs", "openssl", "php-cli", 
 /// The Debian package of the registry. Installing it would start a server that listens on every address, now and at
 /// each boot; it is unpacked into the cache instead, unless it is installed already.
 const REGISTRY_PACKAGE: &str = "docker-registry";
-/// The Debian package of promtool, which is unpacked for the same reason.
+/// The Debian package of promtool. It is unpacked into the cache, because installing it would start a server too.
 const PROMETHEUS_PACKAGE: &str = "prometheus";
 
 /// Installs the missing packages that the stack needs; fails if some are missing and this process is not root's.
@@ -50,6 +50,8 @@ pub async fn install_missing_packages_for_tests(progress: &ProgressSink) -> Resu
     install_packages_if_missing(&[STACK_PACKAGES, TEST_CLIENT_PACKAGES].concat(), progress).await
 }
 
+/// Installs those of the packages that are missing with apt-get; fails if some are missing and this process is not
+/// root's.
 async fn install_packages_if_missing(packages: &[&'static str], progress: &ProgressSink) -> Result<()> {
     let missing = missing_packages(packages).await?;
     if missing.is_empty() {
@@ -84,6 +86,8 @@ pub async fn promtool_path(directories: &LauncherDirectories, progress: &Progres
     unpack_package_if_missing(PROMETHEUS_PACKAGE, "promtool", directories, progress).await
 }
 
+/// Returns the path of a program, in `/usr/bin` or in the cache; first unpacks its package into the cache if it is in
+/// neither.
 async fn unpack_package_if_missing(
     package: &str,
     program: &str,
@@ -136,6 +140,7 @@ async fn run_apt_get(args: &[&str], dir: Option<&Path>) -> Result<()> {
     run_program(&mut apt(args)).await.map(drop)
 }
 
+/// Asks dpkg which of the packages are not installed.
 async fn missing_packages(packages: &[&'static str]) -> Result<Vec<&'static str>> {
     let mut query = new_command("dpkg-query");
     query

@@ -208,6 +208,7 @@ pub(crate) fn process_start_ticks(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok().filter(|_| state != "Z")
 }
 
+/// Reads and parses a file; returns `None` if it does not exist.
 fn read_json_file<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>> {
     let text = match fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -179,6 +179,7 @@ struct ShownWork<'a> {
 }
 
 impl<'a> ShownWork<'a> {
+    /// Adds work to what the sink shows.
     fn begin(sink: &'a ProgressSink, subject: String) -> Self {
         let mut id = 0;
         sink.write_lines(|progress| {

@@ -55,6 +55,8 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
         .block_on(supervise_until_shutdown(config, loopback))
 }
 
+/// Starts the control socket, the forwarders and the guard of the disk, and serves commands until a shutdown command,
+/// SIGTERM or a failure of one of these. No part is started before a command starts it.
 async fn supervise_until_shutdown(
     config: PartSpecSource,
     loopback: Option<std::net::TcpListener>,

@@ -123,6 +123,7 @@ pub async fn build_go_module(
     Ok(built)
 }
 
+/// Returns the directory of a Go module in the repository.
 fn module_source_directory(module: &str) -> PathBuf {
     directories::repository_root()
         .join("tests/stack/tools")

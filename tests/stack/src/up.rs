@@ -142,6 +142,7 @@ async fn prepare_plan(
     Ok((plan, images))
 }
 
+/// Returns the absolute path of an existing file, with symbolic links resolved.
 fn absolute_path(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).with_operation("find", path)
 }
@@ -292,6 +293,7 @@ struct HolderProcess {
 }
 
 impl HolderProcess {
+    /// Starts the plan's launcher as the stack's holder, with its output in the supervisor's log; waits for nothing.
     fn start_holder(stack: &Stack) -> Result<Self> {
         let (dir, program) = (&stack.dir, &stack.plan()?.launcher.program);
         let log = dir.part_log_file("supervisor");

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use crate::repository;
 
+/// The folder of the chart within the repository.
 const CHART: &str = "chart/slipway";
 
-/// Values whose content is Kubernetes' own or names that the operator chooses.
+/// Values whose content is not compared, because it is Kubernetes' own or has names that the operator chooses.
 const OPAQUE_VALUES: [&str; 5] = [
     "builder.resources",
     "deployer.resources",
@@ -53,6 +54,7 @@ fn paths_in_values() -> BTreeSet<String> {
     paths
 }
 
+/// Returns whether a path is below one of [`OPAQUE_VALUES`].
 fn is_within_opaque_value(path: &str) -> bool {
     OPAQUE_VALUES.iter().any(|opaque| {
         path.strip_prefix(opaque)

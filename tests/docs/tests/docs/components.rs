@@ -14,6 +14,7 @@ fn read_components() -> Vec<Value> {
     list["components"].as_array().unwrap().clone()
 }
 
+/// Returns a component's field; fails if it is not a text.
 fn text_field<'a>(component: &'a Value, field: &str) -> &'a str {
     component[field]
         .as_str()

@@ -11,14 +11,17 @@ use crate::server::{ReceivedRequest, ScriptedAnswer, TestServer};
 
 const MANIFEST_DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
+/// Returns the answer 200 with a short manifest.
 fn ok_answer() -> ScriptedAnswer {
     (200, r#"{"schemaVersion": 2}"#.to_owned(), None)
 }
 
+/// Returns the answer 401 with a challenge.
 fn unauthorized_answer(challenge: String) -> ScriptedAnswer {
     (401, r#"{"errors": []}"#.to_owned(), Some(challenge))
 }
 
+/// Returns the answer of a token server with this token.
 fn token_answer(text: &str) -> ScriptedAnswer {
     (200, json!({"token": text}).to_string(), None)
 }

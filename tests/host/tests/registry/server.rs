@@ -73,6 +73,7 @@ impl TestServer {
         Self { host, requests }
     }
 
+    /// Returns all requests since the start, in the order in which they were answered.
     pub(crate) fn received_requests(&self) -> Vec<ReceivedRequest> {
         self.requests.lock().unwrap().clone()
     }

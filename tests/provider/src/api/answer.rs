@@ -31,6 +31,7 @@ impl ApiOperation {
     }
 }
 
+/// Returns the HTTP status of an operation's error.
 fn status_of_error(operation: ApiOperation, error: &ProviderError) -> StatusCode {
     match (operation, error) {
         (_, ProviderError::FunctionNotFound(_)) => StatusCode::NOT_FOUND,

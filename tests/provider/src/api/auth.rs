@@ -38,6 +38,7 @@ impl ApiCredentials {
         ))))
     }
 
+    /// Returns whether the headers have these credentials, compared in constant time.
     fn is_authorized(&self, headers: &HeaderMap) -> bool {
         let Some((user, password)) = parse_basic_auth(headers) else {
             return false;
@@ -54,6 +55,7 @@ impl fmt::Debug for ApiCredentials {
     }
 }
 
+/// Returns the user name and password of the header `Authorization`; `None` if it is missing or not basic.
 fn parse_basic_auth(headers: &HeaderMap) -> Option<(String, String)> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, encoded) = value.split_once(' ')?;

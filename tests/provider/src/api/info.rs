@@ -11,10 +11,12 @@ use crate::{
     settings::UpdateStrategy,
 };
 
+/// Answers with the provider's name and version.
 pub(super) async fn answer_info(State(functions): State<FunctionStore>) -> Json<ProviderInfo> {
     Json(provider_info(functions.settings().update_strategy))
 }
 
+/// Returns the name and orchestration that a provider with this default strategy reports.
 fn provider_info(strategy: UpdateStrategy) -> ProviderInfo {
     let (provider, orchestration) = match strategy {
         UpdateStrategy::Rolling | UpdateStrategy::Recreate => ("slipway-dev", "containerd"),

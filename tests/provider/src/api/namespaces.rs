@@ -7,6 +7,7 @@ use http::StatusCode;
 use super::answer::{ApiOperation, ErrorResponse};
 use crate::functions::FunctionStore;
 
+/// Answers with the names of the namespaces.
 pub(super) async fn list_namespaces(
     State(functions): State<FunctionStore>,
 ) -> Result<Json<Vec<String>>, ErrorResponse> {
@@ -17,7 +18,7 @@ pub(super) async fn list_namespaces(
         .map_err(ApiOperation::Read.to_error_response())
 }
 
-/// Answers, as faas-provider does, that the provider cannot change namespaces.
+/// Answers with 501, as faas-provider does, that the provider cannot change namespaces.
 pub(super) async fn answer_not_implemented() -> (StatusCode, &'static str) {
     (
         StatusCode::NOT_IMPLEMENTED,

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{functions::FunctionStore, key::FunctionKey, model::ScaleServiceRequest};
 
+/// Starts the function that the request's body names, or stops it for 0 replicas.
 pub(super) async fn scale_function(
     State(functions): State<FunctionStore>,
     body: Bytes,

@@ -37,6 +37,7 @@ impl SecretRequest {
         serde_json::from_slice(body).map_err(ProviderError::Json)
     }
 
+    /// Returns the bytes of `rawValue`, or of `value` if that is empty.
     fn value_bytes(&self) -> Result<Vec<u8>, ProviderError> {
         if self.raw_value.is_empty() {
             return Ok(self.value.clone().into_bytes());
@@ -47,6 +48,7 @@ impl SecretRequest {
     }
 }
 
+/// Answers with the names of the secrets of a namespace.
 pub(super) async fn list_secrets(
     State(functions): State<FunctionStore>,
     Query(query): Query<NamespaceParameters>,

@@ -49,6 +49,8 @@ impl NamespaceClient {
     }
 }
 
+/// Answers requests for credentials until containerd closes the stream or sends a request of another kind; hosts
+/// without credentials get an empty answer.
 async fn answer_credential_requests(
     mut requests: Streaming<Any>,
     answers: mpsc::Sender<Any>,

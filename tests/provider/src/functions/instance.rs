@@ -95,6 +95,7 @@ pub(crate) struct Instance {
     commands: mpsc::Sender<InstanceCommand>,
 }
 
+/// The sender of the result of a command to the caller that waits for it.
 type CommandReply = oneshot::Sender<Result<(), ProviderError>>;
 
 #[derive(Debug)]
@@ -157,6 +158,7 @@ impl Instance {
         &self.backend
     }
 
+    /// Returns the current status of the instance.
     pub(super) fn status(&self) -> InstanceStatus {
         *self.status.borrow()
     }
@@ -200,6 +202,7 @@ impl Instance {
         listening.map(drop).map_err(|_| ProviderError::Stopping)
     }
 
+    /// Sends a command to the supervisor and waits for its result.
     async fn send_command(
         &self,
         command: impl FnOnce(CommandReply) -> InstanceCommand,
@@ -232,6 +235,7 @@ enum SupervisorState {
 }
 
 impl InstanceSupervisor {
+    /// Runs until the last handle of the instance is dropped; the process then continues to run.
     async fn run_state_machine(mut self, initial: InitialState) {
         let mut next = match initial {
             InitialState::Stopped => Some(SupervisorState::Stopped),
@@ -274,6 +278,7 @@ impl InstanceSupervisor {
         }
     }
 
+    /// Waits until a command starts the process; returns `None` once no handle is left.
     async fn run_while_stopped(&mut self) -> Option<SupervisorState> {
         self.backend.set_address(None);
         self.status.send_replace(InstanceStatus::Stopped);
@@ -289,6 +294,7 @@ impl InstanceSupervisor {
         }
     }
 
+    /// Watches the process until it ends or a command stops it; returns `None` once no handle is left.
     async fn run_while_running(&mut self, address: SocketAddr) -> Option<SupervisorState> {
         let began = Instant::now();
         self.backend.set_address(Some(address));
@@ -363,6 +369,7 @@ impl InstanceSupervisor {
         }
     }
 
+    /// Reports that the process ended by itself after a run of `after`, and returns the backoff as the next state.
     fn record_process_end(&mut self, exit: TaskExit, after: Duration) -> SupervisorState {
         self.status.send_replace(InstanceStatus::Ended(exit));
         if after >= LONGEST_RESTART_BACKOFF {
@@ -371,6 +378,8 @@ impl InstanceSupervisor {
         SupervisorState::BackingOff
     }
 
+    /// Starts the process and sends the result to the caller; returns the process's address, or `None` if the start
+    /// failed.
     async fn start_and_reply(&self, reply: CommandReply) -> Option<SocketAddr> {
         let started = self.start_task_and_network().await;
         let address = started.as_ref().ok().copied();
@@ -382,6 +391,8 @@ impl InstanceSupervisor {
         address
     }
 
+    /// Connects the container to the network and starts its process; returns its address, at which nothing may listen
+    /// yet.
     async fn start_task_and_network(&self) -> Result<SocketAddr, ProviderError> {
         let containerd = &self.context.containerd;
         containerd.delete_task(&self.id).await?;

@@ -60,6 +60,7 @@ pub(super) async fn restore_functions(inner: &Arc<FunctionStoreInner>) -> Result
 }
 
 impl FunctionStoreInner {
+    /// Creates the handle of an instance that an earlier provider made, in the initial state `initial`.
     fn restore_instance(
         &self,
         key: FunctionKey,
@@ -91,6 +92,7 @@ impl FunctionStoreInner {
 /// A function's container, with the key and the stored data of the function.
 type FoundContainer = (FunctionKey, Container, StoredFunction);
 
+/// Returns the containers of functions in the default namespace and in those with the label `openfaas`.
 async fn find_function_containers(
     containerd: &Containerd,
     settings: &ProviderSettings,

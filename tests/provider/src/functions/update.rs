@@ -51,6 +51,7 @@ impl FunctionStoreInner {
         made
     }
 
+    /// Starts an instance's process and waits until it listens; fails after the setting `ready_timeout`.
     async fn start_and_wait_until_listening(&self, new: &Instance) -> Result<(), ProviderError> {
         new.start_process().await?;
         new.wait_until_listening(self.settings.ready_timeout).await

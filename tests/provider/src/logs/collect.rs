@@ -157,6 +157,7 @@ struct LogFile {
 }
 
 impl LogFile {
+    /// Opens the log of the instance `id` for appending, with a size limit in bytes.
     fn open(directory: &Path, id: &str, limit: u64) -> Result<Self, ProviderError> {
         fs::create_dir_all(directory).map_err(ProviderError::io_error("create", directory))?;
         let path = read::log_file_path(directory, id);

@@ -13,6 +13,7 @@ pub(super) struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
+    /// Starts to watch a directory, which must exist, for new and changed files.
     pub(super) fn new(directory: &Path) -> Result<Self, ProviderError> {
         let failed = || ProviderError::io_error("watch", directory);
         let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| failed()(e.into()))?;

@@ -96,6 +96,7 @@ impl LogReader {
         lines
     }
 
+    /// Returns the complete records that were added to a file since it was read last; malformed lines are skipped.
     fn read_new_records_of_file(&mut self, path: &Path) -> Vec<LogRecord> {
         let Ok(mut file) = File::open(path) else {
             return Vec::new();

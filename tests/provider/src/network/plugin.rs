@@ -16,7 +16,7 @@ pub(super) struct CniPlugins {
     directory: PathBuf,
 }
 
-/// A command for a CNI plugin.
+/// The command of a CNI plugin's run: to connect a container, or to disconnect it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum CniCommand {
     Add,
@@ -89,6 +89,7 @@ impl CniPlugins {
     }
 }
 
+/// Returns the input of a plugin: its configuration, with the result of the plugin before it.
 fn plugin_input(conf: &Value, previous: Option<&Value>) -> Value {
     let mut input = conf.clone();
     if let Some(previous) = previous {

@@ -19,6 +19,7 @@ pub(crate) struct UserFiles {
 }
 
 impl<'a> ImageUser<'a> {
+    /// Splits a `User` into user and group; an empty group counts as none.
     pub(crate) fn new(text: &'a str) -> Self {
         match text.split_once(':') {
             Some((user, group)) => Self {
@@ -93,6 +94,7 @@ pub(crate) fn user_with_ids(uid: u32, gid: u32) -> User {
     user
 }
 
+/// Returns the fields of each line, which colons separate.
 fn file_fields(file: &str) -> impl Iterator<Item = Vec<&str>> {
     file.lines()
         .filter(|line| !line.is_empty())

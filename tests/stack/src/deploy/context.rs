@@ -79,6 +79,7 @@ pub(super) fn hash_of_texts(texts: &[&str]) -> String {
 struct PartsHash(Sha256);
 
 impl PartsHash {
+    /// Creates a hash with these parts already added.
     fn new(parts: &[&str]) -> Self {
         let mut hash = Self(Sha256::new());
         parts.iter().for_each(|part| hash.add_part(part.as_bytes()));
@@ -90,6 +91,7 @@ impl PartsHash {
         self.0.update(part);
     }
 
+    /// Returns the first 16 hexadecimal digits of the SHA-256 hash.
     fn into_hex(self) -> String {
         let mut text = hex::encode(self.0.finalize());
         text.truncate(16);
@@ -97,6 +99,7 @@ impl PartsHash {
     }
 }
 
+/// Adds all files below a directory to `files`, with paths that begin with `below`.
 fn read_files_below(directory: &Path, below: &Path, files: &mut Vec<ContextFile>) -> Result<()> {
     for entry in fs::read_dir(directory).with_operation("read", directory)? {
         let entry = entry.with_operation("read", directory)?;

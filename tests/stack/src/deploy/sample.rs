@@ -169,6 +169,7 @@ impl SampleFunction<'_> {
         }
     }
 
+    /// Polls until the sample function runs the image with this tag and is ready; has no time limit of its own.
     async fn wait_until_deployed(&self, tag: &str) -> Result<()> {
         while !self.is_deployed(tag).await? {
             tokio::time::sleep(SAMPLE_POLL_INTERVAL).await;

@@ -20,6 +20,7 @@ pub(super) enum BlobContent {
 }
 
 impl ImageBlob {
+    /// Creates a blob in memory and computes its digest.
     pub(super) fn from_bytes(bytes: Vec<u8>) -> Self {
         Self {
             digest: bytes_digest(&bytes),

@@ -197,6 +197,7 @@ const BLOB_FILE_NAME: &str = "layer.tar.zst";
 /// The name of the file with a layer's digests, beside the tar.
 const DIGESTS_FILE_NAME: &str = "layer.json";
 
+/// Reads the digests of a layer in the cache; its content stays in its file.
 fn load_cached_layer(dir: &Path) -> Result<Layer> {
     let path = dir.join(DIGESTS_FILE_NAME);
     let text = fs::read(&path).with_operation("read", &path)?;

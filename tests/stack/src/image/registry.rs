@@ -135,6 +135,7 @@ impl RegistryClient {
             .map(drop)
     }
 
+    /// Creates a request to a path of the registry, with credentials if there are any.
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
         Ok(self.with_credentials(
             self.client.request(

@@ -31,7 +31,7 @@ const REQUIRED_VARIABLES: [&str; 7] = [
     "BUILDKIT_HOST",
 ];
 
-/// Creates the handle of the external stack from environment variables; fails if one is missing.
+/// Creates the handle of the external stack from environment variables; fails if a required one is missing.
 pub(crate) fn external_stack_from_env() -> Result<Stack> {
     parse_variables(&LauncherDirectories::from_env()?, &env::vars().collect())
 }

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// The time for which BuildKit keeps records of past builds; builder-fn recognises a redelivery by them
+/// The time for which BuildKit at least keeps records of past builds; builder-fn recognises a redelivery by them
 /// (docs/pitfalls.md#redelivery).
 const HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
 

@@ -19,7 +19,8 @@ use crate::{
     supervisor::{part_spec::PartSpecSource, reaper::ProcessReaper},
 };
 
-/// The share of the file system that stays free, as a divisor. With less, the step that has written most is ended.
+/// The share of the file system's blocks, and of its inodes, that stays free, as a divisor. With less, the step that
+/// uses most is ended.
 const RESERVE_DIVISOR: u64 = 8;
 
 /// The space that stays free on the machine's own file system, in bytes: the file system for BuildKit takes space there

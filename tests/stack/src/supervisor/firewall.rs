@@ -18,7 +18,7 @@ const MAX_STEP_CONNECTIONS: u32 = 256;
 /// The end of a rule that accepts packets of established connections and packets related to them.
 const ACCEPT_ESTABLISHED_RULE: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
 
-/// Returns the rules of the stack's network.
+/// Returns the firewall's rules of the stack's network, with those for what BuildKit and build steps reach.
 pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
     let (outer, inner) = (number.outer_address(), number.inner_address());
     let mut rules = vec![
@@ -84,7 +84,7 @@ pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
     rules_text(&rules)
 }
 
-/// Returns the rules of BuildKit's network, which separate build steps from the daemon and from each other.
+/// Returns the firewall's rules of BuildKit's network, which separate build steps from the daemon and from each other.
 pub(super) fn buildkit_rules() -> String {
     let rules = [
         "*filter".to_owned(),

@@ -115,6 +115,7 @@ impl Forwarder {
 }
 
 impl ForwardTarget {
+    /// Returns the addresses to try, in this order; none while the function has no container.
     fn current_addresses(&self) -> Vec<SocketAddr> {
         match self {
             ForwardTarget::Function(addresses) => addresses

@@ -26,6 +26,7 @@ struct PartLog {
 }
 
 impl PartLog {
+    /// Opens a log, which is created if it is missing, and counts the bytes that it has already.
     fn open_for_appending(path: &Path) -> io::Result<Self> {
         let file = File::options().append(true).create(true).open(path)?;
         let size = file.metadata()?.len();

@@ -77,6 +77,7 @@ fn stack_resolv_conf(machine: &str) -> String {
         .collect()
 }
 
+/// Writes a file, and creates its directory if it is missing.
 fn write_file(path: &Path, content: &str) -> Result<()> {
     let dir = path.parent().unwrap_or(path);
     fs::create_dir_all(dir).with_operation("create", dir)?;

@@ -135,6 +135,7 @@ impl PartsHandle {
         }
     }
 
+    /// Starts a part unless it runs, and waits until it is ready; the caller holds the lock `changing`.
     async fn start_part_while_locked(
         &self,
         part: StackPart,
@@ -245,6 +246,7 @@ impl PartsHandle {
         }
     }
 
+    /// Stops a part if it runs, and waits until it has ended; the caller holds the lock `changing`.
     async fn stop_part_while_locked(&self, part: StackPart, on_event: PartEventListener<'_>) {
         let child = self
             .lock_entries()
@@ -263,6 +265,7 @@ impl PartsHandle {
         on_event(SupervisorEvent::Stopped { part });
     }
 
+    /// Records a part's state as of now, with its process.
     fn set_part_state(&self, part: StackPart, state: PartState, child: Option<ChildProcess>) {
         self.lock_entries().insert(
             part,

@@ -52,6 +52,7 @@ impl ReadyCheck {
         }
     }
 
+    /// Checks once whether the part is ready; the error is the reason for which it is not.
     async fn check_once(&mut self, reaper: &ProcessReaper, log: &NewLogLines) -> Result<(), String> {
         match self {
             ReadyCheck::DefaultRoute(interface) => {

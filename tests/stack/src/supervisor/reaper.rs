@@ -57,6 +57,8 @@ impl ProcessReaper {
         }
     }
 
+    /// Reaps every process that has ended, and passes the exit status of those that the reaper started to their
+    /// handles.
     fn reap_ended_processes(&self) {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {

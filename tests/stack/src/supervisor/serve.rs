@@ -27,6 +27,8 @@ pub(crate) async fn serve_control_socket(listener: &UnixListener, parts: &PartsH
     }
 }
 
+/// Executes the commands of one connection, one after the other, and sends the events of each; sets `end` after a
+/// shutdown command.
 async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: watch::Sender<bool>) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
@@ -57,6 +59,7 @@ async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: w
     }
 }
 
+/// Executes a command, sends its progress to `events`, and returns the final event.
 async fn execute_command(
     command: SupervisorCommand,
     parts: &PartsHandle,

@@ -86,10 +86,12 @@ fn start_build_of_tenant(stack: &Stack, context: &Path, instructions: &str, tena
     buildctl.spawn().unwrap()
 }
 
+/// Builds these instructions on an image with busybox, for no tenant, and waits for the end of the build.
 async fn build_on_busybox(stack: &Stack, instructions: &str) -> FinishedBuild {
     build_of_tenant(stack, instructions, "").await
 }
 
+/// Builds these instructions on an image with busybox, as builder-fn does for a tenant, and waits for the end.
 async fn build_of_tenant(stack: &Stack, instructions: &str, tenant: &str) -> FinishedBuild {
     let context = tempfile::tempdir().unwrap();
     let done = start_build_of_tenant(stack, context.path(), instructions, tenant)
@@ -280,6 +282,7 @@ async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing(
 struct PublicAddress(&'static str);
 
 impl PublicAddress {
+    /// Adds the address to the loopback interface of this machine, until the value is dropped.
     fn add(address: &'static str) -> Self {
         let added = std::process::Command::new("ip")
             .args(["address", "add", &format!("{address}/32"), "dev", "lo"])

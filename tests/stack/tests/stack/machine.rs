@@ -241,6 +241,7 @@ fn command_line(pid: &str) -> String {
         .replace('\0', " ")
 }
 
+/// Returns the mount, PID, network and control group namespaces of a process, each as `KIND:[NUMBER]`.
 fn namespaces_of(pid: &str) -> BTreeSet<String> {
     let kinds = ["mnt", "pid", "net", "cgroup"];
     let link = |kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
@@ -251,6 +252,7 @@ fn namespaces_of(pid: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Returns the sorted names of a directory's entries; none if it cannot be read.
 fn entry_names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names = entries
@@ -260,6 +262,7 @@ fn entry_names(dir: &Path) -> Vec<String> {
     names
 }
 
+/// Adds the topmost directories with this name below `dir` to `found`.
 fn find_directories_with_name(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
