@@ -71,6 +71,7 @@ ACCEPT = ["*/*", "application/json", "application/x-ndjson", "text/event-stream"
 
 
 def pack(config, dockerfile):
+    """Returns the tar of a build request with this config and Dockerfile, and one more file in the context."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for name, content in [("com.openfaas.docker.config", config), ("context/Dockerfile", dockerfile), ("context/a", b"a")]:
@@ -97,6 +98,7 @@ def sign_question(case):
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
+    """Signs a question, or packs and signs the body of a build request in the way that a hash of the body selects."""
     if case.path.startswith("/builds"):
         return sign_question(case)
     if case.method.upper() != "POST" or case.path not in ("/", "/build", "/contexts"):
@@ -140,12 +142,14 @@ def parse_records(content, before, after):
 
 @schemathesis.deserializer("application/x-ndjson")
 def records(context, response):
+    """Returns the terminal record of a stream, which is compared with the description."""
     # The description is of a single record. The terminal one has the most fields.
     return parse_records(response.content, b"", b"\n")[-1]
 
 
 @schemathesis.hook
 def after_call(context, case, response):
+    """Fails if an answer as events has a wrong order of records, or if a described key of a config was ignored."""
     # The builder must not ignore a key that is in the description.
     if "text/event-stream" in response.headers.get("content-type", [""])[0]:
         parse_records(response.content, b"data: ", b"\n\n")

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/cli/cli/config/configfile"
 )
 
+// testCase is a config.json with a registry's host. The last three fields are what lookUp found.
 type testCase struct {
 	Name     string `json:"name"`
 	Host     string `json:"host"`
@@ -23,6 +24,7 @@ type testCase struct {
 	Fails    bool   `json:"fails"`
 }
 
+// lookUp sets the username and the secret of the case; it fails if Docker's reader rejects the file or the entry.
 func (c *testCase) lookUp() error {
 	file := configfile.New("config.json")
 	if err := file.LoadFromReader(strings.NewReader(c.Config)); err != nil {

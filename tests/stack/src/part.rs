@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
 pub enum StackPart {
-    /// slirp4netns, through which all of the stack's outgoing connections leave it.
+    /// slirp4netns, through which the stack's connections to other machines leave it.
     Egress,
     /// The OCI image registry.
     Registry,

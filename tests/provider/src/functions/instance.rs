@@ -98,9 +98,12 @@ pub(crate) struct Instance {
 /// The sender of the result of a command to the caller that waits for it.
 type CommandReply = oneshot::Sender<Result<(), ProviderError>>;
 
+/// A command for the supervisor of an instance.
 #[derive(Debug)]
 enum InstanceCommand {
+    /// Start the process, unless it runs.
     Start(CommandReply),
+    /// Stop the process with SIGTERM and, after this grace period, SIGKILL.
     Stop(Duration, CommandReply),
 }
 
@@ -229,8 +232,11 @@ struct InstanceSupervisor {
 
 /// The state of an instance's supervisor.
 enum SupervisorState {
+    /// No process runs, and none is started before a command.
     Stopped,
+    /// The process runs; it may not listen at its address yet.
     Running { address: SocketAddr },
+    /// The process ended by itself, or did not start; it is restarted after the backoff, if the instance restarts.
     BackingOff,
 }
 

@@ -27,6 +27,7 @@ func main() {
 	fmt.Printf("%d manifests\n", count)
 }
 
+// check returns the number of manifests in the input, and one error with the problems of all of them.
 func check(input io.Reader) (int, error) {
 	strict := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 	documents := yaml.NewYAMLReader(bufio.NewReader(input))
