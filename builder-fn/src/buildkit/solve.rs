@@ -107,7 +107,7 @@ pub struct CacheExport {
 
 impl SolveOptions {
     /// Returns the `SolveRequest` for this build. The names of its attributes are those of BuildKit
-    /// `frontend/dockerfile/dockerui/config.go` and `exporter/containerimage/exptypes/keys.go`.
+    /// `frontend/dockerui/config.go` and `exporter/containerimage/exptypes/keys.go`.
     pub(super) fn to_request(&self, reference: &str, session: &str) -> SolveRequest {
         let exporter = Exporter {
             r#type: "image".into(),
