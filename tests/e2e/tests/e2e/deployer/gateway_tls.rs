@@ -29,21 +29,20 @@ async fn only_the_configured_authority_is_trusted_for_the_gateway() -> Result<()
         "builtAt": "2026-01-01T00:00:00Z",
         "deploy": { "service": name },
     });
-    let deploy = async |authority: &CertificateAuthority| {
+    let deploy = async |authority: &CertificateAuthority, settings: &[(&str, &str)]| {
         let secrets = [("gateway-ca", authority.certificate_pem())];
-        // Waiting longer would not change the outcome.
-        let settings = [("ready_timeout", "5s")];
         let deployer =
-            DeployerProcess::start_with_more_secrets(&testbed, front.url(), &settings, &secrets).await?;
+            DeployerProcess::start_with_more_secrets(&testbed, front.url(), settings, &secrets).await?;
         deployer.send_hand_over(&hand_over).await
     };
 
-    let refused = deploy(&other).await?;
+    // Waiting longer would not change the outcome.
+    let refused = deploy(&other, &[("ready_timeout", "5s")]).await?;
     assert_eq!(refused.status, 502, "{}", refused.text);
     assert!(refused.text.contains("certificate"), "{}", refused.text);
     assert_eq!(testbed.functions.function_status(name).await?, None);
 
-    let ready = deploy(&ours).await?;
+    let ready = deploy(&ours, &[]).await?;
     assert_eq!(ready.status, 200, "{}", ready.text);
     assert_eq!(ready.text_field("status"), "ready", "{}", ready.text);
     assert_eq!(
