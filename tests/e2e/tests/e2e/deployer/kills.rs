@@ -6,9 +6,9 @@ use slipway_e2e::pausing_proxy::{PausePoint, RequestSelector};
 
 use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies};
 
-/// Settings with a ready timeout that is long enough for a version that works, and short for versions that
-/// never become ready.
-const SHORT_READY_TIMEOUT_SETTINGS: &[(&str, &str)] = &[("ready_timeout", "8s")];
+/// Settings with a ready timeout that is long enough for a version that works, also on a busy machine, and shorter than
+/// the default for versions that never become ready.
+const SHORT_READY_TIMEOUT_SETTINGS: &[(&str, &str)] = &[("ready_timeout", "20s")];
 
 /// A number of requests that no rollout reaches.
 const MAX_ROLLOUT_REQUESTS: usize = 60;

@@ -8,9 +8,9 @@ use tokio::task::JoinSet;
 
 use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies, joined_reasons};
 
-/// Settings with a ready timeout that is long enough for a version that works, and short for versions that
-/// never become ready.
-const SHORT_READY_TIMEOUT_SETTINGS: &[(&str, &str)] = &[("ready_timeout", "8s")];
+/// Settings with a ready timeout that is long enough for a version that works, also on a busy machine, and shorter than
+/// the default for versions that never become ready.
+const SHORT_READY_TIMEOUT_SETTINGS: &[(&str, &str)] = &[("ready_timeout", "20s")];
 
 for_both_update_strategies!(
     a_hand_over_delivered_again_changes_nothing,
