@@ -104,7 +104,8 @@ async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_rec
     let settings = [
         ("max_inflight", "1"),
         ("queue_wait", "5m"),
-        ("exec_timeout", "8s"),
+        // The first build has to come to its step within this time.
+        ("exec_timeout", "20s"),
     ];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let gate = "gate-of-a-deadline";

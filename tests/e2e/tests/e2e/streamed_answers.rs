@@ -258,7 +258,8 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox_image_name().await?;
-    let settings = [("max_inflight", "1"), ("write_timeout", "2s")];
+    // Long enough that the test sees the step and the taken slot.
+    let settings = [("max_inflight", "1"), ("write_timeout", "5s")];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     // More output than the buffers between builder and client hold.
     let steps = "RUN seq 1000000 1999999; sleep 305; echo over";
