@@ -14,6 +14,7 @@ use slipway_e2e::{
     deployer_process::DeployerProcess,
     flood::{Flood, FloodTarget, UnsignedSender},
     flood_benchmark::peak_memory_bytes,
+    testbed::Testbed,
 };
 
 use crate::{
@@ -48,6 +49,9 @@ const MIB: u64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
+    // Times and memory are measured, and the daemon's memory in another test, so no other attack may run beside these.
+    let testbed = Testbed::find_running_stack()?;
+    let _alone = testbed.lock_parts().await;
     let mut outcomes = Outcomes::default();
     outcomes.add_outcome("unsigned-attributes", send_extended_attributes().await?);
     outcomes.add_outcome("unsigned-ratio", send_high_compression_ratios().await?);
