@@ -4,6 +4,9 @@
 
 stack := cargo run --quiet --locked --package slipway-stack --
 template := --manifest-path template/rust-hyper/Cargo.toml
+# The tests start these functions as processes. They are compiled before, so that no compiler runs beside tests.
+functions = for function in builder-fn deployer-fn; do \
+	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
 .PHONY: help up down purge env status test check unit chart e2e hostile locks fuzz bench-host bench-contexts bench-flood
 
@@ -51,11 +54,13 @@ chart: ## render the Helm chart with many values and check the manifests
 e2e: ## run the end-to-end tests on the stack; start it if it does not run
 	@$(stack) packages --tests
 	@$(stack) up
+	@$(functions)
 	cargo test --locked --package slipway-e2e --test e2e
 
 hostile: ## run the hostile builds and senders on the stack; start it if it does not run
 	@$(stack) packages --tests
 	@$(stack) up
+	@$(functions)
 	cargo test --locked --package slipway-e2e --test hostile
 
 locks: ## update the lock files of builder-fn and deployer-fn
