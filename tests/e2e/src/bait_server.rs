@@ -1,4 +1,4 @@
-//! An HTTP server that attackers want to reach, or that is theirs: it records who reached it, and redirects.
+//! An HTTP server that attackers want to reach, or that is theirs: it records all requests, and redirects.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -22,8 +22,8 @@ use crate::network_namespace::NetworkNamespace;
 /// The text of every page of a [`BaitServer`].
 pub const BAIT_TEXT: &str = "the-bait-was-taken";
 
-/// An HTTP server that answers every request with [`BAIT_TEXT`], except that `/redirect/URL` redirects to `http://URL`, and
-/// that requests of a registry's API need credentials. It stops on drop.
+/// An HTTP server that answers every request with [`BAIT_TEXT`], except that `/redirect/URL` redirects to `http://URL`,
+/// and that requests of a registry's API need credentials. It stops on drop.
 #[derive(Debug)]
 pub struct BaitServer {
     address: SocketAddr,

@@ -32,7 +32,8 @@ impl Buildctl {
         })
     }
 
-    /// Builds the folder and pushes the image; `options` are those of the frontend, such as `filename=Dockerfile`.
+    /// Builds the folder without cached steps and pushes the image; `options` are those of the frontend, such as
+    /// `filename=Dockerfile`.
     ///
     /// Removes the daemon's copies of earlier folders first: `buildctl` uses one key for all of them, and does not send
     /// files that look like those of the folder before.
@@ -43,7 +44,8 @@ impl Buildctl {
         self.build_with_output(folder, image, options, "")
     }
 
-    /// Builds like [`build_and_push`](Self::build_and_push); `output` is appended to the output option and starts with a comma.
+    /// Builds like [`build_and_push`](Self::build_and_push); `output` is appended to the output option and starts with
+    /// a comma.
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.

@@ -26,14 +26,15 @@ pub struct BuilderProcess {
 }
 
 impl BuilderProcess {
-    /// Starts builder-fn with the stack's BuildKit, the stack's registry credentials and more settings.
+    /// Starts builder-fn with the stack's BuildKit, gateway and registry credentials. `settings` override them.
     pub async fn start_with_settings(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<Self> {
         let registry = &testbed.stack.registry;
         let docker_config = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
         Self::start_with_docker_config(testbed, &docker_config, settings).await
     }
 
-    /// Starts builder-fn with the stack's BuildKit, this Docker `config.json` and more settings.
+    /// Starts builder-fn with the stack's BuildKit and gateway and with this Docker `config.json`. `settings` override
+    /// them.
     pub async fn start_with_docker_config(
         testbed: &Testbed,
         docker_config: &str,
@@ -42,7 +43,8 @@ impl BuilderProcess {
         Self::start_with_secrets(testbed, settings, &[("registry-config", docker_config)]).await
     }
 
-    /// Starts builder-fn with the stack's BuildKit, more settings and more secrets.
+    /// Starts builder-fn with the stack's BuildKit, gateway and keys. `settings` and `more_secrets` override them;
+    /// registry credentials are only among `more_secrets`.
     pub async fn start_with_secrets(
         testbed: &Testbed,
         settings: &[(&str, &str)],
@@ -90,13 +92,13 @@ impl BuilderProcess {
         &self.function.url
     }
 
-    /// Reads the stack's key, and returns a client that signs with it.
+    /// Returns a client of `POST /build` that signs with the builder's secret `payload-secret`, by default the stack's.
     pub fn client(&self) -> Result<SigningClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
         SigningClient::new(format!("{}/build", self.function.url), &key)
     }
 
-    /// Returns a client of `POST /contexts` that signs with the stack's key.
+    /// Returns a client of `POST /contexts` that signs with the builder's secret `payload-secret`.
     pub fn contexts_client(&self) -> Result<SigningClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
         SigningClient::new(format!("{}/contexts", self.url()), &key)
@@ -143,7 +145,7 @@ impl BuilderProcess {
         self.function.process.id()
     }
 
-    /// Kills the builder process, as a crash does.
+    /// Kills the builder process, as a crash does, and waits for its exit.
     pub fn kill(mut self) -> Result<()> {
         self.function.process.kill()
     }
@@ -173,8 +175,8 @@ impl BuilderProcess {
         self.status_bytes("VmHWM")
     }
 
-    /// Returns the builder process's peak resident memory so far, without the pages of its program, in bytes. Those are
-    /// as many as the program's code is large, and the kernel can drop them.
+    /// Returns the builder process's peak resident memory so far, minus the pages of files that are resident now, in
+    /// bytes. Those are the program's code, and the kernel can drop them.
     pub fn peak_own_memory_bytes(&self) -> Result<usize> {
         Ok(self
             .peak_memory_bytes()?
@@ -195,7 +197,7 @@ impl BuilderProcess {
         Ok(kibibytes << 10)
     }
 
-    /// Returns the files in the builder's spool folder, and the process's open files that have no name.
+    /// Returns the files in the folder that `spool_dir` names by default, and the process's open files without a name.
     pub fn leftover_spool_files(&self) -> Result<Vec<PathBuf>> {
         let mut left = fs::read_dir(self.spool.path())?
             .map(|entry| Ok(entry?.path()))
@@ -204,12 +206,12 @@ impl BuilderProcess {
         Ok(left)
     }
 
-    /// Waits until `/ready` answers with success: the builder accepts a request.
+    /// Polls `/ready` until it answers with success: the builder accepts a request. Fails after 20 s.
     pub async fn wait_until_ready(&self) -> Result<()> {
         wait_for_success(&format!("{}/ready", self.function.url)).await
     }
 
-    /// Waits until `/ready` answers with 503: the builder accepts no more requests.
+    /// Polls `/ready` until it answers with 503: the builder accepts no more requests. Fails after 20 s.
     pub async fn wait_until_not_ready(&self) -> Result<()> {
         let is_expected = |status| status == StatusCode::SERVICE_UNAVAILABLE;
         wait_for_status(&format!("{}/ready", self.function.url), is_expected).await

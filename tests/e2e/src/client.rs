@@ -9,9 +9,9 @@ use sha2::Sha256;
 
 use crate::record_stream::RecordStream;
 
-/// An HTTP answer of builder-fn.
+/// An HTTP answer of builder-fn, of the queue in front of it, or of deployer-fn.
 #[derive(Debug)]
-pub struct BuilderReply {
+pub struct HttpReply {
     /// The answer's HTTP status.
     pub status: u16,
     /// The answer's header `X-Call-Id`.
@@ -22,7 +22,7 @@ pub struct BuilderReply {
     pub text: String,
 }
 
-impl BuilderReply {
+impl HttpReply {
     /// Returns the answer's body as JSON. A body that is not JSON becomes a string that shows it, so that
     /// assertions print it.
     pub fn json(&self) -> Value {
@@ -42,7 +42,7 @@ impl BuilderReply {
     }
 }
 
-/// A client that posts tars to one URL and signs them with one key.
+/// A client that posts tars and JSON to one URL and signs them with one key. Its timeout is 15 minutes.
 #[derive(Debug, Clone)]
 pub struct SigningClient {
     url: String,
@@ -65,13 +65,13 @@ impl SigningClient {
     }
 
     /// Posts a signed tar.
-    pub async fn post_signed(&self, tar: Vec<u8>) -> Result<BuilderReply> {
+    pub async fn post_signed(&self, tar: Vec<u8>) -> Result<HttpReply> {
         let signature = sign_body(&self.key, &tar)?;
         self.post_with_signature(tar, Some(&signature), &[]).await
     }
 
     /// Posts a signed JSON request.
-    pub async fn post_json(&self, request: &Value) -> Result<BuilderReply> {
+    pub async fn post_json(&self, request: &Value) -> Result<HttpReply> {
         let body = request.to_string().into_bytes();
         let signature = sign_body(&self.key, &body)?;
         self.post_as_media_type("application/json", body, Some(&signature), &[])
@@ -79,12 +79,12 @@ impl SigningClient {
     }
 
     /// Posts a signed tar with more headers.
-    pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<BuilderReply> {
+    pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<HttpReply> {
         let signature = sign_body(&self.key, &tar)?;
         self.post_with_signature(tar, Some(&signature), headers).await
     }
 
-    /// Posts a signed tar and returns the stream of records in this media type.
+    /// Posts a signed tar and returns the stream of records in this media type. Fails if the answer is another one.
     pub async fn post_and_stream_records(&self, tar: Vec<u8>, accept: &str) -> Result<RecordStream> {
         let signature = sign_body(&self.key, &tar)?;
         let request = self.http.post(&self.url).header("Accept", accept);
@@ -98,7 +98,7 @@ impl SigningClient {
         tar: Vec<u8>,
         signature: Option<&str>,
         headers: &[(&str, &str)],
-    ) -> Result<BuilderReply> {
+    ) -> Result<HttpReply> {
         self.post_as_media_type("application/octet-stream", tar, signature, headers)
             .await
     }
@@ -109,7 +109,7 @@ impl SigningClient {
         body: Vec<u8>,
         signature: Option<&str>,
         headers: &[(&str, &str)],
-    ) -> Result<BuilderReply> {
+    ) -> Result<HttpReply> {
         let mut request = self
             .http
             .post(&self.url)
@@ -131,7 +131,7 @@ impl SigningClient {
             value.to_str().ok().map(str::to_owned)
         };
         let (call_id, retry_after) = (header("X-Call-Id"), header("Retry-After"));
-        Ok(BuilderReply {
+        Ok(HttpReply {
             status,
             call_id,
             retry_after,

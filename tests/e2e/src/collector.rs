@@ -126,7 +126,7 @@ impl TraceCollector {
     }
 
     /// Waits for a span of this service and name for which `matches` holds; returns all spans of its trace received
-    /// so far.
+    /// so far. Fails after 30 s.
     pub async fn wait_for_trace(
         &self,
         service: &str,

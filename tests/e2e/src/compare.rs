@@ -173,7 +173,8 @@ impl SpeedComparison {
         Ok(all)
     }
 
-    /// Measures `builds` concurrent builds; the clients take turns.
+    /// Measures `builds` concurrent builds; the clients take turns. Returns the durations, and builder-fn's peak memory
+    /// in bytes.
     pub async fn measure_concurrent_builds(
         &self,
         shape: ContextShape,
@@ -213,7 +214,8 @@ impl SpeedComparison {
         Ok((pairs, builder.peak_memory_bytes()?))
     }
 
-    /// Measures cold builds of a local folder; each client uses its default compression.
+    /// Measures cold builds of a local folder; each client uses its default compression. Returns the durations, and
+    /// builder-fn's peak memory in bytes.
     pub async fn measure_folder(
         &self,
         source: &Path,
@@ -332,6 +334,7 @@ fn run_command(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Returns the median, or NaN if there are no numbers.
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     match numbers.len() {

@@ -9,7 +9,7 @@ use crate::{
     buildctl::Buildctl,
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
-    client::BuilderReply,
+    client::HttpReply,
     context_tree::{TreeEntry, read_image_files},
     testbed::Testbed,
 };
@@ -55,8 +55,9 @@ impl ClientComparison {
         json!({ "image": self.testbed.image_name(self.repository, tag), "noCache": true })
     }
 
-    /// Builds a tar with builder-fn; `tag` is the one in the tar's [`config_without_cache`](Self::config_without_cache).
-    pub async fn build_with_builder(&self, tar: Vec<u8>, tag: &str) -> Result<(BuilderReply, ClientOutcome)> {
+    /// Builds a tar with builder-fn; `tag` is the one in the tar's
+    /// [`config_without_cache`](Self::config_without_cache).
+    pub async fn build_with_builder(&self, tar: Vec<u8>, tag: &str) -> Result<(HttpReply, ClientOutcome)> {
         let reply = self.builder.client()?.post_signed(tar).await?;
         let outcome = match reply.status {
             200 => Ok(self.files_of_image(tag).await?),

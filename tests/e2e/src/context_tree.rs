@@ -84,7 +84,8 @@ impl ContextTree {
         builder.into_inner().context("closing the tar")
     }
 
-    /// Returns the tree's entries as they appear in an image: hard links as files, and with all parent folders.
+    /// Returns the tree's entries as `COPY . /` puts them into an image: hard links as files, and with all parent
+    /// folders.
     pub fn entries_in_image(&self) -> BTreeMap<String, TreeEntry> {
         let mut entries = BTreeMap::new();
         for (path, node) in &self.entries {

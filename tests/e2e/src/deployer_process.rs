@@ -9,7 +9,7 @@ use slipway_stack::RegistryAccess;
 use tempfile::TempDir;
 
 use crate::{
-    client::{BuilderReply, sign_body},
+    client::{HttpReply, sign_body},
     process::FunctionProcess,
     registry,
     testbed::Testbed,
@@ -25,7 +25,7 @@ pub struct DeployerProcess {
     secrets: TempDir,
 }
 
-/// A client that sends hand-overs as builder-fn does. Clones share the deployer.
+/// A client that signs hand-overs and sends them to one deployer, as builder-fn does.
 #[derive(Debug, Clone)]
 pub struct HandOverClient {
     url: String,
@@ -34,12 +34,12 @@ pub struct HandOverClient {
 }
 
 impl DeployerProcess {
-    /// Starts deployer-fn with the stack's secrets, this gateway and more settings.
+    /// Starts deployer-fn with the stack's secrets, the gateway at this URL, and more settings.
     pub async fn start(testbed: &Testbed, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
         Self::start_with_more_secrets(testbed, gateway, settings, &[]).await
     }
 
-    /// Starts deployer-fn with the stack's secrets and more secrets.
+    /// Starts deployer-fn with the stack's secrets and these; those of the same name replace the stack's.
     pub async fn start_with_more_secrets(
         testbed: &Testbed,
         gateway: &str,
@@ -67,7 +67,7 @@ impl DeployerProcess {
         Self::start_with_only_secrets(secrets, gateway, settings).await
     }
 
-    /// Starts deployer-fn with only these secrets.
+    /// Starts deployer-fn with the files in `secrets` as its only secrets.
     pub async fn start_with_only_secrets(
         secrets: TempDir,
         gateway: &str,
@@ -94,7 +94,7 @@ impl DeployerProcess {
         &self.function.url
     }
 
-    /// Returns a client for this deployer.
+    /// Returns a client of this deployer that signs with its secret `deploy-secret`.
     pub fn hand_over_client(&self) -> Result<HandOverClient> {
         Ok(HandOverClient {
             url: format!("{}/", self.function.url),
@@ -108,8 +108,8 @@ impl DeployerProcess {
         })
     }
 
-    /// Sends a hand-over and returns the answer.
-    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<BuilderReply> {
+    /// Signs and sends a hand-over, and returns the deployer's answer.
+    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<HttpReply> {
         self.hand_over_client()?.send_hand_over(hand_over).await
     }
 
@@ -118,15 +118,15 @@ impl DeployerProcess {
         self.function.process.id()
     }
 
-    /// Kills the deployer process, as a crash does.
+    /// Kills the deployer process, as a crash does, and waits for its exit.
     pub fn kill(mut self) -> Result<()> {
         self.function.process.kill()
     }
 }
 
 impl HandOverClient {
-    /// Sends a hand-over and returns the answer.
-    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<BuilderReply> {
+    /// Signs and sends a hand-over, and returns the deployer's answer.
+    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<HttpReply> {
         let body = hand_over.to_string();
         let response = self
             .http
@@ -137,7 +137,7 @@ impl HandOverClient {
             .send()
             .await
             .with_context(|| format!("POST {}", self.url))?;
-        Ok(BuilderReply {
+        Ok(HttpReply {
             status: response.status().as_u16(),
             call_id: None,
             retry_after: None,

@@ -24,10 +24,10 @@ use tokio::{
 
 use crate::network_namespace::NetworkNamespace;
 
-/// The time that a sender waits after its connection was closed, before it connects again.
+/// The time that a sender waits after an answer, a close or an error, before it connects again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// The number of random bytes in a body, which do not compress.
+/// The number of pseudo-random bytes at the end of each gzip body, which do not compress.
 const NOISE_BYTES: usize = 512 << 10;
 
 /// A kind of sender without the key, by the way in which it keeps the receiver busy.
@@ -45,9 +45,9 @@ pub enum UnsignedSender {
     HalfBody,
     /// Sends most of a gzip stream whose tar has 15 MiB of extended attributes, and waits.
     ExtendedAttributes,
-    /// Sends most of a gzip stream that becomes a thousand times as large, and waits.
+    /// Sends most of a gzip stream whose tar has a file of 28 MiB of zeros, and waits.
     Ratio,
-    /// Sends a complete tar with a wrong signature, again and again.
+    /// Sends a complete body, the beginning of a gzip stream, with a wrong signature.
     WrongSignature,
 }
 
@@ -181,7 +181,7 @@ impl Flood {
         self.counters.requests.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of bytes that the senders have sent so far.
+    /// Returns the number of bytes that the senders have sent so far, without those of [`UnsignedSender::Trickle`].
     pub fn sent_bytes(&self) -> u64 {
         self.counters.bytes.load(Ordering::Relaxed)
     }
@@ -221,7 +221,7 @@ impl FloodCounters {
     }
 }
 
-/// Sends one request and waits for its answer, however long that takes.
+/// Sends one request, waits for its answer, however long that takes, and returns the answer's status, or `closed`.
 async fn send_unsigned(
     kind: UnsignedSender,
     target: &FloodTarget,
@@ -297,7 +297,7 @@ fn status_or_closed(answer: &[u8]) -> String {
     text.split_whitespace().nth(1).unwrap_or("closed").to_owned()
 }
 
-/// Returns a tar without its end marker, with one file that has 15 MiB of extended attributes.
+/// Returns a tar without its end marker, with 240 empty files that each have an extended attribute of 64 KiB.
 pub fn tar_of_large_attributes() -> Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for number in 0..240_u32 {
@@ -323,7 +323,7 @@ fn tar_of_zeros() -> Result<Vec<u8>> {
     Ok(tar)
 }
 
-/// Adds the beginning of a file that does not compress. A receiver that processes a body in batches gets to all that
+/// Appends the beginning of a file that does not compress. A receiver that processes a body in batches gets to all that
 /// precedes it.
 fn append_random_file(mut tar: Vec<u8>) -> Result<Vec<u8>> {
     tar.extend(tar_header("context/noise", 1 << 30)?);

@@ -1,9 +1,9 @@
 //! Measures signed builds beside a flood of unsigned senders, and without it.
 //!
-//! One signed build of 30 KB begins each second; those that end later than the next one begins run beside it. Builds and
-//! senders use the functions' own addresses, in their network namespaces: what forwards requests to a function in a
-//! stack has limits of its own. The senders are processes that only use idle processor time ([`FloodProcess`]). The peak
-//! memory of both functions is reset before each phase.
+//! One signed build of 30 KB begins each second; those that end later than the next one begins run beside it. Builds
+//! and senders use the functions' own addresses, in their network namespaces: what forwards requests to a function in a
+//! stack has limits of its own. The senders are processes that only use idle processor time ([`FloodProcess`]). The
+//! peak memory of both functions is reset before each phase.
 
 mod metrics;
 mod phase;
@@ -60,7 +60,7 @@ struct ReceivingFunction {
 pub struct FloodResult {
     /// The number of senders.
     pub senders: usize,
-    /// The length of each phase.
+    /// The time for which the senders ran: the warm-up and the phase beside them.
     pub length: Duration,
     /// The phase without the flood.
     pub alone: FloodPhase,
@@ -170,6 +170,7 @@ impl FloodBenchmark {
         })
     }
 
+    /// Begins a build each second for `length`, and returns the measurements once all have ended.
     async fn measure_phase(
         &self,
         client: &SigningClient,
@@ -213,6 +214,7 @@ impl FloodBenchmark {
         Ok(phase)
     }
 
+    /// Returns the tar of a build of 30 KB whose content no earlier build had.
     fn build_request_tar(&self) -> Result<Vec<u8>> {
         let source = BuildContext::dockerfile("FROM scratch\nCOPY page more /\n");
         let source = source.with_file("page", format!("{:?}", Instant::now()));
@@ -227,6 +229,7 @@ impl FloodBenchmark {
     }
 }
 
+/// Builds a tar, and fails unless the answer's status is 200.
 async fn send_tar(client: &SigningClient, tar: Vec<u8>) -> Result<()> {
     let reply = client.post_signed(tar).await?;
     let (status, error) = (reply.status, reply.text_field("error"));

@@ -31,7 +31,7 @@ impl FunctionsClient {
         })
     }
 
-    /// Returns the URL of a function.
+    /// Returns the URL of a function at the gateway, without a trailing slash.
     pub fn function_url(&self, name: &str) -> String {
         format!("{}/function/{name}", self.url)
     }
@@ -57,7 +57,7 @@ impl FunctionsClient {
         }
     }
 
-    /// Waits until a function reports that it is ready.
+    /// Polls a function's `/_/ready` until it answers with 200. Fails after `limit`.
     pub async fn wait_until_ready(&self, name: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
@@ -72,7 +72,7 @@ impl FunctionsClient {
         }
     }
 
-    /// Waits until the provider reports an available replica of a function.
+    /// Polls the gateway until it reports an available replica of a function. Fails after `limit`.
     pub async fn wait_until_available(&self, name: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
@@ -87,7 +87,7 @@ impl FunctionsClient {
         }
     }
 
-    /// Posts to a function; returns status and text.
+    /// Posts a body to a path of a function; returns status and text.
     pub async fn post_to_function(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
         let url = format!("{}{path}", self.function_url(name));
         let response = self
@@ -113,6 +113,7 @@ impl FunctionsClient {
     }
 
     /// Gets a path of a function that has just been deployed, and retries on 5xx until `limit` is over.
+    /// Returns the last status and text.
     pub async fn get_path_with_retry(
         &self,
         name: &str,
@@ -129,7 +130,8 @@ impl FunctionsClient {
         }
     }
 
-    /// Waits until the function's page is this text. A caller has no other sign that the queue's work is done.
+    /// Polls a function's page `/` until it is 200 with this text. Fails after `limit`. A caller has no other sign that
+    /// the queue's work is done.
     pub async fn wait_for_page(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {

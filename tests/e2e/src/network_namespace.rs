@@ -1,4 +1,4 @@
-//! Servers inside a network namespace of the stack: services that a build step must not reach, and a resolver.
+//! Network namespaces of processes: sockets, programs and more addresses in a namespace of the stack.
 //!
 //! A socket stays in the namespace in which it was opened, so only opening it needs a thread there.
 
@@ -107,7 +107,8 @@ impl Drop for ExtraAddresses {
     }
 }
 
-/// Returns the id of the process that runs this program with `argument` among its arguments.
+/// Returns the id of a process whose program's path ends with `program` and one of whose arguments contains `argument`.
+/// Fails if there is none.
 pub fn find_process(program: &str, argument: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();

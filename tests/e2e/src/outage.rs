@@ -1,7 +1,7 @@
 //! An outage of one part of the stack, which a test begins and ends.
 //!
-//! A part that the launcher started is stopped and started. A part that the launcher did not start is left alone: there, a
-//! separate builder-fn runs behind a proxy that drops connections, which looks the same to builder-fn.
+//! A part that the launcher started is stopped and started. A part that the launcher did not start is left alone:
+//! there, a separate builder-fn runs behind a proxy that drops connections, which looks the same to builder-fn.
 
 use anyhow::{Context as _, Result};
 use slipway_stack::StackPart;
@@ -31,7 +31,8 @@ struct ProxiedBuilder {
 }
 
 impl<'a> PartOutage<'a> {
-    /// Prepares an outage of BuildKit or the gateway in a way that fits this stack.
+    /// Starts the builder-fn that an outage of BuildKit or the gateway will affect, unless it is the stack's own. The
+    /// part stays available.
     pub async fn prepare(testbed: &'a Testbed, part: StackPart) -> Result<Self> {
         let proxied = match testbed.stack.has_parts() {
             true => None,
@@ -52,7 +53,7 @@ impl<'a> PartOutage<'a> {
         })
     }
 
-    /// Returns a client of the affected builder-fn.
+    /// Returns a client of the builder-fn that the outage affects.
     pub fn builder_client(&self) -> Result<SigningClient> {
         match (&self.short_timeout, &self.proxied) {
             (Some(builder), _) => builder.client(),
@@ -93,7 +94,7 @@ impl<'a> PartOutage<'a> {
         }
     }
 
-    /// Returns the number of builder-fn's open connections to BuildKit: one for each build.
+    /// Returns the number of open connections to BuildKit's TCP port in the stack, or through the proxy to BuildKit.
     pub fn open_buildkit_connections(&self) -> Result<usize> {
         match &self.proxied {
             None => self.testbed.buildkit_connections(),

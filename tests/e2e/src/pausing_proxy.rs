@@ -2,7 +2,8 @@
 //!
 //! The steps of a rollout are requests to the gateway, so a test can use the pause to stop a deployer, or a part of the
 //! stack, exactly between two steps. The proxy forwards everything unchanged, except what a test gives a
-//! [route](PausingProxy::add_route): another function process, or an answer of a provider that this stack does not have.
+//! [route](PausingProxy::add_route): another function process, or an answer of a provider that this stack does not
+//! have.
 
 use std::{
     collections::BTreeMap,
@@ -124,7 +125,7 @@ impl PausingProxy {
         self.reset_and_set_pause(None);
     }
 
-    /// Forgets all requests so far.
+    /// Forgets all requests so far; the next one is number 0.
     pub fn clear_requests(&self) {
         self.inner.lock().requests.clear();
     }
@@ -137,7 +138,7 @@ impl PausingProxy {
         self.inner.is_paused.send_replace(false);
     }
 
-    /// Waits until a request is paused. Fails if none is for [`FORWARD_TIMEOUT`].
+    /// Waits until a request is paused. Fails after [`FORWARD_TIMEOUT`].
     pub async fn wait_until_paused(&self) -> Result<()> {
         let mut is_paused = self.inner.is_paused.subscribe();
         let paused = is_paused.wait_for(|is_paused| *is_paused);
@@ -153,7 +154,7 @@ impl PausingProxy {
         self.inner.lock().requests.clone()
     }
 
-    /// Returns the requests since the last reset that change a function.
+    /// Returns the requests since the last reset to paths below `/system/`, other than with GET.
     pub fn changing_requests(&self) -> Vec<String> {
         let is_write = |line: &String| !line.starts_with("GET ") && line.contains(" /system/");
         self.requests().into_iter().filter(is_write).collect()

@@ -32,7 +32,7 @@ pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
     Ok(unlinked)
 }
 
-/// Waits until a GET request for this URL is answered with success.
+/// Polls a URL until the status is a success. Fails after 20 s.
 pub(crate) async fn wait_for_success(url: &str) -> Result<()> {
     wait_for_status(url, |status| status.is_success()).await
 }
@@ -115,6 +115,7 @@ async fn build_once_and_get_path(package: &'static str) -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// Runs `cargo build` for a package of this repository, and returns the path of its binary.
 fn build_package(package: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let profile = env::var("SLIPWAY_BUILDER_PROFILE").unwrap_or_else(|_| "dev".to_owned());

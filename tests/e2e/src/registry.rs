@@ -9,6 +9,7 @@ use slipway_stack::Stack;
 
 use crate::crafted_layer::{CraftedLayer, CraftedLayerBuilder};
 
+/// The value of the header `Accept` with all types of manifests and indexes.
 const ACCEPTED_MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
 
@@ -33,7 +34,7 @@ impl ManifestWithDigest {
     }
 }
 
-/// A client of a registry.
+/// A client of a registry over plain HTTP.
 #[derive(Debug, Clone)]
 pub struct RegistryClient {
     host: String,
@@ -198,6 +199,7 @@ impl RegistryClient {
     }
 }
 
+/// Returns `sha256:` and the hash of this content.
 fn digest(content: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(content)))
 }

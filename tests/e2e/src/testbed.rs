@@ -15,7 +15,7 @@ use crate::{
     build_context::BuildContext, client::SigningClient, functions::FunctionsClient, registry::RegistryClient,
 };
 
-/// The lock on the stack's parts: shared for tests that need all parts, exclusive for tests that stop parts.
+/// The lock on the stack's parts: shared for tests that need all parts, exclusive for tests that stop parts or measure.
 static PARTS_LOCK: RwLock<()> = RwLock::const_new(());
 
 /// The longest time until a polled condition holds; a test that passes does not wait this long.
@@ -70,7 +70,8 @@ impl Testbed {
         PARTS_LOCK.read().await
     }
 
-    /// Waits for the exclusive lock, for tests that stop parts: no other test runs while it is held.
+    /// Waits for the exclusive lock, for tests that stop parts or measure: no test with the shared lock runs while it
+    /// is held.
     pub async fn lock_parts(&self) -> RwLockWriteGuard<'static, ()> {
         PARTS_LOCK.write().await
     }
@@ -98,7 +99,8 @@ impl Testbed {
         Ok(name)
     }
 
-    /// Waits until a build step whose command contains `command` is running, or until none is.
+    /// Polls until a build step on this machine whose command contains `command` is running, or until none is. Fails
+    /// after a minute.
     pub async fn wait_for_step(&self, command: &str, running: bool) -> Result<()> {
         let what = format!(
             "a build step with {command:?} {}",
@@ -108,7 +110,8 @@ impl Testbed {
             .await
     }
 
-    /// Ends a running step with a [`gated_command`](crate::build_context::gated_command) command: creates the file it waits for.
+    /// Ends a running step with a [`gated_command`](crate::build_context::gated_command) command: creates the file it
+    /// waits for.
     pub fn open_gate_of_step(&self, gate: &str) -> Result<()> {
         let step =
             step_process_folder(gate)?.with_context(|| format!("no build step with {gate:?} is running"))?;
@@ -127,8 +130,8 @@ impl Testbed {
         Ok(())
     }
 
-    /// Returns the number of open connections to BuildKit's TCP port inside the stack: builder-fn has one for each
-    /// build.
+    /// Returns the number of established connections to BuildKit's TCP port inside the stack. builder-fn has one for
+    /// each build, and opens one for each check of its readiness.
     pub fn buildkit_connections(&self) -> Result<usize> {
         const TCP_ESTABLISHED_STATE: &str = "01";
         const BUILDKIT_PORT_HEX: &str = ":04D2";

@@ -35,7 +35,9 @@ use crate::{
     tls_proxy::TlsProxy,
 };
 
+/// The name of the registry as the audience of tokens.
 const TOKEN_SERVICE: &str = "e2e";
+/// The issuer of tokens that the registry trusts.
 const TOKEN_ISSUER: &str = "e2e-tokens";
 
 /// The name of the user who gets tokens for [`TOKEN_USER_PASSWORD`].

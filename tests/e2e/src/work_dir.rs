@@ -26,7 +26,7 @@ pub struct ProgramOutput {
 }
 
 impl ProgramOutput {
-    /// Returns the last line of the program's output as JSON. A line that is not JSON becomes a string that
+    /// Returns the last line of the program's standard output as JSON. A line that is not JSON becomes a string that
     /// shows it.
     pub fn json(&self) -> Value {
         let last = self.stdout.trim_end().lines().last().unwrap_or_default();
@@ -88,8 +88,8 @@ impl ClientFolder {
         source.write_to_folder(&self.path().join(name))
     }
 
-    /// Runs a program in this folder, with the test's environment except the variables below, and with
-    /// `environment`.
+    /// Runs a program in this folder, with `environment` and the test's own environment, except proxies and OpenFaaS's
+    /// variables.
     pub fn run_program(
         &self,
         program: impl AsRef<OsStr>,

@@ -19,6 +19,7 @@ pub(super) struct UniqueContextFolder {
 }
 
 impl UniqueContextFolder {
+    /// Creates a folder with files of this shape; equal salts give equal content.
     pub(super) fn of_shape(shape: ContextShape, salt: u64) -> Result<Self> {
         let folder = Self::empty(salt)?;
         for number in 0..shape.files {
@@ -32,6 +33,7 @@ impl UniqueContextFolder {
         Ok(folder)
     }
 
+    /// Creates a folder with a copy of `source`, and with the salt in a file.
     pub(super) fn copy_of(source: &Path, salt: u64) -> Result<Self> {
         let folder = Self::empty(salt)?;
         run_command(
@@ -61,7 +63,7 @@ impl UniqueContextFolder {
         self.dir.path().join("context")
     }
 
-    /// Replaces the content of one file in the folder.
+    /// Replaces the content of the file `0/0`, and gives it another time than the other files.
     pub(super) fn change_one_file(&self) -> Result<()> {
         let path = self.context_path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;
@@ -75,6 +77,7 @@ impl UniqueContextFolder {
         run_command(Command::new("find").arg(self.context_path()).args(all))
     }
 
+    /// Returns the tar with a config for this compression; an empty text means the builder's default.
     pub(super) fn tar_for_builder(&self, comparison: &SpeedComparison, compression: &str) -> Result<Vec<u8>> {
         let image = comparison
             .testbed

@@ -4,9 +4,10 @@ use std::{fmt, time::Duration};
 
 use anyhow::Result;
 
-/// The smallest and the largest number of unverified bodies, and how many were displaced.
+/// The numbers of unverified bodies during a phase, and how many bodies and connections were displaced.
 #[derive(Debug, Default)]
 pub(super) struct BudgetUse {
+    /// The number of unverified bodies in each sample, sorted.
     senders: Vec<f64>,
     displaced: f64,
     displaced_connections: f64,

@@ -55,6 +55,7 @@ pub(super) fn append_entry(
     Ok(())
 }
 
+/// Appends a header block as Go's `archive/tar` writes it, with zero device numbers if `devices`.
 fn append_header_block(
     tar: &mut Vec<u8>,
     prefix: &str,

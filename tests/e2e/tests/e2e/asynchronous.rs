@@ -15,6 +15,7 @@ use slipway_e2e::{build_context::BuildContext, functions::FunctionsClient, testb
 /// The Community Edition's limit on a queued body, in bytes.
 const QUEUED_BODY_MAX_BYTES: usize = 256_000;
 
+/// The longest time from a queued request until the function's page shows its outcome.
 const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(90);
 
 #[tokio::test]

@@ -56,7 +56,7 @@ impl FailingBuild {
     }
 }
 
-/// A web server on the loopback address: files below `/files`, and faults.
+/// A web server on the loopback address that serves the files of a folder below `/files`, and 404 for all others.
 struct WebServer {
     url: String,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,

@@ -91,6 +91,7 @@ impl<'a> ClientFixture<'a> {
         Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
     }
 
+    /// Returns whether the stack's registry has the tag `1` of this repository.
     async fn is_pushed(&self, repository: &str) -> Result<bool> {
         Ok(self
             .testbed

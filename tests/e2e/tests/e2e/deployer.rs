@@ -14,7 +14,7 @@ mod unverified;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    build_context::BuildContext, client::BuilderReply, deployer_process::DeployerProcess,
+    build_context::BuildContext, client::HttpReply, deployer_process::DeployerProcess,
     pausing_proxy::PausingProxy, tcp_proxy::TcpProxy, testbed::Testbed,
 };
 use slipway_stack::StackPart;
@@ -200,7 +200,7 @@ impl DeployerFixture {
     }
 
     /// Deploys this image as the build with this number.
-    async fn deploy_image(&self, image: &str, number: usize) -> Result<BuilderReply> {
+    async fn deploy_image(&self, image: &str, number: usize) -> Result<HttpReply> {
         self.deployer
             .send_hand_over(&self.hand_over_with_number(image, number))
             .await
@@ -258,9 +258,10 @@ impl DeployerFixture {
     }
 }
 
-/// Asserts that a build failed and that the image of before runs. With the strategy `rolling`, the embedded provider
-/// detects that a version does not start and rejects the update, so that nothing changes.
-fn assert_rolled_back(reply: &BuilderReply, before: &str) {
+/// Asserts that a deployment was rolled back or refused, and that the image of before runs. With the strategy
+/// `rolling`, the embedded provider detects that a version does not start and rejects the update, so that nothing
+/// changes.
+fn assert_rolled_back(reply: &HttpReply, before: &str) {
     let report = reply.json();
     assert_eq!(reply.status, 422, "{report:#}");
     let status = match report["changed"].as_bool() {

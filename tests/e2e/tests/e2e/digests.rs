@@ -138,9 +138,10 @@ impl DigestComparison {
         })
     }
 
-    /// Builds with both clients, without the cache: its keys depend on the content only, so the second build would
-    /// get the layers of the first.
-    async fn build_with_both(
+    /// Builds with both clients, and asserts that the images have the same digest and the compression of `more`. `tar`
+    /// has options of GNU tar. Neither client uses the cache: its keys depend on the content only, so the second build
+    /// would get the layers of the first.
+    async fn assert_both_build_same_image(
         &self,
         name: &str,
         folder: &ContextFolder,
@@ -278,7 +279,7 @@ async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Resu
     for (format, compression) in [("ustar", "gzip"), ("gnu", "uncompressed"), ("pax", "zstd")] {
         let more = json!({ "compression": compression });
         comparison
-            .build_with_both(&format!("plain-{format}"), &folder, &["--format", format], more)
+            .assert_both_build_same_image(&format!("plain-{format}"), &folder, &["--format", format], more)
             .await?;
     }
 
@@ -290,7 +291,7 @@ async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Resu
     folder.write_link("links/long", &"t/".repeat(150))?;
     folder.set_times("@1600000000")?;
     comparison
-        .build_with_both("long-gnu", &folder, &["--format=gnu"], Value::Null)
+        .assert_both_build_same_image("long-gnu", &folder, &["--format=gnu"], Value::Null)
         .await?;
     let attributed = folder.create_parents("nested/a/b")?;
     rustix::fs::setxattr(
@@ -301,7 +302,7 @@ async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Resu
     )?;
     folder.set_times("@1600000000.123456789")?;
     comparison
-        .build_with_both("all-pax", &folder, &["--format=pax", "--xattrs"], Value::Null)
+        .assert_both_build_same_image("all-pax", &folder, &["--format=pax", "--xattrs"], Value::Null)
         .await
 }
 
@@ -352,7 +353,9 @@ async fn ignore_patterns_give_the_same_digest() -> Result<()> {
             folder.write_file(".dockerignore", "# not this one\n*\n")?;
         }
         folder.set_times("@1600000000")?;
-        comparison.build_with_both(name, &folder, &[], config).await?;
+        comparison
+            .assert_both_build_same_image(name, &folder, &[], config)
+            .await?;
     }
     Ok(())
 }
@@ -404,7 +407,7 @@ async fn twenty_thousand_files_give_the_same_digest() -> Result<()> {
     }
     folder.set_times("@1600000000")?;
     comparison
-        .build_with_both("many", &folder, &[], Value::Null)
+        .assert_both_build_same_image("many", &folder, &[], Value::Null)
         .await
 }
 

@@ -38,7 +38,8 @@ struct FunctionToBuild<'a> {
 }
 
 impl<'a> FunctionToBuild<'a> {
-    /// Describes a function that serves its handler's folder as web pages; `steps` are additional steps of its Dockerfile.
+    /// Describes a function that serves its handler's folder as web pages; `steps` are additional steps of its
+    /// Dockerfile.
     fn page_server(testbed: &Testbed, base: &str, name: &'a str, steps: &str) -> Self {
         Self {
             name,
@@ -291,6 +292,7 @@ async fn manifest_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<M
     found.with_context(|| format!("no {name}:{tag} in the registry"))
 }
 
+/// Fetches the labels of an image, or of the first image of an index.
 async fn labels_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<Value> {
     let manifest = manifest_of_image(testbed, name, tag).await?;
     let manifest = match manifest.body["manifests"][0]["digest"].as_str() {

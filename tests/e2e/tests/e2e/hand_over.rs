@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use slipway_e2e::{
-    build_context::BuildContext, builder_process::BuilderProcess, client::BuilderReply,
+    build_context::BuildContext, builder_process::BuilderProcess, client::HttpReply,
     deployer_process::DeployerProcess, deployer_route::DeployerRoute, pausing_proxy::PausingProxy,
     testbed::Testbed,
 };
@@ -39,7 +39,7 @@ impl HandOverFixture {
     }
 
     /// Builds pages with this text; the image is `e2e/hand-over:TAG`.
-    async fn build_page(&self, tag: &str, text: &str, deploy: Value) -> Result<BuilderReply> {
+    async fn build_page(&self, tag: &str, text: &str, deploy: Value) -> Result<HttpReply> {
         let config = json!({ "image": self.testbed.image_name("e2e/hand-over", tag), "deploy": deploy });
         let source = BuildContext::static_page_function(self.testbed.busybox_image_name().await?, text);
         self.builder

@@ -1,7 +1,7 @@
 //! Tars that other tools write, and that a reader of one format gets wrong.
 //!
-//! Reference: GNU tar extracts the same bytes, and `buildctl` builds the folder. builder-fn makes the same image, or, where
-//! a table allows it, rejects the tar. No case may lose a file.
+//! Reference: GNU tar extracts the same bytes, and `buildctl` builds the folder. builder-fn makes the same image, or,
+//! where a table allows it, rejects the tar. No case may lose a file.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    client::BuilderReply,
+    client::HttpReply,
     comparison::{ClientComparison, ClientOutcome},
 };
 
@@ -297,15 +297,15 @@ fn pipe_through_program(program: &str, arguments: &[&str], input: &[u8]) -> Resu
 /// The results of both clients for one tar.
 struct BothResults {
     /// The answer of builder-fn.
-    reply: BuilderReply,
+    reply: HttpReply,
     /// The outcome of builder-fn.
     ours: ClientOutcome,
     /// The outcome of `buildctl`.
     theirs: ClientOutcome,
 }
 
-/// Builds `tar` with builder-fn, and what GNU tar extracts of it with `buildctl`, which has to succeed. `options` are those
-/// of GNU tar.
+/// Builds `tar` with builder-fn, and what GNU tar extracts of it with `buildctl`, which has to succeed. `options` are
+/// those of GNU tar.
 async fn build_with_both(
     comparison: &ClientComparison,
     name: &str,

@@ -154,7 +154,7 @@ async fn buildkit_lost_during_a_build_is_a_502_and_leaves_no_session() -> Result
 }
 
 #[tokio::test]
-async fn without_the_gateway_the_image_is_built_and_the_deployment_fails() -> Result<()> {
+async fn without_the_gateway_a_build_with_a_deployment_is_a_502_and_leaves_no_session() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
     let name = "no-gateway";

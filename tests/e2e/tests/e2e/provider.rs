@@ -11,6 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+/// Builds and pushes a function whose page is this text, and returns the image's name.
 async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
     let base = testbed.busybox_image_name().await?;
     let image = testbed.image_name(&format!("e2e/provider-{text}"), "1");
@@ -24,12 +25,13 @@ async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
     Ok(image)
 }
 
+/// Asks the gateway for a function's image; returns null if there is no such function.
 async fn deployed_image(functions: &FunctionsClient, name: &str) -> Result<Value> {
     Ok(functions.function_status(name).await?.unwrap_or_default()["image"].take())
 }
 
-/// Calls a function up to 200 times a second until stopped, without waiting for the answers. Returns the number of calls
-/// and the answers with another status than 200.
+/// Calls a function up to 200 times a second until stopped, without waiting for the answers. Returns the number of
+/// calls and the answers with another status than 200.
 async fn call_continuously(
     functions: FunctionsClient,
     name: &'static str,

@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
-    client::{BuilderReply, SigningClient},
+    client::{HttpReply, SigningClient},
     testbed::Testbed,
 };
 
+/// The longest time from a queued request until the function's page shows its outcome.
 const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A second builder-fn on the stack, with another value of `deploy_via`.
@@ -63,7 +64,8 @@ impl<'b> BuilderWithRoute<'b> {
             .tar_with_config(&config)
     }
 
-    async fn remove_function(self, function: &str) -> Result<()> {
+    /// Removes the built function, and the builder itself.
+    async fn remove_both_functions(self, function: &str) -> Result<()> {
         self.testbed.functions.remove_function(function).await?;
         self.testbed.functions.remove_function(&self.name).await
     }
@@ -89,7 +91,7 @@ async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
         .functions
         .wait_for_page(name, "queued hand-over", QUEUED_DEPLOYMENT_TIMEOUT)
         .await?;
-    builder.remove_function(name).await
+    builder.remove_both_functions(name).await
 }
 
 /// The queue-worker forwards headers and body of the builder's answer unchanged, so the signature stays valid.
@@ -121,7 +123,7 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
 
     // Without a callback, the answer reports the build, and nothing is deployed.
     testbed.functions.remove_function(name).await?;
-    let answer: BuilderReply = builder.waiting.post_signed(tar).await?;
+    let answer: HttpReply = builder.waiting.post_signed(tar).await?;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let deployment: Value = answer.json()["deployment"].clone();
     assert_eq!(deployment["status"], "handed_over", "{deployment}");
@@ -132,5 +134,5 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     let forged = http.post(&callback).body(answer.text).send().await?;
     assert_eq!(forged.status().as_u16(), 401);
     assert!(testbed.functions.function_status(name).await?.is_none());
-    builder.remove_function(name).await
+    builder.remove_both_functions(name).await
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use slipway_e2e::{build_context::BuildContext, client::BuilderReply, testbed::Testbed};
+use slipway_e2e::{build_context::BuildContext, client::HttpReply, testbed::Testbed};
 
 /// The expected answer to one error of a caller.
 struct ExpectedRejection {
@@ -19,7 +19,7 @@ async fn assert_rejected(
     testbed: &Testbed,
     name: &str,
     expected: ExpectedRejection,
-    reply: BuilderReply,
+    reply: HttpReply,
 ) -> Result<()> {
     let ExpectedRejection {
         what,

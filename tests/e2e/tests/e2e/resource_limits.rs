@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
-    build_context::gated_command, builder_process::BuilderProcess, client::BuilderReply,
+    build_context::gated_command, builder_process::BuilderProcess, client::HttpReply,
     context_tree::ContextTree, registry::RegistryClient, testbed::Testbed,
 };
 
@@ -17,7 +17,7 @@ async fn start_builder(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<B
     BuilderProcess::start_with_docker_config(testbed, &credentials, settings).await
 }
 
-/// Returns a context whose content compresses quickly.
+/// Returns a context of `files` files with `bytes` bytes in all, whose content compresses quickly.
 fn compressible_context(dockerfile: &str, bytes: usize, files: usize) -> ContextTree {
     let file = |tree: ContextTree, number: usize| {
         tree.with_file(&format!("files/{number}"), vec![number as u8; bytes / files])
@@ -25,12 +25,13 @@ fn compressible_context(dockerfile: &str, bytes: usize, files: usize) -> Context
     (0..files).fold(ContextTree::dockerfile(dockerfile), file)
 }
 
+/// Builds a context without a push, and returns the answer; `name` is the image's tag.
 async fn post_context(
     testbed: &Testbed,
     builder: &BuilderProcess,
     name: &str,
     tree: &ContextTree,
-) -> Result<BuilderReply> {
+) -> Result<HttpReply> {
     let config = json!({ "image": testbed.image_name("e2e/lean", name), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
     builder
         .client()?
@@ -46,7 +47,8 @@ fn builder_is_optimized() -> bool {
     )
 }
 
-/// Asserts that builder-fn's peak memory, without the pages of its program, is within the limit for a build of any context.
+/// Asserts that builder-fn's peak memory, without the pages of its program, is within the limit for a build of any
+/// context.
 fn assert_peak_memory(builder: &BuilderProcess) -> Result<()> {
     // Measured with the most files, unoptimised: 22.7 MiB.
     let peak = builder.peak_own_memory_bytes()?;

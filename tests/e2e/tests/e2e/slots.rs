@@ -3,9 +3,10 @@
 use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{
-    build_context::BuildContext, builder_process::BuilderProcess, client::BuilderReply, testbed::Testbed,
+    build_context::BuildContext, builder_process::BuilderProcess, client::HttpReply, testbed::Testbed,
 };
 
+/// The answer to a call over `max_inflight` 1.
 const LIMIT_REACHED_TEXT: &str = "Concurrent request limit exceeded. Max concurrent requests: 1\n";
 
 /// Starts a build in the background, and waits until its step runs. It runs until `gate` is opened.
@@ -13,7 +14,7 @@ async fn start_gated_build(
     testbed: &Testbed,
     builder: &BuilderProcess,
     gate: &str,
-) -> Result<tokio::task::JoinHandle<Result<BuilderReply>>> {
+) -> Result<tokio::task::JoinHandle<Result<HttpReply>>> {
     let context = BuildContext::with_gated_step(testbed.busybox_image_name().await?, gate);
     let config = json!({ "image": testbed.image_name("e2e/slots", "1"), "skipPush": true });
     let (client, tar) = (builder.client()?, context.tar_with_config(&config)?);
@@ -28,7 +29,7 @@ fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
         .tar_with_config(&json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true }))
 }
 
-fn assert_rejected(reply: &BuilderReply) {
+fn assert_rejected(reply: &HttpReply) {
     assert_eq!((reply.status, reply.text.as_str()), (429, LIMIT_REACHED_TEXT));
     let seconds = reply.retry_after.as_deref().map(str::parse::<u32>);
     assert!(matches!(seconds, Some(Ok(1..))), "{reply:?}");

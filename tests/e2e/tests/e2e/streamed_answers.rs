@@ -301,7 +301,7 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     Ok(())
 }
 
-/// The limit is generous, and far below the size of all lines together: 20 MB.
+/// The limit on memory is generous, and far below the size of all lines together: 79 MB.
 #[tokio::test]
 async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> Result<()> {
     const LONG_LINE_BYTES: usize = 200_000;
@@ -329,7 +329,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
         .sum();
     assert_eq!(long, LONG_LINE_BYTES);
 
-    // BuildKit keeps 2 MiB of a step's output, so several steps are needed.
+    // By default, BuildKit keeps 2 MiB of a step's output, so several steps are needed.
     let gate = "gate-of-unread-output";
     let mut many_lines: String = (0..9)
         .map(|step| format!("RUN seq {step}000000 {step}999999\n"))

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use slipway_e2e::{build_context::BuildContext, client::BuilderReply, testbed::Testbed};
+use slipway_e2e::{build_context::BuildContext, client::HttpReply, testbed::Testbed};
 
 /// A folder for `faas-cli new` and `faas-cli build --shrinkwrap`.
 struct TemplateProject<'a> {
@@ -52,7 +52,7 @@ impl<'a> TemplateProject<'a> {
     }
 
     /// Builds and deploys a function; fails unless that succeeds.
-    async fn build(&self, name: &str) -> Result<BuilderReply> {
+    async fn build(&self, name: &str) -> Result<HttpReply> {
         let config = json!({
             "image": self.testbed.image_name(&format!("e2e/{name}"), "1"),
             "buildArgs": { "RUST_IMAGE": self.testbed.stack.rust_image() },
@@ -67,6 +67,7 @@ impl<'a> TemplateProject<'a> {
         Ok(reply)
     }
 
+    /// Builds and deploys a function, and posts this body to it; returns status and text.
     async fn build_and_call(&self, name: &str, body: &str) -> Result<(u16, String)> {
         self.build(name).await?;
         self.testbed.functions.post_to_function(name, "", body).await
@@ -74,7 +75,7 @@ impl<'a> TemplateProject<'a> {
 }
 
 /// Returns the names of the crates that a build compiled, from cargo's output. Cached steps have no output.
-fn compiled_crates(reply: &BuilderReply) -> Result<Vec<String>> {
+fn compiled_crates(reply: &HttpReply) -> Result<Vec<String>> {
     let record = reply.json();
     let log = record["log"].as_array().context("the answer has no log")?;
     let words = log.iter().map(|line| {
@@ -85,6 +86,7 @@ fn compiled_crates(reply: &BuilderReply) -> Result<Vec<String>> {
     Ok(words.flatten().collect())
 }
 
+/// Adds all files below `folder` to a context, with paths relative to `root`.
 fn add_folder(mut source: BuildContext, root: &Path, folder: &Path) -> Result<BuildContext> {
     let mut entries = fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(fs::DirEntry::path);
@@ -178,6 +180,7 @@ async fn functions_of_the_template_share_what_is_compiled_but_their_handlers() -
     Ok(())
 }
 
+/// Returns the size of the compressed layers of an image with the tag `1`.
 async fn image_size_bytes(testbed: &Testbed, repository: &str) -> Result<u64> {
     let manifest = testbed
         .registry

@@ -10,7 +10,7 @@ use slipway_e2e::{
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
     certificates::CertificateAuthority,
-    client::{BuilderReply, SigningClient},
+    client::{HttpReply, SigningClient},
     registry::RegistryClient,
     testbed::Testbed,
     token_registry::{IDENTITY_TOKEN, TOKEN_USER, TOKEN_USER_PASSWORD, TokenRegistry},
@@ -54,7 +54,7 @@ impl BuilderWithTenants {
     }
 
     /// Builds a context with the files `Dockerfile` and `a` for this tenant.
-    async fn build(&self, tenant: &str, dockerfile: &str, config: &Value) -> Result<BuilderReply> {
+    async fn build(&self, tenant: &str, dockerfile: &str, config: &Value) -> Result<HttpReply> {
         let key = format!("the payload key of {tenant}");
         let client = SigningClient::new(format!("{}/build", self.builder.url()), key.as_bytes())?;
         let context = BuildContext::dockerfile(dockerfile).with_file("a", "the same file for all");
@@ -71,6 +71,7 @@ struct IssuedToken {
     scopes: Vec<String>,
 }
 
+/// Takes the list of tokens that the registry's token server has issued since the last call.
 fn take_issued_tokens(registry: &TokenRegistry) -> Result<Vec<IssuedToken>> {
     let parse = |token: String| {
         let (credentials, scopes) = token.split_once(" for ").context("a token without scopes")?;

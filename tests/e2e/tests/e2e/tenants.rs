@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    client::{BuilderReply, SigningClient},
+    client::{HttpReply, SigningClient},
     registry::RegistryClient,
     testbed::Testbed,
 };
@@ -66,7 +66,7 @@ impl BuilderWithTwoTenants {
         })
     }
 
-    async fn build(&self, key: &str, dockerfile: &str, config: Value) -> Result<BuilderReply> {
+    async fn build(&self, key: &str, dockerfile: &str, config: Value) -> Result<HttpReply> {
         let client = SigningClient::new(format!("{}/build", self.builder.url()), key.as_bytes())?;
         let context = BuildContext::dockerfile(dockerfile).with_file("a", "the file of acme");
         client.post_signed(context.tar_with_config(&config)?).await

@@ -1,8 +1,8 @@
 //! Two builders that share one BuildKit, and their restarts: which source runs, and what a request delivered again
 //! does.
 //!
-//! The builders and deployers run beside the stack; `kill -9` and a new process stand for a crash, so nothing that these
-//! tests show can depend on one process's memory.
+//! The builders and deployers run beside the stack; `kill -9` and a new process stand for a crash, so nothing that
+//! these tests show can depend on one process's memory.
 
 mod freshness;
 mod one_function;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::{BuildContext, gated_command},
     builder_process::BuilderProcess,
-    client::BuilderReply,
+    client::HttpReply,
     deployer_process::DeployerProcess,
     pausing_proxy::{ExtraRoute, PausingProxy},
     testbed::Testbed,
@@ -115,7 +115,7 @@ impl TwoBuilders {
     }
 
     /// Sends a build to one of the builders and waits for its answer.
-    async fn build_at(&self, index: usize, tar: &[u8], call_id: &str) -> Result<BuilderReply> {
+    async fn build_at(&self, index: usize, tar: &[u8], call_id: &str) -> Result<HttpReply> {
         self.build_at_with_headers(index, tar, &[("X-Call-Id", call_id)])
             .await
     }
@@ -126,7 +126,7 @@ impl TwoBuilders {
         index: usize,
         tar: &[u8],
         headers: &[(&str, &str)],
-    ) -> Result<BuilderReply> {
+    ) -> Result<HttpReply> {
         let client = self.builders[index].client()?;
         client.post_with_headers(tar.to_vec(), headers).await
     }
@@ -138,7 +138,7 @@ impl TwoBuilders {
         tar: &[u8],
         gate: &str,
         headers: &[(&'static str, &str)],
-    ) -> Result<JoinHandle<Result<BuilderReply>>> {
+    ) -> Result<JoinHandle<Result<HttpReply>>> {
         let build = self.start_build(index, tar, headers)?;
         self.testbed.wait_for_step(gate, true).await?;
         Ok(build)
@@ -150,7 +150,7 @@ impl TwoBuilders {
         index: usize,
         tar: &[u8],
         headers: &[(&'static str, &str)],
-    ) -> Result<JoinHandle<Result<BuilderReply>>> {
+    ) -> Result<JoinHandle<Result<HttpReply>>> {
         let (client, tar) = (self.builders[index].client()?, tar.to_vec());
         let headers: Vec<_> = headers
             .iter()
@@ -212,7 +212,7 @@ async fn start_builder(
 }
 
 /// Asserts that a build was successful and its version runs; returns the result.
-fn assert_ready(reply: &BuilderReply) -> Result<Value> {
+fn assert_ready(reply: &HttpReply) -> Result<Value> {
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     let result = reply.json();
     assert_eq!(result["status"], "success", "{result:#}");
@@ -221,7 +221,7 @@ fn assert_ready(reply: &BuilderReply) -> Result<Value> {
 }
 
 /// Asserts that a build ended because the build with this call ID is newer.
-fn assert_superseded(reply: &BuilderReply, by: &str) -> Result<()> {
+fn assert_superseded(reply: &HttpReply, by: &str) -> Result<()> {
     ensure!(reply.status == 409, "{} {}", reply.status, reply.text);
     let result = reply.json();
     assert_eq!(result["status"], "failed", "{result:#}");

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use slipway_e2e::{build_context::BuildContext, client::BuilderReply};
+use slipway_e2e::{build_context::BuildContext, client::HttpReply};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::world::{AttackWorld, Tenant};
@@ -57,7 +57,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the outcome of an attack that succeeded if `succeeded` is true.
+    /// Returns the outcome `Succeeded` if `succeeded` is true, and `Stopped` otherwise.
     pub(crate) fn of_success(succeeded: bool, evidence: impl Into<String>) -> Self {
         match succeeded {
             true => Self::Succeeded(evidence.into()),
@@ -65,14 +65,14 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of an attack by a build that succeeded if the answer contains `bait`.
-    pub(crate) fn of_reply(reply: &BuilderReply, bait: &str) -> Self {
+    /// Returns the outcome of an attack by a build: the attack succeeded if the answer contains `bait`.
+    pub(crate) fn of_reply(reply: &HttpReply, bait: &str) -> Self {
         Self::of_success(reply.text.contains(bait), summarize_reply(reply))
     }
 }
 
 /// Returns the status and the error of an answer, or its last lines.
-pub(crate) fn summarize_reply(reply: &BuilderReply) -> String {
+pub(crate) fn summarize_reply(reply: &HttpReply) -> String {
     let json = reply.json();
     let text = match json["error"].as_str() {
         Some(error) => error.to_owned(),

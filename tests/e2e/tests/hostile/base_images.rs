@@ -125,7 +125,7 @@ impl<'a> BaseImageAttacks<'a> {
         })
     }
 
-    /// Returns a layer with a shell.
+    /// Returns a layer with a setuid busybox, and with links to it for a shell and other programs.
     fn layer_with_shell(&self) -> Result<CraftedLayerBuilder> {
         let names = ["sh", "cat", "dd", "wc", "id", "ls", "grep"];
         let layer = CraftedLayerBuilder::new().with_file("bin/busybox", 0o4755, &self.busybox)?;
@@ -140,7 +140,7 @@ impl<'a> BaseImageAttacks<'a> {
         name: &str,
         layer: CraftedLayerBuilder,
         instructions: &str,
-    ) -> Result<slipway_e2e::client::BuilderReply> {
+    ) -> Result<slipway_e2e::client::HttpReply> {
         let image = self.push_base_image(name, layer).await?;
         self.build_on_image(&image, instructions).await
     }
@@ -162,7 +162,7 @@ impl<'a> BaseImageAttacks<'a> {
         &self,
         image: &str,
         instructions: &str,
-    ) -> Result<slipway_e2e::client::BuilderReply> {
+    ) -> Result<slipway_e2e::client::HttpReply> {
         self.world
             .mallory
             .try_dockerfile("on-base", format!("FROM {image}\n{instructions}\n"))
@@ -246,7 +246,9 @@ impl<'a> BaseImageAttacks<'a> {
         Ok(())
     }
 
-    fn outcome_of_build(&self, reply: &slipway_e2e::client::BuilderReply) -> Outcome {
+    /// Returns the outcome of a build: the attack succeeded if it wrote to the bait's folder, or the answer has the
+    /// bait.
+    fn outcome_of_build(&self, reply: &slipway_e2e::client::HttpReply) -> Outcome {
         let written = self.world.folder().join("written").exists();
         Outcome::of_success(written || reply.text.contains(BAIT), summarize_reply(reply))
     }

@@ -48,7 +48,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "builder-memory",
-        attempts: "has builder-fn killed for memory by signed tars: attributes, names, nested and huge configurations",
+        attempts: "has builder-fn killed for memory by signed tars: attributes, nested and huge configurations",
     },
 ];
 
@@ -212,6 +212,7 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
     Ok(())
 }
 
+/// Prints 256 MiB in a step. The attack succeeded if the answer, the builder's memory or the time is over its limit.
 async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
     let base = world.testbed.busybox_image_name().await?;
     let before = world.builder.peak_memory_bytes()?;
@@ -236,6 +237,8 @@ async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
     Ok(Outcome::of_success(!is_bounded, evidence))
 }
 
+/// Runs a step that ignores signals. The attack succeeded if a process of it is left, or it ran for three times its
+/// limit.
 async fn run_endless_step() -> Result<Outcome> {
     const STEP_TIME_LIMIT: Duration = Duration::from_secs(6);
     let limit = format!("{}s", STEP_TIME_LIMIT.as_secs());
@@ -265,7 +268,8 @@ async fn run_endless_step() -> Result<Outcome> {
     ))
 }
 
-/// Sends signed tars that are as large as the builder accepts in memory.
+/// Sends 48 signed tars at once whose parts the builder parses in memory. The attack succeeded if the builder no longer
+/// answers, or its peak memory is over [`BUILDER_MEMORY_LIMIT_BYTES`].
 async fn fill_builder_memory() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
     let config = |more: &str| {

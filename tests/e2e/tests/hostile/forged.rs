@@ -83,7 +83,7 @@ struct ForgedMessageAttacks<'a> {
 }
 
 impl ForgedMessageAttacks<'_> {
-    /// Returns a hand-over that is valid but for its signature.
+    /// Returns a well-formed hand-over of an image that no registry has, not yet signed.
     fn hand_over(&self, service: &str) -> Result<Value> {
         let image = self.world.testbed.image_name("hostile/mallory/forged", "1");
         let now = Timestamp::now();

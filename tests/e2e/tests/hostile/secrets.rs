@@ -10,7 +10,7 @@ use slipway_e2e::{
     bait_server::BaitServer,
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    client::BuilderReply,
+    client::HttpReply,
     network_namespace::{NetworkNamespace, find_process},
 };
 
@@ -106,7 +106,7 @@ const SECRET_MOUNTS: &str =
 
 impl SecretAttacks<'_> {
     /// Builds with the secrets, and returns the answer.
-    async fn build_with_secrets(&self, name: &str, steps: &str, more: &Value) -> Result<BuilderReply> {
+    async fn build_with_secrets(&self, name: &str, steps: &str, more: &Value) -> Result<HttpReply> {
         let source = BuildContext::dockerfile(format!("FROM {}\n{steps}\n", self.base));
         let mut config = json!({ "image": self.world.mallory.image(name, "1"), "noCache": true });
         if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
@@ -131,6 +131,7 @@ impl SecretAttacks<'_> {
             })
     }
 
+    /// Prints build secrets in steps and in errors, and looks for them in the answers.
     async fn print_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
         let skip = json!({ "skipPush": true });
         let echo = format!(
@@ -167,6 +168,7 @@ impl SecretAttacks<'_> {
         Ok(())
     }
 
+    /// Uses build secrets in a step, and looks for them in the pushed image and its attestations.
     async fn keep_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
         let steps = format!(
             "RUN {SECRET_MOUNTS} [ \"$NPMRC\" ] && [ -s /run/secrets/pip_token ] && echo {} > /proof",
@@ -226,6 +228,7 @@ impl SecretAttacks<'_> {
         Ok(())
     }
 
+    /// Mounts secrets of another build and of the builder by their ids, and an SSH agent.
     async fn mount_other_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         // Printed in reverse, so that no mask applies.
@@ -291,6 +294,7 @@ impl SecretAttacks<'_> {
         Ok(())
     }
 
+    /// Looks for the registry's password in a step, and has a builder pull from a registry of the attacker's.
     async fn log_in_to_registries(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         let password = world.testbed.stack.registry.password.trim().to_owned();

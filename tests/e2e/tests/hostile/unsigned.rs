@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
     build_context::BuildContext,
-    client::BuilderReply,
+    client::HttpReply,
     deployer_process::DeployerProcess,
     flood::{Flood, FloodTarget, UnsignedSender},
     flood_benchmark::peak_memory_bytes,
@@ -29,7 +29,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "unsigned-ratio",
-        attempts: "fills the spool by unsigned bodies that become a thousand times as large",
+        attempts: "fills the spool by unsigned gzip bodies of less than 1 MiB that become 28 MiB",
     },
     Attack {
         name: "unsigned-idle",
@@ -37,7 +37,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "unsigned-hand-overs",
-        attempts: "raises deployer-fn's memory by forty unsigned bodies of almost 1 MiB",
+        attempts: "raises deployer-fn's memory by eighty senders of half an unsigned body of 1,000 KiB",
     },
     Attack {
         name: "unsigned-flood",
@@ -84,7 +84,7 @@ fn socket_address(url: &str) -> Result<SocketAddr> {
 }
 
 /// Builds as the victim, with a body of this size.
-async fn signed_build(world: &AttackWorld, size: usize) -> Result<BuilderReply> {
+async fn signed_build(world: &AttackWorld, size: usize) -> Result<HttpReply> {
     let page = format!("{:?}", Instant::now());
     let source = BuildContext::dockerfile("FROM scratch\nCOPY page more /\n");
     let source = source.with_file("page", page).with_file("more", vec![7; size]);
@@ -92,11 +92,13 @@ async fn signed_build(world: &AttackWorld, size: usize) -> Result<BuilderReply> 
     world.victim.build(&source, &config).await
 }
 
-/// Waits until the function has read what `count` senders send: its memory and its connections give no event.
+/// Waits three seconds: the senders connect within the first one, and what a function has read gives no event.
 async fn wait_until_senders_have_sent() {
     tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
+/// Sends bodies of extended attributes from ten senders. The attack succeeded if builder-fn's peak memory is over 64
+/// MiB, or a signed build fails.
 async fn send_extended_attributes() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
     signed_build(&world, 1000).await?;
@@ -121,6 +123,7 @@ async fn send_extended_attributes() -> Result<Outcome> {
     ))
 }
 
+/// Sends bodies that decompress to more than the spool holds. The attack succeeded if a signed build fails.
 async fn send_high_compression_ratios() -> Result<Outcome> {
     let (body_limit, spool_limit) = ((32 * MIB).to_string(), (64 * MIB).to_string());
     let settings = [("spool_limit", &*spool_limit), ("max_body", &*body_limit)];
@@ -141,6 +144,8 @@ async fn send_high_compression_ratios() -> Result<Outcome> {
     Ok(Outcome::of_success(reply.status != 200, evidence))
 }
 
+/// Sends heads without bodies from four senders, to a builder with two slots. The attack succeeded if a signed build
+/// fails.
 async fn hold_idle_bodies() -> Result<Outcome> {
     let world = AttackWorld::with_settings(&[("max_inflight", "2")], &[]).await?;
     let _flood = Flood::start(builder_target(&world)?, &[UnsignedSender::IdleBody], 4, None)?;
@@ -152,6 +157,7 @@ async fn hold_idle_bodies() -> Result<Outcome> {
     ))
 }
 
+/// Sends half of a hand-over from 80 senders. The attack succeeded if deployer-fn's peak memory is over 32 MiB.
 async fn send_half_hand_overs() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
     let target = deployer_target(&world.deployer)?;
@@ -164,6 +170,8 @@ async fn send_half_hand_overs() -> Result<Outcome> {
     Ok(Outcome::of_success(peak > 32 * MIB, evidence))
 }
 
+/// Builds once a second beside 300 senders. The attack succeeded if a build fails or is slow, or a function's peak
+/// memory is over its limit.
 async fn flood_both_functions() -> Result<Outcome> {
     const FLOOD_LENGTH: Duration = Duration::from_secs(12);
     const MAX_BUILD_TIME: Duration = Duration::from_secs(10);

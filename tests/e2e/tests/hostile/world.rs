@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    client::{BuilderReply, SigningClient},
+    client::{HttpReply, SigningClient},
     deployer_process::DeployerProcess,
     deployer_route::DeployerRoute,
     pausing_proxy::PausingProxy,
@@ -34,7 +34,7 @@ impl Tenant {
     }
 
     /// Builds a context with this config and returns the answer.
-    pub(crate) async fn build(&self, source: &BuildContext, config: &Value) -> Result<BuilderReply> {
+    pub(crate) async fn build(&self, source: &BuildContext, config: &Value) -> Result<HttpReply> {
         self.client.post_signed(source.tar_with_config(config)?).await
     }
 
@@ -43,7 +43,7 @@ impl Tenant {
         &self,
         name: &str,
         dockerfile: impl Into<String>,
-    ) -> Result<BuilderReply> {
+    ) -> Result<HttpReply> {
         let config = json!({ "image": self.image(name, "1"), "skipPush": true, "noCache": true });
         self.build(&BuildContext::dockerfile(dockerfile), &config).await
     }

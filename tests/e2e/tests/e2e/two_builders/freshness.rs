@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use serde_json::json;
-use slipway_e2e::{build_context::BuildContext, client::BuilderReply, deployer_process::DeployerProcess};
+use slipway_e2e::{build_context::BuildContext, client::HttpReply, deployer_process::DeployerProcess};
 
 use super::{TwoBuilders, assert_ready, time_seconds_from_now, unused_call_id};
 
 const MAX_AGE_SETTING: (&str, &str) = ("max_age", "1h");
 
 /// Asserts that a request was rejected because its signature was used by the call with this id.
-fn assert_signature_used_by(reply: &BuilderReply, by: &str) {
+fn assert_signature_used_by(reply: &HttpReply, by: &str) {
     assert_eq!(reply.status, 409, "{}", reply.text);
     let error = reply.text_field("error");
     assert!(error.contains(by) && error.contains("submittedAt"), "{error}");

@@ -3,12 +3,12 @@
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use slipway_e2e::{build_context::BuildContext, client::BuilderReply};
+use slipway_e2e::{build_context::BuildContext, client::HttpReply};
 
 use super::{TwoBuilders, assert_ready, unused_call_id};
 
 /// Returns the image's digest in a build's result.
-fn digest_in_result(reply: &BuilderReply) -> Result<String> {
+fn digest_in_result(reply: &HttpReply) -> Result<String> {
     let result = reply.json();
     let digest = result["digest"].as_str();
     Ok(digest
@@ -116,7 +116,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
     two.remove_function().await
 }
 
-fn deployment_status_in_reply(reply: &BuilderReply) -> Value {
+fn deployment_status_in_reply(reply: &HttpReply) -> Value {
     reply.json()["deployment"]["status"].take()
 }
 
