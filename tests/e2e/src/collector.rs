@@ -24,6 +24,7 @@ pub struct TraceCollector {
     serving: JoinHandle<()>,
 }
 
+/// What the collector has received: the spans and headers of all export requests.
 #[derive(Debug, Default)]
 struct ReceivedExports {
     received: Mutex<(Vec<ReceivedSpan>, Vec<HeaderMap>)>,

@@ -36,6 +36,7 @@ struct RouteState {
 #[derive(Default)]
 struct RecordedHandOvers {
     hand_overs: Vec<Value>,
+    /// The statuses with which the next hand-overs are answered.
     faults: VecDeque<StatusCode>,
 }
 

@@ -11,6 +11,8 @@ struct ExpectedRejection {
     message: &'static [&'static str],
 }
 
+/// Returns a valid config that pushes and deploys under names of this case, so that the effects of a request can be
+/// seen.
 fn config_to_reject(testbed: &Testbed, name: &str) -> Value {
     json!({ "image": testbed.image_name(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
 }

@@ -71,7 +71,7 @@ impl Outcome {
     }
 }
 
-/// Returns the status and the error of an answer, or its last lines.
+/// Returns the HTTP status of an answer with its error, or its build's status, or its whole text.
 pub(crate) fn summarize_reply(reply: &HttpReply) -> String {
     let json = reply.json();
     let text = match json["error"].as_str() {

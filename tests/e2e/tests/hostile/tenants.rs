@@ -134,6 +134,7 @@ async fn build_private_image(world: &AttackWorld) -> Result<String> {
     Ok(reply.text_field("digest"))
 }
 
+/// Builds with the victim's private image or cache as the attacker, in every way there is.
 async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let digest = build_private_image(world).await?;
     let base = world.testbed.busybox_image_name().await?;
@@ -210,6 +211,7 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     Ok(())
 }
 
+/// Pushes over the victim's private image as the attacker, in every way there is.
 async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let (victim, mallory) = (&world.victim, &world.mallory);
     let base = world.testbed.busybox_image_name().await?;
@@ -274,6 +276,7 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
     .await
 }
 
+/// Reads and writes the victim's cache mount in steps of the attacker.
 async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let (victim, mallory) = (&world.victim, &world.mallory);
     let base = world.testbed.busybox_image_name().await?;
@@ -325,6 +328,7 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
     Ok(())
 }
 
+/// Deploys over the victim's function, and a function with a secret of the victim's functions, as the attacker.
 async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let functions = &world.testbed.functions;
     let base = world.testbed.busybox_image_name().await?;
@@ -369,6 +373,7 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
     functions.remove_function("victim-shop").await
 }
 
+/// Sends builds of the attacker with the function, the call id and the tenant of the victim's builds.
 async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let base = world.testbed.busybox_image_name().await?;
     let gate = "gate-of-the-superseded";
@@ -449,8 +454,8 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     Ok(())
 }
 
-/// Queues builds of the attacker at a builder with one slot, then one of the victim's. The attack succeeded if more of the
-/// attacker's builds ran before the victim's than the one that was running already and two more.
+/// Queues builds of the attacker at a builder with one slot, then one of the victim's. The attack succeeded if more of
+/// the attacker's builds ran before the victim's than the one that was running already and two more.
 async fn fill_slots_of_builder() -> Result<Outcome> {
     const FLOOD_BUILD_COUNT: usize = 6;
     const MAX_BUILDS_BEFORE_VICTIMS: usize = 3;

@@ -24,6 +24,7 @@ pub(crate) const MALLORY_KEY: &str = "the key of mallory";
 #[derive(Debug, Clone)]
 pub(crate) struct Tenant {
     pub(crate) client: SigningClient,
+    /// The part of the registry that the tenant may push to, `HOST/hostile/TENANT`.
     repositories: String,
 }
 
@@ -64,12 +65,12 @@ pub(crate) struct AttackWorld {
 }
 
 impl AttackWorld {
-    /// Starts the builder and the deployer.
+    /// Starts the builder and the deployer with the policy of both tenants.
     pub(crate) async fn start() -> Result<Self> {
         Self::with_settings(&[], &[]).await
     }
 
-    /// Starts the builder with more settings, and a policy that lets the attacker read these addresses.
+    /// Starts the deployer, and the builder with more settings; the policy lets the attacker read these addresses.
     pub(crate) async fn with_settings(settings: &[(&str, &str)], readable: &[String]) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         // Base images are built by the stack's own builder, before there is a policy.
@@ -117,6 +118,7 @@ impl AttackWorld {
     }
 }
 
+/// Returns the secrets of both functions: the tenants' keys, and the registry's credentials for tenants and builder.
 fn platform_secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
     let registry = &testbed.stack.registry;
     let login = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
@@ -130,6 +132,7 @@ fn platform_secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Returns the policy of both tenants. The attacker may also read the addresses `readable` over HTTP.
 fn policy_with_sources(testbed: &Testbed, readable: &[String]) -> Value {
     let host = &testbed.stack.registry.host;
     let tenant = |name: &str, http: &[String]| {
