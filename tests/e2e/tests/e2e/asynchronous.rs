@@ -15,8 +15,9 @@ use slipway_e2e::{build_context::BuildContext, functions::FunctionsClient, testb
 /// The Community Edition's limit on a queued body, in bytes.
 const QUEUED_BODY_MAX_BYTES: usize = 256_000;
 
-/// The longest time from a queued request until the function's page shows its outcome.
-const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(90);
+/// The longest time from a queued request until the function's page shows its outcome. The queue-worker sends one
+/// request after the other, also those of other tests.
+const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(180);
 
 #[tokio::test]
 async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() -> Result<()> {

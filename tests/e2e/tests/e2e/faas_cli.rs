@@ -21,7 +21,7 @@ use slipway_e2e::{
 const PAGE_PATH_AND_TEXT: (&str, &str) = ("/handler.txt", "hello\n");
 
 /// The time that a deployed function may take until it listens, on a busy machine.
-const FUNCTION_START_LIMIT: Duration = Duration::from_secs(30);
+const FUNCTION_START_LIMIT: Duration = Duration::from_secs(60);
 
 /// The result of a faas-cli command.
 #[derive(Debug)]

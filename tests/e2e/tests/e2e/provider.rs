@@ -11,6 +11,9 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+/// A timeout longer than a small function takes to start on a busy machine.
+const FUNCTION_START_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Builds and pushes a function whose page is this text, and returns the image's name.
 async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
     let base = testbed.busybox_image_name().await?;
@@ -72,7 +75,7 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
     let deployment = |image: &str| json!({ "service": name, "image": image });
     ensure!(functions.create_function(&deployment(&images[0])).await? < 300);
     functions
-        .wait_for_page(name, "one", Duration::from_secs(30))
+        .wait_for_page(name, "one", FUNCTION_START_TIMEOUT)
         .await?;
     let (stop, stopped) = watch::channel(false);
     let calling = tokio::spawn(call_continuously(functions.clone(), name, stopped));
@@ -112,7 +115,7 @@ async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Re
     let deployment = json!({ "service": name, "image": image });
     ensure!(functions.create_function(&deployment).await? < 300);
     functions
-        .wait_for_page(name, "life", Duration::from_secs(30))
+        .wait_for_page(name, "life", FUNCTION_START_TIMEOUT)
         .await?;
     assert_eq!(
         functions.create_function(&deployment).await?,

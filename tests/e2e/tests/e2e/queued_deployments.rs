@@ -11,8 +11,9 @@ use slipway_e2e::{
     testbed::Testbed,
 };
 
-/// The longest time from a queued request until the function's page shows its outcome.
-const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(90);
+/// The longest time from a queued request until the function's page shows its outcome. The queue-worker sends one
+/// request after the other, also those of other tests.
+const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A second builder-fn on the stack, with another value of `deploy_via`.
 struct BuilderWithRoute<'b> {

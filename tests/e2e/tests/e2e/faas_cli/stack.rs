@@ -79,7 +79,8 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     let listed = cli(&["secret", "list"], b"").await?;
     assert!(listed.contains(secret), "{listed}");
     cli(&["deploy", "-f", &file, "--secret", secret], b"").await?;
-    let limit = std::time::Duration::from_secs(60);
+    // The queue-worker sends one request after the other, also those of other tests.
+    let limit = std::time::Duration::from_secs(180);
     testbed
         .functions
         .wait_for_page(name, "built by invoke", limit)
