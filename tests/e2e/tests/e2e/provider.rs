@@ -1,4 +1,5 @@
-//! Guarantees of the embedded provider that faasd does not give. A stack with another provider has its own tests.
+//! Guarantees of the embedded provider that faasd does not give. On a stack with another provider, these
+//! tests end at once.
 
 use std::{sync::Arc, time::Duration};
 
