@@ -26,7 +26,7 @@ type SettingNameAndValue = (&'static str, &'static str);
 
 /// Settings of the deployer with a ready timeout that is long enough for a version that works, and short for
 /// one that never becomes ready.
-const DEPLOYER_SETTINGS: &[SettingNameAndValue] = &[("ready_timeout", "15s")];
+const DEPLOYER_SETTINGS: &[SettingNameAndValue] = &[("ready_timeout", "20s")];
 
 /// Two builders, a deployer, and one function that they build and deploy.
 struct TwoBuilders {

@@ -333,7 +333,7 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
     let functions = &world.testbed.functions;
     let base = world.testbed.busybox_image_name().await?;
     let shop = |text: &str| BuildContext::static_page_function(base, text);
-    let limit = Duration::from_secs(30);
+    let limit = Duration::from_secs(60);
     functions.remove_function("victim-shop").await?;
     let config = json!({ "image": world.victim.image("shop", "1"), "deploy": { "service": "victim-shop" } });
     let reply = world.victim.build(&shop("the victim's shop"), &config).await?;

@@ -16,7 +16,7 @@ use super::{DeployerFixture, STRATEGY_ANNOTATION, joined_reasons};
 const FUNCTION_START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Settings without the check of the image: the deployer would refuse an image that is not in the registry.
-const SETTINGS_WITHOUT_IMAGE_CHECK: &[(&str, &str)] = &[("ready_timeout", "15s"), ("check_image", "false")];
+const SETTINGS_WITHOUT_IMAGE_CHECK: &[(&str, &str)] = &[("ready_timeout", "20s"), ("check_image", "false")];
 
 /// Opens a fixture on a provider that defers updates. `None` if this stack's provider cannot.
 async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
