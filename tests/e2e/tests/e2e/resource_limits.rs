@@ -50,7 +50,8 @@ fn builder_is_optimized() -> bool {
 /// Asserts that builder-fn's peak memory, without the pages of its program, is within the limit for a build of any
 /// context.
 fn assert_peak_memory(builder: &BuilderProcess) -> Result<()> {
-    // Measured with the most files, unoptimised: 22.7 MiB.
+    // Measured unoptimised: 22.7 MiB with the most files; 6.4 MiB with 512 MiB, and 15.2 on a machine with ten times as
+    // many runnable processes as processors.
     let peak = builder.peak_own_memory_bytes()?;
     assert!(peak <= 26 * BYTES_PER_MIB, "{} KiB", peak >> 10);
     Ok(())
@@ -71,11 +72,7 @@ async fn peak_memory_does_not_grow_with_the_context() -> Result<()> {
     .await?;
 
     ensure!(reply.status == 200, "{}", reply.text);
-    assert!(
-        builder.peak_memory_bytes()? <= 32 * BYTES_PER_MIB,
-        "{} KiB",
-        builder.peak_memory_bytes()? >> 10
-    );
+    assert_peak_memory(&builder)?;
     assert!(builder.leftover_spool_files()?.is_empty());
     assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
     Ok(())
