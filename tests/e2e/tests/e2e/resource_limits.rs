@@ -50,10 +50,10 @@ fn builder_is_optimized() -> bool {
 /// Asserts that builder-fn's peak memory, without the pages of its program, is within the limit for a build of any
 /// context.
 fn assert_peak_memory(builder: &BuilderProcess) -> Result<()> {
-    // Measured unoptimised: 22.7 MiB with the most files; 6.4 MiB with 512 MiB, and 15.2 on a machine with ten times as
-    // many runnable processes as processors.
+    // Measured unoptimised: 22.7 MiB with the most files, and 6.4 MiB with 512 MiB. On a machine with ten times as many
+    // runnable processes as processors, more waits in buffers: 26.5 and 15.2 MiB.
     let peak = builder.peak_own_memory_bytes()?;
-    assert!(peak <= 26 * BYTES_PER_MIB, "{} KiB", peak >> 10);
+    assert!(peak <= 36 * BYTES_PER_MIB, "{} KiB", peak >> 10);
     Ok(())
 }
 
