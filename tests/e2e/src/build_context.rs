@@ -145,6 +145,7 @@ impl BuildContext {
         Ok(builder)
     }
 
+    /// Returns the paths of all folders of files in the tar, each with a trailing slash, parents first.
     fn folder_paths(&self) -> BTreeSet<String> {
         let above = |path: &str| {
             path.match_indices('/')
@@ -167,6 +168,7 @@ pub fn gated_command(gate: &str) -> String {
     format!(": {}; until [ -e /{gate} ]; do sleep 0.1; done", now.as_nanos())
 }
 
+/// Appends an entry with this content and mode, and the fixed modification time of all entries.
 fn append_entry(
     builder: &mut tar::Builder<Vec<u8>>,
     path: &str,

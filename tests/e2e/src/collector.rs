@@ -161,6 +161,7 @@ impl TraceCollector {
     }
 }
 
+/// Keeps the spans and the headers of an export request; a body that is not OTLP gets 400.
 async fn receive_export(
     State(inner): State<Arc<ReceivedExports>>,
     headers: HeaderMap,

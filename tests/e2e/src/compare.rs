@@ -243,6 +243,7 @@ impl SpeedComparison {
         Ok((pairs, builder.peak_memory_bytes()?))
     }
 
+    /// Starts a builder-fn that uses the comparison's daemon and accepts bodies of up to 4 GiB.
     async fn start_builder(&self) -> Result<BuilderProcess> {
         let most = (4u64 << 30).to_string();
         let settings = [
@@ -292,6 +293,7 @@ impl SpeedComparison {
         Ok(begun.elapsed().as_secs_f64())
     }
 
+    /// Removes everything from the daemon's cache.
     fn prune_cache(&self) -> Result<()> {
         run_command(self.buildctl_command().args(["prune", "--all"]))
     }
@@ -324,6 +326,7 @@ fn run_concurrently<T: Sync>(all: &[T], build: impl Fn(&T) -> Result<f64> + Sync
     })
 }
 
+/// Runs a command, and fails with its standard error unless it succeeds.
 fn run_command(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     ensure!(

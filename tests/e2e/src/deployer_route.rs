@@ -27,12 +27,14 @@ pub struct DeployerRoute {
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
+/// What the server forwards to, and what it has recorded.
 struct RouteState {
     deployer: String,
     http: reqwest::Client,
     state: Mutex<RecordedHandOvers>,
 }
 
+/// The hand-overs so far, and the faults that are still to be answered.
 #[derive(Default)]
 struct RecordedHandOvers {
     hand_overs: Vec<Value>,
@@ -88,6 +90,7 @@ impl RouteState {
     }
 }
 
+/// Records a hand-over, and answers with the next fault or with the deployer's answer.
 async fn forward_hand_over(
     State(inner): State<Arc<RouteState>>,
     headers: HeaderMap,

@@ -338,6 +338,7 @@ fn append_random_file(mut tar: Vec<u8>) -> Result<Vec<u8>> {
     Ok(tar)
 }
 
+/// Returns the header of a regular file of this size.
 fn tar_header(path: &str, size: u64) -> Result<Vec<u8>> {
     let mut header = tar::Header::new_gnu();
     header.set_path(path).context("the path")?;

@@ -185,6 +185,7 @@ impl FunctionsClient {
         Ok(())
     }
 
+    /// Sends a JSON request with the administrator's credentials, and returns the status.
     async fn call_system_api(&self, method: Method, path: &str, body: &Value) -> Result<u16> {
         let request = self
             .http

@@ -139,6 +139,7 @@ fn collect_output(reader: impl Read, output: &watch::Sender<ProcessOutput>) {
 }
 
 impl ProcessOutput {
+    /// Appends a line; drops the first half of the kept output if it would be too long.
     fn append_line(&mut self, line: &str) {
         if self.text.len() + line.len() > KEPT_OUTPUT_BYTES {
             let half = self.text.floor_char_boundary(KEPT_OUTPUT_BYTES / 2);

@@ -87,6 +87,7 @@ impl ExtraAddresses {
         &self.namespace
     }
 
+    /// Runs `ip address ACTION` for an address of the namespace's loopback interface.
     fn change_address(&self, action: &str, address: IpAddr) -> Result<()> {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
         let address = format!("{address}/{prefix}");

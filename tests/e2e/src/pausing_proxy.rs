@@ -67,6 +67,7 @@ pub struct PausingProxy {
     serving: JoinHandle<()>,
 }
 
+/// What the connections of the proxy share.
 #[derive(Debug)]
 struct ProxyShared {
     gateway: String,
@@ -77,6 +78,7 @@ struct ProxyShared {
     is_paused: watch::Sender<bool>,
 }
 
+/// The requests since the last reset, and where to pause.
 #[derive(Debug, Default)]
 struct ProxyState {
     requests: Vec<String>,
@@ -168,6 +170,7 @@ impl Drop for PausingProxy {
 }
 
 impl ProxyState {
+    /// Records a request, returns its number, and notes whether it is the selected one.
     fn count_request(&mut self, request: &Request<Incoming>) -> usize {
         let number = self.requests.len();
         self.requests
@@ -218,6 +221,7 @@ impl ProxyShared {
         drop(connection.await);
     }
 
+    /// Forwards a request, and pauses before or after that if it is the selected one.
     async fn handle_request(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let number = self.lock().count_request(&request);
         self.pause_if_selected(number, PausePoint::BeforeForwarding).await;
@@ -242,6 +246,7 @@ impl ProxyShared {
         drop(self.is_paused.subscribe().wait_for(|is_paused| !is_paused).await);
     }
 
+    /// Sends a request to its route or to the gateway, and returns the answer.
     async fn forward_request(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());

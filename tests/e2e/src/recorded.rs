@@ -133,6 +133,7 @@ impl CliRecording {
     }
 }
 
+/// Returns the mode of a recorded entry, which is an octal number in text.
 fn mode_of_entry(entry: &Value) -> Result<u64> {
     u64::from_str_radix(text_of_value(&entry["mode"])?, 8).context("the mode is not an octal number")
 }
@@ -141,6 +142,7 @@ fn text_of_value(value: &Value) -> Result<&str> {
     value.as_str().with_context(|| format!("{value} is not a string"))
 }
 
+/// Reads a JSON file of the recording.
 fn read_recorded_json(name: &str) -> Result<Value> {
     let path = path_in_repository("tests/clients/recorded").join(name);
     let text = fs::read(&path).with_context(|| format!("{path:?}"))?;

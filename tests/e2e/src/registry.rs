@@ -160,6 +160,7 @@ impl RegistryClient {
         Ok(digest)
     }
 
+    /// Pushes a blob in one request after the one that opens the upload.
     async fn push_blob(&self, repository: &str, content: Vec<u8>) -> Result<()> {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
         let begun = self.with_credentials(self.http.post(&url)).send().await?;

@@ -41,6 +41,7 @@ enum ProxyTarget {
     Unix(PathBuf),
 }
 
+/// A connection of either kind that bytes are forwarded to.
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
@@ -114,6 +115,7 @@ impl ProxyTarget {
     }
 }
 
+/// Forwards each connection to the target until the proxy is disconnected; drops new ones while it is.
 async fn accept_and_forward(
     listener: TcpListener,
     target: ProxyTarget,

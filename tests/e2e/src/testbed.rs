@@ -21,6 +21,7 @@ static PARTS_LOCK: RwLock<()> = RwLock::const_new(());
 /// The longest time until a polled condition holds; a test that passes does not wait this long.
 const POLL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The name of the stack's busybox image, once this process has built it.
 static BUSYBOX_IMAGE: OnceCell<String> = OnceCell::const_new();
 
 /// The running stack and clients for it.

@@ -58,6 +58,7 @@ pub struct TokenRegistry {
     pub host: String,
 }
 
+/// The signer of tokens, and a description of each issued one.
 struct TokenServer {
     signer: EcdsaKeyPair,
     certificate: String,
@@ -172,6 +173,7 @@ impl TokenServer {
         })
     }
 
+    /// Signs a token for the scopes, and records who got it, how, and for which scopes.
     fn issue_token(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
         let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
         issued.push(format!("{who} by {how} for {scope}"));
@@ -219,6 +221,7 @@ fn unauthorized_response() -> (StatusCode, Json<Value>) {
     (StatusCode::UNAUTHORIZED, Json(json!({ "error": "no" })))
 }
 
+/// Answers `GET /token`: issues a token for the scopes to [`TOKEN_USER`] with the right password, else 401.
 async fn issue_token_for_password(
     State(tokens): State<Arc<TokenServer>>,
     Query(query): Query<Vec<(String, String)>>,
@@ -242,6 +245,7 @@ async fn issue_token_for_password(
     tokens.issue_token(TOKEN_USER, "password", &scopes.join(" "))
 }
 
+/// Answers `POST /token`: issues a token for the scope to whoever has [`IDENTITY_TOKEN`], else 401.
 async fn issue_token_for_identity_token(
     State(tokens): State<Arc<TokenServer>>,
     Form(form): Form<HashMap<String, String>>,

@@ -45,6 +45,7 @@ impl UniqueContextFolder {
         Ok(folder)
     }
 
+    /// Creates a folder with a Dockerfile that copies the context, and the salt in a file.
     fn empty(salt: u64) -> Result<Self> {
         let folder = Self {
             dir: tempfile::tempdir()?,
@@ -72,6 +73,7 @@ impl UniqueContextFolder {
         run_command(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
     }
 
+    /// Gives all files and folders of the context the same modification time.
     fn set_times(&self) -> Result<()> {
         let all = ["-depth", "-exec", "touch", "-h", "-d", "@1700000000", "{}", "+"];
         run_command(Command::new("find").arg(self.context_path()).args(all))

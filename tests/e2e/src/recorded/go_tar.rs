@@ -96,6 +96,7 @@ fn append_header_block(
     Ok(())
 }
 
+/// Appends content, and zeros up to the end of the block.
 fn append_padded(tar: &mut Vec<u8>, content: &[u8]) {
     tar.extend_from_slice(content);
     tar.resize(tar.len().next_multiple_of(TAR_BLOCK_BYTES), 0);

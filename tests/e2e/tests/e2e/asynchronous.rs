@@ -103,6 +103,7 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
     testbed.functions.remove_function(name).await
 }
 
+/// The number of answers of each version, and the answers that were neither.
 #[derive(Debug, Default)]
 struct PageCounts {
     first: usize,

@@ -13,6 +13,7 @@ use slipway_e2e::{
 };
 use tokio::sync::OnceCell;
 
+/// The path of the program, once this process has built it.
 static GO_SDK_CLIENT: OnceCell<PathBuf> = OnceCell::const_new();
 
 /// Builds the program that uses the OpenFaaS Go SDK, with the versions pinned in its `go.sum`, and returns
@@ -272,6 +273,7 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
         path("tests/clients/python/build.py"),
         path("tests/clients/php/build.php"),
     );
+    /// Returns a client's arguments from the image, the folder, and the language of a template if there is one.
     type ClientArguments<'a> = &'a dyn Fn(&str, &str, Option<&str>) -> Vec<String>;
     let clients: [(&str, ClientArguments<'_>); 3] = [
         ("node", &|image, folder, lang| {

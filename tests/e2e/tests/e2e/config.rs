@@ -9,6 +9,7 @@ use slipway_e2e::{
     registry::ManifestWithDigest, testbed::Testbed,
 };
 
+/// Fetches a manifest by its tag or digest; fails if the registry has none.
 async fn manifest_of_image(
     testbed: &Testbed,
     repository: &str,

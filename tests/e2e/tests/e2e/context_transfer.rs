@@ -16,6 +16,7 @@ const COPY_DOCKERFILE: &str = "FROM scratch\nCOPY . /\n";
 /// The seed of random trees, unless the variable `SLIPWAY_SEED` has another: every run builds the same trees.
 const DEFAULT_SEED: u64 = 20;
 
+/// Starts a builder-fn with the stack's BuildKit.
 async fn start_builder(testbed: &Testbed) -> Result<BuilderProcess> {
     let registry = &testbed.stack.registry;
     let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
@@ -159,6 +160,7 @@ fn random_entry(random: &mut SeededRandom, path: &str) -> Option<TreeEntry> {
     })
 }
 
+/// Returns a tree with a Dockerfile and up to five random entries at its root, and for some numbers an ignore file.
 fn random_tree(random: &mut SeededRandom) -> ContextTree {
     let mut tree = ContextTree::dockerfile(COPY_DOCKERFILE);
     tree.mtime = random.random_below(2) as u64;
@@ -237,6 +239,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
     Ok(())
 }
 
+/// Returns the entries of a random tree's image, without those that its ignore file excludes.
 fn entries_without_ignored(tree: &ContextTree) -> std::collections::BTreeMap<String, TreeEntry> {
     let mut seen = tree.entries_in_image();
     let rule = match tree.entries.get(".dockerignore") {
@@ -262,6 +265,7 @@ fn entries_without_ignored(tree: &ContextTree) -> std::collections::BTreeMap<Str
 struct SeededRandom(u64);
 
 impl SeededRandom {
+    /// Returns the next number, from 0 to `limit` - 1.
     fn random_below(&mut self, limit: usize) -> usize {
         self.0 = self
             .0

@@ -57,9 +57,11 @@ struct DeployedImages {
     absent: String,
 }
 
+/// The images, once this process has built them.
 static DEPLOYED_IMAGES: OnceCell<DeployedImages> = OnceCell::const_new();
 
 impl DeployedImages {
+    /// Builds and pushes all images but the absent one.
     async fn build_images(testbed: &Testbed) -> Result<Self> {
         let base = testbed.busybox_image_name().await?;
         let runs = |command: &str| {
@@ -237,6 +239,7 @@ impl DeployerFixture {
         status.with_context(|| format!("there is no function {}", self.name))
     }
 
+    /// Asks the gateway, and returns whether there is no such function.
     async fn function_is_absent(&self) -> Result<bool> {
         Ok(self
             .testbed

@@ -31,6 +31,7 @@ use slipway_e2e::{
     testbed::Testbed,
 };
 
+/// The time that both clients give to the image and its files, in seconds since 1970.
 const SOURCE_DATE_EPOCH_TEXT: &str = "1700000000";
 const DIGESTS_REPOSITORY: &str = "e2e/digests";
 
@@ -53,6 +54,7 @@ impl ContextFolder {
         self.dir.path().join("context")
     }
 
+    /// Creates the parent folders of a path in the context, and returns the whole path.
     fn create_parents(&self, path: &str) -> Result<PathBuf> {
         let path = self.context_path().join(path);
         fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
@@ -84,6 +86,7 @@ impl ContextFolder {
         )
     }
 
+    /// Writes the config beside the context, and packs both with GNU tar and these options.
     fn tar_with_gnu_tar(&self, config: &Value, options: &[&str]) -> Result<Vec<u8>> {
         fs::write(
             self.dir.path().join("com.openfaas.docker.config"),
@@ -103,6 +106,7 @@ impl ContextFolder {
     }
 }
 
+/// Runs a command, and fails with its standard error unless it succeeds.
 fn run_command(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     ensure!(
@@ -122,6 +126,7 @@ struct DigestComparison {
 }
 
 impl DigestComparison {
+    /// Starts a daemon and a builder-fn that uses it.
     async fn start() -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let registry = &testbed.stack.registry;
@@ -181,6 +186,7 @@ impl DigestComparison {
         Ok(())
     }
 
+    /// Builds a folder with `buildctl`, with pinned timestamps and this compression, and pushes the image.
     fn build_with_buildctl(
         &self,
         folder: &Path,

@@ -27,6 +27,7 @@ const CONFIGURED_NAMES: [Option<&str>; 9] = [
     Some("Other"),
 ];
 
+/// Returns a context with Dockerfiles at these paths, each of which begins with `first_line`.
 fn context_with_dockerfiles(dockerfiles: &[&str], first_line: &str) -> BuildContext {
     dockerfiles
         .iter()

@@ -287,6 +287,7 @@ fn check_record_stream(body: &str) -> Result<()> {
     Ok(())
 }
 
+/// Fetches the manifest of `e2e/NAME:TAG`; fails if the registry has none.
 async fn manifest_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<ManifestWithDigest> {
     let found = testbed.registry.get_manifest(&format!("e2e/{name}"), tag).await?;
     found.with_context(|| format!("no {name}:{tag} in the registry"))

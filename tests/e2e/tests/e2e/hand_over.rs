@@ -51,6 +51,7 @@ impl HandOverFixture {
             .await
     }
 
+    /// Returns whether the registry has `e2e/hand-over:TAG`.
     async fn has_image(&self, tag: &str) -> Result<bool> {
         Ok(self
             .testbed

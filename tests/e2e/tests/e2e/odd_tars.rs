@@ -70,6 +70,7 @@ impl Header {
         self.with_bytes_at(157, target.as_bytes())
     }
 
+    /// Returns the header with its checksum.
     fn header_block(&self) -> [u8; TAR_BLOCK_BYTES] {
         let blank = self.clone().with_bytes_at(148, b"        ");
         let sum: u32 = blank.0.iter().copied().map(u32::from).sum();

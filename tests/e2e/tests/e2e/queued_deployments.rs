@@ -26,6 +26,7 @@ struct BuilderWithRoute<'b> {
 }
 
 impl<'b> BuilderWithRoute<'b> {
+    /// Deploys a copy of the stack's builder-fn as `builder-VIA`, with this `deploy_via`, and waits until it is ready.
     async fn start_with_deploy_via(testbed: &'b Testbed, via: &str) -> Result<Self> {
         let functions = &testbed.functions;
         let name = format!("builder-{via}");

@@ -17,6 +17,7 @@ fn config_to_reject(testbed: &Testbed, name: &str) -> Value {
     json!({ "image": testbed.image_name(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
 }
 
+/// Asserts the status and message of an answer, and that this case has neither image nor function.
 async fn assert_rejected(
     testbed: &Testbed,
     name: &str,

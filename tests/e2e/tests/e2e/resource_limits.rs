@@ -11,6 +11,7 @@ use slipway_e2e::{
 
 const BYTES_PER_MIB: usize = 1 << 20;
 
+/// Starts a builder-fn with the stack's BuildKit and these settings.
 async fn start_builder(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<BuilderProcess> {
     let registry = &testbed.stack.registry;
     let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
@@ -228,6 +229,7 @@ impl SmallDisk {
         self.0.path()
     }
 
+    /// Returns how many bytes of the file system are in use.
     fn used_bytes(&self) -> Result<u64> {
         let state = rustix::fs::statvfs(self.mount_path())?;
         Ok((state.f_blocks - state.f_bfree) * state.f_frsize)

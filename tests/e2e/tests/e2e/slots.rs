@@ -23,12 +23,14 @@ async fn start_gated_build(
     Ok(build)
 }
 
+/// Returns the tar of a small build that pushes nothing.
 fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .with_file("a", "a")
         .tar_with_config(&json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true }))
 }
 
+/// Asserts that a call was rejected with 429, the text of the limit, and a time after which to retry.
 fn assert_rejected(reply: &HttpReply) {
     assert_eq!((reply.status, reply.text.as_str()), (429, LIMIT_REACHED_TEXT));
     let seconds = reply.retry_after.as_deref().map(str::parse::<u32>);

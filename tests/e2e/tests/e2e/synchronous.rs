@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, client::SigningClient, testbed::Testbed};
 
+/// Builds and deploys a page with this client, and asserts the answer, the image and the running function.
 async fn assert_builds_and_deploys(testbed: &Testbed, client: &SigningClient, name: &str) -> Result<()> {
     let base = testbed.busybox_image_name().await?;
     let image = testbed.image_name(&format!("e2e/{name}"), "1");

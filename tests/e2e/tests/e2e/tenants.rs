@@ -66,6 +66,7 @@ impl BuilderWithTwoTenants {
         })
     }
 
+    /// Builds this Dockerfile in a context with a file `a`, signed with a tenant's key, and returns the answer.
     async fn build(&self, key: &str, dockerfile: &str, config: Value) -> Result<HttpReply> {
         let client = SigningClient::new(format!("{}/build", self.builder.url()), key.as_bytes())?;
         let context = BuildContext::dockerfile(dockerfile).with_file("a", "the file of acme");
@@ -73,6 +74,7 @@ impl BuilderWithTwoTenants {
     }
 }
 
+/// Returns a config that names this image, with the tag `1`.
 fn image_of_tenant(testbed: &Testbed, name: &str) -> Value {
     json!({ "image": testbed.image_name(name, "1") })
 }

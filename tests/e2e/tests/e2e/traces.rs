@@ -32,6 +32,7 @@ struct GatewayStub {
 }
 
 impl GatewayStub {
+    /// Starts a server that forwards hand-overs to this deployer.
     async fn start_forwarding_to(deployer: &DeployerProcess) -> Result<Self> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let to = format!("{}/", deployer.url());

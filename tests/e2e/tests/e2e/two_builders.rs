@@ -201,6 +201,7 @@ impl TwoBuilders {
     }
 }
 
+/// Starts a builder-fn whose gateway is the proxy.
 async fn start_builder(
     testbed: &Testbed,
     proxy: &PausingProxy,

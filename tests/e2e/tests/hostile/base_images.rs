@@ -99,6 +99,7 @@ async fn no_user_database_of_a_base_image_exhausts_the_daemon() -> Result<()> {
     outcomes.assert_all_stopped(&ATTACKS[MACHINE_ATTACK_COUNT..])
 }
 
+/// Attacks by base images, and a folder of this machine that they try to reach.
 struct BaseImageAttacks<'a> {
     world: &'a AttackWorld,
     folder: String,
@@ -169,6 +170,7 @@ impl<'a> BaseImageAttacks<'a> {
             .await
     }
 
+    /// Builds upon base images with devices, names, links and whiteouts that point out of the image.
     async fn reach_the_machine(&self, outcomes: &mut Outcomes) -> Result<()> {
         let (folder, climbing) = (&self.folder, &self.climbing);
         let device = rustix::fs::stat("/")?.st_dev;
@@ -253,6 +255,7 @@ impl<'a> BaseImageAttacks<'a> {
         Outcome::of_success(written || reply.text.contains(BAIT), summarize_reply(reply))
     }
 
+    /// Builds upon base images with huge or endless user databases, and measures the daemon's memory and time.
     async fn exhaust_the_daemon(&self, outcomes: &mut Outcomes) -> Result<()> {
         let daemon = find_process("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
         let lines = b"user:x:1000:1000:a name:/home/user:/bin/sh\n".repeat((256 << 20) / 43);
@@ -321,6 +324,7 @@ struct PeakMemory {
 }
 
 impl PeakMemory {
+    /// Resets the peak of a process's memory to what it uses now.
     fn reset(pid: u32) -> Result<Self> {
         // See proc_pid_clear_refs(5): 5 resets the peak.
         fs::write(format!("/proc/{pid}/clear_refs"), "5")?;
@@ -328,6 +332,7 @@ impl PeakMemory {
         Ok(Self { pid, at_reset })
     }
 
+    /// Returns by how much the peak has grown since the reset.
     fn growth_bytes(&self) -> Result<u64> {
         Ok(peak_memory_bytes(self.pid)?.saturating_sub(self.at_reset))
     }

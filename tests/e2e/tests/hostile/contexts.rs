@@ -71,6 +71,7 @@ struct ContextAttacks<'a> {
 }
 
 impl<'a> ContextAttacks<'a> {
+    /// Writes the bait to the world's folder.
     fn prepare(world: &'a AttackWorld) -> Result<Self> {
         let folder = world
             .folder()

@@ -112,6 +112,7 @@ impl EnforcedLimits {
         Ok(limits)
     }
 
+    /// Lowers the limits to those of a control group; a memory limit of the whole machine's size is none.
     fn apply_group_limits(&mut self, group: &Path, machine: u64) {
         let number =
             |file: &str| -> Option<u64> { fs::read_to_string(group.join(file)).ok()?.trim().parse().ok() };

@@ -78,6 +78,7 @@ async fn no_forged_or_repeated_message_builds_or_deploys() -> Result<()> {
     outcomes.assert_all_stopped(ATTACKS)
 }
 
+/// Attacks by messages that a tenant did not sign, or that were sent before.
 struct ForgedMessageAttacks<'a> {
     world: &'a AttackWorld,
     http: reqwest::Client,
@@ -120,6 +121,7 @@ impl ForgedMessageAttacks<'_> {
         Ok(format!("delivered by the queue, {:?}", callback.request_paths()))
     }
 
+    /// Sends forged builds and hand-overs through the queue.
     async fn attack_through_queue(&self, outcomes: &mut Outcomes) -> Result<()> {
         let testbed = &self.world.testbed;
         let image = testbed.image_name("hostile/forged/queued", "1");
@@ -166,6 +168,7 @@ impl ForgedMessageAttacks<'_> {
         Ok((answer.status().as_u16(), answer.text().await?))
     }
 
+    /// Sends deployers a hand-over without a signature, and one that a tenant's key signed.
     async fn forge_hand_overs(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         let unsigned = self.hand_over("mallory-forged")?.to_string();
@@ -192,6 +195,7 @@ impl ForgedMessageAttacks<'_> {
         Ok(())
     }
 
+    /// Changes a builder's signed answer, and has a step print a hand-over into it.
     async fn forge_callbacks(&self, outcomes: &mut Outcomes) -> Result<()> {
         let testbed = &self.world.testbed;
         let deployer =
@@ -250,6 +254,7 @@ impl ForgedMessageAttacks<'_> {
         Ok(())
     }
 
+    /// Sends a recorded build and a recorded hand-over again.
     async fn replay_messages(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = AttackWorld::with_settings(&[("max_age", "5m"), ("require_fresh", "true")], &[]).await?;
         let base = world.testbed.busybox_image_name().await?;

@@ -89,6 +89,7 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     outcomes.assert_all_stopped(ATTACKS)
 }
 
+/// Attacks by frontends and rights, and the registry that a frontend of the attacker's would come from.
 struct FrontendAttacks<'a> {
     world: &'a AttackWorld,
     frontend: String,
@@ -96,6 +97,7 @@ struct FrontendAttacks<'a> {
 }
 
 impl FrontendAttacks<'_> {
+    /// Names the attacker's frontend in every way there is.
     async fn name_frontends(&self, outcomes: &mut Outcomes) -> Result<()> {
         let frontend = &self.frontend;
         let rest = "\nFROM scratch\nCOPY Dockerfile /\n";
@@ -237,6 +239,7 @@ impl FrontendAttacks<'_> {
         Ok(Outcome::Stopped(evidence))
     }
 
+    /// Asks for an insecure step, the daemon's network, devices, and options of the frontend.
     async fn ask_for_rights(&self, outcomes: &mut Outcomes) -> Result<()> {
         let base = self.world.testbed.busybox_image_name().await?;
         let mallory = &self.world.mallory;

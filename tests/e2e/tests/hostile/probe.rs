@@ -44,6 +44,7 @@ pub(crate) const fn attacks_of_probes<const N: usize>(probes: &[Probe; N]) -> [A
     attacks
 }
 
+/// The tool `http ADDRESS PORT PATH` of the probes.
 const HTTP_SCRIPT: &str = "#!/bin/sh\n\
     printf 'GET %s HTTP/1.0\\r\\nHost: %s\\r\\n\\r\\n' \"$3\" \"$1\" | timeout 6 nc -w ${WAIT:-5} \"$1\" \"$2\"\n";
 

@@ -94,6 +94,7 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     outcomes.assert_all_stopped(ATTACKS)
 }
 
+/// Attacks on build secrets: their sealed envelope, their values, and the base image of the steps.
 struct SecretAttacks<'a> {
     world: &'a AttackWorld,
     base: &'static str,
@@ -101,6 +102,7 @@ struct SecretAttacks<'a> {
     values: [String; 2],
 }
 
+/// The mounts of both build secrets: one as a file, one as a variable.
 const SECRET_MOUNTS: &str =
     "--mount=type=secret,id=pip_token,required=true --mount=type=secret,id=npmrc,env=NPMRC";
 

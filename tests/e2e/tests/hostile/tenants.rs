@@ -458,6 +458,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
 /// the attacker's builds ran before the victim's than the one that was running already and two more.
 async fn fill_slots_of_builder() -> Result<Outcome> {
     const FLOOD_BUILD_COUNT: usize = 6;
+    /// The most builds of the attacker that may run before the victim's.
     const MAX_BUILDS_BEFORE_VICTIMS: usize = 3;
     const STEP_TIME: Duration = Duration::from_secs(2);
     let settings = [("max_inflight", "1"), ("queue_wait", "2m")];

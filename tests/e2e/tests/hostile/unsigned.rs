@@ -174,6 +174,7 @@ async fn send_half_hand_overs() -> Result<Outcome> {
 /// memory is over its limit.
 async fn flood_both_functions() -> Result<Outcome> {
     const FLOOD_LENGTH: Duration = Duration::from_secs(12);
+    /// The least limit on the time of a build beside the flood.
     const MIN_TIME_LIMIT: Duration = Duration::from_secs(10);
     let world = AttackWorld::start().await?;
     signed_build(&world, 1000).await?;

@@ -116,6 +116,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
     two.remove_function().await
 }
 
+/// Returns the deployment's status in a build's result.
 fn deployment_status_in_reply(reply: &HttpReply) -> Value {
     reply.json()["deployment"]["status"].take()
 }
