@@ -70,7 +70,7 @@ impl AttackWorld {
         Self::with_settings(&[], &[]).await
     }
 
-    /// Starts the deployer, and the builder with more settings; the policy lets the attacker read these addresses.
+    /// Starts the builder with more settings, and a policy that lets the attacker read these addresses.
     pub(crate) async fn with_settings(settings: &[(&str, &str)], readable: &[String]) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         // Base images are built by the stack's own builder, before there is a policy.
@@ -132,7 +132,6 @@ fn platform_secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Returns the policy of both tenants. The attacker may also read the addresses `readable` over HTTP.
 fn policy_with_sources(testbed: &Testbed, readable: &[String]) -> Value {
     let host = &testbed.stack.registry.host;
     let tenant = |name: &str, http: &[String]| {
