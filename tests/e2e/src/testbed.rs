@@ -19,7 +19,7 @@ use crate::{
 static PARTS_LOCK: RwLock<()> = RwLock::const_new(());
 
 /// The longest time until a polled condition holds; a test that passes does not wait this long.
-const POLL_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The name of the stack's busybox image, once this process has built it.
 static BUSYBOX_IMAGE: OnceCell<String> = OnceCell::const_new();
@@ -101,7 +101,7 @@ impl Testbed {
     }
 
     /// Polls until a build step on this machine whose command contains `command` is running, or until none is. Fails
-    /// after a minute.
+    /// after two minutes.
     pub async fn wait_for_step(&self, command: &str, running: bool) -> Result<()> {
         let what = format!(
             "a build step with {command:?} {}",
@@ -119,7 +119,7 @@ impl Testbed {
         fs::write(step.join("root").join(gate), "").with_context(|| format!("creating {gate} in {step:?}"))
     }
 
-    /// Polls until a condition on another process holds, which sends no event to this one. Fails after a minute.
+    /// Polls until a condition on another process holds, which sends no event to this one. Fails after two minutes.
     pub async fn wait_until_condition(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
         let end = Instant::now() + POLL_TIMEOUT;
         while !holds()? {
