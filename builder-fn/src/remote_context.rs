@@ -12,6 +12,7 @@ mod download;
 mod error;
 mod oci;
 mod store;
+mod url;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use crate::registry::{ContextRepository, ImageName};
 use crate::request::{ContextReference, ReferencedContext};
 use crate::sources::{AllowedSources, ConnectionRule};
 use crate::tenants::TenantResources;
+use error::OCI_MEMBER;
 pub(crate) use error::{ContextError, ContextErrorKind};
 
 /// The largest number of contexts that are stored at a time; further ones wait.
@@ -42,7 +44,7 @@ pub struct RemoteContexts {
     pub tenants: TenantResources,
     /// The secrets, among them the certificates of private authorities.
     pub secrets: Secrets,
-    /// Whether registries speak plain HTTP.
+    /// Whether registries speak plain HTTP, and web servers with contexts may.
     pub insecure: bool,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
     pub token_realms: AllowedTokenHosts,
@@ -90,6 +92,7 @@ impl RemoteContexts {
     pub(crate) async fn fetch(&self, context: &ReferencedContext) -> Result<Spool, ContextError> {
         match &context.reference {
             ContextReference::Oci(oci) => self.fetch_oci(oci, &context.rules).await,
+            ContextReference::Url(url) => self.fetch_url(url, &context.rules).await,
         }
     }
 
@@ -128,7 +131,10 @@ impl RemoteContexts {
         let rule = self
             .allowed
             .connection_rule(image.host(), image.port(), is_known)
-            .map_err(|reason| ContextError::Address { reason })?;
+            .map_err(|reason| ContextError::Address {
+                member: OCI_MEMBER,
+                reason,
+            })?;
         let client =
             RegistryClient::with_http(self.http_client(rule)?, self.insecure, self.token_realms.clone());
         Ok(OpenRepository {
@@ -156,17 +162,16 @@ impl RemoteContexts {
         let port = location.port_u16().unwrap_or(default_port);
         self.allowed
             .connection_rule(location.host().unwrap_or_default(), port, false)
-            .map_err(|reason| ContextError::Address { reason })
+            .map_err(|reason| ContextError::Address {
+                member: OCI_MEMBER,
+                reason,
+            })
     }
 
     /// Returns an HTTP client that connects as `rule` says.
     fn http_client(&self, rule: ConnectionRule) -> Result<HttpClient, ContextError> {
-        let trusting = HttpClient::trusting_system_certificates(&self.secrets, rule.address_check());
-        let client = trusting.or_else(|error| match self.insecure {
-            true => HttpClient::trusting_no_certificate(rule.address_check()),
-            false => Err(error),
-        });
-        client.map_err(ContextError::Authority)
+        rule.http_client(&self.secrets, self.insecure)
+            .map_err(ContextError::Authority)
     }
 }
 

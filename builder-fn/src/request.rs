@@ -36,7 +36,7 @@ use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
-pub use config::{ContextReference, OciContext};
+pub use config::{ContextReference, OciContext, UrlContext};
 pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;

@@ -13,6 +13,7 @@ mod allowed;
 mod connection;
 mod host;
 mod locator;
+mod web_url;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +27,8 @@ pub use allowed::AllowedSources;
 pub(crate) use connection::ConnectionRule;
 use host::Host;
 use locator::{GIT_SKIP_SUBMODULES_ATTRIBUTE, Source, Url};
+pub(crate) use web_url::UrlRejection;
+pub use web_url::{WebUrl, WebUrlError};
 
 /// The rules for the sources of one build.
 #[derive(Clone, Debug)]

@@ -146,7 +146,7 @@ impl Builder {
         let context = match self.prepare_context(request, lines, log).await {
             Ok(context) => context,
             // An earlier delivery may have built the context, which was deleted after that.
-            Err(Error::Context(error)) if matches!(*error, ContextError::NotFound { .. }) => {
+            Err(Error::Context(error)) if error.is_missing() => {
                 let on_event = |event| {
                     lines
                         .format_event(event)

@@ -9,6 +9,13 @@ use function_host::{AddressDenied, BoxError, ExchangeError, duration};
 use crate::context::SpoolError;
 use crate::registry::ImageName;
 use crate::request::{RequestError, RequestErrorKind, Sha256Digest};
+use crate::sources::UrlRejection;
+
+/// The member of a JSON request with the reference to a context in a registry.
+pub(super) const OCI_MEMBER: &str = "context.oci";
+
+/// The member of a JSON request with the reference to a context on a web server.
+pub(super) const URL_MEMBER: &str = "context.url";
 
 /// The error of a context that a request refers to, or that is stored. The texts are written for the caller; causes are for
 /// the log only.
@@ -24,8 +31,10 @@ pub(crate) enum ContextError {
         image: ImageName,
     },
     /// The builder may not connect to the server, by its name or its address.
-    #[error("the context is not fetched: {reason}")]
+    #[error("{member}: {reason}")]
     Address {
+        /// The member of the request with the reference.
+        member: &'static str,
         /// The reason, which names the host.
         reason: String,
     },
@@ -53,6 +62,20 @@ pub(crate) enum ContextError {
         /// The problem of the artifact.
         problem: String,
     },
+    /// The server of a URL answered that it has no file there, or none without credentials.
+    #[error(
+        "context.url: {url} answered {status}; it should answer 200 with the tar, also without credentials, because the builder \
+         sends none"
+    )]
+    NoFile {
+        /// The URL, without its query.
+        url: String,
+        /// The status of the response.
+        status: u16,
+    },
+    /// The builder does not read the URL, or one that it redirects to.
+    #[error("context.url: {0}")]
+    Url(#[from] UrlRejection),
     /// What was fetched has another digest than the reference says.
     #[error("context: {what} has the digest {found} and should have {expected}")]
     WrongDigest {
@@ -70,8 +93,10 @@ pub(crate) enum ContextError {
         limit: u64,
     },
     /// The server redirects too often, to an address that may not be used, or to something that is no address.
-    #[error("the context is not fetched: {host} {problem}")]
+    #[error("{member}: {host} {problem}")]
     Redirect {
+        /// The member of the request with the reference.
+        member: &'static str,
         /// The host that redirects.
         host: String,
         /// The problem of the redirect.
@@ -83,6 +108,15 @@ pub(crate) enum ContextError {
     /// The registry failed.
     #[error("the registry of the context failed: {0}")]
     Registry(RegistryError),
+    /// No connection to a server, which is not the registry, could be established.
+    #[error("could not reach {host}, from which the context is fetched")]
+    Unreachable {
+        /// The server.
+        host: String,
+        /// The error of the HTTP client.
+        #[source]
+        source: BoxError,
+    },
     /// A server answered with a status that says nothing about the context.
     #[error("{host} answered {status} instead of sending the context")]
     Status {
@@ -118,36 +152,67 @@ pub(crate) enum ContextError {
 }
 
 impl ContextError {
-    /// Converts the error of an exchange with `host`, to which a registry redirected.
-    pub(super) fn from_exchange(error: ExchangeError, host: &str) -> Self {
+    /// Converts the error of an exchange with `host`, which is not the registry, for the reference in `member`.
+    pub(super) fn from_exchange(error: ExchangeError, member: &'static str, host: &str) -> Self {
         match error {
-            ExchangeError::Denied(denied) => denied.into(),
-            ExchangeError::Connect(source) => Self::Registry(RegistryError::Connect {
+            ExchangeError::Denied(denied) => Self::from_denied_address(&denied, member),
+            ExchangeError::Connect(source) => Self::Unreachable {
                 host: host.to_owned(),
                 source,
-            }),
+            },
             ExchangeError::Lost(source) => Self::Lost(source),
             ExchangeError::Timeout(limit) => Self::Stalled { limit },
             ExchangeError::TooLarge(limit) => Self::TooLarge { limit: limit as u64 },
         }
     }
 
+    fn from_denied_address(denied: &AddressDenied, member: &'static str) -> Self {
+        Self::Address {
+            member,
+            reason: format!(
+                "{denied}, to which the builder does not connect, unless its setting allowed_sources names the host"
+            ),
+        }
+    }
+
+    /// Returns whether there is no context at the reference, where one may have been.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. }
+                | Self::NoFile {
+                    status: 404 | 410,
+                    ..
+                }
+        )
+    }
+
     /// Returns whether the exchange with a server failed, so that the same exchange may succeed a moment later.
     pub(crate) fn is_failed_exchange(&self) -> bool {
         matches!(
             self,
-            Self::Registry(_) | Self::Status { .. } | Self::Stalled { .. } | Self::Lost(_)
+            Self::Registry(_)
+                | Self::Unreachable { .. }
+                | Self::Status { .. }
+                | Self::Stalled { .. }
+                | Self::Lost(_)
         )
     }
 
     /// Returns the kind of the error, which decides the status of the answer.
     pub(crate) fn kind(&self) -> ContextErrorKind {
         match self {
+            Self::Url(rejection) if rejection.is_forbidden() => ContextErrorKind::Forbidden,
+            Self::Url(_) => ContextErrorKind::Invalid,
             Self::Forbidden(_)
             | Self::OtherTenant { .. }
             | Self::Address { .. }
-            | Self::Unauthorized { .. } => ContextErrorKind::Forbidden,
+            | Self::Unauthorized { .. }
+            | Self::NoFile {
+                status: 401 | 403, ..
+            } => ContextErrorKind::Forbidden,
             Self::NotFound { .. }
+            | Self::NoFile { .. }
             | Self::NotAContext { .. }
             | Self::WrongDigest { .. }
             | Self::Redirect { .. } => ContextErrorKind::Invalid,
@@ -157,6 +222,7 @@ impl ContextError {
             Self::NotStored => ContextErrorKind::NotOffered,
             Self::Authority(_)
             | Self::Registry(_)
+            | Self::Unreachable { .. }
             | Self::Status { .. }
             | Self::Stalled { .. }
             | Self::Lost(_)
@@ -188,18 +254,8 @@ pub(crate) enum ContextErrorKind {
 impl From<RegistryError> for ContextError {
     fn from(error: RegistryError) -> Self {
         match error {
-            RegistryError::Denied(denied) => denied.into(),
+            RegistryError::Denied(denied) => Self::from_denied_address(&denied, OCI_MEMBER),
             error => Self::Registry(error),
-        }
-    }
-}
-
-impl From<AddressDenied> for ContextError {
-    fn from(denied: AddressDenied) -> Self {
-        Self::Address {
-            reason: format!(
-                "{denied}, to which the builder does not connect, unless its setting allowed_sources names the host"
-            ),
         }
     }
 }

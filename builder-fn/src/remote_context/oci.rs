@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::artifact::{self, ContextLayer};
 use super::download::receive_verified;
+use super::error::OCI_MEMBER;
 use super::{ContextError, OpenRepository, RemoteContexts};
 use crate::context::Spool;
 use crate::request::{ContextRules, OciContext, Sha256Digest};
@@ -19,8 +20,8 @@ use crate::request::{ContextRules, OciContext, Sha256Digest};
 /// The time within which a server has to begin a response.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The largest number of redirects to the storage of a registry.
-const MAX_REDIRECTS: usize = 4;
+/// The largest number of redirects, such as those of a registry to its storage.
+pub(super) const MAX_REDIRECTS: usize = 4;
 
 impl RemoteContexts {
     /// Fetches the tar of an artifact, and verifies the digests of the manifest and of its only layer.
@@ -91,7 +92,7 @@ impl RemoteContexts {
                 .http_client(rule)?
                 .send(get_request(location), RESPONSE_TIMEOUT)
                 .await;
-            response = sent.map_err(|error| ContextError::from_exchange(error, &next_host))?;
+            response = sent.map_err(|error| ContextError::from_exchange(error, OCI_MEMBER, &next_host))?;
             host = next_host;
         }
         Err(redirect_error(&host, "redirects too often"))
@@ -177,6 +178,7 @@ fn redirect_target(response: &Response<Incoming>, host: &str) -> Result<Uri, Con
 
 fn redirect_error(host: &str, problem: &str) -> ContextError {
     ContextError::Redirect {
+        member: OCI_MEMBER,
         host: host.to_owned(),
         problem: problem.to_owned(),
     }

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 
 use super::artifact::{self, ContextLayer, EMPTY_CONFIG, MANIFEST_MEDIA_TYPE};
+use super::error::OCI_MEMBER;
 use super::oci::{RESPONSE_TIMEOUT, empty_body};
 use super::{ContextError, RemoteContexts};
 use crate::context::Spool;
@@ -103,7 +104,9 @@ impl RemoteContexts {
     /// Deletes a stored context that was built, if the settings say so. One that is not stored here is never deleted. A
     /// failure is logged, and leaves the context to the registry's garbage collection.
     pub(crate) async fn delete_built(&self, context: &ReferencedContext) {
-        let ContextReference::Oci(oci) = &context.reference;
+        let ContextReference::Oci(oci) = &context.reference else {
+            return;
+        };
         let repository = self.stored.repository.as_ref();
         if !self.stored.deletes_built || !repository.is_some_and(|repository| repository.has(&oci.image)) {
             return;
@@ -165,6 +168,7 @@ async fn upload_blob(
         .and_then(|value| value.to_str().ok());
     let location = location.and_then(|location| address_of_upload(&address, location));
     let location = location.ok_or_else(|| ContextError::Redirect {
+        member: OCI_MEMBER,
         host: repository.registry_host().to_owned(),
         problem: "begins an upload at another host".to_owned(),
     })?;

@@ -18,7 +18,7 @@ mod values;
 use super::image::ImageRef;
 use crate::compression::LayerCompression;
 pub(crate) use cache::CacheToItem;
-pub use context::{ContextReference, OciContext};
+pub use context::{ContextReference, OciContext, UrlContext};
 pub(super) use error::ConfigError;
 use error::ConfigProblem;
 use fields::{ConfigFields, RespelledKey};

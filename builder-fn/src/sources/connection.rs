@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use function_host::AddressCheck;
+use function_host::{AddressCheck, BoxError, HttpClient, Secrets};
 
 use super::AllowedSources;
 use super::host::Host;
@@ -41,6 +41,19 @@ impl ConnectionRule {
             };
             kind_of(&host).map_or(Ok(()), Err)
         }))
+    }
+
+    /// Creates an HTTP client that connects as the rule says. It trusts the system's certificates and those in the secret
+    /// `gateway-ca`. With `insecure`, it may trust none, for servers without TLS.
+    ///
+    /// # Errors
+    /// Fails if the certificates cannot be read, or there are none to trust.
+    pub(crate) fn http_client(self, secrets: &Secrets, insecure: bool) -> Result<HttpClient, BoxError> {
+        let trusting = HttpClient::trusting_system_certificates(secrets, self.address_check());
+        trusting.or_else(|error| match insecure {
+            true => HttpClient::trusting_no_certificate(self.address_check()),
+            false => Err(error),
+        })
     }
 }
 

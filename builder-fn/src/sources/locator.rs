@@ -123,8 +123,8 @@ impl Source {
 }
 
 impl Url {
-    /// Parses a URL with the scheme `http`, `https`, `ssh` or `git`, and normalises it.
-    fn parse(text: &str) -> Result<Self, LocatorError> {
+    /// Parses a URL with the scheme `http`, `https`, `ssh` or `git`, and normalises it: without user information and fragment.
+    pub(super) fn parse(text: &str) -> Result<Self, LocatorError> {
         let (scheme, rest) = text.split_once("://").ok_or(LocatorError::Scheme)?;
         let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
         let (authority, rest) = rest.split_at(end);
@@ -177,7 +177,8 @@ impl Url {
         Self::parse(&format!("ssh://{before}/{}", path.trim_start_matches('/'))).map(Self::without_query)
     }
 
-    fn without_query(mut self) -> Self {
+    /// Returns the address without its query.
+    pub(super) fn without_query(mut self) -> Self {
         if let Some(at) = self.rest.find('?') {
             self.rest.truncate(at);
         }

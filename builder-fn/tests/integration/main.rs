@@ -26,7 +26,9 @@ mod streams;
 mod supersession;
 mod tenants;
 mod traces;
+mod url_contexts;
 mod warnings;
+mod web_server;
 
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tonic::Request;
 
 use crate::complete_or_panic;
-use crate::daemon;
+use crate::daemon::{self, SessionCall};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, tar_with_files};
 use crate::sources::ask_about_source;
@@ -29,8 +29,42 @@ pub(crate) async fn send_json_as(builder: &TestBuilder, key: &str, request: &Val
     Answer::from_response(builder.send_request(request).await).await
 }
 
-async fn send_json(builder: &TestBuilder, request: &Value) -> Answer {
+/// Sends a JSON request that is signed with the builder's key.
+pub(crate) async fn send_json(builder: &TestBuilder, request: &Value) -> Answer {
     send_json_as(builder, PAYLOAD_KEY, request).await
+}
+
+/// Compresses `bytes` with gzip.
+pub(crate) fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).expect("gzip");
+    gzip.finish().expect("gzip")
+}
+
+/// Requests the files of the context as BuildKit does, and returns their paths.
+pub(crate) async fn files_sent_for(session: &SessionCall) -> Vec<String> {
+    ask_about_source(session, "local://context")
+        .await
+        .expect("an answer");
+    let mut files = Request::new(tokio_stream::pending::<Packet>());
+    files
+        .metadata_mut()
+        .insert("dir-name", "context".parse().expect("text"));
+    let mut files = FileSyncClient::new(session.services.clone())
+        .diff_copy(files)
+        .await
+        .expect("files")
+        .into_inner();
+    let mut paths = Vec::new();
+    while let Some(stat) = files
+        .message()
+        .await
+        .expect("a packet")
+        .and_then(|packet| packet.stat)
+    {
+        paths.push(stat.path);
+    }
+    paths
 }
 
 /// Returns a JSON request with this reference to an artifact.
@@ -41,11 +75,9 @@ pub(crate) fn request_for(oci: &str) -> Value {
 #[tokio::test]
 async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
     let tar = context_tar();
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&tar).expect("gzip");
     for packed in [
         tar.clone(),
-        gzip.finish().expect("gzip"),
+        gzipped(&tar),
         zstd::stream::encode_all(&tar[..], 1).expect("zstd"),
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
@@ -55,28 +87,7 @@ async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
         let request = request_for(&oci);
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
         let (solve, status, session) = calls.next_build_calls().await;
-        ask_about_source(&session, "local://context")
-            .await
-            .expect("an answer");
-        let mut files = Request::new(tokio_stream::pending::<Packet>());
-        files
-            .metadata_mut()
-            .insert("dir-name", "context".parse().expect("text"));
-        let mut files = FileSyncClient::new(session.services.clone())
-            .diff_copy(files)
-            .await
-            .expect("files")
-            .into_inner();
-        let mut paths = Vec::new();
-        while let Some(stat) = files
-            .message()
-            .await
-            .expect("a packet")
-            .and_then(|packet| packet.stat)
-        {
-            paths.push(stat.path);
-        }
-        assert_eq!(paths, ["Dockerfile", "a"]);
+        assert_eq!(files_sent_for(&session).await, ["Dockerfile", "a"]);
         solve.answer_with_digest("sha256:12");
         drop(status);
 
@@ -185,7 +196,7 @@ async fn every_wrong_member_of_a_json_request_is_named_at_once() {
         ),
         (
             json!({"image": "", "timeout": "soon", "context": {}, "sealedSecrets": 1}),
-            "context should have exactly one of oci",
+            "context should have exactly one of oci, url",
         ),
         (json!({"image": "", "context": {}}), "image is missing"),
         (

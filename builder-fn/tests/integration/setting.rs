@@ -188,6 +188,12 @@ impl TestBuilder {
         self
     }
 
+    /// Lets the builder fetch contexts over TLS only.
+    pub(crate) fn with_tls_only(mut self) -> Self {
+        self.api.builder.contexts.insecure = false;
+        self
+    }
+
     /// Names the repository for stored contexts, and whether they are deleted after their build.
     pub(crate) fn with_stored_contexts(mut self, repository: &str, deletes_built: bool) -> Self {
         self.api.builder.contexts.stored = StoredContextSettings {

@@ -6,15 +6,21 @@ use super::error::escape_and_shorten_key;
 use super::fields::ConfigFields;
 use crate::registry::ImageName;
 use crate::request::Sha256Digest;
+use crate::sources::WebUrl;
 
 /// The kinds of references, which are keys of `context`.
-const KINDS: [&str; 1] = ["oci"];
+const KINDS: [&str; 2] = ["oci", "url"];
+
+/// The keys of `context`: the kinds of references, and what belongs to one of them.
+const KEYS: [&str; 3] = ["oci", "url", "sha256"];
 
 /// A reference to a context that is fetched when its build begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContextReference {
     /// A context in a registry.
     Oci(OciContext),
+    /// A context on a web server.
+    Url(UrlContext),
 }
 
 /// A reference to an artifact in a registry, whose only layer is the tar of a context.
@@ -23,6 +29,15 @@ pub struct OciContext {
     /// The registry and repository of the artifact.
     pub image: ImageName,
     /// The digest of the artifact's manifest.
+    pub digest: Sha256Digest,
+}
+
+/// A reference to the tar of a context on a web server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlContext {
+    /// The URL of the tar.
+    pub url: WebUrl,
+    /// The digest of the tar as it is sent: compressed, if it is compressed.
     pub digest: Sha256Digest,
 }
 
@@ -36,6 +51,7 @@ impl std::fmt::Display for ContextReference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Oci(oci) => oci.fmt(f),
+            Self::Url(context) => context.url.fmt(f),
         }
     }
 }
@@ -45,12 +61,13 @@ pub(super) fn read_context_reference(fields: &mut ConfigFields) -> Option<Contex
     if !fields.has_unread_key("context") {
         fields.record_wrong_key(
             "context",
-            "is missing; a JSON request should refer to its context, like {\"oci\": \"registry/repository@sha256:…\"}",
+            "is missing; a JSON request should refer to its context, like {\"oci\": \"registry/repository@sha256:…\"} or \
+             {\"url\": \"https://…\", \"sha256\": \"…\"}",
         );
         return None;
     }
-    let context = fields.read_spelled_object("context", &KINDS)?;
-    for key in context.keys().filter(|key| !KINDS.contains(&key.as_str())) {
+    let context = fields.read_spelled_object("context", &KEYS)?;
+    for key in context.keys().filter(|key| !KEYS.contains(&key.as_str())) {
         fields.record_wrong_key(
             format_args!("context.{}", escape_and_shorten_key(key)),
             format_args!("is unknown; context should have one of {}", KINDS.join(", ")),
@@ -62,6 +79,7 @@ pub(super) fn read_context_reference(fields: &mut ConfigFields) -> Option<Contex
         .collect();
     match given[..] {
         ["oci"] => read_oci(fields, &context).map(ContextReference::Oci),
+        ["url"] => read_url(fields, &context).map(ContextReference::Url),
         _ => {
             let problem = format!("should have exactly one of {}", KINDS.join(", "));
             fields.record_wrong_key("context", problem);
@@ -72,6 +90,12 @@ pub(super) fn read_context_reference(fields: &mut ConfigFields) -> Option<Contex
 
 /// Reads the value of `context.oci`.
 fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<OciContext> {
+    if context.contains_key("sha256") {
+        fields.record_wrong_key(
+            "context.sha256",
+            "belongs to context.url; context.oci has its digest after the @",
+        );
+    }
     let text = context.get("oci").and_then(Value::as_str).unwrap_or_default();
     let parsed = text.rsplit_once('@').and_then(|(name, digest)| {
         // A tag beside the digest would be ignored, as the digest alone says what is fetched.
@@ -87,4 +111,26 @@ fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<O
         );
     }
     parsed
+}
+
+fn read_url(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<UrlContext> {
+    let text_of = |key: &str| context.get(key).and_then(Value::as_str).unwrap_or_default();
+    let url = match WebUrl::parse(text_of("url")) {
+        Ok(url) => Some(url),
+        Err(problem) => {
+            fields.record_wrong_key("context.url", problem);
+            None
+        }
+    };
+    let digest = Sha256Digest::parse_hex(text_of("sha256"));
+    if digest.is_none() {
+        fields.record_wrong_key(
+            "context.sha256",
+            "should be the SHA-256 of the file at context.url: 64 lower-case hexadecimal digits, as sha256sum prints them",
+        );
+    }
+    Some(UrlContext {
+        url: url?,
+        digest: digest?,
+    })
 }
