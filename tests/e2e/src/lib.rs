@@ -19,6 +19,7 @@ pub mod context_tree;
 pub mod crafted_layer;
 pub mod deployer_process;
 pub mod deployer_route;
+pub mod file_server;
 pub mod flood;
 pub mod flood_benchmark;
 pub mod functions;

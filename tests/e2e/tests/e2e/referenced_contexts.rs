@@ -1,4 +1,6 @@
-//! Contexts that a JSON request refers to, in the stack's own registry.
+//! Contexts that a JSON request refers to, in the stack's own registry and on a web server.
+
+use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -6,7 +8,11 @@ use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
+    certificates::CertificateAuthority,
+    file_server::FileServer,
+    registry::RegistryClient,
     testbed::Testbed,
+    tls_proxy::TlsProxy,
     work_dir::{ClientFolder, path_in_repository},
 };
 
@@ -149,5 +155,82 @@ async fn the_shell_client_stores_a_folder_and_builds_it() -> Result<()> {
             .await?
             .is_some()
     );
+    Ok(())
+}
+
+/// The server has a certificate of a private authority, and an address that only the operator opens.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shell_client_builds_a_compressed_context_from_a_web_server_over_tls() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
+        .with_file("a", "by a URL")
+        .tar_without_config()?;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(&tar)?;
+    let file = gzip.finish()?;
+    let work_dir = ClientFolder::new("scratch")?;
+    let path = tempfile::NamedTempFile::new()?;
+    std::fs::write(path.path(), &file)?;
+    let files = FileServer::start(file).await?;
+    let authority = CertificateAuthority::new("contexts-ca")?;
+    let server = TlsProxy::start_to(files.url(), &authority.issue_certificate("localhost")?).await?;
+    let host = server
+        .url()
+        .strip_prefix("https://")
+        .context("an https URL")?
+        .to_owned();
+    let docker_config = RegistryClient::docker_config(
+        &testbed.stack.registry.host,
+        &testbed.stack.registry.user,
+        &testbed.stack.registry.password,
+    );
+    let ca = authority.certificate_pem();
+    let secrets = [
+        ("registry-config", docker_config.as_str()),
+        ("gateway-ca", ca.as_str()),
+    ];
+    let client = path_in_repository("tests/clients/context-url.sh");
+    let text = |path: &std::path::Path| path.to_str().map(str::to_owned).context("the path is not UTF-8");
+    let (tar, key) = (text(path.path())?, text(&testbed.stack.payload_secret)?);
+    let image = testbed.image_name("e2e/referenced-by-url", "1");
+    let url = format!("{}/fn.tar.gz", server.url());
+    let build = async |settings: &[(&str, &str)], secrets: &[(&str, &str)]| -> Result<_> {
+        let builder = BuilderProcess::start_with_secrets(&testbed, settings, secrets).await?;
+        let environment = [("BUILDER_URL", builder.url()), ("PAYLOAD_SECRET", key.as_str())];
+        let arguments = [image.as_str(), url.as_str(), tar.as_str()];
+        let output = work_dir.run_program(&client, &arguments, &environment, b"")?;
+        anyhow::ensure!(builder.leftover_spool_files()?.is_empty());
+        Ok(output)
+    };
+
+    let closed = build(&[], &secrets).await?;
+    let opened = [("allowed_sources", host.as_str())];
+    let untrusted = build(&opened, &secrets[..1]).await?;
+    assert_eq!(files.requests(), 0, "neither reached the server");
+    let trusted = build(&opened, &secrets).await?;
+
+    assert_eq!(closed.code, 22, "{}", closed.stdout_and_stderr());
+    let expected = "context.url: localhost is a name without a public address";
+    assert!(
+        closed.stdout_and_stderr().contains(expected),
+        "{}",
+        closed.stdout_and_stderr()
+    );
+    assert_eq!(untrusted.code, 22, "{}", untrusted.stdout_and_stderr());
+    assert!(
+        untrusted
+            .stdout_and_stderr()
+            .contains("could not reach localhost"),
+        "{}",
+        untrusted.stdout_and_stderr()
+    );
+    assert_eq!(trusted.code, 0, "{}", trusted.stdout_and_stderr());
+    assert_eq!(files.requests(), 1);
+    let pushed = testbed
+        .registry
+        .get_manifest("e2e/referenced-by-url", "1")
+        .await?;
+    assert!(pushed.is_some());
     Ok(())
 }
