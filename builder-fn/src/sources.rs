@@ -4,7 +4,8 @@
 //!
 //! - No build reads a file or a git repository from an address within the machine, the cluster or the cloud, nor an image
 //!   from a metadata service, unless the operator opens the host ([`AllowedSources`]).
-//! - A tenant reads what its policy allows.
+//! - A tenant reads what its policy allows, and of that nothing that the daemon has fetched for another tenant
+//!   ([`separation`]).
 //!
 //! An address is checked as it is written. What its name resolves to, and where its server redirects to, only the daemon
 //! sees: its own network has to be closed to private addresses.
@@ -13,6 +14,7 @@ mod allowed;
 mod connection;
 mod host;
 mod locator;
+mod separation;
 mod web_url;
 
 use std::collections::BTreeMap;
@@ -21,12 +23,13 @@ use std::sync::Arc;
 
 use function_host::policy::Tenant;
 
-use crate::buildkit::{SourceCheck, SourceDecision};
+use crate::buildkit::{SecretStore, SourceCheck, SourceDecision};
 use crate::registry::{ContextRepository, ImageName, RepositoryAccess};
 pub use allowed::AllowedSources;
 pub(crate) use connection::ConnectionRule;
 use host::Host;
 use locator::{GIT_SKIP_SUBMODULES_ATTRIBUTE, Source, Url};
+use separation::TenantTag;
 pub(crate) use web_url::UrlRejection;
 pub use web_url::{WebUrl, WebUrlError};
 
@@ -43,6 +46,8 @@ pub struct SourceRules {
     pub stored_contexts: Option<ContextRepository>,
     /// The repositories that the build may use. Each image that it may read is added.
     pub access: RepositoryAccess,
+    /// The secrets of the build, with which the daemon fetches git repositories.
+    pub secrets: Arc<dyn SecretStore>,
 }
 
 impl SourceCheck for SourceRules {
@@ -61,36 +66,61 @@ impl SourceRules {
         identifier: &str,
         attributes: &BTreeMap<String, String>,
     ) -> Result<SourceDecision, String> {
+        let mut separated = attributes.clone();
         match Source::parse(identifier, attributes).map_err(|error| error.to_string())? {
             Source::Context => {}
             Source::Image(image) => self.check_image(&image)?,
+            Source::Blob(image) => {
+                if self.shares_daemon() {
+                    return Err("blobs of images need a BuildKit daemon of the tenant's own".to_owned());
+                }
+                self.check_image(&image)?;
+            }
             Source::Http(url) => {
                 self.check_host(&url)?;
                 self.check_tenants_rule(|tenant| tenant.may_read_http(&url.to_string()))?;
+                if let Some(tenant) = &self.tenant {
+                    TenantTag::of_tenant(tenant.name()).separate_http(&mut separated);
+                }
             }
-            Source::Git {
-                url,
-                skips_submodules,
-                bundle,
-            } => {
+            Source::Git { url, bundle } => {
                 self.check_host(&url)?;
                 self.check_tenants_rule(|tenant| tenant.may_read_git(&url.to_string()))?;
                 if let Some(image) = bundle {
                     self.check_image(&image)?;
                 }
-                let lists_sources = self
-                    .tenant
-                    .as_ref()
-                    .is_some_and(|tenant| tenant.read_rules().is_some());
-                if lists_sources && !skips_submodules {
-                    // The repository names the addresses of its submodules, and the daemon asks about none of them.
-                    let mut attributes = attributes.clone();
-                    attributes.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
-                    return Ok(SourceDecision::AllowWith(attributes));
+                if let Some(tenant) = &self.tenant {
+                    self.separate_git(tenant, identifier, &mut separated)?;
                 }
             }
         }
-        Ok(SourceDecision::Allow)
+        Ok(match separated == *attributes {
+            true => SourceDecision::Allow,
+            false => SourceDecision::AllowWith(separated),
+        })
+    }
+
+    fn separate_git(
+        &self,
+        tenant: &Tenant,
+        identifier: &str,
+        attributes: &mut BTreeMap<String, String>,
+    ) -> Result<(), String> {
+        if tenant.read_rules().is_some() {
+            // The repository names the addresses of its submodules, and the daemon asks about none of them.
+            attributes.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
+        }
+        let named = identifier.strip_prefix("git://").unwrap_or(identifier);
+        TenantTag::of_tenant(tenant.name())
+            .separate_git(attributes, named, &*self.secrets, self.shares_daemon())
+            .map_err(|error| error.to_string())
+    }
+
+    /// Returns whether the build's daemon may serve other tenants too.
+    fn shares_daemon(&self) -> bool {
+        self.tenant
+            .as_ref()
+            .is_some_and(|tenant| tenant.buildkit_address().is_none())
     }
 
     /// Fails if the build may not read `image`, and else adds its repository to those that the build may pull from.

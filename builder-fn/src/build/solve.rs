@@ -287,6 +287,7 @@ impl Builder {
             sbom_generator: self.settings.sbom_generator.clone(),
             stored_contexts: self.contexts.stored.repository.clone(),
             access,
+            secrets: Arc::new(call.secrets.clone()),
         };
         let services = SessionServices::new()
             .with_health()

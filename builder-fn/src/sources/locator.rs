@@ -12,9 +12,9 @@ use crate::host_port;
 use crate::registry::ImageName;
 
 /// The attribute with the full address of a git repository; the identifier has no scheme.
-const GIT_FULL_URL_ATTRIBUTE: &str = "git.fullurl";
+pub(super) const GIT_FULL_URL_ATTRIBUTE: &str = "git.fullurl";
 /// The attribute with an image's blob from which a git repository is read.
-const GIT_BUNDLE_ATTRIBUTE: &str = "git.bundle";
+pub(super) const GIT_BUNDLE_ATTRIBUTE: &str = "git.bundle";
 /// The attribute that says whether submodules, whose addresses the repository names, are left out.
 pub(super) const GIT_SKIP_SUBMODULES_ATTRIBUTE: &str = "git.skipsubmodules";
 
@@ -23,16 +23,16 @@ pub(super) const GIT_SKIP_SUBMODULES_ATTRIBUTE: &str = "git.skipsubmodules";
 pub(super) enum Source {
     /// A folder of the build's own context, from this session.
     Context,
-    /// An image, or a blob of its repository.
+    /// An image.
     Image(ImageName),
+    /// A blob of an image's repository.
+    Blob(ImageName),
     /// A file from the web.
     Http(Url),
     /// A git repository, with the image that has a bundle of its commits, if any.
     Git {
         /// The address of the git repository.
         url: Url,
-        /// Whether the submodules of the git repository are left out.
-        skips_submodules: bool,
         /// The image that the commits are read from instead.
         bundle: Option<ImageName>,
     },
@@ -83,9 +83,8 @@ impl Source {
         let (scheme, rest) = identifier.split_once("://").ok_or(LocatorError::Scheme)?;
         match scheme {
             "local" => Ok(Self::Context),
-            "docker-image" | "docker-image+blob" => {
-                ImageName::parse(rest).map(Self::Image).ok_or(LocatorError::Image)
-            }
+            "docker-image" => ImageName::parse(rest).map(Self::Image).ok_or(LocatorError::Image),
+            "docker-image+blob" => ImageName::parse(rest).map(Self::Blob).ok_or(LocatorError::Image),
             "http" | "https" => Url::parse(identifier).map(Self::Http),
             "git" => Self::parse_git(rest, attributes),
             _ => Err(LocatorError::Scheme),
@@ -114,9 +113,6 @@ impl Source {
         });
         Ok(Self::Git {
             url,
-            skips_submodules: attributes
-                .get(GIT_SKIP_SUBMODULES_ATTRIBUTE)
-                .is_some_and(|value| value == "true"),
             bundle: bundle.transpose()?,
         })
     }
@@ -324,7 +320,9 @@ mod tests {
     fn a_blob_is_a_source_of_the_repository_of_its_image() {
         for scheme in ["docker-image", "docker-image+blob"] {
             match parse(&format!("{scheme}://Registry.Example/a/b:c@sha256:00"), &[]) {
-                Ok(Source::Image(image)) => assert_eq!(image.to_string(), "registry.example/a/b"),
+                Ok(Source::Image(image) | Source::Blob(image)) => {
+                    assert_eq!(image.to_string(), "registry.example/a/b");
+                }
                 other => panic!("{other:?}"),
             }
         }

@@ -3,6 +3,10 @@
 use function_host::policy::Policy;
 
 use super::*;
+use crate::sealed::BuildSecrets;
+
+/// A member of a policy that gives the tenant a daemon of its own.
+const OWN_DAEMON_JSON: &str = r#""buildkit": "tcp://buildkit-of-acme:1234""#;
 
 /// Returns the rules for a build of the tenant `acme` that has these members in the policy, or, if they are empty, of a
 /// builder without a policy.
@@ -21,6 +25,7 @@ fn rules_of_policy(policy: &str) -> SourceRules {
         sbom_generator: Some("docker.io/operator/scanner:1".into()),
         stored_contexts: ContextRepository::parse("r.example/slipway/contexts"),
         access: RepositoryAccess::default(),
+        secrets: Arc::new(BuildSecrets::default()),
     }
 }
 
@@ -109,7 +114,7 @@ fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
         "docker-image://docker.io/library/alpine:3@sha256:00",
         "docker-image://10.63.1.2:5000/acme/base:1",
         "docker-image://r.example/acme/app:1",
-        "docker-image+blob://r.example/caches/acme/app@sha256:00",
+        "docker-image://r.example/caches/acme/app@sha256:00",
         "docker-image://docker.io/operator/scanner:1",
         "https://example.com/files/a",
         "http://10.1.2.3/a",
@@ -124,10 +129,7 @@ fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
         ("docker-image://r.example/victim/private:1", "read.images"),
         ("docker-image://r.example/acme-b/private:1", "read.images"),
         ("docker-image://docker.io/operator/other:1", "read.images"),
-        (
-            "docker-image+blob://r.example/victim/private@sha256:00",
-            "read.images",
-        ),
+        ("docker-image://r.example/victim/private@sha256:00", "read.images"),
         ("https://example.com/other", "read.http"),
         ("http://example.com/files/a", "read.http"),
         ("https://example.com:8443/files/a", "read.http"),
@@ -182,10 +184,11 @@ fn submodules_are_left_out_where_a_tenant_lists_its_sources() {
 
 #[test]
 fn a_bundle_of_a_git_repository_is_an_image_that_has_to_be_allowed_too() {
-    let rules = rules_of_policy(TENANT_MEMBERS_JSON);
+    let rules = rules_of_policy(&format!("{TENANT_MEMBERS_JSON}, {OWN_DAEMON_JSON}"));
     let bundle = |image: &str| {
         let attributes = [
             ("git.bundle", format!("docker-image+blob://{image}@sha256:00")),
+            ("git.mtime", "commit".to_owned()),
             ("git.skipsubmodules", "true".to_owned()),
         ];
         let attributes = attributes.map(|(name, value)| (name.to_owned(), value));
@@ -196,6 +199,56 @@ fn a_bundle_of_a_git_repository_is_an_image_that_has_to_be_allowed_too() {
         bundle("r.example/victim/private"),
         SourceDecision::Deny(_)
     ));
+}
+
+#[test]
+fn a_blob_is_read_only_from_a_daemon_of_the_tenants_own() {
+    let blob = "docker-image+blob://r.example/acme/app@sha256:00";
+    let denial = denial_of_source(&rules_of_policy(TENANT_MEMBERS_JSON), blob);
+    assert!(
+        denial.contains("a BuildKit daemon of the tenant's own"),
+        "{denial}"
+    );
+    let rules = rules_of_policy(&format!("{TENANT_MEMBERS_JSON}, {OWN_DAEMON_JSON}"));
+    assert_eq!(check_source(&rules, blob), SourceDecision::Allow);
+    assert_eq!(check_source(&rules_of_policy(""), blob), SourceDecision::Allow);
+    let victims = "docker-image+blob://r.example/victim/private@sha256:00";
+    assert!(denial_of_source(&rules, victims).contains("read.images"));
+}
+
+#[test]
+fn no_tenant_gets_a_source_under_the_key_of_another_or_of_nobody() {
+    let checksum = BTreeMap::from([("http.checksum".to_owned(), "sha256:00".to_owned())]);
+    let none = BTreeMap::new();
+    for (identifier, attributes) in [
+        (
+            "git://github.com/acme/app#0123456789012345678901234567890123456789",
+            &none,
+        ),
+        ("https://example.com/files/a", &checksum),
+    ] {
+        assert_eq!(
+            rules_of_policy("").check(identifier, attributes),
+            SourceDecision::Allow
+        );
+        for members in [r#""maxBuilds": 1"#, OWN_DAEMON_JSON] {
+            let rules = rules_of_policy(members);
+            let SourceDecision::AllowWith(converted) = rules.check(identifier, attributes) else {
+                panic!("{identifier} is shared");
+            };
+            let tag = TenantTag::of_tenant(rules.tenant.as_ref().expect("tenant").name());
+            let mut expected = attributes.clone();
+            match identifier.starts_with("git://") {
+                true => tag
+                    .separate_git(&mut expected, "github.com/acme/app", &*rules.secrets, true)
+                    .expect("git"),
+                false => tag.separate_http(&mut expected),
+            }
+            assert_eq!(converted, expected);
+            // The daemon asks again about the converted source.
+            assert_eq!(rules.check(identifier, &converted), SourceDecision::Allow);
+        }
+    }
 }
 
 #[test]

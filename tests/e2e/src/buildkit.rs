@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -61,6 +61,11 @@ impl BuildkitDaemon {
             .wait_for_line(|line| Some(listening_address(line)?.parse::<SocketAddr>().ok()?.port()))
             .await?;
         Ok(Self { process, dir, port })
+    }
+
+    /// Returns the path of the folder with the daemon's data: snapshots, git repositories and its databases.
+    pub fn data_folder(&self) -> PathBuf {
+        self.dir.path().join("root")
     }
 
     /// Returns the URL of the daemon's Unix socket, which never uses TLS.

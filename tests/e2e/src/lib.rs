@@ -23,6 +23,7 @@ pub mod file_server;
 pub mod flood;
 pub mod flood_benchmark;
 pub mod functions;
+pub mod git_server;
 mod logged_process;
 pub mod network_namespace;
 pub mod outage;

@@ -10,6 +10,7 @@ mod base_images;
 mod contexts;
 mod daemon;
 mod exhaustion;
+mod fetched_sources;
 mod forged;
 mod frontends;
 mod metadata;
@@ -28,6 +29,7 @@ fn all_attacks() -> Vec<Attack> {
         daemon::ATTACKS,
         metadata::ATTACKS,
         tenants::ATTACKS,
+        fetched_sources::ATTACKS,
         frontends::ATTACKS,
         contexts::ATTACKS,
         base_images::ATTACKS,

@@ -50,6 +50,17 @@ impl Tenant {
     }
 }
 
+/// The addresses besides images that the tenants' builds may read.
+#[derive(Debug, Default)]
+pub(crate) struct ReadableAddresses {
+    /// The addresses of files that the victim's builds may read.
+    pub(crate) victim_http: Vec<String>,
+    /// The addresses of files that the attacker's builds may read.
+    pub(crate) mallory_http: Vec<String>,
+    /// The addresses of git repositories that the builds of both may read.
+    pub(crate) git: Vec<String>,
+}
+
 /// A builder and a deployer beside the stack, and the two tenants of their policy.
 pub(crate) struct AttackWorld {
     pub(crate) testbed: Testbed,
@@ -72,6 +83,18 @@ impl AttackWorld {
 
     /// Starts the builder with more settings, and a policy that lets the attacker read these addresses.
     pub(crate) async fn with_settings(settings: &[(&str, &str)], readable: &[String]) -> Result<Self> {
+        let readable = ReadableAddresses {
+            mallory_http: readable.to_vec(),
+            ..ReadableAddresses::default()
+        };
+        Self::with_readable_addresses(settings, &readable).await
+    }
+
+    /// Starts the builder with more settings, and a policy that lets the tenants read these addresses.
+    pub(crate) async fn with_readable_addresses(
+        settings: &[(&str, &str)],
+        readable: &ReadableAddresses,
+    ) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         // Base images are built by the stack's own builder, before there is a policy.
         testbed.busybox_image_name().await?;
@@ -132,7 +155,7 @@ fn platform_secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn policy_with_sources(testbed: &Testbed, readable: &[String]) -> Value {
+fn policy_with_sources(testbed: &Testbed, readable: &ReadableAddresses) -> Value {
     let host = &testbed.stack.registry.host;
     let tenant = |name: &str, http: &[String]| {
         let images = [
@@ -143,12 +166,15 @@ fn policy_with_sources(testbed: &Testbed, readable: &[String]) -> Value {
         json!({
             "keys": [format!("{name}-payload")],
             "push": [format!("{host}/hostile/{name}/")],
-            "read": { "images": images, "http": http, "git": [] },
+            "read": { "images": images, "http": http, "git": readable.git },
             "functions": [format!("{name}-*")],
             "secrets": [format!("{name}-*")],
             "maxBuilds": 4,
             "registryConfig": format!("{name}-registry"),
         })
     };
-    json!({ "tenants": { "victim": tenant("victim", &[]), "mallory": tenant("mallory", readable) } })
+    json!({ "tenants": {
+        "victim": tenant("victim", &readable.victim_http),
+        "mallory": tenant("mallory", &readable.mallory_http),
+    } })
 }

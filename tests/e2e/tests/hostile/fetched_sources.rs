@@ -1,0 +1,181 @@
+//! Attacks by one tenant on what a daemon that both share has fetched for another: git repositories and files.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use slipway_e2e::{
+    build_context::BuildContext, buildkit::BuildkitDaemon, client::BuilderReply, git_server::GitServer,
+    testbed::Testbed,
+};
+
+use crate::{
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    world::{AttackWorld, ReadableAddresses, Tenant},
+};
+
+/// The content of the file in the victim's git repository.
+const PRIVATE_CODE: &str = "what-only-the-victim-commits";
+/// The content of the victim's file.
+const PRIVATE_FILE: &str = "what-only-the-victim-downloads";
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "git-checkout-by-commit",
+        attempts: "names a commit of another tenant's git repository at a repository of the attacker's",
+    },
+    Attack {
+        name: "git-repository-by-commit",
+        attempts: "names another tenant's git repository by a commit without its token, with and without a user name",
+    },
+    Attack {
+        name: "file-by-checksum",
+        attempts: "names another tenant's file by its checksum at an address of the attacker's",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> {
+    let recorded: Value = serde_json::from_str(include_str!("../../../clients/recorded/secrets.json"))?;
+    let text = |name: &str| recorded[name].as_str().with_context(|| name.to_owned());
+    let token = recorded["values"]["pip_token"].as_str().context("no token")?;
+    // A sealed value does not depend on its name.
+    let envelope = text("sealed")?.replace("pip_token:", "GIT_AUTH_TOKEN:");
+    let keys = tempfile::tempdir()?;
+    let key = keys.path().join("key");
+    std::fs::write(&key, text("private_key")?)?;
+
+    let server = GitServer::start(token).await?;
+    let host = server.host();
+    let commit = server.add_repository("private/app.git", "secret", PRIVATE_CODE)?;
+    server.add_repository("public/app.git", "other", "public")?;
+    server.add_file("victim/secret", PRIVATE_FILE)?;
+    server.add_file("mallory/secret", "public")?;
+
+    let testbed = Testbed::find_running_stack()?;
+    let daemon = BuildkitDaemon::start(&testbed, "").await?;
+    let settings = [
+        ("allowed_sources", host.as_str()),
+        ("buildkit_url", &daemon.url()),
+        (
+            "build_secrets_private_key_path",
+            key.to_str().context("the path is not UTF-8")?,
+        ),
+    ];
+    let readable = ReadableAddresses {
+        victim_http: vec![format!("http://{host}/victim/")],
+        mallory_http: vec![format!("http://{host}/mallory/")],
+        git: vec![format!("http://{host}/")],
+    };
+    let world = AttackWorld::with_readable_addresses(&settings, &readable).await?;
+    let _parts = world.testbed.share_parts().await;
+    let neighbour = HonestNeighbour::start(&world, "fetched").await?;
+
+    let private = format!("http://{host}/private/app.git");
+    let victims_source = format!("ADD {private}#main /got\nADD http://{host}/victim/secret /got/file\n");
+    let victims_steps = "RUN cat /got/secret /got/file; : first\n";
+    let reply = build(&world.victim, &victims_source, victims_steps, Some(&envelope)).await?;
+    ensure!(
+        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE),
+        "the victim's build: {}",
+        reply.text
+    );
+
+    let mut outcomes = Outcomes::default();
+    let tag = users_in_remotes(&daemon)?;
+    let clone = [
+        format!("ADD {private}#{commit} /got\n"),
+        format!("ADD --keep-git-dir {private}#{commit} /got\n"),
+        format!("ADD {private}?ref={commit}&submodules=false /got\n"),
+        format!("ADD {private}?ref={commit}&mtime=commit /got\n"),
+    ];
+    let other = clone
+        .clone()
+        .map(|source| source.replace("/private/", "/public/"));
+    let with_users = tag.iter().flat_map(|user| {
+        let login = |user: &str| clone[0].replace("http://", &format!("http://{user}@"));
+        let encoded = user.replacen('s', "%73", 1);
+        [login(user), login(&format!("{user}:")), login(&encoded)]
+    });
+    let clone: Vec<_> = clone.iter().cloned().chain(with_users).collect();
+    outcomes.add_outcome(
+        "git-checkout-by-commit",
+        read(&world.mallory, &other, PRIVATE_CODE).await?,
+    );
+    outcomes.add_outcome(
+        "git-repository-by-commit",
+        read(&world.mallory, &clone, PRIVATE_CODE).await?,
+    );
+    let checksum = hex::encode(Sha256::digest(PRIVATE_FILE));
+    let file = format!("ADD --checksum=sha256:{checksum} http://{host}/mallory/secret /got/secret\n");
+    outcomes.add_outcome(
+        "file-by-checksum",
+        read(&world.mallory, &[file], PRIVATE_FILE).await?,
+    );
+
+    // The victim's own next builds find both again, and need no token for the commit.
+    let pinned = format!(
+        "ADD {private}#{commit} /got\nADD --checksum=sha256:{checksum} http://{host}/victim/secret /got/file\n"
+    );
+    let steps = victims_steps.replace("first", "second");
+    let reply = build(&world.victim, &pinned, &steps, Some(&envelope)).await?;
+    ensure!(
+        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE),
+        "the victim's second build: {}",
+        reply.text
+    );
+    neighbour.stop_and_assert_unharmed().await?;
+    outcomes.assert_all_stopped(ATTACKS)
+}
+
+/// Builds these sources and steps as a tenant, with the cache.
+async fn build(tenant: &Tenant, sources: &str, steps: &str, envelope: Option<&str>) -> Result<BuilderReply> {
+    let testbed = Testbed::find_running_stack()?;
+    let base = testbed.busybox_image_name().await?;
+    let source = BuildContext::dockerfile(format!("FROM {base}\n{sources}{steps}"));
+    let config = json!({ "image": tenant.image("fetched", "1"), "skipPush": true });
+    let tar = match envelope {
+        Some(envelope) => source.tar_with_secrets(&config, envelope)?,
+        None => source.tar_with_config(&config)?,
+    };
+    tenant.client.post_signed(tar).await
+}
+
+/// Builds each of these sources as the attacker; the attack succeeded if a step printed `bait`.
+async fn read(mallory: &Tenant, sources: &[String], bait: &str) -> Result<Outcome> {
+    let mut last = Outcome::Stopped(String::new());
+    for source in sources {
+        // A step that the cache has prints nothing.
+        let digest = hex::encode(Sha256::digest(source));
+        let steps = format!("RUN cat /got/secret; : {digest}\n");
+        let reply = build(mallory, source, &steps, None).await?;
+        last = Outcome::of_success(
+            reply.text.contains(bait),
+            format!("{source}: {}", summarize_reply(&reply)),
+        );
+        if matches!(last, Outcome::Succeeded(_)) {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+/// Returns the user names in the addresses of the git repositories that a daemon has cloned.
+fn users_in_remotes(daemon: &BuildkitDaemon) -> Result<Vec<String>> {
+    let mut users = Vec::new();
+    let mut folders = vec![daemon.data_folder()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name() == "config" {
+                let text = String::from_utf8_lossy(&std::fs::read(entry.path())?).into_owned();
+                let urls = text
+                    .lines()
+                    .filter_map(|line| line.trim().strip_prefix("url = http://"));
+                users.extend(urls.filter_map(|url| Some(url.split_once('@')?.0.to_owned())));
+            }
+        }
+    }
+    Ok(users)
+}
