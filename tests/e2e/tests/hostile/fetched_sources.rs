@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
-    build_context::BuildContext, buildkit::BuildkitDaemon, client::BuilderReply, git_server::GitServer,
+    build_context::BuildContext, buildkit::BuildkitDaemon, client::HttpReply, git_server::GitServer,
     testbed::Testbed,
 };
 
@@ -128,7 +128,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
 }
 
 /// Builds these sources and steps as a tenant, with the cache.
-async fn build(tenant: &Tenant, sources: &str, steps: &str, envelope: Option<&str>) -> Result<BuilderReply> {
+async fn build(tenant: &Tenant, sources: &str, steps: &str, envelope: Option<&str>) -> Result<HttpReply> {
     let testbed = Testbed::find_running_stack()?;
     let base = testbed.busybox_image_name().await?;
     let source = BuildContext::dockerfile(format!("FROM {base}\n{sources}{steps}"));
