@@ -28,6 +28,7 @@ mod programs;
 mod progress;
 mod stack;
 mod step_address;
+mod step_link;
 mod step_runtime;
 mod supervisor;
 mod tools;
@@ -47,6 +48,7 @@ pub use self::{
     progress::ProgressSink,
     stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail as log_tail},
     step_address::{is_address_plugin, run_address_plugin},
+    step_link::{is_link_plugin, run_link_plugin},
     step_runtime::{is_step_runtime, run_step},
     supervisor::run_supervisor as supervise,
     tools::{ToolPaths, build_go_module},

@@ -8,11 +8,13 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    // BuildKit starts these two by name, without a subcommand.
+    // BuildKit starts these three by name, without a subcommand.
     let done = if slipway_stack::is_step_runtime() {
         slipway_stack::run_step().map(|()| ExitCode::SUCCESS)
     } else if slipway_stack::is_address_plugin() {
         slipway_stack::run_address_plugin()
+    } else if slipway_stack::is_link_plugin() {
+        slipway_stack::run_link_plugin()
     } else {
         cli::Cli::parse().run_command_line()
     };

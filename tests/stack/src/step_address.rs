@@ -22,7 +22,7 @@ use crate::{
     directories::{StackDir, write_private_file},
     error::{IoResultExt as _, LauncherError, Result},
     plan::StackPlan,
-    up,
+    step_link, up,
 };
 
 /// The name of the plugin's program: the launcher under another name.
@@ -32,7 +32,7 @@ pub(crate) const PLUGIN_PROGRAM: &str = "slipway-step-address";
 const CONFIGURATION_FILE: &str = "slipway-step-address.json";
 
 /// The folder of Debian's CNI plugins.
-const CNI_PLUGINS: &str = "/usr/lib/cni";
+pub(crate) const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// The plugin that chooses an address within a subnet.
 const ADDRESS_PLUGIN: &str = "host-local";
@@ -49,18 +49,18 @@ pub(crate) fn plugin_directory(dir: &StackDir) -> PathBuf {
     dir.config_directory().join("cni")
 }
 
-/// Writes the folder with the CNI plugins of the stack: this one with its configuration, and links to Debian's
-/// `loopback` and `ptp`.
+/// Writes the folder with the CNI plugins of the stack: this one with its configuration, the one that connects steps, and
+/// a link to Debian's `loopback`.
 pub(crate) fn write_plugins(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     let folder = plugin_directory(dir);
     fs::create_dir_all(&folder).with_operation("create", &folder)?;
-    for plugin in ["loopback", "ptp"] {
-        let link = folder.join(plugin);
-        let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(Path::new(CNI_PLUGINS).join(plugin), &link)
-            .with_operation("create", &link)?;
+    let link = folder.join("loopback");
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink(Path::new(CNI_PLUGINS).join("loopback"), &link)
+        .with_operation("create", &link)?;
+    for program in [PLUGIN_PROGRAM, step_link::PLUGIN_PROGRAM] {
+        up::write_launcher_as(&folder.join(program), plan)?;
     }
-    up::write_launcher_as(&folder.join(PLUGIN_PROGRAM), plan)?;
     let tenants = plan.tenants.iter().enumerate();
     let subnets =
         tenants.filter_map(|(index, tenant)| Some((tenant.tenant.clone(), tenant_steps_subnet(index)?)));

@@ -11,7 +11,7 @@ use crate::{
     address::{BUILDKIT_ADDRESS, BUILDKIT_PORT, GENERAL_STEPS_SUBNET},
     certificates::{CLIENT_SECRETS, DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE},
     cgroup::STEPS_GROUP,
-    step_address, step_runtime,
+    step_address, step_link, step_runtime,
     supervisor::{
         network,
         part_spec::{PartSpec, PartSpecSource},
@@ -94,8 +94,8 @@ impl PartSpecSource {
 /// Returns the CNI configuration of steps: each step has a pair of interfaces of its own, so that packets between
 /// steps pass the firewall too. A bridge would deliver them. The firewall tells tenants apart by the addresses of steps.
 fn step_networks() -> String {
-    let ptp = json!({
-        "type": "ptp",
+    let link = json!({
+        "type": step_link::PLUGIN_PROGRAM,
         "ipam": {
             "type": step_address::PLUGIN_PROGRAM,
             "dataDir": "/run/slipway/step-addresses",
@@ -103,5 +103,5 @@ fn step_networks() -> String {
             "routes": [{ "dst": "0.0.0.0/0" }],
         },
     });
-    json!({ "cniVersion": "0.4.0", "name": "steps", "plugins": [ptp] }).to_string()
+    json!({ "cniVersion": "0.4.0", "name": "steps", "plugins": [link] }).to_string()
 }
