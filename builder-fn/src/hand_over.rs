@@ -171,7 +171,7 @@ impl HandOverSigner<'_> {
     }
 
     /// Returns the time after the end of a build for which the deployer may accept its hand-over.
-    pub(crate) fn ttl(&self) -> Duration {
+    pub(crate) fn hand_over_ttl(&self) -> Duration {
         self.deployer.settings.hand_over_ttl
     }
 

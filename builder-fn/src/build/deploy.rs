@@ -51,7 +51,7 @@ pub(super) async fn hand_over_image(
         submitted_at: image_submission_time(request, built),
         // A redelivered call must not make its image look newer.
         built_at: built.completed_at.unwrap_or(now),
-        expires_at: now.checked_add(signer.ttl()).unwrap_or(now),
+        expires_at: now.checked_add(signer.hand_over_ttl()).unwrap_or(now),
         deploy,
         probe: config.probe.as_ref(),
     };

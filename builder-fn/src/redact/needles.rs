@@ -76,7 +76,7 @@ impl SearchedStrings {
 
     /// Returns the length of the longest string of the set that `text` begins with.
     fn longest_prefix(&self, text: &[u8]) -> Option<usize> {
-        if !self.filter.may_contain(text) {
+        if !self.filter.may_begin(text) {
             return None;
         }
         let text = &text[..text.len().min(MAX_NEEDLE_BYTES)];
@@ -121,7 +121,7 @@ impl PrefixFilter {
     }
 
     /// Returns whether `text` may begin with a string of the set. If not, none of them is its beginning for certain.
-    fn may_contain(&self, text: &[u8]) -> bool {
+    fn may_begin(&self, text: &[u8]) -> bool {
         self.position(text)
             .is_some_and(|(word, bit)| self.bits[word] & bit != 0)
     }

@@ -41,7 +41,7 @@ const MAX_INLINE_HASH_BYTES: u64 = 64 << 10;
 const SMALLEST_HASHED_PIECE_BYTES: usize = 4 << 10;
 
 /// The smallest number of threads on which unverified bodies are hashed and stored: one of them may wait for the disk.
-const MIN_THREADS: usize = 2;
+const MIN_HASHING_THREADS: usize = 2;
 
 /// The number of keys up to which a body is hashed while it arrives. With more keys, anybody could have many times as much
 /// hashed as they send, so a body is hashed only once it is whole.
@@ -66,7 +66,7 @@ impl UnverifiedBodies {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             budget,
-            turns: HashingTurns::new((processors / 2).max(MIN_THREADS)),
+            turns: HashingTurns::new((processors / 2).max(MIN_HASHING_THREADS)),
         }
     }
 

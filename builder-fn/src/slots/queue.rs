@@ -8,12 +8,12 @@ use tokio::sync::oneshot;
 use super::BuildSlot;
 
 /// The name of a tenant; `None` for the only one of a builder without a policy.
-type TenantName = Option<Arc<str>>;
+type OwnerName = Option<Arc<str>>;
 
 /// The queues of all tenants that have admitted requests.
 #[derive(Debug, Default)]
 pub(super) struct TenantQueues {
-    tenants: BTreeMap<TenantName, TenantQueue>,
+    tenants: BTreeMap<OwnerName, TenantQueue>,
     /// The number of taken slots.
     running: usize,
     /// The number of slots that were granted so far.
@@ -34,7 +34,7 @@ struct TenantQueue {
 
 /// A slot that is to be passed to a waiting request.
 pub(super) struct GrantedSlot {
-    pub(super) tenant: TenantName,
+    pub(super) tenant: OwnerName,
     pub(super) waiter: oneshot::Sender<BuildSlot>,
 }
 
@@ -45,19 +45,19 @@ impl TenantQueues {
     }
 
     /// Returns the number of admitted requests of a tenant.
-    pub(super) fn admitted_of_tenant(&self, tenant: &TenantName) -> usize {
+    pub(super) fn admitted_of_tenant(&self, tenant: &OwnerName) -> usize {
         self.tenants.get(tenant).map_or(0, |tenant| tenant.admitted)
     }
 
     /// Counts a request of a tenant as admitted. At most `max_builds` of the tenant's builds run at the same time.
-    pub(super) fn add_admitted(&mut self, tenant: &TenantName, max_builds: usize) {
+    pub(super) fn add_admitted(&mut self, tenant: &OwnerName, max_builds: usize) {
         let tenant = self.tenants.entry(tenant.clone()).or_default();
         tenant.admitted += 1;
         tenant.max_builds = max_builds;
     }
 
     /// Counts one admitted request of a tenant less.
-    pub(super) fn remove_admitted(&mut self, name: &TenantName) {
+    pub(super) fn remove_admitted(&mut self, name: &OwnerName) {
         if let Some(tenant) = self.tenants.get_mut(name) {
             tenant.admitted = tenant.admitted.saturating_sub(1);
             self.forget_if_idle(name);
@@ -65,7 +65,7 @@ impl TenantQueues {
     }
 
     /// Adds an admitted request to the queue of its tenant.
-    pub(super) fn add_waiter(&mut self, tenant: &TenantName, waiter: oneshot::Sender<BuildSlot>) {
+    pub(super) fn add_waiter(&mut self, tenant: &OwnerName, waiter: oneshot::Sender<BuildSlot>) {
         if let Some(tenant) = self.tenants.get_mut(tenant) {
             // Those that have stopped waiting, so that the queue is not longer than the number of admitted requests.
             tenant.waiting.retain(|waiter| !waiter.is_closed());
@@ -74,7 +74,7 @@ impl TenantQueues {
     }
 
     /// Counts one slot that a tenant's build had taken as free.
-    pub(super) fn free_slot(&mut self, name: &TenantName) {
+    pub(super) fn free_slot(&mut self, name: &OwnerName) {
         self.running = self.running.saturating_sub(1);
         if let Some(tenant) = self.tenants.get_mut(name) {
             tenant.running = tenant.running.saturating_sub(1);
@@ -111,7 +111,7 @@ impl TenantQueues {
     }
 
     /// Removes the queue of a tenant that has neither admitted requests nor running builds.
-    fn forget_if_idle(&mut self, name: &TenantName) {
+    fn forget_if_idle(&mut self, name: &OwnerName) {
         let is_idle = |tenant: &TenantQueue| tenant.admitted == 0 && tenant.running == 0;
         if self.tenants.get(name).is_some_and(is_idle) {
             self.tenants.remove(name);

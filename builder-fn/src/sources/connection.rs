@@ -29,7 +29,7 @@ impl ConnectionRule {
         let kind_of: fn(&Host) -> Option<&'static str> = match self {
             Self::Any => return None,
             Self::Known => |host| {
-                host.is_metadata()
+                host.is_metadata_or_link_local()
                     .then_some("a link-local address or a metadata service")
             },
             Self::Public => Host::private_kind,
@@ -75,7 +75,7 @@ impl AllowedSources {
         }
         let kind = match is_known {
             true => host
-                .is_metadata()
+                .is_metadata_or_link_local()
                 .then_some("a link-local address or a metadata service"),
             false => host.private_kind(),
         };

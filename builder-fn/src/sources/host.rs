@@ -86,7 +86,7 @@ impl Host {
     }
 
     /// Returns whether the host is that of a metadata service, or a link-local address.
-    pub(super) fn is_metadata(&self) -> bool {
+    pub(super) fn is_metadata_or_link_local(&self) -> bool {
         match self {
             Self::Name(name) => {
                 METADATA_NAMES.contains(&name.as_str())
@@ -96,9 +96,9 @@ impl Host {
                         .is_some_and(|label| METADATA_LABELS.contains(&label))
                         && private_name_kind(name).is_some()
             }
-            Self::V4(address) => is_metadata_v4(*address),
+            Self::V4(address) => is_metadata_or_link_local_v4(*address),
             Self::V6(address) => {
-                embedded_ipv4(*address).is_some_and(is_metadata_v4)
+                embedded_ipv4(*address).is_some_and(is_metadata_or_link_local_v4)
                     || address.is_unicast_link_local()
                     || address.segments()[..2] == [0xfd00, 0x0ec2]
             }
@@ -140,7 +140,7 @@ fn private_name_kind(name: &str) -> Option<&'static str> {
 }
 
 /// Returns whether the address is that of a metadata service, or link-local.
-fn is_metadata_v4(address: Ipv4Addr) -> bool {
+fn is_metadata_or_link_local_v4(address: Ipv4Addr) -> bool {
     // Azure's and Alibaba's metadata services have addresses outside of the link-local range.
     address.is_link_local() || matches!(address.octets(), [168, 63, 129, 16] | [100, 100, 100, 200])
 }
@@ -149,7 +149,7 @@ fn is_metadata_v4(address: Ipv4Addr) -> bool {
 fn private_v4_kind(address: Ipv4Addr) -> Option<&'static str> {
     let [first, second, third, _] = address.octets();
     match (first, second, third) {
-        _ if is_metadata_v4(address) => Some("a link-local address or a metadata service"),
+        _ if is_metadata_or_link_local_v4(address) => Some("a link-local address or a metadata service"),
         (127, ..) => Some("a loopback address"),
         (0, ..) => Some("an address of this machine"),
         (10, ..) | (172, 16..=31, _) | (192, 168, _) => Some("a private address"),
@@ -337,7 +337,11 @@ mod tests {
             ("10.63.1.2", false),
             ("127.0.0.1", false),
         ] {
-            assert_eq!(Host::parse(text).expect(text).is_metadata(), expected, "{text}");
+            assert_eq!(
+                Host::parse(text).expect(text).is_metadata_or_link_local(),
+                expected,
+                "{text}"
+            );
         }
     }
 
@@ -418,7 +422,7 @@ mod tests {
 
         #[test]
         fn parsing_never_panics(text in "\\PC{0,80}") {
-            let _ = Host::parse(&text).map(|host| (host.private_kind(), host.is_metadata(), host.to_string()));
+            let _ = Host::parse(&text).map(|host| (host.private_kind(), host.is_metadata_or_link_local(), host.to_string()));
         }
 
         #[test]

@@ -50,7 +50,7 @@ impl<'a> StepSpans<'a> {
                 at,
                 is_rerun: false,
             } => {
-                if let Some(span) = self.span(digest, || self.mask.mask_step_name(name), *at) {
+                if let Some(span) = self.take_or_open_span(digest, || self.mask.mask_step_name(name), *at) {
                     self.open.insert(digest.clone(), span);
                 }
             }
@@ -63,7 +63,8 @@ impl<'a> StepSpans<'a> {
                 error,
                 is_rerun: false,
             } => {
-                let Some(span) = self.span(digest, || self.mask.mask_step_name(name), *started) else {
+                let Some(span) = self.take_or_open_span(digest, || self.mask.mask_step_name(name), *started)
+                else {
                     return;
                 };
                 span.set_attribute("buildkit.cached", *cached);
@@ -85,7 +86,7 @@ impl<'a> StepSpans<'a> {
                 else {
                     return;
                 };
-                let Some(span) = self.span(id, || name.to_owned(), *at) else {
+                let Some(span) = self.take_or_open_span(id, || name.to_owned(), *at) else {
                     return;
                 };
                 match done {
@@ -100,7 +101,12 @@ impl<'a> StepSpans<'a> {
     }
 
     /// Takes the open span of `key`, or opens one. Returns `None` once [`MAX_SPANS_PER_BUILD`] were opened.
-    fn span(&mut self, key: &str, name: impl FnOnce() -> String, started: SystemTime) -> Option<Span> {
+    fn take_or_open_span(
+        &mut self,
+        key: &str,
+        name: impl FnOnce() -> String,
+        started: SystemTime,
+    ) -> Option<Span> {
         if let Some(open) = self.open.remove(key) {
             return Some(open);
         }
