@@ -158,6 +158,12 @@ impl Answer {
         }
     }
 
+    /// Returns the body of the answer as a notification has it: without the hand-over that the queue-worker delivers. `None` if
+    /// the request is to be sent again later, so that this is not its result.
+    pub(crate) fn notification_body(&self) -> Option<Vec<u8>> {
+        self.retry.is_none().then(|| response::to_json_line(&self.report))
+    }
+
     /// Masks secrets in the answer's error, and in the deployer's answer except [`UNMASKED_DEPLOYMENT_FIELDS`]. The log
     /// is not masked here: it is masked line by line, as it is written.
     #[must_use]

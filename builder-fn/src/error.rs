@@ -12,6 +12,7 @@ use crate::remote_context::{ContextError, ContextErrorKind};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
 use crate::slots::NoFreeSlot;
+use crate::sources::UrlRejection;
 use crate::supersede::Superseded;
 
 /// The error of a build request. The texts are written for the caller; causes are for the log only.
@@ -50,6 +51,9 @@ pub(crate) enum Error {
          JSON request"
     )]
     NoSealKey,
+    /// The result of the build may not be sent to the URL in the config's `notify`.
+    #[error("notify: {0}")]
+    Notify(UrlRejection),
     /// The config has `sbom`, and the builder has no generator.
     #[error(
         "this builder makes no SBOM, because its setting sbom_generator is not set; leave \"sbom\" out of the config"
@@ -182,6 +186,8 @@ impl Error {
             | Self::StreamedHandOver
             | Self::NoSealKey
             | Self::NoSbomGenerator => ErrorKind::Invalid,
+            Self::Notify(rejection) if rejection.is_forbidden() => ErrorKind::Forbidden,
+            Self::Notify(_) => ErrorKind::Invalid,
             Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
             Self::TimeLimit { .. } => ErrorKind::BuildFailed,

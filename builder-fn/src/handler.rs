@@ -21,6 +21,7 @@ use crate::builds::{AcceptedBuild, BuildPhase, BuildsRoute, RecordKey, outcome_f
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
 use crate::metrics::{CANCELLED_OUTCOME, Metrics, SUPERSEDED_OUTCOME};
+use crate::notify::{Notifier, Receiver};
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BoundedLog, BuildStatus, LineFormatter, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
@@ -46,6 +47,8 @@ pub struct BuilderApi {
     pub seal_key: Option<SealKey>,
     /// The builder's metrics.
     pub metrics: Metrics,
+    /// The sender of results to the URLs that configs name.
+    pub notifier: Notifier,
     /// The threads that builds run on.
     pub threads: BuildThreads,
 }
@@ -271,6 +274,7 @@ impl BuilderApi {
             .run_build(request, exchange, admission, accepted, &mut log)
             .await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
+        self.notify_of_result(request, &exchange.context, &answer).await;
         answer.into_response()
     }
 
@@ -291,9 +295,11 @@ impl BuilderApi {
         let threads = self.threads.clone();
         let build = async move {
             let build = async move {
-                api.run_build(&request, &exchange, &admission, accepted, &mut log)
-                    .await
-                    .report
+                let answer = api
+                    .run_build(&request, &exchange, &admission, accepted, &mut log)
+                    .await;
+                api.notify_of_result(&request, &exchange.context, &answer).await;
+                answer.report
             };
             threads.run(build).await
         };
@@ -343,7 +349,8 @@ impl BuilderApi {
         for warning in &request.warnings {
             log.push(lines.record_warning(warning));
         }
-        let result = match secrets {
+        let ready = self.check_notify_url(request).and(secrets);
+        let result = match ready {
             Ok(secrets) => {
                 let call = BuilderCall {
                     id: context.call_id(),
@@ -395,6 +402,40 @@ impl BuilderApi {
         };
         accepted.end(phase, outcome_fields(&answer.report));
         answer
+    }
+
+    /// Checks that the result of the build may be sent where the config says.
+    fn check_notify_url(&self, request: &BuildRequest) -> Result<(), Error> {
+        let Some(url) = &request.config.notify else {
+            return Ok(());
+        };
+        let tenant = request.tenant().map(AsRef::as_ref);
+        self.notifier.check_url(url, tenant).map_err(Error::Notify)
+    }
+
+    /// Sends the result of a build where its config says. A rejected URL is sent nothing.
+    async fn notify_of_result(&self, request: &BuildRequest, context: &Context, answer: &Answer) {
+        let Some(url) = &request.config.notify else {
+            return;
+        };
+        let Some(body) = answer
+            .notification_body()
+            .filter(|_| self.check_notify_url(request).is_ok())
+        else {
+            return;
+        };
+        let receiver = Receiver {
+            url: url.clone(),
+            tenant: request.tenant().cloned(),
+            keys: request
+                .signature
+                .as_ref()
+                .map(|signature| signature.keys().clone()),
+        };
+        let sending = self
+            .notifier
+            .send_result(receiver, context.call_id(), body, context.shutdown());
+        sending.await;
     }
 
     /// Opens the sealed secrets of a request; a request without them has no secrets.

@@ -18,6 +18,7 @@ pub mod hand_over;
 pub mod handler;
 mod host_port;
 pub mod metrics;
+pub mod notify;
 pub mod ready;
 mod redact;
 pub mod registry;

@@ -10,6 +10,7 @@ use builder_fn::builds::BuildRecords;
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
+use builder_fn::notify::{NotificationRoom, Notifier};
 use builder_fn::ready;
 use builder_fn::registry::Registries;
 use builder_fn::remote_context::{RemoteContexts, UploadLimit};
@@ -76,8 +77,16 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         records: BuildRecords::default(),
         metrics: metrics.clone(),
     };
+    let notifier = Notifier {
+        allowed: builder.settings.allowed_sources.clone(),
+        insecure: builder.settings.insecure,
+        secrets: context.secrets().clone(),
+        metrics: metrics.notifications(),
+        room: NotificationRoom::default(),
+    };
     let api = BuilderApi {
         builder,
+        notifier,
         limits: settings.requests.into_request_limits(metrics.spool_bytes_gauge()),
         signatures: settings.signatures,
         max_log: settings.max_log,

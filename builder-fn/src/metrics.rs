@@ -9,6 +9,7 @@ use function_host::prometheus::{
 };
 use function_host::unverified::UnverifiedMetrics;
 
+use crate::notify::NotificationMetrics;
 pub(crate) use step_counter::StepCounter;
 
 /// Upper bounds of the buckets for build times, in seconds: a cached build takes one second, a compiler
@@ -57,6 +58,7 @@ pub struct Metrics {
     steps: IntCounterVec,
     policy_valid: IntGauge,
     unverified: UnverifiedMetrics,
+    notifications: NotificationMetrics,
 }
 
 impl Metrics {
@@ -80,6 +82,7 @@ impl Metrics {
         registry.register(Box::new(displaced.clone()))?;
         let metrics = Self {
             unverified: UnverifiedMetrics::new(unverified_bodies, displaced),
+            notifications: NotificationMetrics::register(registry)?,
             in_flight: IntGauge::new(
                 "slipway_builds_in_flight",
                 "Builds that are running or waiting for a slot.",
@@ -162,6 +165,11 @@ impl Metrics {
     /// Returns the metrics of bodies whose signatures are not verified yet.
     pub fn unverified(&self) -> UnverifiedMetrics {
         self.unverified.clone()
+    }
+
+    /// Returns the metrics of notifications.
+    pub fn notifications(&self) -> NotificationMetrics {
+        self.notifications.clone()
     }
 
     /// Creates a counter for the steps of one build.

@@ -165,7 +165,7 @@ fn keep_last_lines(lines: &mut Vec<String>, limit: usize) -> usize {
 }
 
 /// Serializes the report as JSON, with a newline at its end.
-fn to_json_line(report: &Report) -> Vec<u8> {
+pub(super) fn to_json_line(report: &Report) -> Vec<u8> {
     let mut body = to_json(report);
     body.push(b'\n');
     body

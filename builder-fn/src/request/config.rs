@@ -17,6 +17,7 @@ mod values;
 
 use super::image::ImageRef;
 use crate::compression::LayerCompression;
+use crate::sources::WebUrl;
 pub(crate) use cache::CacheToItem;
 pub use context::{ContextReference, OciContext, UrlContext};
 pub(super) use error::ConfigError;
@@ -66,6 +67,8 @@ pub struct BuildConfig {
     pub supersede: bool,
     /// The function to deploy after the build: the gateway's request without `image`.
     pub deploy: Option<Map<String, Value>>,
+    /// The URL that the result of the build is sent to.
+    pub notify: Option<WebUrl>,
     /// The probe that the deployer runs against the function. The deployer validates its fields.
     pub probe: Option<Map<String, Value>>,
     /// The unknown keys of the configuration, which are ignored with a warning.
@@ -119,6 +122,7 @@ impl BuildConfig {
         let not_after = values::read_time(&mut fields, "notAfter");
         let submitted_at = values::read_time(&mut fields, "submittedAt");
         let supersede = fields.read_flag("supersede", true);
+        let notify = values::read_notify_url(&mut fields);
         let (deploy, probe) = values::read_deploy_and_probe(&mut fields, skip_push);
 
         let Some((image, image_as_given)) = image else {
@@ -148,6 +152,7 @@ impl BuildConfig {
             submitted_at,
             supersede,
             deploy,
+            notify,
             probe,
         })
     }

@@ -97,16 +97,32 @@ impl fmt::Debug for KeysOfSecret {
 /// same body.
 ///
 /// It is normalized: lower-case digits without surrounding blanks. What a caller may write differently is one signature.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct VerifiedSignature {
     text: String,
     tenant: Option<Arc<Tenant>>,
+    /// The keys of the secret with the key that made the signature.
+    keys: HmacKeys,
 }
+
+impl PartialEq for VerifiedSignature {
+    /// Compares signatures by their text and tenant; the keys of a tenant's secret may have been rotated in between.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.text, &self.tenant) == (&other.text, &other.tenant)
+    }
+}
+
+impl Eq for VerifiedSignature {}
 
 impl VerifiedSignature {
     /// Returns the signature in its normalized form.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Returns the keys of the secret with the key that made the signature. They sign what is sent to the caller.
+    pub(crate) fn keys(&self) -> &HmacKeys {
+        &self.keys
     }
 
     /// Returns the tenant whose key made the signature; `None` without a policy.
@@ -125,7 +141,13 @@ impl VerifiedSignature {
 pub(super) struct BodyVerifier {
     header: String,
     /// One for each secret with keys.
-    hmacs: Vec<(Option<Arc<Tenant>>, BodyHmac)>,
+    hmacs: Vec<(Signer, BodyHmac)>,
+}
+
+/// The owner of a secret with keys.
+struct Signer {
+    tenant: Option<Arc<Tenant>>,
+    keys: HmacKeys,
 }
 
 /// The hashes of a body with each of the keys in one secret, of the kind that its signature has.
@@ -143,7 +165,11 @@ impl BodyVerifier {
         let header = header.trim();
         let hmacs = keys.secrets.iter().map(|secret| {
             let hmac = BodyHmac::new(secret, header, keys.accept_sha1)?;
-            Ok((secret.tenant.clone(), hmac))
+            let signer = Signer {
+                tenant: secret.tenant.clone(),
+                keys: secret.sha256.clone(),
+            };
+            Ok((signer, hmac))
         });
         Ok(Self {
             header: header.to_owned(),
@@ -169,19 +195,19 @@ impl BodyVerifier {
         let matches = self
             .hmacs
             .into_iter()
-            .map(|(tenant, hmac)| (tenant, hmac.finish()));
+            .map(|(signer, hmac)| (signer, hmac.finish()));
         // Collected, so that no key is left out once one has matched.
         let matches: Vec<_> = matches.collect();
         let mut signers = matches
             .into_iter()
             .filter(|(_, is_match)| *is_match)
-            .map(|(tenant, _)| tenant);
-        let tenant = signers.next().ok_or(SignatureMismatch)?;
-        if let Some(other) = signers.find(|other| *other != tenant) {
+            .map(|(signer, _)| signer);
+        let Signer { tenant, keys } = signers.next().ok_or(SignatureMismatch)?;
+        if let Some(other) = signers.find(|other| other.tenant != tenant) {
             let name = |tenant: &Option<Arc<Tenant>>| tenant.as_ref().map(|tenant| tenant.name().to_string());
             tracing::error!(
                 tenant = name(&tenant),
-                other = name(&other),
+                other = name(&other.tenant),
                 "two tenants have the same key; what is signed with it is rejected"
             );
             return Err(SignatureMismatch);
@@ -190,6 +216,7 @@ impl BodyVerifier {
             // Both prefixes are lower-case already, and only digits follow.
             text: self.header.to_ascii_lowercase(),
             tenant,
+            keys,
         })
     }
 }

@@ -11,6 +11,7 @@ mod hand_over;
 mod harness;
 mod hostile;
 mod job;
+mod notifications;
 mod persistence;
 mod policy;
 mod redelivery;

@@ -12,6 +12,7 @@ use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
+use builder_fn::notify::{NotificationRoom, Notifier};
 use builder_fn::registry::ContextRepository;
 use builder_fn::remote_context::{RemoteContexts, StoredContextSettings, UploadLimit};
 use builder_fn::request::{FreshnessLimit, RequestLimits};
@@ -124,8 +125,16 @@ impl TestBuilder {
             metrics: metrics.clone(),
         };
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes_gauge());
+        let notifier = Notifier {
+            allowed: AllowedSources::default(),
+            insecure: true,
+            secrets: secrets.clone(),
+            metrics: metrics.notifications(),
+            room: NotificationRoom::default(),
+        };
         let api = BuilderApi {
             builder,
+            notifier,
             limits: RequestLimits::new(MAX_BODY_BYTES, folder.path(), quota),
             signatures: SignatureSettings {
                 disable_hmac: false,
@@ -182,15 +191,17 @@ impl TestBuilder {
         self
     }
 
-    /// Names the private hosts from which contexts may be fetched.
+    /// Names the private hosts from which contexts may be fetched, and to which notifications may be sent.
     pub(crate) fn with_allowed_sources(mut self, hosts: &str) -> Self {
         self.api.builder.contexts.allowed = hosts.parse().expect("hosts");
+        self.api.notifier.allowed = hosts.parse().expect("hosts");
         self
     }
 
-    /// Lets the builder fetch contexts over TLS only.
+    /// Lets the builder fetch contexts and send notifications over TLS only.
     pub(crate) fn with_tls_only(mut self) -> Self {
         self.api.builder.contexts.insecure = false;
+        self.api.notifier.insecure = false;
         self
     }
 
@@ -224,6 +235,16 @@ impl TestBuilder {
     pub(crate) fn with_retry_time(mut self, retry_time: Duration) -> Self {
         self.api.builder.settings.retry_time = retry_time;
         self
+    }
+
+    /// Waits until `count` notifications have ended with this outcome.
+    pub(crate) async fn wait_for_notifications(&self, outcome: &str, count: u64) {
+        let ended = async {
+            while self.api.metrics.notifications().count(outcome) < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        crate::complete_or_panic(ended).await;
     }
 
     /// Waits until no further request is admitted.

@@ -66,7 +66,7 @@ async fn a_context_on_a_web_server_is_built_like_one_in_a_body_and_no_server_get
 }
 
 /// The hosts that no caller makes the builder connect to, with the text of the rejection.
-const FORBIDDEN_HOSTS: [(&str, &str); 24] = [
+pub(crate) const FORBIDDEN_HOSTS: [(&str, &str); 24] = [
     ("127.0.0.1", "a loopback address"),
     ("127.255.255.254", "a loopback address"),
     ("localhost", "a name without a public address"),
@@ -97,7 +97,7 @@ const FORBIDDEN_HOSTS: [(&str, &str); 24] = [
 ];
 
 /// The URLs that are none, with the text of the rejection.
-const MALFORMED_URLS: [(&str, &str); 14] = [
+pub(crate) const MALFORMED_URLS: [(&str, &str); 14] = [
     ("https://2130706433/a", "four decimal numbers"),
     ("https://0x7f000001/a", "four decimal numbers"),
     ("https://0177.0.0.1/a", "four decimal numbers"),

@@ -1,6 +1,6 @@
 //! A fake web server on loopback, which records the requests that it receives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -19,6 +19,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::complete_or_panic;
+
 /// A web server with pages by path. Clones share it.
 #[derive(Clone)]
 pub(crate) struct FakeWebServer {
@@ -31,7 +33,8 @@ pub(crate) struct FakeWebServer {
 
 #[derive(Default)]
 struct ServerState {
-    pages: HashMap<String, Page>,
+    /// The pages of a path, of which the last one is repeated.
+    pages: HashMap<String, VecDeque<Page>>,
     requests: Vec<ReceivedRequest>,
 }
 
@@ -93,7 +96,21 @@ impl FakeWebServer {
 
     /// Sets what requests of a path are answered with, whatever their query is.
     pub(crate) fn set_page(&self, path: &str, page: Page) {
-        self.state().pages.insert(path.to_owned(), page);
+        self.set_pages(path, [page]);
+    }
+
+    /// Sets what requests of a path are answered with, one after the other; the last page is repeated.
+    pub(crate) fn set_pages(&self, path: &str, pages: impl IntoIterator<Item = Page>) {
+        let pages = pages.into_iter().collect();
+        self.state().pages.insert(path.to_owned(), pages);
+    }
+
+    /// Waits until the server has received `count` requests, and returns all.
+    pub(crate) async fn wait_for_requests(&self, count: usize) -> Vec<ReceivedRequest> {
+        let mut received = self.count.subscribe();
+        let waiting = received.wait_for(|received| *received >= count);
+        complete_or_panic(waiting).await.expect("the server runs");
+        self.requests()
     }
 
     /// Returns all requests so far.
@@ -110,7 +127,10 @@ impl FakeWebServer {
             .unwrap_or_default();
         let page = {
             let mut state = self.state();
-            let page = state.pages.get(head.uri.path()).cloned();
+            let page = match state.pages.get_mut(head.uri.path()) {
+                Some(pages) if pages.len() > 1 => pages.pop_front(),
+                pages => pages.and_then(|pages| pages.front().cloned()),
+            };
             state.requests.push(ReceivedRequest { head, body });
             page.unwrap_or(Page::Status(404))
         };

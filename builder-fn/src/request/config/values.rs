@@ -11,6 +11,7 @@ use super::fields::ConfigFields;
 use crate::compression::LayerCompression;
 use crate::request::image::{self, ImageRef};
 use crate::request::time::parse_rfc3339;
+use crate::sources::WebUrl;
 
 type JsonObject = Map<String, Value>;
 
@@ -49,6 +50,18 @@ pub(super) fn read_image(fields: &mut ConfigFields) -> Option<(ImageRef, String)
         Ok(image) => Some((image, given)),
         Err(error) => {
             fields.record_wrong_key("image", format_args!("is not an image reference: {error}"));
+            None
+        }
+    }
+}
+
+/// Reads the config's key `notify`.
+pub(super) fn read_notify_url(fields: &mut ConfigFields) -> Option<WebUrl> {
+    let given = fields.read_string("notify")?;
+    match WebUrl::parse(&given) {
+        Ok(url) => Some(url),
+        Err(problem) => {
+            fields.record_wrong_key("notify", problem);
             None
         }
     }

@@ -1,0 +1,301 @@
+//! Sends the result of a build to the URL that its config names (`notify`).
+//!
+//! The queue posts its callback once, and to whoever queued the call. A notification is signed with a key of the caller, is
+//! sent again after failures, and never changes the result that it reports.
+
+mod metrics;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use function_host::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use function_host::http::{Method, Request, StatusCode};
+use function_host::policy::Tenant;
+use function_host::signature::{HmacKeys, sign_body};
+use function_host::{ErrorChain, ExchangeError, OutgoingRequestBody, Secrets, Shutdown};
+use http_body_util::{BodyExt, Full};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::request::SIGNATURE_HEADER;
+use crate::sources::{AllowedSources, UrlRejection, WebUrl};
+pub use metrics::NotificationMetrics;
+
+/// The time within which a receiver has to begin its response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pause before the second attempt; every further pause is up to twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// The largest number of attempts.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// The limit on the bodies of all notifications that are being sent, in units of [`BODY_UNIT_BYTES`].
+const MAX_BODY_UNITS: usize = 16 << 10;
+
+/// The unit in which the bodies of notifications are counted, in bytes.
+const BODY_UNIT_BYTES: usize = 1 << 10;
+
+/// The time before the end of the process at which a notification is given up.
+const TIME_RESERVED_FOR_ANSWER: Duration = Duration::from_secs(1);
+
+const CALL_ID_HEADER: HeaderName = HeaderName::from_static("x-call-id");
+
+const OWN_USER_AGENT: HeaderValue = HeaderValue::from_static("slipway-builder");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Sends notifications. Clones share the limit on their bodies.
+#[derive(Clone, Debug)]
+pub struct Notifier {
+    /// The private hosts to which notifications may be sent.
+    pub allowed: AllowedSources,
+    /// Whether notifications may be sent without TLS.
+    pub insecure: bool,
+    /// The secrets, among them the certificates of private authorities.
+    pub secrets: Secrets,
+    /// The metrics of notifications.
+    pub metrics: NotificationMetrics,
+    /// The limit on the bodies of notifications that are being sent.
+    pub room: NotificationRoom,
+}
+
+/// A limit on the bodies of notifications that are being sent. Clones share it.
+#[derive(Clone, Debug)]
+pub struct NotificationRoom(Arc<Semaphore>);
+
+impl Default for NotificationRoom {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_BODY_UNITS)))
+    }
+}
+
+/// The receiver of a build's result.
+#[derive(Clone, Debug)]
+pub(crate) struct Receiver {
+    /// The URL that the config names.
+    pub(crate) url: WebUrl,
+    /// The tenant whose build it is, if the builder has a policy.
+    pub(crate) tenant: Option<Arc<Tenant>>,
+    /// The keys that made the signature of the request; `None` if signatures are disabled.
+    pub(crate) keys: Option<HmacKeys>,
+}
+
+/// A result for a receiver.
+#[derive(Debug)]
+struct Notification {
+    receiver: Receiver,
+    call_id: String,
+    body: Bytes,
+    /// The place of the body in the limit.
+    _room: OwnedSemaphorePermit,
+}
+
+/// The reason why an attempt to send a notification failed.
+#[derive(Debug, thiserror::Error)]
+enum AttemptError {
+    /// The notification may not be sent to the URL.
+    #[error(transparent)]
+    Rejected(#[from] UrlRejection),
+    /// The certificates that authenticate receivers cannot be used.
+    #[error("could not load the certificates that authenticate receivers")]
+    Authority(#[source] function_host::BoxError),
+    /// The receiver has an address to which the builder does not connect.
+    #[error("{0}, to which the builder does not connect")]
+    Denied(function_host::AddressDenied),
+    /// No response of the receiver arrived.
+    #[error("the receiver gave no response")]
+    NoResponse(#[source] function_host::BoxError),
+    /// The receiver's response did not arrive in time.
+    #[error("the receiver gave no response within {} s", RESPONSE_TIMEOUT.as_secs())]
+    Timeout,
+    /// The receiver's response is not one of success.
+    #[error("the receiver answered {0}")]
+    Status(StatusCode),
+}
+
+impl AttemptError {
+    /// Returns whether a later attempt may succeed.
+    fn is_worth_a_retry(&self) -> bool {
+        match self {
+            Self::Rejected(_) | Self::Authority(_) | Self::Denied(_) => false,
+            Self::NoResponse(_) | Self::Timeout => true,
+            Self::Status(status) => {
+                status.is_server_error()
+                    || matches!(
+                        *status,
+                        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+                    )
+            }
+        }
+    }
+}
+
+impl Notifier {
+    /// Checks, before a build, that its result may be sent to a URL for a tenant.
+    ///
+    /// # Errors
+    /// Fails if the URL is not allowed.
+    pub(crate) fn check_url(&self, url: &WebUrl, tenant: Option<&Tenant>) -> Result<(), UrlRejection> {
+        url.check(&self.allowed, self.insecure, tenant).map(drop)
+    }
+
+    /// Sends a result in the background. While the process shuts down, waits until it is sent or the process is about to end.
+    pub(crate) async fn send_result(
+        &self,
+        receiver: Receiver,
+        call_id: &str,
+        body: Vec<u8>,
+        shutdown: &Shutdown,
+    ) {
+        let units = u32::try_from(body.len().div_ceil(BODY_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let Ok(room) = self.room.0.clone().try_acquire_many_owned(units) else {
+            tracing::warn!(
+                url = %receiver.url,
+                bytes = body.len(),
+                "a notification is dropped, because too many others are being sent"
+            );
+            self.metrics.count_dropped();
+            return;
+        };
+        let notification = Notification {
+            receiver,
+            call_id: call_id.to_owned(),
+            body: body.into(),
+            _room: room,
+        };
+        let (notifier, state) = (self.clone(), shutdown.clone());
+        let sending = tokio::spawn(async move { notifier.send_until_received(&notification, &state).await });
+        if shutdown.has_begun() {
+            // The process may exit once the answer was sent.
+            sending.await.ok();
+        }
+    }
+
+    /// Sends a notification until the receiver accepts it, rejects it, or failed too often.
+    async fn send_until_received(&self, notification: &Notification, shutdown: &Shutdown) {
+        let url = &notification.receiver.url;
+        let process_end = async {
+            let end = shutdown.wait_until_begun().await;
+            tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
+        };
+        let sending = async {
+            let mut attempt = 1;
+            loop {
+                let error = match self.attempt(notification).await {
+                    Ok(()) => return Ok(attempt),
+                    Err(error) => error,
+                };
+                if attempt == ATTEMPTS_MAX || !error.is_worth_a_retry() {
+                    return Err((attempt, error));
+                }
+                tracing::info!(%url, attempt, error = %ErrorChain(&error), "a notification is sent again");
+                tokio::time::sleep(pause_after(attempt)).await;
+                attempt += 1;
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = sending => Some(outcome),
+            () = process_end => None,
+        };
+        match outcome {
+            Some(Ok(attempts)) => {
+                tracing::info!(%url, attempts, "sent a notification");
+                self.metrics.count_sent();
+            }
+            Some(Err((attempts, error))) => {
+                tracing::warn!(%url, attempts, error = %ErrorChain(&error), "a notification failed");
+                self.metrics.count_failed();
+            }
+            None => {
+                tracing::warn!(%url, "a notification failed, because the builder shuts down");
+                self.metrics.count_failed();
+            }
+        }
+    }
+
+    /// Sends a notification once. Redirects are not followed: they count as failures.
+    async fn attempt(&self, notification: &Notification) -> Result<(), AttemptError> {
+        let Receiver { url, tenant, .. } = &notification.receiver;
+        let rule = url.check(&self.allowed, self.insecure, tenant.as_deref())?;
+        let client = rule
+            .http_client(&self.secrets, self.insecure)
+            .map_err(AttemptError::Authority)?;
+        let sent = client.send(notification.to_request(), RESPONSE_TIMEOUT).await;
+        let response = sent.map_err(|error| match error {
+            ExchangeError::Denied(denied) => AttemptError::Denied(denied),
+            ExchangeError::Connect(source) | ExchangeError::Lost(source) => AttemptError::NoResponse(source),
+            ExchangeError::Timeout(_) | ExchangeError::TooLarge(_) => AttemptError::Timeout,
+        })?;
+        match response.status().is_success() {
+            true => Ok(()),
+            false => Err(AttemptError::Status(response.status())),
+        }
+    }
+}
+
+impl Notification {
+    fn to_request(&self) -> Request<OutgoingRequestBody> {
+        let body = Full::new(self.body.clone()).map_err(|never| match never {});
+        let mut request = Request::new(body.boxed_unsync());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.receiver.url.uri().clone();
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(CONTENT_LENGTH, self.body.len().into());
+        headers.insert(USER_AGENT, OWN_USER_AGENT);
+        if let Ok(call_id) = HeaderValue::from_str(&self.call_id) {
+            headers.insert(CALL_ID_HEADER, call_id);
+        }
+        if let Some(keys) = &self.receiver.keys
+            && let Ok(signature) = HeaderValue::from_str(&sign_body(keys, &self.body))
+        {
+            headers.insert(SIGNATURE_HEADER, signature);
+        }
+        request
+    }
+}
+
+/// Returns the pause after a failed attempt. Half of it is at random, so that notifications that failed together are not sent
+/// again together.
+fn pause_after(attempt: u32) -> Duration {
+    let longest = FIRST_PAUSE
+        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
+        .min(PAUSE_MAX);
+    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_differ() {
+        for (attempt, longest) in [(1, 1.0), (2, 2.0), (6, 32.0), (7, 60.0), (40, 60.0)] {
+            let pause = pause_after(attempt).as_secs_f64();
+            assert!((longest / 2.0..=longest).contains(&pause), "{attempt}: {pause}");
+        }
+    }
+
+    #[test]
+    fn only_a_failing_or_overloaded_receiver_gets_the_notification_again() {
+        for (status, is_worth_a_retry) in [
+            (500, true),
+            (503, true),
+            (408, true),
+            (429, true),
+            (302, false),
+            (400, false),
+            (401, false),
+            (404, false),
+        ] {
+            let error = AttemptError::Status(StatusCode::from_u16(status).unwrap());
+            assert_eq!(error.is_worth_a_retry(), is_worth_a_retry, "{status}");
+        }
+        assert!(AttemptError::NoResponse("reset".into()).is_worth_a_retry());
+        assert!(AttemptError::Timeout.is_worth_a_retry());
+    }
+}
