@@ -61,6 +61,8 @@ EVERY = {
     "notAfter": "2099-01-01T00:00:00Z",
     "submittedAt": "2026-01-01T00:00:00Z",
     "supersede": False,
+    # Rejected: the builder connects to no private address.
+    "notify": "https://127.0.0.1/none",
 }
 CONFIGS.append(EVERY)
 with open(os.environ["DESCRIPTION"], encoding="utf-8") as file:

@@ -20,6 +20,7 @@ mod hand_over;
 mod ignore_patterns;
 mod metrics;
 mod mutual_tls;
+mod notifications;
 mod odd_tars;
 mod openapi;
 mod platform_faults;

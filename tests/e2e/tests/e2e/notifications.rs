@@ -1,0 +1,77 @@
+//! Results of builds that the builder sends to the URL in a config's `notify`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde_json::json;
+use sha2::Sha256;
+use slipway_e2e::{
+    build_context::BuildContext, builder_process::BuilderProcess, certificates::CertificateAuthority,
+    testbed::Testbed, tls_proxy::TlsProxy,
+};
+use tokio::{net::TcpListener, sync::mpsc};
+
+/// What the receiver has of all its requests, with their number.
+type ReceiverState = (mpsc::UnboundedSender<(HeaderMap, Bytes)>, Arc<AtomicUsize>);
+
+/// Answers 503 to the first request, and 204 to all others.
+async fn receive(
+    State((received, count)): State<ReceiverState>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    received.send((headers, body)).ok();
+    match count.fetch_add(1, Ordering::SeqCst) {
+        0 => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::NO_CONTENT,
+    }
+}
+
+#[tokio::test]
+async fn a_result_is_sent_over_tls_until_the_receiver_accepts_it() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let (sender, mut received) = mpsc::unbounded_channel();
+    let url = format!("http://{}", listener.local_addr()?);
+    let app = Router::new()
+        .fallback(receive)
+        .with_state((sender, Arc::default()));
+    let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+    let authority = CertificateAuthority::new("results-ca")?;
+    let proxy = TlsProxy::start_to(&url, &authority.issue_certificate("localhost")?).await?;
+    let host = proxy.url().strip_prefix("https://").context("an https URL")?;
+    let settings = [("allowed_sources", host), ("insecure", "false")];
+    let secrets = [("gateway-ca", &*authority.certificate_pem())];
+    let builder = BuilderProcess::start_with_secrets(&testbed, &settings, &secrets).await?;
+    let tar = BuildContext::dockerfile("FROM scratch\nLABEL by=notify\n").tar_with_config(&json!({
+        "image": testbed.image_name("e2e/notified", "1"),
+        "skipPush": true,
+        "notify": format!("{}/results?of=e2e", proxy.url()),
+    }))?;
+
+    let reply = builder.client()?.post_signed(tar).await?;
+
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let key = std::fs::read_to_string(&testbed.stack.payload_secret)?;
+    for _ in 0..2 {
+        let (headers, body) = received.recv().await.context("the receiver runs")?;
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&body)?, reply.json());
+        let mut mac = Hmac::<Sha256>::new_from_slice(key.trim().as_bytes())?;
+        mac.update(&body);
+        let expected = format!("sha256={}", hex::encode(mac.finalize().into_bytes()));
+        assert_eq!(headers["x-build-signature"], expected.as_str());
+    }
+    serving.abort();
+    Ok(())
+}
