@@ -1,8 +1,11 @@
 //! Results of builds that the builder sends to the URL in a config's `notify`.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -20,6 +23,9 @@ use slipway_e2e::{
     testbed::Testbed, tls_proxy::TlsProxy,
 };
 use tokio::{net::TcpListener, sync::mpsc};
+
+/// The limit on the time until a result arrives.
+const RECEIPT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What the receiver has of all its requests, with their number.
 type ReceiverState = (mpsc::UnboundedSender<(HeaderMap, Bytes)>, Arc<AtomicUsize>);
@@ -65,7 +71,8 @@ async fn a_result_is_sent_over_tls_until_the_receiver_accepts_it() -> Result<()>
     assert_eq!(reply.status, 200, "{}", reply.text);
     let key = std::fs::read_to_string(&testbed.stack.payload_secret)?;
     for _ in 0..2 {
-        let (headers, body) = received.recv().await.context("the receiver runs")?;
+        let next = tokio::time::timeout(RECEIPT_TIMEOUT, received.recv()).await;
+        let (headers, body) = next.context("no result arrived")?.context("the receiver runs")?;
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&body)?, reply.json());
         let mut mac = Hmac::<Sha256>::new_from_slice(key.trim().as_bytes())?;
         mac.update(&body);
