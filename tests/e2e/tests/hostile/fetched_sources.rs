@@ -1,5 +1,7 @@
 //! Attacks by one tenant on what a daemon that both share has fetched for another: git repositories and files.
 
+use std::{fs, io};
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -42,7 +44,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let envelope = text("sealed")?.replace("pip_token:", "GIT_AUTH_TOKEN:");
     let keys = tempfile::tempdir()?;
     let key = keys.path().join("key");
-    std::fs::write(&key, text("private_key")?)?;
+    fs::write(&key, text("private_key")?)?;
 
     let server = GitServer::start(token).await?;
     let host = server.host();
@@ -81,7 +83,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     );
 
     let mut outcomes = Outcomes::default();
-    let tag = users_in_remotes(&daemon)?;
+    let users = users_in_remotes(&daemon)?;
     let clone = [
         format!("ADD {private}#{commit} /got\n"),
         format!("ADD --keep-git-dir {private}#{commit} /got\n"),
@@ -91,7 +93,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let other = clone
         .clone()
         .map(|source| source.replace("/private/", "/public/"));
-    let with_users = tag.iter().flat_map(|user| {
+    let with_users = users.iter().flat_map(|user| {
         let login = |user: &str| clone[0].replace("http://", &format!("http://{user}@"));
         let encoded = user.replacen('s', "%73", 1);
         [login(user), login(&format!("{user}:")), login(&encoded)]
@@ -124,7 +126,12 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
         reply.text
     );
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.assert_all_stopped(ATTACKS)?;
+    ensure!(
+        !users.is_empty(),
+        "no repository of the daemon has a user name in its address, so the attacks did not try one"
+    );
+    Ok(())
 }
 
 /// Builds these sources and steps as a tenant, with the cache.
@@ -159,17 +166,23 @@ async fn read(mallory: &Tenant, sources: &[String], bait: &str) -> Result<Outcom
     Ok(last)
 }
 
-/// Returns the user names in the addresses of the git repositories that a daemon has cloned.
+/// Returns the user names in the addresses of the git repositories that a daemon has cloned. The daemon may build meanwhile.
 fn users_in_remotes(daemon: &BuildkitDaemon) -> Result<Vec<String>> {
     let mut users = Vec::new();
     let mut folders = vec![daemon.data_folder()];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
+        for entry in unless_removed(fs::read_dir(&folder))?.into_iter().flatten() {
+            let Some(entry) = unless_removed(entry)? else {
+                continue;
+            };
+            let Some(kind) = unless_removed(entry.file_type())? else {
+                continue;
+            };
+            if kind.is_dir() {
                 folders.push(entry.path());
-            } else if entry.file_name() == "config" {
-                let text = String::from_utf8_lossy(&std::fs::read(entry.path())?).into_owned();
+            } else if kind.is_file() && entry.file_name() == "config" {
+                let text = unless_removed(fs::read(entry.path()))?.unwrap_or_default();
+                let text = String::from_utf8_lossy(&text).into_owned();
                 let urls = text
                     .lines()
                     .filter_map(|line| line.trim().strip_prefix("url = http://"));
@@ -178,4 +191,13 @@ fn users_in_remotes(daemon: &BuildkitDaemon) -> Result<Vec<String>> {
         }
     }
     Ok(users)
+}
+
+/// Returns the result of reading a file or folder, or `None` if it has been removed.
+fn unless_removed<T>(result: io::Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
