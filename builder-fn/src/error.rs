@@ -11,7 +11,7 @@ use crate::hand_over::{Deployment, DeploymentStatus};
 use crate::remote_context::{ContextError, ContextErrorKind};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
-use crate::slots::NoFreeSlot;
+use crate::slots::SlotRefused;
 use crate::sources::UrlRejection;
 use crate::supersede::Superseded;
 
@@ -249,8 +249,8 @@ impl From<ContextError> for Error {
     }
 }
 
-impl From<NoFreeSlot> for Error {
-    fn from(NoFreeSlot { limit }: NoFreeSlot) -> Self {
+impl From<SlotRefused> for Error {
+    fn from(SlotRefused { limit }: SlotRefused) -> Self {
         Self::Busy { limit }
     }
 }

@@ -30,7 +30,7 @@ use crate::request::{
 };
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
-use crate::slots::{NoFreeSlot, QueueAdmission};
+use crate::slots::{QueueAdmission, SlotRefused};
 
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
 #[derive(Clone, Debug)]
@@ -229,7 +229,7 @@ impl BuilderApi {
             let admitting = async {
                 context
                     .accept()
-                    .map_err(|full| NoFreeSlot { limit: full.limit })?;
+                    .map_err(|full| SlotRefused { limit: full.limit })?;
                 // After the signature, so that nobody without a key takes a place, and before anything else is done with the
                 // body.
                 let admission = self.builder.slots.admit(body.slot_owner())?;

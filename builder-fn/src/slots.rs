@@ -66,10 +66,10 @@ struct TakenSlot {
     tenant: Option<Arc<str>>,
 }
 
-/// The error for a request that gets no slot: all slots and all places in the queue are taken, or the request
-/// has waited too long.
+/// The error for a request that gets no slot: its tenant or the builder uses all of them, and no place in the queue is
+/// free or the request has waited too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NoFreeSlot {
+pub(crate) struct SlotRefused {
     /// The limit on the builds that run at the same time: that of the tenant, if it is lower than the builder's.
     pub(crate) limit: usize,
 }
@@ -106,9 +106,9 @@ impl BuildSlots {
     ///
     /// # Errors
     /// Fails if a request would be rejected now, whoever sends it.
-    pub(crate) fn check_not_full(&self) -> Result<(), NoFreeSlot> {
+    pub(crate) fn check_not_full(&self) -> Result<(), SlotRefused> {
         match self.is_full() {
-            true => Err(NoFreeSlot { limit: self.0.limit }),
+            true => Err(SlotRefused { limit: self.0.limit }),
             false => Ok(()),
         }
     }
@@ -118,7 +118,7 @@ impl BuildSlots {
     /// # Errors
     /// Fails if as many requests of the owner are admitted as may build and wait, or if none may wait and as many
     /// requests are admitted as there are slots.
-    pub(crate) fn admit(&self, owner: SlotOwner) -> Result<QueueAdmission, NoFreeSlot> {
+    pub(crate) fn admit(&self, owner: SlotOwner) -> Result<QueueAdmission, SlotRefused> {
         let shared = &self.0;
         let limit = owner.max_builds.unwrap_or(shared.limit).min(shared.limit);
         let mut queues = shared.lock();
@@ -127,7 +127,7 @@ impl BuildSlots {
             _ => false,
         };
         if is_full || queues.admitted_of_tenant(&owner.name) >= limit.saturating_add(shared.queue_length) {
-            return Err(NoFreeSlot { limit });
+            return Err(SlotRefused { limit });
         }
         queues.add_admitted(&owner.name, limit);
         drop(queues);
@@ -164,7 +164,7 @@ impl QueueAdmission {
     ///
     /// # Errors
     /// Fails if no slot became free in time.
-    pub(crate) async fn wait_for_slot(&self) -> Result<BuildSlot, NoFreeSlot> {
+    pub(crate) async fn wait_for_slot(&self) -> Result<BuildSlot, SlotRefused> {
         let AdmittedOwner { shared, owner } = &self.0;
         let limit = owner.max_builds.unwrap_or(shared.limit);
         let (sender, granted) = oneshot::channel();
@@ -181,7 +181,7 @@ impl QueueAdmission {
         }
         match tokio::time::timeout(shared.max_wait, granted).await {
             Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) | Err(_) => Err(NoFreeSlot { limit }),
+            Ok(Err(_)) | Err(_) => Err(SlotRefused { limit }),
         }
     }
 }

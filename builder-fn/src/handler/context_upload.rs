@@ -10,7 +10,7 @@ use crate::answer::{self, Answer, AnswerFields, StoredContextAnswer};
 use crate::error::{Error, ErrorKind};
 use crate::remote_context::ContextError;
 use crate::request::{self, RequestHead};
-use crate::slots::NoFreeSlot;
+use crate::slots::SlotRefused;
 
 impl BuilderApi {
     /// Answers `POST /contexts`, and logs the error if the context could not be stored.
@@ -57,7 +57,7 @@ impl BuilderApi {
         let body = request::receive_body(body, head, &check, &self.limits).await?;
         context
             .accept()
-            .map_err(|full| NoFreeSlot { limit: full.limit })?;
+            .map_err(|full| SlotRefused { limit: full.limit })?;
         let tenant = body.tenant().cloned();
         let mut tar = body.into_storable_tar(&self.limits).await?;
         let warnings = std::mem::take(&mut tar.warnings);

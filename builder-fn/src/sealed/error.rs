@@ -13,7 +13,7 @@ pub(crate) enum SealError {
     /// The private key's file does not contain a key.
     #[error("the builder's key for sealed secrets should be 32 bytes in base64")]
     KeyFormat,
-    /// The envelope of secrets is not YAML, or not a mapping with the fields of an envelope.
+    /// The envelope of secrets is not YAML, is not a mapping, or has a field of the wrong type.
     #[error("com.openfaas.secrets is not an envelope of sealed secrets{}", line.map(|line| format!(" (line {line})")).unwrap_or_default())]
     Envelope {
         /// The line of the envelope where parsing failed.

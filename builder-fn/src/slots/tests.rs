@@ -25,14 +25,14 @@ type RunningBuild = (BuildSlot, QueueAdmission);
 async fn spawn_waiting_build(
     slots: &BuildSlots,
     owner: SlotOwner,
-) -> JoinHandle<Result<RunningBuild, NoFreeSlot>> {
+) -> JoinHandle<Result<RunningBuild, SlotRefused>> {
     let admission = slots.admit(owner).expect("a place");
     let waiting = tokio::spawn(async move { Ok((admission.wait_for_slot().await?, admission)) });
     tokio::task::yield_now().await;
     waiting
 }
 
-async fn wait_until_running(waiting: JoinHandle<Result<RunningBuild, NoFreeSlot>>) -> RunningBuild {
+async fn wait_until_running(waiting: JoinHandle<Result<RunningBuild, SlotRefused>>) -> RunningBuild {
     assert!(waiting.is_finished(), "the build still waits");
     waiting.await.expect("no panic").expect("a slot")
 }
@@ -53,7 +53,7 @@ async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_
 
     let _second = wait_until_running(second).await;
     let error = third.await.expect("no panic").expect_err("no slot is free");
-    assert_eq!(error, NoFreeSlot { limit: 1 });
+    assert_eq!(error, SlotRefused { limit: 1 });
     assert_eq!(begun.elapsed(), MAX_WAIT);
 }
 
@@ -64,10 +64,10 @@ async fn only_as_many_requests_are_admitted_as_may_build_or_wait() {
     assert!(!slots.is_full());
     let _second = slots.admit(owner_without_policy()).expect("admitted");
     assert!(slots.is_full());
-    assert_eq!(slots.check_not_full(), Err(NoFreeSlot { limit: 1 }));
+    assert_eq!(slots.check_not_full(), Err(SlotRefused { limit: 1 }));
     assert_eq!(
         slots.admit(owner_without_policy()).expect_err("rejected"),
-        NoFreeSlot { limit: 1 }
+        SlotRefused { limit: 1 }
     );
     drop(first);
     assert_eq!(slots.check_not_full(), Ok(()));
@@ -81,7 +81,10 @@ async fn without_a_wait_a_request_is_rejected_while_all_slots_are_taken() {
     let _second = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("two")).await).await;
     assert!(slots.is_full());
     for owner in [slot_owner_of_tenant("three"), owner_without_policy()] {
-        assert_eq!(slots.admit(owner).expect_err("rejected"), NoFreeSlot { limit: 2 });
+        assert_eq!(
+            slots.admit(owner).expect_err("rejected"),
+            SlotRefused { limit: 2 }
+        );
     }
     drop(first);
     let _third = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("three")).await).await;
@@ -154,7 +157,7 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
     );
     assert_eq!(
         slots.admit(limited()).expect_err("rejected"),
-        NoFreeSlot { limit: 1 }
+        SlotRefused { limit: 1 }
     );
     let _others = [
         wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await,
@@ -222,7 +225,7 @@ async fn a_tenants_limit_applies_without_a_limit_for_all_builds() {
     let first = wait_until_running(spawn_waiting_build(&slots, limited()).await).await;
     assert_eq!(
         slots.admit(limited()).expect_err("rejected"),
-        NoFreeSlot { limit: 1 }
+        SlotRefused { limit: 1 }
     );
     let _other = wait_until_running(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await;
     assert!(!slots.is_full(), "other tenants have places");

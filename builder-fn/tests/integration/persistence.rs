@@ -1,4 +1,5 @@
-//! Tests of builds that go on: when their caller leaves, and after failures of the platform.
+//! Tests of which builds outlive their caller (those of queued calls), and which are tried again (those after failures of
+//! the platform).
 
 use std::time::Duration;
 

@@ -56,10 +56,10 @@ struct TokenResponse {
 }
 
 impl TokenExchange {
-    /// Makes a token exchange for the service account's token in `directory`, which need not exist.
-    pub(crate) fn new(directory: Secrets) -> Self {
+    /// Makes a token exchange for the service account's token in `token_directory`, which need not exist.
+    pub(crate) fn new(token_directory: Secrets) -> Self {
         Self {
-            directory,
+            directory: token_directory,
             cached: Arc::default(),
         }
     }

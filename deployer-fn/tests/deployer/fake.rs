@@ -162,7 +162,7 @@ impl FakeGateway {
             .lock()
             .unwrap()
             .functions
-            .insert(name, FakeFunction::with_running_deployment(deployment));
+            .insert(name, FakeFunction::without_start_up(deployment));
     }
 
     /// Removes the function's Service, as an incomplete creation leaves it.
@@ -189,8 +189,8 @@ impl FakeGateway {
 }
 
 impl FakeFunction {
-    /// Returns a function whose deployment is up.
-    fn with_running_deployment(deployment: Value) -> Self {
+    /// Returns a function with this deployment that is up at once, without an older one beside it.
+    fn without_start_up(deployment: Value) -> Self {
         Self {
             deployment,
             old: None,
@@ -375,7 +375,7 @@ impl GatewayState {
                     _ => {
                         self.functions.insert(
                             name.to_owned(),
-                            FakeFunction::with_running_deployment(deployment.clone()),
+                            FakeFunction::without_start_up(deployment.clone()),
                         );
                         (200, String::new())
                     }
@@ -390,7 +390,7 @@ impl GatewayState {
                 _ => {
                     self.functions.insert(
                         name.to_owned(),
-                        FakeFunction::with_running_deployment(deployment.clone()),
+                        FakeFunction::without_start_up(deployment.clone()),
                     );
                     (200, String::new())
                 }
@@ -415,7 +415,7 @@ impl GatewayState {
         if self.provider != ProviderKind::Kubernetes && behaviour_named_by_image(deployment) == "missing" {
             return (400, "unable to pull image: not found\n".to_owned());
         }
-        let mut function = FakeFunction::with_running_deployment(deployment.clone());
+        let mut function = FakeFunction::without_start_up(deployment.clone());
         if self.provider == ProviderKind::Kubernetes {
             function.reads_left = 3;
         }

@@ -116,7 +116,7 @@ impl FloodBenchmark {
             processes,
             _started: started,
         };
-        benchmark.run_in_namespace(async |client| benchmark.send_build(&client).await.map(drop))?;
+        benchmark.run_in_namespace(async |client| benchmark.build_once(&client).await.map(drop))?;
         Ok(benchmark)
     }
 
@@ -194,7 +194,7 @@ impl FloodBenchmark {
             let (client, tar) = (client.clone(), self.build_request_tar()?);
             builds.spawn(async move {
                 let begun = Instant::now();
-                send_tar(&client, tar).await?;
+                build_tar(&client, tar).await?;
                 Ok::<_, anyhow::Error>(begun.elapsed())
             });
             budget.add_sample().await?;
@@ -224,13 +224,13 @@ impl FloodBenchmark {
             .tar_with_config(&config)
     }
 
-    async fn send_build(&self, client: &SigningClient) -> Result<()> {
-        send_tar(client, self.build_request_tar()?).await
+    async fn build_once(&self, client: &SigningClient) -> Result<()> {
+        build_tar(client, self.build_request_tar()?).await
     }
 }
 
 /// Builds a tar, and fails unless the answer's status is 200.
-async fn send_tar(client: &SigningClient, tar: Vec<u8>) -> Result<()> {
+async fn build_tar(client: &SigningClient, tar: Vec<u8>) -> Result<()> {
     let reply = client.post_signed(tar).await?;
     let (status, error) = (reply.status, reply.text_field("error"));
     ensure!(status == 200, "{status} {error}");

@@ -34,7 +34,7 @@ impl<'a> PartOutage<'a> {
     /// Starts the builder-fn that an outage of BuildKit or the gateway will affect, unless it is the stack's own. The
     /// part stays available.
     pub async fn prepare(testbed: &'a Testbed, part: StackPart) -> Result<Self> {
-        let proxied = match testbed.stack.has_parts() {
+        let proxied = match testbed.stack.can_stop_parts() {
             true => None,
             false => Some(ProxiedBuilder::start(testbed).await?),
         };

@@ -152,7 +152,7 @@ impl Stack {
     }
 
     /// Returns whether the stack's parts can be stopped and started; `false` for an external stack.
-    pub fn has_parts(&self) -> bool {
+    pub fn can_stop_parts(&self) -> bool {
         self.plan.is_some()
     }
 

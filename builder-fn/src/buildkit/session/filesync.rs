@@ -178,7 +178,7 @@ impl FileTransfer {
 
     /// Adds the pieces of files in a batch to the hashes of their files. Called for each batch in order, before it is
     /// sent.
-    fn hash_batch(&self, batch: &content::Batch) {
+    fn add_to_file_hashes(&self, batch: &content::Batch) {
         let total = self.context.index().len();
         self.update_guard(|guard| {
             for (number, piece) in batch.pieces() {
@@ -212,7 +212,7 @@ fn answer_packets(
         .flat_map(move |batch| match batch {
             Ok(batch) => {
                 // Here the batches are in order again.
-                sent.hash_batch(&batch);
+                sent.add_to_file_hashes(&batch);
                 stream::iter(batch.packets.into_iter().map(Ok).collect::<Vec<_>>())
             }
             Err(status) => stream::iter(vec![Err(status)]),

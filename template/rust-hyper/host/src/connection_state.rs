@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 /// The next bytes that the client of a connection is expected to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExpectedInput {
-    /// The client may send the head of another request.
+    /// The client may send the head of the next request, or has sent a part of it.
     Head,
     /// The client should send more of the current request's body.
     Body,

@@ -143,7 +143,7 @@ impl DeployerFixture {
             .await?;
         let name = format!("{case}-{strategy}");
         testbed.functions.remove_function(&name).await?;
-        let tcp_proxy = match testbed.stack.has_parts() {
+        let tcp_proxy = match testbed.stack.can_stop_parts() {
             true => None,
             false => Some(TcpProxy::start_to(&testbed.stack.gateway.url).await?),
         };

@@ -14,7 +14,7 @@ const DOCKERFILES_OF_CONTEXTS: [&[&str]; 6] = [
     &["dockerfile", "build/Dockerfile", "Other"],
 ];
 
-/// The names that a config can give.
+/// The Dockerfile names that the configs of the first test give; `None` for a config without one.
 const CONFIGURED_NAMES: [Option<&str>; 9] = [
     None,
     Some("Dockerfile"),

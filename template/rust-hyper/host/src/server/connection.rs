@@ -140,7 +140,7 @@ struct ConnectionSettings {
     timeouts: ConnectionTimeouts,
 }
 
-/// Accepts connections until the listener drains, and waits until all connections have ended.
+/// Accepts connections until the listener drains, and waits until all have ended; drops them once it is aborted.
 async fn accept_connections(
     listener: TcpListener,
     budget: Arc<ConnectionBudget>,
