@@ -727,10 +727,13 @@ started STEP_NETWORK=own INTERNET=none TENANTS="acme false 203.0.113.7/32
 other false"
 has 'iptables -A CLOSED -j REJECT'
 case="a tenant's steps get its bridge"
-network step-bridge 'IgnoreUnknown=1;K8S_POD_NAME=other'
-has '{"bridge":"steps2","ipam":{"ranges":[[{"subnet":"198.19.2.0/24"}]]},"prevResult":{"ips":[{"address":"198.18.0.2/16"}]}}'
+for arguments in 'IgnoreUnknown=1;K8S_POD_NAME=other' 'K8S_POD_NAME=other;IgnoreUnknown=1' 'K8S_POD_NAME=other'; do
+    network step-bridge "$arguments"
+    has '{"bridge":"steps2","ipam":{"ranges":[[{"subnet":"198.19.2.0/24"}]]},"prevResult":{"ips":[{"address":"198.18.0.2/16"}]}}'
+done
 case="other steps get the bridge of all"
-for arguments in '' 'K8S_POD_NAME=acm' 'K8S_POD_NAME=other2' 'K8S_POD_NAME=.*' 'K8S_POD_NAME='; do
+for arguments in '' 'K8S_POD_NAME=acm' 'K8S_POD_NAME=other2' 'K8S_POD_NAME=.*' 'K8S_POD_NAME=' 'XK8S_POD_NAME=other' \
+    'IgnoreUnknown=K8S_POD_NAME=other'; do
     network step-bridge "$arguments"
     has '{"bridge":"steps","ipam":{"ranges":[[{"subnet":"198.18.0.0/16"}]]}'
 done

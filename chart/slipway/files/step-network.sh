@@ -9,9 +9,16 @@ plugin=buildkit-cni-${0##*/step-}
 
 # buildkitd serves a socket for traces and mounts it into each step, if it is there. It makes the socket before it prepares the
 # first network, which it does before it accepts builds.
-rm -f "$dir/traces.sock"
+[ ! -e "$dir/traces.sock" ] || rm -f "$dir/traces.sock"
 
-tenant=$(printf '%s\n' "${CNI_ARGS-}" | tr ';' '\n' | sed -n 's/^K8S_POD_NAME=//p')
+# Each program that a plugin starts delays the step, so the arguments are parsed without one.
+tenant=''
+arguments=${CNI_ARGS-}
+while [ -n "$arguments" ]; do
+    argument=${arguments%%;*}
+    case $argument in K8S_POD_NAME=*) tenant=${argument#*=} ;; esac
+    case $arguments in *';'*) arguments=${arguments#*;} ;; *) arguments='' ;; esac
+done
 number=0
 while read -r name <&3; do
     number=$((number + 1))
