@@ -103,6 +103,7 @@ impl Answer {
                 log: None,
                 image: fields.image.map(str::to_owned),
                 digest: built.digest,
+                commit: built.commit,
                 status: match error {
                     None => BuildStatus::Success,
                     Some(_) => BuildStatus::Failed,
@@ -197,6 +198,7 @@ fn report_of_failure(error: String, fields: AnswerFields<'_>) -> Report {
         log: None,
         image: fields.image.map(str::to_owned),
         digest: None,
+        commit: None,
         status: BuildStatus::Failed,
         error: Some(error),
         superseded_by: None,

@@ -2,6 +2,7 @@
 //! its function, slot, solve with push, and hand-over.
 
 mod call;
+mod context;
 mod control_character;
 mod deploy;
 mod dry_run;
@@ -89,6 +90,8 @@ pub(crate) struct BuildResult {
     /// The digest of the image's manifest, or of the index of several platforms, `sha256:…`; `None` if BuildKit
     /// reported none.
     pub(crate) digest: Option<String>,
+    /// The commit of the context, if it is from a git repository.
+    pub(crate) commit: Option<String>,
     /// The outcome of the deployment, if the config has `deploy`.
     pub(crate) deployment: Option<Deployment>,
 }
@@ -172,6 +175,7 @@ impl Builder {
         }
         Ok(BuildResult {
             digest: solved.digest,
+            commit: solved.commit,
             deployment,
         })
     }

@@ -51,6 +51,9 @@ pub(crate) enum Error {
          JSON request"
     )]
     NoSealKey,
+    /// The git repository of the context is read without TLS, which the builder's settings do not allow.
+    #[error("context.git.repository: {0}")]
+    GitRepository(UrlRejection),
     /// The result of the build may not be sent to the URL in the config's `notify`.
     #[error("notify: {0}")]
     Notify(UrlRejection),
@@ -186,8 +189,10 @@ impl Error {
             | Self::StreamedHandOver
             | Self::NoSealKey
             | Self::NoSbomGenerator => ErrorKind::Invalid,
-            Self::Notify(rejection) if rejection.is_forbidden() => ErrorKind::Forbidden,
-            Self::Notify(_) => ErrorKind::Invalid,
+            Self::Notify(rejection) | Self::GitRepository(rejection) => match rejection.is_forbidden() {
+                true => ErrorKind::Forbidden,
+                false => ErrorKind::Invalid,
+            },
             Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
             Self::TimeLimit { .. } => ErrorKind::BuildFailed,

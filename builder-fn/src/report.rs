@@ -31,7 +31,7 @@ pub(crate) trait LogSink: Send {
 
 /// The JSON body of an answer to a build request, successful or not.
 ///
-/// The fields are those of OpenFaaS's builder, and `digest`, `supersededBy`, `deployment` and `warnings` in addition.
+/// The fields are those of OpenFaaS's builder, and `digest`, `commit`, `supersededBy`, `deployment` and `warnings` in addition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// The lines of the build's log. `None` if no build was started, or if the lines were streamed already.
@@ -43,6 +43,9 @@ pub(crate) struct Report {
     /// The digest of the pushed manifest, or of the index of several platforms, `sha256:…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) digest: Option<String>,
+    /// The commit of the context, if it is from a git repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) commit: Option<String>,
     /// The status of the build request.
     pub(crate) status: BuildStatus,
     /// The reason why the build or the deployment failed.
@@ -88,6 +91,7 @@ mod tests {
             log: Some(vec!["l: 2026-01-01T00:00:00Z hi".into()]),
             image: Some("registry/hello:1".into()),
             digest: None,
+            commit: None,
             status: BuildStatus::Success,
             error: None,
             superseded_by: None,
@@ -108,6 +112,7 @@ mod tests {
             log: None,
             image: None,
             digest: None,
+            commit: None,
             status: BuildStatus::Failed,
             error: Some("no signature".into()),
             superseded_by: None,

@@ -36,7 +36,7 @@ use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
-pub use config::{ContextReference, OciContext, UrlContext};
+pub use config::{ContextReference, GitContext, OciContext, UrlContext};
 pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;
@@ -87,7 +87,7 @@ impl BuildRequest {
     pub fn received_files(&self) -> Option<Arc<SourceContext>> {
         match &self.source {
             BuildSource::Received(context) => context.files.indexed().ok(),
-            BuildSource::Referenced(_) => None,
+            BuildSource::Referenced(_) | BuildSource::Git(_) => None,
         }
     }
 }

@@ -114,6 +114,9 @@ def before_call(context, case, kwargs):
         if isinstance(context, dict) and isinstance(context.get("url"), str):
             # Nor do its servers. The builder connects to none at a private address.
             context["url"] = "https://127.0.0.1/none"
+        git = context.get("git") if isinstance(context, dict) else None
+        if isinstance(git, dict) and isinstance(git.get("repository"), str):
+            git["repository"] = "https://127.0.0.1/none.git"
         # The generator's invalid JSON is bytes already.
         generated = case.body if isinstance(case.body, bytes) else json.dumps(case.body, default=str).encode()
     else:

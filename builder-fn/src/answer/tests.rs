@@ -35,6 +35,7 @@ async fn a_successful_build_is_answered_with_200_and_its_log() {
     let answer = Answer::from_built(
         BuildResult {
             digest: Some("sha256:12".into()),
+            commit: None,
             deployment: None,
         },
         answer_fields(),
@@ -65,6 +66,7 @@ async fn the_deployment_of_a_built_image_decides_the_status_and_the_answer_keeps
         let answer = Answer::from_built(
             BuildResult {
                 digest: Some("sha256:12".into()),
+                commit: None,
                 deployment: Some(deployment),
             },
             answer_fields(),

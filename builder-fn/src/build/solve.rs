@@ -1,33 +1,36 @@
 //! The solve of a build: the request to BuildKit, and the log, metrics and spans of its events.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::policy::StepNetwork;
 use function_host::{ErrorChain, trace};
-use tokio::time::Instant;
 
 use super::Builder;
 use super::call::{BuilderCall, wait_for_expiry};
+use super::context::JobContext;
 use super::control_character;
 use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildEvent, BuildJob, BuiltImage, CacheExport, Connection, CredentialStore, Daemon, KeyLease,
-    ManifestLookup, SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions, find_built_image,
+    BuildEvent, BuildFailure, BuildJob, BuiltImage, CacheExport, Connection, CredentialStore, Daemon,
+    FaultyParty, JobError, KeyLease, ManifestLookup, SOURCE_DATE_EPOCH, SessionServices, SolveAttributes,
+    SolveOptions, find_built_image,
 };
 use crate::context::SourceContext;
 use crate::error::Error;
 use crate::function_id::FunctionId;
 use crate::registry::{ImageName, RepositoryAccess, TenantCredentials};
-use crate::remote_context::ContextError;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{
-    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, PreparedContext, ProvenanceMode,
+    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, ProvenanceMode,
     VerifiedSignature,
 };
-use crate::sources::SourceRules;
 use crate::supersede::Registration;
 use crate::trace::StepSpans;
+
+/// The label with the commit of an image's source: <https://github.com/opencontainers/image-spec/blob/main/annotations.md>.
+const REVISION_LABEL: &str = "org.opencontainers.image.revision";
 
 impl Builder {
     /// Solves and pushes the image, with retries, within the time limits of the config and the call. Fails if the
@@ -143,10 +146,12 @@ impl Builder {
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
-        let context = match self.prepare_context(request, lines, log).await {
+        // Boxed, because the futures of a fetch and of a lookup are large, and the stack of a thread is not.
+        let preparing = Box::pin(self.prepare_context(connection, request, call, lines, log));
+        let context = match preparing.await {
             Ok(context) => context,
             // An earlier delivery may have built the context, which was deleted after that.
-            Err(Error::Context(error)) if error.is_missing() => {
+            Err(error) if is_missing_context(&error, request) => {
                 let on_event = |event| {
                     lines
                         .format_event(event)
@@ -154,7 +159,7 @@ impl Builder {
                         .for_each(|line| log.push(line))
                 };
                 let built = find_built_image(connection, &call.reference, self.timeouts, on_event).await;
-                return built.ok_or(Error::Context(error));
+                return built.ok_or(error);
             }
             Err(error) => return Err(error),
         };
@@ -166,47 +171,8 @@ impl Builder {
                 .into_iter()
                 .for_each(|line| log.push(line));
         };
-        Ok(job.run_to_outcome(connection, on_event).await?)
-    }
-
-    /// Returns the context of a request, which is fetched if the request refers to it.
-    async fn prepare_context(
-        &self,
-        request: &BuildRequest,
-        lines: &mut LineFormatter,
-        log: &mut dyn LogSink,
-    ) -> Result<PreparedContext, Error> {
-        let referenced = match &request.source {
-            BuildSource::Received(context) => return Ok(context.prepared()?),
-            BuildSource::Referenced(referenced) => referenced,
-        };
-        let step = format!("[context] fetch {}", referenced.reference);
-        let start = Instant::now();
-        log.push(lines.step_started(&step));
-        let span = trace::client_span("fetch context");
-        let fetching = async {
-            let tar = self.contexts.fetch(referenced).await?;
-            let bytes = tar.len();
-            let prepared = referenced.rules.prepare_fetched(tar).await;
-            Ok((prepared.map_err(ContextError::Unusable)?, bytes))
-        };
-        let fetched: Result<_, ContextError> = span.run(fetching).await;
-        log.push(lines.step_ended(&step, start.elapsed()));
-        match fetched {
-            Ok(((context, warnings), bytes)) => {
-                span.set_attribute("slipway.context.bytes", i64::try_from(bytes).unwrap_or(i64::MAX));
-                tracing::info!(context = %referenced.reference, bytes, "fetched a context");
-                warnings
-                    .iter()
-                    .for_each(|warning| log.push(lines.record_warning(warning)));
-                Ok(context)
-            }
-            Err(error) => {
-                let error = Error::from(error);
-                crate::trace::mark_receive_failed(&span, &error);
-                Err(error)
-            }
-        }
+        let outcome = job.run_to_outcome(connection, on_event).await;
+        outcome.map_err(|error| blame_platform_if_ref_moved(error, request).into())
     }
 
     /// Leases a shared key, under which BuildKit keeps the transferred context.
@@ -257,6 +223,7 @@ impl Builder {
             submitted_at: request.submitted_at.at,
             function: self.function_of(request),
             supersede: request.config.supersede,
+            commit: None,
         }
     }
 
@@ -264,10 +231,14 @@ impl Builder {
     async fn create_job(
         &self,
         request: &BuildRequest,
-        context: &PreparedContext,
+        context: &JobContext,
         call: &BuilderCall<'_>,
     ) -> Result<BuildJob, Error> {
-        let lease = self.lease_shared_key(request, &context.files).await?;
+        let lease = match context {
+            JobContext::Files(context) => self.lease_shared_key(request, &context.files).await?,
+            // The session has no files.
+            JobContext::Git { .. } => Arc::new(self.keys.lease_single_use()),
+        };
         let tenant = request.tenant();
         let access = repository_access(&request.config);
         let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
@@ -281,25 +252,25 @@ impl Builder {
             }
             None => (self.credentials.clone(), self.manifests.clone()),
         };
-        let sources = SourceRules {
-            tenant: tenant.cloned(),
-            allowed: self.settings.allowed_sources.clone(),
-            sbom_generator: self.settings.sbom_generator.clone(),
-            stored_contexts: self.contexts.stored.repository.clone(),
-            access,
-            secrets: Arc::new(call.secrets.clone()),
-        };
+        let sources = self.source_rules(request, call, access);
         let services = SessionServices::new()
             .with_health()
-            .with_source_check(Arc::new(sources))
-            .with_files(context.files.clone(), lease.clone())
+            .with_source_check(Arc::new(sources));
+        let services = match context {
+            JobContext::Files(context) => services.with_files(context.files.clone(), lease.clone()),
+            JobContext::Git { .. } => services,
+        };
+        let services = services
             .with_credentials(credentials)
             .with_secrets(Arc::new(call.secrets.clone()));
         let config = &request.config;
         let settings = &self.settings;
         let solve = SolveOptions {
             reference: call.reference.clone(),
-            attributes: Some(self.solve_attributes(request, call)),
+            attributes: Some(SolveAttributes {
+                commit: context.commit().map(str::to_owned),
+                ..self.solve_attributes(request, call)
+            }),
             names: [&config.image]
                 .into_iter()
                 .chain(&config.tags)
@@ -310,12 +281,16 @@ impl Builder {
             dockerfile: config.dockerfile.clone(),
             target: config.target.clone(),
             build_args: config.build_args.clone(),
-            labels: config.labels.clone(),
+            labels: labels_with_commit(&config.labels, context.commit()),
             platforms: config.platforms.clone(),
             no_cache: config.no_cache,
             cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
             cache_to: config.cache_to.iter().map(to_cache_export).collect(),
-            named_frontend: context.frontend == Frontend::Named,
+            named_frontend: matches!(context, JobContext::Files(context) if context.frontend == Frontend::Named),
+            git_context: match context {
+                JobContext::Files(_) => None,
+                JobContext::Git { source, commit } => Some((source.clone(), commit.clone())),
+            },
             provenance: config.provenance.map(|provenance| match provenance {
                 ProvenanceMode::Min => "min",
                 ProvenanceMode::Max => "max",
@@ -335,6 +310,43 @@ impl Builder {
             timeouts: self.timeouts,
         })
     }
+}
+
+/// Returns whether the context is gone, or could not be looked up, that an earlier delivery of the call may have built.
+fn is_missing_context(error: &Error, request: &BuildRequest) -> bool {
+    match error {
+        Error::Context(error) => error.is_missing(),
+        Error::Failed(_) => matches!(request.source, BuildSource::Git(_)),
+        _ => false,
+    }
+}
+
+/// Blames the platform for a failure because the ref of a git context has another commit than a moment before: the next attempt
+/// looks it up again.
+fn blame_platform_if_ref_moved(error: JobError, request: &BuildRequest) -> JobError {
+    match error {
+        JobError::Failed(failure)
+            if matches!(request.source, BuildSource::Git(_))
+                && failure.message.contains("expected checksum to match") =>
+        {
+            JobError::Failed(BuildFailure {
+                fault: FaultyParty::Platform,
+                ..failure
+            })
+        }
+        error => error,
+    }
+}
+
+/// Returns the labels of the image, with one for the commit of the context unless the config has it.
+fn labels_with_commit(labels: &BTreeMap<String, String>, commit: Option<&str>) -> BTreeMap<String, String> {
+    let mut labels = labels.clone();
+    if let Some(commit) = commit {
+        labels
+            .entry(REVISION_LABEL.to_owned())
+            .or_insert_with(|| commit.to_owned());
+    }
+    labels
 }
 
 /// Returns the repositories that a build may pull from or push to because its config names them. Those that its

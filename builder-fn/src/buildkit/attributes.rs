@@ -20,6 +20,8 @@ const SUBMITTED_AT_ATTRIBUTE: &str = "slipway.submitted-at";
 const FUNCTION_ATTRIBUTE: &str = "slipway.function";
 /// The attribute that is `false` for a build that takes no part in supersession, and absent for any other.
 const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
+/// The attribute with the commit of a context in a git repository.
+const COMMIT_ATTRIBUTE: &str = "slipway.commit";
 /// The attribute with the name of the build's tenant.
 const TENANT_ATTRIBUTE: &str = "slipway.tenant";
 
@@ -38,6 +40,8 @@ pub struct SolveAttributes {
     pub function: Option<FunctionId>,
     /// Whether the build supersedes older builds of its function, and newer ones supersede it.
     pub supersede: bool,
+    /// The commit of the context; `None` for a context that is not from a git repository.
+    pub commit: Option<String>,
 }
 
 impl SolveAttributes {
@@ -49,6 +53,9 @@ impl SolveAttributes {
         ];
         if let Some(fingerprint) = &self.signature {
             pairs.push((SIGNATURE_ATTRIBUTE, fingerprint.clone()));
+        }
+        if let Some(commit) = &self.commit {
+            pairs.push((COMMIT_ATTRIBUTE, commit.clone()));
         }
         if let Some(tenant) = &self.tenant {
             pairs.push((TENANT_ATTRIBUTE, tenant.clone()));
@@ -79,6 +86,7 @@ impl SolveAttributes {
             supersede: attrs
                 .get(SUPERSEDE_ATTRIBUTE)
                 .is_none_or(|value| value != "false"),
+            commit: attrs.get(COMMIT_ATTRIBUTE).cloned(),
         })
     }
 
@@ -117,6 +125,7 @@ mod tests {
             submitted_at: SystemTime::UNIX_EPOCH + Duration::new(1_795_951_610, 1),
             function: Some(FunctionId::new("hello", "openfaas-fn")),
             supersede: true,
+            commit: Some("c0ffee".into()),
         }
     }
 
@@ -155,6 +164,7 @@ mod tests {
             ("slipway.call-id", "call-1"),
             ("slipway.signature", "0a1b"),
             ("slipway.tenant", "acme"),
+            ("slipway.commit", "c0ffee"),
             ("slipway.submitted-at", "2026-11-29T11:26:50.000000001Z"),
             ("slipway.function", "hello.openfaas-fn"),
             ("slipway.supersede", "false"),

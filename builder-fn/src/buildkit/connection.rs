@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::InfoRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
@@ -190,6 +191,11 @@ impl fmt::Debug for Daemon {
 }
 
 impl Connection {
+    /// Returns a client for the daemon's gRPC service `LLBBridge`, the gateway API.
+    pub(super) fn bridge_client(&self) -> LlbBridgeClient<Channel> {
+        LlbBridgeClient::new(self.channel.clone()).max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES)
+    }
+
     /// Returns a client for the daemon's gRPC service `Control`.
     pub(super) fn control_client(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone()).max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES)

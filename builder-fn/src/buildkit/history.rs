@@ -235,7 +235,8 @@ impl From<BuildHistoryRecord> for SolveOutcome {
         Self::Succeeded(BuiltImage {
             digest,
             completed_at,
-            submitted_at: attributes.map(|attributes| attributes.submitted_at),
+            submitted_at: attributes.as_ref().map(|attributes| attributes.submitted_at),
+            commit: attributes.and_then(|attributes| attributes.commit),
         })
     }
 }

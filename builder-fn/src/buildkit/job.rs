@@ -286,6 +286,11 @@ impl BuildJob {
                             .into_inner()
                             .exporter_response
                             .remove("containerimage.digest"),
+                        commit: self
+                            .solve
+                            .attributes
+                            .as_ref()
+                            .and_then(|attributes| attributes.commit.clone()),
                         completed_at: None,
                         submitted_at: None,
                     })),

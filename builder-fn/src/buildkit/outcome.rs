@@ -9,6 +9,8 @@ use tonic::Status;
 pub struct BuiltImage {
     /// The digest (`sha256:…`) of the image's manifest, or of its index if there are several platforms.
     pub digest: Option<String>,
+    /// The commit of the context, if it is from a git repository.
+    pub commit: Option<String>,
     /// The time at which the build ended, if an earlier delivery of the call built the image.
     pub completed_at: Option<SystemTime>,
     /// The time of submission in the build's record, if an earlier delivery of the call built the image.

@@ -9,7 +9,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{BuildReference, SolveAttributes};
+use super::{BuildReference, GitContextSource, SolveAttributes};
 use crate::compression::LayerCompression;
 
 /// The name of the build argument that makes an image independent of the time of its build.
@@ -79,6 +79,8 @@ pub struct SolveOptions {
     /// The name of the tenant whose build this is. Other tenants share neither its cache mounts nor the results of its `RUN`
     /// steps.
     pub tenant: Option<String>,
+    /// The git repository, at a commit, that is the context; `None` for the files of the session.
+    pub git_context: Option<(GitContextSource, String)>,
     /// Whether steps have no network.
     pub no_network: bool,
     /// The limits on what one step may use.
@@ -217,6 +219,9 @@ impl SolveOptions {
             // cache mounts. The host name is part of the key, so that no tenant gets a result that another one chose.
             set("hostname", tenant.clone());
         }
+        if let Some((source, commit)) = &self.git_context {
+            set("context", source.context_at_commit(commit));
+        }
         if self.no_network {
             set("force-network-mode", "none".into());
         }
@@ -332,6 +337,14 @@ mod tests {
             sbom_generator: Some("r/scan:1".into()),
             compression: LayerCompression::new(CompressionFormat::Gzip, Some(6)).expect("a valid level"),
             tenant: Some("acme".into()),
+            git_context: Some((
+                GitContextSource {
+                    url: "https://git.example/app.git".into(),
+                    reference: Some("main".into()),
+                    subdir: None,
+                },
+                "c0ffee".into(),
+            )),
             no_network: true,
             step_limits: StepLimits {
                 memory: NonZeroU64::new(512 << 20),
@@ -351,6 +364,7 @@ mod tests {
             ("attest:sbom", "generator=r/scan:1"),
             ("build-arg:BUILDKIT_CACHE_MOUNT_NS", "acme"),
             ("hostname", "acme"),
+            ("context", "https://git.example/app.git?checksum=c0ffee&ref=main"),
             ("force-network-mode", "none"),
             ("memory", "536870912"),
             ("cpuperiod", "100000"),

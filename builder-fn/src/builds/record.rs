@@ -110,6 +110,9 @@ impl BuildRecord {
         if let Some(digest) = last.digest.as_ref().filter(|digest| !digest.is_empty()) {
             outcome.insert("digest".into(), json!(digest));
         }
+        if let Some(commit) = &last.attributes.commit {
+            outcome.insert("commit".into(), json!(commit));
+        }
         match (&last.error, phase) {
             (_, BuildPhase::Cancelled) => {
                 outcome.insert("error".into(), json!("cancelled"));

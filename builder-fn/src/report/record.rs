@@ -135,6 +135,7 @@ mod tests {
             log: Some(vec!["l: not here".into()]),
             image: Some("registry/hello:1".into()),
             digest: None,
+            commit: None,
             status: BuildStatus::Failed,
             error: Some(error.into()),
             superseded_by: None,

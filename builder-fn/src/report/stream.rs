@@ -152,6 +152,7 @@ mod tests {
             log: None,
             image: None,
             digest: None,
+            commit: None,
             status,
             error: (status == BuildStatus::Failed).then(|| "internal error".into()),
             superseded_by: None,

@@ -13,16 +13,19 @@ mod cache;
 mod context;
 mod error;
 mod fields;
+mod git;
 mod values;
 
 use super::image::ImageRef;
 use crate::compression::LayerCompression;
 use crate::sources::WebUrl;
 pub(crate) use cache::CacheToItem;
+pub(super) use context::NamedContext;
 pub use context::{ContextReference, OciContext, UrlContext};
 pub(super) use error::ConfigError;
 use error::ConfigProblem;
 use fields::{ConfigFields, RespelledKey};
+pub use git::GitContext;
 
 /// A build configuration whose every value has been checked.
 #[derive(Clone)]
@@ -176,8 +179,8 @@ fn parse_fields(content: &[u8]) -> Result<ConfigFields, ConfigProblem> {
 pub(super) struct JsonRequest {
     /// The build configuration.
     pub(super) config: BuildConfig,
-    /// The reference to the context.
-    pub(super) context: ContextReference,
+    /// The context.
+    pub(super) context: NamedContext,
     /// The envelope with the sealed secrets, as text.
     pub(super) sealed_secrets: Option<String>,
 }
@@ -197,7 +200,7 @@ impl JsonRequest {
     /// Parses the body of a JSON request, and fails with the problem without its place.
     fn read(content: &[u8]) -> Result<Self, ConfigProblem> {
         let mut fields = parse_fields(content)?;
-        let context = context::read_context_reference(&mut fields);
+        let context = context::read_named_context(&mut fields);
         let sealed_secrets = fields.read_string("sealedSecrets");
         Ok(Self {
             config: BuildConfig::read(fields)?,

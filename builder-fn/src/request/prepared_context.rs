@@ -12,7 +12,7 @@ use super::{AllowedFrontends, Frontend, RequestError, RequestLimits, dockerfile}
 use crate::context::{
     ArchiveContents, ArchiveReader, Index, SourceContext, Spool, SpoolQuota, SpoolSettings,
 };
-use crate::request::config::ContextReference;
+use crate::request::config::{ContextReference, GitContext};
 
 /// A context with the frontend that reads its Dockerfile.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ pub enum BuildSource {
     Received(ReceivedContext),
     /// A context elsewhere. It is boxed, because the rules for it are large.
     Referenced(Box<ReferencedContext>),
+    /// A git repository, which the daemon reads.
+    Git(Box<GitContext>),
 }
 
 impl ReceivedContext {
@@ -80,7 +82,7 @@ impl BuildSource {
         match self {
             Self::Received(context) => context.files.drop_large_index(),
             // It has no index until it is fetched.
-            Self::Referenced(_) => {}
+            Self::Referenced(_) | Self::Git(_) => {}
         }
     }
 
@@ -91,7 +93,7 @@ impl BuildSource {
     pub(crate) async fn restore_index(&self) -> Result<(), RequestError> {
         match self {
             Self::Received(context) => context.files.restore_index().await.map(drop),
-            Self::Referenced(_) => Ok(()),
+            Self::Referenced(_) | Self::Git(_) => Ok(()),
         }
     }
 }

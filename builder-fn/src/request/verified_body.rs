@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use function_host::policy::Tenant;
 
-use super::config::{ContextReference, JsonRequest};
+use super::config::{JsonRequest, NamedContext};
 use super::prepared_context::{
     BuildSource, ContextRules, PreparedContext, ReceivedContext, ReferencedContext, StorableTar,
     check_storable, limits_with_quota, read_tar,
@@ -116,7 +116,8 @@ impl VerifiedBody {
                 let files = RestorableContext::new(files, rules.limits.archive, rules.limits.indexing);
                 BuildSource::Received(ReceivedContext { files, frontend })
             }
-            RequestedSource::Reference(reference) => {
+            RequestedSource::Named(NamedContext::Git(git)) => BuildSource::Git(Box::new(git)),
+            RequestedSource::Named(NamedContext::Tar(reference)) => {
                 BuildSource::Referenced(Box::new(ReferencedContext { reference, rules }))
             }
         };
@@ -147,7 +148,7 @@ struct RequestContent {
 /// The source that a body has or names.
 enum RequestedSource {
     Tar { entries: Index, spool: Spool },
-    Reference(ContextReference),
+    Named(NamedContext),
 }
 
 impl RequestContent {
@@ -184,7 +185,7 @@ impl RequestContent {
         Ok(Self {
             config: request.config,
             place: "the JSON request",
-            source: RequestedSource::Reference(request.context),
+            source: RequestedSource::Named(request.context),
             sealed_secrets: request.sealed_secrets.map(Into::into),
             warnings: Vec::new(),
         })

@@ -115,6 +115,17 @@ impl WebUrl {
         }
     }
 
+    /// Returns whether BuildKit takes the URL for that of a git repository, and git and BuildKit read the same one: it ends with
+    /// `.git`, without a query and percent-encoded characters.
+    pub(crate) fn is_git_repository(&self) -> bool {
+        let path = self.uri.path();
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~+@-".contains(&byte);
+        self.uri.query().is_none()
+            && path.ends_with(".git")
+            && path.bytes().all(allowed)
+            && !path.contains("//")
+    }
+
     /// Returns the URL for a request.
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
@@ -126,7 +137,7 @@ impl WebUrl {
     }
 
     /// Returns whether the file is read over TLS.
-    fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.uri.scheme_str() == Some("https")
     }
 

@@ -138,6 +138,7 @@ mod tests {
                 submitted_at: submission.submitted_at,
                 function: Some(submission.function.clone()),
                 supersede: true,
+                commit: None,
             },
             state,
         }

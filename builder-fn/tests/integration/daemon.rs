@@ -1,5 +1,6 @@
 //! A fake BuildKit daemon in memory. It passes every gRPC call to the test, which may answer it.
 
+mod bridge;
 mod history;
 
 use std::io;
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
 use bollard_buildkit_proto::moby::buildkit::v1::*;
+pub(crate) use bridge::LookupCall;
 use builder_fn::buildkit::{Daemon, DialFuture, Dialer};
 use futures_util::{Stream, StreamExt};
 pub(crate) use history::{FakeHistory, HistoryBehaviour};
@@ -26,6 +28,7 @@ pub(crate) struct DaemonCalls {
     pub(crate) solves: mpsc::UnboundedReceiver<SolveCall>,
     pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
     pub(crate) sessions: mpsc::UnboundedReceiver<SessionCall>,
+    pub(crate) lookups: mpsc::UnboundedReceiver<LookupCall>,
     pub(crate) history: FakeHistory,
     transports: Transports,
     server: tokio::task::JoinHandle<()>,
@@ -107,6 +110,7 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
     let (solves, solve_calls) = mpsc::unbounded_channel();
     let (statuses, status_calls) = mpsc::unbounded_channel();
     let (sessions, session_calls) = mpsc::unbounded_channel();
+    let (lookups, lookup_calls) = mpsc::unbounded_channel();
     let control = ControlServer::new(FakeControl {
         history: history.clone(),
         solves,
@@ -117,6 +121,7 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
     let server = tokio::spawn(async move {
         Server::builder()
             .add_service(control)
+            .add_service(bridge::FakeBridge { lookups })
             .serve_with_incoming(incoming)
             .await
             .expect("serve");
@@ -130,6 +135,7 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
         solves: solve_calls,
         statuses: status_calls,
         sessions: session_calls,
+        lookups: lookup_calls,
         history,
         transports,
         server,

@@ -7,6 +7,7 @@ mod daemon;
 mod dry_run;
 mod files;
 mod gateway;
+mod git_contexts;
 mod hand_over;
 mod harness;
 mod hostile;

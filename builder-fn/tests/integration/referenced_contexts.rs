@@ -196,7 +196,7 @@ async fn every_wrong_member_of_a_json_request_is_named_at_once() {
         ),
         (
             json!({"image": "", "timeout": "soon", "context": {}, "sealedSecrets": 1}),
-            "context should have exactly one of oci, url",
+            "context should have exactly one of oci, url, git",
         ),
         (json!({"image": "", "context": {}}), "image is missing"),
         (

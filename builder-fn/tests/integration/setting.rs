@@ -198,10 +198,11 @@ impl TestBuilder {
         self
     }
 
-    /// Lets the builder fetch contexts and send notifications over TLS only.
+    /// Lets the builder use TLS only.
     pub(crate) fn with_tls_only(mut self) -> Self {
         self.api.builder.contexts.insecure = false;
         self.api.notifier.insecure = false;
+        self.api.builder.settings.insecure = false;
         self
     }
 

@@ -316,7 +316,7 @@ async fn every_wrong_member_of_a_url_context_is_named_at_once() {
         ),
         (
             json!({"sha256": digest}),
-            &["context should have exactly one of oci, url"],
+            &["context should have exactly one of oci, url, git"],
         ),
         (
             json!({"url": 1, "sha256": digest}),
@@ -324,7 +324,7 @@ async fn every_wrong_member_of_a_url_context_is_named_at_once() {
         ),
         (
             json!({"url": "https://example.com/a", "oci": oci}),
-            &["exactly one of oci, url"],
+            &["exactly one of oci, url, git"],
         ),
         (
             json!({"oci": oci, "sha256": digest}),

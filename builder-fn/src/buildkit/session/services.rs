@@ -144,6 +144,11 @@ impl SessionServices {
         self.gate.is_some()
     }
 
+    /// Returns whether the daemon has asked about a source, as one does that obeys the session's rules.
+    pub(in crate::buildkit) fn was_asked_about_sources(&self) -> bool {
+        self.gate.as_ref().is_some_and(SourceGate::is_open)
+    }
+
     /// Returns the denial of a source that a daemon's error `message` is about.
     pub(in crate::buildkit) fn denial_in_error(&self, message: &str) -> Option<Denial> {
         self.gate.as_ref()?.denial_in_error(message)

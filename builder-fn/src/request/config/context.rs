@@ -4,15 +4,16 @@ use serde_json::{Map, Value};
 
 use super::error::escape_and_shorten_key;
 use super::fields::ConfigFields;
+use super::git::{GitContext, read_git};
 use crate::registry::ImageName;
 use crate::request::Sha256Digest;
 use crate::sources::WebUrl;
 
 /// The kinds of references, which are keys of `context`.
-const KINDS: [&str; 2] = ["oci", "url"];
+const KINDS: [&str; 3] = ["oci", "url", "git"];
 
 /// The keys of `context`: the kinds of references, and what belongs to one of them.
-const KEYS: [&str; 3] = ["oci", "url", "sha256"];
+const KEYS: [&str; 4] = ["oci", "url", "sha256", "git"];
 
 /// A reference to a context that is fetched when its build begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,15 @@ pub enum ContextReference {
     Oci(OciContext),
     /// A context on a web server.
     Url(UrlContext),
+}
+
+/// The context that a JSON request names in place of a tar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NamedContext {
+    /// A tar that the builder fetches.
+    Tar(ContextReference),
+    /// A git repository, which BuildKit reads.
+    Git(GitContext),
 }
 
 /// A reference to an artifact in a registry, whose only layer is the tar of a context.
@@ -57,7 +67,7 @@ impl std::fmt::Display for ContextReference {
 }
 
 /// Reads the key `context`, which has to be there.
-pub(super) fn read_context_reference(fields: &mut ConfigFields) -> Option<ContextReference> {
+pub(super) fn read_named_context(fields: &mut ConfigFields) -> Option<NamedContext> {
     if !fields.has_unread_key("context") {
         fields.record_wrong_key(
             "context",
@@ -78,8 +88,13 @@ pub(super) fn read_context_reference(fields: &mut ConfigFields) -> Option<Contex
         .filter(|kind| context.contains_key(*kind))
         .collect();
     match given[..] {
-        ["oci"] => read_oci(fields, &context).map(ContextReference::Oci),
-        ["url"] => read_url(fields, &context).map(ContextReference::Url),
+        ["oci"] => read_oci(fields, &context).map(|oci| NamedContext::Tar(ContextReference::Oci(oci))),
+        ["url"] => read_url(fields, &context).map(|url| NamedContext::Tar(ContextReference::Url(url))),
+        ["git"] => {
+            report_needless_digest(fields, &context, "context.git has its commit in ref");
+            let git = context.get("git")?;
+            read_git(fields, git).map(NamedContext::Git)
+        }
         _ => {
             let problem = format!("should have exactly one of {}", KINDS.join(", "));
             fields.record_wrong_key("context", problem);
@@ -90,12 +105,7 @@ pub(super) fn read_context_reference(fields: &mut ConfigFields) -> Option<Contex
 
 /// Reads the value of `context.oci`.
 fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<OciContext> {
-    if context.contains_key("sha256") {
-        fields.record_wrong_key(
-            "context.sha256",
-            "belongs to context.url; context.oci has its digest after the @",
-        );
-    }
+    report_needless_digest(fields, context, "context.oci has its digest after the @");
     let text = context.get("oci").and_then(Value::as_str).unwrap_or_default();
     let parsed = text.rsplit_once('@').and_then(|(name, digest)| {
         // A tag beside the digest would be ignored, as the digest alone says what is fetched.
@@ -111,6 +121,16 @@ fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<O
         );
     }
     parsed
+}
+
+/// Reports `context.sha256` beside a reference that it does not belong to.
+fn report_needless_digest(fields: &mut ConfigFields, context: &Map<String, Value>, instead: &str) {
+    if context.contains_key("sha256") {
+        fields.record_wrong_key(
+            "context.sha256",
+            format_args!("belongs to context.url; {instead}"),
+        );
+    }
 }
 
 fn read_url(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<UrlContext> {

@@ -1,0 +1,161 @@
+//! The context that a build begins with: files that came with the request or are fetched for it, or a git repository at a
+//! commit.
+
+use std::sync::Arc;
+
+use function_host::trace;
+use tokio::time::Instant;
+
+use super::Builder;
+use super::call::BuilderCall;
+use crate::buildkit::{BuildFailure, Connection, GitContextSource, JobError, SessionServices};
+use crate::error::Error;
+use crate::registry::RepositoryAccess;
+use crate::remote_context::ContextError;
+use crate::report::{LineFormatter, LogSink};
+use crate::request::{BuildRequest, BuildSource, GitContext, PreparedContext, ReferencedContext};
+use crate::sources::{SourceRules, UrlRejection};
+
+/// The context of one attempt.
+#[derive(Debug)]
+pub(super) enum JobContext {
+    /// Files, which the session sends.
+    Files(PreparedContext),
+    /// A git repository, which the daemon reads at this commit.
+    Git {
+        /// The repository, and the part of it that is the context.
+        source: GitContextSource,
+        /// The full hash of the commit.
+        commit: String,
+    },
+}
+
+impl JobContext {
+    /// Returns the commit of the context, if it is from a git repository.
+    pub(super) fn commit(&self) -> Option<&str> {
+        match self {
+            Self::Files(_) => None,
+            Self::Git { commit, .. } => Some(commit),
+        }
+    }
+}
+
+impl Builder {
+    /// Returns the context of a request. What the request refers to is fetched, or its commit looked up, as a step of the log.
+    pub(super) async fn prepare_context(
+        &self,
+        connection: &Connection,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<JobContext, Error> {
+        match &request.source {
+            BuildSource::Received(context) => Ok(JobContext::Files(context.prepared()?)),
+            BuildSource::Referenced(referenced) => self
+                .fetch_context(referenced, lines, log)
+                .await
+                .map(JobContext::Files),
+            BuildSource::Git(git) => {
+                self.look_up_commit(connection, git, request, call, lines, log)
+                    .await
+            }
+        }
+    }
+
+    async fn fetch_context(
+        &self,
+        referenced: &ReferencedContext,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<PreparedContext, Error> {
+        let step = format!("[context] fetch {}", referenced.reference);
+        let start = Instant::now();
+        log.push(lines.step_started(&step));
+        let span = trace::client_span("fetch context");
+        let fetching = async {
+            let tar = self.contexts.fetch(referenced).await?;
+            let bytes = tar.len();
+            let prepared = referenced.rules.prepare_fetched(tar).await;
+            Ok((prepared.map_err(ContextError::Unusable)?, bytes))
+        };
+        let fetched: Result<_, ContextError> = span.run(fetching).await;
+        log.push(lines.step_ended(&step, start.elapsed()));
+        match fetched {
+            Ok(((context, warnings), bytes)) => {
+                span.set_attribute("slipway.context.bytes", i64::try_from(bytes).unwrap_or(i64::MAX));
+                tracing::info!(context = %referenced.reference, bytes, "fetched a context");
+                warnings
+                    .iter()
+                    .for_each(|warning| log.push(lines.record_warning(warning)));
+                Ok(context)
+            }
+            Err(error) => {
+                let error = Error::from(error);
+                crate::trace::mark_receive_failed(&span, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Looks up the commit of a git repository, at the daemon that reads it.
+    async fn look_up_commit(
+        &self,
+        connection: &Connection,
+        git: &GitContext,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<JobContext, Error> {
+        if !git.repository.is_encrypted() && !self.settings.insecure {
+            return Err(Error::GitRepository(UrlRejection::NotEncrypted {
+                url: git.repository.to_string(),
+            }));
+        }
+        let step = format!("[context] look up the commit of {git}");
+        let start = Instant::now();
+        log.push(lines.step_started(&step));
+        let span = trace::client_span("look up commit");
+        let services = SessionServices::new()
+            .with_health()
+            .with_source_check(Arc::new(self.source_rules(
+                request,
+                call,
+                RepositoryAccess::default(),
+            )))
+            .with_secrets(Arc::new(call.secrets.clone()));
+        let resolved = span.run(git.source.resolve_commit(connection, services)).await;
+        log.push(lines.step_ended(&step, start.elapsed()));
+        let commit = resolved.map_err(|error| match error {
+            JobError::Failed(failure) => JobError::Failed(BuildFailure {
+                message: format!("context.git: {}", failure.message),
+                ..failure
+            }),
+            error => error,
+        })?;
+        span.set_attribute("slipway.commit", commit.clone());
+        tracing::info!(context = %git, commit, "looked up the commit of a context");
+        Ok(JobContext::Git {
+            source: git.source.clone(),
+            commit,
+        })
+    }
+
+    /// Returns the rules for the sources of a build, which uses the repositories in `access`.
+    pub(super) fn source_rules(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        access: RepositoryAccess,
+    ) -> SourceRules {
+        SourceRules {
+            tenant: request.tenant().cloned(),
+            allowed: self.settings.allowed_sources.clone(),
+            sbom_generator: self.settings.sbom_generator.clone(),
+            stored_contexts: self.contexts.stored.repository.clone(),
+            access,
+            secrets: Arc::new(call.secrets.clone()),
+        }
+    }
+}

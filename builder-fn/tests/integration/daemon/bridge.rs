@@ -1,0 +1,102 @@
+//! The gateway API of the fake daemon, with the lookup of a source only.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
+    ResolveSourceGitResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
+
+/// A received call of `LLBBridge.ResolveSourceMeta`.
+pub(crate) struct LookupCall {
+    pub(crate) request: ResolveSourceMetaRequest,
+    /// The reference of the solve that the call belongs to.
+    pub(crate) reference: String,
+    reply: oneshot::Sender<Result<ResolveSourceMetaResponse, Status>>,
+}
+
+impl LookupCall {
+    /// Answers with the hash of a tag's object, if there is one, and of the commit.
+    pub(crate) fn answer_with_commit(self, tag: Option<&str>, commit: &str) {
+        let git = ResolveSourceGitResponse {
+            checksum: tag.unwrap_or(commit).to_owned(),
+            commit_checksum: tag.map(|_| commit.to_owned()).unwrap_or_default(),
+            ..ResolveSourceGitResponse::default()
+        };
+        let response = ResolveSourceMetaResponse {
+            git: Some(git),
+            ..ResolveSourceMetaResponse::default()
+        };
+        self.reply.send(Ok(response)).expect("the client waits");
+    }
+
+    pub(crate) fn answer_with_error(self, message: &str) {
+        self.reply
+            .send(Err(Status::unknown(message)))
+            .expect("the client waits");
+    }
+}
+
+/// The gRPC service of the gateway API.
+#[derive(Clone)]
+pub(super) struct FakeBridge {
+    pub(super) lookups: mpsc::UnboundedSender<LookupCall>,
+}
+
+impl UnaryService<ResolveSourceMetaRequest> for FakeBridge {
+    type Response = ResolveSourceMetaResponse;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Self::Response>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<ResolveSourceMetaRequest>) -> Self::Future {
+        let (reply, replied) = oneshot::channel();
+        let reference = request.metadata().get("buildkit-controlapi-buildid");
+        let reference = reference.and_then(|id| id.to_str().ok()).unwrap_or_default();
+        let call = LookupCall {
+            reference: reference.to_owned(),
+            request: request.into_inner(),
+            reply,
+        };
+        let sent = self.lookups.send(call);
+        Box::pin(async move {
+            sent.map_err(|_| Status::unavailable("the test is over"))?;
+            let answer = replied.await;
+            answer
+                .map_err(|_| Status::unknown("the test gave no answer"))?
+                .map(Response::new)
+        })
+    }
+}
+
+impl Service<http::Request<Body>> for FakeBridge {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let bridge = self.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path() {
+                "/moby.buildkit.v1.frontend.LLBBridge/ResolveSourceMeta" => {
+                    Grpc::new(ProstCodec::default()).unary(bridge, request).await
+                }
+                _ => Status::unimplemented("not implemented by the fake daemon").into_http(),
+            })
+        })
+    }
+}
+
+impl NamedService for FakeBridge {
+    const NAME: &'static str = "moby.buildkit.v1.frontend.LLBBridge";
+}

@@ -1,0 +1,256 @@
+//! Tests of JSON requests whose context is in a git repository.
+
+use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::PolicyAction;
+use serde_json::{Value, json};
+
+use crate::complete_or_panic;
+use crate::daemon::{self, DaemonCalls, LookupCall, SessionCall, SolveCall};
+use crate::referenced_contexts::send_json;
+use crate::setting::{Answer, TestBuilder};
+use crate::sources::ask_about_source;
+
+const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+const SOURCE: &str = "git://git.example/team/app.git#v1";
+
+fn request() -> Value {
+    json!({
+        "image": "registry:5000/hello:1",
+        "context": {"git": {"repository": "https://git.example/team/app.git", "ref": "v1", "subdir": "fn"}},
+    })
+}
+
+/// Starts a build, and waits for the calls that look its commit up.
+async fn start_lookup(
+    builder: &TestBuilder,
+    calls: &mut DaemonCalls,
+    request: Value,
+) -> (
+    tokio::task::JoinHandle<Answer>,
+    SolveCall,
+    SessionCall,
+    LookupCall,
+) {
+    let sender = builder.clone();
+    let answer = tokio::spawn(async move { send_json(&sender, &request).await });
+    let (solve, session, lookup) =
+        tokio::join!(calls.solves.recv(), calls.sessions.recv(), calls.lookups.recv());
+    (
+        answer,
+        solve.expect("a solve"),
+        session.expect("a session"),
+        lookup.expect("a lookup"),
+    )
+}
+
+#[tokio::test]
+async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have() {
+    for (tag, label, expected_label) in [
+        (None, None, COMMIT),
+        (
+            Some("9999999999999999999999999999999999999999"),
+            Some("own"),
+            "own",
+        ),
+    ] {
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let builder = TestBuilder::new(daemon);
+        let mut request = request();
+        if let Some(label) = label {
+            request["labels"] = json!({"org.opencontainers.image.revision": label});
+        }
+        let (answer, solve, session, lookup) = start_lookup(&builder, &mut calls, request).await;
+        assert!(solve.request.internal, "the history has no record of a lookup");
+        assert_eq!(
+            (solve.request.frontend.as_str(), &solve.request.definition),
+            ("", &None)
+        );
+        assert_eq!(solve.request.source_policy_session, solve.request.session);
+        assert_eq!(lookup.reference, solve.request.r#ref);
+        let source = lookup.request.source.clone().expect("a source");
+        assert_eq!(source.identifier, SOURCE);
+        assert_eq!(source.attrs["git.fullurl"], "https://git.example/team/app.git");
+        let decision = ask_about_source(&session, SOURCE).await.expect("an answer");
+        assert_eq!(decision.action(), PolicyAction::Allow);
+        lookup.answer_with_commit(tag, COMMIT);
+
+        let (solve, status, _session) = calls.next_build_calls().await;
+        let attrs = &solve.request.frontend_attrs;
+        assert_eq!(
+            attrs["context"],
+            format!("https://git.example/team/app.git?checksum={COMMIT}&ref=v1&subdir=fn")
+        );
+        assert_eq!(attrs["label:org.opencontainers.image.revision"], expected_label);
+        assert_eq!(attrs["slipway.commit"], COMMIT);
+        assert_eq!(
+            attrs["cmdline"], "dockerfile.v0",
+            "no other frontend reads the Dockerfile"
+        );
+        solve.answer_with_digest("sha256:12");
+        drop(status);
+        let answer = complete_or_panic(answer).await.expect("no panic");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(answer.body["commit"], COMMIT);
+        let log = answer.body["log"].to_string();
+        assert!(
+            log.contains("[context] look up the commit of https://git.example/team/app.git#v1:fn"),
+            "{log}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_built_from_a_repository_that_the_daemon_cannot_or_may_not_read() {
+    for (asks, message, status, text) in [
+        (
+            true,
+            "repository does not contain ref v1",
+            422,
+            "context.git: repository does not contain ref v1",
+        ),
+        (
+            true,
+            "failed to fetch remote: fatal: could not read Username: terminal prompts disabled",
+            422,
+            "needs its token among the sealed secrets",
+        ),
+        (
+            true,
+            "failed to fetch remote: Could not resolve host: git.example",
+            502,
+            "Could not resolve host",
+        ),
+        (true, "", 200, ""),
+        (false, "", 502, "does not ask the builder which sources"),
+    ] {
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let builder = TestBuilder::new(daemon);
+        let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request()).await;
+        if asks {
+            ask_about_source(&session, SOURCE).await.expect("an answer");
+        }
+        match message {
+            "" => lookup.answer_with_commit(None, COMMIT),
+            message => lookup.answer_with_error(message),
+        }
+        if status == 200 {
+            let (solve, status, _session) = calls.next_build_calls().await;
+            solve.answer_with_digest("sha256:12");
+            drop(status);
+        }
+        let answer = complete_or_panic(answer).await.expect("no panic");
+        let error = answer.body["error"].as_str().unwrap_or_default();
+        assert_eq!(answer.status, status, "{message}: {error}");
+        assert!(error.contains(text), "{message}: {error}");
+        assert!(calls.solves.try_recv().is_err(), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn the_rules_for_sources_apply_to_the_repository_of_a_context() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon);
+    let request =
+        json!({"image": "r.example/a", "context": {"git": {"repository": "https://10.0.0.1/app.git"}}});
+    let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request).await;
+    let source = lookup.request.source.clone().expect("a source").identifier;
+    let decision = ask_about_source(&session, &source).await.expect("an answer");
+    assert_eq!(decision.action(), PolicyAction::Deny);
+    lookup.answer_with_error(&format!("source \"{source}\" not allowed by policy: action DENY"));
+    let answer = complete_or_panic(answer).await.expect("no panic");
+    let error = answer.body["error"].as_str().unwrap_or_default();
+    assert_eq!(answer.status, 422, "{error}");
+    assert!(
+        error.contains("context.git: ") && error.contains("10.0.0.1 is a private address"),
+        "{error}"
+    );
+
+    let plain =
+        json!({"image": "r.example/a", "context": {"git": {"repository": "http://git.example/app.git"}}});
+    let answer = complete_or_panic(send_json(&builder.with_tls_only(), &plain)).await;
+    let error = answer.body["error"].as_str().unwrap_or_default();
+    assert_eq!(answer.status, 400, "{error}");
+    assert!(
+        error.contains("context.git.repository: ") && error.contains("https://"),
+        "{error}"
+    );
+    assert!(calls.solves.try_recv().is_err(), "nothing reaches BuildKit");
+}
+
+#[tokio::test]
+async fn every_wrong_member_of_a_git_context_is_named_at_once() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon);
+    let repository = "https://git.example/app.git";
+    for (git, expected) in [
+        (json!(repository), &["context.git should be an object"][..]),
+        (
+            json!({"repository": "ssh://git@git.example/app.git", "ref": "-x", "subdir": "../x", "branch": "x"}),
+            &[
+                "context.git.repository should be a URL that begins with https://",
+                "context.git.ref should be a branch",
+                "context.git.subdir should be a folder",
+                "context.git.branch is unknown",
+            ],
+        ),
+        (json!({"ref": "main"}), &["context.git.repository should be"]),
+        (
+            json!({"repository": "https://token@git.example/app.git"}),
+            &["context.git.repository should have no user and no password"],
+        ),
+        (
+            json!({"repository": "https://git.example/app"}),
+            &["should end with .git"],
+        ),
+        (
+            json!({"repository": "https://git.example/app.git?ref=x"}),
+            &["should end with .git"],
+        ),
+        (
+            json!({"repository": "https://git.example/a%2egit/app.git"}),
+            &["context.git.repository should"],
+        ),
+        (
+            json!({"repository": "git@git.example:app.git"}),
+            &["begins with https://"],
+        ),
+        (
+            json!({"repository": "file:///srv/app.git"}),
+            &["begins with https://"],
+        ),
+        (
+            json!({"repository": "ext::sh -c id .git"}),
+            &["context.git.repository should"],
+        ),
+        (
+            json!({"repository": repository, "ref": "main:x"}),
+            &["context.git.ref should be"],
+        ),
+        (
+            json!({"repository": repository, "ref": 1}),
+            &["context.git.ref should be"],
+        ),
+        (
+            json!({"repository": repository, "ref": "--upload-pack=id"}),
+            &["context.git.ref should be"],
+        ),
+        (
+            json!({"repository": repository, "subdir": "a\u{0}b"}),
+            &["context.git.subdir should be"],
+        ),
+        (
+            json!({"repository": repository, "subdir": "/etc"}),
+            &["context.git.subdir should be"],
+        ),
+    ] {
+        let request = json!({"image": "r.example/a", "context": {"git": git}});
+        let answer = send_json(&builder, &request).await;
+        let error = answer.body["error"].as_str().unwrap_or_default();
+        assert_eq!(answer.status, 400, "{request}: {error}");
+        for text in expected {
+            assert!(error.contains(text), "{request}: {error}");
+        }
+        assert!(!error.contains("token@"), "{error}");
+    }
+    assert!(calls.solves.try_recv().is_err(), "nothing reaches BuildKit");
+}
