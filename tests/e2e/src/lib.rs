@@ -32,6 +32,8 @@ pub mod process;
 pub mod record_stream;
 pub mod recorded;
 pub mod registry;
+pub mod sealed_secrets;
+pub mod smart_git_server;
 pub mod tcp_proxy;
 pub mod testbed;
 pub mod tls_proxy;

@@ -19,6 +19,7 @@ const STACK_PACKAGES: &[&str] = &[
     "ca-certificates",
     "containernetworking-plugins",
     "e2fsprogs",
+    "git",
     "iproute2",
     "iptables",
     "libprotobuf-dev",

@@ -16,6 +16,7 @@ mod digests;
 mod docker_config;
 mod dockerfile_names;
 mod faas_cli;
+mod git_contexts;
 mod hand_over;
 mod ignore_patterns;
 mod metrics;

@@ -1,0 +1,46 @@
+//! Seals build secrets as faas-cli does: go-sdk `seal/seal.go`.
+
+use anyhow::{Result, anyhow};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use crypto_box::{SalsaBox, SecretKey, aead::Aead as _};
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+/// A private key that secrets are sealed to.
+pub struct SealingKey([u8; 32]);
+
+impl SealingKey {
+    /// Returns a new key.
+    pub fn generate() -> Result<Self> {
+        Ok(Self(random_bytes()?))
+    }
+
+    /// Returns the content of the builder's file with the key.
+    pub fn file_content(&self) -> String {
+        STANDARD.encode(self.0)
+    }
+
+    /// Returns an envelope with one secret.
+    pub fn seal_secret(&self, name: &str, value: &str) -> Result<String> {
+        let public = SecretKey::from(self.0).public_key();
+        let sender = SecretKey::from(random_bytes::<32>()?);
+        let nonce: [u8; 24] = random_bytes()?;
+        let sealed = SalsaBox::new(&public, &sender)
+            .encrypt(&nonce.into(), value.as_bytes())
+            .map_err(|_| anyhow!("the secret cannot be sealed"))?;
+        let text = STANDARD.encode(public.as_bytes());
+        Ok(format!(
+            "version: v1\nalgorithm: nacl/box\nkey_id: {key_id}\npublic_key: {sender}\nsecrets:\n  {name}: {value}\n",
+            key_id = &text[..8],
+            sender = STANDARD.encode(sender.public_key().as_bytes()),
+            value = STANDARD.encode([&nonce[..], &sealed].concat()),
+        ))
+    }
+}
+
+fn random_bytes<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow!("the system gives no random bytes"))?;
+    Ok(bytes)
+}
