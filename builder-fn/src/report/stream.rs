@@ -44,7 +44,7 @@ enum StreamPhase {
     /// The build runs, and the first record was sent.
     Running(AbortOnDropHandle<Report>),
     /// The build has ended with this report; the rest of its log is sent before the terminal record.
-    SendingRestOfLog(Report),
+    SendingRestOfLog(Box<Report>),
     Ended,
 }
 
@@ -93,12 +93,12 @@ impl RecordStream {
                         }
                     };
                     self.phase = match ended {
-                        Ok(report) => StreamPhase::SendingRestOfLog(report),
+                        Ok(report) => StreamPhase::SendingRestOfLog(Box::new(report)),
                         // The panic hook has logged the panic. If the runtime is shutting down instead, nobody reads on.
-                        Err(_) => StreamPhase::SendingRestOfLog(Report {
+                        Err(_) => StreamPhase::SendingRestOfLog(Box::new(Report {
                             duration: self.arrived.elapsed().as_secs_f64(),
                             ..self.if_panicked.take()?
-                        }),
+                        })),
                     };
                 }
                 StreamPhase::SendingRestOfLog(report) => {
@@ -106,7 +106,7 @@ impl RecordStream {
                         self.phase = StreamPhase::SendingRestOfLog(report);
                         return Some(self.take_progress_record());
                     }
-                    return Some(self.build_terminal_record(report));
+                    return Some(self.build_terminal_record(*report));
                 }
                 StreamPhase::Ended => return None,
             }
