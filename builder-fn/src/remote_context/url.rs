@@ -150,4 +150,21 @@ mod tests {
             assert!(!error.to_string().contains("secret"), "{error}");
         }
     }
+
+    #[test]
+    fn an_address_that_a_name_is_resolved_to_is_named_in_the_error_of_the_url() {
+        let denied = function_host::AddressDenied {
+            host: "files.example".into(),
+            address: [10, 0, 0, 1].into(),
+            kind: "a private address",
+        };
+        let url = WebUrl::parse("https://files.example/a").unwrap();
+        let error = exchange_error(ExchangeError::Denied(denied), &url);
+        assert_eq!(
+            error.to_string(),
+            "context.url: files.example has the address 10.0.0.1, which is a private address, to which the builder does not \
+             connect, unless its setting allowed_sources names the host"
+        );
+        assert_eq!(error.kind(), super::super::ContextErrorKind::Forbidden);
+    }
 }

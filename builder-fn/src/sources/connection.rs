@@ -145,4 +145,36 @@ mod tests {
             assert!(!denies(ConnectionRule::Any, address), "{address}");
         }
     }
+
+    /// What a name looks like does not tell what it is resolved to, and that may change between two requests.
+    #[tokio::test]
+    async fn a_name_that_is_resolved_to_a_private_address_is_not_connected_to() {
+        use function_host::ExchangeError;
+        use function_host::http::Request;
+        use http_body_util::{BodyExt, Empty};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://localhost:{}/", listener.local_addr().unwrap().port());
+        let mut request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        *request.uri_mut() = url.parse().unwrap();
+        let client = ConnectionRule::Public
+            .http_client(&Secrets::new("/nowhere"), true)
+            .unwrap();
+
+        let sent = client.send(request, std::time::Duration::from_secs(60)).await;
+
+        let Err(ExchangeError::Denied(denied)) = sent else {
+            panic!("{sent:?}");
+        };
+        assert_eq!(
+            (denied.host.as_str(), denied.kind),
+            ("localhost", "a loopback address")
+        );
+        let connected = tokio::select! {
+            biased;
+            _ = listener.accept() => true,
+            () = std::future::ready(()) => false,
+        };
+        assert!(!connected);
+    }
 }

@@ -78,7 +78,7 @@ async fn an_artifact_as_oras_pushes_it_is_built_and_pushed() -> Result<()> {
 
 /// A request through the queue could not have it in its body.
 #[tokio::test]
-async fn a_context_of_300_megabytes_is_stored_built_by_a_small_request_and_deleted() -> Result<()> {
+async fn a_context_of_300_megabytes_is_built_by_a_small_request_from_a_registry_and_by_url() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.busybox_image_name().await?;
@@ -92,6 +92,8 @@ async fn a_context_of_300_megabytes_is_stored_built_by_a_small_request_and_delet
     .with_file("large", large)
     .tar_without_config()?;
     let bytes = tar.len();
+    let sha256 = hex::encode(Sha256::digest(&tar));
+    let files = FileServer::start(tar.clone()).await?;
 
     let stored = builder.contexts_client()?.post_signed(tar).await?;
     assert_eq!(stored.status, 201, "{}", stored.text);
@@ -126,6 +128,17 @@ async fn a_context_of_300_megabytes_is_stored_built_by_a_small_request_and_delet
             .is_none(),
         "a stored context is deleted after its build"
     );
+
+    let opened = files.url().strip_prefix("http://").context("an http URL")?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("allowed_sources", opened)]).await?;
+    let request: Value = json!({
+        "image": testbed.image_name("e2e/referenced-large", "2"),
+        "skipPush": true,
+        "context": { "url": format!("{}/fn.tar", files.url()), "sha256": sha256 },
+    });
+    let reply = builder.client()?.post_json(&request).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(files.requests(), 1);
     assert!(builder.leftover_spool_files()?.is_empty());
     Ok(())
 }
