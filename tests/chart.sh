@@ -270,6 +270,10 @@ for isolation in userNamespace rootless; do
 done
 count 4 'runAsNonRoot: true$'
 
+begin "secrets of the pods that no function gets" --set-json 'builder={"envFrom":[{"secretRef":{"name":"aws-env"}},{"configMapRef":{"name":"map"}}],"extraVolumes":[{"name":"v","secret":{"secretName":"aws-file"}},{"name":"w","emptyDir":{}}]}' \
+    --set-json 'deployer={"initContainers":[{"name":"i","image":"i","envFrom":[{"secretRef":{"name":"init-env"}}],"env":[{"name":"A","value":"b"},{"name":"K","valueFrom":{"secretKeyRef":{"name":"init-key","key":"k"}}}]}],"extraVolumes":[{"name":"p","projected":{"sources":[{"secret":{"name":"part"}},{"configMap":{"name":"map"}}]}}]}'
+count 2 'value: "aws-env,aws-file,basic-auth,deploy-secret,init-env,init-key,part,payload-secret,'
+
 begin "a key for build secrets" --set secrets.buildSecrets.name=build-secrets
 count 1 'path: build-secrets-key$'
 has 'value: "/var/openfaas/secrets/build-secrets-key"'

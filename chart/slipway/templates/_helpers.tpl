@@ -278,6 +278,28 @@ Arguments: dict "root" . "members" (list "keys" "registryConfig"), the members o
 {{- $secrets | toYaml -}}
 {{- end -}}
 
+{{/* The names of the secrets that the values of a function give to its pods, as a YAML list. Argument: the function's values */}}
+{{- define "slipway.pod.secrets" -}}
+{{- $names := list -}}
+{{- $environments := .envFrom -}}
+{{- range $container := .initContainers -}}
+{{- $environments = concat $environments ($container.envFrom | default list) -}}
+{{- range $variable := $container.env -}}
+{{- $names = append $names (dig "valueFrom" "secretKeyRef" "name" "" $variable) -}}
+{{- end -}}
+{{- end -}}
+{{- range $environments -}}
+{{- $names = append $names (dig "secretRef" "name" "" .) -}}
+{{- end -}}
+{{- range $volume := .extraVolumes -}}
+{{- $names = append $names (dig "secret" "secretName" "" $volume) -}}
+{{- range $source := dig "projected" "sources" list $volume -}}
+{{- $names = append $names (dig "secret" "name" "" $source) -}}
+{{- end -}}
+{{- end -}}
+{{- $names | compact | toYaml -}}
+{{- end -}}
+
 {{/* The names of the secrets that Slipway uses in this cluster, separated by commas: no function gets them. */}}
 {{- define "slipway.protected.secrets" -}}
 {{- $names := list -}}
@@ -293,6 +315,9 @@ Arguments: dict "root" . "members" (list "keys" "registryConfig"), the members o
 {{- $names = append $names (ternary . (get (ternary dict . (kindIs "string" .)) "name") (kindIs "string" .)) -}}
 {{- end -}}
 {{- $names = concat $names (list (include "slipway.tls.daemon" .) (include "slipway.tls.client" .) (include "slipway.tls.authority" .)) -}}
+{{- range $values := list .Values.builder .Values.deployer -}}
+{{- $names = concat $names (include "slipway.pod.secrets" $values | fromYamlArray) -}}
+{{- end -}}
 {{- $names | compact | uniq | sortAlpha | join "," -}}
 {{- end -}}
 

@@ -32,12 +32,16 @@ const PLATFORM_SECRETS: [&str; 15] = [
     "openfaas-license",
 ];
 
+/// The beginning of the names of secrets in which Helm keeps releases, with all that was installed: Helm
+/// `pkg/storage/storage.go`.
+const HELM_RELEASE_PREFIX: &str = "sh.helm.release.";
+
 /// The label by which faas-netes finds the replicas of a function.
 const FUNCTION_LABEL: &str = "faas_function";
 
 /// Returns whether a secret with this name is reserved for the platform whatever the settings and the policy.
 pub(super) fn is_platform_secret(secret: &str) -> bool {
-    PLATFORM_SECRETS.contains(&secret)
+    PLATFORM_SECRETS.contains(&secret) || secret.starts_with(HELM_RELEASE_PREFIX)
 }
 
 /// The names of functions and secrets that no deployment may use, with or without a policy.
@@ -99,7 +103,7 @@ impl ReservedNames {
     /// The violation, if the secret is reserved.
     pub fn check_secret(&self, name: &str, tenant: Option<&Tenant>) -> Result<(), Violation> {
         let is_of_policy = tenant.is_some_and(|tenant| tenant.policy_reserves_secret(name));
-        match self.secrets.contains(name) || is_of_policy {
+        match self.secrets.contains(name) || is_platform_secret(name) || is_of_policy {
             true => Err(Violation::of_platform(format_args!(
                 "a function to use the secret {name:?}, which is the platform's own"
             ))),

@@ -272,6 +272,7 @@ fn no_policy_allows_the_names_of_the_platform() {
         "payload-secret",
         "registry-config",
         "my-deploy-secret",
+        "sh.helm.release.v1.slipway.v3",
     ] {
         assert!(reserved.check_secret(secret, None).is_err(), "{secret}");
     }
