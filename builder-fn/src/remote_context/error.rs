@@ -167,10 +167,18 @@ impl ContextError {
     }
 
     fn from_denied_address(denied: &AddressDenied, member: &'static str) -> Self {
+        let AddressDenied { host, address, kind } = denied;
+        tracing::info!(host, %address, kind, "a server of a context has an address that the builder does not connect to");
+        // The address that a name has within the platform is not the caller's to know.
+        let is_callers = host.trim_matches(['[', ']']).parse() == Ok(*address);
+        let subject = match is_callers {
+            true => denied.to_string(),
+            false => format!("{host} is resolved to {kind}"),
+        };
         Self::Address {
             member,
             reason: format!(
-                "{denied}, to which the builder does not connect, unless its setting allowed_sources names the host"
+                "{subject}, to which the builder does not connect, unless its setting allowed_sources names the host"
             ),
         }
     }

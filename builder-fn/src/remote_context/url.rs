@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_a_name_is_resolved_to_is_named_in_the_error_of_the_url() {
+    fn the_error_names_the_host_and_the_kind_of_its_address_and_not_the_address() {
         let denied = function_host::AddressDenied {
             host: "files.example".into(),
             address: [10, 0, 0, 1].into(),
@@ -162,8 +162,8 @@ mod tests {
         let error = exchange_error(ExchangeError::Denied(denied), &url);
         assert_eq!(
             error.to_string(),
-            "context.url: files.example has the address 10.0.0.1, which is a private address, to which the builder does not \
-             connect, unless its setting allowed_sources names the host"
+            "context.url: files.example is resolved to a private address, to which the builder does not connect, unless its \
+             setting allowed_sources names the host"
         );
         assert_eq!(error.kind(), super::super::ContextErrorKind::Forbidden);
     }
