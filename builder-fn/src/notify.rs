@@ -4,6 +4,7 @@
 //! sent again after failures, and never changes the result that it reports.
 
 mod metrics;
+mod room;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +16,12 @@ use function_host::policy::Tenant;
 use function_host::signature::{HmacKeys, sign_body};
 use function_host::{ErrorChain, ExchangeError, OutgoingRequestBody, Secrets, Shutdown};
 use http_body_util::{BodyExt, Full};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::request::SIGNATURE_HEADER;
 use crate::sources::{AllowedSources, UrlRejection, WebUrl};
 pub use metrics::NotificationMetrics;
+pub use room::NotificationRoom;
+use room::ReservedRoom;
 
 /// The time within which a receiver has to begin its response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,12 +34,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The largest number of attempts.
 const ATTEMPTS_MAX: u32 = 8;
-
-/// The limit on the bodies of all notifications that are being sent, in units of [`BODY_UNIT_BYTES`].
-const MAX_BODY_UNITS: usize = 16 << 10;
-
-/// The unit in which the bodies of notifications are counted, in bytes.
-const BODY_UNIT_BYTES: usize = 1 << 10;
 
 /// The time before the end of the process at which a notification is given up.
 const TIME_RESERVED_FOR_ANSWER: Duration = Duration::from_secs(1);
@@ -63,16 +59,6 @@ pub struct Notifier {
     pub room: NotificationRoom,
 }
 
-/// A limit on the bodies of notifications that are being sent. Clones share it.
-#[derive(Clone, Debug)]
-pub struct NotificationRoom(Arc<Semaphore>);
-
-impl Default for NotificationRoom {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_BODY_UNITS)))
-    }
-}
-
 /// The receiver of a build's result.
 #[derive(Clone, Debug)]
 pub(crate) struct Receiver {
@@ -91,7 +77,7 @@ struct Notification {
     call_id: String,
     body: Bytes,
     /// The place of the body in the limit.
-    _room: OwnedSemaphorePermit,
+    _room: ReservedRoom,
 }
 
 /// The reason why an attempt to send a notification failed.
@@ -151,8 +137,8 @@ impl Notifier {
         body: Vec<u8>,
         shutdown: &Shutdown,
     ) {
-        let units = u32::try_from(body.len().div_ceil(BODY_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let Ok(room) = self.room.0.clone().try_acquire_many_owned(units) else {
+        let tenant = receiver.tenant.as_ref().map(|tenant| tenant.name().as_str());
+        let Some(room) = self.room.try_reserve(tenant, body.len()) else {
             tracing::warn!(
                 url = %receiver.url,
                 bytes = body.len(),
