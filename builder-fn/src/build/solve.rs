@@ -158,8 +158,8 @@ impl Builder {
                         .into_iter()
                         .for_each(|line| log.push(line))
                 };
-                let built = find_built_image(connection, &call.reference, self.timeouts, on_event).await;
-                return built.ok_or(error);
+                let finding = find_built_image(connection, &call.reference, call.id, self.timeouts, on_event);
+                return finding.await?.ok_or(error);
             }
             Err(error) => return Err(error),
         };

@@ -80,29 +80,47 @@ pub enum JobError {
     },
 }
 
-/// Looks for the image that an earlier delivery of a call has built, and passes the events of its build to `sink`. Returns
-/// `None` if the daemon knows of none.
+/// Looks for the image that an earlier delivery of the call `call_id` has built, and passes the events of its build to `sink`.
+/// Returns `None` if the daemon knows of none.
+///
+/// # Errors
+/// Fails if the reference is that of a signature which only one call may build, and another call has built it.
 pub async fn find_built_image(
     connection: &Connection,
     reference: &BuildReference,
+    call_id: &str,
     timeouts: EventTimeouts,
     mut sink: impl FnMut(BuildEvent),
-) -> Option<BuiltImage> {
+) -> Result<Option<BuiltImage>, JobError> {
     for attempt in 1..=ATTEMPTS_MAX {
-        let reference = reference.attempt_name(attempt);
-        match history::request_finished_build(connection, &reference)
-            .await?
-            .outcome
-        {
+        let name = reference.attempt_name(attempt);
+        let Some(finished) = history::request_finished_build(connection, &name).await else {
+            break;
+        };
+        if let Some(found) = &finished.call_id {
+            check_same_call(reference, call_id, found)?;
+        }
+        match finished.outcome {
             SolveOutcome::Failed(_) => {}
             SolveOutcome::Succeeded(image) => {
-                let responses = status::follow_build_status(connection, reference);
+                let responses = status::follow_build_status(connection, name);
                 pass_remaining_events(responses, timeouts, &mut EventReader::default(), &mut sink).await;
-                return Some(image);
+                return Ok(Some(image));
             }
         }
     }
-    None
+    Ok(None)
+}
+
+/// Checks that the call of an existing build, `found`, is the call `own`, if only one call may build the signature that
+/// `reference` stands for.
+fn check_same_call(reference: &BuildReference, own: &str, found: &str) -> Result<(), JobError> {
+    match reference.is_for_signature_alone() && own != found {
+        true => Err(JobError::AlreadyBuilt {
+            call_id: found.to_owned(),
+        }),
+        false => Ok(()),
+    }
 }
 
 impl BuildJob {
@@ -214,14 +232,8 @@ impl BuildJob {
     /// Succeeds unless the reference is derived from a signature alone: no two calls share another one.
     fn check_same_call(&self, call_id: &str) -> Result<(), JobError> {
         match &self.solve.attributes {
-            Some(attributes)
-                if self.solve.reference.is_for_signature_alone() && attributes.call_id != call_id =>
-            {
-                Err(JobError::AlreadyBuilt {
-                    call_id: call_id.to_owned(),
-                })
-            }
-            _ => Ok(()),
+            Some(attributes) => check_same_call(&self.solve.reference, &attributes.call_id, call_id),
+            None => Ok(()),
         }
     }
 

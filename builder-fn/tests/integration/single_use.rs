@@ -4,12 +4,16 @@
 use std::time::{Duration, SystemTime};
 
 use builder_fn::buildkit::Daemon;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
 use crate::daemon;
+use crate::referenced_contexts::{context_tar, send_json};
+use crate::registry::digest_of;
 use crate::setting::{Answer, TestBuilder, request_tar_with};
+use crate::sources::ask_about_source;
+use crate::web_server::{FakeWebServer, Page};
 
 fn builder_with_max_age(daemon: &Daemon) -> TestBuilder {
     TestBuilder::new(daemon.clone()).with_max_age(Duration::from_secs(600))
@@ -113,6 +117,67 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     drop(status);
     solve.answer_with_digest("sha256:12");
     assert_eq!(redelivery.await.expect("no panic").status, 200);
+}
+
+/// What the second call refers to may be gone, or not be readable any more; the result of the first is still not its own.
+#[tokio::test]
+async fn a_request_whose_context_is_gone_is_rejected_for_another_call_than_the_one_that_built_it() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let server = FakeWebServer::start().await;
+    let tar = context_tar();
+    server.set_pages("/a", [Page::Content(tar.clone().into()), Page::Status(404)]);
+    let now = jiff::Timestamp::try_from(SystemTime::now()).expect("a time");
+    let by_url = json!({
+        "image": "registry:5000/hello:1",
+        "submittedAt": now.to_string(),
+        "context": {"url": server.url("/a"), "sha256": &digest_of(&tar)["sha256:".len()..]},
+    });
+    let by_git = json!({
+        "image": "registry:5000/hello:1",
+        "submittedAt": now.to_string(),
+        "context": {"git": {"repository": "https://git.example/app.git"}},
+    });
+    let builder = builder_with_max_age(&daemon).with_allowed_sources(&server.host);
+    let send = |call_id: &str, request: &Value| {
+        let (builder, request) = (builder.with_call_id(call_id), request.clone());
+        tokio::spawn(async move { send_json(&builder, &request).await })
+    };
+    for request in [&by_url, &by_git] {
+        let first = send("first", request);
+        if request == &by_git {
+            let (_solve, session) = (calls.solves.recv().await, calls.next_session_call().await);
+            let lookup = calls.lookups.recv().await.expect("a lookup");
+            ask_about_source(&session, "git://git.example/app.git")
+                .await
+                .expect("an answer");
+            lookup.answer_with_commit(None, "0123456789012345678901234567890123456789");
+        }
+        let (solve, status, _session) = calls.next_build_calls().await;
+        drop(status);
+        solve.answer_with_digest("sha256:12");
+        assert_eq!(first.await.expect("no panic").status, 200);
+
+        for call_id in ["second", "first"] {
+            let answer = send(call_id, request);
+            if request == &by_git {
+                let _calls = (calls.solves.recv().await, calls.next_session_call().await);
+                let lookup = calls.lookups.recv().await.expect("a lookup");
+                lookup.answer_with_error("failed to fetch remote");
+            }
+            match call_id {
+                "second" => assert_rejected(answer).await,
+                _ => {
+                    drop(calls.statuses.recv().await.expect("a status"));
+                    let answer = answer.await.expect("no panic");
+                    assert_eq!(
+                        (answer.status, &answer.body["digest"]),
+                        (200, &json!("sha256:12"))
+                    );
+                }
+            }
+        }
+    }
+    assert!(calls.solves.try_recv().is_err(), "nothing is built again");
 }
 
 #[tokio::test]
