@@ -84,7 +84,7 @@ async fn every_answer_matches_the_openapi_description() -> Result<()> {
     ];
     let arguments = format!(
         "-m schemathesis.cli run {description} --url {} --exclude-path /metrics --phases examples,coverage,fuzzing \
-         --max-examples 40 --seed 1 --no-shrink --continue-on-failure \
+         --max-examples 40 --seed 1 --no-shrink --continue-on-failure --request-timeout 60 \
          --exclude-checks unsupported_method,negative_data_rejection,positive_data_acceptance",
         builder.url()
     );
