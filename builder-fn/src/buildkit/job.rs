@@ -258,13 +258,21 @@ impl BuildJob {
         let mut session = Box::pin(session.open_and_serve(connection));
 
         let mut following = true;
+        let mut has_begun = false;
         let solved = loop {
             tokio::select! {
                 biased;
                 solved = &mut solving => break solved,
                 Err(error) = &mut session => return Err(JobError::Lost(error.into())),
                 response = responses.next(), if following => match response {
-                    Some(Ok(response)) => reader.read_new_events(response).into_iter().for_each(&mut *sink),
+                    Some(Ok(response)) => {
+                        has_begun = true;
+                        reader.read_new_events(response).into_iter().for_each(&mut *sink);
+                    }
+                    // A busy daemon may not have begun the build within the time that it waits for it.
+                    Some(Err(status)) if !has_begun && status.code() == Code::NotFound => {
+                        responses = status::follow_build_status_again(connection, reference.to_owned());
+                    }
                     Some(Err(status)) => return Err(JobError::Lost(status.into())),
                     None => following = false,
                 },

@@ -8,7 +8,7 @@
 mod ordered;
 mod reader;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusRequest, StatusResponse};
 use futures_util::stream::BoxStream;
@@ -19,6 +19,9 @@ use super::Connection;
 
 pub use ordered::OrderedLog;
 pub(super) use reader::EventReader;
+
+/// The pause before another subscription to a build that the daemon has not begun.
+const RESUBSCRIPTION_PAUSE: Duration = Duration::from_millis(200);
 
 /// An event of a running or finished build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +106,16 @@ pub(super) fn follow_build_status(connection: &Connection, reference: String) ->
         Ok::<_, Status>(responses)
     };
     stream::once(opened).try_flatten().fuse().boxed()
+}
+
+/// Subscribes again, after a short pause, to the status of a build that the daemon has not begun.
+pub(super) fn follow_build_status_again(connection: &Connection, reference: String) -> StatusResponseStream {
+    let responses = follow_build_status(connection, reference);
+    let paused = async move {
+        tokio::time::sleep(RESUBSCRIPTION_PAUSE).await;
+        Ok::<_, Status>(responses)
+    };
+    stream::once(paused).try_flatten().fuse().boxed()
 }
 
 /// Strips from `text` the prefixes that Go's gRPC puts before the text of an error: `rpc error: code = Unknown desc =

@@ -341,6 +341,31 @@ async fn the_end_of_the_session_ends_the_build() {
     }
 }
 
+/// A daemon answers a status call for a build that it does not know with this, after 6 s.
+#[tokio::test]
+async fn a_build_that_a_busy_daemon_begins_late_is_followed_from_its_beginning() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let mut running = start_job(daemon);
+    let (solve, mut status, _session) = calls.next_build_calls().await;
+    for _ in 0..2 {
+        status
+            .events
+            .send(Err(Status::not_found("no such job")))
+            .await
+            .expect("the client reads");
+        status = calls.statuses.recv().await.expect("another status call");
+    }
+    status
+        .events
+        .send(Ok(output_response("first\n")))
+        .await
+        .expect("the client reads");
+    assert_eq!(output_text(running.events.recv().await), "first\n");
+    solve.answer_with_digest("sha256:12");
+    drop(status);
+    running.build.await.expect("no panic").expect("it succeeds");
+}
+
 #[tokio::test]
 async fn an_error_of_the_status_stream_ends_the_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
