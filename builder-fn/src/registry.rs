@@ -5,6 +5,7 @@ mod access;
 mod context_repository;
 mod image_name;
 mod tenant;
+mod upload;
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -18,6 +19,10 @@ pub use access::RepositoryAccess;
 pub use context_repository::ContextRepository;
 pub use image_name::ImageName;
 pub use tenant::{NoCredentials, TenantCredentials};
+pub(crate) use upload::{
+    EMPTY_CONFIG, MANIFEST_MEDIA_TYPE, RESPONSE_TIMEOUT, UploadError, bytes_body, empty_body, put_manifest,
+    rejection, request_to, upload_blob,
+};
 
 /// The timeout of one lookup in a registry, which may take several requests.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);

@@ -5,16 +5,11 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::registry::{EMPTY_CONFIG, MANIFEST_MEDIA_TYPE};
 use crate::request::Sha256Digest;
-
-/// The media type of an OCI image manifest.
-pub(super) const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The type of artifacts that the builder stores.
 const CONTEXT_ARTIFACT_TYPE: &str = "application/vnd.slipway.context.v1";
-
-/// The content of a stored artifact's configuration: an empty JSON object. A manifest must refer to a configuration.
-pub(super) const EMPTY_CONFIG: &[u8] = b"{}";
 
 /// The only layer of a context's artifact: the tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use function_host::registry::RegistryError;
 use function_host::{AddressDenied, BoxError, ExchangeError, duration};
 
 use crate::context::SpoolError;
-use crate::registry::ImageName;
+use crate::registry::{ImageName, UploadError};
 use crate::request::{RequestError, RequestErrorKind, Sha256Digest};
 use crate::sources::UrlRejection;
 
@@ -264,6 +264,19 @@ impl From<RegistryError> for ContextError {
         match error {
             RegistryError::Denied(denied) => Self::from_denied_address(&denied, OCI_MEMBER),
             error => Self::Registry(error),
+        }
+    }
+}
+
+impl From<UploadError> for ContextError {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::Registry(error) => error.into(),
+            UploadError::Elsewhere { registry } => Self::Redirect {
+                member: OCI_MEMBER,
+                host: registry,
+                problem: "begins an upload at another host".to_owned(),
+            },
         }
     }
 }

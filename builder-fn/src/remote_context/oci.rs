@@ -1,12 +1,9 @@
 //! Fetches a context that is an artifact in a registry.
 
-use std::time::Duration;
-
 use function_host::OutgoingRequestBody;
 use function_host::http::header::LOCATION;
 use function_host::http::{Method, Request, Response, StatusCode, Uri};
 use function_host::registry::Repository;
-use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 
@@ -15,10 +12,8 @@ use super::download::receive_verified;
 use super::error::OCI_MEMBER;
 use super::{ContextError, OpenRepository, RemoteContexts};
 use crate::context::Spool;
+use crate::registry::{RESPONSE_TIMEOUT, empty_body};
 use crate::request::{ContextRules, OciContext, Sha256Digest};
-
-/// The time within which a server has to begin a response.
-pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The largest number of redirects, such as those of a registry to its storage.
 pub(super) const MAX_REDIRECTS: usize = 4;
@@ -189,9 +184,4 @@ fn get_request(uri: Uri) -> Request<OutgoingRequestBody> {
     *request.method_mut() = Method::GET;
     *request.uri_mut() = uri;
     request
-}
-
-/// Returns an empty body for a request.
-pub(super) fn empty_body() -> OutgoingRequestBody {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }

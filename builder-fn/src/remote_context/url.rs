@@ -10,9 +10,10 @@ use hyper::body::Incoming;
 
 use super::download::receive_verified;
 use super::error::URL_MEMBER;
-use super::oci::{MAX_REDIRECTS, RESPONSE_TIMEOUT, empty_body};
+use super::oci::MAX_REDIRECTS;
 use super::{ContextError, RemoteContexts};
 use crate::context::Spool;
+use crate::registry::{RESPONSE_TIMEOUT, empty_body};
 use crate::request::{ContextRules, UrlContext};
 use crate::sources::WebUrl;
 
