@@ -22,9 +22,10 @@ use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
+use crate::registry::{ImageName, OperatorRepository};
 use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
-use crate::request::{BuildRequest, BuildSource};
+use crate::request::{BuildConfig, BuildRequest, BuildSource};
 use crate::slots::{BuildSlot, BuildSlots};
 use crate::sources::AllowedSources;
 use crate::supersede::{Registration, Submission, Supersession};
@@ -51,6 +52,8 @@ pub struct BuildSettings {
     /// The limit on the sum of the pauses before retries of a queued call's build, after failures of the platform. With
     /// zero, the default, there are no retries.
     pub retry_time: Duration,
+    /// The repository for records of builds, which no build pushes to or reads from.
+    pub records_repository: Option<OperatorRepository>,
 }
 
 /// Builds, pushes and deploys images. Clones share all state: slots, keys, records and metrics.
@@ -122,6 +125,7 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
         let config = &request.config;
+        self.check_repositories(config)?;
         if config.sbom && self.settings.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
         }
@@ -178,6 +182,22 @@ impl Builder {
             commit: solved.commit,
             deployment,
         })
+    }
+
+    /// Fails if a build would use the repository for records.
+    fn check_repositories(&self, config: &BuildConfig) -> Result<(), Error> {
+        let Some(records) = &self.settings.records_repository else {
+            return Ok(());
+        };
+        let exports = config.cache_to.iter().map(|cache| &cache.image);
+        let used = [&config.image].into_iter().chain(&config.tags).chain(exports);
+        let mut used = used
+            .chain(&config.cache_from)
+            .filter_map(|image| ImageName::parse(&image.without_tag()));
+        match used.find(|image| records.has(image)) {
+            Some(image) => Err(Error::RecordsRepository { image }),
+            None => Ok(()),
+        }
     }
 
     /// Returns the daemon that a request is built on, and the supersession of the builds on it: the tenant's own, if it

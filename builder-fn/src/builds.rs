@@ -1,8 +1,8 @@
 //! Builds that somebody asks about: their state, their log, and their cancellation.
 //!
 //! A [`BuildRecord`] is what is known of a build. This process keeps the records of its own builds ([`BuildRecords`]);
-//! those of other builders, and of builders that have been restarted, are read from BuildKit's history. The log of a build
-//! is always read from BuildKit.
+//! those of other builders, and of builders that have been restarted, are read from BuildKit's history, and from the
+//! [record store](RecordStore) if there is one. The log of a build is always read from BuildKit.
 
 mod authentication;
 mod cancel;
@@ -12,8 +12,11 @@ mod lookup;
 mod record;
 mod records;
 mod routes;
+mod store;
 
 pub(crate) use record::{BuildPhase, BuildRecord};
 pub use records::BuildRecords;
 pub(crate) use records::{AcceptedBuild, RecordKey};
 pub(crate) use routes::{BuildsRoute, outcome_fields};
+pub(crate) use store::ResumableRequest;
+pub use store::{RecordStore, RecordStoreAccess, STORED_BODY_MAX};

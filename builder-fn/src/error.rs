@@ -8,6 +8,7 @@ use function_host::secret::SecretError;
 
 use crate::buildkit::{BuildFailure, ConnectError, FaultyParty, JobError};
 use crate::hand_over::{Deployment, DeploymentStatus};
+use crate::registry::ImageName;
 use crate::remote_context::{ContextError, ContextErrorKind};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
@@ -62,6 +63,14 @@ pub(crate) enum Error {
         "this builder makes no SBOM, because its setting sbom_generator is not set; leave \"sbom\" out of the config"
     )]
     NoSbomGenerator,
+    /// The config names the repository in which the builder keeps records of builds.
+    #[error(
+        "{image} is the builder's repository for records of builds, which no build uses; choose another name"
+    )]
+    RecordsRepository {
+        /// The name in the config.
+        image: ImageName,
+    },
     /// The deployer would refuse the image's hand-over, so that the image is not built.
     #[error("the image was not built, because its deployment would be refused: {}", .0.reasons_in_one_line())]
     DeploymentRefused(Box<Deployment>),
@@ -193,6 +202,7 @@ impl Error {
                 true => ErrorKind::Forbidden,
                 false => ErrorKind::Invalid,
             },
+            Self::RecordsRepository { .. } => ErrorKind::Forbidden,
             Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
             Self::TimeLimit { .. } => ErrorKind::BuildFailed,

@@ -1,6 +1,7 @@
 //! The builder's HTTP interface: its routes, and a build request's path through the crate.
 
 mod context_upload;
+mod run;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -14,23 +15,22 @@ use tracing::Instrument;
 
 use crate::accept;
 use crate::answer::{self, Answer, AnswerFields};
-use crate::build::{Builder, BuilderCall};
+use crate::build::Builder;
 use crate::build_threads::BuildThreads;
-use crate::buildkit::BuildReference;
-use crate::builds::{AcceptedBuild, BuildPhase, BuildsRoute, RecordKey, outcome_fields};
-use crate::error::{Error, ErrorKind};
+use crate::builds::{AcceptedBuild, BuildPhase, BuildsRoute, RecordKey, ResumableRequest, outcome_fields};
+use crate::error::Error;
 use crate::hand_over::DeployVia;
-use crate::metrics::{CANCELLED_OUTCOME, Metrics, SUPERSEDED_OUTCOME};
-use crate::notify::{Notifier, Receiver};
-use crate::redact::{SecretMask, TraceMask};
-use crate::report::{BoundedLog, BuildStatus, LineFormatter, LogFeed, LogSink, StreamFormat, stream_records};
+use crate::metrics::Metrics;
+use crate::notify::Notifier;
+use crate::redact::SecretMask;
+use crate::report::{BoundedLog, LogFeed, StreamFormat, stream_records};
 use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, TENANT_HEADER,
-    VerifiedSignature,
 };
-use crate::sealed::{BuildSecrets, SealKey};
+use crate::sealed::SealKey;
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
 use crate::slots::{QueueAdmission, SlotRefused};
+use run::log_build_failure;
 
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
 #[derive(Clone, Debug)]
@@ -94,7 +94,21 @@ struct BuildExchange {
     is_asynchronous: bool,
 }
 
+/// A build request that was received and admitted.
+struct ReceivedBuild {
+    request: BuildRequest,
+    admission: QueueAdmission,
+    accepted: AcceptedBuild,
+    /// What the build is resumed with, besides the body.
+    resumable: Option<ResumableRequest>,
+}
+
 impl BuildExchange {
+    /// Returns whether the build goes on without its caller.
+    fn outlives_its_caller(&self) -> bool {
+        self.is_asynchronous && self.format.is_none()
+    }
+
     /// Returns the fields of an answer now, with the time since the request arrived.
     fn answer_fields<'a>(&self, image: Option<&'a str>) -> AnswerFields<'a> {
         AnswerFields {
@@ -160,7 +174,7 @@ impl BuilderApi {
             format: accept::negotiate_stream_format(&head.headers),
             is_asynchronous: request_head.is_asynchronous,
         };
-        let (request, admission, accepted) = match self
+        let received = match self
             .receive_build_request(body, request_head, &exchange.context)
             .await
         {
@@ -171,10 +185,7 @@ impl BuilderApi {
             None if exchange.is_asynchronous => {
                 let (api, threads) = (self.clone(), self.threads.clone());
                 let build = async move {
-                    let build = async move {
-                        api.build_then_answer(&request, &exchange, &admission, accepted)
-                            .await
-                    };
+                    let build = async move { api.build_then_answer(received, &exchange).await };
                     threads.run(build).await
                 };
                 // A task of its own: dropping this future does not end it.
@@ -190,15 +201,14 @@ impl BuilderApi {
             }
             None => {
                 let api = self.clone();
-                let build = async move {
-                    api.build_then_answer(&request, &exchange, &admission, accepted)
-                        .await
-                };
+                let build = async move { api.build_then_answer(received, &exchange).await };
                 self.threads.run(build).await
             }
-            Some(_) if self.is_deployed_by_callback(&request) => exchange
-                .log_and_answer_rejection(&Error::StreamedHandOver, Some(&request.config.image_as_given)),
-            Some(format) => self.stream_answer_while_building(format, request, exchange, admission, accepted),
+            Some(_) if self.is_deployed_by_callback(&received.request) => {
+                let image = received.request.config.image_as_given.as_str();
+                exchange.log_and_answer_rejection(&Error::StreamedHandOver, Some(image))
+            }
+            Some(format) => self.stream_answer_while_building(format, received, exchange),
         }
     }
 
@@ -216,7 +226,7 @@ impl BuilderApi {
         body: Body,
         head: RequestHead,
         context: &Context,
-    ) -> Result<(BuildRequest, QueueAdmission, AcceptedBuild), Error> {
+    ) -> Result<ReceivedBuild, Error> {
         let span = trace::span("receive");
         let receiving = async {
             let check = self.read_signature_check(&head, context)?;
@@ -226,6 +236,11 @@ impl BuilderApi {
                 id: context.call_id().to_owned(),
             };
             let accepted = self.builder.records.accept(key, head.arrived);
+            let time_limit = context
+                .deadline()
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // Without a signature, a build that is resumed could not be told from another one.
+            let resumable = body.is_signed().then(|| ResumableRequest::new(&head, time_limit));
             let admitting = async {
                 context
                     .accept()
@@ -237,7 +252,12 @@ impl BuilderApi {
                 Ok((request, admission))
             };
             match admitting.await {
-                Ok((request, admission)) => Ok((request, admission, accepted)),
+                Ok((request, admission)) => Ok(ReceivedBuild {
+                    request,
+                    admission,
+                    accepted,
+                    resumable,
+                }),
                 Err(error) => {
                     let answer = Answer::from_error(&error, AnswerFields::default());
                     accepted.end(BuildPhase::Failed, outcome_fields(&answer.report));
@@ -247,9 +267,9 @@ impl BuilderApi {
         };
         let received = span.run(receiving).await;
         match &received {
-            Ok((request, ..)) => span.set_attribute(
+            Ok(received) => span.set_attribute(
                 "slipway.request.bytes",
-                i64::try_from(request.body_bytes).unwrap_or(i64::MAX),
+                i64::try_from(received.request.body_bytes).unwrap_or(i64::MAX),
             ),
             Err(error) => crate::trace::mark_receive_failed(&span, error),
         }
@@ -262,19 +282,11 @@ impl BuilderApi {
     }
 
     /// Runs the build, and answers after it.
-    async fn build_then_answer(
-        &self,
-        request: &BuildRequest,
-        exchange: &BuildExchange,
-        admission: &QueueAdmission,
-        accepted: AcceptedBuild,
-    ) -> Response {
+    async fn build_then_answer(&self, received: ReceivedBuild, exchange: &BuildExchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
-        let mut answer = self
-            .run_build(request, exchange, admission, accepted, &mut log)
-            .await;
+        let (mut answer, request) = self.run_build(received, exchange, &mut log).await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
-        self.notify_of_result(request, &exchange.context, &answer).await;
+        self.notify_of_result(&request, &exchange.context, &answer).await;
         answer.into_response()
     }
 
@@ -282,172 +294,24 @@ impl BuilderApi {
     fn stream_answer_while_building(
         &self,
         format: StreamFormat,
-        request: BuildRequest,
+        received: ReceivedBuild,
         exchange: BuildExchange,
-        admission: QueueAdmission,
-        accepted: AcceptedBuild,
     ) -> Response {
-        let if_panicked =
-            answer::report_of_panicked_build(exchange.context.call_id(), &request.config.image_as_given);
+        let image = &received.request.config.image_as_given;
+        let if_panicked = answer::report_of_panicked_build(exchange.context.call_id(), image);
         let feed = LogFeed::new(self.max_log);
         let (api, mut log) = (self.clone(), feed.clone());
         let arrived = exchange.arrived;
         let threads = self.threads.clone();
         let build = async move {
             let build = async move {
-                let answer = api
-                    .run_build(&request, &exchange, &admission, accepted, &mut log)
-                    .await;
+                let (answer, request) = api.run_build(received, &exchange, &mut log).await;
                 api.notify_of_result(&request, &exchange.context, &answer).await;
                 answer.report
             };
             threads.run(build).await
         };
         answer::streamed_response(format, stream_records(format, feed, arrived, build, if_panicked))
-    }
-
-    /// Runs the build of an authentic request and returns its answer, without the log.
-    async fn run_build(
-        &self,
-        request: &BuildRequest,
-        exchange: &BuildExchange,
-        admission: &QueueAdmission,
-        accepted: AcceptedBuild,
-        log: &mut dyn LogSink,
-    ) -> Answer {
-        let image = request.config.image_as_given.as_str();
-        let context = &exchange.context;
-        let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
-        let reference = match signature {
-            Some(signature) if request.is_single_use => BuildReference::for_signature(signature),
-            Some(signature) => BuildReference::for_call_and_signature(context.call_id(), signature),
-            None => BuildReference::random(),
-        };
-        tracing::info!(image, %reference, bytes = request.body_bytes, "build started");
-        let in_flight = self.metrics.start_build(request.body_bytes);
-        let span = trace::span("build");
-        span.set_attribute("slipway.image", image.to_owned());
-        span.set_attribute("slipway.reference", reference.to_string());
-        let secrets = self.open_sealed_secrets(request);
-        let mask = secrets
-            .as_ref()
-            .map(|secrets| secrets.mask().clone())
-            .unwrap_or_default();
-        let trace_mask = match span.is_recording() {
-            true => TraceMask::new(mask.clone(), &request.config.build_args),
-            false => TraceMask::default(),
-        };
-        accepted.set_mask(mask.clone());
-        let function = self.builder.function_of(request);
-        accepted.update(|record| {
-            record.image = Some(image.to_owned());
-            record.function = function.map(|function| function.without_tenant());
-            record.submitted_at = Some(request.submitted_at.at);
-            record.reference = Some(reference.to_string());
-        });
-        let mut lines = LineFormatter::new(mask.clone());
-        for warning in &request.warnings {
-            log.push(lines.record_warning(warning));
-        }
-        let ready = self.check_notify_url(request).and(secrets);
-        let result = match ready {
-            Ok(secrets) => {
-                let call = BuilderCall {
-                    id: context.call_id(),
-                    reference,
-                    deadline: context.deadline(),
-                    shutdown: context.shutdown(),
-                    secrets,
-                    trace_mask: &trace_mask,
-                    admission,
-                    is_asynchronous: exchange.is_asynchronous,
-                    accepted: &accepted,
-                };
-                span.run(self.builder.build_and_deploy(request, &call, &mut lines, log))
-                    .await
-            }
-            Err(error) => Err(error),
-        };
-        let fields = exchange.answer_fields(Some(image));
-        let is_cancelled = matches!(result, Err(Error::Cancelled));
-        let mut answer = match result {
-            Ok(built) => {
-                let digest = built.digest.as_deref().unwrap_or_default();
-                let deployment = built
-                    .deployment
-                    .as_ref()
-                    .map(|deployment| deployment.status.as_str());
-                let seconds = fields.seconds;
-                tracing::info!(image, digest, deployment, seconds, "build succeeded");
-                in_flight.end_with_outcome(match built.is_superseded() {
-                    true => SUPERSEDED_OUTCOME,
-                    false => "success",
-                });
-                span.set_attribute("slipway.digest", digest.to_owned());
-                Answer::from_built(built, fields).with_secrets_masked(&mask)
-            }
-            Err(error) => {
-                log_build_failure(&error, fields, &mask);
-                in_flight.end_with_outcome(outcome_label(error.kind()));
-                span.set_attribute("error.type", outcome_label(error.kind()));
-                span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
-                Answer::from_error(&error, fields).with_secrets_masked(&mask)
-            }
-        };
-        answer.report.warnings = lines.into_warnings();
-        let phase = match answer.report.status {
-            BuildStatus::Success => BuildPhase::Success,
-            BuildStatus::Failed if is_cancelled => BuildPhase::Cancelled,
-            BuildStatus::Failed => BuildPhase::Failed,
-        };
-        accepted.end(phase, outcome_fields(&answer.report));
-        answer
-    }
-
-    /// Checks that the result of the build may be sent where the config says.
-    fn check_notify_url(&self, request: &BuildRequest) -> Result<(), Error> {
-        let Some(url) = &request.config.notify else {
-            return Ok(());
-        };
-        let tenant = request.tenant().map(AsRef::as_ref);
-        self.notifier.check_url(url, tenant).map_err(Error::Notify)
-    }
-
-    /// Sends the result of a build where its config says. A rejected URL is sent nothing.
-    async fn notify_of_result(&self, request: &BuildRequest, context: &Context, answer: &Answer) {
-        let Some(url) = &request.config.notify else {
-            return;
-        };
-        let Some(body) = answer
-            .notification_body()
-            .filter(|_| self.check_notify_url(request).is_ok())
-        else {
-            return;
-        };
-        let receiver = Receiver {
-            url: url.clone(),
-            tenant: request.tenant().cloned(),
-            keys: request
-                .signature
-                .as_ref()
-                .map(|signature| signature.keys().clone()),
-        };
-        let sending = self
-            .notifier
-            .send_result(receiver, context.call_id(), body, context.shutdown());
-        sending.await;
-    }
-
-    /// Opens the sealed secrets of a request; a request without them has no secrets.
-    fn open_sealed_secrets(&self, request: &BuildRequest) -> Result<BuildSecrets, Error> {
-        match (&request.sealed_secrets, &self.seal_key) {
-            (None, _) => Ok(BuildSecrets::default()),
-            (Some(_), None) => Err(Error::NoSealKey),
-            (Some(sealed), Some(key)) => {
-                let tenant = request.tenant().map(|tenant| tenant.name());
-                Ok(key.open_envelope(sealed, tenant)?)
-            }
-        }
     }
 
     /// Returns the check of a request's signature. Reads the secrets for each request, so that a rotated secret is used
@@ -490,40 +354,5 @@ impl BuilderApi {
         let read = |name: &str| self.signatures.key_reader.read_keys(context.secrets(), name);
         let secrets = names.filter_map(|(tenant, name)| Some((Arc::clone(tenant), read(name)?)));
         SignatureCheck::Required(SignatureKeys::of_tenants(secrets, self.signatures.accept_sha1))
-    }
-}
-
-/// Returns the value of the metric label `outcome` for a kind of error.
-fn outcome_label(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::Unauthorized
-        | ErrorKind::TooSlow
-        | ErrorKind::Invalid
-        | ErrorKind::Forbidden
-        | ErrorKind::TooLarge
-        | ErrorKind::Conflict
-        | ErrorKind::DeploymentRejected
-        | ErrorKind::NotOffered => "refused",
-        ErrorKind::Superseded => SUPERSEDED_OUTCOME,
-        ErrorKind::Cancelled => CANCELLED_OUTCOME,
-        ErrorKind::BuildFailed => "failed",
-        ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => "busy",
-        ErrorKind::NoSpace | ErrorKind::Platform => "platform",
-    }
-}
-
-/// Logs the failure of a build or the rejection of its request, with the causes that the caller does not get: as an
-/// error if the platform is at fault, and as information otherwise.
-fn log_build_failure(error: &Error, fields: AnswerFields<'_>, mask: &SecretMask) {
-    let text = ErrorChain(error).to_string();
-    let text = mask.mask_text(&text);
-    let AnswerFields { image, seconds } = fields;
-    let image = image.unwrap_or_default();
-    let outcome = outcome_label(error.kind());
-    match error.kind() {
-        ErrorKind::NoSpace | ErrorKind::Platform => {
-            tracing::error!(image, outcome, seconds, error = %text, "build failed");
-        }
-        _ => tracing::info!(image, outcome, seconds, error = %text, "build failed"),
     }
 }

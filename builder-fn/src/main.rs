@@ -6,7 +6,7 @@ use std::sync::Arc;
 use builder_fn::build::Builder;
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{EventTimeouts, SharedKeyPool};
-use builder_fn::builds::BuildRecords;
+use builder_fn::builds::{BuildRecords, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
@@ -43,6 +43,16 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         policy.show_validity_in(metrics.policy_valid_gauge());
     }
     let credentials = Arc::new(settings.credentials);
+    let store = settings.build.records_repository.clone().map(|repository| {
+        let access = RecordStoreAccess {
+            repository,
+            credentials: credentials.clone(),
+            secrets: context.secrets().clone(),
+            insecure: settings.build.insecure,
+            token_realms: settings.token_realms.clone(),
+        };
+        RecordStore::new(access, metrics.record_writes())
+    });
     let contexts = RemoteContexts {
         credentials: credentials.clone(),
         tenants: settings.tenants.clone(),
@@ -74,7 +84,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         },
         timeouts: EventTimeouts::default(),
         slots: settings.slots.clone(),
-        records: BuildRecords::default(),
+        records: store.clone().map(BuildRecords::kept_in).unwrap_or_default(),
         metrics: metrics.clone(),
     };
     let notifier = Notifier {
@@ -84,10 +94,25 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         metrics: metrics.notifications(),
         room: NotificationRoom::default(),
     };
+    let mut limits = settings.requests.into_request_limits(metrics.spool_bytes_gauge());
+    if let Some(store) = store {
+        limits.copied_body = STORED_BODY_MAX;
+        let policy = settings.signatures.policy.clone();
+        tokio::spawn(store.sweep_periodically(move || {
+            match &policy {
+                Some(policy) => policy
+                    .current_policy()
+                    .tenants()
+                    .map(|tenant| Some(tenant.name().to_string()))
+                    .collect(),
+                None => vec![None],
+            }
+        }));
+    }
     let api = BuilderApi {
         builder,
         notifier,
-        limits: settings.requests.into_request_limits(metrics.spool_bytes_gauge()),
+        limits,
         signatures: settings.signatures,
         max_log: settings.max_log,
         seal_key: settings.seal_key,

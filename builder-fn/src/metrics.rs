@@ -33,6 +33,9 @@ const OUTCOME_LABELS: [&str; 9] = [
     PANICKED_OUTCOME,
 ];
 
+/// The values of the label `result` of records that were written: written, and failed.
+const RECORD_WRITE_RESULTS: [&str; 2] = ["written", "failed"];
+
 /// The outcome of a build that was superseded by a newer build of the same function.
 pub(crate) const SUPERSEDED_OUTCOME: &str = "superseded";
 
@@ -44,6 +47,19 @@ const ABANDONED_OUTCOME: &str = "abandoned";
 
 /// The outcome of a build that made the builder panic.
 const PANICKED_OUTCOME: &str = "panicked";
+
+/// The counter of records of builds that were written to the registry, or could not be. Clones share the values.
+#[derive(Clone, Debug)]
+pub struct RecordWrites(IntCounterVec);
+
+impl RecordWrites {
+    /// Counts a record that was written, or could not be.
+    pub(crate) fn count(&self, is_written: bool) {
+        let [written, failed] = RECORD_WRITE_RESULTS;
+        let result = if is_written { written } else { failed };
+        self.0.with_label_values(&[result]).inc();
+    }
+}
 
 /// The builder's metrics. Clones share the values.
 #[derive(Clone, Debug)]
@@ -57,6 +73,7 @@ pub struct Metrics {
     queue_seconds: Histogram,
     steps: IntCounterVec,
     policy_valid: IntGauge,
+    record_writes: RecordWrites,
     unverified: UnverifiedMetrics,
     notifications: NotificationMetrics,
 }
@@ -129,13 +146,24 @@ impl Metrics {
                 "slipway_policy_valid",
                 "Whether the policy's file can be used: 0 after a change that cannot, while the last good policy is in force.",
             )?,
+            record_writes: RecordWrites(IntCounterVec::new(
+                Opts::new(
+                    "slipway_build_records_total",
+                    "Records of builds for the registry, by result: written or failed.",
+                ),
+                &["result"],
+            )?),
         };
         metrics.policy_valid.set(1);
+        for result in RECORD_WRITE_RESULTS {
+            metrics.record_writes.0.with_label_values(&[result]);
+        }
         for outcome in OUTCOME_LABELS {
             metrics.builds.with_label_values(&[outcome]);
         }
         metrics.step_counter();
         registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.record_writes.0.clone()))?;
         registry.register(Box::new(metrics.builds.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.context_bytes.clone()))?;
@@ -150,6 +178,11 @@ impl Metrics {
     /// Returns the counter of the bytes sent to BuildKit.
     pub fn sent_bytes_counter(&self) -> prometheus::IntCounter {
         self.sent_bytes.clone()
+    }
+
+    /// Returns the counter of records that are written to the registry.
+    pub fn record_writes(&self) -> RecordWrites {
+        self.record_writes.clone()
     }
 
     /// Returns the gauge of the bytes of spooled bodies whose signatures are verified, and of fetched contexts.

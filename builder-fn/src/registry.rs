@@ -2,8 +2,8 @@
 //! repository.
 
 mod access;
-mod context_repository;
 mod image_name;
+mod operator_repository;
 mod tenant;
 mod upload;
 
@@ -16,8 +16,8 @@ use function_host::registry::{AllowedTokenHosts, RegistryClient};
 
 use crate::buildkit::{CredentialStore, ManifestLookup};
 pub use access::RepositoryAccess;
-pub use context_repository::ContextRepository;
 pub use image_name::ImageName;
+pub use operator_repository::OperatorRepository;
 pub use tenant::{NoCredentials, TenantCredentials};
 pub(crate) use upload::{
     EMPTY_CONFIG, MANIFEST_MEDIA_TYPE, RESPONSE_TIMEOUT, UploadError, bytes_body, empty_body, put_manifest,

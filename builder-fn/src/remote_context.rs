@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 
 use crate::buildkit::CredentialStore;
 use crate::context::Spool;
-use crate::registry::{ContextRepository, ImageName};
+use crate::registry::{ImageName, OperatorRepository};
 use crate::request::{ContextReference, ReferencedContext};
 use crate::sources::{AllowedSources, ConnectionRule};
 use crate::tenants::TenantResources;
@@ -61,7 +61,7 @@ pub struct RemoteContexts {
 pub struct StoredContextSettings {
     /// The repository in which contexts are stored; those of a tenant in one below it that has the tenant's name. Without
     /// one, none are stored.
-    pub repository: Option<ContextRepository>,
+    pub repository: Option<OperatorRepository>,
     /// Whether a stored context is deleted once it was built.
     pub deletes_built: bool,
 }

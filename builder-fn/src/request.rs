@@ -74,6 +74,9 @@ pub struct BuildRequest {
     /// Whether the signature may be used for only one build: the age of requests is limited, and the config
     /// says how old this one is.
     pub is_single_use: bool,
+    /// The body as it was sent, if the call is asynchronous and the body has at most as many bytes as
+    /// [`RequestLimits::copied_body`]. A build is resumed with it.
+    pub body_copy: Option<Bytes>,
 }
 
 impl BuildRequest {
@@ -118,6 +121,8 @@ pub struct RequestLimits {
     pub freshness: FreshnessLimit,
     /// The names that no deployment may use.
     pub reserved: Arc<ReservedNames>,
+    /// The length of the longest body of an asynchronous call that is copied, in bytes; 0 if none is.
+    pub copied_body: u64,
 }
 
 impl RequestLimits {
@@ -140,6 +145,7 @@ impl RequestLimits {
             frontends: AllowedFrontends::default(),
             freshness: FreshnessLimit::default(),
             reserved: Arc::default(),
+            copied_body: 0,
         }
     }
 }

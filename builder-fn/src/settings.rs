@@ -33,6 +33,7 @@
 //! | `allowed_sources` | | private hosts, HOST or HOST:PORT, that builds may read from |
 //! | `retry_time` | `2m` | limit on the pauses between retries of a queued call's build, after failures of BuildKit or a registry |
 //! | `contexts_repository` | | the repository, REGISTRY/PATH, in which `POST /contexts` stores contexts |
+//! | `records_repository` | | the repository, REGISTRY/PATH, in which records of builds are kept; needs the secret `deploy-secret` |
 //! | `delete_contexts` | `false` | whether a stored context is deleted once it was built |
 //! | `step_memory` | the daemon's | limit on the memory of one build step, in bytes |
 //! | `step_cpus` | the daemon's | limit on the CPU time of one build step, in cores, such as `1.5` |
@@ -73,7 +74,7 @@ use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
-use crate::registry::ContextRepository;
+use crate::registry::OperatorRepository;
 use crate::remote_context::StoredContextSettings;
 use crate::request::{self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits, UnverifiedBodies};
 use crate::sealed::SealKey;
@@ -212,6 +213,7 @@ impl Settings {
                 "should be at least twice max_body with policy_file, because a tenant uses at most as much as it leaves free",
             );
         }
+        settings.check_records_repository(parser, secrets);
         settings.reserve_own_names(parser, secrets);
         settings.check_tenants_daemons(parser);
         settings
@@ -226,6 +228,25 @@ impl Settings {
             if let Err(problem) = self.tenants.daemon(tenant) {
                 parser.add_problem("policy_file", format!("cannot be used: {problem}"));
             }
+        }
+    }
+
+    /// Reports a repository for records that cannot be used.
+    fn check_records_repository(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+        let Some(records) = &self.build.records_repository else {
+            return;
+        };
+        if !secrets.exists(hand_over::DEPLOY_SECRET_NAME) {
+            let problem = format!(
+                "needs the secret {}, with which records are sealed",
+                hand_over::DEPLOY_SECRET_NAME
+            );
+            parser.add_problem("records_repository", problem);
+        }
+        let contexts = self.stored_contexts.repository.as_ref();
+        if contexts.is_some_and(|contexts| contexts.overlaps(records)) {
+            let problem = "should be another repository than contexts_repository, and neither in the other";
+            parser.add_problem("records_repository", problem);
         }
     }
 
@@ -422,6 +443,11 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             millicpus: parser.parse_or_default("step_cpus", None, parse_cores),
         },
         retry_time: parser.duration("retry_time", Duration::from_secs(120)),
+        records_repository: parser.parse_or_default("records_repository", None, |name| {
+            OperatorRepository::parse(name)
+                .map(Some)
+                .ok_or("should be a repository without a tag, like registry.example.com/slipway/records")
+        }),
     }
 }
 
@@ -429,7 +455,7 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
 fn read_stored_context_settings(parser: &mut SettingsParser<'_>) -> StoredContextSettings {
     let settings = StoredContextSettings {
         repository: parser.parse_or_default("contexts_repository", None, |name| {
-            ContextRepository::parse(name)
+            OperatorRepository::parse(name)
                 .map(Some)
                 .ok_or("should be a repository without a tag, like registry.example.com/slipway/contexts")
         }),

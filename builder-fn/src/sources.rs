@@ -24,7 +24,7 @@ use std::sync::Arc;
 use function_host::policy::Tenant;
 
 use crate::buildkit::{SecretStore, SourceCheck, SourceDecision};
-use crate::registry::{ContextRepository, ImageName, RepositoryAccess};
+use crate::registry::{ImageName, OperatorRepository, RepositoryAccess};
 pub use allowed::AllowedSources;
 pub(crate) use connection::ConnectionRule;
 use host::Host;
@@ -43,7 +43,9 @@ pub struct SourceRules {
     /// The image of the operator's SBOM generator, which every build may read.
     pub sbom_generator: Option<String>,
     /// The repository for stored contexts, from which no build of a tenant reads images.
-    pub stored_contexts: Option<ContextRepository>,
+    pub stored_contexts: Option<OperatorRepository>,
+    /// The repository for records of builds, which no build reads.
+    pub records: Option<OperatorRepository>,
     /// The repositories that the build may use. Each image that it may read is added.
     pub access: RepositoryAccess,
     /// The secrets of the build, with which the daemon fetches git repositories.
@@ -136,6 +138,11 @@ impl SourceRules {
         if self.tenant.is_some() && stored.is_some_and(|stored| stored.has(image)) {
             return Err(format!(
                 "{image} is a repository for stored contexts, which only \"context\" of a request may refer to"
+            ));
+        }
+        if self.records.as_ref().is_some_and(|records| records.has(image)) {
+            return Err(format!(
+                "{image} is the builder's repository for records of builds, which no build reads"
             ));
         }
         let is_generator = self

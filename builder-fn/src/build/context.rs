@@ -154,6 +154,7 @@ impl Builder {
             allowed: self.settings.allowed_sources.clone(),
             sbom_generator: self.settings.sbom_generator.clone(),
             stored_contexts: self.contexts.stored.repository.clone(),
+            records: self.settings.records_repository.clone(),
             access,
             secrets: Arc::new(call.secrets.clone()),
         }

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::BuildPhase;
-use super::lookup::{BuildLookup, FoundBuild};
+use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
 use super::record::attempt_number;
 use crate::buildkit::{BuildState, Connection};
 use crate::redact::SecretMask;
@@ -153,7 +153,11 @@ impl LogSender {
         let (mut failures, mut missing) = (0, 0);
         let mut done = 0;
         loop {
-            let mut problem = build.history_error.take();
+            let mut problem = build.unread.history.take();
+            if build.record.phase == BuildPhase::Unknown {
+                // The store may have the end of the build.
+                problem = problem.or(build.unread.store.take());
+            }
             if let Some(mask) = build.mask.clone() {
                 for index in 0..build.attempts.len() {
                     let attempt = &build.attempts[index];
@@ -195,7 +199,7 @@ impl LogSender {
                     build = found;
                 }
                 Err(not_found) => {
-                    build.history_error = not_found.history_error;
+                    build.unread = not_found.unread;
                     missing += 1;
                     if missing > FAILED_LOOKUPS_MAX {
                         return self.send_record_of_lost_build(&build).await;
@@ -294,7 +298,7 @@ impl LogSender {
             attempts: build.attempts.clone(),
             own: None,
             mask: build.mask.clone(),
-            history_error: None,
+            unread: UnreadPlaces::default(),
         };
         let error = "neither a builder nor BuildKit knows this build any more; ask about it again later";
         build.record.phase = BuildPhase::Unknown;

@@ -1,14 +1,16 @@
-//! Finds builds: in this process, and in the history of the daemon that builds for the caller.
+//! Finds builds: in this process, in the history of the daemon that builds for the caller, and in the record store.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use function_host::ErrorChain;
 use function_host::policy::TenantName;
+use serde_json::Map;
 use tokio::sync::watch;
 use tonic::Status;
 
 use super::record::{attempt_number, base_reference};
+use super::store::StoreError;
 use super::{BuildPhase, BuildRecord, BuildRecords, RecordKey};
 use crate::buildkit::{BuildState, Connection, Daemon, HistoryListing, ListedBuild, SealedSecrets};
 use crate::redact::SecretMask;
@@ -44,15 +46,41 @@ pub(super) struct FoundBuild {
     pub(super) own: Option<watch::Receiver<BuildRecord>>,
     /// The mask of the log; `None` if the secrets of the build are not known any more.
     pub(super) mask: Option<SecretMask>,
-    /// The reason why the history could not be read; `None` if it was read.
-    pub(super) history_error: Option<String>,
+    /// The places that could not be read.
+    pub(super) unread: UnreadPlaces,
 }
 
 /// The reason why no build was found.
 #[derive(Debug)]
 pub(super) struct NotFound {
-    /// The reason why the history could not be read; `None` if it was read and does not have the build.
-    pub(super) history_error: Option<String>,
+    /// The places that could not be read.
+    pub(super) unread: UnreadPlaces,
+    /// Whether there is a record store.
+    pub(super) has_store: bool,
+}
+
+/// The places that could not be read for a question, with the reasons.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UnreadPlaces {
+    /// The reason why the history could not be read.
+    pub(super) history: Option<String>,
+    /// The reason why the record store could not be read.
+    pub(super) store: Option<String>,
+}
+
+impl UnreadPlaces {
+    /// Returns what an answer says about the places; `None` if all were read.
+    pub(super) fn to_text(&self) -> Option<String> {
+        let places = [
+            ("BuildKit's history", &self.history),
+            ("the record store", &self.store),
+        ];
+        let texts = places
+            .iter()
+            .filter_map(|(place, reason)| Some(format!("{place} could not be read: {}", reason.as_ref()?)));
+        let texts: Vec<_> = texts.collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
 }
 
 impl BuildLookup {
@@ -65,10 +93,23 @@ impl BuildLookup {
         let own = self.records.find(&key);
         let own_reference = own.as_ref().and_then(|(own, _)| own.borrow().reference.clone());
         let reference = own_reference.or_else(|| self.records.known_reference(&key));
-        let (listing, history_error) = match self.list_history(&key, reference.as_deref()).await {
-            Ok(listing) => (listing, None),
-            Err(error) => (HistoryListing::default(), Some(error)),
+        let reading = async {
+            match (&own, self.records.store()) {
+                (None, Some(store)) => store.read(&key).await,
+                _ => Ok(None),
+            }
         };
+        let (listing, stored) = tokio::join!(self.list_history(&key, reference.as_deref()), reading);
+        let mut unread = UnreadPlaces::default();
+        let listing = listing.unwrap_or_else(|error| {
+            unread.history = Some(error);
+            HistoryListing::default()
+        });
+        let stored = stored.unwrap_or_else(|error| {
+            unread.store = Some(report_store_error(&error));
+            None
+        });
+        let reference = reference.or_else(|| stored.as_ref()?.reference.clone());
         let is_cancelled = listing.cancellations.contains(&key.to_cancellation());
         let attempts = listing
             .builds
@@ -86,29 +127,48 @@ impl BuildLookup {
         };
         let own_record = own.as_ref().map(|(own, _)| own.borrow().clone());
         let record = match (own_record, in_history) {
-            (None, None) => return Err(NotFound { history_error }),
-            (None, Some(record)) => record,
             (Some(own), None) => own,
             (Some(own), Some(history)) => merge_records(own, history, &attempts),
+            (None, history) => match complete(stored, history, &attempts) {
+                Some(record) => record,
+                None => {
+                    let has_store = self.records.store().is_some();
+                    return Err(NotFound { unread, has_store });
+                }
+            },
         };
         Ok(FoundBuild {
             record,
             attempts,
             own: own.map(|(own, _)| own),
             mask,
-            history_error,
+            unread,
         })
     }
 
     /// Lists the builds of the caller's tenant, and the reason why some may be missing.
-    pub(super) async fn list(&self) -> (Vec<BuildRecord>, Option<String>) {
+    pub(super) async fn list(&self) -> (Vec<BuildRecord>, UnreadPlaces) {
         let listing = self
-            .request_history(|connection| async move { connection.list_builds(LISTED_RECORDS_MAX).await })
-            .await;
-        let (listing, history_error) = match listing {
-            Ok(listing) => (listing, None),
-            Err(error) => (HistoryListing::default(), Some(error)),
+            .request_history(|connection| async move { connection.list_builds(LISTED_RECORDS_MAX).await });
+        let reading = async {
+            match self.records.store() {
+                Some(store) => store.list(&self.tenant).await,
+                None => (Vec::new(), None),
+            }
         };
+        let (listing, (stored, store_error)) = tokio::join!(listing, reading);
+        let mut unread = UnreadPlaces {
+            history: None,
+            store: store_error.as_ref().map(report_store_error),
+        };
+        let listing = listing.unwrap_or_else(|error| {
+            unread.history = Some(error);
+            HistoryListing::default()
+        });
+        let mut stored: HashMap<_, _> = stored
+            .into_iter()
+            .map(|record| (record.id.clone(), record))
+            .collect();
         let own = self.records.list(self.tenant.as_deref());
         let mut own: HashMap<_, _> = own
             .into_iter()
@@ -121,8 +181,9 @@ impl BuildLookup {
         }
         let mut builds = Vec::new();
         for (id, attempts) in calls {
-            let own = own.remove(&id);
-            let reference = own.as_ref().and_then(|own| own.reference.as_deref());
+            let (own, stored) = (own.remove(&id), stored.remove(&id));
+            let known = own.as_ref().or(stored.as_ref());
+            let reference = known.and_then(|known| known.reference.as_deref());
             let attempts = attempts_of_one_build(attempts, reference);
             let key = RecordKey {
                 tenant: self.tenant.clone(),
@@ -132,12 +193,15 @@ impl BuildLookup {
             builds.extend(
                 match (own, BuildRecord::from_history(&id, &attempts, is_cancelled)) {
                     (Some(own), Some(history)) => Some(merge_records(own, history, &attempts)),
-                    (own, history) => own.or(history),
+                    (Some(own), None) => Some(own),
+                    (None, history) => complete(stored, history, &attempts),
                 },
             );
         }
-        builds.extend(own.into_values());
-        (builds, history_error)
+        // This process knows more of its own builds than it has stored.
+        stored.extend(own);
+        builds.extend(stored.into_values());
+        (builds, unread)
     }
 
     /// Connects to the daemon, within [`HISTORY_TIMEOUT`].
@@ -229,6 +293,43 @@ fn merge_records(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild
         attempts: own.attempts.max(history.attempts),
         ..own
     }
+}
+
+/// Returns what is known of a build of another process, or of this one before its start: by its stored record, and by the
+/// history.
+fn complete(
+    stored: Option<BuildRecord>,
+    history: Option<BuildRecord>,
+    attempts: &[ListedBuild],
+) -> Option<BuildRecord> {
+    let (stored, history) = match (stored, history) {
+        (Some(stored), Some(history)) => (stored, history),
+        (stored, history) => return stored.or(history),
+    };
+    if stored.phase.is_terminal() {
+        return Some(merge_records(stored, history, attempts));
+    }
+    // The build has not ended, whatever became of its attempts: its builder tries again, deploys, or another one resumes it.
+    let (phase, outcome) = match history.phase {
+        BuildPhase::Unknown => (BuildPhase::Deploying, Map::new()),
+        BuildPhase::Failed => (BuildPhase::Waiting, Map::new()),
+        phase => (phase, history.outcome),
+    };
+    Some(BuildRecord {
+        phase,
+        outcome,
+        steps: history.steps,
+        started_at: history.started_at,
+        ended_at: history.ended_at.filter(|_| phase.is_terminal()),
+        attempts: history.attempts,
+        ..stored
+    })
+}
+
+/// Logs why the record store could not be read, and returns what the caller is told.
+fn report_store_error(error: &StoreError) -> String {
+    tracing::warn!(error = %ErrorChain(error), "could not read the record store for a question about builds");
+    error.to_string()
 }
 
 /// Returns the attempts of the build `reference`, or else of the last build that began, the first attempt first. A

@@ -2,14 +2,14 @@
 
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::buildkit::{BuildState, ListedBuild, StepCounts};
 use crate::request::time::format_rfc3339_nanos;
 
 /// The state of a build, in the words of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum BuildPhase {
     /// The request was accepted, and the build has no slot yet.
@@ -49,7 +49,7 @@ impl BuildPhase {
 }
 
 /// What is known of one build.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct BuildRecord {
     /// The ID of the call that the build belongs to.
     pub(crate) id: String,
@@ -144,6 +144,11 @@ impl BuildRecord {
             outcome,
             reference: Some(base_reference(&last.reference).to_owned()),
         })
+    }
+
+    /// Returns whether the build succeeded.
+    pub(crate) fn is_success(&self) -> bool {
+        self.phase == BuildPhase::Success
     }
 
     /// Converts the record to the answer of `GET /builds/ID`.

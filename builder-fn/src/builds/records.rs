@@ -1,18 +1,20 @@
 //! The records of this process's builds.
 //!
 //! A build is recorded from the verification of its signature on. Records of ended builds are kept up to a limit; after
-//! that, BuildKit's history is what is left of them.
+//! that, BuildKit's history is what is left of them, and the record store if there is one.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
 use super::cancel::{CancellationWatch, WatchedDaemon};
-use super::{BuildPhase, BuildRecord};
+use super::store::{PendingWrite, RecordPlace, ResumableRequest, StoreError};
+use super::{BuildPhase, BuildRecord, RecordStore};
 use crate::buildkit::{Cancellation, Daemon};
 use crate::redact::SecretMask;
 
@@ -36,6 +38,7 @@ pub struct BuildRecords(Arc<SharedRecords>);
 #[derive(Debug)]
 struct SharedRecords {
     state: Mutex<RecordsState>,
+    store: Option<RecordStore>,
     cancellations: CancellationWatch,
     log_readers: Arc<Semaphore>,
     searches: Semaphore,
@@ -45,6 +48,7 @@ impl Default for SharedRecords {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
+            store: None,
             cancellations: CancellationWatch::default(),
             log_readers: Arc::new(Semaphore::new(LOG_READERS_MAX)),
             searches: Semaphore::new(SEARCHES_MAX),
@@ -88,9 +92,24 @@ pub(crate) struct AcceptedBuild {
     key: RecordKey,
     cancelled: watch::Receiver<bool>,
     has_ended: bool,
+    /// The place of the build's record in the record store, if there is one.
+    place: Option<RecordPlace>,
 }
 
 impl BuildRecords {
+    /// Creates records that are kept in `store` as well.
+    pub fn kept_in(store: RecordStore) -> Self {
+        Self(Arc::new(SharedRecords {
+            store: Some(store),
+            ..SharedRecords::default()
+        }))
+    }
+
+    /// Returns the store in which the records are kept as well.
+    pub(super) fn store(&self) -> Option<&RecordStore> {
+        self.0.store.as_ref()
+    }
+
     /// Records a delivery of a call. The record of a build that failed begins anew, and that of any other build stays.
     pub(crate) fn accept(&self, key: RecordKey, submitted_at: SystemTime) -> AcceptedBuild {
         let mut state = self.lock();
@@ -118,6 +137,7 @@ impl BuildRecords {
         drop(state);
         AcceptedBuild {
             shared: self.clone(),
+            place: self.store().map(|store| store.place(key.clone(), submitted_at)),
             key,
             cancelled,
             has_ended: false,
@@ -256,21 +276,44 @@ impl AcceptedBuild {
         self.key.tenant.as_deref()
     }
 
+    /// Records in the record store that the call was accepted, and what its build is resumed with. It is durable when this
+    /// returns. Without a store, nothing is recorded.
+    ///
+    /// # Errors
+    /// Fails if the registry does not store the record in a short time.
+    pub(crate) async fn store_acceptance(
+        &mut self,
+        request: Option<(ResumableRequest, Bytes)>,
+    ) -> Result<(), StoreError> {
+        let record = {
+            let state = self.shared.lock();
+            let build = state.builds.get(&self.key);
+            build.map(|build| build.record.borrow().clone())
+        };
+        match (self.shared.store(), &mut self.place, record) {
+            (Some(store), Some(place), Some(record)) => store.store_acceptance(place, record, request).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Records the end of the build, with the fields of its answer. While another delivery of the call is in progress,
     /// only a success is recorded: otherwise the outcome of the other one counts.
-    pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) {
-        self.record_end(phase, outcome);
+    ///
+    /// The record store is written in the background; the result says when that has ended.
+    pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
+        self.record_end(phase, outcome)
     }
 
     /// Records the end of the delivery once.
-    fn record_end(&mut self, phase: BuildPhase, outcome: Map<String, Value>) {
+    fn record_end(&mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
         if std::mem::replace(&mut self.has_ended, true) {
-            return;
+            return PendingWrite::none();
         }
         let mut state = self.shared.lock();
         let Some(build) = state.builds.get_mut(&self.key) else {
-            return;
+            return PendingWrite::none();
         };
+        let mut ended = None;
         build.deliveries -= 1;
         let is_last = build.deliveries == 0;
         if is_last || phase == BuildPhase::Success {
@@ -280,6 +323,7 @@ impl AcceptedBuild {
                     record.phase = phase;
                     record.outcome = outcome;
                     record.ended_at = Some(SystemTime::now());
+                    ended = Some(record.clone());
                 }
                 is_open
             });
@@ -287,6 +331,11 @@ impl AcceptedBuild {
         if is_last {
             state.ended.push_back(self.key.clone());
             state.evict_ended();
+        }
+        drop(state);
+        match (self.shared.store(), self.place.take(), ended) {
+            (Some(store), Some(place), Some(record)) => store.store_end(place, record),
+            _ => PendingWrite::none(),
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::authentication::verify_question;
 use super::filter::BuildFilter;
 use super::log::{LogFormat, LogRecordSink, LogSender};
-use super::lookup::{BuildLookup, FoundBuild, NotFound};
+use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
 use super::{BuildPhase, RecordKey};
 use crate::accept;
 use crate::answer;
@@ -133,15 +133,15 @@ async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
         Ok(filter) => filter,
         Err(problems) => return answer::error_response(StatusCode::BAD_REQUEST, &problems),
     };
-    let (builds, history_error) = lookup.list().await;
+    let (builds, unread) = lookup.list().await;
     let builds: Vec<_> = filter
         .select(builds)
         .iter()
         .map(|build| build.to_json())
         .collect();
     let mut body = json!({"builds": builds});
-    if let Some(error) = history_error {
-        body["incomplete"] = json!(format!("BuildKit's history could not be read: {error}"));
+    if let Some(text) = unread.to_text() {
+        body["incomplete"] = json!(text);
     }
     answer::json_value_response(StatusCode::OK, &body)
 }
@@ -149,23 +149,33 @@ async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
 /// Answers with the record of a build.
 fn answer_build(status: StatusCode, build: &FoundBuild) -> Response {
     let mut body = build.record.to_json();
-    if let Some(error) = &build.history_error {
-        body["incomplete"] = json!(format!("BuildKit's history could not be read: {error}"));
+    if let Some(text) = build.unread.to_text() {
+        body["incomplete"] = json!(text);
     }
     answer::json_value_response(status, &body)
 }
 
 /// Answers 404 for a build that was not found: the same for one that does not exist and for one of another tenant.
 fn answer_not_found(not_found: &NotFound) -> Response {
-    let text = match &not_found.history_error {
-        None => {
+    let UnreadPlaces { history, store } = &not_found.unread;
+    let text = match (history, store, not_found.has_store) {
+        (Some(_), None, _) => {
+            "this builder has not heard of this build, and BuildKit's history, which has those of other builders, could not \
+             be read; ask again"
+        }
+        (_, Some(_), _) => {
+            "this builder has not heard of this build, and the record store, which has those that other builders have \
+             accepted, could not be read; ask again"
+        }
+        (None, None, true) => {
+            "no builder has accepted this build: the queue has not delivered it yet or has lost it, or it was rejected before \
+             its signature was verified, or it waits elsewhere for a caller that is connected, or its record was too old or \
+             one too many, or the ID is wrong; if it stays unknown, submit it again"
+        }
+        (None, None, false) => {
             "no builder has heard of this build: the queue has not delivered it yet, or another builder has accepted it and \
              it waits there for a slot, or it was rejected before it began, or it is too old, or the ID is wrong; if it \
              stays unknown, submit it again"
-        }
-        Some(_) => {
-            "this builder has not heard of this build, and BuildKit's history, which has those of other builders, could not \
-             be read; ask again"
         }
     };
     answer::error_response(StatusCode::NOT_FOUND, text)

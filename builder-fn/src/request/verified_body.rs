@@ -41,6 +41,11 @@ impl VerifiedBody {
         tenant.map(|tenant| tenant.name().to_string())
     }
 
+    /// Returns whether the body has a signature that was verified.
+    pub(crate) fn is_signed(&self) -> bool {
+        self.signature.is_some()
+    }
+
     /// Returns the owner of the build's slot: the tenant that signed the body, or nobody without a policy.
     pub(crate) fn slot_owner(&self) -> SlotOwner {
         self.tenant()
@@ -86,6 +91,10 @@ impl VerifiedBody {
             signature,
         } = self;
         let body_bytes = spool.len();
+        let body_copy = match head.is_asynchronous && body_bytes <= limits.copied_body {
+            true => Some(read_whole(&spool)?.into()),
+            false => None,
+        };
         let limits = limits_with_quota(limits, quota);
         let content = match head.is_json {
             true => RequestContent::read_json(&spool, &limits)?,
@@ -131,6 +140,7 @@ impl VerifiedBody {
             is_single_use: is_dated && signature.is_some(),
             signature,
             submitted_at,
+            body_copy,
         })
     }
 }
@@ -171,17 +181,10 @@ impl RequestContent {
     fn read_json(body: &Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
         // Room for a configuration and an envelope of secrets, each as large as in a tar.
         let limit = (limits.archive.small_file as u64).saturating_mul(2);
-        let length = usize::try_from(body.len()).ok().filter(|_| body.len() <= limit);
-        let mut content = vec![0; length.ok_or(RequestError::JsonTooLarge { limit })?];
-        let mut filled = 0;
-        while filled < content.len() {
-            match body.read_at(&mut content[filled..], filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) => return Err(RequestError::ReadSpool(error)),
-            }
+        if body.len() > limit {
+            return Err(RequestError::JsonTooLarge { limit });
         }
-        let request = JsonRequest::parse(&content)?;
+        let request = JsonRequest::parse(&read_whole(body)?)?;
         Ok(Self {
             config: request.config,
             place: "the JSON request",
@@ -190,6 +193,20 @@ impl RequestContent {
             warnings: Vec::new(),
         })
     }
+}
+
+/// Reads a body that is small enough for memory. Blocks.
+fn read_whole(body: &Spool) -> Result<Vec<u8>, RequestError> {
+    let mut content = vec![0; usize::try_from(body.len()).unwrap_or_default()];
+    let mut filled = 0;
+    while filled < content.len() {
+        match body.read_at(&mut content[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) => return Err(RequestError::ReadSpool(error)),
+        }
+    }
+    Ok(content)
 }
 
 /// Returns warnings about keys that are ignored, or read in another spelling.

@@ -23,7 +23,8 @@ fn rules_of_policy(policy: &str) -> SourceRules {
         tenant,
         allowed: "files.internal:8080, 10.1.2.3".parse().expect("hosts"),
         sbom_generator: Some("docker.io/operator/scanner:1".into()),
-        stored_contexts: ContextRepository::parse("r.example/slipway/contexts"),
+        stored_contexts: OperatorRepository::parse("r.example/slipway/contexts"),
+        records: OperatorRepository::parse("r.example/slipway/records"),
         access: RepositoryAccess::default(),
         secrets: Arc::new(BuildSecrets::default()),
     }

@@ -18,7 +18,7 @@ use crate::setting::{
 };
 
 /// Returns a request for the state, the log or the end of builds that is signed with `key` now.
-fn question(key: &str, method: Method, path: &str, accept: &str) -> Request {
+pub(crate) fn question(key: &str, method: Method, path: &str, accept: &str) -> Request {
     let signed_at = jiff::Timestamp::now().to_string();
     let signature = sign_body(
         &hmac_keys(key),
@@ -35,7 +35,7 @@ fn question(key: &str, method: Method, path: &str, accept: &str) -> Request {
 }
 
 /// Sends a request for a build's state or cancellation that is signed with [`PAYLOAD_KEY`], and returns the answer.
-async fn ask(builder: &TestBuilder, method: Method, path: &str) -> Answer {
+pub(crate) async fn ask(builder: &TestBuilder, method: Method, path: &str) -> Answer {
     let request = question(PAYLOAD_KEY, method, path, "*/*");
     Answer::from_response(builder.send_request(request).await).await
 }

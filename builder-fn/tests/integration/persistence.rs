@@ -14,7 +14,7 @@ use crate::daemon;
 use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, request_tar_with};
 
 /// Sends a build as the gateway's queue does.
-async fn send_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> Answer {
+pub(crate) async fn send_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> Answer {
     let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
     let mut request = build_request_with(tar, Some(&signature));
     for time in ["1790000000000000000", "1790000000000000001"] {

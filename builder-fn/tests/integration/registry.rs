@@ -1,18 +1,18 @@
 //! A fake registry on loopback, which can fail in ways that a real one cannot be made to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use function_host::http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
+use function_host::http::header::{AUTHORIZATION, LINK, LOCATION, WWW_AUTHENTICATE};
 use function_host::http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 
@@ -28,6 +28,8 @@ pub(crate) struct FakeRegistry {
 struct RegistryState {
     /// Blobs and manifests by `REPOSITORY@DIGEST`.
     contents: HashMap<String, Bytes>,
+    /// The digests of tags by `REPOSITORY@TAG`.
+    tags: BTreeMap<String, String>,
     /// The lines of all requests, such as `GET /v2/…`.
     requests: Vec<String>,
     behaviour: RegistryBehaviour,
@@ -47,6 +49,18 @@ pub(crate) enum RegistryBehaviour {
     Redirecting(String),
     /// The blobs have other bytes than their digests say.
     Lying,
+}
+
+impl RegistryState {
+    /// Returns whether the repository has all that a manifest refers to.
+    fn has_parts_of(&self, repository: &str, manifest: &[u8]) -> bool {
+        let manifest: Value = serde_json::from_slice(manifest).expect("a manifest");
+        let layers = manifest["layers"].as_array().into_iter().flatten();
+        let mut parts = layers
+            .chain([&manifest["config"]])
+            .filter_map(|part| part["digest"].as_str());
+        parts.all(|digest| self.contents.contains_key(&format!("{repository}@{digest}")))
+    }
 }
 
 /// Returns the digest of `bytes`, as registries have it.
@@ -93,6 +107,25 @@ impl FakeRegistry {
         self.state().contents.len()
     }
 
+    /// Returns all blobs and manifests, with their keys.
+    pub(crate) fn contents(&self) -> Vec<(String, Bytes)> {
+        let state = self.state();
+        let contents = state.contents.iter();
+        contents
+            .map(|(key, content)| (key.clone(), content.clone()))
+            .collect()
+    }
+
+    /// Returns the tags of a repository.
+    pub(crate) fn tags(&self, repository: &str) -> Vec<String> {
+        let state = self.state();
+        let tags = state
+            .tags
+            .keys()
+            .filter_map(|key| key.strip_prefix(&format!("{repository}@")));
+        tags.map(str::to_owned).collect()
+    }
+
     /// Stores an artifact with these layers, and returns its full name with its digest.
     pub(crate) fn push_artifact(&self, repository: &str, layers: &[&[u8]]) -> String {
         let mut state = self.state();
@@ -108,6 +141,29 @@ impl FakeRegistry {
         let key = format!("{repository}@{digest}");
         state.contents.insert(key, manifest.into());
         format!("{}/{repository}@{digest}", self.host)
+    }
+
+    /// Answers with a page of tags, in their order by name.
+    fn list_tags(&self, repository: &str, query: &str) -> Response<Full<Bytes>> {
+        let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name));
+        let last = value("last=").unwrap_or_default();
+        let count = value("n=")
+            .and_then(|count| count.parse().ok())
+            .unwrap_or(usize::MAX);
+        let mut tags = self.tags(repository);
+        let exists = !tags.is_empty();
+        tags.retain(|tag| tag.as_str() > last);
+        let has_more = tags.len() > count;
+        tags.truncate(count);
+        let mut response = Response::new(Full::new(json!({"tags": tags}).to_string().into()));
+        if !exists {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+        }
+        if has_more {
+            let next = format!("</v2/{repository}/tags/list?n={count}>; rel=\"next\"");
+            response.headers_mut().insert(LINK, next.parse().expect("header"));
+        }
+        response
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -133,6 +189,8 @@ impl FakeRegistry {
             .unwrap_or_default()
             .to_owned();
         let key = format!("{repository}@{reference}");
+        let tagged = self.state().tags.get(&key).cloned();
+        let key = tagged.map_or(key, |digest| format!("{repository}@{digest}"));
         match &behaviour {
             RegistryBehaviour::Failing(part, status) if line.contains(part) => {
                 return respond(*status, Bytes::new());
@@ -164,19 +222,41 @@ impl FakeRegistry {
                 };
                 let content = content.to_bytes();
                 let digest = digest_of(&content);
-                let is_right =
-                    reference == digest || head.uri.query().is_some_and(|query| query.ends_with(&digest));
+                let is_tag = path.contains("/manifests/") && !reference.contains(':');
+                let is_right = is_tag
+                    || reference == digest
+                    || head.uri.query().is_some_and(|query| query.ends_with(&digest));
                 if !is_right {
                     return respond(400, Bytes::new());
                 }
+                let mut state = self.state();
+                if path.contains("/manifests/") && !state.has_parts_of(&repository, &content) {
+                    return respond(404, Bytes::new());
+                }
+                if is_tag {
+                    state
+                        .tags
+                        .insert(format!("{repository}@{reference}"), digest.clone());
+                }
                 let key = format!("{repository}@{digest}");
-                self.state().contents.insert(key, content);
+                state.contents.insert(key, content);
                 respond(201, Bytes::new())
             }
-            Method::DELETE => match self.state().contents.remove(&key) {
-                Some(_) => respond(202, Bytes::new()),
-                None => respond(404, Bytes::new()),
-            },
+            Method::DELETE => {
+                let mut state = self.state();
+                let is_own = format!("{repository}@");
+                state
+                    .tags
+                    .retain(|name, digest| !name.starts_with(&is_own) || *digest != reference);
+                match state.contents.remove(&key) {
+                    Some(_) => respond(202, Bytes::new()),
+                    None => respond(404, Bytes::new()),
+                }
+            }
+            _ if path.ends_with("/tags/list") => {
+                let repository = repository.strip_suffix("/tags/list").unwrap_or_default();
+                self.list_tags(repository, head.uri.query().unwrap_or_default())
+            }
             _ => match self.state().contents.get(&key).cloned() {
                 Some(content)
                     if matches!(behaviour, RegistryBehaviour::Lying) && path.contains("/blobs/") =>

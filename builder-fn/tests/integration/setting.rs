@@ -6,14 +6,14 @@ use std::time::Duration;
 use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{Daemon, EventTimeouts};
-use builder_fn::builds::BuildRecords;
+use builder_fn::builds::{BuildRecords, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
 use builder_fn::notify::{NotificationRoom, Notifier};
-use builder_fn::registry::ContextRepository;
+use builder_fn::registry::OperatorRepository;
 use builder_fn::remote_context::{RemoteContexts, StoredContextSettings, UploadLimit};
 use builder_fn::request::{FreshnessLimit, RequestLimits};
 use builder_fn::sealed::SealKey;
@@ -209,9 +209,27 @@ impl TestBuilder {
     /// Names the repository for stored contexts, and whether they are deleted after their build.
     pub(crate) fn with_stored_contexts(mut self, repository: &str, deletes_built: bool) -> Self {
         self.api.builder.contexts.stored = StoredContextSettings {
-            repository: ContextRepository::parse(repository),
+            repository: OperatorRepository::parse(repository),
             deletes_built,
         };
+        self
+    }
+
+    /// Keeps the records of builds in `repository`, of a registry without authentication. Builders of one test share them.
+    pub(crate) fn with_record_store(mut self, repository: &str) -> Self {
+        self.write_secret("deploy-secret", "the key of the deployer\n");
+        let repository = OperatorRepository::parse(repository).expect("a repository");
+        let access = RecordStoreAccess {
+            repository: repository.clone(),
+            credentials: Arc::new(OneRegistryCredentials),
+            secrets: self.context.secrets().clone(),
+            insecure: true,
+            token_realms: AllowedTokenHosts::default(),
+        };
+        let store = RecordStore::new(access, self.api.metrics.record_writes());
+        self.api.limits.copied_body = STORED_BODY_MAX;
+        self.api.builder.settings.records_repository = Some(repository);
+        self.api.builder.records = BuildRecords::kept_in(store);
         self
     }
 

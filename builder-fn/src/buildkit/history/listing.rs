@@ -10,6 +10,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
 };
 use futures_util::TryStreamExt;
+use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::{ANSWER_TIMEOUT, BuildState, find_in_history_events, listen_to_history, time_from_unix};
@@ -57,7 +58,7 @@ pub struct HistoryListing {
 }
 
 /// The numbers of a build's steps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepCounts {
     /// The number of all steps.
     pub total: u64,

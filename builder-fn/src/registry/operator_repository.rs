@@ -1,12 +1,13 @@
-//! The repository in which the builder stores contexts for its callers.
+//! A repository of the operator, in which the builder stores what belongs to its callers.
 
 use super::image_name::ImageName;
 
-/// The repository for stored contexts. Those of a tenant are in a repository below it that has the tenant's name.
+/// A repository of the operator for what the builder stores. That of a tenant is in a repository below it that has the
+/// tenant's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ContextRepository(ImageName);
+pub struct OperatorRepository(ImageName);
 
-impl ContextRepository {
+impl OperatorRepository {
     /// Parses the name of the repository, without tag and digest, in lower case. Returns `None` for another name.
     pub fn parse(name: &str) -> Option<Self> {
         let image = ImageName::parse(name).filter(|image| image.to_string() == name)?;
@@ -14,13 +15,18 @@ impl ContextRepository {
         is_lower_case.then_some(Self(image))
     }
 
-    /// Returns the repository for the contexts of `tenant`, or of all callers of a builder without tenants.
+    /// Returns the repository for what belongs to `tenant`, or of all callers of a builder without tenants.
     pub(crate) fn of_tenant(&self, tenant: Option<&str>) -> Option<ImageName> {
         match tenant {
             // The name of a tenant is valid in the name of a repository.
             Some(tenant) => ImageName::parse(&format!("{}/{tenant}", self.0)),
             None => Some(self.0.clone()),
         }
+    }
+
+    /// Returns whether one of two repositories is the other, or in it.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.has(&other.0) || other.has(&self.0)
     }
 
     /// Returns whether `image` is this repository or one below it, whatever tenant it belongs to.
@@ -37,7 +43,7 @@ mod tests {
 
     #[test]
     fn the_stored_contexts_of_a_tenant_have_a_repository_of_their_own() {
-        let repository = ContextRepository::parse("r.example:5000/slipway/contexts").unwrap();
+        let repository = OperatorRepository::parse("r.example:5000/slipway/contexts").unwrap();
         for (name, has) in [
             ("r.example:5000/slipway/contexts", true),
             ("R.example:5000/slipway/contexts/acme", true),
@@ -48,6 +54,16 @@ mod tests {
         ] {
             assert_eq!(repository.has(&ImageName::parse(name).unwrap()), has, "{name}");
         }
+        for (other, overlaps) in [
+            ("r.example:5000/slipway/contexts", true),
+            ("r.example:5000/slipway", true),
+            ("r.example:5000/slipway/contexts/acme", true),
+            ("r.example:5000/slipway/records", false),
+            ("r.example/slipway/contexts", false),
+        ] {
+            let other = OperatorRepository::parse(other).unwrap();
+            assert_eq!(repository.overlaps(&other), overlaps, "{other:?}");
+        }
         let own = repository.of_tenant(Some("acme")).unwrap();
         assert_eq!(own.to_string(), "r.example:5000/slipway/contexts/acme");
         for name in [
@@ -56,7 +72,7 @@ mod tests {
             "r.example/A",
             "r.example/a@sha256:00",
         ] {
-            assert_eq!(ContextRepository::parse(name), None, "{name}");
+            assert_eq!(OperatorRepository::parse(name), None, "{name}");
         }
     }
 }

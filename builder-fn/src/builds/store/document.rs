@@ -1,0 +1,275 @@
+//! The content of a record, and the manifest that has it.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::StoreError;
+use crate::builds::{BuildPhase, BuildRecord};
+use crate::registry::{EMPTY_CONFIG, MANIFEST_MEDIA_TYPE};
+use crate::request::RequestHead;
+
+/// The type of the artifacts that are records.
+const RECORD_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-record.v1";
+
+/// The media type of a sealed body.
+const BODY_MEDIA_TYPE: &str = "application/vnd.slipway.sealed-request.v1";
+
+/// The annotation with the sealed record, in base64.
+const RECORD_ANNOTATION: &str = "io.slipway.record";
+
+/// The size up to which a record is stored whole, in bytes. Registries accept manifests of up to 4 MiB.
+const RECORD_MAX_BYTES: usize = 1 << 20;
+
+/// A record as it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct StoredRecord {
+    /// The tenant of the build.
+    pub(super) tenant: Option<String>,
+    /// The process that wrote the record.
+    pub(super) owner: String,
+    /// What is known of the build.
+    pub(super) build: BuildRecord,
+    /// What is needed to resume the build, until it ends.
+    pub(super) request: Option<ResumableRequest>,
+    /// The body of the request.
+    pub(super) body: Option<StoredBody>,
+}
+
+/// The parts of an accepted request that its build is resumed with, besides the body.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ResumableRequest {
+    /// The value of the header with the signature of the body.
+    pub(crate) signature: Option<String>,
+    /// The value of the header with the name of the tenant.
+    pub(crate) tenant: Option<String>,
+    /// The value of the gateway's header with the time of the submission.
+    pub(crate) start_time: Option<Vec<u8>>,
+    /// Whether the body is JSON.
+    pub(crate) is_json: bool,
+    /// The time at which the request arrived first.
+    pub(crate) arrived: SystemTime,
+    /// The time that the call had.
+    pub(crate) time_limit: Option<Duration>,
+}
+
+/// The blob with the sealed body of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredBody {
+    /// The digest of the blob, `sha256:…`.
+    pub(super) digest: String,
+    /// The length of the blob in bytes.
+    pub(super) bytes: u64,
+}
+
+impl ResumableRequest {
+    /// Returns what the build of a request that arrived with `head` is resumed with, within `time_limit` each time.
+    pub(crate) fn new(head: &RequestHead, time_limit: Option<Duration>) -> Self {
+        Self {
+            signature: head.signature.clone(),
+            tenant: head.tenant.clone(),
+            start_time: head.start_time.clone(),
+            is_json: head.is_json,
+            arrived: head.arrived,
+            time_limit,
+        }
+    }
+}
+
+impl StoredRecord {
+    /// Converts the record to JSON. One that would be too large for a manifest loses its warnings, and then its outcome.
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        let encode = |record: &Self| serde_json::to_vec(record).unwrap_or_default();
+        let json = encode(self);
+        if json.len() <= RECORD_MAX_BYTES {
+            return json;
+        }
+        let mut shorter = self.clone();
+        let outcome = &mut shorter.build.outcome;
+        let notice = "the warnings of this build are too long for its record";
+        outcome.insert("warnings".to_owned(), json!([notice]));
+        let json = encode(&shorter);
+        if json.len() <= RECORD_MAX_BYTES {
+            return json;
+        }
+        let outcome = &mut shorter.build.outcome;
+        outcome.retain(|key, _| key == "digest");
+        let notice = "the outcome of this build is too long for its record";
+        outcome.insert("warnings".to_owned(), json!([notice]));
+        encode(&shorter)
+    }
+
+    /// Parses the JSON of a record.
+    pub(super) fn parse(json: &[u8]) -> Result<Self, StoreError> {
+        serde_json::from_slice(json).map_err(|_| StoreError::Malformed)
+    }
+
+    /// Returns whether the process `owner` may replace the record by one that says `build`.
+    ///
+    /// A delivery that fails, or that waits, must not hide that another one builds or has built the same.
+    pub(super) fn may_be_replaced_by(&self, build: &BuildRecord, owner: &str) -> bool {
+        match (self.build.phase, build.phase) {
+            (_, BuildPhase::Success) => true,
+            (BuildPhase::Success, _) => false,
+            (_, BuildPhase::Cancelled) => true,
+            (BuildPhase::Cancelled, _) => false,
+            (current, BuildPhase::Failed) => current.is_terminal() || self.owner == owner,
+            (_, _) => true,
+        }
+    }
+}
+
+/// The manifest of a record.
+#[derive(Clone, Debug)]
+pub(super) struct RecordManifest(String);
+
+impl RecordManifest {
+    /// Returns the manifest of an artifact with a sealed record, and with the body of its request as its layer.
+    pub(super) fn new(sealed: &[u8], body: Option<&StoredBody>) -> Self {
+        let empty = json!({
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": digest_of(EMPTY_CONFIG),
+            "size": EMPTY_CONFIG.len(),
+        });
+        let layer = match body {
+            Some(StoredBody { digest, bytes }) => {
+                json!({"mediaType": BODY_MEDIA_TYPE, "digest": digest, "size": bytes})
+            }
+            // A manifest has at least one layer.
+            None => empty.clone(),
+        };
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_MEDIA_TYPE,
+            "artifactType": RECORD_ARTIFACT_TYPE,
+            "config": empty,
+            "layers": [layer],
+            "annotations": { RECORD_ANNOTATION: STANDARD.encode(sealed) },
+        });
+        Self(manifest.to_string())
+    }
+
+    /// Returns the sealed record in a manifest.
+    ///
+    /// # Errors
+    /// Fails if the manifest has none.
+    pub(super) fn sealed_record(manifest: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let manifest: Value = serde_json::from_slice(manifest).map_err(|_| StoreError::Malformed)?;
+        let sealed = manifest["annotations"][RECORD_ANNOTATION].as_str();
+        sealed
+            .and_then(|sealed| STANDARD.decode(sealed).ok())
+            .ok_or(StoreError::Malformed)
+    }
+
+    /// Returns the manifest's digest, `sha256:…`.
+    pub(super) fn digest(&self) -> String {
+        digest_of(self.0.as_bytes())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Returns the digest of `bytes`, as registries have it.
+pub(super) fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(owner: &str, phase: BuildPhase) -> StoredRecord {
+        StoredRecord {
+            tenant: None,
+            owner: owner.into(),
+            build: BuildRecord {
+                phase,
+                ..BuildRecord::accepted("a", SystemTime::UNIX_EPOCH)
+            },
+            request: None,
+            body: None,
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_back_from_its_manifest() {
+        let mut stored = record("me", BuildPhase::Failed);
+        stored.build.outcome.insert("error".into(), json!("broken"));
+        let body = StoredBody {
+            digest: digest_of(b"x"),
+            bytes: 1,
+        };
+        let manifest = RecordManifest::new(&stored.to_json(), Some(&body));
+        let sealed = RecordManifest::sealed_record(manifest.as_str().as_bytes()).unwrap();
+        let read = StoredRecord::parse(&sealed).unwrap();
+        assert_eq!(read.build.to_json(), stored.build.to_json());
+        for text in ["", "{}", r#"{"annotations":{"io.slipway.record":"?"}}"#] {
+            assert!(
+                matches!(
+                    RecordManifest::sealed_record(text.as_bytes()),
+                    Err(StoreError::Malformed)
+                ),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_delivery_that_fails_or_waits_does_not_hide_a_build_of_another() {
+        use BuildPhase::{Cancelled, Failed, Success, Waiting};
+        for (owner, current, new, may) in [
+            ("me", Waiting, Failed, true),
+            ("other", Waiting, Failed, false),
+            ("other", Failed, Failed, true),
+            ("other", Waiting, Success, true),
+            ("other", Cancelled, Success, true),
+            ("other", Success, Failed, false),
+            ("me", Success, Waiting, false),
+            ("me", Success, Cancelled, false),
+            ("me", Cancelled, Failed, false),
+            ("me", Cancelled, Waiting, false),
+            ("other", Waiting, Cancelled, true),
+            ("other", Waiting, Waiting, true),
+            ("other", Failed, Waiting, true),
+        ] {
+            let new = record("me", new).build;
+            assert_eq!(
+                record(owner, current).may_be_replaced_by(&new, "me"),
+                may,
+                "{owner} {current:?} {:?}",
+                new.phase
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_too_large_for_a_manifest_keeps_its_state_and_its_digest() {
+        let mut stored = record("me", BuildPhase::Success);
+        let long = "x".repeat(RECORD_MAX_BYTES);
+        let outcome = &mut stored.build.outcome;
+        outcome.insert("digest".into(), json!("sha256:12"));
+        outcome.insert("warnings".into(), json!([long]));
+        let read = StoredRecord::parse(&stored.to_json()).unwrap();
+        assert_eq!(read.build.outcome["digest"], "sha256:12");
+        assert!(
+            read.build.outcome["warnings"][0]
+                .as_str()
+                .unwrap()
+                .contains("too long")
+        );
+
+        stored.build.outcome.insert("error".into(), json!(long));
+        let json = stored.to_json();
+        assert!(json.len() < 1000);
+        assert_eq!(
+            StoredRecord::parse(&json).unwrap().build.phase,
+            BuildPhase::Success
+        );
+    }
+}

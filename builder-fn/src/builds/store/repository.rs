@@ -1,0 +1,239 @@
+//! The requests of the record store to its registry.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use function_host::ErrorChain;
+use function_host::http::header::LINK;
+use function_host::http::{Method, StatusCode, Uri};
+use function_host::registry::{RegistryClient, Repository};
+use http_body_util::{BodyExt, Limited};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::document::{RecordManifest, StoredBody, digest_of};
+use super::{RecordStoreAccess, StoreError};
+use crate::registry::{
+    EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to, upload_blob,
+};
+
+/// How long a handle with its token is used. Tokens are valid for at least a minute.
+const HANDLE_AGE_MAX: Duration = Duration::from_secs(45);
+
+/// The number of tags that are requested at once.
+const TAGS_PER_PAGE: usize = 1000;
+
+/// The limit on the pages of tags. With more tags, which only a registry without deletion has, the last ones by name count,
+/// which are the newest.
+const PAGES_MAX: usize = 50;
+
+/// The limit on one page of tags, in bytes.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// The repositories of the records, one for each tenant.
+pub(super) struct RecordRepository {
+    access: RecordStoreAccess,
+    /// Handles of the tenants' repositories, whose tokens were fetched a moment ago.
+    handles: Mutex<HashMap<Option<String>, (Instant, Repository)>>,
+    /// The tenants whose repositories have the configuration that all manifests refer to.
+    prepared: Mutex<HashSet<Option<String>>>,
+    refuses_deletion: AtomicBool,
+}
+
+impl RecordRepository {
+    pub(super) fn new(access: RecordStoreAccess) -> Self {
+        Self {
+            access,
+            handles: Mutex::default(),
+            prepared: Mutex::default(),
+            refuses_deletion: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the manifest that has the tag, if there is one.
+    pub(super) async fn get(&self, tenant: &Option<String>, tag: &str) -> Result<Option<Bytes>, StoreError> {
+        let mut repository = self.open(tenant).await?;
+        let manifest = repository.fetch_manifest(tag).await?;
+        self.keep(tenant, repository);
+        Ok(manifest)
+    }
+
+    /// Stores a manifest under a tag, in place of the one that has the tag.
+    pub(super) async fn put(
+        &self,
+        tenant: &Option<String>,
+        tag: &str,
+        manifest: &RecordManifest,
+    ) -> Result<(), StoreError> {
+        let mut repository = self.open(tenant).await?;
+        let is_prepared = lock(&self.prepared).contains(tenant);
+        if !is_prepared {
+            let length = EMPTY_CONFIG.len() as u64;
+            let body = || bytes_body(EMPTY_CONFIG.into());
+            upload_blob(&mut repository, &digest_of(EMPTY_CONFIG), length, body).await?;
+            lock(&self.prepared).insert(tenant.clone());
+        }
+        let put = put_manifest(&mut repository, tag, manifest.as_str().to_owned()).await;
+        if put.is_err() {
+            // The registry may have collected the configuration as garbage.
+            lock(&self.prepared).remove(tenant);
+        }
+        put?;
+        self.keep(tenant, repository);
+        Ok(())
+    }
+
+    /// Stores a blob, and returns what refers to it.
+    pub(super) async fn put_blob(
+        &self,
+        tenant: &Option<String>,
+        content: Vec<u8>,
+    ) -> Result<StoredBody, StoreError> {
+        let mut repository = self.open(tenant).await?;
+        let stored = StoredBody {
+            digest: digest_of(&content),
+            bytes: content.len() as u64,
+        };
+        let content = Bytes::from(content);
+        let body = || bytes_body(content.clone());
+        upload_blob(&mut repository, &stored.digest, stored.bytes, body).await?;
+        self.keep(tenant, repository);
+        Ok(stored)
+    }
+
+    /// Returns the digest of the manifest that has the tag, if there is one.
+    pub(super) async fn digest(
+        &self,
+        tenant: &Option<String>,
+        tag: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let manifest = self.get(tenant, tag).await?;
+        Ok(manifest.map(|manifest| digest_of(&manifest)))
+    }
+
+    /// Deletes the manifest with this digest. A failure is logged: the registry's garbage collection deletes it then.
+    pub(super) async fn delete(&self, tenant: &Option<String>, digest: &str) {
+        if self.refuses_deletion() {
+            return;
+        }
+        let status = match self.request_deletion(tenant, digest).await {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::debug!(error = %ErrorChain(&error), "could not delete a record of a build");
+                return;
+            }
+        };
+        match status {
+            status if status.is_success() || status == StatusCode::NOT_FOUND => {}
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                if !self.refuses_deletion.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        status = status.as_u16(),
+                        "the registry does not delete records of builds; they accumulate until it collects them itself"
+                    );
+                }
+            }
+            status => tracing::debug!(status = status.as_u16(), "could not delete a record of a build"),
+        }
+    }
+
+    /// Returns whether the registry has refused to delete a record.
+    pub(super) fn refuses_deletion(&self) -> bool {
+        self.refuses_deletion.load(Ordering::Relaxed)
+    }
+
+    async fn request_deletion(
+        &self,
+        tenant: &Option<String>,
+        digest: &str,
+    ) -> Result<StatusCode, StoreError> {
+        let handle = self.create_handle(tenant).await?;
+        let mut repository = handle.with_actions("delete,pull");
+        let address = repository.uri_of_path(&format!("manifests/{digest}"))?;
+        let request = || request_to(Method::DELETE, &address, empty_body());
+        Ok(repository.send(request, RESPONSE_TIMEOUT).await?.status())
+    }
+
+    /// Lists the tags of a tenant's repository, the last ones by name if there are too many.
+    pub(super) async fn list_tags(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
+        #[derive(Deserialize)]
+        struct Page {
+            /// `null` if the repository has had tags.
+            tags: Option<Vec<String>>,
+        }
+        let mut repository = self.open(tenant).await?;
+        let mut tags: Vec<String> = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let last = tags.last().map(|last| format!("&last={last}"));
+            let query = format!("tags/list?n={TAGS_PER_PAGE}{}", last.unwrap_or_default());
+            let address: Uri = repository.uri_of_path(&query)?;
+            let request = || request_to(Method::GET, &address, empty_body());
+            let response = repository.send(request, RESPONSE_TIMEOUT).await?;
+            match response.status() {
+                StatusCode::OK => {}
+                // A repository exists from its first manifest on.
+                StatusCode::NOT_FOUND => break,
+                status => return Err(rejection(&repository, status).into()),
+            }
+            let has_more = response.headers().contains_key(LINK);
+            let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await;
+            let body = body.map_err(|_| StoreError::Malformed)?.to_bytes();
+            let page: Page = serde_json::from_slice(&body).map_err(|_| StoreError::Malformed)?;
+            let page = page.tags.unwrap_or_default();
+            let is_new = page.last() != tags.last() && !page.is_empty();
+            tags.extend(page);
+            if !has_more || !is_new {
+                break;
+            }
+        }
+        self.keep(tenant, repository);
+        Ok(tags)
+    }
+
+    /// Returns a handle of a tenant's repository, with the token of an earlier request if there is one.
+    async fn open(&self, tenant: &Option<String>) -> Result<Repository, StoreError> {
+        if let Some((since, repository)) = lock(&self.handles).get(tenant)
+            && since.elapsed() < HANDLE_AGE_MAX
+        {
+            return Ok(repository.clone());
+        }
+        let handle = self.create_handle(tenant).await?;
+        let repository = handle.with_actions("pull,push");
+        lock(&self.handles).insert(tenant.clone(), (Instant::now(), repository.clone()));
+        Ok(repository)
+    }
+
+    async fn create_handle(&self, tenant: &Option<String>) -> Result<Repository, StoreError> {
+        let access = &self.access;
+        let image = access.repository.of_tenant(tenant.as_deref());
+        let image = image.ok_or_else(|| StoreError::Tenant {
+            tenant: tenant.clone().unwrap_or_default(),
+        })?;
+        let credentials = access.credentials.credentials(image.registry()).await;
+        let client = RegistryClient::new(&access.secrets, access.insecure, access.token_realms.clone())?;
+        Ok(client.repository(image.registry(), image.repository(), credentials))
+    }
+
+    /// Keeps the token of a handle for the next request.
+    fn keep(&self, tenant: &Option<String>, repository: Repository) {
+        if let Some((_, kept)) = lock(&self.handles).get_mut(tenant) {
+            *kept = repository;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for RecordRepository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RecordRepository")
+            .field(&self.access.repository)
+            .finish()
+    }
+}

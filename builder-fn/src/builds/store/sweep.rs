@@ -1,0 +1,98 @@
+//! Deletes records that are too many or too old.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use function_host::ErrorChain;
+
+use super::index_tag::IndexTag;
+use super::{AGE_MAX, RECORDS_MAX, RecordStore, StoreError};
+
+/// The time between two sweeps, to which up to as much is added at random.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30 * 60);
+
+/// The limit on the records that one sweep deletes.
+const DELETIONS_MAX: usize = 2000;
+
+impl RecordStore {
+    /// Deletes records beyond the limits, now and then, for as long as the process runs. `tenants` returns the current ones.
+    pub async fn sweep_periodically(self, tenants: impl Fn() -> Vec<Option<String>> + Send) {
+        loop {
+            // At first too, so that builders that start together do not sweep together.
+            tokio::time::sleep(SWEEP_INTERVAL.mul_f64(1.0 + fastrand::f64())).await;
+            for tenant in tenants() {
+                if let Err(error) = self.sweep(&tenant, SystemTime::now()).await {
+                    let tenant = tenant.unwrap_or_default();
+                    tracing::warn!(tenant, error = %ErrorChain(&error), "could not list records of builds to delete old ones");
+                }
+            }
+        }
+    }
+
+    /// Deletes the records of a tenant that are beyond the limits at the time `now`.
+    async fn sweep(&self, tenant: &Option<String>, now: SystemTime) -> Result<(), StoreError> {
+        let repository = &self.0.repository;
+        if repository.refuses_deletion() {
+            return Ok(());
+        }
+        let tags = repository.list_tags(tenant).await?;
+        for tag in excess_entries(&tags, now).into_iter().take(DELETIONS_MAX) {
+            // With the manifest, all its tags are deleted. A newer record of the same build has another manifest.
+            if let Some(digest) = repository.digest(tenant, &tag.to_string()).await? {
+                repository.delete(tenant, &digest).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the entries among `tags` that are beyond the limits, the oldest first.
+fn excess_entries(tags: &[String], now: SystemTime) -> Vec<IndexTag> {
+    let mut entries: Vec<_> = tags.iter().filter_map(|tag| IndexTag::parse(tag)).collect();
+    entries.sort_unstable_by(|one, other| other.cmp(one));
+    let is_old = |entry: &IndexTag| {
+        now.duration_since(entry.accepted_at())
+            .is_ok_and(|age| age > AGE_MAX)
+    };
+    let kept = entries.iter().take(RECORDS_MAX).filter(|entry| !is_old(entry));
+    let kept: HashSet<_> = kept.cloned().collect();
+    entries.retain(|entry| !kept.contains(entry));
+    entries.reverse();
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builds::RecordKey;
+
+    #[test]
+    fn records_are_deleted_by_age_and_beyond_their_number_the_oldest_first() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let tag = |number: u64| {
+            let key = RecordKey {
+                tenant: None,
+                id: number.to_string(),
+            };
+            let age = Duration::from_secs(number);
+            IndexTag::new(&key, now.checked_sub(age).unwrap(), "0123456789abcdef").to_string()
+        };
+        let few: Vec<_> = [0, 1, AGE_MAX.as_secs(), AGE_MAX.as_secs() + 1]
+            .map(tag)
+            .into_iter()
+            .chain(["latest".to_owned()])
+            .collect();
+        let excess: Vec<_> = excess_entries(&few, now)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(excess, [tag(AGE_MAX.as_secs() + 1)]);
+
+        let many: Vec<_> = (0..RECORDS_MAX as u64 + 2).map(tag).collect();
+        let excess: Vec<_> = excess_entries(&many, now)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(excess, [tag(RECORDS_MAX as u64 + 1), tag(RECORDS_MAX as u64)]);
+    }
+}

@@ -1,0 +1,217 @@
+//! Runs the build of one request, and records, counts, traces and logs its outcome.
+
+use function_host::{Context, ErrorChain, trace};
+
+use super::{BuildExchange, BuilderApi, ReceivedBuild};
+use crate::answer::{Answer, AnswerFields};
+use crate::build::BuilderCall;
+use crate::buildkit::BuildReference;
+use crate::builds::{BuildPhase, outcome_fields};
+use crate::error::{Error, ErrorKind};
+use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
+use crate::notify::Receiver;
+use crate::redact::{SecretMask, TraceMask};
+use crate::report::{BuildStatus, LineFormatter, LogSink};
+use crate::request::{BuildRequest, VerifiedSignature};
+use crate::sealed::BuildSecrets;
+
+impl BuilderApi {
+    /// Runs the build of an authentic request and returns its answer, without the log, and the request.
+    pub(super) async fn run_build(
+        &self,
+        received: ReceivedBuild,
+        exchange: &BuildExchange,
+        log: &mut dyn LogSink,
+    ) -> (Answer, BuildRequest) {
+        let ReceivedBuild {
+            mut request,
+            admission,
+            mut accepted,
+            resumable,
+        } = received;
+        let image = request.config.image_as_given.as_str();
+        let context = &exchange.context;
+        let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
+        let reference = match signature {
+            Some(signature) if request.is_single_use => BuildReference::for_signature(signature),
+            Some(signature) => BuildReference::for_call_and_signature(context.call_id(), signature),
+            None => BuildReference::random(),
+        };
+        tracing::info!(image, %reference, bytes = request.body_bytes, "build started");
+        let in_flight = self.metrics.start_build(request.body_bytes);
+        let span = trace::span("build");
+        span.set_attribute("slipway.image", image.to_owned());
+        span.set_attribute("slipway.reference", reference.to_string());
+        let secrets = self.open_sealed_secrets(&request);
+        let mask = secrets
+            .as_ref()
+            .map(|secrets| secrets.mask().clone())
+            .unwrap_or_default();
+        let trace_mask = match span.is_recording() {
+            true => TraceMask::new(mask.clone(), &request.config.build_args),
+            false => TraceMask::default(),
+        };
+        accepted.set_mask(mask.clone());
+        let function = self.builder.function_of(&request);
+        accepted.update(|record| {
+            record.image = Some(image.to_owned());
+            record.function = function.map(|function| function.without_tenant());
+            record.submitted_at = Some(request.submitted_at.at);
+            record.reference = Some(reference.to_string());
+        });
+        let mut lines = LineFormatter::new(mask.clone());
+        for warning in &request.warnings {
+            log.push(lines.record_warning(warning));
+        }
+        if exchange.outlives_its_caller() {
+            let body = request.body_copy.take();
+            // The answer of a build that is resumed reaches nobody who could hand its image over.
+            let request = resumable
+                .zip(body)
+                .filter(|_| !self.is_deployed_by_callback(&request));
+            if let Err(error) = accepted.store_acceptance(request).await {
+                tracing::warn!(error = %ErrorChain(&error), "could not record an accepted build in the registry");
+                log.push(lines.record_warning(
+                    "the build could not be recorded in the registry: it is lost if its builder stops",
+                ));
+            }
+        }
+        let ready = self.check_notify_url(&request).and(secrets);
+        let result = match ready {
+            Ok(secrets) => {
+                let call = BuilderCall {
+                    id: context.call_id(),
+                    reference,
+                    deadline: context.deadline(),
+                    shutdown: context.shutdown(),
+                    secrets,
+                    trace_mask: &trace_mask,
+                    admission: &admission,
+                    is_asynchronous: exchange.is_asynchronous,
+                    accepted: &accepted,
+                };
+                span.run(self.builder.build_and_deploy(&request, &call, &mut lines, log))
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        let fields = exchange.answer_fields(Some(image));
+        let is_cancelled = matches!(result, Err(Error::Cancelled));
+        let mut answer = match result {
+            Ok(built) => {
+                let digest = built.digest.as_deref().unwrap_or_default();
+                let deployment = built
+                    .deployment
+                    .as_ref()
+                    .map(|deployment| deployment.status.as_str());
+                let seconds = fields.seconds;
+                tracing::info!(image, digest, deployment, seconds, "build succeeded");
+                in_flight.end_with_outcome(match built.is_superseded() {
+                    true => SUPERSEDED_OUTCOME,
+                    false => "success",
+                });
+                span.set_attribute("slipway.digest", digest.to_owned());
+                Answer::from_built(built, fields).with_secrets_masked(&mask)
+            }
+            Err(error) => {
+                log_build_failure(&error, fields, &mask);
+                in_flight.end_with_outcome(outcome_label(error.kind()));
+                span.set_attribute("error.type", outcome_label(error.kind()));
+                span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
+                Answer::from_error(&error, fields).with_secrets_masked(&mask)
+            }
+        };
+        answer.report.warnings = lines.into_warnings();
+        let phase = match answer.report.status {
+            BuildStatus::Success => BuildPhase::Success,
+            BuildStatus::Failed if is_cancelled => BuildPhase::Cancelled,
+            BuildStatus::Failed => BuildPhase::Failed,
+        };
+        let written = accepted.end(phase, outcome_fields(&answer.report));
+        if exchange.outlives_its_caller() {
+            written.wait().await;
+        }
+        (answer, request)
+    }
+
+    /// Checks that the result of the build may be sent where the config says.
+    fn check_notify_url(&self, request: &BuildRequest) -> Result<(), Error> {
+        let Some(url) = &request.config.notify else {
+            return Ok(());
+        };
+        let tenant = request.tenant().map(AsRef::as_ref);
+        self.notifier.check_url(url, tenant).map_err(Error::Notify)
+    }
+
+    /// Sends the result of a build where its config says. A rejected URL is sent nothing.
+    pub(super) async fn notify_of_result(&self, request: &BuildRequest, context: &Context, answer: &Answer) {
+        let Some(url) = &request.config.notify else {
+            return;
+        };
+        let Some(body) = answer
+            .notification_body()
+            .filter(|_| self.check_notify_url(request).is_ok())
+        else {
+            return;
+        };
+        let receiver = Receiver {
+            url: url.clone(),
+            tenant: request.tenant().cloned(),
+            keys: request
+                .signature
+                .as_ref()
+                .map(|signature| signature.keys().clone()),
+        };
+        let sending = self
+            .notifier
+            .send_result(receiver, context.call_id(), body, context.shutdown());
+        sending.await;
+    }
+
+    /// Opens the sealed secrets of a request; a request without them has no secrets.
+    fn open_sealed_secrets(&self, request: &BuildRequest) -> Result<BuildSecrets, Error> {
+        match (&request.sealed_secrets, &self.seal_key) {
+            (None, _) => Ok(BuildSecrets::default()),
+            (Some(_), None) => Err(Error::NoSealKey),
+            (Some(sealed), Some(key)) => {
+                let tenant = request.tenant().map(|tenant| tenant.name());
+                Ok(key.open_envelope(sealed, tenant)?)
+            }
+        }
+    }
+}
+
+/// Returns the value of the metric label `outcome` for a kind of error.
+fn outcome_label(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Unauthorized
+        | ErrorKind::TooSlow
+        | ErrorKind::Invalid
+        | ErrorKind::Forbidden
+        | ErrorKind::TooLarge
+        | ErrorKind::Conflict
+        | ErrorKind::DeploymentRejected
+        | ErrorKind::NotOffered => "refused",
+        ErrorKind::Superseded => SUPERSEDED_OUTCOME,
+        ErrorKind::Cancelled => CANCELLED_OUTCOME,
+        ErrorKind::BuildFailed => "failed",
+        ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => "busy",
+        ErrorKind::NoSpace | ErrorKind::Platform => "platform",
+    }
+}
+
+/// Logs the failure of a build or the rejection of its request, with the causes that the caller does not get: as an
+/// error if the platform is at fault, and as information otherwise.
+pub(super) fn log_build_failure(error: &Error, fields: AnswerFields<'_>, mask: &SecretMask) {
+    let text = ErrorChain(error).to_string();
+    let text = mask.mask_text(&text);
+    let AnswerFields { image, seconds } = fields;
+    let image = image.unwrap_or_default();
+    let outcome = outcome_label(error.kind());
+    match error.kind() {
+        ErrorKind::NoSpace | ErrorKind::Platform => {
+            tracing::error!(image, outcome, seconds, error = %text, "build failed");
+        }
+        _ => tracing::info!(image, outcome, seconds, error = %text, "build failed"),
+    }
+}
