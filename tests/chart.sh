@@ -605,6 +605,13 @@ rejects "contexts that are deleted where none are stored" "builder.contexts.dele
 begin "stored contexts of tenants" -f "$dir/tenants.yaml" --set builder.contexts.repository=registry.example/slipway/contexts
 has 'registry-config'
 
+has_not '- name: records_repository'
+begin "records of builds" --set builder.records.repository=registry.example/slipway/records
+has '- name: records_repository'
+has 'value: "registry.example/slipway/records"'
+begin "records of builds of tenants" -f "$dir/tenants.yaml" --set builder.records.repository=registry.example/slipway/records
+has 'registry-config'
+
 begin "tenants" -f "$dir/tenants.yaml"
 count 1 '^  policy.json: |$'
 count 2 'mountPath: /etc/slipway$'
