@@ -257,6 +257,8 @@ impl Builder {
             }
         };
         let slot = tokio::select! {
+            biased;
+            () = call.wait_until_handed_back() => Err(Error::Interrupted),
             slot = waiting => slot.map_err(Error::from),
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
             () = call.wait_for_interruption() => Err(Error::Interrupted),

@@ -18,5 +18,5 @@ pub(crate) use record::{BuildPhase, BuildRecord};
 pub use records::BuildRecords;
 pub(crate) use records::{AcceptedBuild, RecordKey};
 pub(crate) use routes::{BuildsRoute, outcome_fields};
-pub(crate) use store::ResumableRequest;
-pub use store::{RecordStore, RecordStoreAccess, STORED_BODY_MAX};
+pub(crate) use store::{ClaimSearch, ClaimedBuild, RecordPlace, ResumableRequest};
+pub use store::{LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};

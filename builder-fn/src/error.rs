@@ -107,6 +107,15 @@ pub(crate) enum Error {
     /// The build was cancelled because the builder is shutting down.
     #[error("the builder is shutting down and ended the build; try again")]
     Interrupted,
+    /// The builder is shutting down, and another one resumes the build.
+    #[error(
+        "the builder is shutting down, and another builder resumes the build; ask about it by its call ID, or send it again to \
+         get its result"
+    )]
+    HandedBack,
+    /// The body of a build that is resumed is not signed by the tenant that it belongs to.
+    #[error("the request is not signed by the tenant whose build is to be resumed")]
+    OtherTenant,
     /// A newer build of the same function runs or has succeeded.
     #[error(transparent)]
     Superseded(#[from] Superseded),
@@ -202,7 +211,7 @@ impl Error {
                 true => ErrorKind::Forbidden,
                 false => ErrorKind::Invalid,
             },
-            Self::RecordsRepository { .. } => ErrorKind::Forbidden,
+            Self::RecordsRepository { .. } | Self::OtherTenant => ErrorKind::Forbidden,
             Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
             Self::TimeLimit { .. } => ErrorKind::BuildFailed,
@@ -211,7 +220,7 @@ impl Error {
                 _ => ErrorKind::DeploymentRejected,
             },
             Self::Busy { limit } => ErrorKind::Busy { limit: *limit },
-            Self::Draining => ErrorKind::Draining,
+            Self::Draining | Self::HandedBack => ErrorKind::Draining,
             Self::Failed(failure) => match failure.fault {
                 FaultyParty::Caller => ErrorKind::BuildFailed,
                 FaultyParty::Platform => ErrorKind::Platform,

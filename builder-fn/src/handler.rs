@@ -1,6 +1,7 @@
 //! The builder's HTTP interface: its routes, and a build request's path through the crate.
 
 mod context_upload;
+mod resume;
 mod run;
 
 use std::sync::Arc;
@@ -162,10 +163,7 @@ impl BuilderApi {
     /// Answers `POST /build`: receives the request, and builds before it answers, or while it streams the answer.
     async fn answer_build(&self, request: Request, context: Context) -> Response {
         let arrived = Instant::now();
-        // Before reading the body, so that a rejected caller does not upload it.
-        if let Err(error) = self.check_before_reading_body(&context) {
-            return Answer::from_error(&error, AnswerFields::default()).into_response();
-        }
+        // The checks come before reading the body, so that a rejected caller does not upload it.
         let (head, body) = request.into_parts();
         let request_head = RequestHead::new(&head.headers, SystemTime::now());
         let exchange = BuildExchange {
@@ -174,6 +172,9 @@ impl BuilderApi {
             format: accept::negotiate_stream_format(&head.headers),
             is_asynchronous: request_head.is_asynchronous,
         };
+        if let Err(error) = self.check_before_reading_body(&exchange) {
+            return Answer::from_error(&error, AnswerFields::default()).into_response();
+        }
         let received = match self
             .receive_build_request(body, request_head, &exchange.context)
             .await
@@ -213,8 +214,10 @@ impl BuilderApi {
     }
 
     /// Fails if the builder is shutting down, or has no place now for a request, whoever sends it.
-    fn check_before_reading_body(&self, context: &Context) -> Result<(), Error> {
-        if context.shutdown().has_begun() {
+    fn check_before_reading_body(&self, exchange: &BuildExchange) -> Result<(), Error> {
+        // A queue that does not retry would lose the call. With records, it is accepted, and handed back.
+        let is_handed_back = exchange.outlives_its_caller() && self.builder.records.store().is_some();
+        if exchange.context.shutdown().has_begun() && !is_handed_back {
             return Err(Error::Draining);
         }
         Ok(self.builder.slots.check_not_full()?)
@@ -284,7 +287,7 @@ impl BuilderApi {
     /// Runs the build, and answers after it.
     async fn build_then_answer(&self, received: ReceivedBuild, exchange: &BuildExchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
-        let (mut answer, request) = self.run_build(received, exchange, &mut log).await;
+        let (mut answer, request) = Box::pin(self.run_build(received, exchange, &mut log)).await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         self.notify_of_result(&request, &exchange.context, &answer).await;
         answer.into_response()
@@ -305,7 +308,7 @@ impl BuilderApi {
         let threads = self.threads.clone();
         let build = async move {
             let build = async move {
-                let (answer, request) = api.run_build(received, &exchange, &mut log).await;
+                let (answer, request) = Box::pin(api.run_build(received, &exchange, &mut log)).await;
                 api.notify_of_result(&request, &exchange.context, &answer).await;
                 answer.report
             };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use builder_fn::build::Builder;
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{EventTimeouts, SharedKeyPool};
-use builder_fn::builds::{BuildRecords, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
+use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
@@ -16,7 +16,7 @@ use builder_fn::registry::Registries;
 use builder_fn::remote_context::{RemoteContexts, UploadLimit};
 use builder_fn::settings::Settings;
 use builder_fn::supersede::Supersession;
-use function_host::{App, SetupContext, SetupError};
+use function_host::{App, Context, SetupContext, SetupError};
 use tokio::sync::watch;
 
 fn main() -> ExitCode {
@@ -50,6 +50,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
             secrets: context.secrets().clone(),
             insecure: settings.build.insecure,
             token_realms: settings.token_realms.clone(),
+            times: LeaseTimes::default(),
         };
         RecordStore::new(access, metrics.record_writes())
     });
@@ -121,6 +122,9 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
     };
     let slots = settings.slots;
     api.limits.unverified.budget().show_in(api.metrics.unverified());
+    let (secrets, gateway) = (context.secrets().clone(), context.gateway().clone());
+    let resuming = Context::new("", secrets, gateway, context.shutdown().clone());
+    tokio::spawn(api.clone().resume_builds_of_others(resuming));
     let senders = api.limits.unverified.budget().limits().senders;
     // A request counts against `max_inflight` only once its signature has been verified.
     Ok(App::new(api)

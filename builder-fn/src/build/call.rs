@@ -45,6 +45,16 @@ impl BuilderCall<'_> {
         time_limit_before_deadline(timeout, self.deadline)
     }
 
+    /// Waits until the process shuts down, if another one can resume the build. What has not begun need not wait for its end.
+    pub(super) async fn wait_until_handed_back(&self) {
+        match self.accepted.is_resumable() {
+            true => {
+                self.shutdown.wait_until_begun().await;
+            }
+            false => std::future::pending().await,
+        }
+    }
+
     /// Waits until 2 s before a shutdown ends the process, when the build has to be cancelled.
     pub(super) async fn wait_for_interruption(&self) {
         wait_for_interruption(self.shutdown).await;

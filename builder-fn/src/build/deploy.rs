@@ -29,7 +29,7 @@ fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTi
 /// trace show the deployment as a step of the build.
 ///
 /// # Errors
-/// Fails if BuildKit did not report the image's digest.
+/// Fails if BuildKit did not report the image's digest, or another builder has to repeat the hand-over.
 pub(super) async fn hand_over_image(
     signer: &HandOverSigner<'_>,
     deploy: &Map<String, Value>,
@@ -71,9 +71,13 @@ pub(super) async fn hand_over_image(
         _ = wait_for_expiry(call.build_time_limit(None)) => Deployment::failed(
             "the call's time limit was reached before the deployment's outcome was known".into(),
         ),
-        () = call.wait_for_interruption() => Deployment::failed(
-            "the builder is shutting down, and the deployment's outcome was not known yet".into(),
-        ),
+        () = call.wait_for_interruption() => match call.accepted.is_resumable() {
+            // The deployer deploys an image once, whoever hands it over again.
+            true => return Err(Error::Interrupted),
+            false => Deployment::failed(
+                "the builder is shutting down, and the deployment's outcome was not known yet".into(),
+            ),
+        },
     };
     log.push(lines.step_ended(&step, start.elapsed()));
     if matches!(

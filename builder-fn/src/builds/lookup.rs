@@ -95,7 +95,7 @@ impl BuildLookup {
         let reference = own_reference.or_else(|| self.records.known_reference(&key));
         let reading = async {
             match (&own, self.records.store()) {
-                (None, Some(store)) => store.read(&key).await,
+                (None, Some(store)) => Box::pin(store.read(&key)).await,
                 _ => Ok(None),
             }
         };
@@ -152,7 +152,7 @@ impl BuildLookup {
             .request_history(|connection| async move { connection.list_builds(LISTED_RECORDS_MAX).await });
         let reading = async {
             match self.records.store() {
-                Some(store) => store.list(&self.tenant).await,
+                Some(store) => Box::pin(store.list(&self.tenant)).await,
                 None => (Vec::new(), None),
             }
         };

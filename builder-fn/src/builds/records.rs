@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
 use super::cancel::{CancellationWatch, WatchedDaemon};
-use super::store::{PendingWrite, RecordPlace, ResumableRequest, StoreError};
-use super::{BuildPhase, BuildRecord, RecordStore};
+use super::store::{PendingWrite, StoreError};
+use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequest};
 use crate::buildkit::{Cancellation, Daemon};
 use crate::redact::SecretMask;
 
@@ -106,7 +106,7 @@ impl BuildRecords {
     }
 
     /// Returns the store in which the records are kept as well.
-    pub(super) fn store(&self) -> Option<&RecordStore> {
+    pub(crate) fn store(&self) -> Option<&RecordStore> {
         self.0.store.as_ref()
     }
 
@@ -291,7 +291,43 @@ impl AcceptedBuild {
             build.map(|build| build.record.borrow().clone())
         };
         match (self.shared.store(), &mut self.place, record) {
-            (Some(store), Some(place), Some(record)) => store.store_acceptance(place, record, request).await,
+            // On the heap: the future of an upload is much larger than that of the build which awaits it here.
+            (Some(store), Some(place), Some(record)) => {
+                Box::pin(store.store_acceptance(place, record, request)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts the record of the build where this process has claimed it.
+    pub(crate) fn adopt(&mut self, claimed: RecordPlace) {
+        self.place = Some(claimed);
+    }
+
+    /// Returns whether another process can resume the build.
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.place.as_ref().is_some_and(RecordPlace::is_resumable)
+    }
+
+    /// Hands the build back, which this process cannot finish: another one resumes it.
+    ///
+    /// # Errors
+    /// Fails if the registry does not record it in a short time. The build is resumed all the same, but later.
+    pub(crate) async fn hand_back(mut self) -> Result<(), StoreError> {
+        self.has_ended = true;
+        let record = {
+            let mut state = self.shared.lock();
+            let build = state.builds.get_mut(&self.key);
+            build.map(|build| {
+                build.deliveries -= 1;
+                build
+                    .record
+                    .send_modify(|record| record.phase = BuildPhase::Waiting);
+                build.record.borrow().clone()
+            })
+        };
+        match (self.shared.store(), self.place.take(), record) {
+            (Some(store), Some(place), Some(record)) => Box::pin(store.hand_back(place, record)).await,
             _ => Ok(()),
         }
     }
@@ -342,7 +378,12 @@ impl AcceptedBuild {
 
 impl Drop for AcceptedBuild {
     fn drop(&mut self) {
-        let error = "the caller disconnected, and the build was given up";
+        let error = match std::thread::panicking() {
+            true => "the builder has a defect, which ended the build",
+            // The process ends. Another one resumes the build.
+            false if self.is_resumable() => return,
+            false => "the caller disconnected, and the build was given up",
+        };
         let outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
         self.record_end(BuildPhase::Failed, outcome);
     }

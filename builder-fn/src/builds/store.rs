@@ -19,12 +19,17 @@
 //! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and records
 //!   beyond [`RECORDS_MAX`] or older than [`AGE_MAX`], if the registry allows it.
 //!
+//! - **Who runs a build** is written in its record; that he lives, in the registry too (`lease.rs`). The builds of a process
+//!   that has gone are claimed and resumed by others (`claim.rs`).
+//!
 //! Nothing waits for the store but an asynchronous call at its acceptance, and at its answer, each for a short time. A
 //! registry that fails costs records and no build.
 
+mod claim;
 mod document;
 mod error;
 mod index_tag;
+mod lease;
 mod repository;
 mod seal;
 mod sweep;
@@ -46,11 +51,13 @@ use super::{BuildRecord, RecordKey};
 use crate::buildkit::CredentialStore;
 use crate::metrics::RecordWrites;
 use crate::registry::OperatorRepository;
+pub(crate) use claim::{ClaimSearch, ClaimedBuild};
 pub(crate) use document::ResumableRequest;
 use document::StoredBody;
 use document::{RecordManifest, StoredRecord};
 pub(crate) use error::StoreError;
-use index_tag::IndexTag;
+use index_tag::{IndexTag, RELEASED_OWNER};
+pub use lease::LeaseTimes;
 use repository::RecordRepository;
 use seal::RecordSeal;
 
@@ -66,6 +73,9 @@ pub const STORED_BODY_MAX: u64 = 1 << 20;
 
 /// The longest wait for the registry to store or to return a record.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest wait for the registry to take a build back. The process ends two seconds after builds are interrupted.
+const HAND_BACK_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The limit on the records that are written at the same time.
 const WRITERS_MAX: usize = 4;
@@ -92,6 +102,8 @@ pub struct RecordStoreAccess {
     pub insecure: bool,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
     pub token_realms: AllowedTokenHosts,
+    /// The times after which builds of other processes are resumed.
+    pub times: LeaseTimes,
 }
 
 /// The records of builds in the operator's registry. Clones share them.
@@ -101,37 +113,75 @@ pub struct RecordStore(Arc<SharedStore>);
 struct SharedStore {
     repository: RecordRepository,
     seal: RecordSeal,
+    times: LeaseTimes,
     /// The name of this process in records.
     owner: String,
     writers: Semaphore,
     pending: AtomicUsize,
+    /// The number of builds of this process that are recorded as accepted and have not ended.
+    unfinished: AtomicUsize,
     writes: RecordWrites,
     /// Records of ended builds, by tenant and index tag: another acceptance has another tag.
     ended: Mutex<HashMap<(Option<String>, IndexTag), BuildRecord>>,
 }
 
 /// The place of a build's record, as the process that accepted the build knows it.
-#[derive(Clone, Debug)]
-pub(super) struct RecordPlace {
+#[derive(Debug)]
+pub(crate) struct RecordPlace {
     key: RecordKey,
     index: IndexTag,
     /// The digest of the manifest that this process wrote last.
     written: Option<String>,
+    /// What the build is resumed with, if it can be resumed.
+    request: Option<(ResumableRequest, StoredBody)>,
+    /// Counts the build as unfinished.
+    unfinished: Option<UnfinishedBuild>,
+}
+
+/// A guard that counts a build as unfinished until it is dropped.
+struct UnfinishedBuild(RecordStore);
+
+impl UnfinishedBuild {
+    fn new(store: &RecordStore) -> Self {
+        store.0.unfinished.fetch_add(1, Ordering::Relaxed);
+        Self(store.clone())
+    }
+}
+
+impl Drop for UnfinishedBuild {
+    fn drop(&mut self) {
+        self.0.0.unfinished.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for UnfinishedBuild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UnfinishedBuild")
+    }
 }
 
 /// The end of the write of a record in the background.
 #[derive(Debug)]
 pub(crate) struct PendingWrite(Option<JoinHandle<()>>);
 
+impl RecordPlace {
+    /// Returns whether the build can be resumed by another process.
+    pub(super) fn is_resumable(&self) -> bool {
+        self.request.is_some()
+    }
+}
+
 impl RecordStore {
     /// Creates the store of a process, which counts what it writes in `writes`.
     pub fn new(access: RecordStoreAccess, writes: RecordWrites) -> Self {
         Self(Arc::new(SharedStore {
             seal: RecordSeal::new(access.secrets.clone()),
+            times: access.times,
             repository: RecordRepository::new(access),
             owner: index_tag::random_owner(),
             writers: Semaphore::new(WRITERS_MAX),
             pending: AtomicUsize::new(0),
+            unfinished: AtomicUsize::new(0),
             writes,
             ended: Mutex::default(),
         }))
@@ -143,6 +193,8 @@ impl RecordStore {
             index: IndexTag::new(&key, accepted_at, &self.0.owner),
             key,
             written: None,
+            request: None,
+            unfinished: None,
         }
     }
 
@@ -228,18 +280,54 @@ impl RecordStore {
         }
     }
 
-    /// Writes a record: first the current one, and then its entry in the index.
+    /// Hands a build back: another process may resume it at once.
+    ///
+    /// # Errors
+    /// Fails if the registry does not store it in a short time.
+    pub(super) async fn hand_back(
+        &self,
+        mut place: RecordPlace,
+        build: BuildRecord,
+    ) -> Result<(), StoreError> {
+        let request = place.request.take();
+        place.index = IndexTag::new(&place.key, SystemTime::now(), RELEASED_OWNER);
+        let writing = self.write_as(RELEASED_OWNER, &mut place, build, request);
+        match tokio::time::timeout(HAND_BACK_TIMEOUT, writing).await {
+            Ok(written) => written,
+            Err(_) => Err(StoreError::Timeout {
+                limit: HAND_BACK_TIMEOUT,
+            }),
+        }
+    }
+
+    /// Writes a record as this process.
     async fn write(
         &self,
         place: &mut RecordPlace,
         build: BuildRecord,
         request: Option<(ResumableRequest, StoredBody)>,
     ) -> Result<(), StoreError> {
+        place.unfinished = match build.phase.is_terminal() {
+            true => None,
+            false => Some(UnfinishedBuild::new(self)),
+        };
+        self.write_as(&self.0.owner, place, build, request).await
+    }
+
+    /// Writes a record: first the current one, and then its entry in the index.
+    async fn write_as(
+        &self,
+        owner: &str,
+        place: &mut RecordPlace,
+        build: BuildRecord,
+        request: Option<(ResumableRequest, StoredBody)>,
+    ) -> Result<(), StoreError> {
+        place.request = request.clone();
         let tenant = &place.key.tenant;
         let (request, body) = request.unzip();
         let record = StoredRecord {
             tenant: tenant.clone(),
-            owner: self.0.owner.clone(),
+            owner: owner.to_owned(),
             build,
             request,
             body,

@@ -63,7 +63,7 @@ impl BuilderApi {
         for warning in &request.warnings {
             log.push(lines.record_warning(warning));
         }
-        if exchange.outlives_its_caller() {
+        if exchange.outlives_its_caller() && !accepted.is_resumable() {
             let body = request.body_copy.take();
             // The answer of a build that is resumed reaches nobody who could hand its image over.
             let request = resumable
@@ -95,6 +95,11 @@ impl BuilderApi {
             }
             Err(error) => Err(error),
         };
+        let result = match result {
+            Err(Error::Interrupted) if accepted.is_resumable() => Err(Error::HandedBack),
+            result => result,
+        };
+        let is_handed_back = matches!(result, Err(Error::HandedBack));
         let fields = exchange.answer_fields(Some(image));
         let is_cancelled = matches!(result, Err(Error::Cancelled));
         let mut answer = match result {
@@ -127,6 +132,12 @@ impl BuilderApi {
             BuildStatus::Failed if is_cancelled => BuildPhase::Cancelled,
             BuildStatus::Failed => BuildPhase::Failed,
         };
+        if is_handed_back {
+            if let Err(error) = accepted.hand_back().await {
+                tracing::warn!(error = %ErrorChain(&error), "could not hand a build back; it is resumed later");
+            }
+            return (answer, request);
+        }
         let written = accepted.end(phase, outcome_fields(&answer.report));
         if exchange.outlives_its_caller() {
             written.wait().await;

@@ -26,6 +26,8 @@ pub struct RequestHead {
     pub start_time: Option<Vec<u8>>,
     /// Whether the call passed the gateway twice, as a call does that waited in its queue.
     pub is_asynchronous: bool,
+    /// Whether the request was accepted before, when it arrived, and its build is resumed.
+    pub is_resumed: bool,
     /// Whether the body is JSON, by its `Content-Type`: a configuration that refers to its context. Any other body is a tar.
     pub is_json: bool,
     /// The time at which the head of the request reached this builder, by its own clock.
@@ -46,6 +48,7 @@ impl RequestHead {
                 .get(START_TIME_HEADER)
                 .map(|value| value.as_bytes().to_vec()),
             is_asynchronous: count_start_times(headers) > 1,
+            is_resumed: false,
             is_json: headers.get(CONTENT_TYPE).is_some_and(is_json_media_type),
             arrived,
         }

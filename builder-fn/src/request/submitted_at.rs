@@ -124,6 +124,7 @@ mod tests {
             tenant: None,
             start_time: header.map(|value| value.as_bytes().to_vec()),
             is_asynchronous: false,
+            is_resumed: false,
             is_json: false,
             arrived: time_at_ns(NOW_NS - 7),
         };

@@ -106,6 +106,7 @@ fn request_head(signature: Option<&str>, start_time: Option<&str>) -> RequestHea
         tenant: None,
         start_time: start_time.map(|value| value.as_bytes().to_vec()),
         is_asynchronous: false,
+        is_resumed: false,
         is_json: false,
         arrived: SystemTime::now(),
     }

@@ -91,7 +91,7 @@ impl VerifiedBody {
             signature,
         } = self;
         let body_bytes = spool.len();
-        let body_copy = match head.is_asynchronous && body_bytes <= limits.copied_body {
+        let body_copy = match head.is_asynchronous && !head.is_resumed && body_bytes <= limits.copied_body {
             true => Some(read_whole(&spool)?.into()),
             false => None,
         };
@@ -108,7 +108,11 @@ impl VerifiedBody {
             mut warnings,
         } = content;
         let tenant = signature.as_ref().and_then(VerifiedSignature::tenant);
-        let now = SystemTime::now();
+        // A request that was accepted in time does not expire while it waits to be resumed.
+        let now = match head.is_resumed {
+            true => head.arrived,
+            false => SystemTime::now(),
+        };
         check_not_expired(config.not_after, now)?;
         let is_dated = limits.freshness.check_age(config.submitted_at, now)?;
         rules::check_config(&config, tenant.map(Arc::as_ref), &limits.reserved)?;

@@ -79,6 +79,7 @@ async fn rejection_of_tar(
         tenant: None,
         start_time: None,
         is_asynchronous: false,
+        is_resumed: false,
         is_json: false,
         arrived: SystemTime::now(),
     };

@@ -19,6 +19,7 @@ mod record_store;
 mod redelivery;
 mod referenced_contexts;
 mod registry;
+mod resumption;
 mod secrets;
 mod setting;
 mod single_use;

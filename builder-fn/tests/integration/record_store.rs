@@ -20,7 +20,7 @@ fn builder_with(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
     TestBuilder::new(daemon).with_record_store(&records_of(registry))
 }
 
-fn records_of(registry: &FakeRegistry) -> String {
+pub(crate) fn records_of(registry: &FakeRegistry) -> String {
     format!("{}/slipway/records", registry.host)
 }
 
@@ -40,7 +40,11 @@ async fn wait_for_tags(registry: &FakeRegistry, repository: &str, count: usize) 
 }
 
 /// Asks `builder` about a build until the answer is as expected.
-async fn ask_until(builder: &TestBuilder, id: &str, is_expected: impl Fn(&Answer) -> bool) -> Answer {
+pub(crate) async fn ask_until(
+    builder: &TestBuilder,
+    id: &str,
+    is_expected: impl Fn(&Answer) -> bool,
+) -> Answer {
     complete_or_panic(async {
         loop {
             let answer = ask(builder, Method::GET, &format!("/builds/{id}")).await;

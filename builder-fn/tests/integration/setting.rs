@@ -6,7 +6,7 @@ use std::time::Duration;
 use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{Daemon, EventTimeouts};
-use builder_fn::builds::{BuildRecords, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
+use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
@@ -33,6 +33,7 @@ use function_host::{
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::{FakeManifestLookup, OneRegistryCredentials};
 use crate::shared_keys;
@@ -216,7 +217,14 @@ impl TestBuilder {
     }
 
     /// Keeps the records of builds in `repository`, of a registry without authentication. Builders of one test share them.
-    pub(crate) fn with_record_store(mut self, repository: &str) -> Self {
+    ///
+    /// A builder that has gone is noticed only if it has handed its builds back.
+    pub(crate) fn with_record_store(self, repository: &str) -> Self {
+        self.with_leases(repository, Duration::from_secs(3600))
+    }
+
+    /// Keeps the records of builds in `repository`. Builders that have gone are noticed after `stale_after`.
+    pub(crate) fn with_leases(mut self, repository: &str, stale_after: Duration) -> Self {
         self.write_secret("deploy-secret", "the key of the deployer\n");
         let repository = OperatorRepository::parse(repository).expect("a repository");
         let access = RecordStoreAccess {
@@ -225,6 +233,12 @@ impl TestBuilder {
             secrets: self.context.secrets().clone(),
             insecure: true,
             token_realms: AllowedTokenHosts::default(),
+            times: LeaseTimes {
+                stale_after,
+                settle: Duration::from_millis(10),
+                search: Duration::from_millis(10),
+                ..LeaseTimes::default()
+            },
         };
         let store = RecordStore::new(access, self.api.metrics.record_writes());
         self.api.limits.copied_body = STORED_BODY_MAX;
@@ -303,6 +317,18 @@ impl TestBuilder {
         let path = self.secrets.path().join("build-secrets-key");
         self.api.seal_key = Some(SealKey::at(&path));
         self
+    }
+
+    /// Copies no bodies into records, as if all were too large.
+    pub(crate) fn without_body_copies(mut self) -> Self {
+        self.api.limits.copied_body = 0;
+        self
+    }
+
+    /// Resumes builds of builders that have gone, until the returned task is aborted.
+    pub(crate) fn resume_builds_of_others(&self) -> AbortOnDropHandle<()> {
+        let resuming = self.api.clone().resume_builds_of_others(self.context.clone());
+        AbortOnDropHandle::new(tokio::spawn(resuming))
     }
 
     /// Begins the shutdown of the process, which ends at `deadline`.

@@ -55,6 +55,8 @@ pub(crate) struct ResumableRequest {
     pub(crate) arrived: SystemTime,
     /// The time that the call had.
     pub(crate) time_limit: Option<Duration>,
+    /// The number of times that the build was resumed because its builder had gone.
+    pub(crate) resumptions: u32,
 }
 
 /// The blob with the sealed body of a request.
@@ -76,6 +78,20 @@ impl ResumableRequest {
             is_json: head.is_json,
             arrived: head.arrived,
             time_limit,
+            resumptions: 0,
+        }
+    }
+
+    /// Returns the head of the request, as it is when its build is resumed.
+    pub(crate) fn to_head(&self) -> RequestHead {
+        RequestHead {
+            signature: self.signature.clone(),
+            tenant: self.tenant.clone(),
+            start_time: self.start_time.clone(),
+            is_asynchronous: true,
+            is_resumed: true,
+            is_json: self.is_json,
+            arrived: self.arrived,
         }
     }
 }
@@ -149,6 +165,24 @@ impl RecordManifest {
             "config": empty,
             "layers": [layer],
             "annotations": { RECORD_ANNOTATION: STANDARD.encode(sealed) },
+        });
+        Self(manifest.to_string())
+    }
+
+    /// Returns the manifest of the sign number `beat` that a process lives.
+    pub(super) fn of_sign(beat: u64) -> Self {
+        let empty = json!({
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": digest_of(EMPTY_CONFIG),
+            "size": EMPTY_CONFIG.len(),
+        });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_MEDIA_TYPE,
+            "artifactType": RECORD_ARTIFACT_TYPE,
+            "config": empty,
+            "layers": [empty],
+            "annotations": { "io.slipway.sign": beat.to_string() },
         });
         Self(manifest.to_string())
     }

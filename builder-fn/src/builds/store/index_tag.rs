@@ -2,7 +2,7 @@
 //!
 //! `r-HASH` is the current record of a build, and `i-TIME-OWNER-HASH` its entry in the index. TIME is that of the acceptance
 //! in milliseconds since 1970, OWNER the process that accepted the call, and HASH the SHA-256 of tenant and ID; all of them
-//! in hexadecimal digits of a fixed length. A tag has at most 128 characters.
+//! in hexadecimal digits of a fixed length. `o-OWNER` is the sign that a process lives. A tag has at most 128 characters.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,6 +20,9 @@ const OWNER_DIGITS: usize = 16;
 
 /// The number of digits of a hash.
 const HASH_DIGITS: usize = 40;
+
+/// The owner of builds that their builder has handed back. No process has this name.
+pub(super) const RELEASED_OWNER: &str = "0000000000000000";
 
 /// The tag of a record's entry in the index. They are ordered by the times of the acceptances.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +65,11 @@ impl IndexTag {
         format!("r-{}", self.hash)
     }
 
+    /// Returns the process that has accepted the build, or has taken it over.
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
+    }
+
     /// Returns the time of the acceptance.
     pub(super) fn accepted_at(&self) -> SystemTime {
         let since = Duration::from_millis(self.milliseconds);
@@ -85,6 +93,11 @@ impl fmt::Display for IndexTag {
 /// Returns the tag of a build's current record.
 pub(super) fn record_tag(key: &RecordKey) -> String {
     format!("r-{}", hash_of(key))
+}
+
+/// Returns the tag of the sign that a process lives.
+pub(super) fn owner_tag(owner: &str) -> String {
+    format!("o-{owner}")
 }
 
 /// Returns a name for this process, which no other process has.

@@ -105,6 +105,18 @@ impl RecordRepository {
         Ok(stored)
     }
 
+    /// Returns a blob, if the repository has it and it is the right one.
+    pub(super) async fn get_blob(
+        &self,
+        tenant: &Option<String>,
+        blob: &StoredBody,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let mut repository = self.open(tenant).await?;
+        let content = repository.fetch_blob(&blob.digest).await?;
+        self.keep(tenant, repository);
+        Ok(content.filter(|content| digest_of(content) == blob.digest))
+    }
+
     /// Returns the digest of the manifest that has the tag, if there is one.
     pub(super) async fn digest(
         &self,

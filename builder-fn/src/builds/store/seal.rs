@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn nothing_is_sealed_without_a_key() {
         let (folder, seal) = seal_with("\n");
-        assert!(matches!(seal.seal(&None, b"x"), Err(StoreError::NoKey)));
+        assert!(matches!(seal.seal(&None, b"x"), Err(StoreError::Key(_))));
         std::fs::remove_file(folder.path().join(DEPLOY_SECRET_NAME)).unwrap();
         assert!(matches!(seal.seal(&None, b"x"), Err(StoreError::Key(_))));
     }

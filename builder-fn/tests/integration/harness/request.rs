@@ -45,6 +45,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
             tenant: None,
             start_time: None,
             is_asynchronous: false,
+            is_resumed: false,
             is_json: false,
             arrived: SystemTime::now(),
         };

@@ -1,0 +1,115 @@
+//! Which processes live: each that has accepted what it has not finished renews a sign in the registry.
+//!
+//! The sign of a process is the tag `o-OWNER`. Its manifest has a number that counts up to [`BEATS`] and begins again, so
+//! that the registry never has more manifests of it. An observer compares what it reads with what it read before, and
+//! measures by its own clock: no two clocks are compared. A process whose sign has not changed for some time counts as
+//! gone. One that only cannot reach the registry is taken for gone as well, and both run the build: BuildKit builds it once.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::index_tag::RELEASED_OWNER;
+
+/// The number of manifests that a sign changes between: more than renewals in [`LeaseTimes::stale_after`], so that none looks
+/// unchanged.
+pub(super) const BEATS: u64 = 30;
+
+/// The times of the signs that processes live, and of claims.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseTimes {
+    /// The time between two renewals of a sign.
+    pub beat: Duration,
+    /// The time without a change after which a process counts as gone. Some renewals in a row have failed then.
+    pub stale_after: Duration,
+    /// The time after which a claim counts if it is still there.
+    pub settle: Duration,
+    /// The time between two searches for builds of processes that have gone.
+    pub search: Duration,
+}
+
+impl Default for LeaseTimes {
+    fn default() -> Self {
+        Self {
+            beat: Duration::from_secs(5),
+            stale_after: Duration::from_secs(20),
+            settle: Duration::from_secs(2),
+            search: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What one process has seen of the signs of others.
+#[derive(Debug, Default)]
+pub(super) struct ObservedOwners(HashMap<String, ObservedSign>);
+
+#[derive(Debug)]
+struct ObservedSign {
+    digest: Option<String>,
+    since: Instant,
+}
+
+impl ObservedOwners {
+    /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: it has
+    /// been the same for `stale_after`.
+    pub(super) fn observe(&mut self, owner: &str, digest: Option<String>, stale_after: Duration) -> bool {
+        if owner == RELEASED_OWNER {
+            return true;
+        }
+        let now = Instant::now();
+        let fresh = || ObservedSign {
+            digest: digest.clone(),
+            since: now,
+        };
+        let seen = self.0.entry(owner.to_owned()).or_insert_with(fresh);
+        if seen.digest != digest {
+            *seen = fresh();
+        }
+        now.duration_since(seen.since) >= stale_after
+    }
+
+    /// Forgets the owners whose signs have not changed for `age`. One that is seen again is observed from then on.
+    pub(super) fn forget_older_than(&mut self, age: Duration) {
+        let now = Instant::now();
+        self.0.retain(|_, sign| now.duration_since(sign.since) < age);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALE_AFTER: Duration = Duration::from_secs(20);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_is_gone_once_its_sign_has_not_changed_for_long() {
+        let mut owners = ObservedOwners::default();
+        let sign = |number: u32| Some(number.to_string());
+        assert!(!owners.observe("a", sign(1), STALE_AFTER));
+        assert!(!owners.observe("silent", None, STALE_AFTER));
+        tokio::time::advance(STALE_AFTER - Duration::from_secs(1)).await;
+        assert!(!owners.observe("a", sign(1), STALE_AFTER));
+        assert!(!owners.observe("a", sign(2), STALE_AFTER));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!owners.observe("a", sign(2), STALE_AFTER));
+        assert!(
+            owners.observe("silent", None, STALE_AFTER),
+            "one that never had a sign"
+        );
+        tokio::time::advance(STALE_AFTER).await;
+        assert!(owners.observe("a", sign(2), STALE_AFTER));
+        assert!(!owners.observe("a", sign(3), STALE_AFTER), "it lives after all");
+    }
+
+    #[test]
+    fn a_build_that_was_handed_back_needs_no_wait() {
+        assert!(ObservedOwners::default().observe(RELEASED_OWNER, None, STALE_AFTER));
+    }
+
+    #[test]
+    fn a_sign_never_looks_unchanged_within_the_time_in_which_it_counts() {
+        let times = LeaseTimes::default();
+        assert!(times.beat.as_secs() * BEATS > 2 * times.stale_after.as_secs());
+    }
+}

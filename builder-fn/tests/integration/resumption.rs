@@ -1,0 +1,255 @@
+//! Tests of accepted builds whose builder stops: another one finishes them, once.
+
+use std::time::Duration;
+
+use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
+use builder_fn::buildkit::Daemon;
+use builder_fn::slots::BuildSlots;
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::builds::answer_statuses;
+use crate::complete_or_panic;
+use crate::daemon::{self, DaemonCalls, SolveCall};
+use crate::gateway::start_answering_gateway;
+use crate::persistence::send_queued_build;
+use crate::record_store::{ask_until, records_of};
+use crate::registry::FakeRegistry;
+use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
+
+/// A time after which a builder counts as gone that is no longer than necessary: it is gone in these tests.
+const STALE_AFTER: Duration = Duration::from_millis(50);
+
+/// A builder in a runtime of its own, which ends as a process that is killed does: nothing in it runs any more.
+struct KillableBuilder {
+    builder: TestBuilder,
+    runtime: Option<Runtime>,
+}
+
+impl KillableBuilder {
+    fn new(builder: TestBuilder) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        Self {
+            builder,
+            runtime: Some(runtime),
+        }
+    }
+
+    fn send_queued_build(&self, id: &str, tar: Vec<u8>) {
+        let builder = self.builder.with_call_id(id);
+        let build = async move { send_queued_build(&builder, tar).await };
+        self.runtime.as_ref().expect("it lives").spawn(build);
+    }
+
+    fn resume_builds_of_others(&self) {
+        let builder = self.builder.clone();
+        let resuming = async move {
+            let _resuming = builder.resume_builds_of_others();
+            std::future::pending::<()>().await;
+        };
+        self.runtime.as_ref().expect("it lives").spawn(resuming);
+    }
+
+    fn kill(&mut self) {
+        self.runtime.take().expect("it lives").shutdown_background();
+    }
+}
+
+impl Drop for KillableBuilder {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Starts a fake daemon whose builds have logs without lines.
+fn start_fake_daemon() -> (Daemon, DaemonCalls) {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let ended = answer_statuses(&mut calls, vec![StatusResponse::default()]);
+    ended.send_replace(true);
+    (daemon, calls)
+}
+
+async fn next_solve(calls: &mut DaemonCalls) -> SolveCall {
+    complete_or_panic(calls.solves.recv()).await.expect("a solve")
+}
+
+fn call_id_of(solve: &SolveCall) -> &str {
+    &solve.request.frontend_attrs["slipway.call-id"]
+}
+
+fn spawn_queued_build(builder: &TestBuilder, id: &str) -> JoinHandle<Answer> {
+    let builder = builder.with_call_id(id);
+    tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await })
+}
+
+fn builder_with_leases(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
+    TestBuilder::new(daemon).with_leases(&records_of(registry), STALE_AFTER)
+}
+
+#[tokio::test]
+async fn builds_of_a_killed_builder_are_finished_and_deployed_once_by_another() {
+    let registry = FakeRegistry::start().await;
+    let (gateway, mut hand_overs) =
+        start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let new_builder = || {
+        TestBuilder::with_gateway(daemon.clone(), &format!("http://{gateway}"))
+            .with_leases(&records_of(&registry), STALE_AFTER)
+    };
+    let slots = BuildSlots::new(1, Duration::from_secs(600), 16);
+    let mut killed = KillableBuilder::new(new_builder().with_slots(slots));
+    let tar =
+        request_tar_with(json!({"deploy": {"service": "hello"}, "submittedAt": "2026-01-01T00:00:00Z"}));
+    killed.send_queued_build("running", tar);
+    let mut first = next_solve(&mut calls).await;
+    killed.send_queued_build(
+        "waiting",
+        request_tar_with(json!({"image": "registry:5000/other:1"})),
+    );
+    let other = new_builder();
+    ask_until(&other, "waiting", |asked| asked.body["state"] == "waiting").await;
+
+    killed.kill();
+    complete_or_panic(first.reply.closed()).await;
+    let reference = first.request.r#ref.clone();
+    drop(first);
+    let _resuming = other.resume_builds_of_others();
+    for _ in 0..2 {
+        let solve = next_solve(&mut calls).await;
+        let is_first = call_id_of(&solve) == "running";
+        assert_eq!(solve.request.r#ref.starts_with(&reference), is_first);
+        solve.answer_with_digest("sha256:12");
+    }
+    for id in ["running", "waiting"] {
+        let asked = ask_until(&other, id, |asked| asked.body["state"] == "success").await;
+        assert_eq!(asked.body["digest"], "sha256:12", "{}", asked.body);
+        let stored = ask_until(&new_builder(), id, |asked| asked.body["state"] == "success").await;
+        assert_eq!(stored.body["deployment"], asked.body["deployment"]);
+    }
+    let hand_over = hand_overs.recv().await.expect("a hand-over");
+    assert_eq!(hand_over.headers()["x-call-id"], "running");
+    assert!(hand_overs.try_recv().is_err(), "it was handed over once");
+    assert!(calls.solves.try_recv().is_err(), "each was built once");
+}
+
+#[tokio::test]
+async fn a_shutdown_hands_back_at_once_what_waits_and_what_still_arrives() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    // Only what is handed back is resumed.
+    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&records_of(&registry));
+    let slots = BuildSlots::new(1, Duration::from_secs(600), 16);
+    let builder = new_builder().with_slots(slots);
+    let running = spawn_queued_build(&builder, "running");
+    let first = next_solve(&mut calls).await;
+    let waiting = spawn_queued_build(&builder, "waiting");
+    let other = new_builder();
+    ask_until(&other, "waiting", |asked| asked.body["state"] == "waiting").await;
+    let _resuming = other.resume_builds_of_others();
+
+    builder.begin_shutdown(Instant::now() + Duration::from_secs(3600));
+    let answer = complete_or_panic(waiting).await.expect("no panic");
+    assert_eq!(answer.status, 429);
+    assert!(
+        answer
+            .body
+            .as_str()
+            .is_some_and(|error| error.contains("another builder resumes the build")),
+        "{}",
+        answer.body
+    );
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), "waiting");
+    solve.answer_with_digest("sha256:12");
+    ask_until(&other, "waiting", |asked| asked.body["state"] == "success").await;
+
+    let late = complete_or_panic(spawn_queued_build(&builder, "late"))
+        .await
+        .expect("no panic");
+    assert_eq!(late.status, 429, "{}", late.body);
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), "late");
+    solve.answer_with_digest("sha256:13");
+
+    assert!(!running.is_finished(), "what runs may finish");
+    first.answer_with_digest("sha256:14");
+    assert_eq!(complete_or_panic(running).await.expect("no panic").status, 200);
+}
+
+#[tokio::test]
+async fn a_build_that_does_not_finish_before_the_end_of_a_shutdown_is_handed_back() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&records_of(&registry));
+    let builder = new_builder();
+    let running = spawn_queued_build(&builder, "running");
+    let first = next_solve(&mut calls).await;
+
+    builder.begin_shutdown(Instant::now());
+    let answer = complete_or_panic(running).await.expect("no panic");
+    assert_eq!(answer.status, 429);
+    drop(first);
+    let other = new_builder();
+    ask_until(&other, "running", |asked| asked.body["state"] == "waiting").await;
+    let _resuming = other.resume_builds_of_others();
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), "running");
+    solve.answer_with_digest("sha256:14");
+    let asked = ask_until(&other, "running", |asked| asked.body["state"] == "success").await;
+    assert_eq!(asked.body["digest"], "sha256:14");
+}
+
+#[tokio::test]
+async fn a_build_that_cannot_be_resumed_is_reported_as_lost() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let builder = builder_with_leases(daemon.clone(), &registry).without_body_copies();
+    let mut killed = KillableBuilder::new(builder);
+    killed.send_queued_build(CALL_ID, request_tar_with(json!({})));
+    drop(next_solve(&mut calls).await);
+    killed.kill();
+
+    let (daemon, _calls) = daemon::start_fake_daemon();
+    let other = builder_with_leases(daemon, &registry);
+    let _resuming = other.resume_builds_of_others();
+    let asked = ask_until(&other, CALL_ID, |asked| asked.body["state"] == "failed").await;
+    let error = asked.body["error"].as_str().expect("a text");
+    assert!(
+        error.contains("too large for a record") && error.contains("send it again"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_build_that_ends_every_builder_is_given_up() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let new_builder = || KillableBuilder::new(builder_with_leases(daemon.clone(), &registry));
+    let mut builder = new_builder();
+    builder.send_queued_build(CALL_ID, request_tar_with(json!({})));
+    for _ in 0..3 {
+        drop(next_solve(&mut calls).await);
+        builder.kill();
+        builder = new_builder();
+        builder.resume_builds_of_others();
+    }
+    drop(next_solve(&mut calls).await);
+    builder.kill();
+    builder = new_builder();
+    builder.resume_builds_of_others();
+
+    let asked = ask_until(&builder.builder, CALL_ID, |asked| asked.body["state"] == "failed").await;
+    let error = asked.body["error"].as_str().expect("a text");
+    assert!(
+        error.starts_with("every builder that ran this build stopped"),
+        "{error}"
+    );
+}
