@@ -9,10 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
 use reqwest::StatusCode;
+use serde_json::Value;
 
 use crate::{
-    client::SigningClient,
+    client::{SigningClient, sign_body},
     process::{FunctionProcess, unlinked_open_files, wait_for_status, wait_for_success},
     registry::RegistryClient,
     testbed::Testbed,
@@ -109,6 +111,21 @@ impl BuilderProcess {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let response = http.get(format!("{}{path}", self.function.url)).send().await?;
         Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// Asks about builds at `path`, such as `/builds/ID`, with a question that is signed with the stack's key; returns status
+    /// and answer.
+    pub async fn ask(&self, path: &str) -> Result<(u16, Value)> {
+        let key = fs::read(self.secrets.path().join("payload-secret"))?;
+        let signed_at = Timestamp::now().to_string();
+        let signature = sign_body(&key, format!("GET\n{path}\n{signed_at}").as_bytes())?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let request = http
+            .get(format!("{}{path}", self.function.url))
+            .header("X-Signed-At", signed_at)
+            .header("X-Build-Signature", signature);
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.json().await?))
     }
 
     /// Replaces a secret's file atomically, as a platform does when it rotates a secret.

@@ -4,6 +4,7 @@
 //! The builders and deployers run beside the stack; `kill -9` and a new process stand for a crash, so nothing that
 //! these tests show can depend on one process's memory.
 
+mod accepted;
 mod freshness;
 mod one_function;
 mod order;
@@ -36,6 +37,8 @@ struct TwoBuilders {
     /// The proxy between builders, deployer and gateway; hand-overs go to the deployer.
     proxy: PausingProxy,
     settings: Vec<SettingNameAndValue>,
+    /// The repository in which the builders keep records, if they keep any.
+    records: Option<String>,
     function: String,
     _parts: RwLockReadGuard<'static, ()>,
 }
@@ -43,6 +46,17 @@ struct TwoBuilders {
 impl TwoBuilders {
     /// Removes the function, and starts the builders and the deployer.
     async fn start_for_function(function: &str, settings: &[SettingNameAndValue]) -> Result<Self> {
+        Self::start(function, settings, None).await
+    }
+
+    /// Removes the function, and starts the deployer, and builders that keep records of their builds.
+    async fn start_with_records(function: &str, settings: &[SettingNameAndValue]) -> Result<Self> {
+        // An earlier run has left records in its own repository.
+        let repository = format!("e2e/records/{}", unused_call_id(function)?);
+        Self::start(function, settings, Some(&repository)).await
+    }
+
+    async fn start(function: &str, settings: &[SettingNameAndValue], records: Option<&str>) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let parts = testbed.share_parts().await;
         testbed.functions.remove_function(function).await?;
@@ -50,9 +64,10 @@ impl TwoBuilders {
         let deployer = DeployerProcess::start(&testbed, proxy.url(), DEPLOYER_SETTINGS).await?;
         let to_deployer = ExtraRoute::Server(deployer.url().to_owned());
         proxy.add_route("/function/deployer-fn", to_deployer);
+        let records = records.map(|name| format!("{}/{name}", testbed.stack.registry.host));
         let builders = [
-            start_builder(&testbed, &proxy, settings).await?,
-            start_builder(&testbed, &proxy, settings).await?,
+            start_builder(&testbed, &proxy, settings, records.as_deref()).await?,
+            start_builder(&testbed, &proxy, settings, records.as_deref()).await?,
         ];
         Ok(Self {
             testbed,
@@ -60,6 +75,7 @@ impl TwoBuilders {
             deployer,
             proxy,
             settings: settings.to_vec(),
+            records,
             function: function.to_owned(),
             _parts: parts,
         })
@@ -67,7 +83,8 @@ impl TwoBuilders {
 
     /// Kills a builder and starts another one in its place.
     async fn restart_builder(&mut self, index: usize) -> Result<()> {
-        let started = start_builder(&self.testbed, &self.proxy, &self.settings).await?;
+        let records = self.records.as_deref();
+        let started = start_builder(&self.testbed, &self.proxy, &self.settings, records).await?;
         std::mem::replace(&mut self.builders[index], started).kill()
     }
 
@@ -206,8 +223,10 @@ async fn start_builder(
     testbed: &Testbed,
     proxy: &PausingProxy,
     settings: &[SettingNameAndValue],
+    records: Option<&str>,
 ) -> Result<BuilderProcess> {
     let mut all = vec![("gateway_url", proxy.url())];
+    all.extend(records.map(|records| ("records_repository", records)));
     all.extend_from_slice(settings);
     BuilderProcess::start_with_settings(testbed, &all).await
 }
