@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use function_host::ErrorChain;
 use function_host::policy::TenantName;
-use serde_json::Map;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -310,11 +309,15 @@ fn complete(
         return Some(merge_records(stored, history, attempts));
     }
     // The build has not ended, whatever became of its attempts: its builder tries again, deploys, or another one resumes it.
-    let (phase, outcome) = match history.phase {
-        BuildPhase::Unknown => (BuildPhase::Deploying, Map::new()),
-        BuildPhase::Failed => (BuildPhase::Waiting, Map::new()),
-        phase => (phase, history.outcome),
+    let phase = match history.phase {
+        BuildPhase::Unknown => BuildPhase::Deploying,
+        BuildPhase::Failed => BuildPhase::Waiting,
+        phase => phase,
     };
+    let mut outcome = history.outcome;
+    if !phase.is_terminal() {
+        outcome.remove("error");
+    }
     Some(BuildRecord {
         phase,
         outcome,
