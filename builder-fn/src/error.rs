@@ -175,6 +175,16 @@ pub(crate) enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Returns whether the request is rejected for now only, whatever it is.
+    pub(crate) fn is_for_now(self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Displaced | Self::Draining)
+    }
+
+    /// Returns whether the same request may succeed a moment later, at the same builder.
+    pub(crate) fn is_transient(self) -> bool {
+        self.is_for_now() || matches!(self, Self::NoSpace | Self::Platform)
+    }
+
     fn of_request_kind(kind: RequestErrorKind) -> Self {
         match kind {
             RequestErrorKind::Unauthorized => Self::Unauthorized,

@@ -263,7 +263,10 @@ impl BuilderApi {
                 }),
                 Err(error) => {
                     let answer = Answer::from_error(&error, AnswerFields::default());
-                    accepted.end(BuildPhase::Failed, outcome_fields(&answer.report));
+                    match error.kind().is_for_now() {
+                        true => accepted.reject_for_now(outcome_fields(&answer.report)),
+                        false => accepted.end(BuildPhase::Failed, outcome_fields(&answer.report)),
+                    };
                     Err(error)
                 }
             }

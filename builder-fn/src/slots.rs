@@ -120,13 +120,9 @@ impl BuildSlots {
     /// requests are admitted as there are slots.
     pub(crate) fn admit(&self, owner: SlotOwner) -> Result<QueueAdmission, SlotRefused> {
         let shared = &self.0;
-        let limit = owner.max_builds.unwrap_or(shared.limit).min(shared.limit);
+        let limit = shared.limit_of(&owner);
         let mut queues = shared.lock();
-        let is_full = match shared.queue_length {
-            0 => queues.total_admitted() >= shared.limit,
-            _ => false,
-        };
-        if is_full || queues.admitted_of_tenant(&owner.name) >= limit.saturating_add(shared.queue_length) {
+        if !shared.has_place(&queues, &owner) {
             return Err(SlotRefused { limit });
         }
         queues.add_admitted(&owner.name, limit);
@@ -138,6 +134,11 @@ impl BuildSlots {
                 ..owner
             },
         }))
+    }
+
+    /// Returns whether a request of `owner` would be admitted now. Reserves nothing.
+    pub(crate) fn has_place(&self, owner: &SlotOwner) -> bool {
+        self.0.has_place(&self.0.lock(), owner)
     }
 
     /// Returns whether a request would be rejected now, whoever sends it.
@@ -207,6 +208,18 @@ impl Drop for BuildSlot {
 }
 
 impl SharedSlots {
+    /// Returns the limit on the builds of `owner` that run at the same time.
+    fn limit_of(&self, owner: &SlotOwner) -> usize {
+        owner.max_builds.unwrap_or(self.limit).min(self.limit)
+    }
+
+    /// Returns whether a request of `owner` may build or wait.
+    fn has_place(&self, queues: &TenantQueues, owner: &SlotOwner) -> bool {
+        let is_full = self.queue_length == 0 && queues.total_admitted() >= self.limit;
+        let most = self.limit_of(owner).saturating_add(self.queue_length);
+        !is_full && queues.admitted_of_tenant(&owner.name) < most
+    }
+
     fn lock(&self) -> MutexGuard<'_, TenantQueues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -340,6 +340,15 @@ impl AcceptedBuild {
         self.record_end(phase, outcome)
     }
 
+    /// Records that the request is rejected for now only: the record store keeps that of an accepted call only, because the
+    /// same request is to be sent again.
+    pub(crate) fn reject_for_now(mut self, outcome: Map<String, Value>) -> PendingWrite {
+        if self.place.as_ref().is_some_and(|place| !place.is_stored()) {
+            self.place = None;
+        }
+        self.record_end(BuildPhase::Failed, outcome)
+    }
+
     /// Records the end of the delivery once.
     fn record_end(&mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
         if std::mem::replace(&mut self.has_ended, true) {

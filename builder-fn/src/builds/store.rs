@@ -5,10 +5,11 @@
 //! to run, back up and secure. What a registry lacks is made up for here:
 //!
 //! - **A record is one manifest.** Its annotation has the record, so that it is written with one request and read with one.
-//!   The tag `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so that a look-up lists
+//!   Registries redirect requests for blobs, and delete them late; so the body of a request is a manifest, too. The tag `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so that a look-up lists
 //!   nothing. Tenants have repositories of their own.
 //! - **A list needs an order**, which tags do not have: each record has a second tag, [`IndexTag`], with the time of the
-//!   acceptance and the owner, the process that runs the build. So `GET /builds` and the removal of old records find the
+//!   acceptance and the owner, the process that runs the build. It is written before the record, so that no record is
+//!   without one. So `GET /builds` and the removal of old records find the
 //!   newest ones by names alone.
 //! - **There is no compare-and-swap.** A success replaces everything and is replaced by nothing; a failure replaces what its
 //!   own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one counts. That
@@ -19,7 +20,7 @@
 //! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and records
 //!   beyond [`RECORDS_MAX`] or older than [`AGE_MAX`], if the registry allows it.
 //!
-//! - **Who runs a build** is written in its record; that he lives, in the registry too (`lease.rs`). The builds of a process
+//! - **Who runs a build** is written in its record; that it lives, in the registry too (`lease.rs`). The builds of a process
 //!   that has gone are claimed and resumed by others (`claim.rs`).
 //!
 //! Nothing waits for the store but an asynchronous call at its acceptance, and at its answer, each for a short time. A
@@ -36,8 +37,8 @@ mod sweep;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -59,7 +60,7 @@ pub(crate) use error::StoreError;
 use index_tag::{IndexTag, RELEASED_OWNER};
 pub use lease::LeaseTimes;
 use repository::RecordRepository;
-use seal::RecordSeal;
+use seal::{RecordSeal, SealedContent};
 
 /// The limit on the records of one tenant.
 const RECORDS_MAX: usize = 1000;
@@ -80,8 +81,15 @@ const HAND_BACK_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The limit on the records that are written at the same time.
 const WRITERS_MAX: usize = 4;
 
-/// The limit on the records that wait to be written. Further ones are dropped.
-const PENDING_MAX: usize = 500;
+/// The limit on the records of one tenant that wait to be written, those of accepted calls not counted. Further ones are
+/// dropped.
+const PENDING_MAX: usize = 100;
+
+/// The number of attempts to write the end of an accepted call's build.
+const END_ATTEMPTS: u32 = 5;
+
+/// The longest wait for one attempt to write the end of a build, with its turn.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of records that are read at the same time for a list.
 const READERS: usize = 16;
@@ -117,9 +125,12 @@ struct SharedStore {
     /// The name of this process in records.
     owner: String,
     writers: Semaphore,
-    pending: AtomicUsize,
-    /// The number of builds of this process that are recorded as accepted and have not ended.
-    unfinished: AtomicUsize,
+    /// The records that wait to be written, by tenant.
+    pending: Mutex<HashMap<Option<String>, usize>>,
+    /// The builds of this process that are recorded as accepted and whose ends are not recorded yet, by their hashes.
+    unfinished: Mutex<HashMap<String, usize>>,
+    /// The number of the next sign that this process lives.
+    beat: AtomicU64,
     writes: RecordWrites,
     /// Records of ended builds, by tenant and index tag: another acceptance has another tag.
     ended: Mutex<HashMap<(Option<String>, IndexTag), BuildRecord>>,
@@ -138,19 +149,29 @@ pub(crate) struct RecordPlace {
     unfinished: Option<UnfinishedBuild>,
 }
 
-/// A guard that counts a build as unfinished until it is dropped.
-struct UnfinishedBuild(RecordStore);
+/// A guard for a build of this process that is recorded as accepted, until its end is recorded.
+struct UnfinishedBuild {
+    store: RecordStore,
+    hash: String,
+}
 
 impl UnfinishedBuild {
-    fn new(store: &RecordStore) -> Self {
-        store.0.unfinished.fetch_add(1, Ordering::Relaxed);
-        Self(store.clone())
+    /// Counts a build as unfinished, and returns whether it is the only one.
+    fn new(store: &RecordStore, hash: &str) -> (Self, bool) {
+        let mut unfinished = lock(&store.0.unfinished);
+        let is_first = unfinished.is_empty();
+        *unfinished.entry(hash.to_owned()).or_default() += 1;
+        let guard = Self {
+            store: store.clone(),
+            hash: hash.to_owned(),
+        };
+        (guard, is_first)
     }
 }
 
 impl Drop for UnfinishedBuild {
     fn drop(&mut self) {
-        self.0.0.unfinished.fetch_sub(1, Ordering::Relaxed);
+        remove_one(&mut lock(&self.store.0.unfinished), &self.hash);
     }
 }
 
@@ -158,6 +179,32 @@ impl fmt::Debug for UnfinishedBuild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UnfinishedBuild")
     }
+}
+
+/// A guard for a record that waits to be written.
+struct PendingRecord {
+    store: RecordStore,
+    tenant: Option<String>,
+}
+
+impl Drop for PendingRecord {
+    fn drop(&mut self) {
+        remove_one(&mut lock(&self.store.0.pending), &self.tenant);
+    }
+}
+
+/// Counts one less of `key`, and removes it with the last one.
+fn remove_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The end of the write of a record in the background.
@@ -168,6 +215,11 @@ impl RecordPlace {
     /// Returns whether the build can be resumed by another process.
     pub(super) fn is_resumable(&self) -> bool {
         self.request.is_some()
+    }
+
+    /// Returns whether the record says that the build was accepted.
+    pub(super) fn is_stored(&self) -> bool {
+        self.written.is_some()
     }
 }
 
@@ -180,8 +232,9 @@ impl RecordStore {
             repository: RecordRepository::new(access),
             owner: index_tag::random_owner(),
             writers: Semaphore::new(WRITERS_MAX),
-            pending: AtomicUsize::new(0),
-            unfinished: AtomicUsize::new(0),
+            pending: Mutex::default(),
+            unfinished: Mutex::default(),
+            beat: AtomicU64::new(0),
             writes,
             ended: Mutex::default(),
         }))
@@ -216,9 +269,13 @@ impl RecordStore {
             }
             let request = match request {
                 Some((request, body)) => {
-                    let sealed = self.0.seal.seal(&place.key.tenant, &body)?;
-                    let body = self.0.repository.put_blob(&place.key.tenant, sealed).await?;
-                    Some((request, body))
+                    let tenant = &place.key.tenant;
+                    let sealed = self.0.seal.seal(SealedContent::Body, tenant, &body)?;
+                    let manifest = RecordManifest::of_body(&sealed);
+                    let tag = place.index.body_tag();
+                    self.0.repository.put(tenant, &tag, &manifest).await?;
+                    let digest = manifest.digest();
+                    Some((request, StoredBody { digest }))
                 }
                 None => None,
             };
@@ -234,50 +291,68 @@ impl RecordStore {
         stored
     }
 
-    /// Stores the end of a build in the background.
+    /// Stores the end of a build in the background. That of an accepted call's build is tried again if it fails.
     pub(super) fn store_end(&self, place: RecordPlace, build: BuildRecord) -> PendingWrite {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return PendingWrite(None);
         };
-        if self.0.pending.fetch_add(1, Ordering::Relaxed) >= PENDING_MAX {
-            self.0.pending.fetch_sub(1, Ordering::Relaxed);
+        let attempts = if place.is_stored() { END_ATTEMPTS } else { 1 };
+        let tenant = place.key.tenant.clone();
+        let pending = {
+            let mut pending = lock(&self.0.pending);
+            let count = pending.entry(tenant.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        let guard = PendingRecord {
+            store: self.clone(),
+            tenant,
+        };
+        if pending > PENDING_MAX && !place.is_stored() {
             self.0.writes.count(false);
             tracing::warn!("the end of a build was not recorded: too many records wait for the registry");
             return PendingWrite(None);
         }
         let store = self.clone();
         PendingWrite(Some(runtime.spawn(async move {
-            let written = store.write_end(place, build).await;
-            store.0.pending.fetch_sub(1, Ordering::Relaxed);
-            store.0.writes.count(written.is_ok());
-            if let Err(error) = written {
-                tracing::warn!(error = %ErrorChain(&error), "could not record the end of a build in the registry");
+            let _guard = guard;
+            let mut place = place;
+            for attempt in 1..=attempts {
+                let written = tokio::time::timeout(END_TIMEOUT, store.write_end(&mut place, &build)).await;
+                let error = match written {
+                    Ok(Ok(())) => return store.0.writes.count(true),
+                    Ok(Err(error)) => error,
+                    Err(_) => StoreError::Timeout { limit: END_TIMEOUT },
+                };
+                let error = ErrorChain(&error).to_string();
+                tracing::warn!(
+                    attempt,
+                    error,
+                    "could not record the end of a build in the registry"
+                );
+                store.0.writes.count(false);
+                if attempt < attempts {
+                    tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
+                }
             }
         })))
     }
 
-    async fn write_end(&self, mut place: RecordPlace, build: BuildRecord) -> Result<(), StoreError> {
+    async fn write_end(&self, place: &mut RecordPlace, build: &BuildRecord) -> Result<(), StoreError> {
         let _writer = self.0.writers.acquire().await;
-        let writing = async {
-            if !build.is_success()
-                && let Some(current) = self.read_stored(&place.key).await?
-                && !current.may_be_replaced_by(&build, &self.0.owner)
-            {
-                return Ok(());
-            }
-            let replaced = place.written.clone();
-            self.write(&mut place, build, None).await?;
-            if let Some(digest) = replaced {
-                self.0.repository.delete(&place.key.tenant, &digest).await;
-            }
-            Ok(())
-        };
-        match tokio::time::timeout(EXCHANGE_TIMEOUT * 2, writing).await {
-            Ok(written) => written,
-            Err(_) => Err(StoreError::Timeout {
-                limit: EXCHANGE_TIMEOUT * 2,
-            }),
+        let body = place.request.as_ref().map(|(_, body)| body.digest.clone());
+        if !build.is_success()
+            && let Some(current) = self.read_stored(&place.key).await?
+            && !current.may_be_replaced_by(build, &self.0.owner)
+        {
+            return Ok(());
         }
+        let replaced = place.written.clone();
+        self.write(place, build.clone(), None).await?;
+        for digest in replaced.into_iter().chain(body) {
+            self.0.repository.delete(&place.key.tenant, &digest).await;
+        }
+        Ok(())
     }
 
     /// Hands a build back: another process may resume it at once.
@@ -307,14 +382,18 @@ impl RecordStore {
         build: BuildRecord,
         request: Option<(ResumableRequest, StoredBody)>,
     ) -> Result<(), StoreError> {
-        place.unfinished = match build.phase.is_terminal() {
-            true => None,
-            false => Some(UnfinishedBuild::new(self)),
-        };
+        if !build.phase.is_terminal() && place.unfinished.is_none() {
+            let (guard, is_first) = UnfinishedBuild::new(self, place.index.hash());
+            place.unfinished = Some(guard);
+            if is_first {
+                // Before others can see the build: while there was none, the sign was not renewed.
+                self.renew_sign().await?;
+            }
+        }
         self.write_as(&self.0.owner, place, build, request).await
     }
 
-    /// Writes a record: first the current one, and then its entry in the index.
+    /// Writes a record: first its entry in the index, and then the current one.
     async fn write_as(
         &self,
         owner: &str,
@@ -322,7 +401,6 @@ impl RecordStore {
         build: BuildRecord,
         request: Option<(ResumableRequest, StoredBody)>,
     ) -> Result<(), StoreError> {
-        place.request = request.clone();
         let tenant = &place.key.tenant;
         let (request, body) = request.unzip();
         let record = StoredRecord {
@@ -332,12 +410,16 @@ impl RecordStore {
             request,
             body,
         };
-        let sealed = self.0.seal.seal(tenant, &record.to_json())?;
-        let manifest = RecordManifest::new(&sealed, record.body.as_ref());
-        for tag in [index_tag::record_tag(&place.key), place.index.to_string()] {
+        let sealed = self
+            .0
+            .seal
+            .seal(SealedContent::Record, tenant, &record.to_json())?;
+        let manifest = RecordManifest::of_record(&sealed);
+        for tag in [place.index.to_string(), index_tag::record_tag(&place.key)] {
             self.0.repository.put(tenant, &tag, &manifest).await?;
         }
         place.written = Some(manifest.digest());
+        place.request = record.request.zip(record.body);
         Ok(())
     }
 
@@ -365,8 +447,9 @@ impl RecordStore {
         let Some(manifest) = self.0.repository.get(tenant, tag).await? else {
             return Ok(None);
         };
-        let sealed = RecordManifest::sealed_record(&manifest)?;
-        let record = StoredRecord::parse(&self.0.seal.open(tenant, &sealed)?)?;
+        let sealed = RecordManifest::sealed_content(&manifest)?;
+        let opened = self.0.seal.open(SealedContent::Record, tenant, &sealed)?;
+        let record = StoredRecord::parse(&opened)?;
         match record.tenant == *tenant {
             true => Ok(Some(record)),
             false => Err(StoreError::Malformed),
@@ -379,7 +462,8 @@ impl RecordStore {
         let late = || StoreError::Timeout {
             limit: EXCHANGE_TIMEOUT,
         };
-        let listing = tokio::time::timeout_at(deadline, self.0.repository.list_tags(tenant)).await;
+        let listing = self.list_entries(tenant);
+        let listing = tokio::time::timeout_at(deadline, listing).await;
         let tags = match listing {
             Ok(Ok(tags)) => tags,
             Ok(Err(error)) => return (Vec::new(), Some(error)),
@@ -398,6 +482,13 @@ impl RecordStore {
                 Err(_) => return (builds, Some(late())),
             }
         }
+    }
+
+    /// Lists the tags of the entries that are not to be deleted.
+    async fn list_entries(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
+        let oldest = SystemTime::now().checked_sub(AGE_MAX);
+        let after = index_tag::tag_before(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
+        self.0.repository.list_entries(tenant, &after).await
     }
 
     async fn read_for_list(
@@ -426,8 +517,8 @@ impl RecordStore {
         Ok(record)
     }
 
-    fn ended(&self) -> std::sync::MutexGuard<'_, HashMap<(Option<String>, IndexTag), BuildRecord>> {
-        self.0.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ended(&self) -> MutexGuard<'_, HashMap<(Option<String>, IndexTag), BuildRecord>> {
+        lock(&self.0.ended)
     }
 }
 
@@ -437,11 +528,12 @@ impl PendingWrite {
         Self(None)
     }
 
-    /// Waits until the record was written, or could not be. Dropping this instead does not end the write.
+    /// Waits for a short time until the record was written, or could not be. The write goes on after that, and if this is
+    /// dropped.
     pub(crate) async fn wait(self) {
         if let Some(task) = self.0 {
             // A write that panicked is reported where it panicked.
-            let _ = task.await;
+            let _ = tokio::time::timeout(END_TIMEOUT, task).await;
         }
     }
 }

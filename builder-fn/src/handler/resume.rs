@@ -12,14 +12,23 @@ use super::{BuildExchange, BuilderApi, ReceivedBuild};
 use crate::answer::{Answer, AnswerFields};
 use crate::builds::{AcceptedBuild, BuildPhase, ClaimSearch, ClaimedBuild, RecordStore, outcome_fields};
 use crate::error::Error;
-use crate::request::{self, RequestHead};
-use crate::slots::QueueAdmission;
+use crate::request::{self, BuildRequest, RequestHead};
+use crate::slots::{QueueAdmission, SlotOwner};
 
 /// The number of tenants whose records are searched in one interval. With more, searches take place less often.
 const TENANTS_PER_INTERVAL: u32 = 20;
 
-/// The pause before a resumed build that finds no place in the queue for slots tries again.
-const ADMISSION_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before a claimed build is begun again that found no place, or that the platform failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// A tenant whose records are searched.
+#[derive(Default)]
+struct SearchedTenant {
+    /// The name of the tenant; `None` without a policy.
+    name: Option<String>,
+    /// The owner of the tenant's slots.
+    owner: SlotOwner,
+}
 
 impl BuilderApi {
     /// Shows others that this builder lives, and resumes the builds of those that have gone, until the shutdown begins.
@@ -43,21 +52,23 @@ impl BuilderApi {
     async fn search_and_resume(&self, store: &RecordStore, context: &Context) {
         let mut search = ClaimSearch::default();
         loop {
-            let tenants = self.names_of_tenants();
+            let tenants = self.searched_tenants();
             let intervals = u32::try_from(tenants.len())
                 .unwrap_or(u32::MAX)
                 .div_ceil(TENANTS_PER_INTERVAL);
+            let interval = store.search_interval().saturating_mul(intervals.max(1));
+            search.set_interval(interval);
             let mut found = false;
             for tenant in tenants {
                 // Others may have places.
-                if self.builder.slots.is_full() {
-                    break;
+                if !self.builder.slots.has_place(&tenant.owner) {
+                    continue;
                 }
-                match store.claim_unfinished(&mut search, &tenant).await {
+                match store.claim_unfinished(&mut search, &tenant.name).await {
                     Ok(builds) => {
                         found |= !builds.is_empty();
                         for build in builds {
-                            self.resume(build, context).await;
+                            self.resume(build, context);
                         }
                     }
                     Err(error) => {
@@ -68,57 +79,78 @@ impl BuilderApi {
             }
             search.forget_old();
             if !found {
-                tokio::time::sleep(store.search_interval().saturating_mul(intervals.max(1))).await;
+                tokio::time::sleep(interval).await;
             }
         }
     }
 
-    /// Returns the names of the tenants; of the only one, which has none, without a policy.
-    fn names_of_tenants(&self) -> Vec<Option<String>> {
-        match &self.signatures.policy {
-            Some(policy) => {
-                let policy = policy.current_policy();
-                policy
-                    .tenants()
-                    .map(|tenant| Some(tenant.name().to_string()))
-                    .collect()
-            }
-            None => vec![None],
-        }
+    /// Returns the tenants; the only one, which has no name, without a policy.
+    fn searched_tenants(&self) -> Vec<SearchedTenant> {
+        let Some(policy) = &self.signatures.policy else {
+            return vec![SearchedTenant::default()];
+        };
+        let policy = policy.current_policy();
+        let tenants = policy.tenants().map(|tenant| SearchedTenant {
+            name: Some(tenant.name().to_string()),
+            owner: SlotOwner::of_tenant(tenant),
+        });
+        tenants.collect()
     }
 
-    /// Starts a claimed build in the background, once it has a place.
-    async fn resume(&self, claimed: ClaimedBuild, template: &Context) {
+    /// Runs a claimed build in the background, once it has a place.
+    fn resume(&self, claimed: ClaimedBuild, template: &Context) {
+        let span = tracing::info_span!("resumed", call_id = %claimed.key.id);
+        let (api, template) = (self.clone(), template.clone());
+        let build = async move { api.run_claimed(claimed, &template).await };
+        tokio::spawn(build.instrument(span));
+    }
+
+    async fn run_claimed(self, claimed: ClaimedBuild, template: &Context) {
         let ClaimedBuild {
             key,
             request,
             body,
             place,
         } = claimed;
-        let span = tracing::info_span!("resumed", call_id = %key.id);
         let (secrets, gateway) = (template.secrets().clone(), template.gateway().clone());
         let mut context = Context::new(&key.id, secrets, gateway, template.shutdown().clone());
-        if let Some(limit) = request.time_limit {
-            context = context.with_deadline(Instant::now() + limit);
-        }
         let head = request.to_head();
         let mut accepted = self.builder.records.accept(key, head.arrived);
         accepted.adopt(place);
-        let receiving = self
-            .receive_again(head, body, &accepted, &context)
-            .instrument(span.clone());
-        let (request, admission) = match receiving.await {
-            Ok(received) => received,
-            Err(error) => {
-                let _entered = span.enter();
-                tracing::warn!(error = %ErrorChain(&error), "an accepted build cannot be resumed");
-                let answer = Answer::from_error(&error, AnswerFields::default());
-                accepted.end(BuildPhase::Failed, outcome_fields(&answer.report));
+        let receiving = async {
+            loop {
+                match self.receive_again(&head, body.clone(), &accepted, &context).await {
+                    Err(error) if error.kind().is_transient() => {
+                        tracing::info!(error = %ErrorChain(&error), "an accepted build waits to be resumed");
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                    }
+                    received => return received,
+                }
+            }
+        };
+        let received = tokio::select! {
+            received = receiving => received,
+            _ = template.shutdown().wait_until_begun() => {
+                if let Err(error) = accepted.hand_back().await {
+                    tracing::warn!(error = %ErrorChain(&error), "could not hand a build back; it is resumed later");
+                }
                 return;
             }
         };
+        let (build_request, admission) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "an accepted build cannot be resumed");
+                let answer = Answer::from_error(&error, AnswerFields::default());
+                let written = accepted.end(BuildPhase::Failed, outcome_fields(&answer.report));
+                return written.wait().await;
+            }
+        };
+        if let Some(limit) = request.time_limit {
+            context = context.with_deadline(Instant::now() + limit);
+        }
         let received = ReceivedBuild {
-            request,
+            request: build_request,
             admission,
             accepted,
             resumable: None,
@@ -129,36 +161,29 @@ impl BuilderApi {
             format: None,
             is_asynchronous: true,
         };
-        let (api, threads) = (self.clone(), self.threads.clone());
-        let build = async move {
-            tracing::info!("an accepted build is resumed: its builder has gone");
-            // Nobody waits for the answer. Its outcome is recorded and logged.
-            threads
-                .run(async move { api.build_then_answer(received, &exchange).await })
-                .await;
-        };
-        tokio::spawn(build.instrument(span));
+        tracing::info!("an accepted build is resumed: its builder has gone");
+        let threads = self.threads.clone();
+        // Nobody waits for the answer. Its outcome is recorded and logged.
+        threads
+            .run(async move { self.build_then_answer(received, &exchange).await })
+            .await;
     }
 
-    /// Verifies the body of an accepted request again, parses it, and waits for a place in the queue for slots.
+    /// Verifies the body of an accepted request again, and parses it, if there is a place in the queue for slots.
     async fn receive_again(
         &self,
-        head: RequestHead,
+        head: &RequestHead,
         body: Bytes,
         accepted: &AcceptedBuild,
         context: &Context,
-    ) -> Result<(request::BuildRequest, QueueAdmission), Error> {
-        let check = self.read_signature_check(&head, context)?;
-        let body = request::receive_body(Full::new(body), &head, &check, &self.limits).await?;
+    ) -> Result<(BuildRequest, QueueAdmission), Error> {
+        let check = self.read_signature_check(head, context)?;
+        let body = request::receive_body(Full::new(body), head, &check, &self.limits).await?;
         if body.tenant_name().as_deref() != accepted.tenant() {
             return Err(Error::OtherTenant);
         }
-        let admission = loop {
-            match self.builder.slots.admit(body.slot_owner()) {
-                Ok(admission) => break admission,
-                Err(_) => tokio::time::sleep(ADMISSION_PAUSE).await,
-            }
-        };
-        Ok((body.into_build_request(head, &self.limits).await?, admission))
+        let admission = self.builder.slots.admit(body.slot_owner())?;
+        let request = body.into_build_request(head.clone(), &self.limits).await?;
+        Ok((request, admission))
     }
 }

@@ -76,7 +76,13 @@ impl BuilderApi {
                 ));
             }
         }
-        let ready = self.check_notify_url(&request).and(secrets);
+        let is_too_late =
+            exchange.outlives_its_caller() && context.shutdown().has_begun() && !accepted.is_resumable();
+        // A queued call that arrives during the shutdown is accepted to be handed back.
+        let ready = match is_too_late {
+            true => Err(Error::Draining),
+            false => self.check_notify_url(&request).and(secrets),
+        };
         let result = match ready {
             Ok(secrets) => {
                 let call = BuilderCall {
@@ -102,6 +108,7 @@ impl BuilderApi {
         let is_handed_back = matches!(result, Err(Error::HandedBack));
         let fields = exchange.answer_fields(Some(image));
         let is_cancelled = matches!(result, Err(Error::Cancelled));
+        let is_for_now = result.as_ref().is_err_and(|error| error.kind().is_for_now());
         let mut answer = match result {
             Ok(built) => {
                 let digest = built.digest.as_deref().unwrap_or_default();
@@ -138,7 +145,11 @@ impl BuilderApi {
             }
             return (answer, request);
         }
-        let written = accepted.end(phase, outcome_fields(&answer.report));
+        let outcome = outcome_fields(&answer.report);
+        let written = match is_for_now {
+            true => accepted.reject_for_now(outcome),
+            false => accepted.end(phase, outcome),
+        };
         if exchange.outlives_its_caller() {
             written.wait().await;
         }

@@ -15,7 +15,12 @@ use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_
 
 /// Sends a build as the gateway's queue does.
 pub(crate) async fn send_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> Answer {
-    let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
+    send_queued_build_as(builder, PAYLOAD_KEY, tar).await
+}
+
+/// Sends a build that is signed with `key` as the gateway's queue does.
+pub(crate) async fn send_queued_build_as(builder: &TestBuilder, key: &str, tar: Vec<u8>) -> Answer {
+    let signature = sign_body(&hmac_keys(key), &tar);
     let mut request = build_request_with(tar, Some(&signature));
     for time in ["1790000000000000000", "1790000000000000001"] {
         let time = time.parse().expect("header");

@@ -151,7 +151,11 @@ async fn a_deployment_and_its_warnings_are_known_after_builders_and_the_history_
     let contents = registry.contents();
     let records: Vec<_> = contents.iter().filter(|(_, content)| content.len() > 2).collect();
     let manifests = records.iter().filter(|(_, content)| content.starts_with(b"{"));
-    assert_eq!(manifests.count(), 1, "the record of the acceptance was deleted");
+    assert_eq!(
+        manifests.count(),
+        2,
+        "the record and the sign are left, and neither the acceptance nor the body"
+    );
     for (key, content) in contents {
         let text = String::from_utf8_lossy(&content);
         for plain in ["hello", "Dockerfile", CALL_ID, "ready"] {
@@ -170,7 +174,7 @@ async fn a_redelivery_that_fails_does_not_hide_the_success() {
     let_build_succeed(&mut calls).await;
     assert_eq!(complete_or_panic(build).await.expect("no panic").status, 200);
     let written = registry.tags("slipway/records");
-    assert_eq!(written.len(), 2, "{written:?}");
+    assert_eq!(written.len(), 3, "{written:?}");
 
     let other = later_builder(&registry);
     let redelivered = send_queued_build(&other, tar_with_files(&[("context/Dockerfile", b"")])).await;
@@ -197,6 +201,28 @@ async fn a_redelivery_that_fails_does_not_hide_the_success() {
     .await;
     assert_eq!(asked.body["state"], "success", "{}", asked.body);
     assert_eq!(registry.tags("slipway/records"), written);
+}
+
+#[tokio::test]
+async fn an_acceptance_is_written_after_the_sign_of_its_builder_and_before_its_solve() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = builder_with(daemon, &registry);
+    let own = builder.clone();
+    let build = tokio::spawn(async move { send_queued_build(&own, request_tar_with(json!({}))).await });
+    let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+    let lines = registry.request_lines();
+    let at = |part: &str| {
+        let beginning = format!("PUT /v2/slipway/records/manifests/{part}-");
+        let found = lines.iter().position(|line| line.starts_with(&beginning));
+        found.unwrap_or_else(|| panic!("no {part} in {lines:?}"))
+    };
+    assert!(
+        at("b") < at("o") && at("o") < at("i") && at("i") < at("r"),
+        "{lines:?}"
+    );
+    build.abort();
+    drop(solve);
 }
 
 #[tokio::test]

@@ -116,6 +116,18 @@ impl FakeRegistry {
             .collect()
     }
 
+    /// Deletes the manifest with the first tag of a repository that begins with `prefix`.
+    pub(crate) fn delete_tagged(&self, repository: &str, prefix: &str) {
+        let mut state = self.state();
+        let beginning = format!("{repository}@{prefix}");
+        let tags = state.tags.iter();
+        let mut found = tags.filter(|(tag, _)| tag.starts_with(&beginning));
+        let (tag, digest) = found.next().expect("a tag");
+        let (tag, key) = (tag.clone(), format!("{repository}@{digest}"));
+        state.tags.remove(&tag);
+        state.contents.remove(&key);
+    }
+
     /// Returns the tags of a repository.
     pub(crate) fn tags(&self, repository: &str) -> Vec<String> {
         let state = self.state();
@@ -201,7 +213,7 @@ impl FakeRegistry {
                 response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
                 return response;
             }
-            RegistryBehaviour::Redirecting(to) if path.contains("/blobs/") => {
+            RegistryBehaviour::Redirecting(to) if head.method == Method::GET && path.contains("/blobs/") => {
                 let mut response = respond(307, Bytes::new());
                 let to = format!("{to}{path}").parse().expect("header");
                 response.headers_mut().insert(LOCATION, to);

@@ -14,9 +14,9 @@ use crate::builds::answer_statuses;
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::gateway::start_answering_gateway;
-use crate::persistence::send_queued_build;
+use crate::persistence::{send_queued_build, send_queued_build_as};
 use crate::record_store::{ask_until, records_of};
-use crate::registry::FakeRegistry;
+use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
 
 /// A time after which a builder counts as gone that is no longer than necessary: it is gone in these tests.
@@ -214,7 +214,7 @@ async fn a_build_that_cannot_be_resumed_is_reported_as_lost() {
     let builder = builder_with_leases(daemon.clone(), &registry).without_body_copies();
     let mut killed = KillableBuilder::new(builder);
     killed.send_queued_build(CALL_ID, request_tar_with(json!({})));
-    drop(next_solve(&mut calls).await);
+    let _solve = next_solve(&mut calls).await;
     killed.kill();
 
     let (daemon, _calls) = daemon::start_fake_daemon();
@@ -235,16 +235,12 @@ async fn a_build_that_ends_every_builder_is_given_up() {
     let new_builder = || KillableBuilder::new(builder_with_leases(daemon.clone(), &registry));
     let mut builder = new_builder();
     builder.send_queued_build(CALL_ID, request_tar_with(json!({})));
-    for _ in 0..3 {
-        drop(next_solve(&mut calls).await);
+    for _ in 0..4 {
+        let _solve = next_solve(&mut calls).await;
         builder.kill();
         builder = new_builder();
         builder.resume_builds_of_others();
     }
-    drop(next_solve(&mut calls).await);
-    builder.kill();
-    builder = new_builder();
-    builder.resume_builds_of_others();
 
     let asked = ask_until(&builder.builder, CALL_ID, |asked| asked.body["state"] == "failed").await;
     let error = asked.body["error"].as_str().expect("a text");
@@ -252,4 +248,138 @@ async fn a_build_that_ends_every_builder_is_given_up() {
         error.starts_with("every builder that ran this build stopped"),
         "{error}"
     );
+}
+
+/// Returns a builder's record of an accepted build, the builder having been killed, and the daemon of the build.
+async fn leave_accepted_build(registry: &FakeRegistry) -> (Daemon, DaemonCalls) {
+    let (daemon, mut calls) = start_fake_daemon();
+    let mut killed = KillableBuilder::new(builder_with_leases(daemon.clone(), registry));
+    killed.send_queued_build(CALL_ID, request_tar_with(json!({})));
+    let _solve = next_solve(&mut calls).await;
+    killed.kill();
+    (daemon, calls)
+}
+
+#[tokio::test]
+async fn a_registry_that_fails_during_a_claim_delays_the_build_and_does_not_lose_it() {
+    for part in [
+        "GET /v2/slipway/records/manifests/sha256:",
+        "PUT /v2/slipway/records/manifests/i-",
+        "PUT /v2/slipway/records/manifests/r-",
+        "GET /v2/slipway/records/tags/list",
+    ] {
+        let registry = FakeRegistry::start().await;
+        let (daemon, mut calls) = leave_accepted_build(&registry).await;
+        let before = registry.request_lines().len();
+        registry.set_behaviour(RegistryBehaviour::Failing(part, 503));
+        let other = builder_with_leases(daemon, &registry);
+        let _resuming = other.resume_builds_of_others();
+        complete_or_panic(async {
+            while !registry.request_lines()[before..]
+                .iter()
+                .any(|line| line.contains(part))
+            {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        registry.set_behaviour(RegistryBehaviour::Open);
+        next_solve(&mut calls).await.answer_with_digest("sha256:12");
+        ask_until(&other, CALL_ID, |asked| asked.body["state"] == "success").await;
+    }
+}
+
+#[tokio::test]
+async fn builds_are_resumed_from_a_registry_that_redirects_to_its_storage() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    registry.set_behaviour(RegistryBehaviour::Redirecting("http://127.0.0.1:9".into()));
+    let other = builder_with_leases(daemon, &registry);
+    let _resuming = other.resume_builds_of_others();
+    next_solve(&mut calls).await.answer_with_digest("sha256:12");
+    ask_until(&other, CALL_ID, |asked| asked.body["state"] == "success").await;
+}
+
+#[tokio::test]
+async fn a_build_whose_request_the_registry_has_lost_is_reported_as_lost() {
+    let registry = FakeRegistry::start().await;
+    let (_daemon, _calls) = leave_accepted_build(&registry).await;
+    registry.delete_tagged("slipway/records", "b-");
+    let (daemon, _calls) = start_fake_daemon();
+    let other = builder_with_leases(daemon, &registry);
+    let _resuming = other.resume_builds_of_others();
+    let asked = ask_until(&other, CALL_ID, |asked| asked.body["state"] == "failed").await;
+    let error = asked.body["error"].as_str().expect("a text");
+    assert!(error.contains("does not have its request any more"), "{error}");
+}
+
+#[tokio::test]
+async fn a_build_is_resumed_whose_hand_back_was_cut_off() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let builder = builder_with_leases(daemon.clone(), &registry);
+    let running = spawn_queued_build(&builder, CALL_ID);
+    let first = next_solve(&mut calls).await;
+    // Only the entry in the index says that the build was handed back.
+    let part = "PUT /v2/slipway/records/manifests/r-";
+    registry.set_behaviour(RegistryBehaviour::Failing(part, 503));
+    builder.begin_shutdown(Instant::now());
+    complete_or_panic(running).await.expect("no panic");
+    drop(first);
+    registry.set_behaviour(RegistryBehaviour::Open);
+
+    let other = builder_with_leases(daemon, &registry);
+    let _resuming = other.resume_builds_of_others();
+    next_solve(&mut calls).await.answer_with_digest("sha256:12");
+    ask_until(&other, CALL_ID, |asked| asked.body["state"] == "success").await;
+}
+
+#[tokio::test]
+async fn a_full_tenant_does_not_delay_the_builds_of_others() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let policy = json!({"tenants": {
+        "acme": {"keys": ["acme-payload"], "maxBuilds": 1},
+        "globex": {"keys": ["globex-payload"]},
+    }});
+    let new_builder = || {
+        let builder = builder_with_leases(daemon.clone(), &registry).with_policy(&policy);
+        builder.write_secret("acme-payload", "the payload key of acme");
+        builder.write_secret("globex-payload", "the payload key of globex");
+        builder
+    };
+    let mut killed = KillableBuilder::new(new_builder());
+    let mut solves = Vec::new();
+    for (key, id) in [
+        ("the payload key of acme", "of-acme"),
+        ("the payload key of globex", "of-globex"),
+    ] {
+        let builder = killed.builder.with_call_id(id);
+        let build = async move { send_queued_build_as(&builder, key, request_tar_with(json!({}))).await };
+        killed.runtime.as_ref().expect("it lives").spawn(build);
+        solves.push(next_solve(&mut calls).await);
+    }
+    killed.kill();
+    drop(solves);
+
+    let other = new_builder().with_slots(BuildSlots::new(2, Duration::ZERO, 0));
+    let busy = other.with_call_id("busy");
+    let busy = tokio::spawn(async move {
+        send_queued_build_as(
+            &busy,
+            "the payload key of acme",
+            request_tar_with(json!({"tags": ["2"]})),
+        )
+        .await
+    });
+    let running = next_solve(&mut calls).await;
+    let _resuming = other.resume_builds_of_others();
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), "of-globex");
+    solve.answer_with_digest("sha256:12");
+    running.answer_with_digest("sha256:13");
+    complete_or_panic(busy).await.expect("no panic");
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), "of-acme");
+    solve.answer_with_digest("sha256:14");
 }

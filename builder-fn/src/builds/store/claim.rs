@@ -2,25 +2,36 @@
 //!
 //! A registry has no locks, so a claim is written, and counts if it is still there a moment later. Two processes that both
 //! count theirs run the same build, which BuildKit builds once.
+//!
+//! The entries in the index say where to look, and the record itself says who runs the build: of two processes that claim a
+//! build, one writes the record last, whatever entry is the newest.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use function_host::ErrorChain;
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 
 use super::document::{RecordManifest, StoredBody, StoredRecord};
 use super::index_tag::{self, IndexTag, RELEASED_OWNER};
 use super::lease::{BEATS, ObservedOwners};
-use super::{AGE_MAX, READERS, RECORDS_MAX, RecordPlace, RecordStore, ResumableRequest, StoreError};
-use crate::builds::{BuildPhase, RecordKey};
+use super::{
+    AGE_MAX, READERS, RECORDS_MAX, RecordPlace, RecordStore, ResumableRequest, SealedContent, StoreError,
+    lock,
+};
+use crate::builds::{BuildPhase, BuildRecord, RecordKey};
 
 /// The age up to which an unfinished build is resumed. After that, nobody waits for it.
 const RESUMED_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The age from which an entry without a record counts as settled: its record was never written.
+const MISSING_AGE: Duration = Duration::from_secs(60 * 60);
+
 /// The number of builds that one process claims at a time, so that others get their share.
-pub(super) const CLAIMS_MAX: usize = 16;
+const CLAIMS_MAX: usize = 16;
 
 /// The number of times that a build is resumed after its builder has gone. One that has gone with so many may be the reason.
 const RESUMPTIONS_MAX: u32 = 3;
@@ -37,6 +48,10 @@ const FATAL_ERROR: &str =
 const LOST_ERROR: &str = "the builder that accepted this build stopped before its end, and the request cannot be resumed: \
                           its body is too large for a record, or not signed, or its answer carries the hand-over; send it again";
 
+/// The error of a build whose builder has gone, and whose request the registry has lost.
+const NO_BODY_ERROR: &str = "the builder that accepted this build stopped before its end, and the registry does not have its \
+                             request any more; send it again";
+
 /// A build of a process that has gone, which this process resumes.
 #[derive(Debug)]
 pub(crate) struct ClaimedBuild {
@@ -50,34 +65,53 @@ pub(crate) struct ClaimedBuild {
     pub(crate) place: RecordPlace,
 }
 
+/// A claim that is not confirmed yet.
+#[derive(Debug)]
+struct Claim {
+    build: BuildRecord,
+    request: ResumableRequest,
+    body: StoredBody,
+    place: RecordPlace,
+    is_written: bool,
+}
+
 /// What a process knows of the records of others, from one search to the next.
 #[derive(Debug, Default)]
 pub(crate) struct ClaimSearch {
     owners: ObservedOwners,
-    /// Entries of builds that have ended, or that another process has taken over.
+    /// Entries of builds that have ended.
     settled: HashSet<(Option<String>, IndexTag)>,
+    /// Claims of this process that the registry has not let it write or confirm yet, by tenant.
+    claims: HashMap<Option<String>, Vec<Claim>>,
+    /// The longest time between two observations of a sign that are compared.
+    gap: Duration,
 }
 
 impl RecordStore {
     /// Renews the sign that this process lives, for as long as it has builds that are not finished.
     pub(crate) async fn renew_sign_periodically(&self) {
-        for beat in (0..BEATS).cycle() {
-            if self.0.unfinished.load(std::sync::atomic::Ordering::Relaxed) > 0 {
-                let manifest = RecordManifest::of_sign(beat);
-                let tag = index_tag::owner_tag(&self.0.owner);
-                let put = self.0.repository.put(&None, &tag, &manifest);
-                match tokio::time::timeout(self.0.times.beat, put).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        let error = function_host::ErrorChain(&error).to_string();
-                        tracing::warn!(error, "could not renew the sign that this builder lives");
-                    }
-                    Err(_) => tracing::warn!(
-                        "the registry takes too long to renew the sign that this builder lives"
-                    ),
-                }
+        loop {
+            let has_unfinished = !lock(&self.0.unfinished).is_empty();
+            if has_unfinished && let Err(error) = self.renew_sign().await {
+                let error = ErrorChain(&error).to_string();
+                tracing::warn!(error, "could not renew the sign that this builder lives");
             }
             tokio::time::sleep(self.0.times.beat).await;
+        }
+    }
+
+    /// Renews the sign that this process lives.
+    ///
+    /// # Errors
+    /// Fails if the registry does not store it in a short time.
+    pub(super) async fn renew_sign(&self) -> Result<(), StoreError> {
+        let manifest = RecordManifest::of_sign(self.0.beat.fetch_add(1, Ordering::Relaxed) % BEATS);
+        let tag = index_tag::owner_tag(&self.0.owner);
+        let limit = self.0.times.beat;
+        let put = self.0.repository.put(&None, &tag, &manifest);
+        match tokio::time::timeout(limit, put).await {
+            Ok(put) => put,
+            Err(_) => Err(StoreError::Timeout { limit }),
         }
     }
 
@@ -90,55 +124,100 @@ impl RecordStore {
     /// to resume.
     ///
     /// # Errors
-    /// Fails if the registry cannot be read.
+    /// Fails if the registry cannot be read. What was claimed before is confirmed by the next search.
     pub(crate) async fn claim_unfinished(
         &self,
         search: &mut ClaimSearch,
         tenant: &Option<String>,
     ) -> Result<Vec<ClaimedBuild>, StoreError> {
-        let tags = self.0.repository.list_tags(tenant).await?;
-        let entries = index_tag::newest_of_each(&tags, RECORDS_MAX);
-        let mut of_owners: HashMap<String, Vec<IndexTag>> = HashMap::new();
-        for entry in entries {
-            let is_settled = search.settled.contains(&(tenant.clone(), entry.clone()));
-            if !is_settled && entry.owner() != self.0.owner {
-                of_owners.entry(entry.owner().to_owned()).or_default().push(entry);
-            }
+        let mut claims = search.claims.remove(tenant).unwrap_or_default();
+        let searched = self.search_for_claims(search, tenant, &mut claims).await;
+        if claims.is_empty() {
+            return searched.map(|()| Vec::new());
         }
-        let mut claimed = Vec::new();
-        for (owner, entries) in of_owners {
-            let digest = self
-                .0
-                .repository
-                .digest(&None, &index_tag::owner_tag(&owner))
-                .await?;
-            if search.owners.observe(&owner, digest, self.0.times.stale_after) {
-                self.claim_of_owner(search, tenant, &owner, entries, &mut claimed)
-                    .await?;
+        for claim in claims.iter_mut().filter(|claim| !claim.is_written) {
+            let request = (claim.request.clone(), claim.body.clone());
+            match self
+                .write(&mut claim.place, claim.build.clone(), Some(request))
+                .await
+            {
+                Ok(()) => claim.is_written = true,
+                Err(error) => report_claim_error(&claim.place.key, &error),
             }
-            if claimed.len() >= CLAIMS_MAX {
-                break;
-            }
-        }
-        if claimed.is_empty() {
-            return Ok(Vec::new());
         }
         tokio::time::sleep(self.0.times.settle).await;
         let mut builds = Vec::new();
-        for (request, body, place) in claimed {
-            builds.extend(self.confirm_claim(request, &body, place).await?);
+        for claim in claims {
+            if claim.is_written {
+                match self.confirm_claim(&claim).await {
+                    Ok(None) => continue,
+                    Ok(Some(body)) => {
+                        builds.push(ClaimedBuild {
+                            key: claim.place.key.clone(),
+                            request: claim.request,
+                            body,
+                            place: claim.place,
+                        });
+                        continue;
+                    }
+                    Err(error) => report_claim_error(&claim.place.key, &error),
+                }
+            }
+            search.claims.entry(tenant.clone()).or_default().push(claim);
         }
         Ok(builds)
     }
 
-    /// Claims builds that `owner`, which has gone, left unfinished.
-    async fn claim_of_owner(
+    /// Looks for unfinished builds whose processes have gone, and adds them to `claims`.
+    async fn search_for_claims(
         &self,
         search: &mut ClaimSearch,
         tenant: &Option<String>,
-        owner: &str,
+        claims: &mut Vec<Claim>,
+    ) -> Result<(), StoreError> {
+        let tags = self.list_entries(tenant).await?;
+        let mut of_owners: HashMap<String, Vec<IndexTag>> = HashMap::new();
+        for entry in index_tag::newest_of_each(&tags, RECORDS_MAX) {
+            let is_settled = search.settled.contains(&(tenant.clone(), entry.clone()));
+            if !is_settled && !self.is_unfinished_here(&entry) {
+                of_owners.entry(entry.owner().to_owned()).or_default().push(entry);
+            }
+        }
+        for (owner, entries) in of_owners {
+            if claims.len() >= CLAIMS_MAX {
+                break;
+            }
+            if self.is_gone(search, &owner).await? {
+                self.check_entries(search, tenant, entries, claims).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether the entry is that of a build that this process runs, or whose end it records.
+    fn is_unfinished_here(&self, entry: &IndexTag) -> bool {
+        lock(&self.0.unfinished).contains_key(entry.hash())
+    }
+
+    /// Returns whether `owner` does not run the builds that it has not finished. This process runs those that it knows.
+    async fn is_gone(&self, search: &mut ClaimSearch, owner: &str) -> Result<bool, StoreError> {
+        if owner == self.0.owner || owner == RELEASED_OWNER {
+            return Ok(true);
+        }
+        let tag = index_tag::owner_tag(owner);
+        let digest = self.0.repository.digest(&None, &tag).await?;
+        let stale_after = self.0.times.stale_after;
+        let gap = search.gap.max(stale_after);
+        Ok(search.owners.observe(owner, digest, stale_after, gap))
+    }
+
+    /// Reads the records of entries whose owners have gone, and adds those to `claims` that nobody runs.
+    async fn check_entries(
+        &self,
+        search: &mut ClaimSearch,
+        tenant: &Option<String>,
         entries: Vec<IndexTag>,
-        claimed: &mut Vec<(ResumableRequest, StoredBody, RecordPlace)>,
+        claims: &mut Vec<Claim>,
     ) -> Result<(), StoreError> {
         let mut records = stream::iter(entries)
             .map(|entry| async move {
@@ -152,89 +231,132 @@ impl RecordStore {
                 Err(StoreError::OtherKey | StoreError::Malformed) => None,
                 Err(error) => return Err(error),
             };
-            let open = record.filter(|record| record.owner == owner && !record.build.phase.is_terminal());
-            let Some(record) = open else {
+            let is_settled = match &record {
+                Some(record) => record.build.phase.is_terminal(),
+                None => SystemTime::now()
+                    .duration_since(entry.accepted_at())
+                    .is_ok_and(|age| age > MISSING_AGE),
+            };
+            if is_settled {
                 search.settled.insert((tenant.clone(), entry));
                 continue;
-            };
-            let key = RecordKey {
-                tenant: tenant.clone(),
-                id: record.build.id.clone(),
-            };
-            let mut place = self.place(key, SystemTime::now());
-            let StoredRecord {
-                mut build,
-                request,
-                body,
-                ..
-            } = record;
-            // Not by the tag, which whoever writes to the registry can choose.
-            let is_old = |request: &ResumableRequest| {
-                let age = SystemTime::now().duration_since(request.arrived);
-                age.is_ok_and(|age| age > RESUMED_AGE_MAX)
-            };
-            let resumed = match request.zip(body) {
-                None => Err(LOST_ERROR),
-                Some((request, _)) if is_old(&request) => Err(LATE_ERROR),
-                Some((request, _)) if request.resumptions >= RESUMPTIONS_MAX => Err(FATAL_ERROR),
-                Some((mut request, body)) => {
-                    request.resumptions += u32::from(owner != RELEASED_OWNER);
-                    Ok((request, body))
-                }
-            };
-            match resumed {
-                Ok((request, body)) => {
-                    let claim = Some((request.clone(), body.clone()));
-                    self.write(&mut place, build, claim).await?;
-                    claimed.push((request, body, place));
-                }
-                Err(error) => {
-                    tracing::warn!(call_id = build.id, reason = error, "an accepted build is lost");
-                    build.phase = BuildPhase::Failed;
-                    build.ended_at = Some(SystemTime::now());
-                    build.outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
-                    self.write(&mut place, build, None).await?;
-                }
             }
-            if claimed.len() >= CLAIMS_MAX {
+            let Some(record) = record else { continue };
+            // Another process may have written the record last, or this one a moment ago.
+            let is_orphaned = (record.owner == entry.owner() || self.is_gone(search, &record.owner).await?)
+                && !self.is_unfinished_here(&entry);
+            if is_orphaned {
+                claims.extend(self.claim(tenant, record).await?);
+            }
+            if claims.len() >= CLAIMS_MAX {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Returns a claimed build with what it is resumed with, unless another process has claimed it since.
-    async fn confirm_claim(
+    /// Claims a build, or records why it cannot be resumed.
+    async fn claim(
         &self,
-        request: ResumableRequest,
-        body: &StoredBody,
-        place: RecordPlace,
-    ) -> Result<Option<ClaimedBuild>, StoreError> {
+        tenant: &Option<String>,
+        record: StoredRecord,
+    ) -> Result<Option<Claim>, StoreError> {
+        let StoredRecord {
+            owner,
+            build,
+            request,
+            body,
+            ..
+        } = record;
+        let key = RecordKey {
+            tenant: tenant.clone(),
+            id: build.id.clone(),
+        };
+        let mut place = self.place(key, SystemTime::now());
+        // Not by the tag, which whoever writes to the registry can choose.
+        let is_old = |request: &ResumableRequest| {
+            let age = SystemTime::now().duration_since(request.arrived);
+            age.is_ok_and(|age| age > RESUMED_AGE_MAX)
+        };
+        match request.zip(body) {
+            None => self.record_loss(&mut place, build, LOST_ERROR).await?,
+            Some((request, _)) if is_old(&request) => {
+                self.record_loss(&mut place, build, LATE_ERROR).await?;
+            }
+            Some((request, _)) if request.resumptions >= RESUMPTIONS_MAX => {
+                self.record_loss(&mut place, build, FATAL_ERROR).await?;
+            }
+            Some((mut request, body)) => {
+                request.resumptions += u32::from(owner != RELEASED_OWNER);
+                return Ok(Some(Claim {
+                    build,
+                    request,
+                    body,
+                    place,
+                    is_written: false,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Records that a build ends without a result.
+    async fn record_loss(
+        &self,
+        place: &mut RecordPlace,
+        mut build: BuildRecord,
+        error: &str,
+    ) -> Result<(), StoreError> {
+        // Another process may have ended it meanwhile.
         let current = self.read_stored(&place.key).await?;
+        if current.is_some_and(|current| current.build.phase.is_terminal()) {
+            return Ok(());
+        }
+        tracing::warn!(call_id = build.id, reason = error, "an accepted build is lost");
+        build.phase = BuildPhase::Failed;
+        build.ended_at = Some(SystemTime::now());
+        build.outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
+        self.write(place, build, None).await
+    }
+
+    /// Returns the body of a claimed build's request; `None` if another process has claimed the build since, or it cannot be
+    /// resumed.
+    async fn confirm_claim(&self, claim: &Claim) -> Result<Option<Bytes>, StoreError> {
+        let key = &claim.place.key;
+        let current = self.read_stored(key).await?;
         let is_own = current
             .is_some_and(|current| current.owner == self.0.owner && !current.build.phase.is_terminal());
         if !is_own {
             return Ok(None);
         }
-        let sealed = self.0.repository.get_blob(&place.key.tenant, body).await?;
-        let Some(sealed) = sealed else {
-            tracing::warn!(
-                call_id = place.key.id,
-                "a build cannot be resumed: the registry has lost its request"
-            );
-            return Ok(None);
-        };
-        let body = self.0.seal.open(&place.key.tenant, &sealed)?;
-        Ok(Some(ClaimedBuild {
-            key: place.key.clone(),
-            request,
-            body: body.into(),
-            place,
-        }))
+        let manifest = self
+            .0
+            .repository
+            .get_by_digest(&key.tenant, &claim.body.digest)
+            .await?;
+        let opened = manifest.map(|manifest| {
+            let sealed = RecordManifest::sealed_content(&manifest)?;
+            self.0.seal.open(SealedContent::Body, &key.tenant, &sealed)
+        });
+        match opened.transpose() {
+            Ok(Some(body)) => Ok(Some(body.into())),
+            Ok(None) | Err(StoreError::OtherKey | StoreError::Malformed) => {
+                let mut place = self.place(key.clone(), SystemTime::now());
+                self.record_loss(&mut place, claim.build.clone(), NO_BODY_ERROR)
+                    .await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
 impl ClaimSearch {
+    /// Sets the time between two searches, by which old observations are told from recent ones.
+    pub(crate) fn set_interval(&mut self, interval: Duration) {
+        self.gap = interval.saturating_mul(2);
+    }
+
     /// Forgets what is of no use any more, so that a search takes no more memory with time.
     pub(crate) fn forget_old(&mut self) {
         let now = SystemTime::now();
@@ -244,4 +366,13 @@ impl ClaimSearch {
                 .is_ok_and(|age| age < AGE_MAX)
         });
     }
+}
+
+fn report_claim_error(key: &RecordKey, error: &StoreError) {
+    let error = ErrorChain(error).to_string();
+    tracing::warn!(
+        call_id = key.id,
+        error,
+        "could not claim an accepted build yet; it is tried again"
+    );
 }

@@ -16,11 +16,14 @@ use crate::request::RequestHead;
 /// The type of the artifacts that are records.
 const RECORD_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-record.v1";
 
-/// The media type of a sealed body.
-const BODY_MEDIA_TYPE: &str = "application/vnd.slipway.sealed-request.v1";
+/// The type of the artifacts that are bodies of requests.
+const BODY_ARTIFACT_TYPE: &str = "application/vnd.slipway.accepted-request.v1";
 
-/// The annotation with the sealed record, in base64.
-const RECORD_ANNOTATION: &str = "io.slipway.record";
+/// The annotation with the sealed record or body, in base64.
+const SEALED_ANNOTATION: &str = "io.slipway.sealed";
+
+/// The annotation with the number of a sign.
+const SIGN_ANNOTATION: &str = "io.slipway.sign";
 
 /// The size up to which a record is stored whole, in bytes. Registries accept manifests of up to 4 MiB.
 const RECORD_MAX_BYTES: usize = 1 << 20;
@@ -59,13 +62,13 @@ pub(crate) struct ResumableRequest {
     pub(crate) resumptions: u32,
 }
 
-/// The blob with the sealed body of a request.
+/// The reference to the manifest with the sealed body of a request.
+///
+/// A manifest and not a blob: registries redirect requests for blobs to storage elsewhere, and a manifest is deleted at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredBody {
-    /// The digest of the blob, `sha256:…`.
+    /// The digest of the manifest, `sha256:…`.
     pub(super) digest: String,
-    /// The length of the blob in bytes.
-    pub(super) bytes: u64,
 }
 
 impl ResumableRequest {
@@ -139,38 +142,27 @@ impl StoredRecord {
     }
 }
 
-/// The manifest of a record.
+/// The manifest of a record, of the body of a request, or of a sign.
 #[derive(Clone, Debug)]
 pub(super) struct RecordManifest(String);
 
 impl RecordManifest {
-    /// Returns the manifest of an artifact with a sealed record, and with the body of its request as its layer.
-    pub(super) fn new(sealed: &[u8], body: Option<&StoredBody>) -> Self {
-        let empty = json!({
-            "mediaType": "application/vnd.oci.empty.v1+json",
-            "digest": digest_of(EMPTY_CONFIG),
-            "size": EMPTY_CONFIG.len(),
-        });
-        let layer = match body {
-            Some(StoredBody { digest, bytes }) => {
-                json!({"mediaType": BODY_MEDIA_TYPE, "digest": digest, "size": bytes})
-            }
-            // A manifest has at least one layer.
-            None => empty.clone(),
-        };
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_MEDIA_TYPE,
-            "artifactType": RECORD_ARTIFACT_TYPE,
-            "config": empty,
-            "layers": [layer],
-            "annotations": { RECORD_ANNOTATION: STANDARD.encode(sealed) },
-        });
-        Self(manifest.to_string())
+    /// Returns the manifest of an artifact that is a sealed record.
+    pub(super) fn of_record(sealed: &[u8]) -> Self {
+        Self::with_annotation(RECORD_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
+    }
+
+    /// Returns the manifest of an artifact that is the sealed body of a request.
+    pub(super) fn of_body(sealed: &[u8]) -> Self {
+        Self::with_annotation(BODY_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
     }
 
     /// Returns the manifest of the sign number `beat` that a process lives.
     pub(super) fn of_sign(beat: u64) -> Self {
+        Self::with_annotation(RECORD_ARTIFACT_TYPE, SIGN_ANNOTATION, &beat.to_string())
+    }
+
+    fn with_annotation(artifact_type: &str, name: &str, value: &str) -> Self {
         let empty = json!({
             "mediaType": "application/vnd.oci.empty.v1+json",
             "digest": digest_of(EMPTY_CONFIG),
@@ -179,21 +171,22 @@ impl RecordManifest {
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST_MEDIA_TYPE,
-            "artifactType": RECORD_ARTIFACT_TYPE,
+            "artifactType": artifact_type,
             "config": empty,
+            // A manifest has at least one layer.
             "layers": [empty],
-            "annotations": { "io.slipway.sign": beat.to_string() },
+            "annotations": { name: value },
         });
         Self(manifest.to_string())
     }
 
-    /// Returns the sealed record in a manifest.
+    /// Returns what is sealed in a manifest.
     ///
     /// # Errors
-    /// Fails if the manifest has none.
-    pub(super) fn sealed_record(manifest: &[u8]) -> Result<Vec<u8>, StoreError> {
+    /// Fails if the manifest has nothing sealed.
+    pub(super) fn sealed_content(manifest: &[u8]) -> Result<Vec<u8>, StoreError> {
         let manifest: Value = serde_json::from_slice(manifest).map_err(|_| StoreError::Malformed)?;
-        let sealed = manifest["annotations"][RECORD_ANNOTATION].as_str();
+        let sealed = manifest["annotations"][SEALED_ANNOTATION].as_str();
         sealed
             .and_then(|sealed| STANDARD.decode(sealed).ok())
             .ok_or(StoreError::Malformed)
@@ -235,18 +228,14 @@ mod tests {
     fn a_record_is_read_back_from_its_manifest() {
         let mut stored = record("me", BuildPhase::Failed);
         stored.build.outcome.insert("error".into(), json!("broken"));
-        let body = StoredBody {
-            digest: digest_of(b"x"),
-            bytes: 1,
-        };
-        let manifest = RecordManifest::new(&stored.to_json(), Some(&body));
-        let sealed = RecordManifest::sealed_record(manifest.as_str().as_bytes()).unwrap();
+        let manifest = RecordManifest::of_record(&stored.to_json());
+        let sealed = RecordManifest::sealed_content(manifest.as_str().as_bytes()).unwrap();
         let read = StoredRecord::parse(&sealed).unwrap();
         assert_eq!(read.build.to_json(), stored.build.to_json());
-        for text in ["", "{}", r#"{"annotations":{"io.slipway.record":"?"}}"#] {
+        for text in ["", "{}", r#"{"annotations":{"io.slipway.sealed":"?"}}"#] {
             assert!(
                 matches!(
-                    RecordManifest::sealed_record(text.as_bytes()),
+                    RecordManifest::sealed_content(text.as_bytes()),
                     Err(StoreError::Malformed)
                 ),
                 "{text}"

@@ -2,7 +2,8 @@
 //!
 //! `r-HASH` is the current record of a build, and `i-TIME-OWNER-HASH` its entry in the index. TIME is that of the acceptance
 //! in milliseconds since 1970, OWNER the process that accepted the call, and HASH the SHA-256 of tenant and ID; all of them
-//! in hexadecimal digits of a fixed length. `o-OWNER` is the sign that a process lives. A tag has at most 128 characters.
+//! in hexadecimal digits of a fixed length. `b-HASH` is the body of a request, and `o-OWNER` the sign
+//! that a process lives. A tag has at most 128 characters.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,6 +12,9 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 
 use crate::builds::RecordKey;
+
+/// The beginning of the tags of entries in the index.
+pub(super) const INDEX_PREFIX: &str = "i-";
 
 /// The number of digits of a time: enough for 8,900 years.
 const TIME_DIGITS: usize = 12;
@@ -45,7 +49,7 @@ impl IndexTag {
 
     /// Parses a tag. Returns `None` for any other tag of the repository.
     pub(super) fn parse(tag: &str) -> Option<Self> {
-        let mut parts = tag.strip_prefix("i-")?.split('-');
+        let mut parts = tag.strip_prefix(INDEX_PREFIX)?.split('-');
         let mut part = |digits| {
             let is_hex = |part: &&str| {
                 part.len() == digits && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -63,6 +67,16 @@ impl IndexTag {
     /// Returns the tag of the current record of the same build.
     pub(super) fn record_tag(&self) -> String {
         format!("r-{}", self.hash)
+    }
+
+    /// Returns the tag of the body of the same build's request.
+    pub(super) fn body_tag(&self) -> String {
+        format!("b-{}", self.hash)
+    }
+
+    /// Returns the hash of the build's tenant and ID.
+    pub(super) fn hash(&self) -> &str {
+        &self.hash
     }
 
     /// Returns the process that has accepted the build, or has taken it over.
@@ -86,13 +100,19 @@ impl fmt::Display for IndexTag {
             owner,
             hash,
         } = self;
-        write!(f, "i-{milliseconds:0TIME_DIGITS$x}-{owner}-{hash}")
+        write!(f, "{INDEX_PREFIX}{milliseconds:0TIME_DIGITS$x}-{owner}-{hash}")
     }
 }
 
 /// Returns the tag of a build's current record.
 pub(super) fn record_tag(key: &RecordKey) -> String {
     format!("r-{}", hash_of(key))
+}
+
+/// Returns a tag after which come the entries that were accepted since `time`, in the order of tags by name.
+pub(super) fn tag_before(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{INDEX_PREFIX}{:0TIME_DIGITS$x}", since.as_millis())
 }
 
 /// Returns the tag of the sign that a process lives.

@@ -47,13 +47,23 @@ pub(super) struct ObservedOwners(HashMap<String, ObservedSign>);
 #[derive(Debug)]
 struct ObservedSign {
     digest: Option<String>,
+    /// The time since which the sign has not changed, as far as it was observed without a gap.
     since: Instant,
+    /// The time of the last observation.
+    observed: Instant,
 }
 
 impl ObservedOwners {
     /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: it has
-    /// been the same for `stale_after`.
-    pub(super) fn observe(&mut self, owner: &str, digest: Option<String>, stale_after: Duration) -> bool {
+    /// been the same for `stale_after`, with no more than `gap` between two observations. An owner without unfinished builds
+    /// renews no sign and is not observed, so that what was seen before such a time says nothing.
+    pub(super) fn observe(
+        &mut self,
+        owner: &str,
+        digest: Option<String>,
+        stale_after: Duration,
+        gap: Duration,
+    ) -> bool {
         if owner == RELEASED_OWNER {
             return true;
         }
@@ -61,18 +71,20 @@ impl ObservedOwners {
         let fresh = || ObservedSign {
             digest: digest.clone(),
             since: now,
+            observed: now,
         };
         let seen = self.0.entry(owner.to_owned()).or_insert_with(fresh);
-        if seen.digest != digest {
+        if seen.digest != digest || now.duration_since(seen.observed) > gap {
             *seen = fresh();
         }
+        seen.observed = now;
         now.duration_since(seen.since) >= stale_after
     }
 
-    /// Forgets the owners whose signs have not changed for `age`. One that is seen again is observed from then on.
+    /// Forgets the owners that were not observed for `age`. One that is seen again is observed from then on.
     pub(super) fn forget_older_than(&mut self, age: Duration) {
         let now = Instant::now();
-        self.0.retain(|_, sign| now.duration_since(sign.since) < age);
+        self.0.retain(|_, sign| now.duration_since(sign.observed) < age);
     }
 }
 
@@ -82,29 +94,44 @@ mod tests {
 
     const STALE_AFTER: Duration = Duration::from_secs(20);
 
+    const GAP: Duration = Duration::from_secs(30);
+
     #[tokio::test(start_paused = true)]
     async fn an_owner_is_gone_once_its_sign_has_not_changed_for_long() {
         let mut owners = ObservedOwners::default();
         let sign = |number: u32| Some(number.to_string());
-        assert!(!owners.observe("a", sign(1), STALE_AFTER));
-        assert!(!owners.observe("silent", None, STALE_AFTER));
+        assert!(!owners.observe("a", sign(1), STALE_AFTER, GAP));
+        assert!(!owners.observe("silent", None, STALE_AFTER, GAP));
         tokio::time::advance(STALE_AFTER - Duration::from_secs(1)).await;
-        assert!(!owners.observe("a", sign(1), STALE_AFTER));
-        assert!(!owners.observe("a", sign(2), STALE_AFTER));
+        assert!(!owners.observe("a", sign(1), STALE_AFTER, GAP));
+        assert!(!owners.observe("a", sign(2), STALE_AFTER, GAP));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!owners.observe("a", sign(2), STALE_AFTER));
+        assert!(!owners.observe("a", sign(2), STALE_AFTER, GAP));
         assert!(
-            owners.observe("silent", None, STALE_AFTER),
+            owners.observe("silent", None, STALE_AFTER, GAP),
             "one that never had a sign"
         );
         tokio::time::advance(STALE_AFTER).await;
-        assert!(owners.observe("a", sign(2), STALE_AFTER));
-        assert!(!owners.observe("a", sign(3), STALE_AFTER), "it lives after all");
+        assert!(owners.observe("a", sign(2), STALE_AFTER, GAP));
+        assert!(
+            !owners.observe("a", sign(3), STALE_AFTER, GAP),
+            "it lives after all"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_that_was_idle_is_not_taken_for_gone_by_its_old_sign() {
+        let mut owners = ObservedOwners::default();
+        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, GAP));
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, GAP));
+        tokio::time::advance(STALE_AFTER).await;
+        assert!(owners.observe("a", Some("1".into()), STALE_AFTER, GAP));
     }
 
     #[test]
     fn a_build_that_was_handed_back_needs_no_wait() {
-        assert!(ObservedOwners::default().observe(RELEASED_OWNER, None, STALE_AFTER));
+        assert!(ObservedOwners::default().observe(RELEASED_OWNER, None, STALE_AFTER, GAP));
     }
 
     #[test]

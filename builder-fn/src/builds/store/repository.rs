@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +14,8 @@ use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::document::{RecordManifest, StoredBody, digest_of};
+use super::document::{RecordManifest, digest_of};
+use super::index_tag::INDEX_PREFIX;
 use super::{RecordStoreAccess, StoreError};
 use crate::registry::{
     EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to, upload_blob,
@@ -27,8 +27,7 @@ const HANDLE_AGE_MAX: Duration = Duration::from_secs(45);
 /// The number of tags that are requested at once.
 const TAGS_PER_PAGE: usize = 1000;
 
-/// The limit on the pages of tags. With more tags, which only a registry without deletion has, the last ones by name count,
-/// which are the newest.
+/// The limit on the pages of tags.
 const PAGES_MAX: usize = 50;
 
 /// The limit on one page of tags, in bytes.
@@ -41,7 +40,8 @@ pub(super) struct RecordRepository {
     handles: Mutex<HashMap<Option<String>, (Instant, Repository)>>,
     /// The tenants whose repositories have the configuration that all manifests refer to.
     prepared: Mutex<HashSet<Option<String>>>,
-    refuses_deletion: AtomicBool,
+    /// The tenants for whose repositories the registry has refused a deletion.
+    without_deletion: Mutex<HashSet<Option<String>>>,
 }
 
 impl RecordRepository {
@@ -50,7 +50,7 @@ impl RecordRepository {
             access,
             handles: Mutex::default(),
             prepared: Mutex::default(),
-            refuses_deletion: AtomicBool::new(false),
+            without_deletion: Mutex::default(),
         }
     }
 
@@ -87,34 +87,14 @@ impl RecordRepository {
         Ok(())
     }
 
-    /// Stores a blob, and returns what refers to it.
-    pub(super) async fn put_blob(
+    /// Returns the manifest with this digest, if the repository has it.
+    pub(super) async fn get_by_digest(
         &self,
         tenant: &Option<String>,
-        content: Vec<u8>,
-    ) -> Result<StoredBody, StoreError> {
-        let mut repository = self.open(tenant).await?;
-        let stored = StoredBody {
-            digest: digest_of(&content),
-            bytes: content.len() as u64,
-        };
-        let content = Bytes::from(content);
-        let body = || bytes_body(content.clone());
-        upload_blob(&mut repository, &stored.digest, stored.bytes, body).await?;
-        self.keep(tenant, repository);
-        Ok(stored)
-    }
-
-    /// Returns a blob, if the repository has it and it is the right one.
-    pub(super) async fn get_blob(
-        &self,
-        tenant: &Option<String>,
-        blob: &StoredBody,
+        digest: &str,
     ) -> Result<Option<Bytes>, StoreError> {
-        let mut repository = self.open(tenant).await?;
-        let content = repository.fetch_blob(&blob.digest).await?;
-        self.keep(tenant, repository);
-        Ok(content.filter(|content| digest_of(content) == blob.digest))
+        let manifest = self.get(tenant, digest).await?;
+        Ok(manifest.filter(|manifest| digest_of(manifest) == digest))
     }
 
     /// Returns the digest of the manifest that has the tag, if there is one.
@@ -129,7 +109,7 @@ impl RecordRepository {
 
     /// Deletes the manifest with this digest. A failure is logged: the registry's garbage collection deletes it then.
     pub(super) async fn delete(&self, tenant: &Option<String>, digest: &str) {
-        if self.refuses_deletion() {
+        if self.refuses_deletion(tenant) {
             return;
         }
         let status = match self.request_deletion(tenant, digest).await {
@@ -142,8 +122,9 @@ impl RecordRepository {
         match status {
             status if status.is_success() || status == StatusCode::NOT_FOUND => {}
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                if !self.refuses_deletion.swap(true, Ordering::Relaxed) {
+                if lock(&self.without_deletion).insert(tenant.clone()) {
                     tracing::warn!(
+                        tenant = tenant.as_deref().unwrap_or_default(),
                         status = status.as_u16(),
                         "the registry does not delete records of builds; they accumulate until it collects them itself"
                     );
@@ -153,9 +134,9 @@ impl RecordRepository {
         }
     }
 
-    /// Returns whether the registry has refused to delete a record.
-    pub(super) fn refuses_deletion(&self) -> bool {
-        self.refuses_deletion.load(Ordering::Relaxed)
+    /// Returns whether the registry has refused to delete a record of the tenant.
+    pub(super) fn refuses_deletion(&self, tenant: &Option<String>) -> bool {
+        lock(&self.without_deletion).contains(tenant)
     }
 
     async fn request_deletion(
@@ -170,18 +151,24 @@ impl RecordRepository {
         Ok(repository.send(request, RESPONSE_TIMEOUT).await?.status())
     }
 
-    /// Lists the tags of a tenant's repository, the last ones by name if there are too many.
-    pub(super) async fn list_tags(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
+    /// Lists the entries in the index of a tenant's repository, by name, that come after the tag `after`.
+    ///
+    /// A registry that has its tags in another order returns others as well, and all entries if there are not too many.
+    pub(super) async fn list_entries(
+        &self,
+        tenant: &Option<String>,
+        after: &str,
+    ) -> Result<Vec<String>, StoreError> {
         #[derive(Deserialize)]
         struct Page {
             /// `null` if the repository has had tags.
             tags: Option<Vec<String>>,
         }
         let mut repository = self.open(tenant).await?;
-        let mut tags: Vec<String> = Vec::new();
+        let mut entries: Vec<String> = Vec::new();
+        let mut last = after.to_owned();
         for _ in 0..PAGES_MAX {
-            let last = tags.last().map(|last| format!("&last={last}"));
-            let query = format!("tags/list?n={TAGS_PER_PAGE}{}", last.unwrap_or_default());
+            let query = format!("tags/list?n={TAGS_PER_PAGE}&last={last}");
             let address: Uri = repository.uri_of_path(&query)?;
             let request = || request_to(Method::GET, &address, empty_body());
             let response = repository.send(request, RESPONSE_TIMEOUT).await?;
@@ -196,14 +183,18 @@ impl RecordRepository {
             let body = body.map_err(|_| StoreError::Malformed)?.to_bytes();
             let page: Page = serde_json::from_slice(&body).map_err(|_| StoreError::Malformed)?;
             let page = page.tags.unwrap_or_default();
-            let is_new = page.last() != tags.last() && !page.is_empty();
-            tags.extend(page);
-            if !has_more || !is_new {
-                break;
+            let next = page.last().filter(|next| **next != last).cloned();
+            let before = entries.len();
+            entries.extend(page.into_iter().filter(|tag| tag.starts_with(INDEX_PREFIX)));
+            // Behind the entries come the tags of records.
+            let is_through = entries.len() == before;
+            match next {
+                Some(next) if has_more && !is_through => last = next,
+                _ => break,
             }
         }
         self.keep(tenant, repository);
-        Ok(tags)
+        Ok(entries)
     }
 
     /// Returns a handle of a tenant's repository, with the token of an earlier request if there is one.

@@ -16,8 +16,24 @@ use crate::hand_over::DEPLOY_SECRET_NAME;
 /// The length of a nonce, which precedes what is sealed, in bytes.
 const NONCE_BYTES: usize = 24;
 
-/// What the name of a tenant follows in the text that its key is derived from.
-const KEY_PURPOSE: &str = "slipway: key for the records of builds of the tenant ";
+/// What is sealed. Each has keys of its own, so that none can be taken for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SealedContent {
+    /// A record.
+    Record,
+    /// The body of a request.
+    Body,
+}
+
+impl SealedContent {
+    /// Returns what the name of a tenant follows in the text that its key is derived from.
+    fn purpose(self) -> &'static str {
+        match self {
+            Self::Record => "slipway: key for the records of builds of the tenant ",
+            Self::Body => "slipway: key for the accepted requests of the tenant ",
+        }
+    }
+}
 
 /// Seals and opens records. The secret is read for each, so that a rotated one is used at once.
 #[derive(Debug)]
@@ -34,8 +50,13 @@ impl RecordSeal {
     ///
     /// # Errors
     /// Fails if the secret has no key.
-    pub(super) fn seal(&self, tenant: &Option<String>, plain: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let keys = self.read_keys(tenant)?;
+    pub(super) fn seal(
+        &self,
+        content: SealedContent,
+        tenant: &Option<String>,
+        plain: &[u8],
+    ) -> Result<Vec<u8>, StoreError> {
+        let keys = self.read_keys(content, tenant)?;
         let [key, ..] = &keys[..] else {
             return Err(StoreError::NoKey);
         };
@@ -56,33 +77,42 @@ impl RecordSeal {
     ///
     /// # Errors
     /// Fails if no key of the secret opens it.
-    pub(super) fn open(&self, tenant: &Option<String>, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
+    pub(super) fn open(
+        &self,
+        content: SealedContent,
+        tenant: &Option<String>,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, StoreError> {
         let (nonce, text) = sealed
             .split_at_checked(NONCE_BYTES)
             .ok_or(StoreError::Malformed)?;
-        let keys = self.read_keys(tenant)?;
+        let keys = self.read_keys(content, tenant)?;
         let mut opened = keys.iter().map(|key| key.decrypt(nonce.into(), text));
         opened.find_map(Result::ok).ok_or(StoreError::OtherKey)
     }
 
-    fn read_keys(&self, tenant: &Option<String>) -> Result<Vec<SalsaBox>, StoreError> {
+    fn read_keys(
+        &self,
+        content: SealedContent,
+        tenant: &Option<String>,
+    ) -> Result<Vec<SalsaBox>, StoreError> {
         let secret = self
             .secrets
             .read_secret(DEPLOY_SECRET_NAME)
             .map_err(StoreError::Key)?;
-        Ok(derive_keys(&secret, tenant.as_deref()))
+        Ok(derive_keys(&secret, content, tenant.as_deref()))
     }
 }
 
 /// Derives a key from each line of the secret, by HMAC-SHA256.
-fn derive_keys(secret: &Secret, tenant: Option<&str>) -> Vec<SalsaBox> {
+fn derive_keys(secret: &Secret, content: SealedContent, tenant: Option<&str>) -> Vec<SalsaBox> {
     let lines = secret
         .expose()
         .split(|byte| *byte == b'\n')
         .map(<[u8]>::trim_ascii);
     let keys = lines.filter(|line| !line.is_empty()).filter_map(|line| {
         let mut derivation = Hmac::<Sha256>::new_from_slice(line).ok()?;
-        derivation.update(KEY_PURPOSE.as_bytes());
+        derivation.update(content.purpose().as_bytes());
         // No tenant has the empty name.
         derivation.update(tenant.unwrap_or_default().as_bytes());
         let derived = Zeroizing::new(<[u8; 32]>::from(derivation.finalize().into_bytes()));
@@ -95,6 +125,7 @@ fn derive_keys(secret: &Secret, tenant: Option<&str>) -> Vec<SalsaBox> {
 
 #[cfg(test)]
 mod tests {
+    use super::SealedContent::{Body, Record};
     use super::*;
 
     fn seal_with(secret: &str) -> (tempfile::TempDir, RecordSeal) {
@@ -108,30 +139,40 @@ mod tests {
     fn a_record_is_opened_with_the_keys_of_its_tenant_only_also_after_a_rotation() {
         let acme = Some("acme".to_owned());
         let (_old, old) = seal_with("the old key of the deployer\n");
-        let sealed = old.seal(&acme, b"a record").unwrap();
+        let sealed = old.seal(Record, &acme, b"a record").unwrap();
         assert!(!sealed.windows(6).any(|part| part == b"record"));
         assert_ne!(
             sealed,
-            old.seal(&acme, b"a record").unwrap(),
+            old.seal(Record, &acme, b"a record").unwrap(),
             "each has its own nonce"
         );
 
         let (_new, rotated) = seal_with("a new key of the deployer\nthe old key of the deployer\n");
-        assert_eq!(rotated.open(&acme, &sealed).unwrap(), b"a record");
-        let resealed = rotated.seal(&acme, b"a record").unwrap();
-        assert!(matches!(old.open(&acme, &resealed), Err(StoreError::OtherKey)));
+        assert_eq!(rotated.open(Record, &acme, &sealed).unwrap(), b"a record");
+        let resealed = rotated.seal(Record, &acme, b"a record").unwrap();
+        assert!(matches!(
+            old.open(Record, &acme, &resealed),
+            Err(StoreError::OtherKey)
+        ));
 
         for other in [None, Some("acm".to_owned())] {
             assert!(
-                matches!(rotated.open(&other, &sealed), Err(StoreError::OtherKey)),
+                matches!(rotated.open(Record, &other, &sealed), Err(StoreError::OtherKey)),
                 "{other:?}"
             );
         }
+        assert!(
+            matches!(old.open(Body, &acme, &sealed), Err(StoreError::OtherKey)),
+            "a record is no body"
+        );
         let mut changed = sealed.clone();
         changed[30] ^= 1;
-        assert!(matches!(old.open(&acme, &changed), Err(StoreError::OtherKey)));
         assert!(matches!(
-            old.open(&acme, &sealed[..20]),
+            old.open(Record, &acme, &changed),
+            Err(StoreError::OtherKey)
+        ));
+        assert!(matches!(
+            old.open(Record, &acme, &sealed[..20]),
             Err(StoreError::Malformed)
         ));
     }
@@ -139,8 +180,8 @@ mod tests {
     #[test]
     fn nothing_is_sealed_without_a_key() {
         let (folder, seal) = seal_with("\n");
-        assert!(matches!(seal.seal(&None, b"x"), Err(StoreError::Key(_))));
+        assert!(matches!(seal.seal(Record, &None, b"x"), Err(StoreError::Key(_))));
         std::fs::remove_file(folder.path().join(DEPLOY_SECRET_NAME)).unwrap();
-        assert!(matches!(seal.seal(&None, b"x"), Err(StoreError::Key(_))));
+        assert!(matches!(seal.seal(Record, &None, b"x"), Err(StoreError::Key(_))));
     }
 }

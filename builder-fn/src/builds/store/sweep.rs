@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use function_host::ErrorChain;
 
-use super::index_tag::IndexTag;
+use super::index_tag::{INDEX_PREFIX, IndexTag};
 use super::{AGE_MAX, RECORDS_MAX, RecordStore, StoreError};
 
 /// The time between two sweeps, to which up to as much is added at random.
@@ -32,22 +32,37 @@ impl RecordStore {
     /// Deletes the records of a tenant that are beyond the limits at the time `now`.
     async fn sweep(&self, tenant: &Option<String>, now: SystemTime) -> Result<(), StoreError> {
         let repository = &self.0.repository;
-        if repository.refuses_deletion() {
+        if repository.refuses_deletion(tenant) {
             return Ok(());
         }
-        let tags = repository.list_tags(tenant).await?;
-        for tag in excess_entries(&tags, now).into_iter().take(DELETIONS_MAX) {
-            // With the manifest, all its tags are deleted. A newer record of the same build has another manifest.
-            if let Some(digest) = repository.digest(tenant, &tag.to_string()).await? {
-                repository.delete(tenant, &digest).await;
+        let tags = repository.list_entries(tenant, INDEX_PREFIX).await?;
+        let Excess { entries, kept_builds } = excess_entries(&tags, now);
+        for entry in entries.into_iter().take(DELETIONS_MAX) {
+            let mut tags = vec![entry.to_string()];
+            if !kept_builds.contains(entry.hash()) {
+                tags.push(entry.body_tag());
+            }
+            for tag in tags {
+                // With the manifest, all its tags are deleted. A newer record of the same build has another manifest.
+                if let Some(digest) = repository.digest(tenant, &tag).await? {
+                    repository.delete(tenant, &digest).await;
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Returns the entries among `tags` that are beyond the limits, the oldest first.
-fn excess_entries(tags: &[String], now: SystemTime) -> Vec<IndexTag> {
+/// The entries of the index that are beyond the limits.
+struct Excess {
+    /// The entries, the oldest first.
+    entries: Vec<IndexTag>,
+    /// The hashes of builds that have other entries, which are kept.
+    kept_builds: HashSet<String>,
+}
+
+/// Returns the entries among `tags` that are beyond the limits.
+fn excess_entries(tags: &[String], now: SystemTime) -> Excess {
     let mut entries: Vec<_> = tags.iter().filter_map(|tag| IndexTag::parse(tag)).collect();
     entries.sort_unstable_by(|one, other| other.cmp(one));
     let is_old = |entry: &IndexTag| {
@@ -58,7 +73,10 @@ fn excess_entries(tags: &[String], now: SystemTime) -> Vec<IndexTag> {
     let kept: HashSet<_> = kept.cloned().collect();
     entries.retain(|entry| !kept.contains(entry));
     entries.reverse();
-    entries
+    Excess {
+        entries,
+        kept_builds: kept.iter().map(|entry| entry.hash().to_owned()).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -83,6 +101,7 @@ mod tests {
             .chain(["latest".to_owned()])
             .collect();
         let excess: Vec<_> = excess_entries(&few, now)
+            .entries
             .iter()
             .map(ToString::to_string)
             .collect();
@@ -90,6 +109,7 @@ mod tests {
 
         let many: Vec<_> = (0..RECORDS_MAX as u64 + 2).map(tag).collect();
         let excess: Vec<_> = excess_entries(&many, now)
+            .entries
             .iter()
             .map(ToString::to_string)
             .collect();
