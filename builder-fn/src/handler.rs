@@ -89,6 +89,8 @@ impl Handler for BuilderApi {
 struct BuildExchange {
     context: Context,
     arrived: Instant,
+    /// Whether the request arrived after the shutdown had begun. It is accepted only to be handed back.
+    arrived_during_shutdown: bool,
     /// The format of a streamed answer; `None` if the answer is sent as a whole.
     format: Option<StreamFormat>,
     /// Whether the call came from the gateway's queue. Its build goes on if the caller disconnects.
@@ -167,6 +169,7 @@ impl BuilderApi {
         let (head, body) = request.into_parts();
         let request_head = RequestHead::new(&head.headers, SystemTime::now());
         let exchange = BuildExchange {
+            arrived_during_shutdown: context.shutdown().has_begun(),
             context,
             arrived,
             format: accept::negotiate_stream_format(&head.headers),

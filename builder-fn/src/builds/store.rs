@@ -366,7 +366,14 @@ impl RecordStore {
     ) -> Result<(), StoreError> {
         let request = place.request.take();
         place.index = IndexTag::new(&place.key, SystemTime::now(), RELEASED_OWNER);
-        let writing = self.write_as(RELEASED_OWNER, &mut place, build, request);
+        let writing = async {
+            let current = self.read_stored(&place.key).await?;
+            if current.is_some_and(|current| current.build.is_success()) {
+                // Another delivery of the call has finished the build.
+                return Ok(());
+            }
+            self.write_as(RELEASED_OWNER, &mut place, build, request).await
+        };
         match tokio::time::timeout(HAND_BACK_TIMEOUT, writing).await {
             Ok(written) => written,
             Err(_) => Err(StoreError::Timeout {

@@ -57,7 +57,7 @@ impl BuilderApi {
                 .unwrap_or(u32::MAX)
                 .div_ceil(TENANTS_PER_INTERVAL);
             let interval = store.search_interval().saturating_mul(intervals.max(1));
-            search.set_interval(interval);
+            search.begin_pass();
             let mut found = false;
             for tenant in tenants {
                 // Others may have places.
@@ -158,6 +158,7 @@ impl BuilderApi {
         let exchange = BuildExchange {
             context,
             arrived: Instant::now(),
+            arrived_during_shutdown: false,
             format: None,
             is_asynchronous: true,
         };

@@ -76,9 +76,9 @@ impl BuilderApi {
                 ));
             }
         }
-        let is_too_late =
-            exchange.outlives_its_caller() && context.shutdown().has_begun() && !accepted.is_resumable();
         // A queued call that arrives during the shutdown is accepted to be handed back.
+        let is_too_late =
+            exchange.arrived_during_shutdown && exchange.outlives_its_caller() && !accepted.is_resumable();
         let ready = match is_too_late {
             true => Err(Error::Draining),
             false => self.check_notify_url(&request).and(secrets),

@@ -72,6 +72,8 @@ struct Claim {
     request: ResumableRequest,
     body: StoredBody,
     place: RecordPlace,
+    /// The process that left the build unfinished.
+    owner: String,
     is_written: bool,
 }
 
@@ -83,8 +85,8 @@ pub(crate) struct ClaimSearch {
     settled: HashSet<(Option<String>, IndexTag)>,
     /// Claims of this process that the registry has not let it write or confirm yet, by tenant.
     claims: HashMap<Option<String>, Vec<Claim>>,
-    /// The longest time between two observations of a sign that are compared.
-    gap: Duration,
+    /// The number of the current pass over the records of all tenants.
+    pass: u64,
 }
 
 impl RecordStore {
@@ -135,19 +137,20 @@ impl RecordStore {
         if claims.is_empty() {
             return searched.map(|()| Vec::new());
         }
-        for claim in claims.iter_mut().filter(|claim| !claim.is_written) {
-            let request = (claim.request.clone(), claim.body.clone());
-            match self
-                .write(&mut claim.place, claim.build.clone(), Some(request))
-                .await
-            {
-                Ok(()) => claim.is_written = true,
-                Err(error) => report_claim_error(&claim.place.key, &error),
+        let mut open = Vec::new();
+        for mut claim in claims {
+            if !claim.is_written {
+                match self.write_claim(&mut claim).await {
+                    Ok(true) => claim.is_written = true,
+                    Ok(false) => continue,
+                    Err(error) => report_claim_error(&claim.place.key, &error),
+                }
             }
+            open.push(claim);
         }
         tokio::time::sleep(self.0.times.settle).await;
         let mut builds = Vec::new();
-        for claim in claims {
+        for claim in open {
             if claim.is_written {
                 match self.confirm_claim(&claim).await {
                     Ok(None) => continue,
@@ -207,8 +210,7 @@ impl RecordStore {
         let tag = index_tag::owner_tag(owner);
         let digest = self.0.repository.digest(&None, &tag).await?;
         let stale_after = self.0.times.stale_after;
-        let gap = search.gap.max(stale_after);
-        Ok(search.owners.observe(owner, digest, stale_after, gap))
+        Ok(search.owners.observe(owner, digest, stale_after, search.pass))
     }
 
     /// Reads the records of entries whose owners have gone, and adds those to `claims` that nobody runs.
@@ -289,6 +291,7 @@ impl RecordStore {
             Some((mut request, body)) => {
                 request.resumptions += u32::from(owner != RELEASED_OWNER);
                 return Ok(Some(Claim {
+                    owner,
                     build,
                     request,
                     body,
@@ -317,6 +320,20 @@ impl RecordStore {
         build.ended_at = Some(SystemTime::now());
         build.outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
         self.write(place, build, None).await
+    }
+
+    /// Writes a claim. Returns `false`, and writes nothing, if the build has ended meanwhile or another process has claimed it.
+    async fn write_claim(&self, claim: &mut Claim) -> Result<bool, StoreError> {
+        let is_open = self.read_stored(&claim.place.key).await?.is_some_and(|current| {
+            let is_unclaimed = current.owner == claim.owner || current.owner == self.0.owner;
+            is_unclaimed && !current.build.phase.is_terminal()
+        });
+        if is_open {
+            let request = (claim.request.clone(), claim.body.clone());
+            self.write(&mut claim.place, claim.build.clone(), Some(request))
+                .await?;
+        }
+        Ok(is_open)
     }
 
     /// Returns the body of a claimed build's request; `None` if another process has claimed the build since, or it cannot be
@@ -352,9 +369,9 @@ impl RecordStore {
 }
 
 impl ClaimSearch {
-    /// Sets the time between two searches, by which old observations are told from recent ones.
-    pub(crate) fn set_interval(&mut self, interval: Duration) {
-        self.gap = interval.saturating_mul(2);
+    /// Begins the next pass over the records of all tenants.
+    pub(crate) fn begin_pass(&mut self) {
+        self.pass += 1;
     }
 
     /// Forgets what is of no use any more, so that a search takes no more memory with time.

@@ -47,22 +47,27 @@ pub(super) struct ObservedOwners(HashMap<String, ObservedSign>);
 #[derive(Debug)]
 struct ObservedSign {
     digest: Option<String>,
-    /// The time since which the sign has not changed, as far as it was observed without a gap.
+    /// The time since which the sign has not changed, as far as it was observed in every pass.
     since: Instant,
     /// The time of the last observation.
     observed: Instant,
+    /// The number of the pass of the last observation.
+    pass: u64,
 }
+
+/// The number of passes from one observation of a sign to the next one that is compared with it: one pass may be left out.
+const COMPARED_PASSES: u64 = 2;
 
 impl ObservedOwners {
     /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: it has
-    /// been the same for `stale_after`, with no more than `gap` between two observations. An owner without unfinished builds
-    /// renews no sign and is not observed, so that what was seen before such a time says nothing.
+    /// been the same for `stale_after`, in every `pass` over the records, whatever a pass takes. An owner without unfinished
+    /// builds renews no sign and is not observed, so that what was seen before such a time says nothing.
     pub(super) fn observe(
         &mut self,
         owner: &str,
         digest: Option<String>,
         stale_after: Duration,
-        gap: Duration,
+        pass: u64,
     ) -> bool {
         if owner == RELEASED_OWNER {
             return true;
@@ -72,12 +77,14 @@ impl ObservedOwners {
             digest: digest.clone(),
             since: now,
             observed: now,
+            pass,
         };
         let seen = self.0.entry(owner.to_owned()).or_insert_with(fresh);
-        if seen.digest != digest || now.duration_since(seen.observed) > gap {
+        if seen.digest != digest || pass - seen.pass > COMPARED_PASSES {
             *seen = fresh();
         }
         seen.observed = now;
+        seen.pass = pass;
         now.duration_since(seen.since) >= stale_after
     }
 
@@ -94,27 +101,25 @@ mod tests {
 
     const STALE_AFTER: Duration = Duration::from_secs(20);
 
-    const GAP: Duration = Duration::from_secs(30);
-
     #[tokio::test(start_paused = true)]
     async fn an_owner_is_gone_once_its_sign_has_not_changed_for_long() {
         let mut owners = ObservedOwners::default();
         let sign = |number: u32| Some(number.to_string());
-        assert!(!owners.observe("a", sign(1), STALE_AFTER, GAP));
-        assert!(!owners.observe("silent", None, STALE_AFTER, GAP));
+        assert!(!owners.observe("a", sign(1), STALE_AFTER, 0));
+        assert!(!owners.observe("silent", None, STALE_AFTER, 0));
         tokio::time::advance(STALE_AFTER - Duration::from_secs(1)).await;
-        assert!(!owners.observe("a", sign(1), STALE_AFTER, GAP));
-        assert!(!owners.observe("a", sign(2), STALE_AFTER, GAP));
+        assert!(!owners.observe("a", sign(1), STALE_AFTER, 1));
+        assert!(!owners.observe("a", sign(2), STALE_AFTER, 1));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!owners.observe("a", sign(2), STALE_AFTER, GAP));
+        assert!(!owners.observe("a", sign(2), STALE_AFTER, 2));
         assert!(
-            owners.observe("silent", None, STALE_AFTER, GAP),
+            owners.observe("silent", None, STALE_AFTER, 2),
             "one that never had a sign"
         );
         tokio::time::advance(STALE_AFTER).await;
-        assert!(owners.observe("a", sign(2), STALE_AFTER, GAP));
+        assert!(owners.observe("a", sign(2), STALE_AFTER, 3));
         assert!(
-            !owners.observe("a", sign(3), STALE_AFTER, GAP),
+            !owners.observe("a", sign(3), STALE_AFTER, 3),
             "it lives after all"
         );
     }
@@ -122,16 +127,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_owner_that_was_idle_is_not_taken_for_gone_by_its_old_sign() {
         let mut owners = ObservedOwners::default();
-        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, GAP));
+        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, 0));
         tokio::time::advance(Duration::from_secs(3600)).await;
-        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, GAP));
+        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 1));
         tokio::time::advance(STALE_AFTER).await;
-        assert!(owners.observe("a", Some("1".into()), STALE_AFTER, GAP));
+        assert!(owners.observe("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_that_is_gone_is_found_however_long_a_pass_takes() {
+        let mut owners = ObservedOwners::default();
+        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, 7));
+        tokio::time::advance(100 * STALE_AFTER).await;
+        assert!(owners.observe("a", Some("1".into()), STALE_AFTER, 7 + COMPARED_PASSES));
     }
 
     #[test]
     fn a_build_that_was_handed_back_needs_no_wait() {
-        assert!(ObservedOwners::default().observe(RELEASED_OWNER, None, STALE_AFTER, GAP));
+        assert!(ObservedOwners::default().observe(RELEASED_OWNER, None, STALE_AFTER, 0));
     }
 
     #[test]
