@@ -128,6 +128,11 @@ pub(crate) enum Error {
         /// The ID of the call that built the same request, or builds it.
         call_id: String,
     },
+    /// As many builds of the call as there may be have failed, were cancelled, or have lost their image.
+    #[error(
+        "this call was built too often, and no build of it is left; send the request again as another call, without its X-Call-Id"
+    )]
+    AttemptsUsedUp,
     /// BuildKit reported no digest, so there is nothing to deploy.
     #[error("BuildKit did not report the digest of the image, so it cannot be deployed")]
     NoDigest,
@@ -237,7 +242,7 @@ impl Error {
             },
             Self::Superseded(_) => ErrorKind::Superseded,
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::AlreadyBuilt { .. } => ErrorKind::Conflict,
+            Self::AlreadyBuilt { .. } | Self::AttemptsUsedUp => ErrorKind::Conflict,
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
             | Self::TenantDaemon(_)
@@ -295,6 +300,7 @@ impl From<JobError> for Error {
             JobError::Failed(failure) => Self::Failed(failure),
             JobError::Lost(source) => Self::Lost(source),
             JobError::AlreadyBuilt { call_id } => Self::AlreadyBuilt { call_id },
+            JobError::AttemptsUsedUp => Self::AttemptsUsedUp,
         }
     }
 }

@@ -78,6 +78,9 @@ pub enum JobError {
         /// The id of the call that builds or has built the signed request.
         call_id: String,
     },
+    /// As many builds of the call as BuildKit is asked for have failed, were cancelled, or have lost their image.
+    #[error("{ATTEMPTS_MAX} builds of this call have failed, were cancelled or have lost their image")]
+    AttemptsUsedUp,
 }
 
 /// Looks for the image that an earlier delivery of the call `call_id` has built, and passes the events of its build to `sink`.
@@ -188,9 +191,7 @@ impl BuildJob {
                 return Ok(image);
             }
         }
-        Err(JobError::Lost(
-            "every build of this call was cancelled or has failed".into(),
-        ))
+        Err(JobError::AttemptsUsedUp)
     }
 
     /// Asks the registry whether the pushed image of an earlier delivery has been removed. If the registry gives no

@@ -9,6 +9,7 @@ use function_host::Secrets;
 use function_host::registry::AllowedTokenHosts;
 use tonic::Status;
 
+use crate::complete_or_panic;
 use crate::daemon;
 use crate::gateway::start_answering_gateway;
 use crate::job::{
@@ -190,4 +191,19 @@ async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository
             ("HEAD", "/v2/team/a/manifests/sha256:12")
         );
     }
+}
+
+/// No later delivery can succeed, so a queue that retries by the status stops.
+#[tokio::test]
+async fn a_call_whose_builds_have_all_failed_is_not_taken_for_a_lost_daemon() {
+    let (daemon, calls) = daemon::start_fake_daemon();
+    for number in 1..=16 {
+        calls.add_finished_build(&attempt_name(number), Err(Status::unknown("exit code: 3")));
+    }
+    let running = start_job(daemon);
+    let error = complete_or_panic(running.build)
+        .await
+        .expect("no panic")
+        .expect_err("no build is left");
+    assert!(matches!(error, JobError::AttemptsUsedUp), "{error:?}");
 }
