@@ -67,6 +67,10 @@ const MACHINE_ATTACK_COUNT: usize = 7;
 /// The content of a file that only this machine has.
 const BAIT: &str = "content-of-a-file-of-the-machine";
 
+/// The number of builds whose effect on the daemon is measured. An attack has the same effect each time; the daemon's own
+/// garbage, and the builds of others beside it, have not.
+const MAX_MEASUREMENTS: usize = 3;
+
 /// The limit on the memory that one base image may add to the daemon's peak, in bytes.
 const MAX_MEMORY_GROWTH_BYTES: u64 = 128 << 20;
 
@@ -278,40 +282,50 @@ impl<'a> BaseImageAttacks<'a> {
             drop(content);
             // Compressing and pushing the layer takes time too, and none of the daemon's.
             let image = self.push_base_image(name, layer).await?;
+            let mut evidence = Vec::new();
+            let mut is_exhausting = true;
+            for _ in 0..MAX_MEASUREMENTS {
+                let peak = PeakMemory::reset(daemon)?;
+                let started = Instant::now();
+                let reply = self.build_on_image(&image, steps).await?;
+                let (more, took) = (peak.growth_bytes()?, started.elapsed());
+                is_exhausting = more > MAX_MEMORY_GROWTH_BYTES || took > MAX_READ_TIME;
+                evidence.push(format!(
+                    "{} MiB more, {took:.1?}; {}",
+                    more >> 20,
+                    summarize_reply(&reply)
+                ));
+                if !is_exhausting {
+                    break;
+                }
+            }
+            outcomes.add_outcome(name, Outcome::of_success(is_exhausting, evidence.join("; then ")));
+        }
+        let mut evidence = Vec::new();
+        let mut is_exhausting = true;
+        for _ in 0..MAX_MEASUREMENTS {
             let peak = PeakMemory::reset(daemon)?;
             let started = Instant::now();
-            let reply = self.build_on_image(&image, steps).await?;
+            let zero = self
+                .layer_with_shell()?
+                .with_device("etc/passwd", EntryType::Char, (1, 5))?;
+            let build = self.build_on_layer("zero-passwd", zero, "USER nobody-here\nRUN true");
+            let zero = tokio::time::timeout(MAX_READ_TIME, build).await;
+            let fifo = self
+                .layer_with_shell()?
+                .with_device("etc/passwd", EntryType::Fifo, (0, 0))?;
+            let build = self.build_on_layer("fifo-passwd", fifo, "USER nobody-here\nRUN true");
+            let fifo = tokio::time::timeout(MAX_READ_TIME, build).await;
             let (more, took) = (peak.growth_bytes()?, started.elapsed());
-            let evidence = format!("{} MiB more, {took:.1?}; {}", more >> 20, summarize_reply(&reply));
-            outcomes.add_outcome(
-                name,
-                Outcome::of_success(more > MAX_MEMORY_GROWTH_BYTES || took > MAX_READ_TIME, evidence),
-            );
+            is_exhausting = zero.is_err() || fifo.is_err() || more > MAX_MEMORY_GROWTH_BYTES;
+            evidence.push(format!("{} MiB more, {took:.1?}", more >> 20));
+            if !is_exhausting {
+                break;
+            }
         }
-        let peak = PeakMemory::reset(daemon)?;
-        let started = Instant::now();
-        let zero = self
-            .layer_with_shell()?
-            .with_device("etc/passwd", EntryType::Char, (1, 5))?;
-        let config_of_zero = self.build_on_layer("zero-passwd", zero, "USER nobody-here\nRUN true");
-        let zero = tokio::time::timeout(MAX_READ_TIME, config_of_zero).await;
-        let fifo = self
-            .layer_with_shell()?
-            .with_device("etc/passwd", EntryType::Fifo, (0, 0))?;
-        let fifo = tokio::time::timeout(
-            MAX_READ_TIME,
-            self.build_on_layer("fifo-passwd", fifo, "USER nobody-here\nRUN true"),
-        )
-        .await;
-        let evidence = format!(
-            "{} MiB more, {:.1?}",
-            peak.growth_bytes()? >> 20,
-            started.elapsed()
-        );
-        let hung = zero.is_err() || fifo.is_err();
         outcomes.add_outcome(
             "base-image-with-a-device-as-passwd",
-            Outcome::of_success(hung || peak.growth_bytes()? > MAX_MEMORY_GROWTH_BYTES, evidence),
+            Outcome::of_success(is_exhausting, evidence.join("; then ")),
         );
         Ok(())
     }
