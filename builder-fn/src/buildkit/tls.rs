@@ -25,7 +25,7 @@ pub use error::TlsError;
 /// The longest wait for the daemon's first bytes after the TLS handshake, which it sends unasked: either its half of
 /// the connection begins, or it rejects the builder's certificate, which in TLS 1.3 it can do only after the handshake
 /// is over on this side.
-const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The names of the OpenFaaS secrets with the TLS certificates and keys, and the folder that they are in.
 #[derive(Clone, Debug)]
