@@ -13,9 +13,6 @@ use slipway_e2e::{
 
 const COPY_DOCKERFILE: &str = "FROM scratch\nCOPY . /\n";
 
-/// The seed of random trees, unless the variable `SLIPWAY_SEED` has another: every run builds the same trees.
-const DEFAULT_SEED: u64 = 20;
-
 /// Starts a builder-fn with the stack's BuildKit.
 async fn start_builder(testbed: &Testbed) -> Result<BuilderProcess> {
     let registry = &testbed.stack.registry;
@@ -200,7 +197,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
     let seed = std::env::var("SLIPWAY_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or(DEFAULT_SEED);
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
     let builds = std::env::var("SLIPWAY_BUILDS")
         .ok()
         .and_then(|builds| builds.parse().ok());
