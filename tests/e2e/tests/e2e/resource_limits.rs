@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use slipway_e2e::{
     build_context::gated_command, builder_process::BuilderProcess, client::HttpReply,
@@ -48,35 +48,49 @@ fn builder_is_optimized() -> bool {
     )
 }
 
-/// Asserts that builder-fn's peak memory, without the pages of its program, is within the limit for a build of any
-/// context.
-fn assert_peak_memory(builder: &BuilderProcess) -> Result<()> {
-    // Measured unoptimised: 22.7 MiB with the most files, and 6.4 MiB with 512 MiB. On a machine with ten times as many
-    // runnable processes as processors, more waits in buffers: 26.5 and 15.2 MiB.
-    let peak = builder.peak_own_memory_bytes()?;
-    assert!(peak <= 36 * BYTES_PER_MIB, "{} KiB", peak >> 10);
-    Ok(())
+/// The largest number of builders that are measured. Each needs the memory that its work needs; on a machine with ten
+/// times as many runnable processes as processors, more waits in buffers besides.
+const MAX_MEASUREMENTS: usize = 3;
+
+/// The limit on builder-fn's own memory for the largest number of files. Measured unoptimised: 22.7 MiB.
+const MOST_FILES_LIMIT_BYTES: usize = 26 * BYTES_PER_MIB;
+
+/// The limit on builder-fn's own memory for a context of few files, whatever its size. Measured unoptimised: 6.4 MiB.
+const FEW_FILES_LIMIT_BYTES: usize = 16 * BYTES_PER_MIB;
+
+/// Asserts that `work` raises the peak memory of a new builder, without the pages of its program, to `limit` bytes at most.
+async fn assert_peak_memory(
+    testbed: &Testbed,
+    limit: usize,
+    work: impl AsyncFn(&BuilderProcess) -> Result<()>,
+) -> Result<()> {
+    let mut peaks = Vec::new();
+    for _ in 0..MAX_MEASUREMENTS {
+        let builder = start_builder(testbed, &[]).await?;
+        work(&builder).await?;
+        let peak = builder.peak_own_memory_bytes()?;
+        if peak <= limit {
+            return Ok(());
+        }
+        peaks.push(peak >> 10);
+    }
+    bail!("each builder needed more than {} KiB: {peaks:?} KiB", limit >> 10)
 }
 
 #[tokio::test]
 async fn peak_memory_does_not_grow_with_the_context() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed, &[]).await?;
+    let tree = compressible_context("FROM scratch\nCOPY . /\n", 512 * BYTES_PER_MIB, 64);
 
-    let reply = post_context(
-        &testbed,
-        &builder,
-        "large",
-        &compressible_context("FROM scratch\nCOPY . /\n", 512 * BYTES_PER_MIB, 64),
-    )
-    .await?;
-
-    ensure!(reply.status == 200, "{}", reply.text);
-    assert_peak_memory(&builder)?;
-    assert!(builder.leftover_spool_files()?.is_empty());
-    assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
-    Ok(())
+    assert_peak_memory(&testbed, FEW_FILES_LIMIT_BYTES, async |builder| {
+        let reply = post_context(&testbed, builder, "large", &tree).await?;
+        ensure!(reply.status == 200, "{}", reply.text);
+        assert!(builder.leftover_spool_files()?.is_empty());
+        assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
+        Ok(())
+    })
+    .await
 }
 
 /// Returns a context with almost as many files as a tar may have, in folders of 100, with names as long as in
@@ -93,15 +107,16 @@ fn context_with_most_files() -> ContextTree {
 async fn peak_memory_is_bounded_with_the_largest_number_of_files() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed, &[]).await?;
     let tree = context_with_most_files();
 
-    for _ in ["cold", "warm"] {
-        let reply = post_context(&testbed, &builder, "many", &tree).await?;
-        ensure!(reply.status == 200, "{}", reply.text);
-        assert_peak_memory(&builder)?;
-    }
-    Ok(())
+    assert_peak_memory(&testbed, MOST_FILES_LIMIT_BYTES, async |builder| {
+        for _ in ["cold", "warm"] {
+            let reply = post_context(&testbed, builder, "many", &tree).await?;
+            ensure!(reply.status == 200, "{}", reply.text);
+        }
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -193,22 +208,22 @@ fn headers_of_a_million_empty_files() -> Vec<u8> {
 async fn a_tar_with_a_million_entries_is_rejected_within_the_memory_limit() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed, &[]).await?;
     let config = json!({ "image": testbed.image_name("e2e/lean", "million"), "skipPush": true });
     let mut tar = ContextTree::dockerfile("FROM scratch\n").tar_with_config(&config)?;
     // Remove the end-of-archive marker.
     tar.truncate(tar.len() - 1024);
     tar.extend(headers_of_a_million_empty_files());
 
-    let reply = builder.client()?.post_signed(tar).await?;
-
-    assert_eq!(reply.status, 400, "{}", reply.text);
-    assert_eq!(reply.text_field("error"), "the tar has more than 200000 entries");
     // The index holds 200,000 entries; nothing is kept of those after them.
-    assert_peak_memory(&builder)?;
-    assert!(builder.leftover_spool_files()?.is_empty());
-    assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
-    Ok(())
+    assert_peak_memory(&testbed, MOST_FILES_LIMIT_BYTES, async |builder| {
+        let reply = builder.client()?.post_signed(tar.clone()).await?;
+        assert_eq!(reply.status, 400, "{}", reply.text);
+        assert_eq!(reply.text_field("error"), "the tar has more than 200000 entries");
+        assert!(builder.leftover_spool_files()?.is_empty());
+        assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
+        Ok(())
+    })
+    .await
 }
 
 /// A mounted file system of limited size; unmounted on drop.

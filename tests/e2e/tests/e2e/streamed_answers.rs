@@ -1,6 +1,6 @@
 //! Answers that are streamed during the build, on the real BuildKit.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use slipway_e2e::{
     build_context::{BuildContext, gated_command},
@@ -301,7 +301,13 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     Ok(())
 }
 
-/// The limit on memory is generous, and far below the size of all lines together: 79 MB.
+/// The limit on the memory for output that the client does not read. It is generous, and far below the size of all lines
+/// together: 79 MB.
+const UNREAD_OUTPUT_LIMIT_BYTES: usize = 24 << 20;
+
+/// The largest number of builders that are measured: on a busy machine, more waits in buffers than a builder needs.
+const MAX_MEASUREMENTS: usize = 3;
+
 #[tokio::test]
 async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> Result<()> {
     const LONG_LINE_BYTES: usize = 200_000;
@@ -329,8 +335,25 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
         .sum();
     assert_eq!(long, LONG_LINE_BYTES);
 
+    let mut growths = Vec::new();
+    for measurement in 0..MAX_MEASUREMENTS {
+        let grown = memory_for_unread_output(&testbed, measurement).await?;
+        if grown < UNREAD_OUTPUT_LIMIT_BYTES {
+            return Ok(());
+        }
+        growths.push(grown);
+    }
+    bail!("each builder needed {UNREAD_OUTPUT_LIMIT_BYTES} bytes and more for unread output: {growths:?}")
+}
+
+/// Returns the memory in bytes that a new builder takes for 79 MB of output which its client does not read.
+async fn memory_for_unread_output(testbed: &Testbed, measurement: usize) -> Result<usize> {
+    let base = testbed.busybox_image_name().await?;
+    let builder = BuilderProcess::start_with_settings(testbed, &[]).await?;
+    let client = builder.client()?;
+    let config = json!({ "image": testbed.image_name("e2e/stream-unread", "1"), "skipPush": true });
     // By default, BuildKit keeps 2 MiB of a step's output, so several steps are needed.
-    let gate = "gate-of-unread-output";
+    let gate = &format!("gate-of-unread-output-{measurement}");
     let mut many_lines: String = (0..9)
         .map(|step| format!("RUN seq {step}000000 {step}999999\n"))
         .collect();
@@ -356,7 +379,5 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
         "{}",
         lines.len()
     );
-    let grown = builder.peak_memory_bytes()? - before;
-    assert!(grown < 40 << 20, "{grown} bytes more");
-    Ok(())
+    Ok(builder.peak_memory_bytes()? - before)
 }
