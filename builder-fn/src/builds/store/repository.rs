@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::document::{RecordManifest, digest_of};
 use super::index_tag::INDEX_PREFIX;
-use super::{RecordStoreAccess, StoreError};
+use super::{RecordStoreAccess, StoreError, lock};
 use crate::registry::{
     EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to, upload_blob,
 };
@@ -227,10 +227,6 @@ impl RecordRepository {
             *kept = repository;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for RecordRepository {
