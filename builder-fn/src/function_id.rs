@@ -46,7 +46,7 @@ impl FunctionId {
 
     /// Returns the identity of the function in a config's `deploy`, without a tenant, or `None` if it names no
     /// function. A missing namespace becomes the default one, so that both forms of a function's name are one identity.
-    /// A name with a slash is none: no provider has such functions, and the slash separates the tenant in the
+    /// Rejects a name with a slash: no provider has such functions, and the slash separates the tenant in the
     /// identity's text.
     pub fn from_deploy_config(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
         let name = non_empty_text(deploy, "service").filter(|name| !name.contains('/'))?;

@@ -216,7 +216,7 @@ impl BuilderApi {
         }
     }
 
-    /// Fails if the builder is shutting down, or has no place now for a request, whoever sends it.
+    /// Fails if the builder is shutting down, or has no place now for a request of any tenant.
     fn check_before_reading_body(&self, exchange: &BuildExchange) -> Result<(), Error> {
         // A queue that does not retry would lose the call. With records, it is accepted, and handed back.
         let is_handed_back = exchange.outlives_its_caller() && self.builder.records.store().is_some();
@@ -245,7 +245,7 @@ impl BuilderApi {
             let time_limit = context
                 .deadline()
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            // Without a signature, a build that is resumed could not be told from another one.
+            // Only a signature distinguishes a resumed build from another one.
             let resumable = body.is_signed().then(|| ResumableRequest::new(&head, time_limit));
             let admitting = async {
                 context

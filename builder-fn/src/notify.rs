@@ -1,6 +1,6 @@
 //! Sends the result of a build to the URL that its config names (`notify`).
 //!
-//! The queue posts its callback once, and to whoever queued the call. A notification is signed with a key of the caller, is
+//! The queue posts its callback once, to the URL that came with the call. A notification is signed with a key of the caller, is
 //! sent again after failures, and never changes the result that it reports.
 
 mod metrics;

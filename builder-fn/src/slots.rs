@@ -105,7 +105,7 @@ impl BuildSlots {
     /// yet who sends the request.
     ///
     /// # Errors
-    /// Fails if a request would be rejected now, whoever sends it.
+    /// Fails if a request of any tenant would be rejected now.
     pub(crate) fn check_not_full(&self) -> Result<(), SlotRefused> {
         match self.is_full() {
             true => Err(SlotRefused { limit: self.0.limit }),
@@ -141,7 +141,7 @@ impl BuildSlots {
         self.0.has_place(&self.0.lock(), owner)
     }
 
-    /// Returns whether a request would be rejected now, whoever sends it.
+    /// Returns whether a request of any tenant would be rejected now.
     ///
     /// Where requests wait, tenants have queues of their own, of which one that is full says nothing about the others.
     pub fn is_full(&self) -> bool {

@@ -72,7 +72,7 @@ pub(super) async fn hand_over_image(
             "the call's time limit was reached before the deployment's outcome was known".into(),
         ),
         () = call.wait_for_interruption() => match call.accepted.is_resumable() {
-            // The deployer deploys an image once, whoever hands it over again.
+            // The deployer deploys an image once, however often it is handed over.
             true => return Err(Error::Interrupted),
             false => Deployment::failed(
                 "the builder is shutting down, and the deployment's outcome was not known yet".into(),

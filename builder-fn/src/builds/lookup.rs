@@ -329,7 +329,7 @@ fn complete(
     })
 }
 
-/// Logs why the record store could not be read, and returns what the caller is told.
+/// Logs why the record store could not be read, and returns the note for the caller.
 fn report_store_error(error: &StoreError) -> String {
     tracing::warn!(error = %ErrorChain(error), "could not read the record store for a question about builds");
     error.to_string()

@@ -5,25 +5,24 @@
 //! to run, back up and secure. What a registry lacks is made up for here:
 //!
 //! - **A record is one manifest.** Its annotation has the record, so that it is written with one request and read with one.
-//!   Registries redirect requests for blobs, and delete them late; so the body of a request is a manifest, too. The tag `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so that a look-up lists
-//!   nothing. Tenants have repositories of their own.
+//!   Registries redirect requests for blobs and delete blobs late, so the body of a request is a manifest too. The tag
+//!   `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so a look-up lists nothing. Each
+//!   tenant has a repository of its own.
 //! - **A list needs an order**, which tags do not have: each record has a second tag, [`IndexTag`], with the time of the
-//!   acceptance and the owner, the process that runs the build. It is written before the record, so that no record is
-//!   without one. So `GET /builds` and the removal of old records find the
-//!   newest ones by names alone.
+//!   acceptance and the owner, the process that runs the build. The second tag is written first, so that no record lacks
+//!   it. `GET /builds` and the removal of old records find the newest records by the names of tags alone.
 //! - **There is no compare-and-swap.** A success replaces everything and is replaced by nothing; a failure replaces what its
 //!   own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one counts. That
 //!   two builders may run one call costs nothing: BuildKit builds a reference once, and the deployer deploys an image once.
-//! - **A registry is read by more than builder-fn.** So a record and the body of a request are sealed with a key from the
-//!   secret `deploy-secret` ([`RecordSeal`]). Whoever reads the repository sees how many builds there were, when, and of
-//!   what size; whoever writes to it can delete records, but invent none. Build secrets are sealed by the caller besides.
+//! - **Others may read the registry.** Records and the bodies of requests are sealed with keys derived from the secret
+//!   `deploy-secret` ([`RecordSeal`]). A reader of the repository learns the number, the times and the sizes of builds. A
+//!   writer can delete records, and cannot forge one. Callers seal build secrets besides.
 //! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and records
 //!   beyond [`RECORDS_MAX`] or older than [`AGE_MAX`], if the registry allows it.
+//! - **The record names the process that runs the build.** That process renews a sign in the registry while it lives
+//!   (`lease.rs`). Other processes claim and resume the builds of one that has gone (`claim.rs`).
 //!
-//! - **Who runs a build** is written in its record; that it lives, in the registry too (`lease.rs`). The builds of a process
-//!   that has gone are claimed and resumed by others (`claim.rs`).
-//!
-//! Nothing waits for the store but an asynchronous call at its acceptance, and at its answer, each for a short time. A
+//! Only asynchronous calls wait for the store, for a short time each at their acceptance and before their answer. A
 //! registry that fails costs records and no build.
 
 mod claim;
@@ -81,7 +80,7 @@ const HAND_BACK_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The limit on the records that are written at the same time.
 const WRITERS_MAX: usize = 4;
 
-/// The limit on the records of one tenant that wait to be written, those of accepted calls not counted. Further ones are
+/// The limit on the records of one tenant that wait to be written. Beyond it, records of calls that were not accepted are
 /// dropped.
 const PENDING_MAX: usize = 100;
 

@@ -13,7 +13,7 @@ const MAX_QUOTED_CHARS: usize = 300;
 pub(crate) struct Deployment {
     /// The status, from the deployer's answer or from the failure to get one.
     pub(crate) status: DeploymentStatus,
-    /// The deployer's answer, for the caller; where there is none, JSON of the same form that the builder made.
+    /// The deployer's answer for the caller. Without one, the builder makes JSON of the same form.
     pub(crate) answer: Value,
     /// The hand-over, if the builder's answer has to contain it.
     pub(crate) enclosed: Option<EnclosedHandOver>,

@@ -62,7 +62,7 @@ pub struct UnverifiedBodies {
 impl UnverifiedBodies {
     /// Creates the resources for bodies within `budget`.
     pub fn new(budget: UnverifiedBudget) -> Self {
-        // Half of the processors stay free for everything else, whoever sends.
+        // On more than two processors, half of them stay free for everything else.
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             budget,

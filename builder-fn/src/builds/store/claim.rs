@@ -275,7 +275,7 @@ impl RecordStore {
             id: build.id.clone(),
         };
         let mut place = self.place(key, SystemTime::now());
-        // Not by the tag, which whoever writes to the registry can choose.
+        // The time in the tag does not count: every writer to the registry can choose it.
         let is_old = |request: &ResumableRequest| {
             let age = SystemTime::now().duration_since(request.arrived);
             age.is_ok_and(|age| age > RESUMED_AGE_MAX)
