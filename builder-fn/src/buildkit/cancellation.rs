@@ -5,7 +5,7 @@
 //! build drops its solve. The marker's record stays in the history, so that a later delivery of the call is not built.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{BuildHistoryRequest, SolveRequest};
 use bollard_buildkit_proto::pb::Definition;
@@ -15,7 +15,6 @@ use sha2::{Digest, Sha256};
 use tonic::Status;
 
 use super::Connection;
-use super::attributes::to_timestamp;
 use super::history;
 
 /// The attribute with the ID of the call to cancel.
@@ -64,14 +63,14 @@ impl Connection {
         }
     }
 
-    /// Subscribes to cancellations: those that were requested since `since`, and then each one as it is requested.
+    /// Subscribes to cancellations: each one as it is requested. Those before the subscription are not among them
+    /// ([`Self::is_cancellation_requested`]).
     pub(crate) async fn watch_cancellations(
         &self,
-        since: SystemTime,
     ) -> Result<BoxStream<'static, Result<Cancellation, Status>>, Status> {
-        let since = to_timestamp(since);
         let request = BuildHistoryRequest {
-            filter: vec![format!("completedAt>={since:.0}")],
+            // The daemon decodes no records for this.
+            active_only: true,
             ..BuildHistoryRequest::default()
         };
         let events = history::listen_to_history(self, request).await?;

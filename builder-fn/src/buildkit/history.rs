@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
+    UpdateBuildHistoryRequest,
 };
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
@@ -29,6 +30,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait for the record of a build that the daemon reports to be running. BuildKit writes the record shortly
 /// after it has taken the reference.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The part of the daemon's error by which it is known that a reference has no record: `UpdateRef` in BuildKit's
+/// `solver/llbsolver/history`.
+const NO_RECORD_MESSAGE: &str = "failed to retrieve ref ";
 
 /// The record of a finished build in the daemon's history.
 #[derive(Debug)]
@@ -93,6 +98,25 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Returns whether the daemon may have a record of a finished solve with this reference; `false` only if the daemon
+    /// answers that it has none.
+    ///
+    /// The daemon decodes all of its records for any question to its history, whatever the filter, which takes a
+    /// processor 50 µs a record. It looks up a single one only to change it, so this request changes nothing; if a user
+    /// has pinned the record, it is pinned no longer.
+    async fn may_have_record(&self, reference: &str) -> bool {
+        let unchanged = UpdateBuildHistoryRequest {
+            r#ref: reference.to_owned(),
+            ..UpdateBuildHistoryRequest::default()
+        };
+        match self.control_client().update_build_history(unchanged).await {
+            Ok(_) => true,
+            Err(status) => !status.message().contains(NO_RECORD_MESSAGE),
+        }
+    }
+}
+
 impl KnownBuild {
     /// Converts an event of the history; `None` for a deleted record and for builds of other clients.
     fn from_history_event(event: BuildHistoryEvent) -> Option<Self> {
@@ -154,32 +178,33 @@ pub(super) async fn request_call_id(connection: &Connection, reference: &str) ->
     tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
 }
 
-/// Reads the daemon's history of the build `reference` until `read` returns something for one of its events, and
-/// returns that; `None` if nothing is found or the history fails.
+/// Reads what the daemon's history has of the build `reference`, first while it runs and then its record, until `read`
+/// returns something for one of its events, and returns that; `None` if nothing is found or the history fails.
 async fn find_in_history_events<T>(
     connection: &Connection,
     reference: &str,
     read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
 ) -> Option<T> {
-    let request = BuildHistoryRequest {
-        // With a filter and not with the field `ref`: the daemon keeps a counter for every value of that field.
+    let running = BuildHistoryRequest {
+        active_only: true,
+        early_exit: true,
+        ..BuildHistoryRequest::default()
+    };
+    let finished = BuildHistoryRequest {
+        // With a filter and not with the field `ref`: the daemon never deletes a record that was requested by that field.
         filter: vec![format!("ref=={reference}")],
         early_exit: true,
         ..BuildHistoryRequest::default()
     };
     let finding = async {
-        let mut events = listen_to_history(connection, request).await?;
-        while let Some(event) = events.try_next().await? {
-            let kind = event.r#type();
-            // Builds that are running come first, whatever the filter.
-            if let Some(record) = event.record
-                && record.r#ref == reference
-                && let Some(found) = read((kind, record))
-            {
-                return Ok(Some(found));
-            }
+        // In this order, a build that ends meanwhile is found.
+        if let Some(found) = find_in_answer(connection, running, reference, &read).await? {
+            return Ok(Some(found));
         }
-        Ok::<_, Status>(None)
+        match connection.may_have_record(reference).await {
+            true => find_in_answer(connection, finished, reference, &read).await,
+            false => Ok(None),
+        }
     };
     match tokio::time::timeout(ANSWER_TIMEOUT, finding).await {
         Ok(Ok(found)) => found,
@@ -192,6 +217,27 @@ async fn find_in_history_events<T>(
             None
         }
     }
+}
+
+/// Requests events of the history, and returns what `read` returns first for an event of the build `reference`.
+async fn find_in_answer<T>(
+    connection: &Connection,
+    request: BuildHistoryRequest,
+    reference: &str,
+    read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
+) -> Result<Option<T>, Status> {
+    let mut events = listen_to_history(connection, request).await?;
+    while let Some(event) = events.try_next().await? {
+        let kind = event.r#type();
+        // Builds that are running come first, whatever the filter.
+        if let Some(record) = event.record
+            && record.r#ref == reference
+            && let Some(found) = read((kind, record))
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// Requests the events of the history that `request` describes.

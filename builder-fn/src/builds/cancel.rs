@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use function_host::ErrorChain;
 use futures_util::TryStreamExt;
@@ -13,9 +13,6 @@ use crate::buildkit::{Cancellation, Daemon};
 
 /// The pause before a daemon's history is followed again after a failure. A request is to be seen within two seconds.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
-
-/// The margin before the last subscription from which on requests are read again after a failure: clocks may differ.
-const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
 /// The watchers of daemons, each of which runs while builds on its daemon are in progress. Clones share them.
 #[derive(Clone, Default)]
@@ -39,17 +36,19 @@ pub(crate) struct WatchedDaemon {
 impl CancellationWatch {
     /// Watches `daemon` for requests to cancel builds until the last of its guards is dropped, and returns a guard.
     ///
-    /// Each daemon has one watcher, which passes the requests to the `cancel` of the call that started it.
+    /// Each daemon has one watcher, which uses the functions of the call that started it: `builds` lists the cancellations
+    /// that builds in progress are to be asked about, and `cancel` gets each one that was requested.
     /// Must be called within a Tokio runtime.
     pub(super) fn watch(
         &self,
         daemon: &Daemon,
+        builds: impl Fn() -> Vec<Cancellation> + Send + Sync + 'static,
         cancel: impl Fn(Cancellation) + Send + Sync + 'static,
     ) -> WatchedDaemon {
         let name = daemon.address_for_messages().to_owned();
         let mut watchers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let watcher = watchers.entry(name.clone()).or_insert_with(|| DaemonWatcher {
-            task: tokio::spawn(follow_cancellations(daemon.clone(), cancel)).abort_handle(),
+            task: tokio::spawn(follow_cancellations(daemon.clone(), builds, cancel)).abort_handle(),
             builds: 0,
         });
         watcher.builds += 1;
@@ -73,19 +72,29 @@ impl Drop for WatchedDaemon {
     }
 }
 
-/// Passes requests to cancel builds to `cancel`, and reconnects until the task is aborted.
-async fn follow_cancellations(daemon: Daemon, cancel: impl Fn(Cancellation)) {
-    let mut since = SystemTime::now();
+/// Passes requests to cancel builds to `cancel`, and reconnects until the task is aborted. After each subscription, asks for
+/// what was requested before it of the `builds` in progress. A build that begins later asks by itself.
+async fn follow_cancellations(
+    daemon: Daemon,
+    builds: impl Fn() -> Vec<Cancellation>,
+    cancel: impl Fn(Cancellation),
+) {
     loop {
         let following = async {
             let connection = daemon.connect().await.map_err(|error| error.to_string())?;
-            let start = since.checked_sub(CLOCK_MARGIN).unwrap_or(SystemTime::UNIX_EPOCH);
-            let seen = SystemTime::now();
             let mut requests = connection
-                .watch_cancellations(start)
+                .watch_cancellations()
                 .await
                 .map_err(|status| ErrorChain(&status).to_string())?;
-            since = seen;
+            for cancellation in builds() {
+                let Cancellation { tenant, call_id } = &cancellation;
+                if connection
+                    .is_cancellation_requested(tenant.as_deref(), call_id)
+                    .await
+                {
+                    cancel(cancellation);
+                }
+            }
             while let Some(request) = requests
                 .try_next()
                 .await

@@ -197,6 +197,13 @@ impl BuildRecords {
         true
     }
 
+    /// Returns the cancellations of the builds in progress: what a request to cancel one of them looks like.
+    fn list_cancellations(&self) -> Vec<Cancellation> {
+        let state = self.lock();
+        let in_progress = state.builds.iter().filter(|(_, build)| build.deliveries > 0);
+        in_progress.map(|(key, _)| key.to_cancellation()).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, RecordsState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,13 +260,14 @@ impl AcceptedBuild {
     /// Follows requests to cancel builds of this process that reach other builders of `daemon`, until the returned
     /// guard and those of other builds are dropped.
     pub(crate) fn watch_cancellations(&self, daemon: &Daemon) -> WatchedDaemon {
-        let records = self.shared.clone();
-        self.shared
-            .0
-            .cancellations
-            .watch(daemon, move |Cancellation { tenant, call_id }| {
-                records.cancel(&RecordKey { tenant, id: call_id });
-            })
+        let (listed, cancelled) = (self.shared.clone(), self.shared.clone());
+        self.shared.0.cancellations.watch(
+            daemon,
+            move || listed.list_cancellations(),
+            move |Cancellation { tenant, call_id }| {
+                cancelled.cancel(&RecordKey { tenant, id: call_id });
+            },
+        )
     }
 
     /// Waits until the build is cancelled.

@@ -327,8 +327,9 @@ impl Control for FakeControl {
 
     async fn update_build_history(
         &self,
-        _: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        Err(Status::unimplemented("not implemented by the fake daemon"))
+        self.history.answer_update_request(request.get_ref()).await?;
+        Ok(Response::new(UpdateBuildHistoryResponse::default()))
     }
 }

@@ -24,6 +24,8 @@ struct HistoryState {
     finished: Vec<BuildHistoryRecord>,
     listeners: Vec<HistoryEventSender>,
     behaviour: HistoryBehaviour,
+    /// The number of records that were decoded so far to answer requests for events: all of them for each request.
+    decoded_records: usize,
 }
 
 /// The way in which the fake history answers its clients.
@@ -104,6 +106,11 @@ impl FakeHistory {
         request: &BuildHistoryRequest,
     ) -> Result<impl Stream<Item = Result<BuildHistoryEvent, Status>> + Send + use<>, Status> {
         let mut state = self.state();
+        state.decoded_records += if request.active_only {
+            0
+        } else {
+            state.finished.len()
+        };
         match state.behaviour {
             HistoryBehaviour::Kept => {}
             HistoryBehaviour::Unimplemented => {
@@ -128,6 +135,7 @@ impl FakeHistory {
         let active = active.map(|record| history_event(BuildHistoryEventType::Started, record));
         let finished = [&other].into_iter().chain(&state.finished);
         let finished = finished
+            .filter(|_| !request.active_only)
             .filter(allows)
             .map(|record| history_event(BuildHistoryEventType::Complete, record));
         let known: Vec<_> = active.chain(finished).map(Ok).collect();
@@ -137,6 +145,44 @@ impl FakeHistory {
         }
         let events = UnboundedReceiverStream::new(events);
         Ok(stream::iter(known).chain(events).right_stream())
+    }
+}
+
+impl FakeHistory {
+    /// Returns the number of records that the history decoded so far, because of requests for its events.
+    pub(crate) fn decoded_records(&self) -> usize {
+        self.state().decoded_records
+    }
+
+    /// Answers a request to change a record as BuildKit's `UpdateRef` does. Every request leaves the record as it is.
+    pub(super) async fn answer_update_request(
+        &self,
+        request: &UpdateBuildHistoryRequest,
+    ) -> Result<(), Status> {
+        assert!(
+            !(request.delete || request.finalize || request.pinned),
+            "{request:?}"
+        );
+        let behaviour = self.state().behaviour;
+        match behaviour {
+            HistoryBehaviour::Kept => {}
+            HistoryBehaviour::Unimplemented => {
+                return Err(Status::unimplemented("unknown method UpdateBuildHistory"));
+            }
+            HistoryBehaviour::Silent => std::future::pending().await,
+        }
+        let mut state = self.state();
+        let reference = &request.r#ref;
+        let found = state.finished.iter().find(|record| record.r#ref == *reference);
+        match found.cloned() {
+            Some(record) => {
+                state.send_to_listeners(BuildHistoryEventType::Complete, &record);
+                Ok(())
+            }
+            None => Err(Status::unknown(format!(
+                "failed to retrieve ref {reference}: file does not exist"
+            ))),
+        }
     }
 }
 
