@@ -6,11 +6,14 @@
 //! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the
 //! history while builds are registered, and the builder that owns an older solve drops it.
 //!
-//! Nothing is missed: the watcher reads the history whenever it connects and after each registration, and a build reads
-//! it before its solve. A daemon without a history only costs the protection across builders.
+//! Nothing is missed: the watcher subscribes to the history, reads what was before its subscription, and keeps what a build
+//! that arrives later needs. It reads more only for a build that was submitted earlier than what it keeps, because the
+//! daemon decodes all of its records each time. A build waits for that before its solve. A daemon without a history only
+//! costs the protection across builders.
 //!
 //! After the hand-over the deployer decides which version is newer.
 
+mod known;
 mod registry;
 mod watcher;
 
@@ -19,17 +22,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::TryStreamExt;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
-use tonic::Status;
+use tokio::time::Instant;
 
-use crate::buildkit::{Connection, Daemon};
+use crate::buildkit::{Daemon, KnownBuild};
 use crate::function_id::FunctionId;
 use crate::request::time::format_rfc3339_nanos;
+use known::KnownBuilds;
 use registry::RegisteredBuilds;
 
-/// The longest time for which BuildKit's history is read before a solve, or after a registration.
+/// The longest time for which BuildKit's history is read at once, and for which a build waits for that before its solve.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The allowance for differences between clocks, by which the history is read from before a build's submission.
@@ -48,18 +50,34 @@ pub struct Supersession(Arc<SharedSupersession>);
 struct SharedSupersession {
     daemon: Daemon,
     state: Mutex<SupersessionState>,
-    /// The notification that wakes the watcher after a new registration.
-    registered: Notify,
+    /// The notification that wakes the watcher: a build was registered, or the last one ended.
+    changed: Notify,
+    /// Whether all builds are known that supersede registered ones.
+    knowledge: watch::Sender<Knowledge>,
     /// Whether the last attempt to read BuildKit's history failed, so that the failure is logged once.
     history_fails: AtomicBool,
 }
 
-/// The registry and its watcher, under one lock.
-#[derive(Debug, Default)]
+/// The registry, the known builds and their watcher, under one lock.
+#[derive(Debug)]
 struct SupersessionState {
     registry: RegisteredBuilds,
-    /// The handle of the running watcher task; `Some` while builds are registered.
-    watcher: Option<AbortHandle>,
+    known: KnownBuilds,
+    /// Whether the watcher runs.
+    is_watching: bool,
+    /// The time at which the last registered build ended; `None` while builds are registered.
+    idle_since: Option<Instant>,
+}
+
+/// The state of the knowledge of builds that supersede registered ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knowledge {
+    /// The history has yet to be read.
+    Incomplete,
+    /// Every such build in the history is known.
+    Complete,
+    /// The history cannot be read.
+    Unavailable,
 }
 
 /// A build's function, call and time of submission, by which builds supersede each other.
@@ -83,7 +101,6 @@ pub struct Superseded(pub Submission);
 pub struct Registration {
     shared: Arc<SharedSupersession>,
     id: u64,
-    submitted_at: SystemTime,
     newer: watch::Receiver<Option<Submission>>,
 }
 
@@ -92,8 +109,14 @@ impl Supersession {
     pub fn new(daemon: Daemon) -> Self {
         Self(Arc::new(SharedSupersession {
             daemon,
-            state: Mutex::default(),
-            registered: Notify::new(),
+            state: Mutex::new(SupersessionState {
+                registry: RegisteredBuilds::default(),
+                known: KnownBuilds::complete_from(SystemTime::now()),
+                is_watching: false,
+                idle_since: None,
+            }),
+            changed: Notify::new(),
+            knowledge: watch::Sender::new(Knowledge::Incomplete),
             history_fails: AtomicBool::new(false),
         }))
     }
@@ -105,16 +128,22 @@ impl Supersession {
     pub fn register(&self, submission: Submission) -> Registration {
         let submitted_at = submission.submitted_at;
         let mut state = self.0.lock_state();
-        let (id, newer) = state.registry.insert_and_supersede(submission);
-        if state.watcher.is_none() {
-            let watching = tokio::spawn(watcher::watch_history(self.0.clone()));
-            state.watcher = Some(watching.abort_handle());
+        let SupersessionState { registry, known, .. } = &mut *state;
+        let newer = known.find_newer(&submission, SystemTime::now());
+        let (id, newer) = registry.insert_and_supersede(submission, newer);
+        // Also after a failure, so that the watcher attempts again at once.
+        if !known.cover(submitted_at) || *self.0.knowledge.borrow() != Knowledge::Complete {
+            self.0.knowledge.send_replace(Knowledge::Incomplete);
         }
-        self.0.registered.notify_one();
+        state.idle_since = None;
+        if !state.is_watching {
+            state.is_watching = true;
+            tokio::spawn(watcher::watch_history(self.0.clone()));
+        }
+        self.0.changed.notify_one();
         Registration {
             shared: self.0.clone(),
             id,
-            submitted_at,
             newer,
         }
     }
@@ -125,25 +154,29 @@ impl SharedSupersession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads BuildKit's history, and lets its running and its newer successful builds supersede older builds of this
-    /// process. Only successful builds that may be newer than one submitted at `submitted_at` are read.
-    async fn apply_history(&self, connection: &Connection, submitted_at: SystemTime) {
-        let reading = async {
-            let mut builds = connection
-                .request_known_builds(history_start(submitted_at))
-                .await?;
-            while let Some(build) = builds.try_next().await? {
-                self.lock_state()
-                    .registry
-                    .supersede_by_known_build(&build, SystemTime::now());
-            }
-            Ok::<_, Status>(())
-        };
-        match tokio::time::timeout(HISTORY_TIMEOUT, reading).await {
-            Ok(Ok(())) => self.log_history_success(),
-            Ok(Err(status)) => self.log_history_failure(&status),
-            Err(elapsed) => self.log_history_failure(&elapsed),
+    fn set_knowledge(&self, knowledge: Knowledge) {
+        self.knowledge.send_replace(knowledge);
+    }
+
+    /// Ends the watcher if no build has been registered for at least `time`, and returns whether that is so. What it knows
+    /// is forgotten.
+    fn stop_if_idle(&self, time: Duration) -> bool {
+        let mut state = self.lock_state();
+        let is_idle = state.idle_since.is_some_and(|since| since.elapsed() >= time);
+        if is_idle {
+            state.is_watching = false;
+            state.known = KnownBuilds::complete_from(SystemTime::now());
+            self.set_knowledge(Knowledge::Incomplete);
         }
+        is_idle
+    }
+
+    /// Takes note of a build in the daemon's history, which supersedes registered older builds of its function if it runs or
+    /// has succeeded.
+    fn note_known_build(&self, build: &KnownBuild) {
+        let mut state = self.lock_state();
+        state.registry.supersede_by_known_build(build, SystemTime::now());
+        state.known.add(build);
     }
 
     /// Logs that BuildKit's history cannot be read: a warning for the first failure, debug messages for further ones.
@@ -197,13 +230,17 @@ impl Registration {
         }
     }
 
-    /// Reads BuildKit's history, and checks that no newer build that runs or has succeeded supersedes the registered
-    /// build. A history that cannot be read in time is logged and does not prevent the build.
+    /// Waits until the builds in BuildKit's history are known, and checks that none of them which runs or has succeeded
+    /// supersedes the registered build. A history that cannot be read in time is logged and does not prevent the build.
     ///
     /// # Errors
     /// Fails if there is a newer build.
-    pub async fn check_history(&self, connection: &Connection) -> Result<(), Superseded> {
-        self.shared.apply_history(connection, self.submitted_at).await;
+    pub async fn check_history(&self) -> Result<(), Superseded> {
+        let mut knowledge = self.shared.knowledge.subscribe();
+        let known = knowledge.wait_for(|knowledge| *knowledge != Knowledge::Incomplete);
+        if let Err(elapsed) = tokio::time::timeout(HISTORY_TIMEOUT, known).await {
+            self.shared.log_history_failure(&elapsed);
+        }
         self.check_not_superseded()
     }
 }
@@ -212,10 +249,9 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = self.shared.lock_state();
         state.registry.remove(self.id);
-        if state.registry.is_empty()
-            && let Some(watcher) = state.watcher.take()
-        {
-            watcher.abort();
+        if state.registry.is_empty() {
+            state.idle_since = Some(Instant::now());
+            self.shared.changed.notify_one();
         }
     }
 }
@@ -228,6 +264,16 @@ fn history_start(submitted_at: SystemTime) -> SystemTime {
 }
 
 impl Submission {
+    /// Returns the submission of a build in the daemon's history; `None` if the build supersedes none.
+    fn of_known_build(build: &KnownBuild) -> Option<Self> {
+        let attributes = &build.attributes;
+        Some(Self {
+            function: attributes.function_to_supersede_in()?.clone(),
+            call_id: attributes.call_id.clone(),
+            submitted_at: attributes.submitted_at,
+        })
+    }
+
     /// Returns whether the build was submitted later than `other`. Deliveries of one call are one build, whatever their
     /// times.
     fn is_newer_than(&self, other: &Self) -> bool {
@@ -244,5 +290,36 @@ impl fmt::Display for Submission {
         } = self;
         let submitted_at = format_rfc3339_nanos(*submitted_at);
         write!(f, "{call_id} of function {function}, submitted at {submitted_at}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buildkit::{BuildState, SolveAttributes};
+
+    /// Returns a submission of `function`, some seconds after 1970.
+    pub(super) fn submission(function: &str, call_id: &str, seconds: u64) -> Submission {
+        Submission {
+            function: FunctionId::new(function, "openfaas-fn"),
+            call_id: call_id.into(),
+            submitted_at: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+        }
+    }
+
+    /// Returns a build in a daemon's history.
+    pub(super) fn known_build(submission: &Submission, state: BuildState) -> KnownBuild {
+        KnownBuild {
+            attributes: SolveAttributes {
+                call_id: submission.call_id.clone(),
+                signature: None,
+                tenant: None,
+                submitted_at: submission.submitted_at,
+                function: Some(submission.function.clone()),
+                supersede: true,
+                commit: None,
+            },
+            state,
+        }
     }
 }

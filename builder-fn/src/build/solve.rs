@@ -125,7 +125,7 @@ impl Builder {
             return Err(Error::Cancelled);
         }
         if let Some(registration) = registration {
-            registration.check_history(&connection).await?;
+            registration.check_history().await?;
             if !registration.sees_other_builders() {
                 log.push(lines.record_warning(
                     "BuildKit's history could not be read: a newer build at another builder may not end this one",

@@ -68,29 +68,29 @@ pub enum BuildState {
 pub(crate) type KnownBuildStream = BoxStream<'static, Result<KnownBuild, Status>>;
 
 impl Connection {
-    /// Requests the running builds, and those that succeeded at or after `since`; the stream ends with them.
+    /// Requests the running builds, and those that succeeded at or after `since`; the stream ends with them. The daemon
+    /// decodes all of its records for this, whatever the time.
     pub(crate) async fn request_known_builds(&self, since: SystemTime) -> Result<KnownBuildStream, Status> {
-        self.listen_for_builds(since, true).await
-    }
-
-    /// Subscribes to builds: those that run or succeeded at or after `since`, and then every build that starts or ends.
-    pub(crate) async fn watch_builds(&self, since: SystemTime) -> Result<KnownBuildStream, Status> {
-        self.listen_for_builds(since, false).await
-    }
-
-    /// Requests the builds of the history since `since`; with `early_exit`, the stream ends with the known ones.
-    async fn listen_for_builds(
-        &self,
-        since: SystemTime,
-        early_exit: bool,
-    ) -> Result<KnownBuildStream, Status> {
         let since = to_timestamp(since);
-        let request = BuildHistoryRequest {
-            // The filter is for records only: running builds and later events come in any case.
+        self.listen_for_builds(BuildHistoryRequest {
+            // The filter is for records only: running builds come in any case.
             filter: vec![format!("status==completed,completedAt>={since:.0}")],
-            early_exit,
+            early_exit: true,
             ..BuildHistoryRequest::default()
-        };
+        })
+        .await
+    }
+
+    /// Subscribes to builds: those that run, and then every build that starts or ends.
+    pub(crate) async fn watch_builds(&self) -> Result<KnownBuildStream, Status> {
+        self.listen_for_builds(BuildHistoryRequest {
+            active_only: true,
+            ..BuildHistoryRequest::default()
+        })
+        .await
+    }
+
+    async fn listen_for_builds(&self, request: BuildHistoryRequest) -> Result<KnownBuildStream, Status> {
         let events = listen_to_history(self, request).await?;
         Ok(events
             .try_filter_map(|event| std::future::ready(Ok(KnownBuild::from_history_event(event))))

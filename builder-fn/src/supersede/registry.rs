@@ -27,17 +27,18 @@ struct RegisteredBuild {
 }
 
 impl RegisteredBuilds {
-    /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest. Returns the
-    /// build's number, and a receiver of the build that supersedes it.
+    /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest: a registered one,
+    /// or `known`. Returns the build's number, and a receiver of the build that supersedes it.
     pub(super) fn insert_and_supersede(
         &mut self,
         submission: Submission,
+        known: Option<&Submission>,
     ) -> (u64, watch::Receiver<Option<Submission>>) {
         let id = self.next_id;
         self.next_id += 1;
         self.supersede_older_than(&submission);
         let builds = self.builds.entry(submission.function.clone()).or_default();
-        let newest = builds.iter().map(|entry| &entry.submission);
+        let newest = builds.iter().map(|entry| &entry.submission).chain(known);
         let newest = newest
             .filter(|other| other.is_newer_than(&submission))
             .max_by_key(|other| other.submitted_at)
@@ -73,18 +74,12 @@ impl RegisteredBuilds {
     /// Lets a build in the daemon's history supersede older registered builds of its function; `now` is the current
     /// time. A failed build supersedes none.
     pub(super) fn supersede_by_known_build(&mut self, build: &KnownBuild, now: SystemTime) {
-        let attributes = &build.attributes;
-        let Some(function) = attributes.function_to_supersede_in() else {
+        let Some(submission) = Submission::of_known_build(build) else {
             return;
         };
         if build.state == BuildState::Failed {
             return;
         }
-        let submission = Submission {
-            function: function.clone(),
-            call_id: attributes.call_id.clone(),
-            submitted_at: attributes.submitted_at,
-        };
         if submission.submitted_at > now + AHEAD_OF_CLOCK_MAX {
             tracing::warn!(
                 build = %submission,
@@ -117,32 +112,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::buildkit::SolveAttributes;
+    use crate::supersede::tests::{known_build, submission};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
-
-    fn submission(function: &str, call_id: &str, seconds: u64) -> Submission {
-        Submission {
-            function: FunctionId::new(function, "openfaas-fn"),
-            call_id: call_id.into(),
-            submitted_at: NOW + Duration::from_secs(seconds),
-        }
-    }
-
-    fn known_build(submission: &Submission, state: BuildState) -> KnownBuild {
-        KnownBuild {
-            attributes: SolveAttributes {
-                call_id: submission.call_id.clone(),
-                signature: None,
-                tenant: None,
-                submitted_at: submission.submitted_at,
-                function: Some(submission.function.clone()),
-                supersede: true,
-                commit: None,
-            },
-            state,
-        }
-    }
 
     fn superseding_call(newer: &watch::Receiver<Option<Submission>>) -> Option<String> {
         newer.borrow().as_ref().map(|newer| newer.call_id.clone())
@@ -151,12 +123,12 @@ mod tests {
     #[test]
     fn a_newer_build_supersedes_older_ones_of_its_function_only_and_whichever_came_first() {
         let mut registry = RegisteredBuilds::default();
-        let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
-        let (_, other) = registry.insert_and_supersede(submission("other", "other", 1));
-        let (_, new) = registry.insert_and_supersede(submission("hello", "new", 3));
-        let (_, late) = registry.insert_and_supersede(submission("hello", "late", 2));
-        let (_, same) = registry.insert_and_supersede(submission("hello", "same", 3));
-        let (_, redelivery) = registry.insert_and_supersede(submission("hello", "new", 4));
+        let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1), None);
+        let (_, other) = registry.insert_and_supersede(submission("other", "other", 1), None);
+        let (_, new) = registry.insert_and_supersede(submission("hello", "new", 3), None);
+        let (_, late) = registry.insert_and_supersede(submission("hello", "late", 2), None);
+        let (_, same) = registry.insert_and_supersede(submission("hello", "same", 3), None);
+        let (_, redelivery) = registry.insert_and_supersede(submission("hello", "new", 4), None);
 
         assert_eq!(superseding_call(&old).as_deref(), Some("new"));
         assert_eq!(superseding_call(&late).as_deref(), Some("new"));
@@ -173,10 +145,10 @@ mod tests {
     #[test]
     fn a_removed_build_supersedes_no_more() {
         let mut registry = RegisteredBuilds::default();
-        let (new, _) = registry.insert_and_supersede(submission("hello", "new", 2));
+        let (new, _) = registry.insert_and_supersede(submission("hello", "new", 2), None);
         registry.remove(new);
         assert!(registry.is_empty());
-        let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
+        let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1), None);
         assert_eq!(superseding_call(&old), None);
         assert_eq!(registry.earliest_submission(), Some(NOW + Duration::from_secs(1)));
     }
@@ -216,7 +188,7 @@ mod tests {
             ),
         ] {
             let mut registry = RegisteredBuilds::default();
-            let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
+            let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1), None);
             registry.supersede_by_known_build(&build, NOW);
             assert_eq!(
                 superseding_call(&old).as_deref(),
@@ -236,7 +208,7 @@ mod tests {
             let mut receivers = Vec::new();
             for (at, (builder, seconds)) in builds.iter().enumerate() {
                 let arriving = submission("hello", &at.to_string(), *seconds);
-                let (_, newer) = builders[*builder].insert_and_supersede(arriving.clone());
+                let (_, newer) = builders[*builder].insert_and_supersede(arriving.clone(), None);
                 receivers.push(newer);
                 for (before, (_, seconds)) in builds[..at].iter().enumerate() {
                     let running = submission("hello", &before.to_string(), *seconds);

@@ -1,14 +1,15 @@
-//! The watcher: follows the daemon's history while builds are registered.
+//! The watcher: follows the daemon's history while builds are registered, and for some time after the last one.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use function_host::ErrorChain;
 use futures_util::TryStreamExt;
+use tokio::time::error::Elapsed;
 use tonic::Status;
 
-use super::{SharedSupersession, history_start};
-use crate::buildkit::ConnectError;
+use super::{HISTORY_TIMEOUT, Knowledge, KnownBuilds, SharedSupersession, history_start};
+use crate::buildkit::{ConnectError, Connection};
 
 /// The pause before the watcher's first attempt to reconnect. Every further pause is twice as long as the one before
 /// it, up to [`RECONNECT_PAUSE_MAX`].
@@ -17,6 +18,13 @@ const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The longest pause between two of the watcher's attempts to reconnect.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// The time for which the history is followed after the last registered build has ended, so that builds which follow each
+/// other slowly do not make the daemon decode all of its records each.
+const LINGER: Duration = Duration::from_secs(600);
+
+/// How long before the first registration a build may have been submitted so that the history is not read again for it.
+const LOOKBACK: Duration = Duration::from_secs(900);
+
 /// The reason why the watcher stopped following the history.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
@@ -24,47 +32,105 @@ enum WatchError {
     Connect(#[from] ConnectError),
     #[error("BuildKit's history cannot be followed")]
     Listen(#[from] Status),
+    #[error("BuildKit's history did not answer in time")]
+    Timeout(#[from] Elapsed),
     #[error("BuildKit ended the stream of its history")]
     Ended,
 }
 
-/// Passes the builds in the daemon's history to the registry, and reconnects until the task is aborted.
+/// Passes the builds in the daemon's history to the registry and the known builds, and reconnects until no build has been
+/// registered for some time.
 pub(super) async fn watch_history(shared: Arc<SharedSupersession>) {
     let mut pause = RECONNECT_PAUSE_MIN;
     loop {
         let error = match follow_history(&shared, &mut pause).await {
-            Ok(()) => WatchError::Ended,
+            Ok(Stopped::Idle) => return,
+            Ok(Stopped::StreamEnded) => WatchError::Ended,
             Err(error) => error,
         };
         shared.log_history_failure(&ErrorChain(&error));
-        tokio::time::sleep(pause).await;
+        shared.set_knowledge(Knowledge::Unavailable);
+        // A new build is worth an attempt at once.
+        let _ = tokio::time::timeout(pause, shared.changed.notified()).await;
         pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
-    }
-}
-
-/// Passes builds to the registry over one connection: first those that run or have succeeded since the earliest
-/// registered build was submitted, then each that starts or ends.
-async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Result<(), WatchError> {
-    let connection = shared.daemon.connect().await?;
-    let mut builds = connection
-        .watch_builds(history_start(earliest_submission_time(shared)))
-        .await?;
-    shared.log_history_success();
-    *pause = RECONNECT_PAUSE_MIN;
-    loop {
-        tokio::select! {
-            build = builds.try_next() => match build? {
-                Some(build) => shared.lock_state().registry.supersede_by_known_build(&build, SystemTime::now()),
-                None => return Ok(()),
-            },
-            // What happened before the registration is in the history, and not among the events to come.
-            () = shared.registered.notified() => shared.apply_history(&connection, earliest_submission_time(shared)).await,
+        if shared.stop_if_idle(Duration::ZERO) {
+            return;
         }
     }
 }
 
-/// Returns the time of the earliest submission of a registered build.
-fn earliest_submission_time(shared: &SharedSupersession) -> SystemTime {
-    let earliest = shared.lock_state().registry.earliest_submission();
-    earliest.unwrap_or_else(SystemTime::now)
+/// The reason for which the watcher stopped without an error.
+enum Stopped {
+    /// No build has been registered for [`LINGER`].
+    Idle,
+    /// The daemon ended the stream.
+    StreamEnded,
+}
+
+/// Follows the history over one connection: subscribes to it, reads what was before the subscription as far as registered
+/// builds need it, and passes on each build that starts or ends.
+async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Result<Stopped, WatchError> {
+    let connection = shared.daemon.connect().await?;
+    let mut builds = connection.watch_builds().await?;
+    shared.lock_state().known = KnownBuilds::complete_from(SystemTime::now());
+    shared.set_knowledge(Knowledge::Incomplete);
+    loop {
+        if *shared.knowledge.borrow() == Knowledge::Incomplete {
+            read_missing_builds(shared, &connection).await?;
+            shared.log_history_success();
+            *pause = RECONNECT_PAUSE_MIN;
+        }
+        let idle_since = shared.lock_state().idle_since;
+        let lingered = async {
+            match idle_since {
+                Some(since) => tokio::time::sleep_until(since + LINGER).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            build = builds.try_next() => match build? {
+                Some(build) => shared.note_known_build(&build),
+                None => return Ok(Stopped::StreamEnded),
+            },
+            () = shared.changed.notified() => {}
+            () = lingered => if shared.stop_if_idle(LINGER) {
+                return Ok(Stopped::Idle);
+            }
+        }
+    }
+}
+
+/// Reads the builds in the history that may supersede registered ones.
+async fn read_missing_builds(shared: &SharedSupersession, connection: &Connection) -> Result<(), WatchError> {
+    let lookback = SystemTime::now().checked_sub(LOOKBACK);
+    let from = {
+        let mut state = shared.lock_state();
+        let earliest = state
+            .registry
+            .earliest_submission()
+            .into_iter()
+            .chain(lookback)
+            .min();
+        let from = earliest.unwrap_or(SystemTime::UNIX_EPOCH);
+        state.known.extend_to(from);
+        from
+    };
+    let reading = async {
+        let mut builds = connection.request_known_builds(history_start(from)).await?;
+        while let Some(build) = builds.try_next().await? {
+            shared.note_known_build(&build);
+        }
+        Ok::<_, Status>(())
+    };
+    tokio::time::timeout(HISTORY_TIMEOUT, reading).await??;
+    let state = shared.lock_state();
+    // An older build may have been registered meanwhile.
+    if state
+        .registry
+        .earliest_submission()
+        .is_none_or(|earliest| earliest >= from)
+    {
+        shared.set_knowledge(Knowledge::Complete);
+    }
+    Ok(())
 }

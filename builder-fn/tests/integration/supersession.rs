@@ -306,8 +306,8 @@ async fn a_solve_carries_its_call_and_function_for_other_builders() {
     build.abort();
 }
 
-#[tokio::test]
-async fn nobody_listens_once_the_builds_have_ended() {
+#[tokio::test(start_paused = true)]
+async fn nobody_listens_for_long_once_the_builds_have_ended() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     let (mut solve, ..) = calls.next_build_calls().await;
@@ -316,9 +316,59 @@ async fn nobody_listens_once_the_builds_have_ended() {
     build.abort();
     solve.reply.closed().await;
 
+    let begun = tokio::time::Instant::now();
     while calls.history.listener_count() > 0 {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    assert!(
+        begun.elapsed() < Duration::from_secs(700),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn builds_that_follow_each_other_make_the_daemon_decode_its_records_once() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = builder_with_ready_deployer(&daemon).await;
+    let request = solve_of_another("other", "other.openfaas-fn", Duration::ZERO);
+    let recording = calls.history.record_start(&request).expect("a free reference");
+    recording.record_outcome(Ok("sha256:12"));
+    for (call_id, service) in [("first", "hello"), ("second", "hello"), ("third", "other")] {
+        let build = spawn_build_as_call(&builder, call_id, json!({"deploy": {"service": service}}));
+        let (solve, status, _session) = calls.next_build_calls().await;
+        drop(status);
+        solve.answer_with_digest("sha256:12");
+        assert_eq!(build.await.expect("no panic").body["digest"], "sha256:12");
+        assert_eq!(calls.history.decoded_records(), 1, "after the {call_id} build");
+    }
+}
+
+#[tokio::test]
+async fn a_build_that_was_submitted_long_before_is_superseded_by_one_of_which_the_builder_had_no_need_yet() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = builder_with_ready_deployer(&daemon).await;
+    // It supersedes builds that were submitted more than an hour ago.
+    let hour_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(3600);
+    let mut request = solve_of_another("newer", "old.openfaas-fn", Duration::ZERO);
+    let submitted_at = ("slipway.submitted-at".to_owned(), hour_ago.to_string());
+    request.frontend_attrs.extend([submitted_at]);
+    let recording = calls.history.record_start(&request).expect("a free reference");
+    recording.record_outcome(Ok("sha256:12"));
+    let running = spawn_build_as_call(&builder, "running", json!({}));
+    let _running_calls = calls.next_build_calls().await;
+
+    let changes = json!({"deploy": {"service": "old"}, "submittedAt": format_submission_time(7200)});
+    let old = spawn_build_as_call(&builder, "old", changes)
+        .await
+        .expect("no panic");
+
+    assert_eq!(
+        (old.status, &old.body["supersededBy"]),
+        (409, &json!("newer")),
+        "{old:?}"
+    );
+    running.abort();
 }
 
 #[tokio::test]
