@@ -3,19 +3,39 @@
 //! Turns go alternately to the body of which the least has been processed, and to the one that has waited the longest. So a
 //! small body, which is complete after its first turn, waits for one other body at most, however many large ones there are;
 //! and a large one gets its part of every second turn, however many small ones arrive.
+//!
+//! While many bodies wait, each turn is followed by a pause that is longer than it was, so that senders without a key cannot
+//! take the processors from the builds of those who have one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// The number of waiting bodies from which on turns are followed by pauses. So many are not there without an attack, because
+/// a body in progress waits only while as many others as there are turns are processed.
+const CROWD: usize = 16;
+
+/// The length of the pause after a turn while many bodies wait, in lengths of the turn. A turn also takes long if the
+/// processors have other things to do.
+const PAUSE_FACTOR: u32 = 3;
+
+/// The longest pause after a turn. A turn that waited for the disk is not the sender's fault.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// The turns at hashing and storing unverified bodies. Clones share them, so that all bodies get them from one queue.
 #[derive(Clone, Debug)]
 pub(super) struct HashingTurns(Arc<Mutex<TurnQueue>>);
 
-/// A guard for a turn. Dropping it gives the turn to the next body.
+/// A guard for a turn. Dropping it gives the turn to the next body, after a pause if many wait.
 #[derive(Debug)]
-pub(super) struct HashingTurn(HashingTurns);
+pub(super) struct HashingTurn {
+    turns: HashingTurns,
+    begun: Instant,
+}
 
 /// The free turns, and the bodies that wait for one.
 #[derive(Debug)]
@@ -64,7 +84,7 @@ impl HashingTurns {
             let mut queue = self.lock();
             if queue.free > 0 {
                 queue.free -= 1;
-                return HashingTurn(self.clone());
+                return self.begin_turn();
             }
             queue.add_waiting(hashed, granted)
         };
@@ -73,6 +93,22 @@ impl HashingTurns {
             Ok(turn) => turn,
             // Only a queue that is dropped grants no turn, and this one is borrowed.
             Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn begin_turn(&self) -> HashingTurn {
+        HashingTurn {
+            turns: self.clone(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// Gives a turn that has ended to the next body.
+    fn pass_turn_on(&self) {
+        let next = self.lock().take_next();
+        if let Some(next) = next {
+            // If the body has stopped waiting since, dropping its turn here gives the turn to the one after it.
+            drop(next.granted.send(self.begin_turn()));
         }
     }
 
@@ -121,16 +157,22 @@ impl Drop for QueuePlace<'_> {
 
 impl Drop for HashingTurn {
     fn drop(&mut self) {
-        let next = self.0.lock().take_next();
-        if let Some(next) = next {
-            // If the body has stopped waiting since, dropping its turn here gives the turn to the one after it.
-            drop(next.granted.send(HashingTurn(self.0.clone())));
+        let turns = self.turns.clone();
+        let is_crowded = turns.lock().waiting.len() >= CROWD;
+        let pause = (self.begun.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX);
+        match Handle::try_current() {
+            Ok(runtime) if is_crowded => drop(runtime.spawn(async move {
+                tokio::time::sleep(pause).await;
+                turns.pass_turn_on();
+            })),
+            _ => turns.pass_turn_on(),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::pin::Pin;
     use std::task::{Context, Poll, Waker};
 
@@ -186,6 +228,28 @@ mod tests {
         assert!(poll_turn(&mut waiting).is_ready());
         // The turn was dropped with the answer.
         drop(take_turn(&turns));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_bodies_together_are_processed_for_a_quarter_of_the_time_and_few_for_all_of_it() {
+        const TURN: Duration = Duration::from_millis(10);
+        for (bodies, expected) in [(200_u64, 4 * TURN), (CROWD as u64 - 1, TURN)] {
+            let turns = HashingTurns::new(1);
+            let mut turn = Some(take_turn(&turns));
+            let mut waiting: VecDeque<_> = (0..bodies).map(|body| begin_to_wait(&turns, body)).collect();
+            let (begun, count) = (Instant::now(), bodies.min(50));
+            for _ in 0..count {
+                tokio::time::sleep(TURN).await;
+                drop(turn.take());
+                // The body of which the least was processed is in front, and the oldest one too.
+                turn = Some(waiting.pop_front().expect("a body waits").await);
+            }
+            let mean = begun.elapsed() / count as u32;
+            assert!(
+                mean >= expected && mean <= expected + Duration::from_millis(2),
+                "{mean:?} for {bodies}"
+            );
+        }
     }
 
     proptest! {

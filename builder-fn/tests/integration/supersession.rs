@@ -486,7 +486,11 @@ async fn run_steps(steps: Vec<SupersessionStep>) {
                     assert!(newer.iter().any(|(id, _)| id == by), "{by} of {newer:?}");
                     continue;
                 }
-                let call = calls.next_build_calls().await;
+                let mut call = calls.next_build_calls().await;
+                // One that began before its builder had heard of the newer build, and was superseded.
+                while call.0.request.frontend_attrs["slipway.call-id"] != call_id {
+                    call = calls.next_build_calls().await;
+                }
                 if let Some((_, _, old, _)) = running.replace((call_id.clone(), seconds_ago, build, call)) {
                     assert_superseded(old, &call_id).await;
                 }
