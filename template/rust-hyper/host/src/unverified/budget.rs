@@ -46,9 +46,9 @@ impl UnverifiedBudget {
 
     /// Admits a sender, until the returned value is dropped.
     ///
-    /// If there are too many, one that waits for its body is displaced: the slowest of the earlier half of those. So each
-    /// sender has the time in which half as many others as the limit arrive, and after that is safe as long as it is not
-    /// the slowest. A sender whose bytes have arrived, but were not processed yet, is not displaced for others.
+    /// While there are too many, the slowest sender is displaced of those that wait for their bodies and after which at least
+    /// half as many others as the limit have arrived. So each sender has that time, and after it is safe as long as it is
+    /// not the slowest. A sender whose bytes have arrived, but were not processed yet, is not displaced for others.
     pub fn admit(&self) -> UnverifiedSender {
         let key = self.lock().admit(&self.limits, Instant::now());
         UnverifiedSender::new(self.clone(), key)
@@ -199,16 +199,17 @@ impl Senders {
 
     fn admit(&mut self, limits: &UnverifiedLimits, now: Instant) -> u64 {
         let limit = limits.senders.max(1);
-        if self.undisplaced >= limit {
-            let idle = || self.undisplaced_senders().filter(|(_, entry)| entry.is_idle);
-            let slowest = idle()
-                .take(idle().count().div_ceil(2))
+        while self.undisplaced >= limit {
+            // Not half of those that wait: while most of the others are processed, that would be the latest ones.
+            let slowest = self
+                .undisplaced_senders()
+                .take(self.undisplaced - limit / 2)
+                .filter(|(_, entry)| entry.is_idle)
                 .min_by(|(_, one), (_, other)| {
                     one.bytes_per_second(now).total_cmp(&other.bytes_per_second(now))
                 });
-            if let Some((key, _)) = slowest {
-                self.displace_sender(key, Displaced::Senders { limit });
-            }
+            let Some((key, _)) = slowest else { break };
+            self.displace_sender(key, Displaced::Senders { limit });
         }
         let key = self.next;
         self.next += 1;

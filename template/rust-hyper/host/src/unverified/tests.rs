@@ -114,6 +114,26 @@ async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrive
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_newcomer_has_its_time_also_while_all_others_are_being_processed() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let _processed: Vec<_> = (0..20).map(|_| budget.admit()).collect();
+    let mut newcomer = budget.admit();
+    make_sender_wait(&mut newcomer).await;
+    let mut others = Vec::new();
+    for arrived in 1..=2 {
+        let mut other = budget.admit();
+        make_sender_wait(&mut other).await;
+        others.push(other);
+        assert!(!is_displaced(&newcomer), "{arrived} arrived after it");
+    }
+    let _last = budget.admit();
+    assert!(
+        is_displaced(&newcomer),
+        "half as many as the limit have arrived after it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sender_that_sends_steadily_outlasts_any_number_that_idle_or_burst() {
     let budget = UnverifiedBudget::new(LIMITS);
     let mut steady = budget.admit();
