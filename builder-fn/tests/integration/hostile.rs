@@ -419,6 +419,17 @@ proptest! {
     }
 
     #[test]
+    fn a_tenant_gets_nothing_that_its_policy_excludes_whatever_the_configuration(
+        mode in any::<u8>(),
+        values in prop::collection::vec("(registry\\.example(:5000)?/)?[ac][./:@a-z-]{0,6}|payload-secret|[0-9smh]{1,4}|\\PC{0,4}", 0..20),
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        harness::check_config(&[b"\x01", values.join("\n").as_bytes()].concat());
+        harness::check_config(&[b"\x02# syntax=", values.concat().as_bytes()].concat());
+        harness::check_config(&[&[mode][..], &bytes].concat());
+    }
+
+    #[test]
     fn a_daemon_gets_only_files_of_the_context_whatever_it_requests(
         mode in any::<u8>(),
         patterns in prop::collection::vec("[ief][!./*a-g\\[\\]\\\\?-]{0,8}|f(l/)?(to|out|root|round|there|back|up|\\*)(/e)?", 0..4),

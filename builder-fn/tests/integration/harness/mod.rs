@@ -3,12 +3,14 @@
 //!
 //! Nothing here uses the rest of the tests, because `fuzz/` includes only this folder.
 
+mod config;
 mod index;
 mod peer;
 mod request;
 
 use builder_fn::context::{Entry, Index};
 
+pub(crate) use config::check_config;
 pub(crate) use index::{check_index, fix_checksums};
 pub(crate) use peer::check_file_sync;
 pub(crate) use request::check_request;

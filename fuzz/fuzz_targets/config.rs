@@ -1,0 +1,14 @@
+//! Fuzzes a build's configuration and Dockerfile, and a tenant's rules for them.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "each target uses one of the harness's functions"
+)]
+#[path = "../../builder-fn/tests/integration/harness/mod.rs"]
+mod harness;
+
+fuzz_target!(|bytes: &[u8]| harness::check_config(bytes));
