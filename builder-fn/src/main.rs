@@ -134,5 +134,5 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         .ready_while(ready)
         .ready_if(move || !slots.is_full())
         .health_at("/healthz")
-        .ready_at("/ready"))
+        .also_ready_at("/ready"))
 }

@@ -180,7 +180,7 @@ impl fmt::Debug for UnfinishedBuild {
     }
 }
 
-/// A guard for a record that waits to be written.
+/// A guard that counts a record which waits to be written towards the limit of its tenant.
 struct PendingRecord {
     store: RecordStore,
     tenant: Option<String>,

@@ -82,12 +82,12 @@ enum ReaderState {
 
 /// The collected content of an entry that is not a file of the context, and its purpose.
 struct ContentCollector {
-    purpose: ContentPurpose,
+    purpose: CollectedEntryKind,
     bytes: Vec<u8>,
 }
 
-/// The purpose for which an entry's content is collected.
-enum ContentPurpose {
+/// The kind of an entry whose content is collected: extended headers, the build configuration or the sealed secrets.
+enum CollectedEntryKind {
     /// The content is the PAX records of the next entry.
     Records,
     /// The content is the PAX records of all later entries.
@@ -277,10 +277,10 @@ impl ArchiveReader {
             });
         };
         let extension = match header.type_flag() {
-            b'x' => Some(ContentPurpose::Records),
-            b'g' => Some(ContentPurpose::GlobalRecords),
-            b'L' => Some(ContentPurpose::LongName),
-            b'K' => Some(ContentPurpose::LongLink),
+            b'x' => Some(CollectedEntryKind::Records),
+            b'g' => Some(CollectedEntryKind::GlobalRecords),
+            b'L' => Some(CollectedEntryKind::LongName),
+            b'K' => Some(CollectedEntryKind::LongLink),
             _ => None,
         };
         match extension {
@@ -297,9 +297,9 @@ impl ArchiveReader {
     fn begin_extended_header(
         &mut self,
         header: &TarHeader<'_>,
-        purpose: ContentPurpose,
+        purpose: CollectedEntryKind,
     ) -> Result<(), EntryProblem> {
-        if matches!(purpose, ContentPurpose::GlobalRecords) && !self.extended.is_empty() {
+        if matches!(purpose, CollectedEntryKind::GlobalRecords) && !self.extended.is_empty() {
             return Err(EntryProblem::MisplacedGlobal);
         }
         let size = header.size().ok_or(EntryProblem::Number { field: "size" })?;
@@ -359,8 +359,8 @@ impl ArchiveReader {
             }
             EntryRole::Root => {}
             EntryRole::ContextRoot => self.seen_context = true,
-            EntryRole::Config => purpose = Some(ContentPurpose::Config),
-            EntryRole::Secrets => purpose = Some(ContentPurpose::Secrets),
+            EntryRole::Config => purpose = Some(CollectedEntryKind::Config),
+            EntryRole::Secrets => purpose = Some(CollectedEntryKind::Secrets),
             EntryRole::Ignored => {
                 self.ignored_count += 1;
                 if self.ignored.len() < MAX_IGNORED_ENTRIES_SHOWN {
@@ -430,7 +430,7 @@ impl ArchiveReader {
     }
 
     /// Begins the content of an entry, of `size` bytes: it is collected if it has a purpose, and skipped otherwise.
-    fn begin_content(&mut self, size: u64, purpose: Option<ContentPurpose>) {
+    fn begin_content(&mut self, size: u64, purpose: Option<CollectedEntryKind>) {
         let padding = size.next_multiple_of(BLOCK_BYTES as u64) - size;
         let collector = purpose.map(|purpose| ContentCollector {
             purpose,
@@ -449,24 +449,24 @@ impl ArchiveReader {
         ContentCollector { purpose, bytes }: ContentCollector,
     ) -> Result<(), ArchiveError> {
         match purpose {
-            ContentPurpose::Config if self.config.as_ref().is_some_and(|other| *other != bytes) => {
+            CollectedEntryKind::Config if self.config.as_ref().is_some_and(|other| *other != bytes) => {
                 return Err(self.entry_error(EntryProblem::Contradictory));
             }
-            ContentPurpose::Secrets if self.secrets.as_ref().is_some_and(|other| *other != bytes) => {
+            CollectedEntryKind::Secrets if self.secrets.as_ref().is_some_and(|other| *other != bytes) => {
                 return Err(self.entry_error(EntryProblem::Contradictory));
             }
-            ContentPurpose::Config => self.config = Some(bytes),
-            ContentPurpose::Secrets => self.secrets = Some(bytes),
-            ContentPurpose::LongName => {
+            CollectedEntryKind::Config => self.config = Some(bytes),
+            CollectedEntryKind::Secrets => self.secrets = Some(bytes),
+            CollectedEntryKind::LongName => {
                 self.add_extended_headers(ExtendedHeaders::with_name(without_trailing_nuls(bytes)))?
             }
-            ContentPurpose::LongLink => {
+            CollectedEntryKind::LongLink => {
                 self.add_extended_headers(ExtendedHeaders::with_link(without_trailing_nuls(bytes)))?
             }
-            ContentPurpose::Records => {
+            CollectedEntryKind::Records => {
                 self.add_extended_headers(ExtendedHeaders::with_records(self.parse_pax_records(&bytes)?))?
             }
-            ContentPurpose::GlobalRecords => {
+            CollectedEntryKind::GlobalRecords => {
                 let records = self.parse_pax_records(&bytes)?;
                 if let Some(field) = records.field_forbidden_in_global_header() {
                     return Err(self.entry_error(EntryProblem::GlobalField { field }));

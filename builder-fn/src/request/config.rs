@@ -131,11 +131,11 @@ impl BuildConfig {
         let Some((image, image_as_given)) = image else {
             return Err(fields.into_problem());
         };
-        let leftover = fields.into_leftover_keys()?;
+        let keys = fields.into_unread_and_respelled_keys()?;
         Ok(Self {
             tags: tags.into_iter().map(|tag| image.with_tag(tag)).collect(),
-            unknown: leftover.unknown,
-            respelled: leftover.respelled,
+            unknown: keys.unknown,
+            respelled: keys.respelled,
             image,
             image_as_given,
             build_args,

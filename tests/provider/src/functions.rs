@@ -179,7 +179,10 @@ impl FunctionStore {
     }
 
     /// Creates and starts a function, without waiting until it listens.
-    pub(crate) async fn create_function(&self, deployment: FunctionDeployment) -> Result<(), ProviderError> {
+    pub(crate) async fn create_and_start_function(
+        &self,
+        deployment: FunctionDeployment,
+    ) -> Result<(), ProviderError> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
         self.0

@@ -21,7 +21,7 @@ use crate::{
 
 /// The names of the secrets with which builder-fn connects to BuildKit: the authority's certificate, builder-fn's own
 /// certificate, and its key.
-pub(crate) const CLIENT_SECRETS: [&str; 3] = ["buildkit-ca", "buildkit-cert", "buildkit-key"];
+pub(crate) const BUILDKIT_CLIENT_SECRET_NAMES: [&str; 3] = ["buildkit-ca", "buildkit-cert", "buildkit-key"];
 
 /// The time from the making of a certificate until it expires.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -46,7 +46,7 @@ pub(crate) fn ensure_certificates(dir: &StackDir) -> Result<u64> {
 /// Does the work of [`ensure_certificates`], as if the time were `now`.
 fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
     let files = [DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE].map(|name| dir.config_directory().join(name));
-    let secrets = CLIENT_SECRETS.map(|name| dir.secrets_directory().join(name));
+    let secrets = BUILDKIT_CLIENT_SECRET_NAMES.map(|name| dir.secrets_directory().join(name));
     let complete = files.iter().chain(&secrets).all(|path| path.exists());
     let path = dir.config_directory().join(EXPIRY_FILE);
     let expiry = fs::read_to_string(&path)
@@ -110,7 +110,7 @@ fn issue_certificates(dir: &StackDir, from: Duration, until: Duration) -> Result
         ExtendedKeyUsagePurpose::ClientAuth,
     )?;
     let [authority_secret, certificate_secret, key_secret] =
-        CLIENT_SECRETS.map(|name| dir.secrets_directory().join(name));
+        BUILDKIT_CLIENT_SECRET_NAMES.map(|name| dir.secrets_directory().join(name));
     write_private_file(&authority_secret, authority.pem().as_bytes())?;
     write_private_file(&certificate_secret, builder.0.as_bytes())?;
     write_private_file(&key_secret, builder.1.as_bytes())?;
@@ -137,7 +137,7 @@ mod tests {
             let all =
                 [DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE].map(|name| dir.config_directory().join(name));
             all.into_iter()
-                .chain(CLIENT_SECRETS.map(|name| dir.secrets_directory().join(name)))
+                .chain(BUILDKIT_CLIENT_SECRET_NAMES.map(|name| dir.secrets_directory().join(name)))
                 .map(|path| fs::read_to_string(path).unwrap())
                 .collect::<Vec<_>>()
         };

@@ -87,7 +87,7 @@ async fn put_function_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<
     let existing = gateway.secret_names().await?;
     for name in FUNCTION_SECRET_NAMES
         .into_iter()
-        .chain(certificates::CLIENT_SECRETS)
+        .chain(certificates::BUILDKIT_CLIENT_SECRET_NAMES)
     {
         let path = stack.secrets_directory().join(name);
         let value = std::fs::read_to_string(&path).with_operation("read", &path)?;
@@ -175,7 +175,7 @@ impl PlannedFunction {
         }
         if self.name == "builder-fn" {
             arguments.extend(
-                certificates::CLIENT_SECRETS
+                certificates::BUILDKIT_CLIENT_SECRET_NAMES
                     .iter()
                     .flat_map(|name| ["--secret", name]),
             );

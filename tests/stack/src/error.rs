@@ -33,10 +33,10 @@ pub enum LauncherError {
         /// The operating system's error for the operation.
         source: io::Error,
     },
-    /// A program did not exit successfully.
+    /// A program did not exit successfully, or the build of a function or a queued call failed.
     #[error("{program} failed ({status})\n{output}")]
     Program {
-        /// The program that failed, with its first arguments.
+        /// What failed: a program with its first arguments, the build of a function, or a queued call.
         program: String,
         /// The exit status of the program.
         status: String,

@@ -109,7 +109,9 @@ mod tests {
         let map = serde_json::json!({ key: items });
         let mut fields = ConfigFields::new(map.as_object().unwrap().clone());
         let value = read(&mut fields);
-        fields.into_leftover_keys().map_err(|error| error.to_string())?;
+        fields
+            .into_unread_and_respelled_keys()
+            .map_err(|error| error.to_string())?;
         Ok(value)
     }
 

@@ -26,7 +26,7 @@ pub(crate) struct RespelledKey {
 }
 
 /// The keys of a configuration that are unknown or were read in another spelling.
-pub(super) struct LeftoverKeys {
+pub(super) struct UnreadAndRespelledKeys {
     /// The keys that this builder does not know, as the caller wrote them; they are ignored.
     pub(super) unknown: Vec<String>,
     /// The keys that were read although their letters have another case.
@@ -157,9 +157,9 @@ impl ConfigFields {
     ///
     /// # Errors
     /// Fails if a key was rejected.
-    pub(super) fn into_leftover_keys(self) -> Result<LeftoverKeys, ConfigProblem> {
+    pub(super) fn into_unread_and_respelled_keys(self) -> Result<UnreadAndRespelledKeys, ConfigProblem> {
         match self.errors.is_empty() {
-            true => Ok(LeftoverKeys {
+            true => Ok(UnreadAndRespelledKeys {
                 unknown: self.unread.into_iter().map(|(key, _)| key).collect(),
                 respelled: self.respelled,
             }),

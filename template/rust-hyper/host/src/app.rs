@@ -88,7 +88,7 @@ impl App {
 
     /// Adds a path at which the host answers readiness probes, besides `/_/ready`.
     #[must_use]
-    pub fn ready_at(mut self, path: impl Into<String>) -> Self {
+    pub fn also_ready_at(mut self, path: impl Into<String>) -> Self {
         self.ready_paths.push(path.into());
         self
     }

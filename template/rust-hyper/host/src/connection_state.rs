@@ -91,9 +91,13 @@ impl ConnectionState {
 
     /// Records that the head of a request has arrived, whether a body follows it, and whether it counts as authentic.
     /// When the returned guard is dropped, the connection expects the next request.
-    pub(crate) fn begin_request(self: &Arc<Self>, has_body: bool, accepted: bool) -> ActiveRequest {
+    pub(crate) fn begin_request(
+        self: &Arc<Self>,
+        has_body: bool,
+        counts_as_authentic: bool,
+    ) -> ActiveRequest {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
-        self.accepted.store(accepted, Ordering::Relaxed);
+        self.accepted.store(counts_as_authentic, Ordering::Relaxed);
         self.packed.store(
             number | if has_body { EXPECTS_BODY } else { EXPECTS_NOTHING },
             Ordering::Relaxed,

@@ -75,7 +75,7 @@ pub(super) async fn create_function(
 ) -> Result<(), ErrorResponse> {
     let created = async {
         let deployment = parse_deployment(&functions, &body).await?;
-        functions.create_function(deployment).await
+        functions.create_and_start_function(deployment).await
     };
     created.await.map_err(ApiOperation::Create.to_error_response())
 }

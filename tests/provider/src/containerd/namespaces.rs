@@ -1,4 +1,4 @@
-//! containerd's namespaces. Those with the label `openfaas` hold functions.
+//! containerd's namespaces. Besides the default one, functions may be in those whose label `openfaas` is `true` or `1`.
 
 use std::collections::HashMap;
 

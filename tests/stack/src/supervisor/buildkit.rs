@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     address::{BUILDKIT_ADDRESS, BUILDKIT_PORT, GENERAL_STEPS_SUBNET},
-    certificates::{CLIENT_SECRETS, DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE},
+    certificates::{BUILDKIT_CLIENT_SECRET_NAMES, DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE},
     cgroup::STEPS_GROUP,
     step_address, step_link, step_runtime,
     supervisor::{
@@ -40,7 +40,8 @@ impl PartSpecSource {
         let config = self.dir.config_directory();
         let socket = format!("unix://{}", self.buildkit_socket_path().display());
         let networks = config.join("steps.conflist");
-        let [authority, ..] = CLIENT_SECRETS.map(|name| self.dir.secrets_directory().join(name));
+        let [authority, ..] =
+            BUILDKIT_CLIENT_SECRET_NAMES.map(|name| self.dir.secrets_directory().join(name));
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BUILDKIT_ADDRESS}:{BUILDKIT_PORT}\"]\n  \
              [grpc.tls]\n    cert = \"{certificate}\"\n    key = \"{key}\"\n    ca = \"{authority}\"\n\n\

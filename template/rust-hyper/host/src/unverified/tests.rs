@@ -453,7 +453,7 @@ proptest! {
     }
 }
 
-/// An operation on a budget; numbers choose one of the senders.
+/// An operation on a budget. The first number chooses one of the senders, the second is a number of bytes.
 #[derive(Clone, Debug)]
 enum BudgetOperation {
     Admit,

@@ -48,7 +48,7 @@ pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App, Se
         .named("tested")
         .ready_if(move || ready.load(Ordering::Relaxed))
         .health_at("/healthz")
-        .ready_at("/ready"))
+        .also_ready_at("/ready"))
 }
 
 impl Handler for TestHandler {
