@@ -117,8 +117,14 @@ pub(crate) async fn serve_until_stopped(
         "port closed, draining requests"
     );
     served.start_draining();
+    let mut connections_ended = false;
+    let draining = async {
+        served.wait_until_connections_ended().await;
+        connections_ended = true;
+        trigger.wait_until_background_work_ended().await;
+    };
     let drained = tokio::select! {
-        () = served.wait_until_connections_ended() => true,
+        () = draining => true,
         () = sleep_until(deadline) => false,
     };
     if !drained {
@@ -126,8 +132,10 @@ pub(crate) async fn serve_until_stopped(
             running = server.requests_in_flight(),
             "drain deadline reached, dropping the remaining requests"
         );
-        served.drop_all_connections();
-        served.wait_until_connections_ended().await;
+        if !connections_ended {
+            served.drop_all_connections();
+            served.wait_until_connections_ended().await;
+        }
     }
     tracing::info!("stopped");
     Ok(())

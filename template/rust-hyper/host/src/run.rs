@@ -73,8 +73,9 @@ pub fn run(handler: impl Handler) -> ExitCode {
 /// SIGTERM or SIGINT ends the process with exit code 0, in these steps:
 ///
 /// 1. `/_/ready` fails, and requests are still accepted for `healthcheck_interval`, until load balancers have noticed.
-/// 2. The port is closed, and running requests may finish, within the longer of `write_timeout` and `exec_timeout`.
-/// 3. The remaining requests are dropped.
+/// 2. The port is closed, and running requests and [background work](Shutdown::begin_background_work) may finish, within
+///    the longer of `write_timeout` and `exec_timeout`.
+/// 3. The remaining requests are dropped, and background work is not waited for any longer.
 /// 4. With the feature `traces`, the queued spans are exported, within 2 s.
 ///
 /// Handlers see the deadline of step 3 in [`Shutdown`]. The provider's grace period must be longer than the sum of

@@ -1,28 +1,47 @@
 //! The shutdown of the process, as handlers see it.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// The state of the function's shutdown (after SIGTERM), with its deadline. Clones share the state.
 #[derive(Clone, Debug)]
-pub struct Shutdown(watch::Receiver<Option<Instant>>);
+pub struct Shutdown {
+    deadline: watch::Receiver<Option<Instant>>,
+    /// The number of guards for background work.
+    work: Arc<watch::Sender<usize>>,
+}
 
 /// The trigger that begins the shutdown observed by a [`Shutdown`].
 #[derive(Debug)]
-pub struct ShutdownTrigger(watch::Sender<Option<Instant>>);
+pub struct ShutdownTrigger {
+    deadline: watch::Sender<Option<Instant>>,
+    work: Arc<watch::Sender<usize>>,
+}
+
+/// A guard for work that goes on without a request. The process exits after it was dropped, or at the deadline of the
+/// shutdown.
+#[derive(Debug)]
+pub struct BackgroundWork(Arc<watch::Sender<usize>>);
 
 impl Shutdown {
     /// Creates the state of a shutdown that has not begun, and its trigger.
     ///
     /// In a function, the host holds the trigger; in a test, the test does.
     pub fn new() -> (ShutdownTrigger, Self) {
-        let (sender, receiver) = watch::channel(None);
-        (ShutdownTrigger(sender), Self(receiver))
+        let (sender, deadline) = watch::channel(None);
+        let work = Arc::new(watch::Sender::new(0));
+        let trigger = ShutdownTrigger {
+            deadline: sender,
+            work: work.clone(),
+        };
+        (trigger, Self { deadline, work })
     }
 
     /// Returns whether the function's shutdown has begun.
     pub fn has_begun(&self) -> bool {
-        self.0.borrow().is_some()
+        self.deadline.borrow().is_some()
     }
 
     /// Returns the time at which the host drops the remaining requests, or `None` before the shutdown has
@@ -30,25 +49,47 @@ impl Shutdown {
     ///
     /// A handler that would take longer should end before the deadline, with an answer that says so.
     pub fn deadline(&self) -> Option<Instant> {
-        *self.0.borrow()
+        *self.deadline.borrow()
     }
 
     /// Waits until the function's shutdown begins, and returns its deadline. Never returns if the trigger is dropped
     /// before.
     pub async fn wait_until_begun(&self) -> Instant {
-        let mut receiver = self.0.clone();
+        let mut receiver = self.deadline.clone();
         match receiver.wait_for(Option::is_some).await.map(|deadline| *deadline) {
             Ok(Some(deadline)) => deadline,
             // The trigger was dropped: the shutdown can never begin.
             _ => std::future::pending().await,
         }
     }
+
+    /// Delays the exit of the process until the returned guard is dropped, or the deadline of the shutdown has passed.
+    ///
+    /// For work that no request waits for. Requests in flight delay the exit by themselves.
+    #[must_use]
+    pub fn begin_background_work(&self) -> BackgroundWork {
+        self.work.send_modify(|count| *count += 1);
+        BackgroundWork(self.work.clone())
+    }
+}
+
+impl Drop for BackgroundWork {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl ShutdownTrigger {
     /// Begins the function's shutdown with this deadline.
     pub fn begin(&self, deadline: Instant) {
-        self.0.send_replace(Some(deadline));
+        self.deadline.send_replace(Some(deadline));
+    }
+
+    /// Waits until no background work goes on.
+    pub async fn wait_until_background_work_ended(&self) {
+        let mut work = self.work.subscribe();
+        // Cannot fail: the sender lives as long as `self`.
+        let _ = work.wait_for(|count| *count == 0).await;
     }
 }
 
@@ -78,5 +119,21 @@ mod tests {
         assert_eq!(waited.unwrap().unwrap(), deadline);
         assert_eq!(shutdown.deadline(), Some(deadline));
         assert!(shutdown.has_begun());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn background_work_is_waited_for_until_its_last_guard_is_dropped() {
+        let (trigger, shutdown) = Shutdown::new();
+        trigger.wait_until_background_work_ended().await;
+        let [first, second] = [(), ()].map(|()| shutdown.clone().begin_background_work());
+        let ends_within_a_second = async || {
+            let ended = trigger.wait_until_background_work_ended();
+            tokio::time::timeout(Duration::from_secs(1), ended).await.is_ok()
+        };
+        assert!(!ends_within_a_second().await);
+        drop(first);
+        assert!(!ends_within_a_second().await);
+        drop(second);
+        assert!(ends_within_a_second().await);
     }
 }

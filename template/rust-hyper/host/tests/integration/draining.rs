@@ -51,6 +51,24 @@ async fn running_requests_finish_after_the_port_is_closed() {
 }
 
 #[tokio::test]
+async fn background_work_finishes_after_the_last_request() {
+    let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "1h")]).await;
+    assert_eq!(function.get("/background").await.text, "begun");
+    function.send_signal("TERM");
+    function.next_log_line("background work ended").await;
+    function.next_log_line("stopped").await;
+    assert_eq!(function.wait_for_exit_code().await, 0);
+}
+
+#[tokio::test]
+async fn background_work_does_not_delay_the_exit_beyond_the_drain_deadline() {
+    let function = FunctionProcess::start_and_wait(&[("write_timeout", "50ms")]).await;
+    assert_eq!(function.get("/forever-in-background").await.text, "begun");
+    function.send_signal("TERM");
+    assert_eq!(function.wait_for_exit_code().await, 0);
+}
+
+#[tokio::test]
 async fn requests_that_exceed_the_drain_deadline_are_dropped() {
     let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "50ms")]).await;
     let address = function.address;

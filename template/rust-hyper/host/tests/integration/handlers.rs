@@ -77,6 +77,28 @@ impl Handler for TestHandler {
                 assert!(deadline > tokio::time::Instant::now());
                 Ok(reply::text("interrupted"))
             }
+            "/background" => {
+                let (work, shutdown) = (
+                    context.shutdown().begin_background_work(),
+                    context.shutdown().clone(),
+                );
+                tokio::spawn(async move {
+                    shutdown.wait_until_begun().await;
+                    // The port is closed, and no connection is left, long before this.
+                    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                    tracing::info!("background work ended");
+                    drop(work);
+                });
+                Ok(reply::text("begun"))
+            }
+            "/forever-in-background" => {
+                let work = context.shutdown().begin_background_work();
+                tokio::spawn(async move {
+                    let _work = work;
+                    std::future::pending::<()>().await
+                });
+                Ok(reply::text("begun"))
+            }
             "/forever" => {
                 let _guard = DropLogger;
                 tracing::info!("started");
