@@ -132,7 +132,7 @@ impl Answer {
             ErrorKind::Superseded | ErrorKind::Cancelled | ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             ErrorKind::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => {
+            ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining | ErrorKind::HandedBack => {
                 StatusCode::TOO_MANY_REQUESTS
             }
             ErrorKind::NotOffered => StatusCode::NOT_IMPLEMENTED,
@@ -152,7 +152,9 @@ impl Answer {
             ),
             retry: match kind {
                 ErrorKind::Busy { limit } => Some(RetryReason::Busy { limit }),
-                ErrorKind::Displaced | ErrorKind::Draining => Some(RetryReason::Later),
+                ErrorKind::Displaced | ErrorKind::Draining | ErrorKind::HandedBack => {
+                    Some(RetryReason::Later)
+                }
                 _ => None,
             },
             enclosed: None,

@@ -234,6 +234,9 @@ impl Builder {
 
     /// Waits for a build slot, until the call's time ends or a shutdown interrupts it. A request that has to wait keeps
     /// no large index meanwhile.
+    ///
+    /// # Errors
+    /// Fails with [`Error::StaysAccepted`] if there is no slot in time for a build that can be resumed.
     async fn wait_for_slot(
         &self,
         request: &BuildRequest,
@@ -263,6 +266,12 @@ impl Builder {
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
             () = call.wait_for_interruption() => Err(Error::Interrupted),
         };
+        let slot = slot.map_err(|error| match error {
+            Error::Busy { .. } | Error::TimeLimit { .. } if call.accepted.is_resumable() => {
+                Error::StaysAccepted
+            }
+            error => error,
+        });
         match &slot {
             Ok(_) => self.metrics.observe_slot_wait(start.elapsed()),
             Err(error) => span.mark_failed(error),

@@ -107,6 +107,9 @@ pub(crate) enum Error {
     /// The build was cancelled because the builder is shutting down.
     #[error("the builder is shutting down and ended the build; try again")]
     Interrupted,
+    /// No slot became free in time for an accepted build, which is resumed when there is one.
+    #[error("no build slot became free in time; the build stays accepted, and is resumed when there is one")]
+    StaysAccepted,
     /// The builder is shutting down, and another one resumes the build.
     #[error(
         "the builder is shutting down, and another builder resumes the build; ask about it by its call ID, or send it again to \
@@ -173,6 +176,8 @@ pub(crate) enum ErrorKind {
     },
     /// This builder is shutting down. Another builder, or its successor, can build.
     Draining,
+    /// The build was handed back: a builder resumes it, this one or another.
+    HandedBack,
     /// The operator has not set this builder up to store contexts.
     NotOffered,
     /// The builder or something that it depends on failed. A retry may succeed.
@@ -182,7 +187,10 @@ pub(crate) enum ErrorKind {
 impl ErrorKind {
     /// Returns whether the request is rejected for now only, whatever it is.
     pub(crate) fn is_for_now(self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::Displaced | Self::Draining)
+        matches!(
+            self,
+            Self::Busy { .. } | Self::Displaced | Self::Draining | Self::HandedBack
+        )
     }
 
     /// Returns whether the same request may succeed a moment later, at the same builder.
@@ -235,7 +243,8 @@ impl Error {
                 _ => ErrorKind::DeploymentRejected,
             },
             Self::Busy { limit } => ErrorKind::Busy { limit: *limit },
-            Self::Draining | Self::HandedBack => ErrorKind::Draining,
+            Self::Draining => ErrorKind::Draining,
+            Self::HandedBack | Self::StaysAccepted => ErrorKind::HandedBack,
             Self::Failed(failure) => match failure.fault {
                 FaultyParty::Caller => ErrorKind::BuildFailed,
                 FaultyParty::Platform => ErrorKind::Platform,

@@ -188,7 +188,9 @@ impl BuilderApi {
         match exchange.format {
             None if exchange.is_asynchronous => {
                 let (api, threads) = (self.clone(), self.threads.clone());
+                let work = exchange.context.shutdown().begin_background_work();
                 let build = async move {
+                    let _work = work;
                     let build = async move { api.build_then_answer(received, &exchange).await };
                     threads.run(build).await
                 };

@@ -122,7 +122,7 @@ impl BuildSlots {
         let shared = &self.0;
         let limit = shared.limit_of(&owner);
         let mut queues = shared.lock();
-        if !shared.has_place(&queues, &owner) {
+        if shared.free_places(&queues, &owner) == 0 {
             return Err(SlotRefused { limit });
         }
         queues.add_admitted(&owner.name, limit);
@@ -136,9 +136,9 @@ impl BuildSlots {
         }))
     }
 
-    /// Returns whether a request of `owner` would be admitted now. Reserves nothing.
-    pub(crate) fn has_place(&self, owner: &SlotOwner) -> bool {
-        self.0.has_place(&self.0.lock(), owner)
+    /// Returns the number of requests of `owner` that would be admitted now. Reserves nothing.
+    pub(crate) fn free_places(&self, owner: &SlotOwner) -> usize {
+        self.0.free_places(&self.0.lock(), owner)
     }
 
     /// Returns whether a request of any tenant would be rejected now.
@@ -213,11 +213,14 @@ impl SharedSlots {
         owner.max_builds.unwrap_or(self.limit).min(self.limit)
     }
 
-    /// Returns whether a request of `owner` may build or wait.
-    fn has_place(&self, queues: &TenantQueues, owner: &SlotOwner) -> bool {
-        let is_full = self.queue_length == 0 && queues.total_admitted() >= self.limit;
+    /// Returns the number of further requests of `owner` that may build or wait.
+    fn free_places(&self, queues: &TenantQueues, owner: &SlotOwner) -> usize {
+        let of_all = match self.queue_length {
+            0 => self.limit.saturating_sub(queues.total_admitted()),
+            _ => usize::MAX,
+        };
         let most = self.limit_of(owner).saturating_add(self.queue_length);
-        !is_full && queues.admitted_of_tenant(&owner.name) < most
+        of_all.min(most.saturating_sub(queues.admitted_of_tenant(&owner.name)))
     }
 
     fn lock(&self) -> MutexGuard<'_, TenantQueues> {

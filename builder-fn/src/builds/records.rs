@@ -5,10 +5,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use function_host::ErrorChain;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
@@ -91,7 +93,8 @@ pub(crate) struct AcceptedBuild {
     shared: BuildRecords,
     key: RecordKey,
     cancelled: watch::Receiver<bool>,
-    has_ended: bool,
+    /// Whether the end of the delivery is recorded, or another delivery or process is responsible for the build.
+    has_ended: AtomicBool,
     /// The place of the build's record in the record store, if there is one.
     place: Option<RecordPlace>,
 }
@@ -140,7 +143,7 @@ impl BuildRecords {
             place: self.store().map(|store| store.place(key.clone(), submitted_at)),
             key,
             cancelled,
-            has_ended: false,
+            has_ended: AtomicBool::new(false),
         }
     }
 
@@ -312,31 +315,73 @@ impl AcceptedBuild {
         self.place = Some(claimed);
     }
 
-    /// Returns whether another process can resume the build.
+    /// Returns whether another process can resume the build once it was handed back.
     pub(crate) fn is_resumable(&self) -> bool {
         self.place.as_ref().is_some_and(RecordPlace::is_resumable)
     }
 
-    /// Hands the build back, which this process cannot finish: another one resumes it.
+    /// Hands the build back, which this process cannot run now: any process resumes it. `is_ending` says that this process
+    /// ends in a moment. The build of another delivery of the call goes on.
     ///
     /// # Errors
-    /// Fails if the registry does not record it in a short time. The build is resumed all the same, but later.
-    pub(crate) async fn hand_back(mut self) -> Result<(), StoreError> {
-        self.has_ended = true;
+    /// Fails if it is not known whether another process resumes the build.
+    pub(crate) async fn hand_back(&self, is_ending: bool) -> Result<(), StoreError> {
         let record = {
             let mut state = self.shared.lock();
-            let build = state.builds.get_mut(&self.key);
-            build.map(|build| {
-                build.deliveries -= 1;
-                build
-                    .record
-                    .send_modify(|record| record.phase = BuildPhase::Waiting);
-                build.record.borrow().clone()
-            })
+            match state.builds.get_mut(&self.key) {
+                Some(build) if build.deliveries > 1 => {
+                    if !self.has_ended.swap(true, Ordering::Relaxed) {
+                        build.deliveries -= 1;
+                    }
+                    None
+                }
+                Some(build) => {
+                    build.record.send_if_modified(|record| {
+                        let is_open = !record.is_success();
+                        if is_open {
+                            record.phase = BuildPhase::Waiting;
+                        }
+                        is_open
+                    });
+                    let record = build.record.borrow().clone();
+                    (!record.is_success()).then_some(record)
+                }
+                None => None,
+            }
         };
-        match (self.shared.store(), self.place.take(), record) {
-            (Some(store), Some(place), Some(record)) => Box::pin(store.hand_back(place, record)).await,
-            _ => Ok(()),
+        let (Some(store), Some(place), Some(record)) = (self.shared.store(), &self.place, record) else {
+            return Ok(());
+        };
+        let handed_back = Box::pin(store.hand_back(place, record, is_ending)).await;
+        match handed_back {
+            Err(error) if place.has_stored_request() => {
+                let error = ErrorChain(&error).to_string();
+                tracing::warn!(error, "could not hand a build back; it is resumed later");
+                Ok(())
+            }
+            handed_back => handed_back,
+        }
+    }
+
+    /// Ends the delivery of a build that was handed back. Other processes know more of the build from now on.
+    pub(crate) fn leave_to_others(self) {
+        if self.has_ended.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.shared.lock();
+        let Some(build) = state.builds.get_mut(&self.key) else {
+            return;
+        };
+        build.deliveries -= 1;
+        if build.deliveries == 0 {
+            let is_success = build.record.borrow().is_success();
+            match is_success {
+                true => {
+                    state.ended.push_back(self.key.clone());
+                    state.evict_ended();
+                }
+                false => drop(state.builds.remove(&self.key)),
+            }
         }
     }
 
@@ -359,7 +404,7 @@ impl AcceptedBuild {
 
     /// Records the end of the delivery once.
     fn record_end(&mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
-        if std::mem::replace(&mut self.has_ended, true) {
+        if self.has_ended.swap(true, Ordering::Relaxed) {
             return PendingWrite::none();
         }
         let mut state = self.shared.lock();
@@ -398,7 +443,7 @@ impl Drop for AcceptedBuild {
         let error = match std::thread::panicking() {
             true => "the builder has a defect, which ended the build",
             // The process ends. Another one resumes the build.
-            false if self.is_resumable() => return,
+            false if self.place.as_ref().is_some_and(RecordPlace::has_stored_request) => return,
             false => "the caller disconnected, and the build was given up",
         };
         let outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);

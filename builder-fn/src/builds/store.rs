@@ -22,6 +22,10 @@
 //! - **The record names the process that runs the build.** That process renews a sign in the registry while it lives
 //!   (`lease.rs`). Other processes claim and resume the builds of one that has gone (`claim.rs`).
 //!
+//! - **A write that failed may take effect later.** A call whose acceptance may be in the registry is never rejected for
+//!   now, so that no other builder runs what its caller was told to send again: it is handed back, which includes another
+//!   write of the acceptance, or waits on for a slot ([`RecordPlace::is_resumable`]).
+//!
 //! Only asynchronous calls wait for the store, for a short time each at their acceptance and before their answer. A
 //! registry that fails costs records and no build.
 
@@ -53,8 +57,7 @@ use crate::metrics::RecordWrites;
 use crate::registry::OperatorRepository;
 pub(crate) use claim::{ClaimSearch, ClaimedBuild};
 pub(crate) use document::ResumableRequest;
-use document::StoredBody;
-use document::{RecordManifest, StoredRecord};
+use document::{RecordManifest, StoredBody, StoredRecord, digest_of};
 pub(crate) use error::StoreError;
 use index_tag::{IndexTag, RELEASED_OWNER};
 pub use lease::LeaseTimes;
@@ -70,9 +73,6 @@ const AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// The longest body that is stored with the record of its request, in bytes. NATS accepts no larger message unless it is
 /// set up to; the queue of the Community Edition accepts a quarter.
 pub const STORED_BODY_MAX: u64 = 1 << 20;
-
-/// The longest wait for the registry to store or to return a record.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest wait for the registry to take a build back. The process ends two seconds after builds are interrupted.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -142,8 +142,10 @@ pub(crate) struct RecordPlace {
     index: IndexTag,
     /// The digest of the manifest that this process wrote last.
     written: Option<String>,
-    /// What the build is resumed with, if it can be resumed.
+    /// What the build is resumed with, if the registry has it.
     request: Option<(ResumableRequest, StoredBody)>,
+    /// What the build is to be resumed with, if the registry may have it or not.
+    unconfirmed: Option<(ResumableRequest, Bytes)>,
     /// Counts the build as unfinished.
     unfinished: Option<UnfinishedBuild>,
 }
@@ -211,8 +213,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct PendingWrite(Option<JoinHandle<()>>);
 
 impl RecordPlace {
-    /// Returns whether the build can be resumed by another process.
+    /// Returns whether the build can be resumed by another process, once it was handed back.
     pub(super) fn is_resumable(&self) -> bool {
+        self.request.is_some() || self.unconfirmed.is_some()
+    }
+
+    /// Returns whether the record has what another process resumes the build with.
+    pub(super) fn has_stored_request(&self) -> bool {
         self.request.is_some()
     }
 
@@ -246,6 +253,7 @@ impl RecordStore {
             key,
             written: None,
             request: None,
+            unconfirmed: None,
             unfinished: None,
         }
     }
@@ -253,13 +261,14 @@ impl RecordStore {
     /// Stores that a call was accepted, with what its build is resumed with. It is durable when this returns.
     ///
     /// # Errors
-    /// Fails if the registry does not store it in a short time.
+    /// Fails if the registry does not store it in a short time. It may store it later.
     pub(super) async fn store_acceptance(
         &self,
         place: &mut RecordPlace,
         build: BuildRecord,
         request: Option<(ResumableRequest, Bytes)>,
     ) -> Result<(), StoreError> {
+        let (unconfirmed, limit) = (request.clone(), self.0.times.exchange);
         let storing = async {
             if let Some(current) = self.read_stored(&place.key).await?
                 && !current.may_be_replaced_by(&build, &self.0.owner)
@@ -267,27 +276,31 @@ impl RecordStore {
                 return Ok(());
             }
             let request = match request {
-                Some((request, body)) => {
-                    let tenant = &place.key.tenant;
-                    let sealed = self.0.seal.seal(SealedContent::Body, tenant, &body)?;
-                    let manifest = RecordManifest::of_body(&sealed);
-                    let tag = place.index.body_tag();
-                    self.0.repository.put(tenant, &tag, &manifest).await?;
-                    let digest = manifest.digest();
-                    Some((request, StoredBody { digest }))
-                }
+                Some((request, body)) => Some((request, self.write_body(place, &body).await?)),
                 None => None,
             };
             self.write(place, build, request).await
         };
-        let stored = match tokio::time::timeout(EXCHANGE_TIMEOUT, storing).await {
+        let stored = match tokio::time::timeout(limit, storing).await {
             Ok(stored) => stored,
-            Err(_) => Err(StoreError::Timeout {
-                limit: EXCHANGE_TIMEOUT,
-            }),
+            Err(_) => Err(StoreError::Timeout { limit }),
         };
+        if stored.is_err() {
+            place.unconfirmed = unconfirmed;
+        }
         self.0.writes.count(stored.is_ok());
         stored
+    }
+
+    /// Writes the body of a request.
+    async fn write_body(&self, place: &RecordPlace, body: &Bytes) -> Result<StoredBody, StoreError> {
+        let tenant = &place.key.tenant;
+        let sealed = self.0.seal.seal(SealedContent::Body, tenant, body)?;
+        let manifest = RecordManifest::of_body(&sealed);
+        let tag = place.index.body_tag();
+        self.0.repository.put(tenant, &tag, &manifest).await?;
+        let digest = manifest.digest();
+        Ok(StoredBody { digest })
     }
 
     /// Stores the end of a build in the background. That of an accepted call's build is tried again if it fails.
@@ -295,7 +308,8 @@ impl RecordStore {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return PendingWrite(None);
         };
-        let attempts = if place.is_stored() { END_ATTEMPTS } else { 1 };
+        let may_be_stored = place.is_stored() || place.is_resumable();
+        let attempts = if may_be_stored { END_ATTEMPTS } else { 1 };
         let tenant = place.key.tenant.clone();
         let pending = {
             let mut pending = lock(&self.0.pending);
@@ -307,7 +321,7 @@ impl RecordStore {
             store: self.clone(),
             tenant,
         };
-        if pending > PENDING_MAX && !place.is_stored() {
+        if pending > PENDING_MAX && !may_be_stored {
             self.0.writes.count(false);
             tracing::warn!("the end of a build was not recorded: too many records wait for the registry");
             return PendingWrite(None);
@@ -354,31 +368,51 @@ impl RecordStore {
         Ok(())
     }
 
-    /// Hands a build back: another process may resume it at once.
+    /// Hands a build back: any process may resume it at once. `is_ending` says that this process ends in a moment.
     ///
     /// # Errors
-    /// Fails if the registry does not store it in a short time.
+    /// Fails if the registry does not store it in a short time. It may store it later.
     pub(super) async fn hand_back(
         &self,
-        mut place: RecordPlace,
+        place: &RecordPlace,
         build: BuildRecord,
+        is_ending: bool,
     ) -> Result<(), StoreError> {
-        let request = place.request.take();
-        place.index = IndexTag::new(&place.key, SystemTime::now(), RELEASED_OWNER);
+        let mut released = RecordPlace {
+            key: place.key.clone(),
+            index: IndexTag::new(&place.key, SystemTime::now(), RELEASED_OWNER),
+            written: None,
+            request: None,
+            unconfirmed: None,
+            unfinished: None,
+        };
+        let limit = match is_ending {
+            true => HAND_BACK_TIMEOUT,
+            false => self.0.times.exchange,
+        };
         let writing = async {
             let current = self.read_stored(&place.key).await?;
-            if current.is_some_and(|current| current.build.is_success()) {
-                // Another delivery of the call has finished the build.
+            if current.is_some_and(|current| !current.may_be_replaced_by(&build, &self.0.owner)) {
+                // Another delivery of the call has finished the build, or it was cancelled.
                 return Ok(());
             }
-            self.write_as(RELEASED_OWNER, &mut place, build, request).await
+            let request = match (&place.request, &place.unconfirmed) {
+                (Some(stored), _) => Some(stored.clone()),
+                (None, Some((request, body))) => Some((request.clone(), self.write_body(place, body).await?)),
+                (None, None) => None,
+            };
+            self.write_as(RELEASED_OWNER, &mut released, build, request).await
         };
-        match tokio::time::timeout(HAND_BACK_TIMEOUT, writing).await {
-            Ok(written) => written,
-            Err(_) => Err(StoreError::Timeout {
-                limit: HAND_BACK_TIMEOUT,
-            }),
+        match tokio::time::timeout(limit, writing).await {
+            Ok(written) => written?,
+            Err(_) => return Err(StoreError::Timeout { limit }),
         }
+        if let Some(replaced) = place.written.as_ref().filter(|_| !is_ending) {
+            let deleting = self.0.repository.delete(&place.key.tenant, replaced);
+            // What is left is deleted with the old records.
+            let _ = tokio::time::timeout(limit, deleting).await;
+        }
+        Ok(())
     }
 
     /// Writes a record as this process.
@@ -434,12 +468,10 @@ impl RecordStore {
     /// # Errors
     /// Fails if the registry does not answer in a short time, or has a record that is not the store's.
     pub(super) async fn read(&self, key: &RecordKey) -> Result<Option<BuildRecord>, StoreError> {
-        let reading = self.read_stored(key);
-        match tokio::time::timeout(EXCHANGE_TIMEOUT, reading).await {
+        let (reading, limit) = (self.read_stored(key), self.0.times.exchange);
+        match tokio::time::timeout(limit, reading).await {
             Ok(record) => Ok(record?.map(|record| record.build)),
-            Err(_) => Err(StoreError::Timeout {
-                limit: EXCHANGE_TIMEOUT,
-            }),
+            Err(_) => Err(StoreError::Timeout { limit }),
         }
     }
 
@@ -450,6 +482,16 @@ impl RecordStore {
     }
 
     async fn read_tag(&self, tenant: &Option<String>, tag: &str) -> Result<Option<StoredRecord>, StoreError> {
+        let read = self.read_tag_and_digest(tenant, tag).await?;
+        Ok(read.map(|(record, _)| record))
+    }
+
+    /// Reads the record with this tag, and the digest of its manifest.
+    async fn read_tag_and_digest(
+        &self,
+        tenant: &Option<String>,
+        tag: &str,
+    ) -> Result<Option<(StoredRecord, String)>, StoreError> {
         let Some(manifest) = self.0.repository.get(tenant, tag).await? else {
             return Ok(None);
         };
@@ -457,17 +499,16 @@ impl RecordStore {
         let opened = self.0.seal.open(SealedContent::Record, tenant, &sealed)?;
         let record = StoredRecord::parse(&opened)?;
         match record.tenant == *tenant {
-            true => Ok(Some(record)),
+            true => Ok(Some((record, digest_of(&manifest)))),
             false => Err(StoreError::Malformed),
         }
     }
 
     /// Lists the newest records of a tenant's builds, and says why some may be missing.
     pub(super) async fn list(&self, tenant: &Option<String>) -> (Vec<BuildRecord>, Option<StoreError>) {
-        let deadline = tokio::time::Instant::now() + EXCHANGE_TIMEOUT;
-        let late = || StoreError::Timeout {
-            limit: EXCHANGE_TIMEOUT,
-        };
+        let limit = self.0.times.exchange;
+        let deadline = tokio::time::Instant::now() + limit;
+        let late = || StoreError::Timeout { limit };
         let listing = self.list_entries(tenant);
         let listing = tokio::time::timeout_at(deadline, listing).await;
         let tags = match listing {

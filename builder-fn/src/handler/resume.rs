@@ -18,8 +18,14 @@ use crate::slots::{QueueAdmission, SlotOwner};
 /// The number of tenants whose records are searched in one interval. With more, searches take place less often.
 const TENANTS_PER_INTERVAL: u32 = 20;
 
-/// The pause before a claimed build is begun again that found no place, or that the platform failed.
+/// The pause before a claimed build is begun again after a failure of the platform.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// The time after which a claimed build that cannot begin here is handed back, so that another builder can try.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The time that a search which is in progress at the beginning of a shutdown may still take, so that claims are not lost.
+const LAST_SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A tenant whose records are searched.
 #[derive(Default)]
@@ -40,18 +46,24 @@ impl BuilderApi {
             return;
         };
         let searching = async {
+            let _work = context.shutdown().begin_background_work();
+            let last_search = async {
+                context.shutdown().wait_until_begun().await;
+                tokio::time::sleep(LAST_SEARCH_TIMEOUT).await;
+            };
             tokio::select! {
                 () = self.search_and_resume(&store, &context) => {}
-                _ = context.shutdown().wait_until_begun() => {}
+                () = last_search => {}
             }
         };
         // The sign is renewed during the shutdown, too: builds finish then.
         tokio::join!(store.renew_sign_periodically(), searching);
     }
 
+    /// Searches for builds to resume until the shutdown begins.
     async fn search_and_resume(&self, store: &RecordStore, context: &Context) {
         let mut search = ClaimSearch::default();
-        loop {
+        while !context.shutdown().has_begun() {
             let tenants = self.searched_tenants();
             let intervals = u32::try_from(tenants.len())
                 .unwrap_or(u32::MAX)
@@ -60,11 +72,12 @@ impl BuilderApi {
             search.begin_pass();
             let mut found = false;
             for tenant in tenants {
-                // Others may have places.
-                if !self.builder.slots.has_place(&tenant.owner) {
+                let places = self.builder.slots.free_places(&tenant.owner);
+                // Other builders may have places.
+                if places == 0 || context.shutdown().has_begun() {
                     continue;
                 }
-                match store.claim_unfinished(&mut search, &tenant.name).await {
+                match store.claim_unfinished(&mut search, &tenant.name, places).await {
                     Ok(builds) => {
                         found |= !builds.is_empty();
                         for build in builds {
@@ -79,9 +92,13 @@ impl BuilderApi {
             }
             search.forget_old();
             if !found {
-                tokio::time::sleep(interval).await;
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    _ = context.shutdown().wait_until_begun() => {}
+                }
             }
         }
+        store.hand_back_claims(search).await;
     }
 
     /// Returns the tenants; the only one, which has no name, without a policy.
@@ -101,7 +118,11 @@ impl BuilderApi {
     fn resume(&self, claimed: ClaimedBuild, template: &Context) {
         let span = tracing::info_span!("resumed", call_id = %claimed.key.id);
         let (api, template) = (self.clone(), template.clone());
-        let build = async move { api.run_claimed(claimed, &template).await };
+        let work = template.shutdown().begin_background_work();
+        let build = async move {
+            let _work = work;
+            api.run_claimed(claimed, &template).await;
+        };
         tokio::spawn(build.instrument(span));
     }
 
@@ -118,24 +139,29 @@ impl BuilderApi {
         let mut accepted = self.builder.records.accept(key, head.arrived);
         accepted.adopt(place);
         let receiving = async {
+            let end = Instant::now() + BEGIN_TIMEOUT;
             loop {
                 match self.receive_again(&head, body.clone(), &accepted, &context).await {
                     Err(error) if error.kind().is_transient() => {
                         tracing::info!(error = %ErrorChain(&error), "an accepted build waits to be resumed");
+                        if error.kind().is_for_now() || Instant::now() > end {
+                            return None;
+                        }
                         tokio::time::sleep(RETRY_PAUSE).await;
                     }
-                    received => return received,
+                    received => return Some(received),
                 }
             }
         };
         let received = tokio::select! {
+            biased;
+            _ = template.shutdown().wait_until_begun() => None,
             received = receiving => received,
-            _ = template.shutdown().wait_until_begun() => {
-                if let Err(error) = accepted.hand_back().await {
-                    tracing::warn!(error = %ErrorChain(&error), "could not hand a build back; it is resumed later");
-                }
-                return;
-            }
+        };
+        let Some(received) = received else {
+            // Its request is stored, so that a failure only delays the build.
+            accepted.hand_back(template.shutdown().has_begun()).await.ok();
+            return accepted.leave_to_others();
         };
         let (build_request, admission) = match received {
             Ok(received) => received,

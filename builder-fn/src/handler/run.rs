@@ -1,10 +1,12 @@
 //! Runs the build of one request, and records, counts, traces and logs its outcome.
 
+use std::time::Duration;
+
 use function_host::{Context, ErrorChain, trace};
 
 use super::{BuildExchange, BuilderApi, ReceivedBuild};
 use crate::answer::{Answer, AnswerFields};
-use crate::build::BuilderCall;
+use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
 use crate::builds::{BuildPhase, outcome_fields};
 use crate::error::{Error, ErrorKind};
@@ -14,6 +16,9 @@ use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BuildStatus, LineFormatter, LogSink};
 use crate::request::{BuildRequest, VerifiedSignature};
 use crate::sealed::BuildSecrets;
+
+/// The pause before a build is handed back again, after the registry has failed.
+const HAND_BACK_PAUSE: Duration = Duration::from_millis(500);
 
 impl BuilderApi {
     /// Runs the build of an authentic request and returns its answer, without the log, and the request.
@@ -96,16 +101,12 @@ impl BuilderApi {
                     is_asynchronous: exchange.is_asynchronous,
                     accepted: &accepted,
                 };
-                span.run(self.builder.build_and_deploy(&request, &call, &mut lines, log))
+                span.run(self.build_or_hand_back(&request, &call, &mut lines, log))
                     .await
             }
             Err(error) => Err(error),
         };
-        let result = match result {
-            Err(Error::Interrupted) if accepted.is_resumable() => Err(Error::HandedBack),
-            result => result,
-        };
-        let is_handed_back = matches!(result, Err(Error::HandedBack));
+        let is_handed_back = matches!(result, Err(Error::HandedBack | Error::StaysAccepted));
         let fields = exchange.answer_fields(Some(image));
         let is_cancelled = matches!(result, Err(Error::Cancelled));
         let is_for_now = result.as_ref().is_err_and(|error| error.kind().is_for_now());
@@ -140,9 +141,7 @@ impl BuilderApi {
             BuildStatus::Failed => BuildPhase::Failed,
         };
         if is_handed_back {
-            if let Err(error) = accepted.hand_back().await {
-                tracing::warn!(error = %ErrorChain(&error), "could not hand a build back; it is resumed later");
-            }
+            accepted.leave_to_others();
             return (answer, request);
         }
         let outcome = outcome_fields(&answer.report);
@@ -154,6 +153,36 @@ impl BuilderApi {
             written.wait().await;
         }
         (answer, request)
+    }
+
+    /// Builds the image of an accepted request, or hands the build back if it gets no slot in time, or the process ends
+    /// before.
+    ///
+    /// A call whose acceptance the registry may have or not is not rejected: another builder would run what its caller was
+    /// told to send again. It waits on until it is known to be handed back, or has ended.
+    async fn build_or_hand_back(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<BuildResult, Error> {
+        loop {
+            let built = self.builder.build_and_deploy(request, call, lines, log).await;
+            let handed_back = match built {
+                Err(Error::Interrupted) if call.accepted.is_resumable() => Error::HandedBack,
+                Err(Error::StaysAccepted) => Error::StaysAccepted,
+                built => return built,
+            };
+            match call.accepted.hand_back(call.shutdown.has_begun()).await {
+                Ok(()) => return Err(handed_back),
+                Err(error) => {
+                    let error = ErrorChain(&error).to_string();
+                    tracing::warn!(error, "could not hand a build back yet; it waits on");
+                    tokio::time::sleep(HAND_BACK_PAUSE).await;
+                }
+            }
+        }
     }
 
     /// Checks that the result of the build may be sent where the config says.
@@ -217,7 +246,7 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
         ErrorKind::Superseded => SUPERSEDED_OUTCOME,
         ErrorKind::Cancelled => CANCELLED_OUTCOME,
         ErrorKind::BuildFailed => "failed",
-        ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining => "busy",
+        ErrorKind::Busy { .. } | ErrorKind::Displaced | ErrorKind::Draining | ErrorKind::HandedBack => "busy",
         ErrorKind::NoSpace | ErrorKind::Platform => "platform",
     }
 }

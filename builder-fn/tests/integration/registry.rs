@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 /// A registry that keeps blobs and manifests in memory. Clones share them.
 #[derive(Clone)]
@@ -26,6 +27,8 @@ pub(crate) struct FakeRegistry {
 
 #[derive(Default)]
 struct RegistryState {
+    /// The number of changes of the behaviour.
+    changes: watch::Sender<usize>,
     /// Blobs and manifests by `REPOSITORY@DIGEST`.
     contents: HashMap<String, Bytes>,
     /// The digests of tags by `REPOSITORY@TAG`.
@@ -49,6 +52,10 @@ pub(crate) enum RegistryBehaviour {
     Redirecting(String),
     /// The blobs have other bytes than their digests say.
     Lying,
+    /// Requests whose line contains the text are not answered until another behaviour is set.
+    Stalling(&'static str),
+    /// Tags are listed only after one that exists, if there are more than a page of them: as zot does.
+    WithoutPlaces,
 }
 
 impl RegistryState {
@@ -94,7 +101,18 @@ impl FakeRegistry {
     }
 
     pub(crate) fn set_behaviour(&self, behaviour: RegistryBehaviour) {
-        self.state().behaviour = behaviour;
+        let mut state = self.state();
+        state.behaviour = behaviour;
+        state.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Gives the repository `count` tags that begin with `prefix`.
+    pub(crate) fn add_tags(&self, repository: &str, prefix: &str, count: usize) {
+        let mut state = self.state();
+        for number in 0..count {
+            let tag = format!("{repository}@{prefix}{number:05}");
+            state.tags.insert(tag, digest_of(b"none"));
+        }
     }
 
     /// Returns the lines of all requests so far.
@@ -163,7 +181,9 @@ impl FakeRegistry {
             .and_then(|count| count.parse().ok())
             .unwrap_or(usize::MAX);
         let mut tags = self.tags(repository);
-        let exists = !tags.is_empty();
+        let is_place = last.is_empty() || tags.len() <= count || tags.iter().any(|tag| tag == last);
+        let knows_places = !matches!(self.state().behaviour, RegistryBehaviour::WithoutPlaces);
+        let exists = !tags.is_empty() && (is_place || knows_places);
         tags.retain(|tag| tag.as_str() > last);
         let has_more = tags.len() > count;
         tags.truncate(count);
@@ -181,11 +201,16 @@ impl FakeRegistry {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let line = format!("{} {}", head.method, head.uri);
-        let behaviour = {
+        let (behaviour, mut changes) = {
             let mut state = self.state();
             state.requests.push(line.clone());
-            state.behaviour.clone()
+            (state.behaviour.clone(), state.changes.subscribe())
         };
+        if let RegistryBehaviour::Stalling(part) = &behaviour
+            && line.contains(part)
+        {
+            changes.changed().await.ok();
+        }
         let respond = |status: u16, body: Bytes| {
             let mut response = Response::new(Full::new(body));
             *response.status_mut() = StatusCode::from_u16(status).expect("status");

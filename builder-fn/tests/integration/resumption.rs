@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
 use builder_fn::buildkit::Daemon;
+use builder_fn::builds::LeaseTimes;
 use builder_fn::slots::BuildSlots;
+use function_host::http::Method;
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::builds::answer_statuses;
+use crate::builds::{answer_statuses, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::gateway::start_answering_gateway;
@@ -248,6 +250,181 @@ async fn a_build_that_ends_every_builder_is_given_up() {
         error.starts_with("every builder that ran this build stopped"),
         "{error}"
     );
+}
+
+/// Waits until the registry has got `count` requests whose lines contain `part`.
+async fn wait_for_requests(registry: &FakeRegistry, part: &str, count: usize) {
+    complete_or_panic(async {
+        let found = || {
+            let lines = registry.request_lines();
+            lines.iter().filter(|line| line.contains(part)).count()
+        };
+        while found() < count {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// The beginning of the tag with which a build is handed back, after its time.
+const HANDED_BACK: &str = "-0000000000000000-";
+
+#[tokio::test]
+async fn a_build_without_a_slot_stays_accepted_and_is_tried_again_by_any_builder() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    let slots = BuildSlots::new(1, Duration::from_millis(1), 16);
+    let full = builder_with_leases(daemon.clone(), &registry).with_slots(slots);
+    let running = spawn_queued_build(&full, "running");
+    let first = next_solve(&mut calls).await;
+    let _resuming = full.resume_builds_of_others();
+    // It claims the build, gets no slot, hands the build back, and tries again.
+    wait_for_requests(&registry, HANDED_BACK, 2).await;
+    assert!(calls.solves.try_recv().is_err(), "there is no slot");
+
+    let other = builder_with_leases(daemon, &registry);
+    let _resuming_too = other.resume_builds_of_others();
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), CALL_ID);
+    solve.answer_with_digest("sha256:12");
+    for builder in [&other, &full] {
+        let asked = ask_until(builder, CALL_ID, |asked| asked.body["state"] != "waiting").await;
+        assert_eq!(asked.body["state"], "success", "{}", asked.body);
+    }
+    first.answer_with_digest("sha256:13");
+    assert_eq!(complete_or_panic(running).await.expect("no panic").status, 200);
+}
+
+#[tokio::test]
+async fn a_queued_call_that_gets_no_slot_in_time_is_built_when_there_is_one() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let slots = BuildSlots::new(1, Duration::from_millis(1), 16);
+    let builder = builder_with_leases(daemon, &registry).with_slots(slots);
+    let running = spawn_queued_build(&builder, "running");
+    let first = next_solve(&mut calls).await;
+    let answer = complete_or_panic(spawn_queued_build(&builder, "waiting")).await;
+    let answer = answer.expect("no panic");
+    assert_eq!(answer.status, 429);
+    let text = answer.body.as_str().expect("a text");
+    assert!(text.contains("the build stays accepted"), "{text}");
+
+    first.answer_with_digest("sha256:12");
+    assert_eq!(complete_or_panic(running).await.expect("no panic").status, 200);
+    let _resuming = builder.resume_builds_of_others();
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), "waiting");
+    solve.answer_with_digest("sha256:13");
+    let asked = ask_until(&builder, "waiting", |asked| asked.body["state"] == "success").await;
+    assert_eq!(asked.body["digest"], "sha256:13");
+    let left = registry.tags("slipway/records");
+    let entries = left.iter().filter(|tag| tag.starts_with("i-"));
+    assert_eq!(
+        entries.count(),
+        2,
+        "what was replaced is deleted: one entry for each build is left in {left:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptance() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let new_builder = || {
+        let times = LeaseTimes {
+            stale_after: STALE_AFTER,
+            settle: Duration::from_millis(10),
+            search: Duration::from_millis(10),
+            exchange: Duration::from_millis(500),
+            ..LeaseTimes::default()
+        };
+        TestBuilder::new(daemon.clone()).with_record_times(&records_of(&registry), times)
+    };
+    let builder = new_builder().with_slots(BuildSlots::new(1, Duration::from_millis(1), 16));
+    let running = spawn_queued_build(&builder, "running");
+    let first = next_solve(&mut calls).await;
+    let part = "PUT /v2/slipway/records/manifests/r-";
+    let before = registry.request_lines();
+    let before = before.iter().filter(|line| line.contains(part)).count();
+    registry.set_behaviour(RegistryBehaviour::Stalling(part));
+    let late = spawn_queued_build(&builder, "late");
+    // The acceptance, and what hands the build back after it got no slot.
+    wait_for_requests(&registry, part, before + 2).await;
+    assert!(
+        !late.is_finished(),
+        "nobody knows whether another builder runs it"
+    );
+
+    registry.set_behaviour(RegistryBehaviour::Open);
+    let answer = complete_or_panic(late).await.expect("no panic");
+    let text = answer.body.as_str().expect("a text");
+    assert!(
+        answer.status == 429 && text.contains("the build stays accepted"),
+        "{text}"
+    );
+    let other = new_builder();
+    let _resuming = other.resume_builds_of_others();
+    let solve = next_solve(&mut calls).await;
+    assert_eq!(call_id_of(&solve), "late");
+    solve.answer_with_digest("sha256:12");
+    ask_until(&other, "late", |asked| asked.body["state"] == "success").await;
+    first.answer_with_digest("sha256:13");
+    complete_or_panic(running).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn builds_are_found_in_a_registry_that_lists_tags_only_after_one_that_exists() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    for prefix in ["a-", "z-"] {
+        registry.add_tags("slipway/records", prefix, 1200);
+    }
+    registry.set_behaviour(RegistryBehaviour::WithoutPlaces);
+    let other = builder_with_leases(daemon, &registry);
+    let list = ask(&other, Method::GET, "/builds").await.body;
+    assert_eq!(list["builds"][0]["id"], CALL_ID, "{list}");
+    let _resuming = other.resume_builds_of_others();
+    next_solve(&mut calls).await.answer_with_digest("sha256:12");
+    ask_until(&other, CALL_ID, |asked| asked.body["state"] == "success").await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_process_waits_for_resumed_builds_which_it_may_hand_back_any_number_of_times() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    for _ in 0..5 {
+        let builder = builder_with_leases(daemon.clone(), &registry);
+        let _resuming = builder.resume_builds_of_others();
+        let mut solve = next_solve(&mut calls).await;
+        // The process ends too soon for the build.
+        builder.begin_shutdown(Instant::now());
+        builder.wait_until_background_work_ended().await;
+        complete_or_panic(solve.reply.closed()).await;
+    }
+
+    let builder = builder_with_leases(daemon, &registry);
+    let _resuming = builder.resume_builds_of_others();
+    let solve = next_solve(&mut calls).await;
+    builder.begin_shutdown(Instant::now() + Duration::from_secs(3600));
+    solve.answer_with_digest("sha256:12");
+    builder.wait_until_background_work_ended().await;
+    let asked = ask_until(&builder, CALL_ID, |asked| asked.body["state"] == "success").await;
+    assert_eq!(asked.body["digest"], "sha256:12");
+}
+
+#[tokio::test]
+async fn the_end_of_a_process_waits_for_queued_builds_whose_caller_has_gone() {
+    let (daemon, mut calls) = start_fake_daemon();
+    let builder = TestBuilder::new(daemon);
+    let delivery = spawn_queued_build(&builder, CALL_ID);
+    let solve = next_solve(&mut calls).await;
+    delivery.abort();
+    delivery.await.expect_err("the caller has left");
+    builder.begin_shutdown(Instant::now() + Duration::from_secs(3600));
+    solve.answer_with_digest("sha256:12");
+    builder.wait_until_background_work_ended().await;
+    let asked = ask(&builder, Method::GET, &format!("/builds/{CALL_ID}")).await;
+    assert_eq!(asked.body["state"], "success", "{}", asked.body);
 }
 
 /// Returns a builder's record of an accepted build, the builder having been killed, and the daemon of the build.

@@ -29,6 +29,7 @@ use function_host::registry::AllowedTokenHosts;
 use function_host::signature::{HmacKeys, sign_body};
 use function_host::{
     Body, Bytes, Context, Gateway, Handler, Request, Response, ResponseBody, Secret, Secrets, Shutdown,
+    ShutdownTrigger,
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -56,7 +57,7 @@ pub(crate) struct TestBuilder {
     api: BuilderApi,
     context: Context,
     secrets: Arc<tempfile::TempDir>,
-    trigger: Arc<dyn Fn(Instant) + Send + Sync>,
+    trigger: Arc<ShutdownTrigger>,
 }
 
 /// An answer of the builder: its status, and its JSON body.
@@ -151,7 +152,7 @@ impl TestBuilder {
             api,
             context: Context::new(CALL_ID, secrets, gateway, shutdown),
             secrets: Arc::new(folder),
-            trigger: Arc::new(move |deadline| trigger.begin(deadline)),
+            trigger: Arc::new(trigger),
         }
     }
 
@@ -224,7 +225,20 @@ impl TestBuilder {
     }
 
     /// Keeps the records of builds in `repository`. Builders that have gone are noticed after `stale_after`.
-    pub(crate) fn with_leases(mut self, repository: &str, stale_after: Duration) -> Self {
+    pub(crate) fn with_leases(self, repository: &str, stale_after: Duration) -> Self {
+        self.with_record_times(
+            repository,
+            LeaseTimes {
+                stale_after,
+                settle: Duration::from_millis(10),
+                search: Duration::from_millis(10),
+                ..LeaseTimes::default()
+            },
+        )
+    }
+
+    /// Keeps the records of builds in `repository`, with these times.
+    pub(crate) fn with_record_times(mut self, repository: &str, times: LeaseTimes) -> Self {
         self.write_secret("deploy-secret", "the key of the deployer\n");
         let repository = OperatorRepository::parse(repository).expect("a repository");
         let access = RecordStoreAccess {
@@ -233,12 +247,7 @@ impl TestBuilder {
             secrets: self.context.secrets().clone(),
             insecure: true,
             token_realms: AllowedTokenHosts::default(),
-            times: LeaseTimes {
-                stale_after,
-                settle: Duration::from_millis(10),
-                search: Duration::from_millis(10),
-                ..LeaseTimes::default()
-            },
+            times,
         };
         let store = RecordStore::new(access, self.api.metrics.record_writes());
         self.api.limits.copied_body = STORED_BODY_MAX;
@@ -333,7 +342,12 @@ impl TestBuilder {
 
     /// Begins the shutdown of the process, which ends at `deadline`.
     pub(crate) fn begin_shutdown(&self, deadline: Instant) {
-        (self.trigger)(deadline);
+        self.trigger.begin(deadline);
+    }
+
+    /// Waits until the process would exit: no build goes on without a request.
+    pub(crate) async fn wait_until_background_work_ended(&self) {
+        crate::complete_or_panic(self.trigger.wait_until_background_work_ended()).await;
     }
 
     pub(crate) async fn send_request(&self, request: Request) -> Response {

@@ -74,6 +74,8 @@ struct Claim {
     place: RecordPlace,
     /// The process that left the build unfinished.
     owner: String,
+    /// The digest of the record that the claim replaces.
+    replaced: String,
     is_written: bool,
 }
 
@@ -122,8 +124,8 @@ impl RecordStore {
         self.0.times.search
     }
 
-    /// Claims builds of a tenant that processes which have gone left unfinished, and returns those that this process now has
-    /// to resume.
+    /// Claims up to `limit` builds of a tenant that processes which have gone left unfinished, and returns those that this
+    /// process now has to resume.
     ///
     /// # Errors
     /// Fails if the registry cannot be read. What was claimed before is confirmed by the next search.
@@ -131,9 +133,11 @@ impl RecordStore {
         &self,
         search: &mut ClaimSearch,
         tenant: &Option<String>,
+        limit: usize,
     ) -> Result<Vec<ClaimedBuild>, StoreError> {
         let mut claims = search.claims.remove(tenant).unwrap_or_default();
-        let searched = self.search_for_claims(search, tenant, &mut claims).await;
+        let limit = limit.min(CLAIMS_MAX);
+        let searched = self.search_for_claims(search, tenant, &mut claims, limit).await;
         if claims.is_empty() {
             return searched.map(|()| Vec::new());
         }
@@ -155,6 +159,8 @@ impl RecordStore {
                 match self.confirm_claim(&claim).await {
                     Ok(None) => continue,
                     Ok(Some(body)) => {
+                        // Builds may be handed back and claimed again for a day.
+                        self.0.repository.delete(tenant, &claim.replaced).await;
                         builds.push(ClaimedBuild {
                             key: claim.place.key.clone(),
                             request: claim.request,
@@ -177,21 +183,23 @@ impl RecordStore {
         search: &mut ClaimSearch,
         tenant: &Option<String>,
         claims: &mut Vec<Claim>,
+        limit: usize,
     ) -> Result<(), StoreError> {
         let tags = self.list_entries(tenant).await?;
         let mut of_owners: HashMap<String, Vec<IndexTag>> = HashMap::new();
-        for entry in index_tag::newest_of_each(&tags, RECORDS_MAX) {
+        // The oldest first: it has waited longest.
+        for entry in index_tag::newest_of_each(&tags, RECORDS_MAX).into_iter().rev() {
             let is_settled = search.settled.contains(&(tenant.clone(), entry.clone()));
             if !is_settled && !self.is_unfinished_here(&entry) {
                 of_owners.entry(entry.owner().to_owned()).or_default().push(entry);
             }
         }
         for (owner, entries) in of_owners {
-            if claims.len() >= CLAIMS_MAX {
+            if claims.len() >= limit {
                 break;
             }
             if self.is_gone(search, &owner).await? {
-                self.check_entries(search, tenant, entries, claims).await?;
+                self.check_entries(search, tenant, entries, claims, limit).await?;
             }
         }
         Ok(())
@@ -220,13 +228,14 @@ impl RecordStore {
         tenant: &Option<String>,
         entries: Vec<IndexTag>,
         claims: &mut Vec<Claim>,
+        limit: usize,
     ) -> Result<(), StoreError> {
         let mut records = stream::iter(entries)
             .map(|entry| async move {
-                let record = self.read_tag(tenant, &entry.record_tag()).await;
+                let record = self.read_tag_and_digest(tenant, &entry.record_tag()).await;
                 (entry, record)
             })
-            .buffer_unordered(READERS);
+            .buffered(READERS);
         while let Some((entry, record)) = records.next().await {
             let record = match record {
                 Ok(record) => record,
@@ -234,7 +243,7 @@ impl RecordStore {
                 Err(error) => return Err(error),
             };
             let is_settled = match &record {
-                Some(record) => record.build.phase.is_terminal(),
+                Some((record, _)) => record.build.phase.is_terminal(),
                 None => SystemTime::now()
                     .duration_since(entry.accepted_at())
                     .is_ok_and(|age| age > MISSING_AGE),
@@ -243,14 +252,14 @@ impl RecordStore {
                 search.settled.insert((tenant.clone(), entry));
                 continue;
             }
-            let Some(record) = record else { continue };
+            let Some((record, digest)) = record else { continue };
             // Another process may have written the record last, or this one a moment ago.
             let is_orphaned = (record.owner == entry.owner() || self.is_gone(search, &record.owner).await?)
                 && !self.is_unfinished_here(&entry);
             if is_orphaned {
-                claims.extend(self.claim(tenant, record).await?);
+                claims.extend(self.claim(tenant, record, digest).await?);
             }
-            if claims.len() >= CLAIMS_MAX {
+            if claims.len() >= limit {
                 break;
             }
         }
@@ -262,6 +271,7 @@ impl RecordStore {
         &self,
         tenant: &Option<String>,
         record: StoredRecord,
+        digest: String,
     ) -> Result<Option<Claim>, StoreError> {
         let StoredRecord {
             owner,
@@ -289,9 +299,12 @@ impl RecordStore {
                 self.record_loss(&mut place, build, FATAL_ERROR).await?;
             }
             Some((mut request, body)) => {
-                request.resumptions += u32::from(owner != RELEASED_OWNER);
+                // A build of this process that it does not run was to be handed back.
+                let is_handed_back = owner == RELEASED_OWNER || owner == self.0.owner;
+                request.resumptions += u32::from(!is_handed_back);
                 return Ok(Some(Claim {
                     owner,
+                    replaced: digest,
                     build,
                     request,
                     body,
@@ -320,6 +333,16 @@ impl RecordStore {
         build.ended_at = Some(SystemTime::now());
         build.outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
         self.write(place, build, None).await
+    }
+
+    /// Hands back the claims that were not confirmed, when the process ends.
+    pub(crate) async fn hand_back_claims(&self, search: ClaimSearch) {
+        let claims = search.claims.into_values().flatten();
+        for claim in claims.filter(|claim| claim.is_written) {
+            if let Err(error) = self.hand_back(&claim.place, claim.build, true).await {
+                report_claim_error(&claim.place.key, &error);
+            }
+        }
     }
 
     /// Writes a claim. Returns `false`, and writes nothing, if the build has ended meanwhile or another process has claimed it.

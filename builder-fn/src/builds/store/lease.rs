@@ -16,7 +16,7 @@ use super::index_tag::RELEASED_OWNER;
 /// unchanged.
 pub(super) const BEATS: u64 = 30;
 
-/// The times of the signs that processes live, and of claims.
+/// The times of the signs that processes live, of claims, and of exchanges with the registry.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseTimes {
     /// The time between two renewals of a sign.
@@ -27,6 +27,8 @@ pub struct LeaseTimes {
     pub settle: Duration,
     /// The time between two searches for builds of processes that have gone.
     pub search: Duration,
+    /// The longest wait for the registry to store or to return a record.
+    pub exchange: Duration,
 }
 
 impl Default for LeaseTimes {
@@ -36,6 +38,7 @@ impl Default for LeaseTimes {
             stale_after: Duration::from_secs(20),
             settle: Duration::from_secs(2),
             search: Duration::from_secs(5),
+            exchange: Duration::from_secs(5),
         }
     }
 }

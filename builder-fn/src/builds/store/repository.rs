@@ -42,6 +42,15 @@ pub(super) struct RecordRepository {
     prepared: Mutex<HashSet<Option<String>>>,
     /// The tenants for whose repositories the registry has refused a deletion.
     without_deletion: Mutex<HashSet<Option<String>>>,
+    /// The tenants whose registry lists tags only after one that exists, as zot does.
+    without_places: Mutex<HashSet<Option<String>>>,
+}
+
+/// A page of a repository's tags.
+struct TagsPage {
+    tags: Vec<String>,
+    /// Whether the registry has more tags behind them.
+    has_more: bool,
 }
 
 impl RecordRepository {
@@ -51,6 +60,7 @@ impl RecordRepository {
             handles: Mutex::default(),
             prepared: Mutex::default(),
             without_deletion: Mutex::default(),
+            without_places: Mutex::default(),
         }
     }
 
@@ -153,43 +163,39 @@ impl RecordRepository {
 
     /// Lists the entries in the index of a tenant's repository, by name, that come after the tag `after`.
     ///
-    /// A registry that has its tags in another order returns others as well, and all entries if there are not too many.
+    /// A registry that has its tags in another order returns others as well, and all entries if there are not too many. One
+    /// that lists only after tags that exist returns entries before `after` as well.
     pub(super) async fn list_entries(
         &self,
         tenant: &Option<String>,
         after: &str,
     ) -> Result<Vec<String>, StoreError> {
-        #[derive(Deserialize)]
-        struct Page {
-            /// `null` if the repository has had tags.
-            tags: Option<Vec<String>>,
-        }
         let mut repository = self.open(tenant).await?;
         let mut entries: Vec<String> = Vec::new();
-        let mut last = after.to_owned();
+        let has_places = !lock(&self.without_places).contains(tenant);
+        let mut last = has_places.then(|| after.to_owned());
         for _ in 0..PAGES_MAX {
-            let query = format!("tags/list?n={TAGS_PER_PAGE}&last={last}");
-            let address: Uri = repository.uri_of_path(&query)?;
-            let request = || request_to(Method::GET, &address, empty_body());
-            let response = repository.send(request, RESPONSE_TIMEOUT).await?;
-            match response.status() {
-                StatusCode::OK => {}
-                // A repository exists from its first manifest on.
-                StatusCode::NOT_FOUND => break,
-                status => return Err(rejection(&repository, status).into()),
+            let Some(page) = request_tags(&mut repository, last.as_deref()).await? else {
+                match last.take() {
+                    // A repository exists from its first manifest on.
+                    None => break,
+                    // No tag has this name, or none any more: a new list from the beginning.
+                    Some(_) => entries.clear(),
+                }
+                continue;
+            };
+            if last.is_none() && has_places {
+                lock(&self.without_places).insert(tenant.clone());
             }
-            let has_more = response.headers().contains_key(LINK);
-            let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await;
-            let body = body.map_err(|_| StoreError::Malformed)?.to_bytes();
-            let page: Page = serde_json::from_slice(&body).map_err(|_| StoreError::Malformed)?;
-            let page = page.tags.unwrap_or_default();
-            let next = page.last().filter(|next| **next != last).cloned();
+            let next = page.tags.last().filter(|next| last.as_ref() != Some(*next));
+            let next = next.filter(|_| page.has_more).cloned();
             let before = entries.len();
-            entries.extend(page.into_iter().filter(|tag| tag.starts_with(INDEX_PREFIX)));
+            let found = page.tags.into_iter().filter(|tag| tag.starts_with(INDEX_PREFIX));
+            entries.extend(found);
             // Behind the entries come the tags of records.
-            let is_through = entries.len() == before;
+            let is_through = |next: &String| entries.len() == before && next.as_str() > INDEX_PREFIX;
             match next {
-                Some(next) if has_more && !is_through => last = next,
+                Some(next) if !is_through(&next) => last = Some(next),
                 _ => break,
             }
         }
@@ -227,6 +233,33 @@ impl RecordRepository {
             *kept = repository;
         }
     }
+}
+
+/// Requests the tags of a repository after the tag `last`; `None` if the registry knows no such repository, or no such tag.
+async fn request_tags(
+    repository: &mut Repository,
+    last: Option<&str>,
+) -> Result<Option<TagsPage>, StoreError> {
+    #[derive(Deserialize)]
+    struct Page {
+        /// `null` if the repository has had tags.
+        tags: Option<Vec<String>>,
+    }
+    let after = last.map(|last| format!("&last={last}")).unwrap_or_default();
+    let address: Uri = repository.uri_of_path(&format!("tags/list?n={TAGS_PER_PAGE}{after}"))?;
+    let request = || request_to(Method::GET, &address, empty_body());
+    let response = repository.send(request, RESPONSE_TIMEOUT).await?;
+    match response.status() {
+        StatusCode::OK => {}
+        StatusCode::NOT_FOUND => return Ok(None),
+        status => return Err(rejection(repository, status).into()),
+    }
+    let has_more = response.headers().contains_key(LINK);
+    let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await;
+    let body = body.map_err(|_| StoreError::Malformed)?.to_bytes();
+    let page: Page = serde_json::from_slice(&body).map_err(|_| StoreError::Malformed)?;
+    let tags = page.tags.unwrap_or_default();
+    Ok(Some(TagsPage { tags, has_more }))
 }
 
 impl fmt::Debug for RecordRepository {
