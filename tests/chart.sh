@@ -597,6 +597,21 @@ rejects "too little memory for a step" "builder.steps.memory: 1Mi, and at least 
 rejects "a step's CPUs that are no number" "/builder/steps/cpus" --set builder.steps.cpus=many
 begin "private sources" --set 'builder.allowedSources={files.internal,mirror.internal:8080}'
 has 'value: "files.internal,mirror.internal:8080"'
+has_not '- name: git_tokens'
+cat >"$dir/git-tokens.yaml" <<'END'
+builder:
+  gitTokens:
+    - url: https://github.com/acme/
+      secret: { name: github-token, key: token }
+    - url: https://git.example/
+      secret: { name: git-token, key: token }
+END
+begin "tokens for git repositories" -f "$dir/git-tokens.yaml"
+count 1 'value: "https://github.com/acme/=git-token-0,https://git.example/=git-token-1"$'
+count 2 'value: ".*,git-token,github-token,.*"$'
+count 1 'name: github-token$'
+count 1 'path: git-token-1$'
+rejects "a token without a secret" "/builder/gitTokens/0" --set 'builder.gitTokens[0].url=https://git.example/'
 has_not '- name: contexts_repository'
 begin "stored contexts" --set builder.contexts.repository=registry.example/slipway/contexts
 has '- name: contexts_repository'

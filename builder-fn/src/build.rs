@@ -20,6 +20,7 @@ use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestLookup, Sh
 use crate::builds::{BuildPhase, BuildRecords};
 use crate::compression::LayerCompression;
 use crate::error::Error;
+use crate::git_tokens::GitTokens;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
 use crate::registry::{ImageName, OperatorRepository};
@@ -52,6 +53,8 @@ pub struct BuildSettings {
     /// The limit on the sum of the pauses before retries of a queued call's build, after failures of the platform. With
     /// zero, the default, there are no retries.
     pub retry_time: Duration,
+    /// The operator's tokens for git repositories that contexts are read from.
+    pub git_tokens: GitTokens,
     /// The repository for records of builds, which no build pushes to or reads from.
     pub records_repository: Option<OperatorRepository>,
 }

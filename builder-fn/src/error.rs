@@ -55,6 +55,9 @@ pub(crate) enum Error {
     /// The git repository of the context is read without TLS, which the builder's settings do not allow.
     #[error("context.git.repository: {0}")]
     GitRepository(UrlRejection),
+    /// The operator's token for the git repository of the context cannot be read.
+    #[error("the operator's token for the git repository of the context cannot be read")]
+    GitToken(#[source] SecretError),
     /// The result of the build may not be sent to the URL in the config's `notify`.
     #[error("notify: {0}")]
     Notify(UrlRejection),
@@ -254,6 +257,7 @@ impl Error {
             Self::AlreadyBuilt { .. } | Self::AttemptsUsedUp => ErrorKind::Conflict,
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
+            | Self::GitToken(_)
             | Self::TenantDaemon(_)
             | Self::Connect(_)
             | Self::Lost(_)

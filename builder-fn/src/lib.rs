@@ -14,6 +14,7 @@ pub mod context;
 pub mod docker_config;
 mod error;
 pub mod function_id;
+pub mod git_tokens;
 pub mod hand_over;
 pub mod handler;
 mod host_port;

@@ -31,6 +31,7 @@
 //! | `require_fresh` | `false` | whether a config without `submittedAt` is rejected; needs `max_age` |
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
 //! | `allowed_sources` | | private hosts, HOST or HOST:PORT, that builds may read from |
+//! | `git_tokens` | | secrets with the operator's tokens for git repositories of contexts: a list of URL=SECRET |
 //! | `retry_time` | `2m` | limit on the pauses between retries of a queued call's build, after failures of BuildKit or a registry |
 //! | `contexts_repository` | | the repository, REGISTRY/PATH, in which `POST /contexts` stores contexts |
 //! | `records_repository` | | the repository, REGISTRY/PATH, in which records of builds are kept; needs the secret `deploy-secret` |
@@ -73,6 +74,7 @@ use crate::buildkit::{Daemon, StepLimits};
 use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
+use crate::git_tokens::GitTokens;
 use crate::hand_over::{self, DeployVia, DeployerSettings};
 use crate::registry::OperatorRepository;
 use crate::remote_context::StoredContextSettings;
@@ -214,6 +216,7 @@ impl Settings {
             );
         }
         settings.check_records_repository(parser, secrets);
+        settings.check_git_tokens(parser, secrets);
         settings.reserve_own_names(parser, secrets);
         settings.check_tenants_daemons(parser);
         settings
@@ -250,10 +253,22 @@ impl Settings {
         }
     }
 
+    /// Reports tokens for git repositories that cannot be read.
+    fn check_git_tokens(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+        for name in self.build.git_tokens.secrets() {
+            if let Err(error) = secrets.read_secret(name) {
+                parser.add_problem("git_tokens", format!("cannot be used: {}", ErrorChain(&error)));
+            }
+        }
+    }
+
     /// Reserves the names that the settings give to the deployer and to secrets of the builder.
     fn reserve_own_names(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
         reserved.reserve_function(&self.deployer.function);
+        for name in self.build.git_tokens.secrets() {
+            reserved.reserve_secret(name);
+        }
         for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {
             if let Some(name) = parser.optional_text(setting) {
                 reserved.reserve_secret(&name);
@@ -438,6 +453,7 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             parse_namespace,
         ),
         allowed_sources: parser.parse_or_default("allowed_sources", AllowedSources::default(), str::parse),
+        git_tokens: parser.parse_or_default("git_tokens", GitTokens::default(), str::parse),
         step_limits: StepLimits {
             memory: parser.parse_or_default("step_memory", None, parse_step_memory),
             millicpus: parser.parse_or_default("step_cpus", None, parse_cores),

@@ -50,6 +50,8 @@ pub struct SourceRules {
     pub access: RepositoryAccess,
     /// The secrets of the build, with which the daemon fetches git repositories.
     pub secrets: Arc<dyn SecretStore>,
+    /// Whether git repositories are read without their submodules, whose addresses they name themselves.
+    pub skips_submodules: bool,
 }
 
 impl SourceCheck for SourceRules {
@@ -93,6 +95,9 @@ impl SourceRules {
                 }
                 if let Some(tenant) = &self.tenant {
                     self.separate_git(tenant, identifier, &mut separated)?;
+                }
+                if self.skips_submodules {
+                    separated.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
                 }
             }
         }

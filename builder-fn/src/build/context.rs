@@ -8,13 +8,17 @@ use tokio::time::Instant;
 
 use super::Builder;
 use super::call::BuilderCall;
-use crate::buildkit::{BuildFailure, Connection, GitContextSource, JobError, SessionServices};
+use crate::buildkit::{BuildFailure, Connection, GitContextSource, GitLookup, JobError, SessionServices};
 use crate::error::Error;
+use crate::git_tokens::GitToken;
 use crate::registry::RepositoryAccess;
 use crate::remote_context::ContextError;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, BuildSource, GitContext, PreparedContext, ReferencedContext};
 use crate::sources::{SourceRules, UrlRejection};
+
+/// The build argument with which a git context keeps its folder `.git`.
+const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 
 /// The context of one attempt.
 #[derive(Debug)]
@@ -117,29 +121,70 @@ impl Builder {
         let start = Instant::now();
         log.push(lines.step_started(&step));
         let span = trace::client_span("look up commit");
+        let token = self.read_git_token(request, call)?;
+        let mut rules = self.source_rules(request, call, RepositoryAccess::default());
+        if let Some(token) = &token {
+            rules.secrets = token.clone();
+        }
+        let secrets = rules.secrets.clone();
+        let lookup = match &token {
+            Some(_) => checkout_of(request),
+            None => GitLookup::Commit,
+        };
         let services = SessionServices::new()
             .with_health()
-            .with_source_check(Arc::new(self.source_rules(
-                request,
-                call,
-                RepositoryAccess::default(),
-            )))
-            .with_secrets(Arc::new(call.secrets.clone()));
-        let resolved = span.run(git.source.resolve_commit(connection, services)).await;
+            .with_source_check(Arc::new(rules))
+            .with_secrets(secrets);
+        let resolving = git.source.resolve_commit(connection, services, lookup);
+        let resolved = span.run(resolving).await;
         log.push(lines.step_ended(&step, start.elapsed()));
+        let mask = token.as_ref().map(|token| token.mask().clone());
         let commit = resolved.map_err(|error| match error {
             JobError::Failed(failure) => JobError::Failed(BuildFailure {
-                message: format!("context.git: {}", failure.message),
+                message: format!(
+                    "context.git: {}",
+                    mask.unwrap_or_default().mask_text(&failure.message)
+                ),
                 ..failure
             }),
             error => error,
         })?;
         span.set_attribute("slipway.commit", commit.clone());
         tracing::info!(context = %git, commit, "looked up the commit of a context");
-        Ok(JobContext::Git {
-            source: git.source.clone(),
-            commit,
-        })
+        let source = match token {
+            // The build has no token, and need not ask the server.
+            Some(_) => git.source.at_commit(&commit),
+            None => git.source.clone(),
+        };
+        Ok(JobContext::Git { source, commit })
+    }
+
+    /// Returns the name of the secret with the operator's token for the context of a request, if there is one.
+    fn git_token_secret(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Option<&str> {
+        let BuildSource::Git(git) = &request.source else {
+            return None;
+        };
+        let tenant = request.tenant().map(AsRef::as_ref);
+        self.settings
+            .git_tokens
+            .secret_for(&git.source.url, tenant, &call.secrets)
+    }
+
+    /// Reads the operator's token for the context of a request. It is read for each build, so that a new one is used at once.
+    fn read_git_token(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+    ) -> Result<Option<Arc<GitToken>>, Error> {
+        let Some(secret) = self.git_token_secret(request, call) else {
+            return Ok(None);
+        };
+        let token = self
+            .contexts
+            .secrets
+            .read_secret(secret)
+            .map_err(Error::GitToken)?;
+        Ok(Some(Arc::new(GitToken::new(token))))
     }
 
     /// Returns the rules for the sources of a build, which uses the repositories in `access`.
@@ -157,6 +202,17 @@ impl Builder {
             records: self.settings.records_repository.clone(),
             access,
             secrets: Arc::new(call.secrets.clone()),
+            skips_submodules: self.git_token_secret(request, call).is_some(),
         }
+    }
+}
+
+/// Returns the checkout of a request's context that its build finds again.
+fn checkout_of(request: &BuildRequest) -> GitLookup {
+    let keeps = request.config.build_args.get(KEEP_GIT_DIR);
+    // Values as Go's `strconv.ParseBool` accepts them.
+    let is_true = |value: &String| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True");
+    GitLookup::Checkout {
+        keeps_git_dir: keeps.is_some_and(is_true),
     }
 }

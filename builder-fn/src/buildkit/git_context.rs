@@ -4,13 +4,20 @@
 //! one. BuildKit offers the lookup to clients that build by its gateway API: a solve without a frontend waits for the calls
 //! of such a client (BuildKit `control/gateway/gateway.go`). The daemon's question about the source comes first, so a daemon
 //! that does not ask is noticed before it builds anything.
+//!
+//! A repository that is read with a token of the operator is checked out by the same solve, whose session has the token. The
+//! build finds the checkout by its commit, and asks for no token.
 
 use std::pin::pin;
 
 use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
-use bollard_buildkit_proto::moby::buildkit::v1::frontend::ResolveSourceMetaRequest;
-use bollard_buildkit_proto::pb::SourceOp;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
+    ResolveSourceMetaRequest, SolveRequest as BridgeSolveRequest,
+};
+use bollard_buildkit_proto::pb::{Definition, Input, Op, SourceOp, op};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use prost::Message;
+use sha2::{Digest, Sha256};
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
@@ -48,7 +55,29 @@ pub struct GitContextSource {
     pub subdir: Option<String>,
 }
 
+/// What is read from a git repository before its build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GitLookup {
+    /// The commit.
+    Commit,
+    /// The commit, and the files of the context, which the build finds again.
+    Checkout {
+        /// Whether the context has the folder `.git`.
+        keeps_git_dir: bool,
+    },
+}
+
 impl GitContextSource {
+    /// Returns the same part of the repository at a commit, which the daemon finds without a question to the server if it
+    /// has read it before.
+    #[must_use]
+    pub fn at_commit(&self, commit: &str) -> Self {
+        Self {
+            reference: Some(commit.to_owned()),
+            ..self.clone()
+        }
+    }
+
     /// Returns the attribute `context` of the Dockerfile frontend for this source at a commit: BuildKit
     /// `frontend/dockerfile/dfgitutil/git_ref.go`.
     pub(super) fn context_at_commit(&self, commit: &str) -> String {
@@ -78,7 +107,37 @@ impl GitContextSource {
         }
     }
 
-    /// Looks up the commit that the source has now. `services` answer the daemon's questions: whether the build may read the
+    /// Returns the definition of a build that is this source alone, as the Dockerfile frontend makes it.
+    fn to_definition(&self, keeps_git_dir: bool) -> Definition {
+        let mut source = self.to_source_op();
+        if let Some(subdir) = &self.subdir {
+            let separator = if self.reference.is_some() { ":" } else { "#:" };
+            source.identifier.push_str(&format!("{separator}{subdir}"));
+        }
+        if keeps_git_dir {
+            source
+                .attrs
+                .insert("git.keepgitdir".to_owned(), "true".to_owned());
+        }
+        let source = Op {
+            op: Some(op::Op::Source(source)),
+            ..Op::default()
+        };
+        let source = source.encode_to_vec();
+        let result = Op {
+            inputs: vec![Input {
+                digest: format!("sha256:{}", hex::encode(Sha256::digest(&source))),
+                index: 0,
+            }],
+            ..Op::default()
+        };
+        Definition {
+            def: vec![source, result.encode_to_vec()],
+            ..Definition::default()
+        }
+    }
+
+    /// Looks up the commit that the source has now, and checks it out if `lookup` says so. `services` answer the daemon's questions: whether the build may read the
     /// source, and for the token that the repository wants.
     ///
     /// Dropping the future ends the lookup at the daemon.
@@ -90,6 +149,7 @@ impl GitContextSource {
         &self,
         connection: &Connection,
         services: SessionServices,
+        lookup: GitLookup,
     ) -> Result<String, JobError> {
         let session = Session::new(uuid::Uuid::new_v4().simple().to_string(), services.clone());
         let reference = uuid::Uuid::new_v4().simple().to_string();
@@ -104,7 +164,14 @@ impl GitContextSource {
         let mut control = connection.control_client();
         let mut solving = pin!(async move { control.solve(request).await });
         let mut session = pin!(session.open_and_serve(connection));
-        let mut looking_up = pin!(self.request_commit(connection, &reference));
+        let mut looking_up = pin!(async {
+            let commit = self.request_commit(connection, &reference).await?;
+            if let GitLookup::Checkout { keeps_git_dir } = lookup {
+                let source = self.at_commit(&commit);
+                source.check_out(connection, &reference, keeps_git_dir).await?;
+            }
+            Ok(commit)
+        });
         let resolved = tokio::select! {
             biased;
             resolved = &mut looking_up => resolved,
@@ -130,6 +197,25 @@ impl GitContextSource {
         }
     }
 
+    /// Has the daemon check the source out, as a client of the solve `reference`.
+    async fn check_out(
+        &self,
+        connection: &Connection,
+        reference: &str,
+        keeps_git_dir: bool,
+    ) -> Result<(), Status> {
+        let mut request = Request::new(BridgeSolveRequest {
+            definition: Some(self.to_definition(keeps_git_dir)),
+            evaluate: true,
+            allow_result_return: true,
+            allow_result_array_ref: true,
+            ..BridgeSolveRequest::default()
+        });
+        name_solve(&mut request, reference)?;
+        connection.bridge_client().solve(request).await?;
+        Ok(())
+    }
+
     /// Requests the commit as a client of the solve `reference`.
     async fn request_commit(&self, connection: &Connection, reference: &str) -> Result<String, Status> {
         let mut bridge = connection.bridge_client();
@@ -140,9 +226,7 @@ impl GitContextSource {
                 log_name: "[context] look up the commit".to_owned(),
                 ..ResolveSourceMetaRequest::default()
             });
-            let id = MetadataValue::try_from(reference);
-            let id = id.map_err(|_| Status::internal("the reference of a solve is not ASCII"))?;
-            request.metadata_mut().insert(BUILD_ID_HEADER, id);
+            name_solve(&mut request, reference)?;
             match bridge.resolve_source_meta(request).await {
                 Ok(response) => {
                     let git = response.into_inner().git.unwrap_or_default();
@@ -163,6 +247,14 @@ impl GitContextSource {
             }
         }
     }
+}
+
+/// Names the solve that a call of the gateway API belongs to.
+fn name_solve<T>(request: &mut Request<T>, reference: &str) -> Result<(), Status> {
+    let id = MetadataValue::try_from(reference);
+    let id = id.map_err(|_| Status::internal("the reference of a solve is not ASCII"))?;
+    request.metadata_mut().insert(BUILD_ID_HEADER, id);
+    Ok(())
 }
 
 /// The texts of git's errors about a server that cannot be reached or fails, so that a later attempt may succeed.
@@ -188,7 +280,8 @@ fn git_failure(status: &Status) -> BuildFailure {
         .iter()
         .any(|text| failure.message.contains(text))
     {
-        let hint = "; a private repository needs its token among the sealed secrets, as GIT_AUTH_TOKEN or GIT_AUTH_TOKEN.HOST";
+        let hint = "; a private repository needs its token among the sealed secrets, as GIT_AUTH_TOKEN or GIT_AUTH_TOKEN.HOST, \
+                    or from the operator (git_tokens)";
         failure.message.truncate(failure.message.trim_end().len());
         failure.message.push_str(hint);
     }
@@ -234,6 +327,31 @@ mod tests {
                 format!("https://git.example:8443/team/app.git?checksum={commit}{expected}")
             );
         }
+    }
+
+    #[test]
+    fn a_checkout_is_a_build_of_the_source_that_the_frontend_reads() {
+        let commit = "0123456789012345678901234567890123456789";
+        let of_definition = |subdir, keeps_git_dir| {
+            let source = source(Some("main"), subdir).at_commit(commit);
+            let definition = source.to_definition(keeps_git_dir);
+            let [read, result] = &definition.def[..] else {
+                panic!("{definition:?}");
+            };
+            let digest = format!("sha256:{}", hex::encode(Sha256::digest(read)));
+            assert_eq!(Op::decode(&result[..]).unwrap().inputs[0].digest, digest);
+            match Op::decode(&read[..]).unwrap().op {
+                Some(op::Op::Source(source)) => source,
+                other => panic!("{other:?}"),
+            }
+        };
+        let whole = of_definition(None, false);
+        let repository = "git://git.example:8443/team/app.git";
+        assert_eq!(whole.identifier, format!("{repository}#{commit}"));
+        assert_eq!(whole.attrs.get("git.keepgitdir"), None);
+        let folder = of_definition(Some("fn/a"), true);
+        assert_eq!(folder.identifier, format!("{repository}#{commit}:fn/a"));
+        assert_eq!(folder.attrs["git.keepgitdir"], "true");
     }
 
     #[test]

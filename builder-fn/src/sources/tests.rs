@@ -27,6 +27,7 @@ fn rules_of_policy(policy: &str) -> SourceRules {
         records: OperatorRepository::parse("r.example/slipway/records"),
         access: RepositoryAccess::default(),
         secrets: Arc::new(BuildSecrets::default()),
+        skips_submodules: false,
     }
 }
 

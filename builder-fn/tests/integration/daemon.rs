@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
 use bollard_buildkit_proto::moby::buildkit::v1::*;
-pub(crate) use bridge::LookupCall;
+pub(crate) use bridge::{BridgeSolveCall, LookupCall};
 use builder_fn::buildkit::{Daemon, DialFuture, Dialer};
 use futures_util::{Stream, StreamExt};
 pub(crate) use history::{FakeHistory, HistoryBehaviour};
@@ -29,6 +29,7 @@ pub(crate) struct DaemonCalls {
     pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
     pub(crate) sessions: mpsc::UnboundedReceiver<SessionCall>,
     pub(crate) lookups: mpsc::UnboundedReceiver<LookupCall>,
+    pub(crate) bridge_solves: mpsc::UnboundedReceiver<BridgeSolveCall>,
     pub(crate) history: FakeHistory,
     transports: Transports,
     server: tokio::task::JoinHandle<()>,
@@ -111,6 +112,7 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
     let (statuses, status_calls) = mpsc::unbounded_channel();
     let (sessions, session_calls) = mpsc::unbounded_channel();
     let (lookups, lookup_calls) = mpsc::unbounded_channel();
+    let (bridge_solves, bridge_solve_calls) = mpsc::unbounded_channel();
     let control = ControlServer::new(FakeControl {
         history: history.clone(),
         solves,
@@ -121,7 +123,10 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
     let server = tokio::spawn(async move {
         Server::builder()
             .add_service(control)
-            .add_service(bridge::FakeBridge { lookups })
+            .add_service(bridge::FakeBridge {
+                lookups,
+                solves: bridge_solves,
+            })
             .serve_with_incoming(incoming)
             .await
             .expect("serve");
@@ -136,6 +141,7 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
         statuses: status_calls,
         sessions: session_calls,
         lookups: lookup_calls,
+        bridge_solves: bridge_solve_calls,
         history,
         transports,
         server,

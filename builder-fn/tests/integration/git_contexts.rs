@@ -1,12 +1,17 @@
 //! Tests of JSON requests whose context is in a git repository.
 
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::PolicyAction;
+use builder_fn::buildkit::Daemon;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tonic::Code;
 
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, LookupCall, SessionCall, SolveCall};
-use crate::referenced_contexts::send_json;
-use crate::setting::{Answer, TestBuilder};
+use crate::referenced_contexts::{send_json, send_json_as};
+use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder};
 use crate::sources::ask_about_source;
 
 const COMMIT: &str = "0123456789012345678901234567890123456789";
@@ -25,14 +30,19 @@ async fn start_lookup(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     request: Value,
-) -> (
-    tokio::task::JoinHandle<Answer>,
-    SolveCall,
-    SessionCall,
-    LookupCall,
-) {
+) -> (JoinHandle<Answer>, SolveCall, SessionCall, LookupCall) {
+    start_lookup_as(builder, PAYLOAD_KEY, calls, request).await
+}
+
+/// Starts a build that is signed with `key`, and waits for the calls that look its commit up.
+async fn start_lookup_as(
+    builder: &TestBuilder,
+    key: &'static str,
+    calls: &mut DaemonCalls,
+    request: Value,
+) -> (JoinHandle<Answer>, SolveCall, SessionCall, LookupCall) {
     let sender = builder.clone();
-    let answer = tokio::spawn(async move { send_json(&sender, &request).await });
+    let answer = tokio::spawn(async move { send_json_as(&sender, key, &request).await });
     let (solve, session, lookup) =
         tokio::join!(calls.solves.recv(), calls.sessions.recv(), calls.lookups.recv());
     (
@@ -143,6 +153,119 @@ async fn nothing_is_built_from_a_repository_that_the_daemon_cannot_or_may_not_re
         assert_eq!(answer.status, status, "{message}: {error}");
         assert!(error.contains(text), "{message}: {error}");
         assert!(calls.solves.try_recv().is_err(), "{message}");
+    }
+}
+
+/// Asks a session for a secret, as BuildKit does.
+async fn ask_for_secret(session: &SessionCall, id: &str) -> Result<Vec<u8>, Code> {
+    let request = GetSecretRequest {
+        id: id.into(),
+        ..GetSecretRequest::default()
+    };
+    let mut client = SecretsClient::new(session.services.clone());
+    let answer = client.get_secret(request).await;
+    answer
+        .map(|answer| answer.into_inner().data)
+        .map_err(|status| status.code())
+}
+
+const TOKEN: &str = "the-token-of-the-operator";
+
+fn builder_with_token(daemon: Daemon) -> TestBuilder {
+    let builder = TestBuilder::new(daemon).with_git_tokens("https://git.example/team/=git-token");
+    builder.write_secret("git-token", &format!("{TOKEN}\n"));
+    builder
+}
+
+#[tokio::test]
+async fn a_token_of_the_operator_reads_the_context_and_is_in_no_session_with_steps() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = builder_with_token(daemon);
+    let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request()).await;
+    let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
+    assert_eq!(token, Ok(TOKEN.into()));
+    let decision = ask_about_source(&session, SOURCE).await.expect("an answer");
+    let attributes = decision.update.expect("other attributes").attrs;
+    assert_eq!(
+        attributes["git.skipsubmodules"], "true",
+        "the repository names their addresses"
+    );
+    lookup.answer_with_commit(None, COMMIT);
+    let checkout = complete_or_panic(calls.bridge_solves.recv())
+        .await
+        .expect("a checkout");
+    assert!(checkout.request.evaluate);
+    assert_eq!(checkout.request.frontend, "", "no frontend sees the session");
+    assert!(
+        calls.solves.try_recv().is_err(),
+        "the checkout comes before the build"
+    );
+    checkout.answer();
+
+    let (solve, status, session) = calls.next_build_calls().await;
+    let attrs = &solve.request.frontend_attrs;
+    assert_eq!(
+        attrs["context"],
+        format!("https://git.example/team/app.git?checksum={COMMIT}&ref={COMMIT}&subdir=fn")
+    );
+    let decision = ask_about_source(&session, &format!("git://git.example/team/app.git#{COMMIT}:fn"))
+        .await
+        .expect("an answer");
+    let attributes = decision.update.expect("other attributes").attrs;
+    assert_eq!(attributes["git.skipsubmodules"], "true", "the same checkout");
+    let stolen = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
+    assert_eq!(stolen, Err(Code::Unimplemented), "a step could mount it");
+    let text = format!("{:?}", solve.request);
+    assert!(!text.contains(TOKEN), "{text}");
+    solve.answer_with_digest("sha256:12");
+    drop(status);
+    let answer = complete_or_panic(answer).await.expect("no panic");
+    assert_eq!(
+        (answer.status, &answer.body["commit"]),
+        (200, &json!(COMMIT)),
+        "{}",
+        answer.body
+    );
+    assert!(!answer.body.to_string().contains(TOKEN), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_token_of_the_operator_is_masked_in_the_error_of_git() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = builder_with_token(daemon);
+    let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request()).await;
+    ask_about_source(&session, SOURCE).await.expect("an answer");
+    lookup.answer_with_commit(None, COMMIT);
+    let checkout = complete_or_panic(calls.bridge_solves.recv())
+        .await
+        .expect("a checkout");
+    checkout.answer_with_error(&format!("git fetch: fatal: Authorization: {TOKEN} is wrong"));
+    let answer = complete_or_panic(answer).await.expect("no panic");
+    let error = answer.body["error"].as_str().expect("a text");
+    assert_eq!(answer.status, 422, "{error}");
+    assert!(error.starts_with("context.git: git fetch: fatal: "), "{error}");
+    assert!(!error.contains(TOKEN), "{error}");
+}
+
+#[tokio::test]
+async fn a_tenant_gets_the_token_of_the_operator_only_by_a_rule_for_the_repository() {
+    for (rules, expected) in [
+        (json!({"git": ["https://git.example/team/"]}), Ok(TOKEN.into())),
+        (Value::Null, Err(Code::Unimplemented)),
+    ] {
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let key = "the payload key of acme";
+        let mut policy = json!({"tenants": {"acme": {"keys": ["acme-payload"]}}});
+        if !rules.is_null() {
+            policy["tenants"]["acme"]["read"] = rules.clone();
+        }
+        let builder = builder_with_token(daemon).with_policy(&policy);
+        builder.write_secret("acme-payload", key);
+        let (answer, _solve, session, _lookup) =
+            start_lookup_as(&builder, key, &mut calls, request()).await;
+        let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
+        assert_eq!(token, expected, "{rules}");
+        answer.abort();
     }
 }
 

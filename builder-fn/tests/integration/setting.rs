@@ -200,6 +200,12 @@ impl TestBuilder {
         self
     }
 
+    /// Names the secrets with the operator's tokens for git repositories.
+    pub(crate) fn with_git_tokens(mut self, tokens: &str) -> Self {
+        self.api.builder.settings.git_tokens = tokens.parse().expect("tokens");
+        self
+    }
+
     /// Lets the builder use TLS only.
     pub(crate) fn with_tls_only(mut self) -> Self {
         self.api.builder.contexts.insecure = false;

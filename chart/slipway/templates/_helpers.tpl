@@ -309,6 +309,9 @@ Arguments: dict "root" . "members" (list "keys" "registryConfig"), the members o
 {{- range $name, $secret := .Values.secrets.tenants -}}
 {{- $names = append $names $secret.name -}}
 {{- end -}}
+{{- range .Values.builder.gitTokens -}}
+{{- $names = append $names .secret.name -}}
+{{- end -}}
 {{- $names = append $names .Values.otel.headers.name -}}
 {{- $names = concat $names .Values.imagePullSecrets .Values.buildkit.imagePullSecrets .Values.secrets.protected -}}
 {{- range .Values.global.imagePullSecrets -}}

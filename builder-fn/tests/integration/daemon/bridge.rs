@@ -1,4 +1,4 @@
-//! The gateway API of the fake daemon, with the lookup of a source only.
+//! The gateway API of the fake daemon, with the lookup of a source and a solve without a frontend only.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -6,7 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
-    ResolveSourceGitResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+    ResolveSourceGitResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, SolveRequest,
+    SolveResponse,
 };
 use tokio::sync::{mpsc, oneshot};
 use tonic::body::Body;
@@ -45,10 +46,52 @@ impl LookupCall {
     }
 }
 
+/// A received call of `LLBBridge.Solve`.
+pub(crate) struct BridgeSolveCall {
+    pub(crate) request: SolveRequest,
+    reply: oneshot::Sender<Result<SolveResponse, Status>>,
+}
+
+impl BridgeSolveCall {
+    pub(crate) fn answer(self) {
+        self.reply
+            .send(Ok(SolveResponse::default()))
+            .expect("the client waits");
+    }
+
+    pub(crate) fn answer_with_error(self, message: &str) {
+        self.reply
+            .send(Err(Status::unknown(message)))
+            .expect("the client waits");
+    }
+}
+
 /// The gRPC service of the gateway API.
 #[derive(Clone)]
 pub(super) struct FakeBridge {
     pub(super) lookups: mpsc::UnboundedSender<LookupCall>,
+    pub(super) solves: mpsc::UnboundedSender<BridgeSolveCall>,
+}
+
+impl UnaryService<SolveRequest> for FakeBridge {
+    type Response = SolveResponse;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Self::Response>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<SolveRequest>) -> Self::Future {
+        let (reply, replied) = oneshot::channel();
+        let call = BridgeSolveCall {
+            request: request.into_inner(),
+            reply,
+        };
+        let sent = self.solves.send(call);
+        Box::pin(async move {
+            sent.map_err(|_| Status::unavailable("the test is over"))?;
+            let answer = replied.await;
+            answer
+                .map_err(|_| Status::unknown("the test gave no answer"))?
+                .map(Response::new)
+        })
+    }
 }
 
 impl UnaryService<ResolveSourceMetaRequest> for FakeBridge {
@@ -89,7 +132,12 @@ impl Service<http::Request<Body>> for FakeBridge {
         Box::pin(async move {
             Ok(match request.uri().path() {
                 "/moby.buildkit.v1.frontend.LLBBridge/ResolveSourceMeta" => {
-                    Grpc::new(ProstCodec::default()).unary(bridge, request).await
+                    let codec = ProstCodec::<ResolveSourceMetaResponse, ResolveSourceMetaRequest>::default();
+                    Grpc::new(codec).unary(bridge, request).await
+                }
+                "/moby.buildkit.v1.frontend.LLBBridge/Solve" => {
+                    let codec = ProstCodec::<SolveResponse, SolveRequest>::default();
+                    Grpc::new(codec).unary(bridge, request).await
                 }
                 _ => Status::unimplemented("not implemented by the fake daemon").into_http(),
             })

@@ -3,11 +3,115 @@
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    builder_process::BuilderProcess, buildkit::BuildkitDaemon, sealed_secrets::SealingKey,
-    smart_git_server::GitRepository, smart_git_server::SmartGitServer, testbed::Testbed,
+    builder_process::BuilderProcess, buildkit::BuildkitDaemon, registry::RegistryClient,
+    sealed_secrets::SealingKey, smart_git_server::GitRepository, smart_git_server::SmartGitServer,
+    testbed::Testbed,
 };
 
 const TOKEN: &str = "the-token-of-a-private-repository";
+
+/// Returns the configurations and the provenance of an image with the tag `1`.
+async fn texts_of_image(testbed: &Testbed, name: &str) -> Result<String> {
+    let registry = &testbed.registry;
+    let index = registry.get_manifest(name, "1").await?.context("the image")?;
+    let mut texts = String::new();
+    for manifest in index.body["manifests"].as_array().context("an index")? {
+        let digest = manifest["digest"].as_str().context("a digest")?;
+        let manifest = registry.get_manifest(name, digest).await?;
+        let manifest = manifest.context("a manifest")?;
+        let config = manifest.body["config"]["digest"].as_str().context("a config")?;
+        texts += &registry.get_json_blob(name, config).await?.to_string();
+        for layer in manifest.body["layers"].as_array().context("layers")? {
+            if layer["mediaType"] == "application/vnd.in-toto+json" {
+                let digest = layer["digest"].as_str().context("a digest")?;
+                texts += &registry.get_json_blob(name, digest).await?.to_string();
+            }
+        }
+    }
+    Ok(texts)
+}
+
+#[tokio::test]
+async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets_it() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox_image_name().await?;
+    let repository = GitRepository::create().await?;
+    let server = SmartGitServer::start(&repository, TOKEN).await?;
+    let secrets = format!("GIT_AUTH_TOKEN GIT_AUTH_TOKEN.{}", server.host());
+    let mounts: String = secrets
+        .split(' ')
+        .map(|id| format!("--mount=type=secret,id={id},target=/secrets/{id} "))
+        .collect();
+    // Git leaves the token in no file of the context either.
+    let dockerfile = format!(
+        "FROM {base}\nCOPY . /context\n\
+         RUN {mounts} test -z \"$(ls /secrets 2>/dev/null)\" && ! grep -rq {TOKEN} /context\n"
+    );
+    let commit = repository
+        .commit_files(&[("fn/Dockerfile", &dockerfile), ("fn/text", "of main")])
+        .await?;
+    let daemon = BuildkitDaemon::start(&testbed, "").await?;
+    let docker_config = RegistryClient::docker_config(
+        &testbed.stack.registry.host,
+        &testbed.stack.registry.user,
+        &testbed.stack.registry.password,
+    );
+    let secrets = [("registry-config", docker_config.as_str()), ("git-token", TOKEN)];
+    let folder = tempfile::tempdir()?;
+    let start = async |name: &str, read: Value| {
+        let mut policy = json!({"tenants": {"acme": {
+            "keys": ["payload-secret"], "registryConfig": "registry-config",
+        }}});
+        if !read.is_null() {
+            policy["tenants"]["acme"]["read"] = read;
+        }
+        let path = folder.path().join(name);
+        std::fs::write(&path, policy.to_string())?;
+        let (url, tokens) = (daemon.url(), format!("http://{}/=git-token", server.host()));
+        let settings = [
+            ("allowed_sources", server.host()),
+            ("buildkit_url", &url),
+            ("git_tokens", &tokens),
+            ("policy_file", path.to_str().context("the path is not UTF-8")?),
+        ];
+        BuilderProcess::start_with_secrets(&testbed, &settings, &secrets).await
+    };
+    let images = format!("{}/", testbed.stack.registry.host);
+    let rules = json!({"git": [format!("http://{}/", server.host())], "images": [format!("{images}**")]});
+    let with_rule = start("with-rule", rules).await?;
+    let without = start("without", Value::Null).await?;
+    let name = "e2e/from-git-of-the-operator";
+    let request = |more: &[(&str, &str)]| {
+        json!({
+            "image": testbed.image_name(name, "1"),
+            "provenance": "max",
+            "buildArgs": more.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
+            "context": {"git": {"repository": server.repository_url(), "ref": "main", "subdir": "fn"}},
+        })
+    };
+
+    let reply = without.client()?.post_json(&request(&[])).await?;
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    assert!(
+        reply.text_field("error").contains("needs its token"),
+        "{}",
+        reply.text
+    );
+    for more in [&[][..], &[("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "1")]] {
+        let reply = with_rule.client()?.post_json(&request(more)).await?;
+        assert_eq!(reply.status, 200, "{more:?}: {}", reply.text);
+        assert_eq!(reply.text_field("commit"), commit);
+        assert!(!reply.text.contains(TOKEN), "{}", reply.text);
+        let texts = texts_of_image(&testbed, name).await?;
+        assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");
+        assert!(!texts.contains(TOKEN), "{texts}");
+    }
+    // The checkout is the tenant's alone.
+    let reply = without.client()?.post_json(&request(&[])).await?;
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    Ok(())
+}
 
 #[tokio::test]
 async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_is_nowhere() -> Result<()> {
@@ -76,29 +180,7 @@ async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_i
         assert_eq!(reply.status, 200, "{reference}: {}", reply.text);
         assert_eq!(reply.text_field("commit"), *commit, "{reference}");
         assert!(!reply.text.contains(TOKEN), "{}", reply.text);
-        let index = testbed
-            .registry
-            .get_manifest(name, "1")
-            .await?
-            .context("the image")?;
-        let manifests = index.body["manifests"].as_array().context("an index")?.clone();
-        let mut texts = String::new();
-        for manifest in &manifests {
-            let digest = manifest["digest"].as_str().context("a digest")?;
-            let manifest = testbed
-                .registry
-                .get_manifest(name, digest)
-                .await?
-                .context("a manifest")?;
-            let config = manifest.body["config"]["digest"].as_str().context("a config")?;
-            texts += &testbed.registry.get_json_blob(name, config).await?.to_string();
-            for layer in manifest.body["layers"].as_array().context("layers")? {
-                if layer["mediaType"] == "application/vnd.in-toto+json" {
-                    let digest = layer["digest"].as_str().context("a digest")?;
-                    texts += &testbed.registry.get_json_blob(name, digest).await?.to_string();
-                }
-            }
-        }
+        let texts = texts_of_image(&testbed, name).await?;
         let label = format!("\"org.opencontainers.image.revision\":\"{commit}\"");
         assert!(texts.contains(&label), "{reference}: {texts}");
         assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");

@@ -13,8 +13,9 @@ impl UrlPattern {
     ///
     /// # Errors
     /// What the entry should be.
-    pub(super) fn parse(text: &str, schemes: &[&str]) -> Result<Self, String> {
-        let example = format!("should be a URL such as \"{}://example.com/files/\"", schemes[0]);
+    pub fn parse(text: &str, schemes: &[&str]) -> Result<Self, String> {
+        let scheme = schemes.first().copied().unwrap_or("https");
+        let example = format!("should be a URL such as \"{scheme}://example.com/files/\"");
         let (scheme, authority, path) = split_url(text).ok_or_else(|| example.clone())?;
         if !schemes.contains(&scheme.as_str()) {
             return Err(format!("should begin with {}://", schemes.join(":// or ")));

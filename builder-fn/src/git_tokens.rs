@@ -1,0 +1,234 @@
+//! The operator's tokens for git repositories that contexts are read from (`git_tokens`).
+//!
+//! A step of a build can mount every secret of its session (`RUN --mount=type=secret`), and a frontend can read every
+//! attribute of a source. So a token of the operator is in no session of a build: the daemon checks the context out before
+//! the build, in a session of its own without steps and frontend, and the build finds the checkout by its commit.
+//!
+//! A token is used for the context of a request only, without submodules: a repository names their addresses itself.
+
+use std::fmt;
+use std::str::FromStr;
+
+use function_host::Secret;
+use function_host::policy::{Tenant, UrlPattern};
+
+use crate::buildkit::SecretStore;
+use crate::redact::SecretMask;
+
+/// The name of the secret that BuildKit sends to a git server as a token.
+const TOKEN_SECRET: &str = "GIT_AUTH_TOKEN";
+
+/// The names of the secrets that BuildKit sends to a git server. One with a dot and the host comes first.
+const AUTH_SECRETS: [&str; 2] = [TOKEN_SECRET, "GIT_AUTH_HEADER"];
+
+/// The names of the secrets with the operator's tokens, by the repositories that they are for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GitTokens(Vec<(UrlPattern, String)>);
+
+/// A token of the operator, as the only secret of a session. `Debug` does not show it.
+pub(crate) struct GitToken {
+    token: Secret,
+    mask: SecretMask,
+}
+
+impl GitTokens {
+    /// Returns the name of the secret with the token for a repository, for a build of `tenant` with the secrets `own`.
+    ///
+    /// A build with a token of its own gets none. Neither does a tenant, unless a rule of its policy names the repository:
+    /// one without rules may read everything that needs no token.
+    pub(crate) fn secret_for(
+        &self,
+        repository: &str,
+        tenant: Option<&Tenant>,
+        own: &dyn SecretStore,
+    ) -> Option<&str> {
+        let (_, secret) = self.0.iter().find(|(pattern, _)| pattern.matches(repository))?;
+        let is_allowed = tenant.is_none_or(|tenant| {
+            let rules = tenant.read_rules();
+            rules.is_some_and(|rules| rules.git().allows(repository))
+        });
+        let host = host_of(repository);
+        let has_own = AUTH_SECRETS
+            .iter()
+            .any(|name| own.secret(name).is_some() || own.secret(&format!("{name}.{host}")).is_some());
+        (is_allowed && !has_own).then_some(secret)
+    }
+
+    /// Returns the names of the secrets.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(_, secret)| secret.as_str())
+    }
+}
+
+impl FromStr for GitTokens {
+    type Err = String;
+
+    /// Parses a list of `URL=SECRET`, separated by commas. The first entry whose URL a repository begins with counts.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let entries = entries.map(|entry| {
+            let (url, secret) = entry.split_once('=').unwrap_or((entry, ""));
+            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            if secret.is_empty() || !secret.bytes().all(is_name) {
+                return Err(format!(
+                    "should be a list of URL=SECRET, like https://github.com/acme/=github-token, separated by commas, not \
+                     {entry:?}"
+                ));
+            }
+            let pattern = UrlPattern::parse(url, &["https", "http"]);
+            let pattern = pattern.map_err(|problem| format!("{url:?} {problem}"))?;
+            Ok((pattern, secret.to_owned()))
+        });
+        entries.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl GitToken {
+    /// Creates the secrets of a session with a token only.
+    pub(crate) fn new(token: Secret) -> Self {
+        Self {
+            mask: SecretMask::new([token.expose()]),
+            token,
+        }
+    }
+
+    /// Returns the mask of the token.
+    pub(crate) fn mask(&self) -> &SecretMask {
+        &self.mask
+    }
+}
+
+impl SecretStore for GitToken {
+    fn secret(&self, id: &str) -> Option<&[u8]> {
+        (id == TOKEN_SECRET).then(|| self.token.expose())
+    }
+
+    fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+impl fmt::Debug for GitToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GitToken")
+    }
+}
+
+/// Returns the host of a URL, with its port, as git servers' secrets are named after it.
+fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use function_host::policy::Policy;
+
+    use super::*;
+
+    /// Secrets that all have the value `x`, by their names.
+    #[derive(Debug)]
+    struct NamedSecrets(&'static [&'static str]);
+
+    impl SecretStore for NamedSecrets {
+        fn secret(&self, id: &str) -> Option<&[u8]> {
+            self.0.contains(&id).then_some(b"x")
+        }
+
+        fn is_empty(&self) -> bool {
+            self.0.is_empty()
+        }
+    }
+
+    const REPOSITORY: &str = "https://git.example/acme/app.git";
+
+    fn tokens(text: &str) -> GitTokens {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_repository_gets_the_token_of_the_first_entry_that_it_begins_with() {
+        let tokens = tokens("https://git.example/acme/=acme-token, https://git.example/=token");
+        let secret_for = |url: &str| {
+            tokens
+                .secret_for(url, None, &NamedSecrets(&[]))
+                .map(str::to_owned)
+        };
+        for (url, secret) in [
+            (REPOSITORY, Some("acme-token")),
+            ("https://git.example/other/app.git", Some("token")),
+            ("https://git.example/acme-b/app.git", Some("token")),
+            ("http://git.example/acme/app.git", None),
+            ("https://git.example:8443/acme/app.git", None),
+            ("https://git.example.evil/acme/app.git", None),
+            ("https://git.example@evil/acme/app.git", None),
+            ("https://git.example/acme/../other/app.git", None),
+        ] {
+            assert_eq!(secret_for(url).as_deref(), secret, "{url}");
+        }
+        assert_eq!(tokens.secrets().collect::<Vec<_>>(), ["acme-token", "token"]);
+    }
+
+    #[test]
+    fn only_a_tenant_whose_rules_name_the_repository_gets_its_token() {
+        let tokens = tokens("https://git.example/=token");
+        for (rules, expected) in [
+            (
+                r#", "read": {"git": ["https://git.example/acme/"]}"#,
+                Some("token"),
+            ),
+            (r#", "read": {"git": ["https://git.example/other/"]}"#, None),
+            (r#", "read": {}"#, None),
+            ("", None),
+        ] {
+            let policy = format!(r#"{{"tenants": {{"acme": {{"keys": ["k"]{rules}}}}}}}"#);
+            let policy = Policy::parse(&policy).unwrap();
+            let tenant = policy.tenants().next().unwrap();
+            let secret = tokens.secret_for(REPOSITORY, Some(tenant), &NamedSecrets(&[]));
+            assert_eq!(secret, expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn a_build_with_a_token_of_its_own_gets_none_of_the_operator() {
+        let tokens = tokens("https://git.example/=token");
+        for (own, expected) in [
+            (&["npm"][..], Some("token")),
+            (&["GIT_AUTH_TOKEN"], None),
+            (&["GIT_AUTH_HEADER"], None),
+            (&["GIT_AUTH_TOKEN.git.example"], None),
+            (&["GIT_AUTH_TOKEN.other.example"], Some("token")),
+        ] {
+            assert_eq!(
+                tokens.secret_for(REPOSITORY, None, &NamedSecrets(own)),
+                expected,
+                "{own:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_entry_is_named() {
+        for (text, problem) in [
+            ("https://git.example/", "should be a list of URL=SECRET"),
+            ("https://git.example/=", "should be a list of URL=SECRET"),
+            ("https://git.example/=a/b", "should be a list of URL=SECRET"),
+            ("git.example=token", "should be a URL"),
+            ("ssh://git.example/=token", "should begin with https://"),
+            ("https://git.example/a/../=token", "should be a URL"),
+        ] {
+            let error = text.parse::<GitTokens>().unwrap_err();
+            assert!(error.contains(problem), "{text}: {error}");
+        }
+        assert_eq!(tokens(""), GitTokens::default());
+    }
+
+    #[test]
+    fn a_session_with_a_token_has_no_other_secret_and_does_not_show_it() {
+        let token = GitToken::new(Secret::new("the-token"));
+        assert_eq!(token.secret("GIT_AUTH_TOKEN"), Some(&b"the-token"[..]));
+        assert_eq!(token.secret("GIT_AUTH_HEADER"), None);
+        assert_eq!(format!("{token:?}"), "GitToken");
+        assert!(!token.mask().mask_text("x the-token").contains("the-token"));
+    }
+}
