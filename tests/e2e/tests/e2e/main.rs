@@ -39,4 +39,5 @@ mod tenant_resources;
 mod tenants;
 mod traces;
 mod two_builders;
+mod updated_builder;
 mod warnings;
