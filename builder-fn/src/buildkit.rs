@@ -29,6 +29,7 @@ pub use connection::{ConnectError, Connection, Daemon};
 pub use dial::{ByteStream, DialFuture, Dialer};
 pub use failure::{BuildFailure, FaultyParty};
 pub use git_context::{GitContextSource, GitLookup};
+pub(crate) use history::HistoryChange;
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
 pub use job::{BuildJob, EventTimeouts, JobError, find_built_image};
 pub use manifest_lookup::ManifestLookup;

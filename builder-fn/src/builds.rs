@@ -9,6 +9,7 @@ mod cancel;
 mod filter;
 mod log;
 mod lookup;
+mod newest;
 mod record;
 mod records;
 mod routes;

@@ -19,6 +19,7 @@ use super::Connection;
 use super::attributes::{SolveAttributes, to_timestamp};
 use super::outcome::{BuiltImage, SolveOutcome};
 
+pub(crate) use listing::HistoryChange;
 pub use listing::{HistoryListing, ListedBuild, SealedSecrets, StepCounts};
 
 /// The time between two requests for a build's record that the daemon has not written yet.

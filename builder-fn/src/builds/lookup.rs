@@ -18,9 +18,6 @@ use crate::sealed::SealKey;
 /// The longest wait for a connection to the daemon, and again for its history, when somebody asks about builds.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The limit on the records of the history from which finished builds are listed.
-const LISTED_RECORDS_MAX: u16 = 1000;
-
 /// A lookup of the builds that one caller may see.
 #[derive(Clone, Debug)]
 pub(super) struct BuildLookup {
@@ -147,8 +144,11 @@ impl BuildLookup {
 
     /// Lists the builds of the caller's tenant, and the reason why some may be missing.
     pub(super) async fn list(&self) -> (Vec<BuildRecord>, UnreadPlaces) {
-        let listing = self
-            .request_history(|connection| async move { connection.list_builds(LISTED_RECORDS_MAX).await });
+        let listing = async {
+            let mut listing = self.records.newest().list(&self.daemon).await?;
+            self.leave_out_other_tenants(&mut listing);
+            Ok(listing)
+        };
         let reading = async {
             match self.records.store() {
                 Some(store) => Box::pin(store.list(&self.tenant)).await,
@@ -249,10 +249,14 @@ impl BuildLookup {
                 "could not read BuildKit's history for a question about builds"
             );
         })?;
+        self.leave_out_other_tenants(&mut listing);
+        Ok(listing)
+    }
+
+    fn leave_out_other_tenants(&self, listing: &mut HistoryListing) {
         listing
             .builds
             .retain(|build| build.attributes.tenant == self.tenant);
-        Ok(listing)
     }
 
     /// Returns the mask of the sealed secrets in the record of the last attempt; `None` if they cannot be opened.

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
 use super::cancel::{CancellationWatch, WatchedDaemon};
+use super::newest::NewestBuilds;
 use super::store::{PendingWrite, StoreError};
 use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequest};
 use crate::buildkit::{Cancellation, Daemon};
@@ -44,6 +45,7 @@ struct SharedRecords {
     cancellations: CancellationWatch,
     log_readers: Arc<Semaphore>,
     searches: Semaphore,
+    newest: NewestBuilds,
 }
 
 impl Default for SharedRecords {
@@ -54,6 +56,7 @@ impl Default for SharedRecords {
             cancellations: CancellationWatch::default(),
             log_readers: Arc::new(Semaphore::new(LOG_READERS_MAX)),
             searches: Semaphore::new(SEARCHES_MAX),
+            newest: NewestBuilds::default(),
         }
     }
 }
@@ -177,6 +180,11 @@ impl BuildRecords {
             references.clear();
         }
         references.insert(key.clone(), reference.to_owned());
+    }
+
+    /// Returns the newest builds in the histories of daemons.
+    pub(super) fn newest(&self) -> &NewestBuilds {
+        &self.0.newest
     }
 
     /// Waits for a permit to search a daemon's whole history.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall, StatusCall};
+use crate::hand_over::let_build_succeed;
 use crate::secrets::{recorded_secrets, tar_with_sealed_secrets};
 use crate::setting::{
     Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files,
@@ -510,4 +511,55 @@ async fn a_daemon_that_does_not_answer_costs_only_what_other_builders_did() {
             .as_str()
             .is_some_and(|text| text.contains("could not be read"))
     );
+}
+
+#[tokio::test]
+async fn lists_that_follow_each_other_make_the_daemon_read_its_history_once_and_miss_nothing() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon.clone());
+    for number in 0..3 {
+        let (own, id) = (builder.with_call_id(&number.to_string()), number.to_string());
+        let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
+        let_build_succeed(&mut calls).await;
+        assert_eq!(
+            complete_or_panic(build).await.expect("no panic").status,
+            200,
+            "{id}"
+        );
+    }
+    // It knows no build itself.
+    let other = TestBuilder::new(daemon);
+    let ids = async || {
+        let list = ask(&other, Method::GET, "/builds?state=success").await.body;
+        let builds = list["builds"].as_array().expect("a list").clone();
+        let ids = builds.iter().filter_map(|build| build["id"].as_str());
+        let mut ids: Vec<_> = ids.map(str::to_owned).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(ids().await, ["0", "1", "2"]);
+    let decoded = calls.history.decoded_records();
+    for _ in 0..3 {
+        assert_eq!(ids().await, ["0", "1", "2"]);
+    }
+    assert_eq!(calls.history.decoded_records(), decoded, "answered from memory");
+
+    let own = builder.with_call_id("3");
+    let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
+    let_build_succeed(&mut calls).await;
+    assert_eq!(complete_or_panic(build).await.expect("no panic").status, 200);
+    complete_or_panic(async {
+        while ids().await != ["0", "1", "2", "3"] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // The daemon is started again.
+    calls.history.disconnect_listeners();
+    complete_or_panic(async {
+        while calls.history.decoded_records() <= decoded {
+            assert_eq!(ids().await, ["0", "1", "2", "3"]);
+        }
+    })
+    .await;
 }

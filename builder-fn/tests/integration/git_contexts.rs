@@ -261,8 +261,7 @@ async fn a_tenant_gets_the_token_of_the_operator_only_by_a_rule_for_the_reposito
         }
         let builder = builder_with_token(daemon).with_policy(&policy);
         builder.write_secret("acme-payload", key);
-        let (answer, _solve, session, _lookup) =
-            start_lookup_as(&builder, key, &mut calls, request()).await;
+        let (answer, _solve, session, _lookup) = start_lookup_as(&builder, key, &mut calls, request()).await;
         let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
         assert_eq!(token, expected, "{rules}");
         answer.abort();

@@ -9,7 +9,8 @@ use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
 };
-use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
@@ -57,6 +58,17 @@ pub struct HistoryListing {
     pub cancellations: HashSet<Cancellation>,
 }
 
+/// A change of a daemon's history.
+#[derive(Clone, Debug)]
+pub(crate) enum HistoryChange {
+    /// A build has started or ended.
+    Build(Box<ListedBuild>),
+    /// The record of the build with this reference was deleted.
+    Deleted(String),
+    /// Somebody asked to cancel a build.
+    Cancellation(Cancellation),
+}
+
 /// The numbers of a build's steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepCounts {
@@ -87,6 +99,33 @@ impl Connection {
     /// Fails if the daemon does not answer in time, or has no history.
     pub async fn list_builds(&self, limit: u16) -> Result<HistoryListing, Status> {
         self.list_history(Vec::new(), limit.into()).await
+    }
+
+    /// Subscribes to the changes of the history: the builds that run, and then every change.
+    ///
+    /// # Errors
+    /// Fails if the daemon has no history.
+    pub(crate) async fn watch_history(
+        &self,
+    ) -> Result<BoxStream<'static, Result<HistoryChange, Status>>, Status> {
+        let request = BuildHistoryRequest {
+            active_only: true,
+            ..BuildHistoryRequest::default()
+        };
+        let events = listen_to_history(self, request).await?;
+        let changes = events.try_filter_map(|event| {
+            let kind = event.r#type();
+            let change = event.record.and_then(|record| match kind {
+                BuildHistoryEventType::Deleted => Some(HistoryChange::Deleted(record.r#ref)),
+                _ => match Cancellation::from_attributes(&record.frontend_attrs) {
+                    Some(cancellation) => Some(HistoryChange::Cancellation(cancellation)),
+                    None => ListedBuild::from_record(kind, record)
+                        .map(|build| HistoryChange::Build(Box::new(build))),
+                },
+            });
+            std::future::ready(Ok(change))
+        });
+        Ok(changes.boxed())
     }
 
     /// Lists the attempts of the build `reference`, and whether somebody asked to cancel it. Other builds that run are listed

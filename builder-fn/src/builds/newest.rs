@@ -1,0 +1,280 @@
+//! The newest builds in the histories of daemons, kept in memory for lists that follow each other.
+//!
+//! BuildKit decodes all of its records for each question to its history, whatever is asked: about 50 µs each, so that a list
+//! took a second with 10,000 records. The first list of a daemon subscribes to its history and reads it once. Later ones are
+//! answered from memory, which events of the history keep up to date, until nobody has asked for some time.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use function_host::ErrorChain;
+use futures_util::TryStreamExt;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::buildkit::{
+    BuildState, Cancellation, Daemon, HistoryChange, HistoryListing, ListedBuild, SealedSecrets,
+};
+
+/// The limit on the builds of one daemon that are kept, besides those that run.
+const KEPT_MAX: u16 = 1000;
+
+/// The limit on the requests to cancel builds of one daemon that are kept. At the limit, all are forgotten.
+const CANCELLATIONS_MAX: usize = 10_000;
+
+/// The time after the last list at which a history is not followed any more.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// The longest wait for a daemon's whole answer to the first question.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The newest builds in the histories of daemons. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NewestBuilds(Arc<Mutex<HashMap<String, Follower>>>);
+
+/// A daemon's history that is followed.
+#[derive(Clone, Debug)]
+struct Follower {
+    state: Arc<Mutex<KeptBuilds>>,
+    progress: watch::Receiver<Progress>,
+}
+
+/// How far a history has been read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Progress {
+    /// The builds before the subscription are being read.
+    Reading,
+    /// All is there.
+    Complete,
+    /// The history could not be read.
+    Failed(String),
+}
+
+/// The builds of one daemon.
+#[derive(Debug)]
+struct KeptBuilds {
+    /// The builds by the names of their attempts.
+    builds: HashMap<String, ListedBuild>,
+    cancellations: HashSet<Cancellation>,
+    /// The time of the last list.
+    asked: Instant,
+}
+
+impl NewestBuilds {
+    /// Lists the builds that run on a daemon, and the newest that have ended, without their sealed secrets.
+    ///
+    /// # Errors
+    /// Fails with the reason if the daemon's history cannot be read.
+    pub(super) async fn list(&self, daemon: &Daemon) -> Result<HistoryListing, String> {
+        let follower = self.follower(daemon);
+        let mut progress = follower.progress;
+        let read = progress.wait_for(|progress| *progress != Progress::Reading).await;
+        match read.map(|progress| progress.clone()) {
+            Ok(Progress::Complete) => {}
+            Ok(Progress::Failed(error)) => return Err(error),
+            Ok(Progress::Reading) | Err(_) => return Err("BuildKit's history could not be read".to_owned()),
+        }
+        let mut kept = lock(&follower.state);
+        kept.asked = Instant::now();
+        Ok(HistoryListing {
+            builds: kept.builds.values().cloned().collect(),
+            cancellations: kept.cancellations.clone(),
+        })
+    }
+
+    /// Returns the follower of a daemon's history, and begins to follow it unless that goes on already.
+    fn follower(&self, daemon: &Daemon) -> Follower {
+        let name = daemon.address_for_messages().to_owned();
+        let mut followers = lock(&self.0);
+        followers
+            .entry(name.clone())
+            .or_insert_with(|| {
+                let (sender, progress) = watch::channel(Progress::Reading);
+                let follower = Follower {
+                    state: Arc::new(Mutex::new(KeptBuilds::new())),
+                    progress,
+                };
+                let (all, state, daemon) = (self.clone(), follower.state.clone(), daemon.clone());
+                tokio::spawn(async move {
+                    let ended = follow(&daemon, &state, &sender).await;
+                    // The next list begins anew.
+                    lock(&all.0).remove(&name);
+                    if let Err(error) = ended {
+                        tracing::warn!(error, "could not follow BuildKit's history for lists of builds");
+                        sender.send_if_modified(|progress| {
+                            // What was read is still an answer to who has asked already.
+                            let is_unanswered = *progress == Progress::Reading;
+                            if is_unanswered {
+                                *progress = Progress::Failed(error);
+                            }
+                            is_unanswered
+                        });
+                    }
+                });
+                follower
+            })
+            .clone()
+    }
+}
+
+/// Reads the history of a daemon and follows it, until nobody has asked for some time. Fails with the reason if it cannot.
+async fn follow(
+    daemon: &Daemon,
+    state: &Mutex<KeptBuilds>,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), String> {
+    let text = |status: tonic::Status| ErrorChain(&status).to_string();
+    let reading = async {
+        let connection = daemon.connect().await;
+        let connection = connection.map_err(|error| ErrorChain(&error).to_string())?;
+        // Before the list, so that nothing is missed between the two.
+        let changes = connection.watch_history().await.map_err(text)?;
+        let listing = connection.list_builds(KEPT_MAX).await.map_err(text)?;
+        Ok((connection, changes, listing))
+    };
+    let read = tokio::time::timeout(FIRST_ANSWER_TIMEOUT, reading).await;
+    let (_connection, mut changes, listing) =
+        read.unwrap_or_else(|_| Err("BuildKit's history does not answer in time".to_owned()))?;
+    {
+        let mut kept = lock(state);
+        listing.builds.into_iter().for_each(|build| kept.insert(build));
+        kept.cancellations = listing.cancellations;
+    }
+    progress.send_replace(Progress::Complete);
+    loop {
+        let idle_at = lock(state).asked + IDLE_MAX;
+        tokio::select! {
+            change = changes.try_next() => match change.map_err(text)? {
+                Some(change) => lock(state).apply(change),
+                None => return Err("BuildKit ended the stream of its history".to_owned()),
+            },
+            () = tokio::time::sleep_until(idle_at) => {
+                if lock(state).asked.elapsed() >= IDLE_MAX {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+impl KeptBuilds {
+    fn new() -> Self {
+        Self {
+            builds: HashMap::new(),
+            cancellations: HashSet::new(),
+            asked: Instant::now(),
+        }
+    }
+
+    fn apply(&mut self, change: HistoryChange) {
+        match change {
+            HistoryChange::Build(build) => self.insert(*build),
+            HistoryChange::Deleted(reference) => drop(self.builds.remove(&reference)),
+            HistoryChange::Cancellation(cancellation) => {
+                if self.cancellations.len() >= CANCELLATIONS_MAX {
+                    self.cancellations.clear();
+                }
+                self.cancellations.insert(cancellation);
+            }
+        }
+    }
+
+    /// Keeps a build. One that has ended does not run again under the same name, whatever event comes last.
+    fn insert(&mut self, mut build: ListedBuild) {
+        let known = self.builds.get(&build.reference);
+        if build.state == BuildState::Running && known.is_some_and(|known| known.state != BuildState::Running)
+        {
+            return;
+        }
+        // They may be large, and a list shows no log that they would mask.
+        if let SealedSecrets::Envelope(_) = build.secrets {
+            build.secrets = SealedSecrets::Omitted;
+        }
+        self.builds.insert(build.reference.clone(), build);
+        // A quarter more than the limit, so that the oldest are not searched for with each build.
+        if self.builds.len() > usize::from(KEPT_MAX) * 5 / 4 {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let ended = self
+            .builds
+            .values()
+            .filter(|build| build.state != BuildState::Running);
+        let mut times: Vec<_> = ended.map(|build| build.started_at).collect();
+        times.sort_unstable_by(|one, other| other.cmp(one));
+        if let Some(oldest) = times.get(usize::from(KEPT_MAX)).copied() {
+            self.builds
+                .retain(|_, build| build.state == BuildState::Running || build.started_at > oldest);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::buildkit::{SolveAttributes, StepCounts};
+
+    fn build(number: u64, state: BuildState) -> ListedBuild {
+        ListedBuild {
+            reference: number.to_string(),
+            attributes: SolveAttributes {
+                call_id: number.to_string(),
+                signature: None,
+                tenant: None,
+                submitted_at: SystemTime::UNIX_EPOCH,
+                function: None,
+                supersede: true,
+                commit: None,
+            },
+            image: None,
+            state,
+            is_cancelled: false,
+            error: None,
+            digest: None,
+            started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(number)),
+            ended_at: None,
+            steps: StepCounts::default(),
+            secrets: SealedSecrets::Envelope(vec![0; 100]),
+        }
+    }
+
+    #[test]
+    fn the_newest_builds_are_kept_and_those_that_run_without_large_secrets() {
+        let mut kept = KeptBuilds::new();
+        kept.insert(build(0, BuildState::Running));
+        for number in 1..=2000 {
+            kept.insert(build(number, BuildState::Succeeded));
+        }
+        assert!(kept.builds.len() <= usize::from(KEPT_MAX) * 5 / 4);
+        assert!(kept.builds.contains_key("0") && !kept.builds.contains_key("1"));
+        assert!(
+            (2000 - u64::from(KEPT_MAX) + 1..=2000)
+                .all(|number| kept.builds.contains_key(&number.to_string()))
+        );
+        assert!(
+            kept.builds
+                .values()
+                .all(|build| build.secrets == SealedSecrets::Omitted)
+        );
+    }
+
+    #[test]
+    fn an_event_of_a_start_that_comes_late_does_not_hide_the_end() {
+        let mut kept = KeptBuilds::new();
+        for state in [BuildState::Running, BuildState::Failed, BuildState::Running] {
+            kept.apply(HistoryChange::Build(Box::new(build(1, state))));
+        }
+        assert_eq!(kept.builds["1"].state, BuildState::Failed);
+        kept.apply(HistoryChange::Deleted("1".into()));
+        assert!(kept.builds.is_empty());
+    }
+}
