@@ -28,6 +28,7 @@ pub(crate) use spool::{SpoolError, check_spool_folder_writable};
 #[cfg(test)]
 pub(crate) use view::view;
 pub(crate) use view::{ContextView, ViewEntry, ViewFilter, pattern_problems, view_while};
+pub use view::{IgnoreDecision, IgnoreRules, MatchedFolder, PatternError};
 
 /// The entries of a source context, and the bytes of their files.
 #[derive(Debug)]

@@ -9,11 +9,13 @@ mod follow;
 mod glob;
 mod go_match;
 mod ignore_file;
+mod ignore_rules;
 mod patterns;
 
 use super::{Kind, SourceContext};
 use effort::MatchingEffort;
 pub(crate) use ignore_file::pattern_problems;
+pub use ignore_rules::{IgnoreDecision, IgnoreRules, MatchedFolder};
 use patterns::{MatchedPatterns, Pattern, Patterns};
 
 /// The limit on the effort of matching patterns, in bytes of paths that are compared with a pattern, which takes
@@ -59,14 +61,14 @@ pub(crate) struct ViewEntry {
     pub(crate) link: Option<u32>,
 }
 
-/// The error for patterns of a file-sync request that are malformed, too many or too complex, or no longer wanted.
+/// The error for patterns of a file-sync request or of an ignore file that are malformed, too many or too complex, or no longer wanted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid pattern {pattern:?}: {reason}")]
-pub(crate) struct PatternError {
+pub struct PatternError {
     /// The pattern at which the selection failed; empty if none is to blame.
-    pub(crate) pattern: String,
+    pub pattern: String,
     /// The reason why the selection failed.
-    pub(crate) reason: &'static str,
+    pub reason: &'static str,
 }
 
 /// Selects the entries of a context that match `filter`; fails once `is_wanted` returns `false`.

@@ -18,10 +18,7 @@ pub(crate) struct PatternProblem {
 ///
 /// BuildKit's clients reject some of them, and do not notice others, or only when they try them.
 pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternProblem> {
-    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
-    let lines = (1..).zip(content.split(|byte| *byte == b'\n'));
-    lines.filter_map(|(line, text)| {
-        let pattern = pattern_text_in_line(&String::from_utf8_lossy(text))?;
+    pattern_texts(content).filter_map(|(line, pattern)| {
         let reason = match Pattern::parse(&pattern) {
             Ok(parsed) => parsed.problem()?,
             Err(error) => error.reason,
@@ -32,6 +29,14 @@ pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternPr
             reason,
         })
     })
+}
+
+/// Returns the patterns in the content of an ignore file, as BuildKit sends them to its clients, with the numbers of their
+/// lines.
+pub(super) fn pattern_texts(content: &[u8]) -> impl Iterator<Item = (usize, String)> {
+    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+    let lines = (1..).zip(content.split(|byte| *byte == b'\n'));
+    lines.filter_map(|(line, text)| Some((line, pattern_text_in_line(&String::from_utf8_lossy(text))?)))
 }
 
 /// Parses the pattern in a line of an ignore file; `None` for a blank line or a comment.
