@@ -109,6 +109,7 @@ impl Answer {
                     Some(_) => BuildStatus::Failed,
                 },
                 error,
+                code: (status != StatusCode::OK).then_some(status.as_u16()),
                 superseded_by,
                 deployment: built.deployment.map(|deployment| deployment.answer),
                 warnings: Warnings::default(),
@@ -139,6 +140,7 @@ impl Answer {
             ErrorKind::Platform => StatusCode::BAD_GATEWAY,
         };
         let report = Report {
+            code: Some(status.as_u16()),
             superseded_by: error.superseded_by().map(str::to_owned),
             deployment: error.deployment().map(|deployment| deployment.answer.clone()),
             ..report_of_failure(error.to_string(), fields)
@@ -203,6 +205,7 @@ fn report_of_failure(error: String, fields: AnswerFields<'_>) -> Report {
         commit: None,
         status: BuildStatus::Failed,
         error: Some(error),
+        code: None,
         superseded_by: None,
         deployment: None,
         warnings: Warnings::default(),

@@ -31,7 +31,8 @@ pub(crate) trait LogSink: Send {
 
 /// The JSON body of an answer to a build request, successful or not.
 ///
-/// The fields are those of OpenFaaS's builder, and `digest`, `commit`, `supersededBy`, `deployment` and `warnings` in addition.
+/// The fields are those of OpenFaaS's builder, and `digest`, `commit`, `code`, `supersededBy`, `deployment` and
+/// `warnings` in addition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// The lines of the build's log. `None` if no build was started, or if the lines were streamed already.
@@ -51,6 +52,9 @@ pub(crate) struct Report {
     /// The reason why the build or the deployment failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+    /// The HTTP status of the answer to a request that failed, which a streamed answer does not have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<u16>,
     /// The ID of the call with the newer build that supersedes this one.
     #[serde(rename = "supersededBy", skip_serializing_if = "Option::is_none")]
     pub(crate) superseded_by: Option<String>,
@@ -94,6 +98,7 @@ mod tests {
             commit: None,
             status: BuildStatus::Success,
             error: None,
+            code: None,
             superseded_by: None,
             deployment: None,
             warnings: Warnings::default(),
@@ -115,6 +120,7 @@ mod tests {
             commit: None,
             status: BuildStatus::Failed,
             error: Some("no signature".into()),
+            code: None,
             superseded_by: None,
             deployment: None,
             warnings: Warnings::default(),

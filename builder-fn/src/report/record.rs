@@ -138,6 +138,7 @@ mod tests {
             commit: None,
             status: BuildStatus::Failed,
             error: Some(error.into()),
+            code: None,
             superseded_by: None,
             deployment: None,
             warnings: Warnings::default(),

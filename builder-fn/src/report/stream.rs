@@ -155,6 +155,7 @@ mod tests {
             commit: None,
             status,
             error: (status == BuildStatus::Failed).then(|| "internal error".into()),
+            code: None,
             superseded_by: None,
             deployment: None,
             warnings: Warnings::default(),
