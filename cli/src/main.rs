@@ -1,66 +1,68 @@
-//! The command `slipway`.
-//!
-//! `slipway policy check FILE` checks a policy, and evaluates it against a request without sending it, with the code that
-//! builder-fn and deployer-fn use.
+//! The command `slipway`: from a folder with a function's source to the running function, and questions about builds.
 
-mod check;
-mod source;
+mod arguments;
+mod builder;
+mod builds;
+mod context;
+mod dev;
+mod exit_status;
+mod failure;
+mod function;
+mod generated;
+mod interrupt;
+mod output;
+mod policy;
+mod progress;
+mod settings;
+mod stack_file;
+mod suggestion;
+mod template;
+mod up;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
-/// Exit code of a request that the policy rejects.
-const EXIT_CODE_REJECTED: u8 = 1;
-/// Exit code of a wrong command line, an invalid policy, or a file that cannot be used.
-const EXIT_CODE_UNUSABLE: u8 = 2;
-
-/// Slipway's command line.
-#[derive(Parser)]
-#[command(version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Work with the operator's policy.
-    #[command(subcommand)]
-    Policy(PolicyCommand),
-}
-
-#[derive(Subcommand)]
-enum PolicyCommand {
-    /// Check a policy, and evaluate it against a request without sending it.
-    ///
-    /// Exits with 0 if the request is allowed, with 1 if it is rejected (one violated rule on each line), and with 2 if the
-    /// policy or the request cannot be used.
-    Check(check::CheckArguments),
-}
+use arguments::{Arguments, Command};
+use exit_status::ExitStatus;
+use failure::Failure;
 
 fn main() -> ExitCode {
-    let Command::Policy(PolicyCommand::Check(arguments)) = Cli::parse().command;
-    match check::check_policy_and_request(&arguments) {
-        Ok(report) => {
-            print_lines(&report.lines);
-            ExitCode::from(if report.is_allowed { 0 } else { EXIT_CODE_REJECTED })
-        }
-        Err(error) => {
-            print_error(&error);
-            ExitCode::from(EXIT_CODE_UNUSABLE)
+    match run(Arguments::parse()) {
+        Ok(status) => status.into(),
+        Err(failure) => {
+            output::print_failure(&failure);
+            failure.status.into()
         }
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the output of a command-line program")]
-fn print_lines(lines: &[String]) {
-    for line in lines {
-        println!("{line}");
+/// Runs the command.
+///
+/// # Errors
+/// Fails with the error to print, which has the exit status.
+fn run(arguments: Arguments) -> Result<ExitStatus, Failure> {
+    match arguments.command {
+        Command::Policy(command) => return Ok(policy::run(&command)),
+        Command::Completions(arguments) => return Ok(generated::print_completions(&arguments)),
+        Command::Man(arguments) => return generated::write_manual(&arguments),
+        _ => {}
     }
-}
-
-#[expect(clippy::print_stderr, reason = "the errors of a command-line program")]
-fn print_error(error: &anyhow::Error) {
-    eprintln!("slipway: {error:#}");
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| {
+        Failure::platform(
+            format!("could not start the runtime: {error}"),
+            "free memory or processes on this machine, and run the command again",
+        )
+    })?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Up(arguments) => up::run(&arguments).await,
+            Command::Dev(arguments) => dev::run(&arguments).await,
+            Command::Builds(arguments) => builds::list(&arguments).await,
+            Command::Status(arguments) => builds::status(&arguments).await,
+            Command::Logs(arguments) => builds::logs(&arguments).await,
+            Command::Cancel(arguments) => builds::cancel(&arguments).await,
+            Command::Policy(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitStatus::Success),
+        }
+    })
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use function_host::policy::{InvalidPolicy, Policy, ReservedNames, Tenant};
 
-use crate::source;
+use super::source;
 
 /// The arguments of `slipway policy check`.
 #[derive(Args)]

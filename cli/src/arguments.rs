@@ -1,0 +1,74 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::builds::{BuildArguments, ListArguments, LogArguments};
+use crate::dev::DevArguments;
+use crate::generated::{CompletionArguments, ManualArguments};
+use crate::policy::PolicyCommand;
+use crate::up::UpArguments;
+
+/// The command `slipway`.
+#[derive(Parser)]
+#[command(
+    name = "slipway",
+    version,
+    about = "From the source of a function to the running function, with Slipway",
+    after_help = "Exit status: 0 done; 1 the build failed; 2 wrong usage, key or request; 3 built but not deployed; 4 the platform \
+                  failed; 5 replaced by a newer build, or cancelled; 130 Ctrl-C, and the build goes on."
+)]
+pub(crate) struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Build the functions of a stack file and deploy them, until they answer.
+    ///
+    /// The standard output is the URL of each function that runs, and nothing else. Progress, warnings and errors are on the
+    /// standard error.
+    Up(UpArguments),
+    /// Bring every saved change of the functions of a stack file live, until Ctrl-C.
+    ///
+    /// A build that fails leaves the running version. A newer change replaces the build under way.
+    Dev(DevArguments),
+    /// List builds, the newest first.
+    Builds(ListArguments),
+    /// Show what is known of a build.
+    Status(BuildArguments),
+    /// Print the log of a build, or of a function's newest build.
+    Logs(LogArguments),
+    /// Cancel a build that waits or runs.
+    Cancel(BuildArguments),
+    /// Work with the operator's policy.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Print the completions of a shell.
+    Completions(CompletionArguments),
+    /// Write the manual pages to a folder.
+    Man(ManualArguments),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_has_no_contradictions() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn build_arguments_may_contain_equals_signs_and_need_a_name() {
+        let parse = |argument: &str| Arguments::try_parse_from(["slipway", "up", "--build-arg", argument]);
+        assert!(parse("A=b=c").is_ok());
+        assert!(parse("A=").is_ok());
+        assert!(parse("A").is_err());
+        assert!(parse("=b").is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! The client of builder-fn: directly, through the gateway, and through the queue.
+
+mod client;
+mod log_line;
+mod record;
+mod request;
+mod streamed;
+mod verdict;
+
+pub(crate) use client::{BuilderClient, Refusal, RequestError};
+pub(crate) use log_line::LogLine;
+pub(crate) use record::Record;
+pub(crate) use request::{Route, Submission, build_path, escape, format_time};
+pub(crate) use streamed::{RecordStream, StreamCut};
+pub(crate) use verdict::Verdict;

@@ -1,0 +1,398 @@
+//! Sends requests to builder-fn.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use function_host::http::request::Builder;
+use function_host::http::{Method, Response, StatusCode};
+use function_host::{BoxError, ErrorChain, ExchangeError, HttpClient, OutgoingRequestBody, Secrets};
+use futures_util::stream;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use serde_json::Value;
+
+use super::request;
+use super::{RecordStream, Route, Submission};
+use crate::failure::Failure;
+use crate::settings::Settings;
+
+/// The longest time until the answer to a question begins.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The longest time until the answer to a probe begins.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest time for an upload, until its answer begins.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// The size of the largest answer that is read as a whole, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The size of the pieces in which a body is sent, in bytes.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// A client of builder-fn.
+#[derive(Clone)]
+pub(crate) struct BuilderClient {
+    http: HttpClient,
+    settings: Arc<Settings>,
+}
+
+/// The reason why a request has no answer of the builder.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    /// There is nobody at the address.
+    #[error("could not connect to {url}: {reason}")]
+    Connect {
+        /// The URL of the request.
+        url: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The connection was lost, or the answer took too long.
+    #[error("{url} gave no answer: {reason}")]
+    Lost {
+        /// The URL of the request.
+        url: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The answer is an error.
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+/// An answer that is an error: its status, and its body as far as it is the builder's.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{status} from {url}: {text}")]
+pub(crate) struct Refusal {
+    /// The URL of the request.
+    pub(crate) url: String,
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// The error, for people.
+    pub(crate) text: String,
+    /// The builder's answer; an object with `error` and `code` if the body was something else.
+    pub(crate) outcome: Value,
+}
+
+impl BuilderClient {
+    /// Creates a client.
+    ///
+    /// # Errors
+    /// Fails if there are no certificate authorities on this machine to trust, and a URL begins with `https:`.
+    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
+        let urls = [Some(&settings.gateway), settings.builder.as_ref()];
+        let needs_tls = urls.into_iter().flatten().any(|url| url.starts_with("https:"));
+        let http = match needs_tls {
+            // A folder without secrets: only the system's authorities are trusted.
+            true => HttpClient::trusting_system_certificates(&Secrets::new(Path::new("/nonexistent")), None),
+            false => HttpClient::trusting_no_certificate(None),
+        };
+        let http = http.map_err(|error| {
+            Failure::usage(
+                format!("could not set up TLS: {error}"),
+                "install the package ca-certificates, or set SSL_CERT_FILE to a file with the authorities",
+            )
+        })?;
+        Ok(Self {
+            http,
+            settings: Arc::new(settings),
+        })
+    }
+
+    /// Returns the addresses and the key.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Asks whether there is a builder by a route.
+    ///
+    /// # Errors
+    /// Fails with the reason why there is none.
+    pub(crate) async fn probe(&self, route: Route) -> Result<(), RequestError> {
+        let request = request::probe_request(&self.settings, route);
+        self.send(request, empty_body(), PROBE_TIMEOUT).await.map(|_| ())
+    }
+
+    /// Sends a build request, and returns the stream of its records, or of a queued one the ID of the call. `on_sent` gets
+    /// the number of bytes that were sent so far.
+    ///
+    /// # Errors
+    /// Fails if the request is refused or lost.
+    pub(crate) async fn submit(
+        &self,
+        route: Route,
+        submission: &Submission,
+        on_sent: impl FnMut(usize) + Send + 'static,
+    ) -> Result<SubmittedBuild, RequestError> {
+        let request = request::build_request(&self.settings, route, submission);
+        let body = upload_body(submission.body.clone(), on_sent);
+        let response = self.send(request, body, UPLOAD_TIMEOUT).await?;
+        let call_id = response
+            .headers()
+            .get("X-Call-Id")
+            .and_then(|id| id.to_str().ok());
+        let call_id = call_id.unwrap_or(&submission.call_id).to_owned();
+        Ok(SubmittedBuild {
+            call_id,
+            records: (route != Route::Queue).then(|| RecordStream::new(response.into_body())),
+        })
+    }
+
+    /// Stores a context, and returns the reference to it.
+    ///
+    /// # Errors
+    /// Fails if the request is refused or lost.
+    pub(crate) async fn store_context(
+        &self,
+        route: Route,
+        body: Bytes,
+        on_sent: impl FnMut(usize) + Send + 'static,
+    ) -> Result<Value, RequestError> {
+        let request = request::context_request(&self.settings, route, &body);
+        let answer = self
+            .send_and_read(request, upload_body(body, on_sent), UPLOAD_TIMEOUT)
+            .await?;
+        Ok(answer["context"].clone())
+    }
+
+    /// Asks for the public key that build secrets are sealed to.
+    ///
+    /// # Errors
+    /// Fails if the request is refused or lost.
+    pub(crate) async fn public_key(&self, route: Route) -> Result<Value, RequestError> {
+        let request = request::public_key_request(&self.settings, route);
+        self.send_and_read(request, empty_body(), QUESTION_TIMEOUT).await
+    }
+
+    /// Asks a question about builds, and returns the answer.
+    ///
+    /// # Errors
+    /// Fails if the request is refused or lost.
+    pub(crate) async fn ask(&self, route: Route, method: Method, path: &str) -> Result<Value, RequestError> {
+        let request = request::question(&self.settings, route, method, path, SystemTime::now());
+        self.send_and_read(request, empty_body(), QUESTION_TIMEOUT).await
+    }
+
+    /// Opens the log of a build at the line with the number `from`.
+    ///
+    /// # Errors
+    /// Fails if the request is refused or lost.
+    pub(crate) async fn open_log(
+        &self,
+        route: Route,
+        id: &str,
+        from: u64,
+    ) -> Result<RecordStream, RequestError> {
+        let request = request::log_question(&self.settings, route, id, from, SystemTime::now());
+        let response = self.send(request, empty_body(), QUESTION_TIMEOUT).await?;
+        Ok(RecordStream::new(response.into_body()))
+    }
+
+    /// Sends a request, and reads its answer as JSON.
+    async fn send_and_read(
+        &self,
+        request: Builder,
+        body: OutgoingRequestBody,
+        timeout: Duration,
+    ) -> Result<Value, RequestError> {
+        let url = request.uri_ref().map(ToString::to_string).unwrap_or_default();
+        let response = self.send(request, body, timeout).await?;
+        let bytes = read_body(response).await.map_err(|reason| RequestError::Lost {
+            url: url.clone(),
+            reason,
+        })?;
+        serde_json::from_slice(&bytes).map_err(|error| RequestError::Lost {
+            url,
+            reason: format!("the answer is not JSON: {error}"),
+        })
+    }
+
+    /// Sends a request, and returns the response if its status is a success.
+    async fn send(
+        &self,
+        request: Builder,
+        body: OutgoingRequestBody,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, RequestError> {
+        let url = request.uri_ref().map(ToString::to_string).unwrap_or_default();
+        let lost = |reason: String| RequestError::Lost {
+            url: url.clone(),
+            reason,
+        };
+        let request = request.body(body).map_err(|error| lost(error.to_string()))?;
+        let response = match self.http.send(request, timeout).await {
+            Ok(response) => response,
+            Err(ExchangeError::Connect(error)) => {
+                return Err(RequestError::Connect {
+                    url,
+                    reason: ErrorChain(&*error).to_string(),
+                });
+            }
+            Err(ExchangeError::Timeout(timeout)) => {
+                return Err(lost(format!("nothing came within {} s", timeout.as_secs())));
+            }
+            Err(ExchangeError::Lost(error)) => return Err(lost(ErrorChain(&*error).to_string())),
+            Err(ExchangeError::Denied(denied)) => return Err(lost(denied.to_string())),
+            Err(ExchangeError::TooLarge(limit)) => {
+                return Err(lost(format!("the answer has more than {limit} bytes")));
+            }
+        };
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            status => {
+                let body = read_body(response).await.unwrap_or_default();
+                Err(RequestError::Refused(Refusal::from_answer(url, status, &body)))
+            }
+        }
+    }
+}
+
+/// The answer to a build request that was accepted.
+pub(crate) struct SubmittedBuild {
+    /// The ID of the call, which names the build.
+    pub(crate) call_id: String,
+    /// The records of the build; `None` if it was queued.
+    pub(crate) records: Option<RecordStream>,
+}
+
+impl Refusal {
+    fn from_answer(url: String, status: StatusCode, body: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(body);
+        let outcome: Option<Value> = serde_json::from_slice(body).ok();
+        let mut outcome = outcome.filter(Value::is_object).unwrap_or_default();
+        let text = match outcome["error"].as_str() {
+            Some(error) => error.to_owned(),
+            None => {
+                let start: String = text.trim().chars().take(300).collect();
+                match start.is_empty() {
+                    true => "the answer is empty".to_owned(),
+                    false => start,
+                }
+            }
+        };
+        outcome["error"] = text.as_str().into();
+        outcome["code"] = status.as_u16().into();
+        Self {
+            url,
+            status: status.as_u16(),
+            text,
+            outcome,
+        }
+    }
+}
+
+/// Reads a response's body.
+async fn read_body(response: Response<Incoming>) -> Result<Bytes, String> {
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    let read = tokio::time::timeout(QUESTION_TIMEOUT, body.collect()).await;
+    match read {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err(ErrorChain(&*error).to_string()),
+        Err(_) => Err(format!(
+            "the rest of it did not come within {} s",
+            QUESTION_TIMEOUT.as_secs()
+        )),
+    }
+}
+
+fn empty_body() -> OutgoingRequestBody {
+    Full::new(Bytes::new())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// Returns a body that is sent in pieces, and reports how much of it was taken to be sent.
+fn upload_body(bytes: Bytes, mut on_sent: impl FnMut(usize) + Send + 'static) -> OutgoingRequestBody {
+    let total = bytes.len();
+    let pieces = (0..total).step_by(PIECE_BYTES).map(move |start| {
+        let end = (start + PIECE_BYTES).min(total);
+        on_sent(end);
+        Ok::<_, BoxError>(Frame::data(bytes.slice(start..end)))
+    });
+    SizedBody {
+        body: StreamBody::new(stream::iter(pieces)),
+        left: total as u64,
+    }
+    .boxed_unsync()
+}
+
+/// A body whose length is known, so that it is sent with `Content-Length`: the gateway and the queue need to know it.
+struct SizedBody<B> {
+    body: B,
+    left: u64,
+}
+
+impl<B> hyper::body::Body for SizedBody<B>
+where
+    B: hyper::body::Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = std::pin::Pin::new(&mut self.body).poll_frame(context);
+        if let std::task::Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.left = self.left.saturating_sub(data.len() as u64);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        hyper::body::SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_not_the_builders_is_quoted_and_has_its_status_as_code() {
+        let refusal = |status, body: &str| Refusal::from_answer("u".into(), status, body.as_bytes());
+        let plain = refusal(StatusCode::BAD_GATEWAY, "no upstream\n");
+        assert_eq!(
+            (plain.text.as_str(), &plain.outcome["code"]),
+            ("no upstream", &json!(502))
+        );
+        let own = refusal(StatusCode::FORBIDDEN, r#"{"status":"failed","error":"a rule"}"#);
+        assert_eq!((own.text.as_str(), &own.outcome["code"]), ("a rule", &json!(403)));
+        assert_eq!(refusal(StatusCode::NOT_FOUND, "").text, "the answer is empty");
+    }
+
+    #[tokio::test]
+    async fn a_body_is_sent_whole_with_its_length_and_its_progress() {
+        use std::sync::Mutex;
+
+        let bytes = Bytes::from(vec![7; PIECE_BYTES * 2 + 5]);
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let log = sent.clone();
+        let body = upload_body(bytes.clone(), move |count| {
+            log.lock().expect("the lock").push(count)
+        });
+        assert_eq!(
+            hyper::body::Body::size_hint(&body).exact(),
+            Some(bytes.len() as u64)
+        );
+        let read = body.collect().await.expect("a body").to_bytes();
+        assert_eq!(read, bytes);
+        assert_eq!(
+            *sent.lock().expect("the lock"),
+            [PIECE_BYTES, PIECE_BYTES * 2, PIECE_BYTES * 2 + 5]
+        );
+    }
+}

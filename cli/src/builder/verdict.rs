@@ -1,0 +1,288 @@
+//! What the outcome of a build means: the exit status, and what to do next.
+
+use serde_json::Value;
+
+use crate::exit_status::ExitStatus;
+
+/// What a terminal record, an error's answer or `GET /builds/ID` says about a build that has ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Verdict {
+    /// The exit status.
+    pub(crate) status: ExitStatus,
+    /// What happened, in one line.
+    pub(crate) summary: String,
+    /// What to do next, unless all is well.
+    pub(crate) next: Option<String>,
+    /// The warnings, and reasons for not being sure.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Verdict {
+    /// Judges the outcome of a build whose function was to be deployed. With `is_strict`, a version of which nothing proves
+    /// that it is the one that answers is not deployed.
+    pub(crate) fn of_outcome(outcome: &Value, is_strict: bool) -> Self {
+        let deployment = &outcome["deployment"];
+        let mut warnings = texts(&outcome["warnings"]);
+        warnings.extend(texts(&deployment["warnings"]));
+        let error = outcome["error"].as_str().unwrap_or("the builder gave no reason");
+        let failed = |status, summary: String, next: &str| Self {
+            status,
+            summary,
+            next: Some(next.to_owned()),
+            warnings: warnings.clone(),
+        };
+        let is_success = outcome["status"] == "success" || outcome["state"] == "success";
+        let deployed = deployment["status"].as_str();
+        if is_success {
+            let took = deployment_seconds(deployment)
+                .map_or_else(String::new, |seconds| format!(" in {seconds:.1} s"));
+            let unsure = match deployed {
+                Some("ready") => return Self::running(format!("running{took}"), warnings),
+                Some("unverified") => texts(&deployment["reasons"]).join("; "),
+                Some(sent @ ("queued" | "handed_over")) => {
+                    format!("the deployment is {sent}, and its outcome is only in the deployer's log")
+                }
+                Some(other) => format!("the deployer's answer has the unknown status {other:?}"),
+                None => "the builder's answer says nothing about the deployment".to_owned(),
+            };
+            if is_strict {
+                let summary = format!("built, and not known to run: {unsure}");
+                return failed(
+                    ExitStatus::NotDeployed,
+                    summary,
+                    "call the function to see which version answers, or leave --strict out",
+                );
+            }
+            warnings.push(format!("not verified: {unsure}"));
+            return Self::running(format!("deployed{took}"), warnings);
+        }
+        if let Some(newer) = outcome["supersededBy"]
+            .as_str()
+            .or(deployment["supersededBy"].as_str())
+        {
+            let next = format!("watch the newer build: slipway logs {newer} -f");
+            return failed(
+                ExitStatus::Replaced,
+                format!("replaced by the newer build {newer}"),
+                &next,
+            );
+        }
+        if error == "cancelled" || outcome["state"] == "cancelled" {
+            return failed(
+                ExitStatus::Replaced,
+                "cancelled".to_owned(),
+                "run slipway up again to build it after all",
+            );
+        }
+        let code = outcome["code"].as_u64();
+        if let Some(status) = deployed {
+            return Self::of_failed_deployment(status, deployment, error, code, warnings);
+        }
+        let (status, next) = next_step(code, error);
+        let next = hint(outcome).unwrap_or_else(|| next.to_owned());
+        failed(status, error.to_owned(), &next)
+    }
+
+    /// Judges a deployment that failed, whether before the build or after it.
+    fn of_failed_deployment(
+        status: &str,
+        deployment: &Value,
+        error: &str,
+        code: Option<u64>,
+        warnings: Vec<String>,
+    ) -> Self {
+        let reasons = texts(&deployment["reasons"]).join("; ");
+        let reasons = match reasons.is_empty() {
+            true => error.to_owned(),
+            false => reasons,
+        };
+        let (status, what, next) = match status {
+            "rolled_back" => (
+                ExitStatus::NotDeployed,
+                "built, and rolled back: the new version did not work",
+                "see what the function logged (faas-cli logs NAME), correct it, and run slipway up again; the version before is \
+                 running, if there was one",
+            ),
+            "refused" => (
+                ExitStatus::NotDeployed,
+                "not deployed: the deployer refuses it",
+                "correct the function in the stack file, create what is missing (faas-cli secret create NAME), and run slipway \
+                 up again",
+            ),
+            _ if code.is_some_and(|code| code >= 500) => (
+                ExitStatus::PlatformFailed,
+                "built, and the deployment failed",
+                "run slipway up again; if that fails, the operator finds the reason in the deployer's log",
+            ),
+            _ => (
+                ExitStatus::NotDeployed,
+                "built, and the deployment failed",
+                "see what runs now (faas-cli describe NAME), and run slipway up again",
+            ),
+        };
+        Self {
+            status,
+            summary: format!("{what}: {reasons}"),
+            next: Some(next.to_owned()),
+            warnings,
+        }
+    }
+
+    fn running(summary: String, warnings: Vec<String>) -> Self {
+        Self {
+            status: ExitStatus::Success,
+            summary,
+            next: None,
+            warnings,
+        }
+    }
+}
+
+/// Returns the exit status for the HTTP status of a failure, and what to do next.
+fn next_step(code: Option<u64>, error: &str) -> (ExitStatus, &'static str) {
+    match code {
+        Some(401) => (
+            ExitStatus::Usage,
+            "give the key that the builder has as its secret payload-secret (--payload-secret FILE), and check this machine's \
+             clock",
+        ),
+        Some(403) => (
+            ExitStatus::Usage,
+            "change the function so that the rules allow it, or ask the operator; slipway policy check tries a policy",
+        ),
+        Some(413) => (
+            ExitStatus::Usage,
+            "exclude what the build does not need in .dockerignore",
+        ),
+        Some(400 | 404 | 501) => (
+            ExitStatus::Usage,
+            "correct what the error names, and run slipway up again",
+        ),
+        Some(422) | None if error.contains("did not complete successfully") => (
+            ExitStatus::Failed,
+            "the step's output above has the reason: correct it, and run slipway up again",
+        ),
+        Some(422) | None => (
+            ExitStatus::Failed,
+            "correct what the error names, and run slipway up again",
+        ),
+        Some(429) => (
+            ExitStatus::PlatformFailed,
+            "the builder is busy: run slipway up again in a moment",
+        ),
+        Some(507) => (
+            ExitStatus::PlatformFailed,
+            "the builder has no room now: run slipway up again later, or ask the operator",
+        ),
+        Some(_) => (
+            ExitStatus::PlatformFailed,
+            "run slipway up again; if that fails, the operator finds the reason in the builder's log",
+        ),
+    }
+}
+
+/// Returns the next step in an outcome's `hint`, if it has one.
+fn hint(outcome: &Value) -> Option<String> {
+    let hint = &outcome["hint"];
+    let part = |key: &str| hint[key].as_str().filter(|text| !text.is_empty());
+    let place = match (part("file"), hint["line"].as_u64()) {
+        (Some(file), Some(line)) => format!("{file}:{line}: "),
+        (Some(file), None) => format!("{file}: "),
+        (None, _) => String::new(),
+    };
+    match (part("cause"), part("next")) {
+        (Some(cause), Some(next)) => Some(format!("{place}{cause}: {next}")),
+        (Some(text), None) | (None, Some(text)) => Some(format!("{place}{text}")),
+        (None, None) => None,
+    }
+}
+
+/// Returns the seconds that the steps of a deployment took together.
+fn deployment_seconds(deployment: &Value) -> Option<f64> {
+    let durations = deployment["durations"].as_object()?;
+    match durations.get("total").and_then(Value::as_f64) {
+        Some(total) => Some(total),
+        None => Some(durations.values().filter_map(Value::as_f64).sum()),
+    }
+}
+
+/// Returns the texts in a JSON list.
+fn texts(list: &Value) -> Vec<String> {
+    let items = list.as_array().into_iter().flatten();
+    items
+        .filter_map(|item| item.as_str().map(str::to_owned))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_outcome_has_its_exit_status() {
+        let failed = |code: u64| json!({"status": "failed", "error": "no", "code": code});
+        let deployment = |status: &str, code: u64| json!({"status": "failed", "error": "no", "code": code, "deployment": {"status": status, "reasons": ["why"]}});
+        let built = |status: &str| json!({"status": "success", "deployment": {"status": status}});
+        for (outcome, expected) in [
+            (built("ready"), 0),
+            (built("unverified"), 0),
+            (built("queued"), 0),
+            (failed(422), 1),
+            (json!({"status": "failed", "error": "exit code: 3"}), 1),
+            (failed(400), 2),
+            (failed(401), 2),
+            (failed(403), 2),
+            (failed(413), 2),
+            (deployment("rolled_back", 422), 3),
+            (deployment("rolled_back", 502), 3),
+            (deployment("refused", 422), 3),
+            (deployment("failed", 422), 3),
+            (deployment("failed", 502), 4),
+            (failed(408), 4),
+            (failed(429), 4),
+            (failed(502), 4),
+            (failed(507), 4),
+            (
+                json!({"status": "failed", "error": "newer", "code": 409, "supersededBy": "b"}),
+                5,
+            ),
+            (json!({"status": "failed", "error": "cancelled", "code": 409}), 5),
+            (json!({"state": "cancelled"}), 5),
+        ] {
+            let verdict = Verdict::of_outcome(&outcome, false);
+            assert_eq!(verdict.status.code(), expected, "{outcome}: {verdict:?}");
+            assert_eq!(
+                verdict.next.is_none(),
+                expected == 0,
+                "every failure has a next step: {verdict:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_strict_caller_does_not_count_an_unverified_version_as_running() {
+        for status in ["unverified", "queued", "handed_over"] {
+            let outcome = json!({"status": "success", "deployment": {"status": status}});
+            assert_eq!(Verdict::of_outcome(&outcome, true).status.code(), 3, "{status}");
+            let verdict = Verdict::of_outcome(&outcome, false);
+            assert!(verdict.warnings[0].starts_with("not verified"), "{verdict:?}");
+        }
+        let ready = json!({"status": "success", "deployment": {"status": "ready"}});
+        assert_eq!(Verdict::of_outcome(&ready, true).status.code(), 0);
+    }
+
+    #[test]
+    fn a_hint_of_the_builder_is_the_next_step() {
+        let outcome = json!({
+            "status": "failed", "error": "exit code: 1", "code": 422,
+            "hint": {"cause": "a type error", "file": "src/main.rs", "line": 7, "next": "correct the type"},
+        });
+        let verdict = Verdict::of_outcome(&outcome, false);
+        assert_eq!(
+            verdict.next.as_deref(),
+            Some("src/main.rs:7: a type error: correct the type")
+        );
+    }
+}

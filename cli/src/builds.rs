@@ -1,0 +1,192 @@
+//! The commands about builds: `slipway builds`, `status`, `logs` and `cancel`.
+
+use clap::Args;
+use function_host::http::Method;
+use serde_json::Value;
+
+use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path, escape};
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use crate::output::{print_result, printable};
+use crate::progress::{Progress, ProgressForm};
+use crate::settings::ConnectionArguments;
+use crate::up::{Following, follow_log};
+
+mod log;
+mod table;
+
+pub(crate) use log::{LogArguments, logs};
+
+/// The arguments of `slipway builds`.
+#[derive(Args)]
+pub(crate) struct ListArguments {
+    #[command(flatten)]
+    connection: ConnectionArguments,
+    /// Builds of this function only, with or without its namespace.
+    #[arg(long, value_name = "NAME")]
+    function: Option<String>,
+    /// Builds of this image only, with or without its tag.
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// Builds in this state only: waiting, running, deploying, success, failed, cancelled or unknown.
+    #[arg(long, value_name = "STATE")]
+    state: Option<String>,
+    /// The most builds, up to 1000.
+    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+    limit: u32,
+    /// Print the builder's answer.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The arguments of `slipway status` and `slipway cancel`.
+#[derive(Args)]
+pub(crate) struct BuildArguments {
+    #[command(flatten)]
+    connection: ConnectionArguments,
+    /// The ID of the build.
+    id: String,
+    /// Print the builder's answer.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A client, and the way by which the builder answers it.
+struct Questions {
+    client: BuilderClient,
+    route: Route,
+}
+
+impl Questions {
+    /// Finds the builder: at its own address if there is one and it answers there, and through the gateway otherwise.
+    async fn find(connection: &ConnectionArguments) -> Result<Self, Failure> {
+        let settings = connection.resolve(None)?;
+        let has_builder = settings.builder.is_some();
+        let client = BuilderClient::new(settings)?;
+        let route = match has_builder && client.probe(Route::Builder).await.is_ok() {
+            true => Route::Builder,
+            false => Route::Gateway,
+        };
+        Ok(Self { client, route })
+    }
+
+    /// Asks a question.
+    async fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
+        let answer = self.client.ask(self.route, method, path).await;
+        answer.map_err(|error| failure_of_question(&error, self.client.settings().key.place.as_str()))
+    }
+}
+
+/// Lists builds.
+///
+/// # Errors
+/// Fails if the builder gives no list.
+pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failure> {
+    let questions = Questions::find(&arguments.connection).await?;
+    let filters = [
+        ("function", arguments.function.as_deref()),
+        ("image", arguments.image.as_deref()),
+        ("state", arguments.state.as_deref()),
+    ];
+    let filters = filters
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("&{name}={}", escape(value?))));
+    let path = format!("/builds?limit={}{}", arguments.limit, filters.collect::<String>());
+    let answer = questions.ask(Method::GET, &path).await?;
+    if arguments.json {
+        print_result(&answer.to_string());
+        return Ok(ExitStatus::Success);
+    }
+    let builds = answer["builds"].as_array().map(Vec::as_slice).unwrap_or_default();
+    table::lines_of_list(builds)
+        .iter()
+        .for_each(|line| print_result(line));
+    warn_of_gaps(&answer);
+    Ok(ExitStatus::Success)
+}
+
+/// Shows what is known of a build.
+///
+/// # Errors
+/// Fails if the builder does not know the build.
+pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
+    let questions = Questions::find(&arguments.connection).await?;
+    let build = questions.ask(Method::GET, &build_path(&arguments.id)).await?;
+    show_build(&build, arguments.json);
+    Ok(ExitStatus::Success)
+}
+
+/// Cancels a build.
+///
+/// # Errors
+/// Fails if the build cannot be cancelled any more.
+pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
+    let questions = Questions::find(&arguments.connection).await?;
+    let build = questions.ask(Method::DELETE, &build_path(&arguments.id)).await?;
+    show_build(&build, arguments.json);
+    Ok(ExitStatus::Success)
+}
+
+/// Prints what is known of a build.
+fn show_build(build: &Value, is_json: bool) {
+    match is_json {
+        true => print_result(&build.to_string()),
+        false => {
+            table::lines_of_build(build)
+                .iter()
+                .for_each(|line| print_result(line));
+            warn_of_gaps(build);
+        }
+    }
+}
+
+/// Prints what the builder could not read.
+fn warn_of_gaps(answer: &Value) {
+    if let Some(text) = answer["incomplete"].as_str() {
+        crate::output::print_message(&format!("warning: {}", printable(text)));
+    }
+}
+
+/// Creates the error for a question that was refused or lost.
+fn failure_of_question(error: &RequestError, key_place: &str) -> Failure {
+    match error {
+        RequestError::Refused(refusal) => {
+            let (status, next) = match refusal.status {
+                401 => (
+                    ExitStatus::Usage,
+                    format!(
+                        "give the key that the builder has as its secret payload-secret (this one is from {key_place}), and check \
+                         this machine's clock"
+                    ),
+                ),
+                404 => (ExitStatus::Usage, "slipway builds lists the builds".to_owned()),
+                409 => (
+                    ExitStatus::Failed,
+                    "see what became of it: slipway status ID".to_owned(),
+                ),
+                _ => {
+                    let verdict = Verdict::of_outcome(&refusal.outcome, false);
+                    (verdict.status, verdict.next.unwrap_or_default())
+                }
+            };
+            Failure::new(status, printable(&refusal.to_string()), next)
+        }
+        RequestError::Connect { .. } | RequestError::Lost { .. } => Failure::platform(
+            error.to_string(),
+            "name the gateway with --gateway URL or OPENFAAS_URL, or the builder with --builder URL",
+        ),
+    }
+}
+
+/// Follows the log of a build to its end.
+async fn follow_to_end(questions: &Questions, id: &str, form: ProgressForm) -> Result<Value, Failure> {
+    let progress = Progress::new(form, id);
+    let following = Following {
+        client: &questions.client,
+        route: questions.route,
+        id,
+        progress: &progress,
+        patience: None,
+    };
+    follow_log(&following).await
+}

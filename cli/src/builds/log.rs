@@ -1,0 +1,146 @@
+//! The command `slipway logs`.
+
+use clap::Args;
+use function_host::http::Method;
+use serde_json::{Value, json};
+
+use super::{Questions, failure_of_question, follow_to_end};
+use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, escape};
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use crate::output::{print_message, print_result, printable};
+use crate::progress::ProgressForm;
+use crate::settings::ConnectionArguments;
+
+/// The arguments of `slipway logs`.
+#[derive(Args)]
+pub(crate) struct LogArguments {
+    #[command(flatten)]
+    connection: ConnectionArguments,
+    /// The ID of a build, or the name of a function for its newest build.
+    #[arg(value_name = "ID|FUNCTION")]
+    subject: String,
+    /// Follow the build to its end. The exit status is then that of `slipway up`.
+    #[arg(long, short)]
+    follow: bool,
+    /// Print the records of the builder.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the log of a build to the standard output; with `--follow`, shows its progress until it ends.
+///
+/// # Errors
+/// Fails if there is no such build, or its log is lost.
+pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
+    let questions = Questions::find(&arguments.connection).await?;
+    let build = find_build(&questions, &arguments.subject).await?;
+    let id = build["id"].as_str().unwrap_or(&arguments.subject).to_owned();
+    if arguments.follow && !arguments.json {
+        let outcome = follow_to_end(&questions, &id, ProgressForm::Auto).await?;
+        let verdict = Verdict::of_outcome(&outcome, false);
+        print_message(&format!("{id}: {}", printable(&verdict.summary)));
+        if let Some(next) = &verdict.next {
+            print_message(&format!("next: {}", printable(next)));
+        }
+        return Ok(verdict.status);
+    }
+    print_log(
+        &questions,
+        &id,
+        arguments,
+        build["state"].as_str().unwrap_or_default(),
+    )
+    .await
+}
+
+/// Finds the build with this ID, or the newest one of the function with this name.
+async fn find_build(questions: &Questions, subject: &str) -> Result<Value, Failure> {
+    let by_id = questions
+        .client
+        .ask(questions.route, Method::GET, &build_path(subject))
+        .await;
+    let place = &questions.client.settings().key.place;
+    let not_found = match by_id {
+        Ok(build) => return Ok(build),
+        Err(RequestError::Refused(refusal)) if refusal.status == 404 => refusal,
+        Err(error) => return Err(failure_of_question(&error, place)),
+    };
+    let path = format!("/builds?function={}&limit=1", escape(subject));
+    let list = questions.ask(Method::GET, &path).await?;
+    match list["builds"].get(0) {
+        Some(build) => Ok(build.clone()),
+        None => Err(Failure::usage(
+            format!(
+                "there is no build {subject:?}, and none of a function of that name: {}",
+                not_found.text
+            ),
+            "slipway builds lists the builds",
+        )),
+    }
+}
+
+/// Prints the log as far as it is there, or to its end with `--follow`.
+async fn print_log(
+    questions: &Questions,
+    id: &str,
+    arguments: &LogArguments,
+    state: &str,
+) -> Result<ExitStatus, Failure> {
+    let place = &questions.client.settings().key.place;
+    let opened = questions.client.open_log(questions.route, id, 1).await;
+    let mut records = opened.map_err(|error| failure_of_question(&error, place))?;
+    let is_running = matches!(state, "waiting" | "running" | "deploying");
+    loop {
+        let record = match is_running && !arguments.follow {
+            // A build that runs has no end yet: what there is comes at once.
+            true => {
+                match tokio::time::timeout(std::time::Duration::from_secs(2), records.next_record()).await {
+                    Ok(record) => record,
+                    Err(_) => return Ok(ExitStatus::Success),
+                }
+            }
+            false => records.next_record().await,
+        };
+        let record = record.map_err(|cut| {
+            Failure::platform(cut.to_string(), format!("print it again: slipway logs {id}"))
+        })?;
+        match record {
+            Record::Progress { seq, lines } if arguments.json => {
+                if !lines.is_empty() {
+                    print_result(&json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string());
+                }
+            }
+            Record::Progress { lines, .. } => {
+                lines.iter().for_each(|line| print_result(&text_of(line)));
+            }
+            Record::Terminal(outcome) if arguments.json => {
+                print_result(&outcome.to_string());
+                return Ok(status_of(&outcome, arguments.follow));
+            }
+            Record::Terminal(outcome) => {
+                let verdict = Verdict::of_outcome(&outcome, false);
+                print_message(&format!("{id}: {}", printable(&verdict.summary)));
+                return Ok(status_of(&outcome, arguments.follow));
+            }
+        }
+    }
+}
+
+/// Returns the exit status: that of the build if it was followed to its end.
+fn status_of(outcome: &Value, is_followed: bool) -> ExitStatus {
+    match is_followed {
+        true => Verdict::of_outcome(outcome, false).status,
+        false => ExitStatus::Success,
+    }
+}
+
+/// Returns a line of a log as people read it.
+fn text_of(line: &str) -> String {
+    match LogLine::parse(line) {
+        LogLine::StepStarted { name } => format!("=> {}", printable(name)),
+        LogLine::StepEnded { name, seconds } => format!("=> {} {seconds:.2} s", printable(name)),
+        LogLine::Progress { id, current } => format!("   {} {current}", printable(id)),
+        LogLine::Output { text } => format!("   {}", printable(text)),
+    }
+}

@@ -1,0 +1,152 @@
+//! Builds as text.
+
+use serde_json::Value;
+
+use crate::output::printable;
+
+/// The titles of the columns of a list.
+const TITLES: [&str; 5] = ["ID", "STATE", "SUBMITTED", "FUNCTION", "IMAGE"];
+
+/// Returns the lines of a list of builds, with titles.
+pub(super) fn lines_of_list(builds: &[Value]) -> Vec<String> {
+    let text = |build: &Value, key: &str| printable(build[key].as_str().unwrap_or("-"));
+    let rows = builds.iter().map(|build| {
+        let submitted = text(build, "submittedAt");
+        // Seconds are enough for people.
+        let submitted = submitted
+            .split_once('.')
+            .map(|(seconds, _)| format!("{seconds}Z"))
+            .unwrap_or(submitted);
+        [
+            text(build, "id"),
+            text(build, "state"),
+            submitted,
+            text(build, "function"),
+            text(build, "image"),
+        ]
+    });
+    let rows: Vec<_> = [TITLES.map(str::to_owned)].into_iter().chain(rows).collect();
+    let mut widths = [0; TITLES.len()];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let lines = rows.iter().map(|row| {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect()
+}
+
+/// Returns the lines about one build: a name and a value each.
+pub(super) fn lines_of_build(build: &Value) -> Vec<String> {
+    let keys = [
+        "id",
+        "state",
+        "function",
+        "image",
+        "digest",
+        "commit",
+        "submittedAt",
+        "startedAt",
+        "endedAt",
+        "attempts",
+        "error",
+        "supersededBy",
+        "page",
+    ];
+    let mut lines: Vec<_> = keys
+        .into_iter()
+        .filter(|key| !build[*key].is_null())
+        .map(|key| format!("{key}: {}", value_text(&build[key])))
+        .collect();
+    if let Some(steps) = build["steps"].as_object() {
+        let number = |key: &str| steps.get(key).and_then(Value::as_u64).unwrap_or_default();
+        lines.push(format!(
+            "steps: {} of {} done, {} of them from the cache",
+            number("completed"),
+            number("total"),
+            number("cached")
+        ));
+    }
+    let deployment = &build["deployment"];
+    if let Some(status) = deployment["status"].as_str() {
+        lines.push(format!("deployment: {}", printable(status)));
+        if let Some(durations) = deployment["durations"].as_object() {
+            let steps = durations
+                .iter()
+                .filter(|(_, seconds)| seconds.as_f64() > Some(0.0))
+                .map(|(step, seconds)| format!("{} {seconds} s", printable(step)));
+            lines.push(format!(
+                "deployment steps: {}",
+                steps.collect::<Vec<_>>().join(", ")
+            ));
+        }
+    }
+    for (name, list) in [
+        ("reason", &deployment["reasons"]),
+        ("warning", &build["warnings"]),
+    ] {
+        let texts = list.as_array().into_iter().flatten();
+        lines.extend(texts.map(|text| format!("{name}: {}", value_text(text))));
+    }
+    lines
+}
+
+/// Returns a value as text without quotes.
+fn value_text(value: &Value) -> String {
+    match value.as_str() {
+        Some(text) => printable(text),
+        None => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_has_titles_and_columns_of_equal_width() {
+        let builds = [
+            json!({"id": "a", "state": "success", "submittedAt": "2026-12-01T10:00:00.123Z", "image": "r/a:1"}),
+            json!({"id": "long-id", "state": "failed", "function": "shop.openfaas-fn"}),
+        ];
+        assert_eq!(
+            lines_of_list(&builds),
+            [
+                "ID       STATE    SUBMITTED             FUNCTION          IMAGE",
+                "a        success  2026-12-01T10:00:00Z  -                 r/a:1",
+                "long-id  failed   -                     shop.openfaas-fn  -",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_build_is_shown_with_all_that_is_known_and_nothing_else() {
+        let build = json!({
+            "id": "a", "state": "failed", "attempts": 1, "error": "no\u{1b}[2J", "steps": {"total": 3, "completed": 2, "cached": 1},
+            "deployment": {"status": "rolled_back", "durations": {"apply": 0.5, "queue": 0.0}, "reasons": ["why"]},
+            "warnings": ["careful"],
+        });
+        assert_eq!(
+            lines_of_build(&build),
+            [
+                "id: a",
+                "state: failed",
+                "attempts: 1",
+                "error: no",
+                "steps: 2 of 3 done, 1 of them from the cache",
+                "deployment: rolled_back",
+                "deployment steps: apply 0.5 s",
+                "reason: why",
+                "warning: careful",
+            ]
+        );
+    }
+}

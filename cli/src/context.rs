@@ -1,0 +1,9 @@
+//! The build context of a function: its files, laid out as faas-cli does, and the tar with them.
+
+mod layout;
+mod seal;
+mod tar;
+
+pub(crate) use layout::Layout;
+pub(crate) use seal::{parse_public_key, seal_secrets};
+pub(crate) use tar::PackedContext;

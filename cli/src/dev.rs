@@ -1,0 +1,180 @@
+//! The command `slipway dev`: brings every saved change live.
+
+mod watch;
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use clap::Args;
+
+use crate::builder::BuilderClient;
+use crate::context::PackedContext;
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use crate::function::Function;
+use crate::interrupt::wait_for_interrupt;
+use crate::output;
+use crate::progress::Progress;
+use crate::up::{BuildEnd, BuildOptions, FunctionBuild, Project, SourceArguments, pack};
+use watch::SourceWatcher;
+
+/// The arguments of `slipway dev`.
+#[derive(Args)]
+pub(crate) struct DevArguments {
+    #[command(flatten)]
+    source: SourceArguments,
+    #[command(flatten)]
+    build: BuildOptions,
+}
+
+/// What becomes of a build under way.
+enum BuildFate {
+    /// It ended.
+    Ended(Result<BuildEnd, Failure>),
+    /// The function has changed since.
+    Outdated,
+    /// Ctrl-C ends the command.
+    Interrupted,
+}
+
+/// Builds and deploys the functions whenever their sources change, until Ctrl-C.
+///
+/// # Errors
+/// Fails if there is no stack file or no key at the beginning, or the files cannot be watched.
+pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure> {
+    let project = Project::read(&arguments.source)?;
+    let client = BuilderClient::new(arguments.build.connection.resolve(project.gateway())?)?;
+    let warnings = project.warnings();
+    warnings
+        .iter()
+        .for_each(|warning| output::print_message(&format!("warning: {warning}")));
+    let mut session = DevSession {
+        arguments,
+        client,
+        watcher: SourceWatcher::new()?,
+        sent: HashMap::new(),
+        has_changed: false,
+    };
+    let mut project = Ok(project);
+    loop {
+        match &project {
+            Ok(project) => {
+                if session.build_changed(project).await?.is_none() {
+                    return Ok(ExitStatus::Success);
+                }
+            }
+            Err(failure) => output::print_failure(failure),
+        }
+        if !std::mem::take(&mut session.has_changed) {
+            output::print_message("watching for changes; Ctrl-C ends");
+            tokio::select! {
+                () = session.watcher.wait_for_change() => {}
+                () = wait_for_interrupt() => return Ok(ExitStatus::Success),
+            }
+        }
+        project = Project::read(&arguments.source);
+    }
+}
+
+/// The state of the command between two changes.
+struct DevSession<'a> {
+    arguments: &'a DevArguments,
+    client: BuilderClient,
+    watcher: SourceWatcher,
+    /// The fingerprints of what was sent last, by function.
+    sent: HashMap<String, u64>,
+    /// Whether something changed that was not looked at yet.
+    has_changed: bool,
+}
+
+impl DevSession<'_> {
+    /// Builds the functions that are not what was sent last; `None` after Ctrl-C.
+    async fn build_changed(&mut self, project: &Project) -> Result<Option<()>, Failure> {
+        let folders = project.functions().iter().flat_map(Project::sources_of);
+        self.watcher.watch(folders, project.stack_file())?;
+        for function in project.functions() {
+            let packed = match pack(function) {
+                Ok(packed) => packed,
+                Err(failure) => {
+                    output::print_failure(&failure);
+                    continue;
+                }
+            };
+            let fingerprint = fingerprint(function, &packed);
+            if self.sent.insert(function.name.clone(), fingerprint) == Some(fingerprint) {
+                continue;
+            }
+            match self.build(function, &packed, fingerprint).await {
+                BuildFate::Ended(Ok(BuildEnd::Ended { verdict, .. })) => {
+                    // The same source may succeed later.
+                    if verdict.status == ExitStatus::PlatformFailed {
+                        self.sent.remove(&function.name);
+                    }
+                }
+                BuildFate::Ended(Ok(BuildEnd::Detached(_))) => {}
+                BuildFate::Ended(Err(failure)) => {
+                    output::print_failure(&failure);
+                    self.sent.remove(&function.name);
+                }
+                BuildFate::Outdated => {
+                    output::print_message(&format!(
+                        "{}: changed; a new build replaces the one under way",
+                        function.name
+                    ));
+                    self.sent.remove(&function.name);
+                    self.has_changed = true;
+                    return Ok(Some(()));
+                }
+                BuildFate::Interrupted => return Ok(None),
+            }
+        }
+        Ok(Some(()))
+    }
+
+    /// Builds a function, unless it changes meanwhile.
+    async fn build(
+        &mut self,
+        function: &Function,
+        packed: &PackedContext,
+        fingerprint_sent: u64,
+    ) -> BuildFate {
+        let build = FunctionBuild {
+            client: &self.client,
+            function,
+            options: &self.arguments.build,
+            progress: Progress::new(self.arguments.build.progress, &function.name),
+            is_detached: false,
+            handles_interrupts: false,
+        };
+        let mut end = std::pin::pin!(build.run_packed(packed));
+        loop {
+            tokio::select! {
+                end = &mut end => {
+                    if let Ok(end) = &end {
+                        build.show_end(end);
+                    }
+                    return BuildFate::Ended(end);
+                }
+                () = self.watcher.wait_for_change() => {
+                    self.has_changed = true;
+                    // A file that cannot be read now is one that is being written.
+                    if pack(function).is_ok_and(|packed| fingerprint(function, &packed) != fingerprint_sent) {
+                        return BuildFate::Outdated;
+                    }
+                }
+                () = wait_for_interrupt() => return BuildFate::Interrupted,
+            }
+        }
+    }
+}
+
+/// Returns a hash of all that a function's build depends on.
+fn fingerprint(function: &Function, packed: &PackedContext) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    packed.fingerprint().hash(&mut hasher);
+    function.image.hash(&mut hasher);
+    function.build_args.hash(&mut hasher);
+    function.platforms.hash(&mut hasher);
+    function.deploy.to_string().hash(&mut hasher);
+    hasher.finish()
+}

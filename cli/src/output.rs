@@ -1,0 +1,54 @@
+//! The only place that writes to the standard output and the standard error, except for the live display.
+
+use crate::failure::Failure;
+
+/// Prints a line of the command's result to the standard output.
+#[expect(clippy::print_stdout, reason = "the output of a command-line program")]
+pub(crate) fn print_result(line: &str) {
+    println!("{line}");
+}
+
+/// Prints a message to the standard error.
+#[expect(clippy::print_stderr, reason = "the messages of a command-line program")]
+pub(crate) fn print_message(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Prints an error, and what to do next, to the standard error.
+pub(crate) fn print_failure(failure: &Failure) {
+    print_message(&format!("slipway: {}", failure.message));
+    print_message(&format!("next: {}", failure.next));
+}
+
+/// Returns a text without control characters and terminal escape sequences, which a build's output may contain.
+pub(crate) fn printable(text: &str) -> String {
+    let text = console::strip_ansi_codes(text);
+    text.chars()
+        .map(|character| match character {
+            '\t' => ' ',
+            character if character.is_control() => '\u{fffd}',
+            // They change the order in which a terminal shows the rest of the line.
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+            character => character,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_output_cannot_control_the_terminal() {
+        for (text, expected) in [
+            ("\u{1b}[31mred\u{1b}[0m", "red"),
+            ("a\tb", "a b"),
+            ("\u{1b}]0;title\u{7}rest", "rest"),
+            ("bell\u{7}", "bell\u{fffd}"),
+            ("x\u{202e}y", "x\u{fffd}y"),
+            ("ü – 日本", "ü – 日本"),
+        ] {
+            assert_eq!(printable(text), expected, "{text:?}");
+        }
+    }
+}

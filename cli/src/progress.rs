@@ -1,0 +1,121 @@
+//! What a person or a program sees while a build runs, on the standard error.
+
+mod event;
+mod plain;
+mod terminal;
+
+use std::io::IsTerminal as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use crate::output;
+pub(crate) use event::Event;
+use terminal::TerminalDisplay;
+
+/// The form of the progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressForm {
+    /// `terminal` on a terminal, and `plain` elsewhere.
+    #[default]
+    Auto,
+    /// A live display of the running steps. Without a terminal it is `plain`.
+    Terminal,
+    /// Lines.
+    Plain,
+    /// One JSON object on each line.
+    Json,
+    /// Warnings and errors only.
+    Quiet,
+}
+
+/// The progress of one function's build. Clones show to the same display.
+#[derive(Clone)]
+pub(crate) struct Progress {
+    function: String,
+    display: Arc<Mutex<Display>>,
+}
+
+/// A display of events.
+enum Display {
+    Terminal(Box<TerminalDisplay>),
+    Plain,
+    Json,
+    Quiet,
+}
+
+impl Progress {
+    /// Creates the progress of a function in this form.
+    pub(crate) fn new(form: ProgressForm, function: &str) -> Self {
+        let is_live =
+            std::io::stderr().is_terminal() && std::env::var("TERM").is_ok_and(|term| term != "dumb");
+        let display = match form {
+            ProgressForm::Auto | ProgressForm::Terminal if is_live => {
+                let has_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+                Display::Terminal(Box::new(TerminalDisplay::new(function, has_color)))
+            }
+            ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain => Display::Plain,
+            ProgressForm::Json => Display::Json,
+            ProgressForm::Quiet => Display::Quiet,
+        };
+        Self {
+            function: function.to_owned(),
+            display: Arc::new(Mutex::new(display)),
+        }
+    }
+
+    /// Shows an event.
+    pub(crate) fn show(&self, event: &Event<'_>) {
+        let mut display = self.display.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *display {
+            Display::Terminal(terminal) => terminal.show(event),
+            Display::Plain => {
+                let lines = plain::lines_of(event);
+                lines
+                    .iter()
+                    .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));
+            }
+            Display::Json => output::print_message(&self.to_json(event).to_string()),
+            Display::Quiet => {
+                if let Event::Warning { .. } | Event::Failed { .. } = event {
+                    let lines = plain::lines_of(event);
+                    lines
+                        .iter()
+                        .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));
+                }
+            }
+        }
+    }
+
+    /// Shows a remark.
+    pub(crate) fn note(&self, text: &str) {
+        self.show(&Event::Note { text });
+    }
+
+    /// Shows the events of a log's lines.
+    pub(crate) fn show_lines(&self, lines: &[String]) {
+        lines.iter().for_each(|line| self.show(&Event::of_log_line(line)));
+    }
+
+    fn to_json(&self, event: &Event<'_>) -> Value {
+        let mut value = serde_json::to_value(event).unwrap_or_default();
+        value["function"] = json!(self.function);
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_json_object_with_its_function() {
+        let progress = Progress::new(ProgressForm::Json, "shop");
+        let event = Event::of_log_line("v: T [1/2] RUN make 1.50s");
+        assert_eq!(
+            progress.to_json(&event),
+            json!({"event": "step_ended", "name": "[1/2] RUN make", "seconds": 1.5, "function": "shop"})
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! The events of a build, from the first file that is packed to the running function.
+
+use serde::Serialize;
+
+use crate::builder::LogLine;
+
+/// An event of a build.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event<'a> {
+    /// The context was packed.
+    Packed {
+        /// The number of files.
+        files: usize,
+        /// The number of files that the ignore file excludes.
+        ignored: usize,
+        /// The bytes before compression.
+        bytes: usize,
+        /// The bytes of the request.
+        compressed: usize,
+    },
+    /// A part of the request was sent.
+    Sent {
+        /// The bytes that were sent.
+        sent: usize,
+        /// The bytes of the request.
+        total: usize,
+    },
+    /// The request was accepted.
+    Submitted {
+        /// The ID of the build.
+        id: &'a str,
+        /// The way that the request took.
+        route: &'a str,
+    },
+    /// The build is in another state.
+    State {
+        /// The state, in the words of the API.
+        state: &'a str,
+    },
+    /// A step began.
+    StepStarted {
+        /// The name of the step.
+        name: &'a str,
+    },
+    /// A step ended.
+    StepEnded {
+        /// The name of the step.
+        name: &'a str,
+        /// The time that it took, in seconds.
+        seconds: f64,
+    },
+    /// Something within a step progresses.
+    StepProgress {
+        /// What progresses, such as a layer.
+        id: &'a str,
+        /// How far it is.
+        current: u64,
+    },
+    /// A step printed a line.
+    Output {
+        /// The line.
+        text: &'a str,
+    },
+    /// A remark of the command.
+    Note {
+        /// The text.
+        text: &'a str,
+    },
+    /// Something that may be wrong.
+    Warning {
+        /// The text.
+        text: &'a str,
+    },
+    /// The function runs.
+    Running {
+        /// What is known of the deployment.
+        summary: &'a str,
+        /// The URL of the function.
+        url: &'a str,
+        /// The image, with its digest if it is known.
+        image: &'a str,
+    },
+    /// The build or the deployment failed.
+    Failed {
+        /// What failed.
+        summary: &'a str,
+        /// What to do next.
+        next: &'a str,
+        /// The exit status of the command.
+        code: u8,
+    },
+}
+
+impl<'a> Event<'a> {
+    /// Returns the event of a line of a build's log.
+    pub(crate) fn of_log_line(line: &'a str) -> Self {
+        match LogLine::parse(line) {
+            LogLine::StepStarted { name } => Self::StepStarted { name },
+            LogLine::StepEnded { name, seconds } => Self::StepEnded { name, seconds },
+            LogLine::Progress { id, current } => Self::StepProgress { id, current },
+            LogLine::Output { text } => Self::Output { text },
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Events as lines, for logs and for terminals that cannot do more.
+
+use super::Event;
+use crate::output::printable;
+
+/// Returns the lines that show an event; none for one that only a live display shows.
+pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
+    match event {
+        Event::Packed {
+            files,
+            ignored,
+            bytes,
+            compressed,
+        } => {
+            let ignored = match ignored {
+                0 => String::new(),
+                ignored => format!(", without {ignored} that the ignore file excludes"),
+            };
+            vec![format!(
+                "packed {files} files, {} ({} compressed){ignored}",
+                format_bytes(*bytes),
+                format_bytes(*compressed)
+            )]
+        }
+        Event::Sent { .. } | Event::StepProgress { .. } => Vec::new(),
+        Event::Submitted { id, route } => vec![format!("sent through the {route} as build {id}")],
+        Event::State { state } => vec![(*state).to_owned()],
+        Event::StepStarted { name } => vec![format!("=> {}", printable(name))],
+        Event::StepEnded { name, seconds } => {
+            vec![format!("=> {} {}", printable(name), format_seconds(*seconds))]
+        }
+        Event::Output { text } => vec![format!("   {}", printable(text))],
+        Event::Note { text } => text.lines().map(str::to_owned).collect(),
+        Event::Warning { text } => vec![format!("warning: {}", printable(text))],
+        Event::Running { summary, url, image } => vec![format!("{summary}: {url} ({image})")],
+        Event::Failed { summary, next, .. } => {
+            let mut lines: Vec<_> = summary.lines().map(printable).collect();
+            if let Some(first) = lines.first_mut() {
+                *first = format!("error: {first}");
+            }
+            lines.push(format!("next: {}", printable(next)));
+            lines
+        }
+    }
+}
+
+/// Formats the duration of a step; one of no measurable time came from the cache.
+pub(super) fn format_seconds(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 0.005 => "cached or at once".to_owned(),
+        seconds => format!("{seconds:.1} s"),
+    }
+}
+
+/// Formats a number of bytes with a decimal unit.
+pub(super) fn format_bytes(bytes: usize) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_ends_with_the_next_step_and_hostile_text_is_made_harmless() {
+        let event = Event::Failed {
+            summary: "a\u{1b}[2Jb\nc",
+            next: "do it",
+            code: 1,
+        };
+        assert_eq!(lines_of(&event), ["error: ab", "c", "next: do it"]);
+    }
+
+    #[test]
+    fn sizes_have_a_unit() {
+        for (bytes, expected) in [(999, "999 B"), (1_500, "1.5 kB"), (2_560_000, "2.6 MB")] {
+            assert_eq!(format_bytes(bytes), expected);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A live display: running steps with a clock and the last lines of output below the lines of what is done.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::Event;
+use super::plain::{format_bytes, format_seconds, lines_of};
+use crate::output::printable;
+
+/// The number of lines of output that are shown below the running steps.
+const SHOWN_OUTPUT_LINES: usize = 6;
+
+/// The number of lines of output that are shown once more when the build failed.
+const KEPT_OUTPUT_LINES: usize = 30;
+
+/// The interval at which the clocks of running steps are redrawn.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A live display of one function's build.
+pub(super) struct TerminalDisplay {
+    function: String,
+    bars: MultiProgress,
+    /// The running steps, in the order in which they began.
+    steps: Vec<(String, ProgressBar)>,
+    upload: Option<ProgressBar>,
+    /// The state of the build, while no step runs.
+    state: Option<ProgressBar>,
+    output: ProgressBar,
+    last_lines: VecDeque<String>,
+    has_color: bool,
+}
+
+impl TerminalDisplay {
+    /// Creates a display on the standard error.
+    pub(super) fn new(function: &str, has_color: bool) -> Self {
+        console::set_colors_enabled_stderr(has_color);
+        let bars = MultiProgress::new();
+        let output = bars.add(ProgressBar::new_spinner());
+        output.set_style(style("{msg:.dim}"));
+        Self {
+            function: function.to_owned(),
+            bars,
+            steps: Vec::new(),
+            upload: None,
+            state: None,
+            output,
+            last_lines: VecDeque::new(),
+            has_color,
+        }
+    }
+
+    /// Shows an event.
+    pub(super) fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Sent { sent, total } => self.show_upload(*sent, *total),
+            Event::State { state } => {
+                self.end_state();
+                let bar = self.add_bar(" {spinner} {msg} {elapsed}");
+                bar.set_message(format!("{}: {state}", self.function));
+                self.state = Some(bar);
+            }
+            Event::StepStarted { name } => {
+                self.end_state();
+                let bar = self.add_bar(" {spinner} {prefix} {elapsed} {msg}");
+                bar.set_prefix(fitting(&printable(name)));
+                self.steps.push(((*name).to_owned(), bar));
+            }
+            Event::StepEnded { name, seconds } => {
+                let ended = self.steps.iter().position(|(running, _)| running == name);
+                if let Some(index) = ended {
+                    self.bars.remove(&self.steps.remove(index).1);
+                }
+                if self.steps.is_empty() {
+                    self.clear_output();
+                }
+                self.print(&format!(" => {} {}", printable(name), format_seconds(*seconds)));
+            }
+            Event::StepProgress { id, current } => {
+                if let Some((_, bar)) = self.steps.last() {
+                    let current = usize::try_from(*current).unwrap_or(usize::MAX);
+                    bar.set_message(format!("{} {}", fitting(&printable(id)), format_bytes(current)));
+                }
+            }
+            Event::Output { text } => {
+                self.last_lines.push_back(printable(text));
+                if self.last_lines.len() > KEPT_OUTPUT_LINES {
+                    self.last_lines.pop_front();
+                }
+                let skipped = self.last_lines.len().saturating_sub(SHOWN_OUTPUT_LINES);
+                let lines: Vec<_> = self
+                    .last_lines
+                    .iter()
+                    .skip(skipped)
+                    .map(|line| fitting(line))
+                    .collect();
+                self.output.set_message(format!("   {}", lines.join("\n   ")));
+                self.output.tick();
+            }
+            Event::Failed { .. } => {
+                self.end_all();
+                for line in std::mem::take(&mut self.last_lines) {
+                    self.print(&format!("   {line}"));
+                }
+                self.print_lines(event, true);
+            }
+            Event::Running { .. } => {
+                self.end_all();
+                self.print_lines(event, false);
+            }
+            Event::Packed { .. } | Event::Submitted { .. } | Event::Note { .. } | Event::Warning { .. } => {
+                self.print_lines(event, false);
+            }
+        }
+    }
+
+    fn show_upload(&mut self, sent: usize, total: usize) {
+        if self.upload.is_none() {
+            let bar = self.add_bar(" {prefix} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}");
+            bar.set_prefix(format!("{}: sending", self.function));
+            bar.set_length(total as u64);
+            self.upload = Some(bar);
+        }
+        if let Some(bar) = &self.upload {
+            bar.set_length(total as u64);
+            bar.set_position(sent as u64);
+        }
+        if sent == total
+            && let Some(bar) = self.upload.take()
+        {
+            self.bars.remove(&bar);
+        }
+    }
+
+    /// Adds a bar above the lines of output.
+    fn add_bar(&self, template: &str) -> ProgressBar {
+        let bar = self.bars.insert_before(&self.output, ProgressBar::new_spinner());
+        bar.set_style(style(template));
+        bar.enable_steady_tick(TICK);
+        bar
+    }
+
+    fn end_state(&mut self) {
+        if let Some(bar) = self.state.take() {
+            self.bars.remove(&bar);
+        }
+    }
+
+    fn end_all(&mut self) {
+        self.end_state();
+        for bar in self.steps.drain(..).map(|(_, bar)| bar).chain(self.upload.take()) {
+            self.bars.remove(&bar);
+        }
+        self.output.set_message("");
+        self.output.tick();
+    }
+
+    fn clear_output(&mut self) {
+        self.output.set_message("");
+        self.output.tick();
+    }
+
+    fn print_lines(&self, event: &Event<'_>, is_error: bool) {
+        for line in lines_of(event) {
+            let line = format!("{}: {line}", self.function);
+            match is_error && self.has_color {
+                true => self.print(&console::style(line).red().for_stderr().to_string()),
+                false => self.print(&line),
+            }
+        }
+    }
+
+    /// Prints a line above the live part.
+    fn print(&self, line: &str) {
+        // Fails only if the terminal is gone, and there is nobody to tell then.
+        let _ = self.bars.println(line);
+    }
+}
+
+impl Drop for TerminalDisplay {
+    fn drop(&mut self) {
+        self.end_all();
+        self.output.finish_and_clear();
+    }
+}
+
+/// Returns the style with a template of indicatif's, or the default one if it is malformed.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+/// Cuts a text so that it fits on a line with a clock beside it.
+fn fitting(text: &str) -> String {
+    let width = usize::from(console::Term::stderr().size().1)
+        .saturating_sub(16)
+        .max(20);
+    console::truncate_str(text, width, "…").into_owned()
+}

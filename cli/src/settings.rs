@@ -1,0 +1,272 @@
+//! Where the builder is, and with which key requests to it are signed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use function_host::Secret;
+use function_host::http::Uri;
+use function_host::signature::HmacKeys;
+
+use crate::failure::Failure;
+
+/// The variable with the key itself.
+const KEY_VARIABLE: &str = "SLIPWAY_PAYLOAD_SECRET";
+
+/// The variables with the path of the file with the key: Slipway's, and faas-cli's.
+const KEY_FILE_VARIABLES: [&str; 2] = ["SLIPWAY_PAYLOAD_SECRET_FILE", "OPENFAAS_PAYLOAD_SECRET"];
+
+/// The variables with the builder's URL: Slipway's, and faas-cli's.
+const BUILDER_VARIABLES: [&str; 2] = ["SLIPWAY_BUILDER_URL", "OPENFAAS_REMOTE_BUILDER"];
+
+/// The variable with the gateway's URL.
+const GATEWAY_VARIABLE: &str = "OPENFAAS_URL";
+
+/// The gateway that faas-cli takes where nothing names one.
+const DEFAULT_GATEWAY: &str = "http://127.0.0.1:8080";
+
+/// The name of the builder's function at the gateway.
+const DEFAULT_BUILDER_FUNCTION: &str = "builder-fn";
+
+/// The arguments of every command that asks the builder.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ConnectionArguments {
+    /// The gateway's URL. Default: the stack file's, OPENFAAS_URL, http://127.0.0.1:8080.
+    #[arg(long, short, value_name = "URL")]
+    gateway: Option<String>,
+    /// The builder's own URL. Default: SLIPWAY_BUILDER_URL, OPENFAAS_REMOTE_BUILDER; without one, only the gateway is used.
+    #[arg(long, value_name = "URL")]
+    builder: Option<String>,
+    /// The builder's name at the gateway.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_BUILDER_FUNCTION, env = "SLIPWAY_BUILDER_FUNCTION")]
+    builder_function: String,
+    /// The file with the key that signs requests. Default: SLIPWAY_PAYLOAD_SECRET (the key itself),
+    /// SLIPWAY_PAYLOAD_SECRET_FILE, OPENFAAS_PAYLOAD_SECRET (files).
+    #[arg(long, value_name = "FILE")]
+    payload_secret: Option<PathBuf>,
+    /// The tenant whose key this is, where the operator has a policy. Saves the builder trying all keys.
+    #[arg(long, value_name = "NAME", env = "SLIPWAY_TENANT")]
+    tenant: Option<String>,
+}
+
+/// The addresses and the key of the builder.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The gateway's URL, without a trailing slash.
+    pub(crate) gateway: String,
+    /// The builder's own URL, without a trailing slash.
+    pub(crate) builder: Option<String>,
+    /// The builder's name at the gateway.
+    pub(crate) builder_function: String,
+    /// The key.
+    pub(crate) key: SigningKey,
+    /// The tenant whose key it is.
+    pub(crate) tenant: Option<String>,
+}
+
+/// The key that signs requests, and where it was found. `Debug` does not show it.
+#[derive(Clone, Debug)]
+pub(crate) struct SigningKey {
+    /// The key.
+    pub(crate) keys: HmacKeys,
+    /// The place of the key, as messages name it.
+    pub(crate) place: String,
+}
+
+impl ConnectionArguments {
+    /// Returns the settings from the command line, the stack file's gateway and the environment, in this order.
+    ///
+    /// # Errors
+    /// Fails if there is no key, or a URL is malformed.
+    pub(crate) fn resolve(&self, stack_gateway: Option<&str>) -> Result<Settings, Failure> {
+        self.resolve_with(stack_gateway, &|name| {
+            std::env::var(name).ok().filter(|value| !value.is_empty())
+        })
+    }
+
+    fn resolve_with(
+        &self,
+        stack_gateway: Option<&str>,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Settings, Failure> {
+        let gateway = self.gateway.clone();
+        let gateway = gateway.or_else(|| stack_gateway.map(str::to_owned));
+        let gateway = gateway.or_else(|| environment(GATEWAY_VARIABLE));
+        let builder = self.builder.clone();
+        let builder = builder.or_else(|| BUILDER_VARIABLES.iter().find_map(|name| environment(name)));
+        Ok(Settings {
+            gateway: parse_url("the gateway", gateway.as_deref().unwrap_or(DEFAULT_GATEWAY))?,
+            builder: builder
+                .map(|url| parse_url("the builder", &url))
+                .transpose()?
+                .map(|url| url.strip_suffix("/build").map(str::to_owned).unwrap_or(url)),
+            builder_function: self.builder_function.clone(),
+            key: self.find_key(environment)?,
+            tenant: self.tenant.clone(),
+        })
+    }
+
+    /// Finds the key that signs requests.
+    fn find_key(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<SigningKey, Failure> {
+        if let Some(path) = &self.payload_secret {
+            return read_key(path, "--payload-secret");
+        }
+        if let Some(text) = environment(KEY_VARIABLE) {
+            return parse_key(text.into_bytes(), KEY_VARIABLE.to_owned());
+        }
+        for name in KEY_FILE_VARIABLES {
+            if let Some(path) = environment(name) {
+                return read_key(Path::new(&path), name);
+            }
+        }
+        Err(Failure::usage(
+            "there is no key to sign the request with",
+            "give the file with the builder's secret payload-secret: --payload-secret FILE, or SLIPWAY_PAYLOAD_SECRET_FILE \
+             (for the local stack: eval \"$(make env)\")",
+        ))
+    }
+}
+
+/// Reads the key in a file, whose path is from the setting `source`.
+fn read_key(path: &Path, source: &str) -> Result<SigningKey, Failure> {
+    let place = format!("{} ({source})", path.display());
+    let bytes = fs::read(path).map_err(|error| {
+        Failure::usage(
+            format!("could not read the key in {place}: {error}"),
+            "name a readable file with the builder's secret payload-secret",
+        )
+    })?;
+    parse_key(bytes, place)
+}
+
+fn parse_key(bytes: Vec<u8>, place: String) -> Result<SigningKey, Failure> {
+    match HmacKeys::new(&Secret::new(bytes)) {
+        Some(keys) => Ok(SigningKey { keys, place }),
+        None => Err(Failure::usage(
+            format!("there is no key in {place}"),
+            "put the builder's secret payload-secret there: one line of random text",
+        )),
+    }
+}
+
+/// Parses a URL with the scheme `http` or `https`, and returns it without a trailing slash. Without a scheme it has `http`,
+/// as with faas-cli.
+fn parse_url(what: &str, text: &str) -> Result<String, Failure> {
+    let full = match text.contains("://") {
+        true => text.to_owned(),
+        false => format!("http://{text}"),
+    };
+    let reject = |reason: String| {
+        Failure::usage(
+            format!("the URL of {what}, {text:?}, {reason}"),
+            "give a URL such as https://gateway.example",
+        )
+    };
+    let full = full.trim_end_matches('/');
+    let url: Uri = full
+        .parse()
+        .map_err(|error| reject(format!("is not valid: {error}")))?;
+    let authority = url
+        .authority()
+        .map(|authority| authority.as_str())
+        .unwrap_or_default();
+    match url.scheme_str() {
+        Some("http" | "https") if authority.is_empty() => Err(reject("has no host".to_owned())),
+        Some("http" | "https") if authority.contains('@') => {
+            Err(reject("has a user, which is not sent".to_owned()))
+        }
+        Some("http" | "https") if url.query().is_some() => Err(reject("has a query".to_owned())),
+        Some("http" | "https") => Ok(full.to_owned()),
+        _ => Err(reject("should begin with http:// or https://".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const NONE: ConnectionArguments = ConnectionArguments {
+        gateway: None,
+        builder: None,
+        builder_function: String::new(),
+        payload_secret: None,
+        tenant: None,
+    };
+
+    fn resolve(
+        arguments: &ConnectionArguments,
+        stack_gateway: Option<&str>,
+        environment: &[(&str, &str)],
+    ) -> Result<Settings, Failure> {
+        let environment: HashMap<_, _> = environment.iter().copied().collect();
+        arguments.resolve_with(stack_gateway, &|name| {
+            environment.get(name).map(|value| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_gateway_is_that_of_the_command_line_the_stack_file_or_the_environment() {
+        let key = (KEY_VARIABLE, "a key of the test");
+        let named = ConnectionArguments {
+            gateway: Some("https://named.example/".into()),
+            ..NONE
+        };
+        let gateway = |arguments: &ConnectionArguments, stack: Option<&str>, environment: &[(&str, &str)]| {
+            resolve(arguments, stack, environment).map(|settings| settings.gateway)
+        };
+        let variable = [key, (GATEWAY_VARIABLE, "gateway.example:8080")];
+        assert_eq!(
+            gateway(&named, Some("http://stack"), &variable).as_deref(),
+            Ok("https://named.example")
+        );
+        assert_eq!(
+            gateway(&NONE, Some("http://stack"), &variable).as_deref(),
+            Ok("http://stack")
+        );
+        assert_eq!(
+            gateway(&NONE, None, &variable).as_deref(),
+            Ok("http://gateway.example:8080")
+        );
+        assert_eq!(gateway(&NONE, None, &[key]).as_deref(), Ok(DEFAULT_GATEWAY));
+    }
+
+    #[test]
+    fn the_builder_is_also_found_by_the_variable_of_faas_cli() {
+        let environment = [
+            (KEY_VARIABLE, "a key of the test"),
+            ("OPENFAAS_REMOTE_BUILDER", "http://b:8081/build"),
+        ];
+        let settings = resolve(&NONE, None, &environment).expect("settings");
+        assert_eq!(settings.builder.as_deref(), Some("http://b:8081"));
+    }
+
+    #[test]
+    fn a_missing_an_empty_and_an_unreadable_key_are_errors_with_the_next_step_and_without_the_key() {
+        let failure = resolve(&NONE, None, &[]).expect_err("no key");
+        assert!(failure.next.contains("--payload-secret FILE"), "{failure:?}");
+        let failure = resolve(&NONE, None, &[(KEY_FILE_VARIABLES[0], "/no/such/file")]).expect_err("no file");
+        assert!(
+            failure
+                .message
+                .contains("/no/such/file (SLIPWAY_PAYLOAD_SECRET_FILE)"),
+            "{failure:?}"
+        );
+        let failure = resolve(&NONE, None, &[(KEY_VARIABLE, " \n")]).expect_err("an empty key");
+        assert!(failure.message.contains(KEY_VARIABLE), "{failure:?}");
+        let settings = resolve(&NONE, None, &[(KEY_VARIABLE, "hush")]).expect("a key");
+        assert!(!format!("{settings:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_an_error() {
+        for url in ["ftp://x", "http://", "http://x?y=1"] {
+            let arguments = ConnectionArguments {
+                gateway: Some(url.into()),
+                ..NONE
+            };
+            resolve(&arguments, None, &[(KEY_VARIABLE, "key")]).expect_err(url);
+        }
+    }
+}

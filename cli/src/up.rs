@@ -1,0 +1,199 @@
+//! The command `slipway up`: from the folder to the answering function.
+
+mod cancellation;
+mod configuration;
+mod follow;
+mod project;
+mod route;
+mod submit;
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::builder::{BuilderClient, Verdict};
+use crate::context::{Layout, PackedContext};
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use crate::function::Function;
+use crate::output;
+use crate::progress::{Event, Progress, ProgressForm};
+use crate::settings::ConnectionArguments;
+pub(crate) use follow::{Following, follow_log};
+pub(crate) use project::{Project, SourceArguments};
+use route::RouteChoice;
+
+/// The arguments of `slipway up`.
+#[derive(Args)]
+pub(crate) struct UpArguments {
+    #[command(flatten)]
+    pub(crate) source: SourceArguments,
+    #[command(flatten)]
+    pub(crate) build: BuildOptions,
+    /// Hand the builds in, and do not wait for them. Needs the queue.
+    #[arg(long)]
+    detach: bool,
+}
+
+/// The choices about how functions are built and watched.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BuildOptions {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArguments,
+    /// The way to the builder. `auto`: the queue if there is a gateway with a builder, and the builder's own address
+    /// otherwise.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) via: Via,
+    /// The form of the progress on the standard error.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) progress: ProgressForm,
+    /// Count a version of which nothing proves that it is the one that answers as not deployed.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Run every step of the build again.
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// How long a build may wait in the queue before a builder accepts it, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub(crate) queue_timeout: u64,
+}
+
+/// The way to the builder, as the command line names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    /// By what is reachable.
+    #[default]
+    Auto,
+    /// The builder's own address, with a streamed answer.
+    Builder,
+    /// The gateway, with a streamed answer.
+    Gateway,
+    /// The gateway's queue. The build goes on whatever becomes of this command.
+    Queue,
+}
+
+/// The end of following a build.
+#[derive(Debug)]
+pub(crate) enum BuildEnd {
+    /// The build ended.
+    Ended {
+        /// What its outcome means.
+        verdict: Verdict,
+        /// The image, with its digest if it is known.
+        image: String,
+    },
+    /// Nobody follows the build any longer, and it goes on.
+    Detached(ExitStatus),
+}
+
+/// A build of one function: what is needed from its files to its end.
+pub(crate) struct FunctionBuild<'a> {
+    pub(crate) client: &'a BuilderClient,
+    pub(crate) function: &'a Function,
+    pub(crate) options: &'a BuildOptions,
+    pub(crate) progress: Progress,
+    /// Whether the build is left alone as soon as it is queued.
+    pub(crate) is_detached: bool,
+    /// Whether Ctrl-C detaches from the build, or cancels it. Without this, Ctrl-C is handled elsewhere.
+    pub(crate) handles_interrupts: bool,
+}
+
+impl BuildOptions {
+    fn queue_timeout(&self) -> Duration {
+        Duration::from_secs(self.queue_timeout)
+    }
+}
+
+/// Builds and deploys the functions, one after the other.
+///
+/// # Errors
+/// Fails if a function cannot be read, or no builder takes it.
+pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
+    let project = Project::read(&arguments.source)?;
+    let settings = arguments.build.connection.resolve(project.gateway())?;
+    project
+        .warnings()
+        .iter()
+        .for_each(|warning| output::print_message(&format!("warning: {warning}")));
+    let client = BuilderClient::new(settings)?;
+    let mut status = ExitStatus::Success;
+    for function in project.functions() {
+        let build = FunctionBuild {
+            client: &client,
+            function,
+            options: &arguments.build,
+            progress: Progress::new(arguments.build.progress, &function.name),
+            is_detached: arguments.detach,
+            handles_interrupts: true,
+        };
+        let end = build.run().await?;
+        let ended = build.show_end(&end);
+        if status == ExitStatus::Success {
+            status = ended;
+        }
+        if ended == ExitStatus::Interrupted {
+            break;
+        }
+    }
+    Ok(status)
+}
+
+/// Packs the files of a function.
+///
+/// # Errors
+/// Fails if a file cannot be read or laid out.
+pub(crate) fn pack(function: &Function) -> Result<PackedContext, Failure> {
+    PackedContext::pack(&Layout::of_function(function)?)
+}
+
+impl FunctionBuild<'_> {
+    /// Packs the function, sends it and follows its build.
+    ///
+    /// # Errors
+    /// Fails if the function cannot be packed, or no builder takes it.
+    pub(crate) async fn run(&self) -> Result<BuildEnd, Failure> {
+        self.run_packed(&pack(self.function)?).await
+    }
+
+    /// Sends the packed function and follows its build.
+    ///
+    /// # Errors
+    /// Fails if no builder takes the function.
+    pub(crate) async fn run_packed(&self, packed: &PackedContext) -> Result<BuildEnd, Failure> {
+        let routes = RouteChoice::find(self.client, self.options.via, self.is_detached).await?;
+        self.submit_and_follow(packed, &routes).await
+    }
+
+    /// Shows the end of the build, prints the URL of a function that runs, and returns the exit status.
+    pub(crate) fn show_end(&self, end: &BuildEnd) -> ExitStatus {
+        let (verdict, image) = match end {
+            BuildEnd::Ended { verdict, image } => (verdict, image),
+            BuildEnd::Detached(status) => return *status,
+        };
+        for text in &verdict.warnings {
+            self.progress.show(&Event::Warning { text });
+        }
+        let summary = &verdict.summary;
+        match &verdict.next {
+            Some(next) => self.progress.show(&Event::Failed {
+                summary,
+                next,
+                code: verdict.status.code(),
+            }),
+            None => {
+                let url = format!(
+                    "{}{}",
+                    self.client.settings().gateway,
+                    self.function.path_at_gateway()
+                );
+                self.progress.show(&Event::Running {
+                    summary,
+                    url: &url,
+                    image,
+                });
+                output::print_result(&url);
+            }
+        }
+        verdict.status
+    }
+}

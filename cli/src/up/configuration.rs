@@ -1,0 +1,27 @@
+//! The configuration of a build request: the JSON of `com.openfaas.docker.config`.
+
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use crate::builder::format_time;
+use crate::function::Function;
+
+/// Returns the configuration of a function's build that is submitted now.
+pub(super) fn configuration(function: &Function, has_no_cache: bool, now: SystemTime) -> Value {
+    let mut config = json!({
+        "image": function.image,
+        "submittedAt": format_time(now),
+        "deploy": function.deploy,
+    });
+    if !function.build_args.is_empty() {
+        config["buildArgs"] = json!(function.build_args);
+    }
+    if !function.platforms.is_empty() {
+        config["platforms"] = json!(function.platforms);
+    }
+    if has_no_cache {
+        config["noCache"] = json!(true);
+    }
+    config
+}

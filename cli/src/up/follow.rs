@@ -1,0 +1,306 @@
+//! Follows a build to its end, across lost connections.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use function_host::http::Method;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::{BuildEnd, FunctionBuild};
+use crate::builder::{
+    BuilderClient, Record, RecordStream, RequestError, Route, StreamCut, Submission, Verdict, build_path,
+};
+use crate::failure::Failure;
+use crate::interrupt::wait_for_interrupt;
+use crate::progress::{Event, Progress};
+
+/// The pause before the second attempt to connect again, and the longest one.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// The longest time without a connection before a build is given up.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// The silence after which a build's state is asked for, and the longest time between two such questions.
+const STATE_PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
+
+/// The number of times that a request is sent again whose streamed answer was cut.
+const SENDS_AGAIN_MAX: u32 = 5;
+
+/// A build that is followed by its ID.
+pub(crate) struct Following<'a> {
+    pub(crate) client: &'a BuilderClient,
+    pub(crate) route: Route,
+    pub(crate) id: &'a str,
+    pub(crate) progress: &'a Progress,
+    /// How long no builder may know the build. Without it, an unknown build is an error at once.
+    pub(crate) patience: Option<Duration>,
+}
+
+/// Follows the log of a build from its first line to its end, and returns the outcome. A lost connection is resumed at the
+/// line after the last one.
+///
+/// # Errors
+/// Fails if no builder knows the build, or none can be reached for five minutes.
+pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failure> {
+    let Following {
+        client,
+        route,
+        id,
+        progress,
+        patience,
+    } = following;
+    let began = Instant::now();
+    let mut connected = Instant::now();
+    let mut pause = RETRY_PAUSES.0;
+    let (mut is_known, mut is_interrupted) = (false, false);
+    let mut next_line = 1;
+    loop {
+        let problem = match client.open_log(*route, id, next_line).await {
+            Ok(mut records) => {
+                if std::mem::take(&mut is_interrupted) {
+                    progress.note("connected again");
+                }
+                is_known = true;
+                match read_log(following, &mut records, &mut next_line).await {
+                    Ok(outcome) => return with_state(following, outcome).await,
+                    Err(cut) => {
+                        connected = Instant::now();
+                        pause = RETRY_PAUSES.0;
+                        cut.to_string()
+                    }
+                }
+            }
+            Err(RequestError::Refused(refusal)) if refusal.status == 404 && !is_known => {
+                if patience.is_none_or(|patience| began.elapsed() > patience) {
+                    return Err(unknown_build(id, &refusal.text, patience.is_some()));
+                }
+                connected = Instant::now();
+                sleep(pause).await;
+                pause = (pause * 2).min(RETRY_PAUSES.1);
+                continue;
+            }
+            Err(RequestError::Refused(refusal)) if matches!(refusal.status, 400 | 401 | 403) => {
+                let verdict = Verdict::of_outcome(&refusal.outcome, false);
+                return Err(Failure::new(
+                    verdict.status,
+                    refusal.to_string(),
+                    verdict.next.unwrap_or_default(),
+                ));
+            }
+            Err(error) => error.to_string(),
+        };
+        if connected.elapsed() > GIVE_UP_AFTER {
+            return Err(Failure::platform(
+                format!("the connection was lost, and could not be made again for 5 minutes: {problem}"),
+                format!("the build may go on; return to it with slipway logs {id} -f"),
+            ));
+        }
+        if !std::mem::replace(&mut is_interrupted, true) {
+            progress.note(&format!("{problem}; connecting again"));
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY_PAUSES.1);
+    }
+}
+
+/// Reads a log until its terminal record, which is returned. Shows the build's state while nothing comes.
+async fn read_log(
+    following: &Following<'_>,
+    records: &mut RecordStream,
+    next_line: &mut u64,
+) -> Result<Value, StreamCut> {
+    let mut shown_state = String::new();
+    let mut pause = STATE_PAUSES.0;
+    loop {
+        let record = tokio::select! {
+            record = records.next_record() => record?,
+            () = sleep(pause) => {
+                pause = (pause * 2).min(STATE_PAUSES.1);
+                show_state(following, &mut shown_state).await;
+                continue;
+            }
+        };
+        match record {
+            Record::Progress { seq, lines } => {
+                if !lines.is_empty() {
+                    pause = STATE_PAUSES.0;
+                }
+                following.progress.show_lines(&lines);
+                if let Some(seq) = seq {
+                    *next_line = (*next_line).max(seq + 1);
+                }
+            }
+            Record::Terminal(outcome) => return Ok(outcome),
+        }
+    }
+}
+
+/// Asks for the state of a build, and shows it if it is another one than before.
+async fn show_state(following: &Following<'_>, shown: &mut String) {
+    let path = build_path(following.id);
+    // The log has the outcome, so a question without an answer is no failure.
+    if let Ok(build) = following.client.ask(following.route, Method::GET, &path).await
+        && let Some(state) = build["state"].as_str()
+        && state != *shown
+        && matches!(state, "waiting" | "deploying")
+    {
+        following.progress.show(&Event::State { state });
+        state.clone_into(shown);
+    }
+}
+
+/// Adds the build's state to an outcome that does not say of which kind it is.
+async fn with_state(following: &Following<'_>, mut outcome: Value) -> Result<Value, Failure> {
+    if outcome["status"] == "failed" && outcome.get("code").is_none() {
+        let path = build_path(following.id);
+        if let Ok(build) = following.client.ask(following.route, Method::GET, &path).await {
+            outcome["state"] = build["state"].clone();
+        }
+    }
+    Ok(outcome)
+}
+
+/// Creates the error for a build that no builder knows.
+fn unknown_build(id: &str, text: &str, was_queued: bool) -> Failure {
+    match was_queued {
+        true => Failure::platform(
+            format!("no builder has accepted the build {id}: {text}"),
+            format!(
+                "see whether the queue-worker runs; slipway logs {id} -f waits once more, --queue-timeout SECONDS waits longer"
+            ),
+        ),
+        false => Failure::usage(format!("build {id}: {text}"), "slipway builds lists the builds"),
+    }
+}
+
+impl FunctionBuild<'_> {
+    /// Follows a queued build to its end, or until Ctrl-C.
+    pub(super) async fn follow_queued(&self, following: &Following<'_>) -> Result<BuildEnd, Failure> {
+        self.progress.show(&Event::State { state: "queued" });
+        tokio::select! {
+            outcome = follow_log(following) => {
+                let outcome = outcome?;
+                Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome))
+            }
+            () = wait_for_interrupt(), if self.handles_interrupts => self.detach(following.id).await,
+        }
+    }
+
+    /// Follows a streamed answer to its end. If it is cut, the request is sent again: the builder goes on where the build
+    /// is, or begins it again with what is cached.
+    pub(super) async fn follow_stream(
+        &self,
+        route: Route,
+        submission: &Submission,
+        id: &str,
+        mut records: RecordStream,
+    ) -> Result<BuildEnd, Failure> {
+        let submission = Submission {
+            call_id: id.to_owned(),
+            ..submission.clone()
+        };
+        let mut shown = ShownLines::default();
+        let mut sends = 0;
+        let mut pause = RETRY_PAUSES.0;
+        loop {
+            let record = tokio::select! {
+                record = records.next_record() => record,
+                () = wait_for_interrupt(), if self.handles_interrupts => {
+                    match self.cancel_if_pressed_again(route, id).await? {
+                        Some(end) => return Ok(end),
+                        None => continue,
+                    }
+                }
+            };
+            match record {
+                Ok(Record::Progress { lines, .. }) => self.progress.show_lines(&shown.without_shown(lines)),
+                Ok(Record::Terminal(outcome)) => {
+                    return Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome));
+                }
+                Err(cut) => {
+                    shown.restart();
+                    self.progress
+                        .note(&format!("{cut}; sending the request again, as the same build"));
+                    records = loop {
+                        sends += 1;
+                        if sends > SENDS_AGAIN_MAX {
+                            return Err(Failure::platform(
+                                format!("the build's answer was cut {SENDS_AGAIN_MAX} times: {cut}"),
+                                "say --via queue, which needs no lasting connection, or raise the time limits between here and \
+                                 the builder",
+                            ));
+                        }
+                        sleep(pause).await;
+                        pause = (pause * 2).min(RETRY_PAUSES.1);
+                        match self.client.submit(route, &submission, |_| {}).await {
+                            Ok(submitted) => {
+                                if let Some(records) = submitted.records {
+                                    break records;
+                                }
+                            }
+                            Err(RequestError::Refused(refusal)) if !matches!(refusal.status, 429 | 500..) => {
+                                let verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
+                                return Ok(self.ended(verdict, &refusal.outcome));
+                            }
+                            Err(error) => self.progress.note(&error.to_string()),
+                        }
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// The lines that were shown before, so that those of a joined build are not shown twice. Lines have times in seconds: a
+/// line is shown as often as it came before the cut or after it, whichever is more.
+#[derive(Debug, Default)]
+struct ShownLines {
+    shown: HashMap<u64, u32>,
+    seen_since_cut: HashMap<u64, u32>,
+}
+
+impl ShownLines {
+    /// Begins to count again, because the log begins again.
+    fn restart(&mut self) {
+        self.seen_since_cut.clear();
+    }
+
+    /// Returns the lines that were not shown before the cut.
+    fn without_shown(&mut self, lines: Vec<String>) -> Vec<String> {
+        lines.into_iter().filter(|line| self.is_new(line)).collect()
+    }
+
+    fn is_new(&mut self, line: &str) -> bool {
+        let mut hasher = DefaultHasher::new();
+        line.hash(&mut hasher);
+        let hash = hasher.finish();
+        let seen = self.seen_since_cut.entry(hash).or_default();
+        *seen += 1;
+        let shown = self.shown.entry(hash).or_default();
+        let is_new = *seen > *shown;
+        *shown = (*shown).max(*seen);
+        is_new
+    }
+}
+
+/// Returns the outcome of a build that was cancelled.
+pub(super) fn cancelled_outcome() -> Value {
+    json!({"status": "failed", "error": "cancelled", "code": 409})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_begins_again_shows_only_what_was_not_shown_before() {
+        let lines = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let mut shown = ShownLines::default();
+        assert_eq!(shown.without_shown(lines(&["a", "b", "b"])), ["a", "b", "b"]);
+        shown.restart();
+        assert_eq!(shown.without_shown(lines(&["a", "b"])), [""; 0]);
+        assert_eq!(shown.without_shown(lines(&["b", "b", "c"])), ["b", "c"]);
+    }
+}

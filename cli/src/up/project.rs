@@ -1,0 +1,121 @@
+//! The functions that a command is about.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::failure::Failure;
+use crate::function::{Function, FunctionOptions};
+use crate::stack_file::StackFile;
+
+/// The arguments that select functions.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SourceArguments {
+    /// The functions, by name. Default: all of the stack file.
+    #[arg(value_name = "FUNCTION")]
+    functions: Vec<String>,
+    /// The stack file. Default: stack.yaml or stack.yml.
+    #[arg(long = "yaml", short = 'f', value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The registry, with a path if needed, of images whose names have none.
+    #[arg(long, value_name = "REGISTRY", env = "SLIPWAY_REGISTRY")]
+    registry: Option<String>,
+    /// A build argument, which replaces that of the stack file.
+    #[arg(long = "build-arg", short = 'b', value_name = "NAME=VALUE", value_parser = parse_build_argument)]
+    build_arguments: Vec<(String, String)>,
+}
+
+/// The functions of a stack file that a command is about.
+pub(crate) struct Project {
+    stack: StackFile,
+    functions: Vec<Function>,
+    /// The functions that the stack file does not want to be built.
+    skipped: Vec<String>,
+}
+
+impl Project {
+    /// Reads the stack file and the templates, and checks the functions.
+    ///
+    /// # Errors
+    /// Fails with the first thing that cannot be read, or with all that is wrong with a function.
+    pub(crate) fn read(arguments: &SourceArguments) -> Result<Self, Failure> {
+        let stack = StackFile::read(arguments.file.as_deref())?;
+        let options = FunctionOptions {
+            registry: arguments.registry.clone().filter(|registry| !registry.is_empty()),
+            build_args: arguments
+                .build_arguments
+                .iter()
+                .cloned()
+                .collect::<BTreeMap<_, _>>(),
+        };
+        let mut functions = Vec::new();
+        let mut skipped = Vec::new();
+        for (name, entry) in stack.select(&arguments.functions)? {
+            match entry.skip_build {
+                Some(true) => skipped.push(format!(
+                    "{name} is skipped, because the stack file has skip_build for it; faas-cli deploy deploys its image"
+                )),
+                _ => functions.push(Function::from_entry(&stack, name, entry, &options).map_err(|mut failure| {
+                    failure.message = with_warnings(&failure.message, &stack.warnings);
+                    failure
+                })?),
+            }
+        }
+        if functions.is_empty() {
+            return Err(Failure::usage(
+                skipped.join("\n"),
+                "remove skip_build from the stack file to have the function built",
+            ));
+        }
+        Ok(Self {
+            stack,
+            functions,
+            skipped,
+        })
+    }
+
+    /// Returns the functions.
+    pub(crate) fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+
+    /// Returns the stack file's gateway.
+    pub(crate) fn gateway(&self) -> Option<&str> {
+        self.stack.gateway.as_deref()
+    }
+
+    /// Returns what may be wrong with the stack file, and what is left out.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.stack.warnings.iter().chain(&self.skipped).cloned().collect()
+    }
+
+    /// Returns the files and folders whose changes change a function, besides the stack file.
+    pub(crate) fn sources_of(function: &Function) -> Vec<PathBuf> {
+        let template = function.template.as_ref().map(|template| template.folder.clone());
+        let copied = function.copied_paths.iter().map(PathBuf::from);
+        [function.handler.clone()]
+            .into_iter()
+            .chain(template)
+            .chain(copied)
+            .collect()
+    }
+
+    /// Returns the path of the stack file.
+    pub(crate) fn stack_file(&self) -> &Path {
+        &self.stack.path
+    }
+}
+
+/// Adds warnings to an error that they may explain.
+fn with_warnings(message: &str, warnings: &[String]) -> String {
+    let lines = [message].into_iter().chain(warnings.iter().map(String::as_str));
+    lines.collect::<Vec<_>>().join("\n  ")
+}
+
+fn parse_build_argument(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("should be NAME=VALUE".to_owned()),
+    }
+}

@@ -1,0 +1,216 @@
+//! Sends a packed function to the builder by the chosen way.
+
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::configuration::configuration;
+use super::follow::Following;
+use super::route::RouteChoice;
+use super::{BuildEnd, FunctionBuild};
+use crate::builder::{Refusal, RequestError, Route, Submission, Verdict};
+use crate::context::{PackedContext, parse_public_key, seal_secrets};
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use crate::progress::Event;
+
+/// The largest request that the Community Edition's queue takes, in bytes.
+const QUEUED_BYTES_MAX: usize = 256_000;
+
+impl FunctionBuild<'_> {
+    /// Sends the packed function, and follows its build to its end.
+    ///
+    /// # Errors
+    /// Fails if no builder takes it.
+    pub(super) async fn submit_and_follow(
+        &self,
+        packed: &PackedContext,
+        routes: &RouteChoice,
+    ) -> Result<BuildEnd, Failure> {
+        let secrets = self.seal_build_secrets(routes.questions).await?;
+        let config = configuration(self.function, self.options.no_cache, SystemTime::now());
+        let tar = packed.to_request_tar(config.to_string().as_bytes(), secrets.as_deref())?;
+        self.progress.show(&Event::Packed {
+            files: packed.files,
+            ignored: packed.ignored_files,
+            bytes: packed.bytes(),
+            compressed: tar.0.len(),
+        });
+        let mut submission = Submission {
+            body: tar.0,
+            is_json: false,
+            call_id: Uuid::new_v4().to_string(),
+        };
+        let mut route = routes.route;
+        if route == Route::Queue && submission.body.len() > QUEUED_BYTES_MAX {
+            match self
+                .store_context(packed, routes, &config, secrets.as_deref())
+                .await?
+            {
+                Ok(body) => {
+                    submission.body = body;
+                    submission.is_json = true;
+                }
+                Err(fallback) => route = fallback,
+            }
+        }
+        self.send_and_follow(route, submission).await
+    }
+
+    /// Stores the context, and returns the body of a JSON request that refers to it. If the builder stores none, returns the
+    /// way by which the tar is sent as it is.
+    async fn store_context(
+        &self,
+        packed: &PackedContext,
+        routes: &RouteChoice,
+        config: &Value,
+        secrets: Option<&str>,
+    ) -> Result<Result<bytes::Bytes, Route>, Failure> {
+        let tar = packed.to_context_tar()?.0;
+        let through = match routes.fallback {
+            Some(Route::Builder) => Route::Builder,
+            _ => routes.questions,
+        };
+        self.progress
+            .note("the request is too large for the queue: its context is stored first");
+        match self
+            .client
+            .store_context(through, tar.clone(), self.on_sent(tar.len()))
+            .await
+        {
+            Ok(context) => {
+                let mut request = config.clone();
+                request["context"] = context;
+                if let Some(secrets) = secrets {
+                    request["sealedSecrets"] = json!(secrets);
+                }
+                Ok(Ok(request.to_string().into()))
+            }
+            Err(RequestError::Refused(Refusal { status: 501, .. })) => match routes.fallback {
+                Some(fallback) => {
+                    self.progress.note(&format!(
+                        "this builder stores no contexts, so the request goes through the {} without the queue",
+                        fallback.as_str()
+                    ));
+                    Ok(Err(fallback))
+                }
+                None => Err(Failure::usage(
+                    format!(
+                        "the request has {} bytes, of which the queue takes {QUEUED_BYTES_MAX}, and this builder stores no contexts",
+                        tar.len()
+                    ),
+                    "say --via gateway or --via builder, exclude files in .dockerignore, or have the operator set \
+                     contexts_repository",
+                )),
+            },
+            Err(error) => Err(self.failure_of(&error)),
+        }
+    }
+
+    /// Sends a build request, and follows the build.
+    async fn send_and_follow(&self, route: Route, submission: Submission) -> Result<BuildEnd, Failure> {
+        let sent = self
+            .client
+            .submit(route, &submission, self.on_sent(submission.body.len()))
+            .await;
+        let submitted = match sent {
+            Ok(submitted) => submitted,
+            Err(RequestError::Refused(refusal)) => {
+                let mut verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
+                if refusal.status == 401 {
+                    let place = &self.client.settings().key.place;
+                    verdict.summary = format!("{}, with the key from {place}", verdict.summary);
+                }
+                return Ok(self.ended(verdict, &refusal.outcome));
+            }
+            Err(error) => return Err(self.failure_of(&error)),
+        };
+        let id = submitted.call_id;
+        self.progress.show(&Event::Submitted {
+            id: &id,
+            route: route.as_str(),
+        });
+        if self.is_detached {
+            self.progress.note(&how_to_return(&id));
+            return Ok(BuildEnd::Detached(ExitStatus::Success));
+        }
+        match submitted.records {
+            Some(records) => self.follow_stream(route, &submission, &id, records).await,
+            None => {
+                let following = Following {
+                    client: self.client,
+                    route: Route::Gateway,
+                    id: &id,
+                    progress: &self.progress,
+                    patience: Some(self.options.queue_timeout()),
+                };
+                self.follow_queued(&following).await
+            }
+        }
+    }
+
+    /// Returns the end of a build with this outcome.
+    pub(super) fn ended(&self, verdict: Verdict, outcome: &Value) -> BuildEnd {
+        let image = outcome["image"].as_str().unwrap_or(&self.function.image);
+        BuildEnd::Ended {
+            verdict,
+            image: match outcome["digest"].as_str() {
+                Some(digest) => format!("{image}@{digest}"),
+                None => image.to_owned(),
+            },
+        }
+    }
+
+    /// Returns the error for a request that was refused or lost on its way.
+    pub(super) fn failure_of(&self, error: &RequestError) -> Failure {
+        match error {
+            RequestError::Refused(refusal) => {
+                let verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
+                Failure::new(
+                    verdict.status,
+                    error.to_string(),
+                    verdict.next.unwrap_or_default(),
+                )
+            }
+            RequestError::Connect { .. } | RequestError::Lost { .. } => Failure::platform(
+                error.to_string(),
+                "check the network and the address, and run slipway up again",
+            ),
+        }
+    }
+
+    /// Seals the function's build secrets, if it has any.
+    async fn seal_build_secrets(&self, route: Route) -> Result<Option<String>, Failure> {
+        if self.function.build_secrets.is_empty() {
+            return Ok(None);
+        }
+        let answer = self.client.public_key(route).await.map_err(|error| match &error {
+            RequestError::Refused(refusal) if refusal.status == 404 => Failure::usage(
+                format!("{} has build_secrets, and this builder has no key for them", self.function.name),
+                "have the operator set build_secrets_private_key_path, or remove build_secrets from the stack file",
+            ),
+            _ => self.failure_of(&error),
+        })?;
+        let key = parse_public_key(&answer).map_err(|error| {
+            Failure::platform(
+                error.to_string(),
+                "have the operator check the builder's key for build secrets",
+            )
+        })?;
+        seal_secrets(&key, &self.function.build_secrets).map(Some)
+    }
+
+    /// Returns a function that shows how much of a request was sent.
+    fn on_sent(&self, total: usize) -> impl FnMut(usize) + Send + 'static {
+        let progress = self.progress.clone();
+        move |sent| progress.show(&Event::Sent { sent, total })
+    }
+}
+
+/// Returns how to return to a build, and how to cancel it.
+pub(super) fn how_to_return(id: &str) -> String {
+    format!(
+        "the build goes on\n  to return to it: slipway logs {id} -f\n  to cancel it:    slipway cancel {id}"
+    )
+}

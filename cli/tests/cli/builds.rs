@@ -1,0 +1,110 @@
+//! `slipway builds`, `status`, `logs` and `cancel` with scripted answers.
+
+use serde_json::{Value, json};
+
+use crate::fake_builder::{Answer, End, FakeBuilder, line, running};
+use crate::project::Project;
+
+#[tokio::test]
+async fn builds_are_listed_as_a_table_or_as_the_builders_answer() {
+    let answer = json!({"builds": [{"id": "a", "state": "success", "submittedAt": "2026-12-01T10:00:00Z", "image": "r/a:1"}]});
+    let path = "GET /function/builder-fn/builds?limit=5&function=shop&state=success";
+    let server = FakeBuilder::start(vec![
+        (path, Answer::json(200, &answer)),
+        (path, Answer::json(200, &answer)),
+    ])
+    .await;
+    let arguments = [
+        "builds",
+        "--gateway",
+        &server.url,
+        "--limit",
+        "5",
+        "--function",
+        "shop",
+        "--state",
+        "success",
+    ];
+    let printed = Project::empty().run(&arguments).await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert!(printed.stdout.starts_with("ID  STATE"), "{printed:?}");
+    let printed = Project::empty()
+        .run(&[&arguments[..], &["--json"]].concat())
+        .await;
+    assert_eq!(
+        serde_json::from_str::<Value>(&printed.stdout).expect("JSON"),
+        answer
+    );
+}
+
+#[tokio::test]
+async fn questions_go_to_the_builder_itself_if_it_is_named_and_an_unknown_build_is_a_usage_error() {
+    let build = json!({"id": "a/b", "state": "cancelled", "attempts": 1});
+    let server = FakeBuilder::start(vec![
+        ("GET /builds/a%2Fb", Answer::json(200, &build)),
+        ("DELETE /builds/a%2Fb", Answer::json(200, &build)),
+    ])
+    .await;
+    for command in ["status", "cancel"] {
+        let printed = Project::empty()
+            .run(&[command, "a/b", "--builder", &server.url])
+            .await;
+        assert_eq!(
+            (printed.code, printed.stdout.as_str()),
+            (Some(0), "id: a/b\nstate: cancelled\nattempts: 1\n"),
+            "{printed:?}"
+        );
+    }
+    let printed = Project::empty()
+        .run(&["status", "other", "--builder", &server.url])
+        .await;
+    assert_eq!(printed.code, Some(2), "{printed:?}");
+    assert!(printed.stderr.contains("next: slipway builds"), "{printed:?}");
+}
+
+#[tokio::test]
+async fn the_log_of_a_function_is_that_of_its_newest_build() {
+    let build = json!({"id": "newest", "state": "success", "attempts": 1});
+    let records = [line(1, "v: T [1/1] RUN make"), line(2, "l: T hello"), running()];
+    let server = FakeBuilder::start(vec![
+        (
+            "GET /builds?function=shop&limit=1",
+            Answer::json(200, &json!({"builds": [build]})),
+        ),
+        (
+            "GET /builds/newest/log?from=1",
+            Answer::records(&records, End::Complete),
+        ),
+    ])
+    .await;
+    let printed = Project::empty()
+        .run(&["logs", "shop", "--builder", &server.url])
+        .await;
+    assert_eq!(
+        (printed.code, printed.stdout.as_str()),
+        (Some(0), "=> [1/1] RUN make\n   hello\n"),
+        "{printed:?}"
+    );
+}
+
+#[tokio::test]
+async fn following_a_build_ends_with_its_exit_status() {
+    let build = json!({"id": "a", "state": "running", "attempts": 1});
+    let failed = json!({"status": "failed", "error": "exit code: 3", "code": 422});
+    let server = FakeBuilder::start(vec![
+        ("GET /builds/a", Answer::json(200, &build)),
+        (
+            "GET /builds/a/log?from=1",
+            Answer::records(&[line(1, "l: T hello"), failed], End::Complete),
+        ),
+    ])
+    .await;
+    let printed = Project::empty()
+        .run(&["logs", "a", "-f", "--builder", &server.url])
+        .await;
+    assert_eq!(printed.code, Some(1), "{printed:?}");
+    assert!(
+        printed.stderr.contains("exit code: 3") && printed.stderr.contains("next:"),
+        "{printed:?}"
+    );
+}

@@ -1,0 +1,181 @@
+//! A server that stands in for the gateway, the queue and the builder, and answers as a test says.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Response, Uri};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// A scripted answer.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) chunks: Vec<String>,
+    pub(crate) end: End,
+}
+
+/// The end of an answer's body.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum End {
+    /// The body is complete.
+    Complete,
+    /// The connection is cut.
+    Cut,
+    /// The body stays open.
+    Open,
+}
+
+/// A request that the server received.
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+type Script = Arc<Mutex<VecDeque<(String, Answer)>>>;
+
+/// A running server.
+pub(crate) struct FakeBuilder {
+    pub(crate) url: String,
+    script: Script,
+    received: mpsc::UnboundedReceiver<Received>,
+}
+
+impl Answer {
+    /// An answer with one JSON body.
+    pub(crate) fn json(status: u16, body: &Value) -> Self {
+        Self {
+            status,
+            chunks: vec![body.to_string()],
+            end: End::Complete,
+        }
+    }
+
+    /// A stream of records, one on each line.
+    pub(crate) fn records(records: &[Value], end: End) -> Self {
+        Self {
+            status: 200,
+            chunks: records.iter().map(|record| format!("{record}\n")).collect(),
+            end,
+        }
+    }
+
+    /// A stream of records as server-sent events.
+    pub(crate) fn events(records: &[Value], end: End) -> Self {
+        Self {
+            status: 200,
+            chunks: records
+                .iter()
+                .map(|record| format!("data: {record}\n\n"))
+                .collect(),
+            end,
+        }
+    }
+}
+
+impl FakeBuilder {
+    /// Starts a server, which answers each request with the first answer that is left for its method and path, such as
+    /// `POST /build`, and with 404 if there is none. Probes are answered with 200.
+    pub(crate) async fn start(script: Vec<(&str, Answer)>) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let (sender, received) = mpsc::unbounded_channel();
+        let script = script
+            .into_iter()
+            .map(|(request, answer)| (request.to_owned(), answer));
+        let script: Script = Arc::new(Mutex::new(script.collect()));
+        let app = Router::new()
+            .fallback(answer)
+            .with_state((script.clone(), sender));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self {
+            url,
+            script,
+            received,
+        }
+    }
+
+    /// Adds an answer to a request such as `POST /build`.
+    pub(crate) fn answer(&self, request: &str, answer: Answer) {
+        self.script
+            .lock()
+            .expect("the lock")
+            .push_back((request.to_owned(), answer));
+    }
+
+    /// Waits for the next request that is no probe.
+    pub(crate) async fn next_request(&mut self) -> Received {
+        self.received.recv().await.expect("the server runs")
+    }
+
+    /// Returns how many of the scripted answers were not given.
+    pub(crate) fn answers_left(&self) -> usize {
+        self.script.lock().expect("the lock").len()
+    }
+}
+
+async fn answer(
+    State((script, received)): State<(Script, mpsc::UnboundedSender<Received>)>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
+    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    if path.ends_with("/_/health") {
+        return respond(Answer::json(200, &json!({})));
+    }
+    let request = format!("{method} {path}");
+    let found = {
+        let mut script = script.lock().expect("the lock");
+        let at = script.iter().position(|(expected, _)| *expected == request);
+        at.and_then(|at| script.remove(at))
+    };
+    let _ = received.send(Received { headers, body });
+    let missing = || Answer::json(404, &json!({"status": "failed", "error": "no such build"}));
+    respond(found.map_or_else(missing, |(_, answer)| answer))
+}
+
+fn respond(answer: Answer) -> Response<Body> {
+    let (sender, chunks) = mpsc::unbounded_channel::<Result<Bytes, std::io::Error>>();
+    for chunk in answer.chunks {
+        let _ = sender.send(Ok(chunk.into()));
+    }
+    match answer.end {
+        End::Complete => drop(sender),
+        End::Cut => {
+            let _ = sender.send(Err(std::io::Error::other("cut by the test")));
+        }
+        End::Open => {
+            tokio::spawn(async move {
+                sender.closed().await;
+            });
+        }
+    }
+    let stream = futures_util::stream::unfold(chunks, |mut chunks| async move {
+        let chunk = chunks.recv().await?;
+        // The server flushes what it has while it waits for more: a cut loses nothing that came before it.
+        tokio::task::yield_now().await;
+        Some((chunk, chunks))
+    });
+    let response = Response::builder()
+        .status(answer.status)
+        .body(Body::from_stream(stream));
+    response.unwrap_or_else(|_: axum::http::Error| Response::new(Body::empty()))
+}
+
+/// A record with one line.
+pub(crate) fn line(seq: u64, text: &str) -> Value {
+    json!({"seq": seq, "log": [text], "status": "in_progress", "duration": 0.1})
+}
+
+/// The outcome of a build whose function runs.
+pub(crate) fn running() -> Value {
+    json!({"image": "r.example/shop:1", "digest": "sha256:ab", "status": "success", "duration": 1.0,
+           "deployment": {"status": "ready", "durations": {"total": 0.5}}})
+}

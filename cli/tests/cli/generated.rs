@@ -1,0 +1,33 @@
+//! Shell completions and manual pages.
+
+use std::fs;
+
+use crate::project::Project;
+
+#[tokio::test]
+async fn every_shell_has_completions_of_all_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let printed = Project::empty().run(&["completions", shell]).await;
+        assert_eq!(printed.code, Some(0), "{printed:?}");
+        for command in ["up", "dev", "builds", "cancel"] {
+            assert!(printed.stdout.contains(command), "{shell}: {command}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_command_has_a_manual_page() {
+    let project = Project::empty();
+    let printed = project.run(&["man", "pages/man1"]).await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    for page in [
+        "slipway.1",
+        "slipway-up.1",
+        "slipway-dev.1",
+        "slipway-logs.1",
+        "slipway-policy-check.1",
+    ] {
+        let text = fs::read_to_string(project.path().join("pages/man1").join(page)).expect(page);
+        assert!(text.contains(".SH NAME"), "{page}");
+    }
+}

@@ -1,0 +1,15 @@
+//! Tests of the compiled command: its standard output, standard error and exit status.
+//!
+//! What a real stack shows is in `tests/e2e`. Here a local server stands in for gateway and builder where the real ones
+//! cannot fail on demand: cut connections, and answers of a broken platform.
+
+#![expect(clippy::expect_used, reason = "a test that cannot continue fails here")]
+
+mod builds;
+mod fake_builder;
+mod generated;
+mod newcomer;
+mod policy_check;
+mod project;
+mod survival;
+mod up;

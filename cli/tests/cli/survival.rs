@@ -1,0 +1,163 @@
+//! `slipway up` across lost connections and Ctrl-C.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Child;
+
+use crate::fake_builder::{Answer, End, FakeBuilder, line, running};
+use crate::project::{Project, wait_for_end};
+
+fn queued() -> Answer {
+    Answer {
+        status: 202,
+        chunks: Vec::new(),
+        end: End::Complete,
+    }
+}
+
+#[tokio::test]
+async fn a_cut_log_is_resumed_at_the_line_after_the_last_one() {
+    let (first, second) = (
+        [line(1, "l: T one"), line(2, "l: T two")],
+        [line(3, "l: T three"), running()],
+    );
+    let project = Project::shop();
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let child = project
+        .command(&["up", "--gateway", &server.url])
+        .spawn()
+        .expect("the command runs");
+    let id = server.next_request().await.headers["x-call-id"]
+        .to_str()
+        .expect("text")
+        .to_owned();
+    let log = |from: u64| format!("GET /function/builder-fn/builds/{id}/log?from={from}");
+    server.answer(&log(1), Answer::events(&first, End::Cut));
+    server.answer(
+        &log(3),
+        Answer::json(502, &json!({"status": "failed", "error": "a moment"})),
+    );
+    server.answer(&log(3), Answer::events(&second, End::Complete));
+    let printed = wait_for_end(child).await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert_eq!(server.answers_left(), 0);
+    for text in ["one", "two", "three"] {
+        assert_eq!(
+            printed.stderr.matches(&format!("   {text}\n")).count(),
+            1,
+            "{text}: {printed:?}"
+        );
+    }
+    assert!(printed.stderr.contains("connecting again"), "{printed:?}");
+}
+
+#[tokio::test]
+async fn a_cut_answer_is_asked_for_again_as_the_same_build_and_no_line_is_shown_twice() {
+    let record = |text: &str| json!({"log": [text], "status": "in_progress"});
+    let mut server = FakeBuilder::start(vec![
+        ("POST /build", Answer::records(&[record("l: T one")], End::Cut)),
+        (
+            "POST /build",
+            Answer::records(
+                &[record("l: T one"), record("l: T two"), running()],
+                End::Complete,
+            ),
+        ),
+    ])
+    .await;
+    let printed = Project::shop()
+        .run(&["up", "--via", "builder", "--builder", &server.url])
+        .await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    let (one, other) = (server.next_request().await, server.next_request().await);
+    assert_eq!(one.headers["x-call-id"], other.headers["x-call-id"]);
+    assert_eq!(one.body, other.body);
+    assert_eq!(printed.stderr.matches("   one\n").count(), 1, "{printed:?}");
+}
+
+/// Starts a queued build whose log stays open, and waits until its first line is shown. Returns the build's ID.
+async fn start_open_build(
+    server: &mut FakeBuilder,
+    child: &mut Child,
+) -> (String, BufReader<tokio::process::ChildStderr>) {
+    let id = server.next_request().await.headers["x-call-id"]
+        .to_str()
+        .expect("text")
+        .to_owned();
+    let log = format!("GET /function/builder-fn/builds/{id}/log?from=1");
+    server.answer(&log, Answer::events(&[line(1, "l: T begun")], End::Open));
+    let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    read_until(&mut stderr, "begun").await;
+    (id, stderr)
+}
+
+/// Reads lines until one contains `text`, and returns all of them.
+async fn read_until(stderr: &mut BufReader<tokio::process::ChildStderr>, text: &str) -> String {
+    let mut all = String::new();
+    loop {
+        let before = all.len();
+        let count = stderr.read_line(&mut all).await.expect("text");
+        assert_ne!(count, 0, "{text:?} was not printed: {all}");
+        if all[before..].contains(text) {
+            return all;
+        }
+    }
+}
+
+fn interrupt(child: &Child) {
+    let pid = child
+        .id()
+        .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
+        .expect("it runs");
+    kill_process(pid, Signal::INT).expect("a signal");
+}
+
+#[tokio::test]
+async fn ctrl_c_leaves_a_queued_build_and_says_how_to_return_and_to_cancel() {
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let project = Project::shop();
+    let mut child = project
+        .command(&["up", "--gateway", &server.url])
+        .spawn()
+        .expect("the command runs");
+    let (id, mut stderr) = start_open_build(&mut server, &mut child).await;
+    interrupt(&child);
+    let text = read_until(&mut stderr, "press Ctrl-C again").await;
+    assert!(text.contains(&format!("slipway logs {id} -f")), "{text}");
+    assert!(text.contains(&format!("slipway cancel {id}")), "{text}");
+    assert_eq!(child.wait().await.expect("it ends").code(), Some(130));
+}
+
+#[tokio::test]
+async fn a_second_ctrl_c_cancels_the_build() {
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let project = Project::shop();
+    let mut child = project
+        .command(&["up", "--gateway", &server.url])
+        .spawn()
+        .expect("the command runs");
+    let (id, mut stderr) = start_open_build(&mut server, &mut child).await;
+    let cancel = format!("DELETE /function/builder-fn/builds/{id}");
+    server.answer(
+        &cancel,
+        Answer::json(200, &json!({"id": id, "state": "cancelled"})),
+    );
+    interrupt(&child);
+    read_until(&mut stderr, "press Ctrl-C again").await;
+    interrupt(&child);
+    let text = read_until(&mut stderr, "next:").await;
+    assert!(text.contains("cancelled"), "{text}");
+    assert_eq!(child.wait().await.expect("it ends").code(), Some(5));
+    assert_eq!(server.answers_left(), 0);
+}
+
+#[tokio::test]
+async fn a_build_that_no_builder_accepts_is_given_up_after_the_time_that_the_command_line_says() {
+    let server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let printed = Project::shop()
+        .run(&["up", "--gateway", &server.url, "--queue-timeout", "0"])
+        .await;
+    assert_eq!(printed.code, Some(4), "{printed:?}");
+    assert!(printed.stderr.contains("--queue-timeout"), "{printed:?}");
+}
