@@ -4,8 +4,8 @@
 
 stack := cargo run --quiet --locked --package slipway-stack --
 template := --manifest-path template/rust-hyper/Cargo.toml
-# The tests start these functions as processes. They are compiled before, so that no compiler runs beside tests.
-functions = for function in builder-fn deployer-fn; do \
+# The tests start these functions and the command as processes. They are compiled before, so that no compiler runs beside tests.
+functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
 .PHONY: help up down purge env status test check unit chart e2e hostile locks fuzz bench-host bench-contexts bench-flood
@@ -22,8 +22,11 @@ down: ## stop the stack; keep its data for a quick restart
 purge: ## stop the stack and remove its data: build cache, images, credentials
 	@$(stack) down --purge
 
-env: ## print the stack's environment variables: eval "$(make env)"
+env: ## build the command slipway, and print the stack's environment variables: eval "$(make env)"
+	@cargo build --quiet --locked --package slipway
+	@mkdir -p target/bin && ln -sf ../debug/slipway target/bin/slipway
 	@$(stack) env
+	@echo "export PATH='$(CURDIR)/target/bin':\"\$$PATH\""
 
 status: ## show the state of the stack's parts
 	@$(stack) status

@@ -202,6 +202,12 @@ impl Stack {
             ("BUILDER_URL", self.builder_url.clone()),
             ("PAYLOAD_SECRET", self.payload_secret.display().to_string()),
             ("REGISTRY", registry.host.clone()),
+            ("SLIPWAY_BUILDER_URL", self.builder_url.clone()),
+            (
+                "SLIPWAY_PAYLOAD_SECRET_FILE",
+                self.payload_secret.display().to_string(),
+            ),
+            ("SLIPWAY_REGISTRY", registry.host.clone()),
             ("REGISTRY_USER", registry.user.clone()),
             ("REGISTRY_PASSWORD", registry.password.clone()),
             ("BUILDKIT_HOST", self.buildkit_host.clone()),
