@@ -33,6 +33,7 @@ pub mod record_stream;
 pub mod recorded;
 pub mod registry;
 pub mod sealed_secrets;
+pub mod slipway_command;
 pub mod smart_git_server;
 pub mod tcp_proxy;
 pub mod testbed;

@@ -103,7 +103,7 @@ fn find_ports(line: &str) -> Option<[u16; 2]> {
 /// Builds a function of this repository, once a run, and returns the path of its binary.
 ///
 /// `SLIPWAY_BUILDER_PROFILE` names the Cargo profile, for measurements.
-async fn build_once_and_get_path(package: &'static str) -> Result<PathBuf> {
+pub(crate) async fn build_once_and_get_path(package: &'static str) -> Result<PathBuf> {
     static BUILT_BINARIES: Mutex<BTreeMap<&str, PathBuf>> = Mutex::const_new(BTreeMap::new());
     let mut built = BUILT_BINARIES.lock().await;
     if let Some(binary) = built.get(package) {

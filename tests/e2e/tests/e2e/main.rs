@@ -30,6 +30,7 @@ mod queued_deployments;
 mod referenced_contexts;
 mod rejected_requests;
 mod resource_limits;
+mod slipway_command;
 mod slots;
 mod sources;
 mod streamed_answers;
