@@ -44,7 +44,9 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     let _parts = testbed.share_parts().await;
     let name = "cmd-up";
     testbed.functions.remove_function(name).await?;
-    let folder = project(&testbed, name, "from the queue").await?;
+    // Another page in each run, so that its step is not cached.
+    let page = format!("from the queue at {:?}", std::time::SystemTime::now());
+    let folder = project(&testbed, name, &page).await?;
     let slipway = SlipwayCommand::for_testbed(&testbed).await?;
 
     let output = slipway.run(folder.path(), &["up", "--progress", "json"]).await?;
@@ -69,7 +71,7 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     );
     assert_eq!(
         testbed.functions.get_function_page(name).await?,
-        (200, "from the queue".to_owned())
+        (200, page)
     );
 
     // The build can be asked about afterwards, by its ID and by the function's name.
