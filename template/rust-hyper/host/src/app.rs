@@ -10,6 +10,7 @@ use crate::handler::{ErasedHandler, Handler};
 pub struct App {
     pub(crate) handler: Arc<dyn ErasedHandler>,
     pub(crate) ready: Vec<ReadyCheck>,
+    pub(crate) ready_detail: Option<ReadyDetail>,
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
     /// Whether the handler, and not the host, applies `max_inflight`.
@@ -22,12 +23,16 @@ pub struct App {
 /// A readiness check: a function that returns whether the function can serve requests now.
 pub(crate) type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
+/// A function that returns the lines with details in the answer to a readiness probe.
+pub(crate) type ReadyDetail = Box<dyn Fn() -> String + Send + Sync>;
+
 impl App {
     /// Creates a function from its handler; without readiness checks, it is ready until the shutdown.
     pub fn new(handler: impl Handler) -> Self {
         Self {
             handler: Arc::new(handler),
             ready: Vec::new(),
+            ready_detail: None,
             health_paths: Vec::new(),
             ready_paths: Vec::new(),
             handler_limits_inflight: false,
@@ -77,6 +82,14 @@ impl App {
     #[must_use]
     pub fn ready_while(self, ready: watch::Receiver<bool>) -> Self {
         self.ready_if(move || *ready.borrow())
+    }
+
+    /// Adds details to the answers to readiness probes: lines of text, which end with a line feed. They are made for each
+    /// probe, which anybody may send, and must not block.
+    #[must_use]
+    pub fn ready_detail(mut self, detail: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.ready_detail = Some(Box::new(detail));
+        self
     }
 
     /// Adds a path at which the host answers health probes, besides `/_/health`.

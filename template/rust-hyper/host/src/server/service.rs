@@ -14,7 +14,7 @@ use super::host_header;
 use super::record::{RequestCounters, RequestRecord};
 use super::response_future::{HandlerRun, HostHeaders, ResponseFuture};
 use crate::acceptance::Acceptance;
-use crate::app::{App, ReadyCheck};
+use crate::app::{App, ReadyCheck, ReadyDetail};
 use crate::connection_state::ConnectionState;
 use crate::context::{Context, SharedContextParts};
 use crate::handler::ErasedHandler;
@@ -28,6 +28,7 @@ use crate::trace::RequestTracer;
 pub(crate) struct FunctionService {
     handler: Arc<dyn ErasedHandler>,
     ready: Vec<ReadyCheck>,
+    ready_detail: Option<ReadyDetail>,
     health_paths: Vec<String>,
     ready_paths: Vec<String>,
     version: Option<HeaderValue>,
@@ -51,6 +52,7 @@ impl FunctionService {
         Self {
             handler: app.handler,
             ready: app.ready,
+            ready_detail: app.ready_detail,
             health_paths: app.health_paths,
             ready_paths: app.ready_paths,
             version: settings.version.clone(),
@@ -126,15 +128,17 @@ impl FunctionService {
         if path != "/_/ready" && self.ready_paths.iter().all(|ready| ready != path) {
             return None;
         }
-        let reason = if self.shared.shutdown.has_begun() {
-            "shutting down\n"
+        let (status, reason) = if self.shared.shutdown.has_begun() {
+            (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
         } else if self.counters.is_at_limit() {
-            "max_inflight reached\n"
+            (StatusCode::SERVICE_UNAVAILABLE, "max_inflight reached\n")
         } else if !self.ready.iter().all(|check| check()) {
-            "not ready\n"
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
         } else {
-            return Some(reply::text("OK\n"));
+            (StatusCode::OK, "OK\n")
         };
-        Some(reply::message(StatusCode::SERVICE_UNAVAILABLE, reason))
+        let detail = self.ready_detail.as_ref().map(|detail| detail());
+        let text = format!("{reason}{}", detail.unwrap_or_default());
+        Some(reply::message(status, text))
     }
 }

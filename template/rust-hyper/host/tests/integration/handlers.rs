@@ -44,11 +44,18 @@ pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App, Se
         released: Semaphore::new(0),
         ready: ready.clone(),
     };
-    Ok(App::new(handler)
+    let app = App::new(handler)
         .named("tested")
-        .ready_if(move || ready.load(Ordering::Relaxed))
+        .ready_if({
+            let ready = ready.clone();
+            move || ready.load(Ordering::Relaxed)
+        })
         .health_at("/healthz")
-        .also_ready_at("/ready"))
+        .also_ready_at("/ready");
+    Ok(match setup.as_deref() {
+        Some("not ready") => app.ready_detail(move || format!("disk: {}\n", ready.load(Ordering::Relaxed))),
+        _ => app,
+    })
 }
 
 impl Handler for TestHandler {

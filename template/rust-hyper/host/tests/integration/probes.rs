@@ -31,18 +31,23 @@ async fn every_response_has_the_functions_version_header() {
 }
 
 #[tokio::test]
-async fn the_readiness_probe_follows_the_ready_checks_of_the_function() {
+async fn the_readiness_probe_follows_the_ready_checks_of_the_function_and_has_its_details() {
     let function = FunctionProcess::start_and_wait(&[("setup", "not ready")]).await;
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
     let before = function.get("/_/ready").await;
     assert_eq!(
         (before.status, before.text.as_str()),
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\ndisk: false\n")
     );
 
     function.get("/ready-now").await;
 
-    assert_eq!(function.get("/_/ready").await.status, StatusCode::OK);
+    let after = function.get("/_/ready").await;
+    assert_eq!(
+        (after.status, after.text.as_str()),
+        (StatusCode::OK, "OK\ndisk: true\n")
+    );
+    assert_eq!(function.get("/_/health").await.text, "OK\n");
 }
 
 #[tokio::test]
