@@ -16,7 +16,9 @@ use std::time::{Duration, SystemTime};
 use function_host::trace;
 use tokio::time::Instant;
 
-use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestLookup, SharedKeyPool, StepLimits};
+use crate::buildkit::{
+    CredentialStore, DaemonPool, EventTimeouts, ManifestLookup, SharedKeyPool, StepLimits,
+};
 use crate::builds::{BuildPhase, BuildRecords};
 use crate::compression::LayerCompression;
 use crate::error::Error;
@@ -62,8 +64,8 @@ pub struct BuildSettings {
 /// Builds, pushes and deploys images. Clones share all state: slots, keys, records and metrics.
 #[derive(Clone, Debug)]
 pub struct Builder {
-    /// The BuildKit daemon that builds.
-    pub daemon: Daemon,
+    /// The BuildKit daemons that build.
+    pub pool: DaemonPool,
     /// The operator's credentials for registries, which builds without a tenant pull and push with.
     pub credentials: Arc<dyn CredentialStore>,
     /// The lookup of pushed images in their registries.
@@ -82,7 +84,7 @@ pub struct Builder {
     pub timeouts: EventTimeouts,
     /// The slots that limit how many builds run at the same time.
     pub slots: BuildSlots,
-    /// The registry of the builds on `daemon`, in which newer builds of a function end older ones.
+    /// The registry of the builds on the pool, in which newer builds of a function end older ones.
     pub supersession: Supersession,
     /// The records of this process's builds.
     pub records: BuildRecords,
@@ -142,9 +144,9 @@ impl Builder {
             request.source.drop_large_index();
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
         }
-        let (daemon, supersession) = self.daemon_and_supersession(request)?;
+        let (pool, supersession) = self.pool_and_supersession(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);
-        let _watched = call.accepted.watch_cancellations(&daemon);
+        let _watched = call.accepted.watch_cancellations(&pool);
         let solving = async {
             let _slot = self.wait_for_slot(request, call).await?;
             request.source.restore_index().await?;
@@ -153,7 +155,7 @@ impl Builder {
                 record.started_at = Some(SystemTime::now());
                 record.attempts += 1;
             });
-            self.solve_and_push(&daemon, request, call, registration.as_ref(), lines, log)
+            self.solve_and_push(&pool, request, call, registration.as_ref(), lines, log)
                 .await
         };
         let superseded = async {
@@ -203,16 +205,16 @@ impl Builder {
         }
     }
 
-    /// Returns the daemon that a request is built on, and the supersession of the builds on it: the tenant's own, if it
-    /// has a daemon, or the operator's.
-    fn daemon_and_supersession(&self, request: &BuildRequest) -> Result<(Daemon, Supersession), Error> {
+    /// Returns the daemons that a request may be built on, and the supersession of the builds on them: the tenant's own, if it
+    /// has daemons, or the operator's.
+    fn pool_and_supersession(&self, request: &BuildRequest) -> Result<(DaemonPool, Supersession), Error> {
         let own = match request.tenant() {
             Some(tenant) => self.tenants.daemon(tenant).map_err(Error::TenantDaemon)?,
             None => None,
         };
         Ok(match own {
-            Some(own) => (own.daemon, own.supersession),
-            None => (self.daemon.clone(), self.supersession.clone()),
+            Some(own) => (own.pool, own.supersession),
+            None => (self.pool.clone(), self.supersession.clone()),
         })
     }
 

@@ -1,6 +1,7 @@
 //! A client for BuildKit's gRPC API: one connection for each build, which carries Session, Solve and Status.
 //!
-//! A [`Daemon`] is the address of a BuildKit daemon, and a [`Connection`] is one connection to it. [`SessionServices`]
+//! A [`Daemon`] is the address of a BuildKit daemon, a [`DaemonPool`] has one or several, and a [`Connection`] is one
+//! connection to a daemon. [`SessionServices`]
 //! answer the daemon's questions while it builds, and a [`BuildJob`] runs all three calls as one group that begins and
 //! ends together.
 
@@ -15,6 +16,7 @@ mod history;
 mod job;
 mod manifest_lookup;
 mod outcome;
+mod pool;
 mod reference;
 mod session;
 mod shared_key;
@@ -31,9 +33,14 @@ pub use failure::{BuildFailure, FaultyParty};
 pub use git_context::{GitContextSource, GitLookup};
 pub(crate) use history::HistoryChange;
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
-pub use job::{BuildJob, EventTimeouts, JobError, find_built_image};
+pub use job::{BuildJob, EarlierBuild, EventTimeouts, JobError, find_built_image};
 pub use manifest_lookup::ManifestLookup;
 pub use outcome::BuiltImage;
+pub(crate) use pool::{BuildToPlace, DaemonAtIp, HostResolver, PlacedBuild};
+pub use pool::{
+    DaemonLoad, DaemonPool, DaemonResolver, Placement, PlacementHash, PoolMetrics, PoolSize, ResolveFuture,
+    busy_from, choose_daemon,
+};
 pub use reference::BuildReference;
 pub use session::{
     CheckPolicyRequest, CheckPolicyResponse, CredentialStore, DecisionResponse, Denial, DenyMessage,

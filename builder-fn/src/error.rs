@@ -98,6 +98,14 @@ pub(crate) enum Error {
     /// The connection to BuildKit was lost.
     #[error("BuildKit was lost during the build")]
     Lost(#[source] Box<dyn StdError + Send + Sync>),
+    /// Another builder runs the build on another daemon, which has precedence.
+    #[error(
+        "another builder runs the build of this call on BuildKit at {daemon}, and it could not be followed"
+    )]
+    BuiltElsewhere {
+        /// The address of the other daemon.
+        daemon: String,
+    },
     /// BuildKit reports that the build failed.
     #[error(transparent)]
     Failed(BuildFailure),
@@ -261,6 +269,7 @@ impl Error {
             | Self::TenantDaemon(_)
             | Self::Connect(_)
             | Self::Lost(_)
+            | Self::BuiltElsewhere { .. }
             | Self::Interrupted
             | Self::NoDigest => ErrorKind::Platform,
         }

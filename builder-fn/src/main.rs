@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use builder_fn::build::Builder;
 use builder_fn::build_threads::BuildThreads;
-use builder_fn::buildkit::{EventTimeouts, SharedKeyPool};
+use builder_fn::buildkit::{EventTimeouts, PoolSize, SharedKeyPool};
 use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
@@ -31,14 +31,15 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
 
     if settings.is_exposed {
         tracing::warn!(
-            daemon = settings.daemon.address_for_messages(),
+            daemon = settings.pool.address_for_messages(),
             "BuildKit is reached over the network without TLS: anybody who can reach it can build, and can read and change \
              what is built; set buildkit_ca, buildkit_cert and buildkit_key"
         );
     }
-    let (sender, ready) = watch::channel(false);
-    tokio::spawn(ready::probe_periodically(settings.daemon.clone(), sender));
     let metrics = Metrics::register(context.metrics_registry())?;
+    settings.pool.show_in(metrics.pool());
+    let (sender, daemons) = watch::channel(PoolSize::default());
+    tokio::spawn(ready::probe_periodically(settings.pool.clone(), sender));
     if let Some(policy) = &settings.signatures.policy {
         policy.show_validity_in(metrics.policy_valid_gauge());
     }
@@ -72,8 +73,8 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
             insecure: settings.build.insecure,
             token_realms: settings.token_realms,
         }),
-        supersession: Supersession::new(settings.daemon.clone()),
-        daemon: settings.daemon,
+        supersession: Supersession::new(settings.pool.clone()),
+        pool: settings.pool,
         credentials,
         tenants: settings.tenants,
         settings: settings.build,
@@ -131,7 +132,11 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         .handler_limits_inflight()
         .verifies_requests(senders)
         .named("builder-fn")
-        .ready_while(ready)
+        .ready_if({
+            let daemons = daemons.clone();
+            move || daemons.borrow().answering > 0
+        })
+        .ready_detail(move || ready::describe_pool(*daemons.borrow()))
         .ready_if(move || !slots.is_full())
         .health_at("/healthz")
         .also_ready_at("/ready"))

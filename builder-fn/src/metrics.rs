@@ -9,6 +9,7 @@ use function_host::prometheus::{
 };
 use function_host::unverified::UnverifiedMetrics;
 
+use crate::buildkit::PoolMetrics;
 use crate::notify::NotificationMetrics;
 pub(crate) use step_counter::StepCounter;
 
@@ -76,6 +77,7 @@ pub struct Metrics {
     record_writes: RecordWrites,
     unverified: UnverifiedMetrics,
     notifications: NotificationMetrics,
+    pool: PoolMetrics,
 }
 
 impl Metrics {
@@ -100,6 +102,7 @@ impl Metrics {
         let metrics = Self {
             unverified: UnverifiedMetrics::new(unverified_bodies, displaced),
             notifications: NotificationMetrics::register(registry)?,
+            pool: PoolMetrics::register(registry)?,
             in_flight: IntGauge::new(
                 "slipway_builds_in_flight",
                 "Builds that are running or waiting for a slot.",
@@ -203,6 +206,11 @@ impl Metrics {
     /// Returns the metrics of notifications.
     pub fn notifications(&self) -> NotificationMetrics {
         self.notifications.clone()
+    }
+
+    /// Returns the metrics of the builder's pool of BuildKit daemons.
+    pub fn pool(&self) -> PoolMetrics {
+        self.pool.clone()
     }
 
     /// Creates a counter for the steps of one build.

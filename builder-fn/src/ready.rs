@@ -1,31 +1,38 @@
-//! Readiness: the daemon is probed in the background, so that requests for readiness need not wait for it.
+//! Readiness: the daemons are probed in the background, so that requests for readiness need not wait for them.
 
 use std::time::Duration;
 
 use function_host::ErrorChain;
 use tokio::sync::watch;
 
-use crate::buildkit::Daemon;
+use crate::buildkit::{DaemonPool, PoolSize};
 
-/// The time between two probes of the daemon.
+/// The time between two probes of the daemons.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Probes `daemon` at once and then every 5 s, and sends to `ready` whether it answers, until all receivers are
-/// dropped.
-pub async fn probe_periodically(daemon: Daemon, ready: watch::Sender<bool>) {
-    while !ready.is_closed() {
-        let answers = daemon.check_answers().await;
-        let changed =
-            ready.send_if_modified(|ready| std::mem::replace(ready, answers.is_ok()) != answers.is_ok());
-        match &answers {
-            Ok(()) if changed => tracing::info!("BuildKit answers; the builder is ready"),
-            Err(error) if changed => {
-                tracing::warn!(error = %ErrorChain(error), "BuildKit does not answer; the builder is not ready")
+/// Probes the daemons of `pool` at once and then every 5 s, and sends to `sizes` how many there are and how many answer, until
+/// all receivers are dropped. The builder is ready while one answers.
+pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<PoolSize>) {
+    while !sizes.is_closed() {
+        let (size, errors) = pool.probe().await;
+        let before = sizes.send_replace(size);
+        if before != size {
+            let PoolSize { known, answering } = size;
+            for error in &errors {
+                tracing::warn!(error = %ErrorChain(error), known, answering, "a BuildKit daemon does not answer");
             }
-            _ => {}
+            match answering {
+                0 => tracing::warn!("BuildKit does not answer; the builder is not ready"),
+                _ => tracing::info!(known, answering, "BuildKit answers; the builder is ready"),
+            }
         }
         tokio::time::sleep(PROBE_INTERVAL).await;
     }
+}
+
+/// Returns the line about the daemons in the answer to a readiness probe.
+pub fn describe_pool(PoolSize { known, answering }: PoolSize) -> String {
+    format!("{answering} of {known} BuildKit daemons answer\n")
 }
 
 #[cfg(test)]
@@ -34,7 +41,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::buildkit::{DialFuture, Dialer};
+    use crate::buildkit::{Daemon, DialFuture, Dialer};
 
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_is_down_is_probed_until_the_receiver_is_dropped() {
@@ -46,14 +53,18 @@ mod tests {
             }
         }
         let dials = Arc::new(AtomicUsize::new(0));
-        let (sender, receiver) = watch::channel(false);
+        let (sender, receiver) = watch::channel(PoolSize::default());
         let watching = tokio::spawn(probe_periodically(
-            Daemon::with_dialer("down", UnreachableDaemon(dials.clone())),
+            Daemon::with_dialer("down", UnreachableDaemon(dials.clone())).into(),
             sender,
         ));
 
         tokio::time::sleep(PROBE_INTERVAL * 3).await;
-        assert!(!*receiver.borrow());
+        let down = PoolSize {
+            known: 1,
+            answering: 0,
+        };
+        assert_eq!(*receiver.borrow(), down);
         assert!(dials.load(Ordering::Relaxed) >= 3);
 
         drop(receiver);

@@ -70,7 +70,7 @@ use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 use function_host::{ErrorChain, Secrets};
 
 use crate::build::BuildSettings;
-use crate::buildkit::{Daemon, StepLimits};
+use crate::buildkit::{DaemonPool, StepLimits};
 use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
@@ -100,9 +100,9 @@ const DEFAULT_FUNCTION_NAMESPACE: &str = "openfaas-fn";
 /// The builder's parsed settings, in the groups in which they are used.
 #[derive(Debug)]
 pub struct Settings {
-    /// The connection settings of the BuildKit daemon.
-    pub daemon: Daemon,
-    /// Whether the connection to the daemon leaves the machine and is not encrypted.
+    /// The BuildKit daemons that build.
+    pub pool: DaemonPool,
+    /// Whether a connection to a daemon leaves the machine and is not encrypted.
     pub is_exposed: bool,
     /// The operator's credentials for registries, from the secret `registry-config`; empty if the secret is missing.
     pub credentials: DockerConfig,
@@ -171,7 +171,7 @@ impl Settings {
     /// `max_inflight` is the host's setting.
     pub fn read(parser: &mut SettingsParser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
         let DaemonSettings {
-            daemon,
+            pool,
             is_exposed,
             daemon_factory,
         } = daemon::read_daemon_settings(parser, secrets);
@@ -187,7 +187,7 @@ impl Settings {
         );
         let deployer = parser.parse_or_default("deployer", "deployer-fn".to_owned(), parse_function_name);
         let mut settings = Self {
-            daemon,
+            pool,
             is_exposed,
             credentials,
             token_realms,

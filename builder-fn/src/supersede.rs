@@ -2,7 +2,8 @@
 //!
 //! Builds of one function are ordered by the time at which their source was submitted. While a build waits for a slot or
 //! is solved, it is registered here, and a newer build ends it: one that is registered in the same process, or one that
-//! another builder runs on the same daemon. BuildKit has no call that cancels another client's solve. Its history is the
+//! another builder runs on a daemon of the same pool. Each daemon of a pool has a registry of its own, in which every build
+//! is registered ([`pool`]). BuildKit has no call that cancels another client's solve. Its history is the
 //! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the
 //! history while builds are registered, and the builder that owns an older solve drops it.
 //!
@@ -14,6 +15,7 @@
 //! After the hand-over the deployer decides which version is newer.
 
 mod known;
+mod pool;
 mod registry;
 mod watcher;
 
@@ -29,6 +31,7 @@ use crate::buildkit::{Daemon, KnownBuild};
 use crate::function_id::FunctionId;
 use crate::request::time::format_rfc3339_nanos;
 use known::KnownBuilds;
+pub use pool::{Registration, Supersession};
 use registry::RegisteredBuilds;
 
 /// The longest time for which BuildKit's history is read at once, and for which a build waits for that before its solve.
@@ -40,15 +43,17 @@ const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 /// and daemon may differ.
 const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
-/// The registry of this process's builds that may supersede each other, and the watcher of the daemon's history. Clones
+/// The registry of this process's builds that may supersede each other, and the watcher of one daemon's history. Clones
 /// share both.
 #[derive(Clone, Debug)]
-pub struct Supersession(Arc<SharedSupersession>);
+struct DaemonSupersession(Arc<SharedSupersession>);
 
-/// The state that clones of a [`Supersession`] share.
+/// The state that clones of a [`DaemonSupersession`] share.
 #[derive(Debug)]
 struct SharedSupersession {
     daemon: Daemon,
+    /// Whether the daemon is given up soon if its host does not answer, because there are others.
+    is_one_of_several: bool,
     state: Mutex<SupersessionState>,
     /// The notification that wakes the watcher: a build was registered, or the last one ended.
     changed: Notify,
@@ -96,19 +101,20 @@ pub struct Submission {
 #[error("superseded by the build {}", .0)]
 pub struct Superseded(pub Submission);
 
-/// The registration of a build. Dropping it ends the registration.
+/// The registration of a build for one daemon. Dropping it ends the registration.
 #[derive(Debug)]
-pub struct Registration {
+struct DaemonRegistration {
     shared: Arc<SharedSupersession>,
     id: u64,
     newer: watch::Receiver<Option<Submission>>,
 }
 
-impl Supersession {
+impl DaemonSupersession {
     /// Creates an empty registry for the builds on `daemon`.
-    pub fn new(daemon: Daemon) -> Self {
+    fn new(daemon: Daemon, is_one_of_several: bool) -> Self {
         Self(Arc::new(SharedSupersession {
             daemon,
+            is_one_of_several,
             state: Mutex::new(SupersessionState {
                 registry: RegisteredBuilds::default(),
                 known: KnownBuilds::complete_from(SystemTime::now()),
@@ -125,7 +131,7 @@ impl Supersession {
     /// Starts the watcher.
     ///
     /// Must be called within a Tokio runtime.
-    pub fn register(&self, submission: Submission) -> Registration {
+    fn register(&self, submission: Submission) -> DaemonRegistration {
         let submitted_at = submission.submitted_at;
         let mut state = self.0.lock_state();
         let SupersessionState { registry, known, .. } = &mut *state;
@@ -141,7 +147,7 @@ impl Supersession {
             tokio::spawn(watcher::watch_history(self.0.clone()));
         }
         self.0.changed.notify_one();
-        Registration {
+        DaemonRegistration {
             shared: self.0.clone(),
             id,
             newer,
@@ -198,15 +204,21 @@ impl SharedSupersession {
     }
 }
 
-impl Registration {
+impl DaemonSupersession {
+    /// Returns whether no build is registered.
+    fn is_idle(&self) -> bool {
+        self.0.lock_state().registry.is_empty()
+    }
+}
+
+impl DaemonRegistration {
     /// Returns whether BuildKit's history, which has the builds of other builders, could be read last time.
-    pub(crate) fn sees_other_builders(&self) -> bool {
+    fn sees_other_builders(&self) -> bool {
         !self.shared.history_fails.load(Ordering::Relaxed)
     }
 
     /// Waits until a newer build supersedes the registered build.
-    pub async fn wait_until_superseded(&self) -> Superseded {
-        let mut newer = self.newer.clone();
+    async fn wait_until_superseded(mut newer: watch::Receiver<Option<Submission>>) -> Superseded {
         let newer = newer
             .wait_for(Option::is_some)
             .await
@@ -214,38 +226,30 @@ impl Registration {
             .and_then(|newer| newer.clone());
         match newer {
             Some(newer) => Superseded(newer),
-            // Does not happen: the sender is in the registry for as long as this registration exists.
+            // Does not happen: the sender is in the registry for as long as the registration exists.
             None => std::future::pending().await,
         }
     }
 
     /// Checks that no known newer build has superseded the registered build.
-    ///
-    /// # Errors
-    /// Fails if a newer build has superseded this one.
-    pub fn check_not_superseded(&self) -> Result<(), Superseded> {
+    fn check_not_superseded(&self) -> Result<(), Superseded> {
         match &*self.newer.borrow() {
             Some(newer) => Err(Superseded(newer.clone())),
             None => Ok(()),
         }
     }
 
-    /// Waits until the builds in BuildKit's history are known, and checks that none of them which runs or has succeeded
-    /// supersedes the registered build. A history that cannot be read in time is logged and does not prevent the build.
-    ///
-    /// # Errors
-    /// Fails if there is a newer build.
-    pub async fn check_history(&self) -> Result<(), Superseded> {
-        let mut knowledge = self.shared.knowledge.subscribe();
+    /// Waits until the builds in BuildKit's history are known. A history that cannot be read in time is logged.
+    async fn wait_for_history(shared: Arc<SharedSupersession>) {
+        let mut knowledge = shared.knowledge.subscribe();
         let known = knowledge.wait_for(|knowledge| *knowledge != Knowledge::Incomplete);
         if let Err(elapsed) = tokio::time::timeout(HISTORY_TIMEOUT, known).await {
-            self.shared.log_history_failure(&elapsed);
+            shared.log_history_failure(&elapsed);
         }
-        self.check_not_superseded()
     }
 }
 
-impl Drop for Registration {
+impl Drop for DaemonRegistration {
     fn drop(&mut self) {
         let mut state = self.shared.lock_state();
         state.registry.remove(self.id);

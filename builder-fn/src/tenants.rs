@@ -1,4 +1,4 @@
-//! What a tenant has of its own: registry credentials, and maybe a BuildKit daemon.
+//! What a tenant has of its own: registry credentials, and maybe BuildKit daemons.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,14 +8,14 @@ use function_host::Secrets;
 use function_host::policy::Tenant;
 use function_host::registry::AllowedTokenHosts;
 
-use crate::buildkit::{CredentialStore, Daemon};
+use crate::buildkit::{CredentialStore, DaemonPool};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::registry::{NoCredentials, Registries};
 use crate::supersede::Supersession;
 
-/// A function that creates a handle of the daemon at an address that a policy names. The handle connects with TLS if
-/// the builder's settings say so.
-pub type DaemonFactory = Arc<dyn Fn(&str) -> Result<Daemon, String> + Send + Sync>;
+/// A function that creates the pool of the daemons at an address that a policy names. Connections use TLS if the builder's
+/// settings say so.
+pub type DaemonFactory = Arc<dyn Fn(&str) -> Result<DaemonPool, String> + Send + Sync>;
 
 /// The clients of registries and the daemons of tenants, created when a tenant first needs them. Clones share them.
 #[derive(Clone)]
@@ -33,12 +33,12 @@ struct SharedResources {
     daemons: Mutex<HashMap<String, TenantDaemon>>,
 }
 
-/// A tenant's own daemon, with the order of the builds on it.
+/// A tenant's own daemons, with the order of the builds on them.
 #[derive(Clone, Debug)]
 pub struct TenantDaemon {
-    /// The connection settings of the tenant's BuildKit daemon.
-    pub daemon: Daemon,
-    /// The order of builds of one function on the daemon.
+    /// The tenant's BuildKit daemons.
+    pub pool: DaemonPool,
+    /// The order of builds of one function on the daemons.
     pub supersession: Supersession,
 }
 
@@ -85,7 +85,7 @@ impl TenantResources {
         registries.entry(secret.clone()).or_insert_with(create).clone()
     }
 
-    /// Returns the tenant's own daemon, if the policy names one.
+    /// Returns the tenant's own daemons, if the policy names one.
     ///
     /// # Errors
     /// Fails if the address of the daemon cannot be used; the text is for the operator.
@@ -97,11 +97,11 @@ impl TenantResources {
         if let Some(daemon) = daemons.get(address) {
             return Ok(Some(daemon.clone()));
         }
-        let daemon = (self.0.daemon_factory)(address)
+        let pool = (self.0.daemon_factory)(address)
             .map_err(|problem| format!("tenants.{}.buildkit {problem}", tenant.name()))?;
         let daemon = TenantDaemon {
-            supersession: Supersession::new(daemon.clone()),
-            daemon,
+            supersession: Supersession::new(pool.clone()),
+            pool,
         };
         daemons.insert(address.to_owned(), daemon.clone());
         Ok(Some(daemon))
@@ -119,11 +119,12 @@ mod tests {
     use function_host::policy::Policy;
 
     use super::*;
+    use crate::buildkit::Daemon;
 
     fn example_resources(folder: &tempfile::TempDir) -> TenantResources {
         let daemon_factory: DaemonFactory = Arc::new(|text| {
             let address = text.parse::<crate::buildkit::DaemonAddress>();
-            Ok(Daemon::at(address.map_err(|error| error.to_string())?))
+            Ok(Daemon::at(address.map_err(|error| error.to_string())?).into())
         });
         TenantResources::new(
             Secrets::new(folder.path()),
@@ -176,7 +177,7 @@ mod tests {
             .daemon(&tenant_with_rules(r#", "buildkit": "tcp://acme-buildkit:1234""#))
             .expect("an address")
             .expect("a daemon");
-        assert_eq!(own.daemon.address_for_messages(), "tcp://acme-buildkit:1234");
+        assert_eq!(own.pool.address_for_messages(), "tcp://acme-buildkit:1234");
         let error = resources.daemon(&tenant_with_rules(r#", "buildkit": "tcp://acme-buildkit:0x1""#));
         let error = error.expect_err("no address");
         assert!(

@@ -13,9 +13,9 @@ use super::context::JobContext;
 use super::control_character;
 use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildEvent, BuildFailure, BuildJob, BuiltImage, CacheExport, Connection, CredentialStore, Daemon,
-    FaultyParty, JobError, KeyLease, ManifestLookup, SOURCE_DATE_EPOCH, SessionServices, SolveAttributes,
-    SolveOptions, find_built_image,
+    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImage, CacheExport, CredentialStore, DaemonPool,
+    EarlierBuild, FaultyParty, JobError, KeyLease, ManifestLookup, PlacedBuild, PlacementHash,
+    SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions, find_built_image,
 };
 use crate::context::SourceContext;
 use crate::error::Error;
@@ -32,12 +32,15 @@ use crate::trace::StepSpans;
 /// The label with the commit of an image's source: <https://github.com/opencontainers/image-spec/blob/main/annotations.md>.
 const REVISION_LABEL: &str = "org.opencontainers.image.revision";
 
+/// The number of times that a build gives way to the same build on another daemon.
+const GIVE_WAY_MAX: u32 = 4;
+
 impl Builder {
     /// Solves and pushes the image, with retries, within the time limits of the config and the call. Fails if the
     /// daemon knows a newer build of the function.
     pub(super) async fn solve_and_push(
         &self,
-        daemon: &Daemon,
+        pool: &DaemonPool,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
         registration: Option<&Registration>,
@@ -53,22 +56,32 @@ impl Builder {
                 true => self.settings.retry_time,
                 false => Duration::ZERO,
             });
+            let mut given_way = 0;
             loop {
                 let mut observe = |event: &BuildEvent| {
                     step_counter.count_event(event);
                     step_spans.record_event(event);
                 };
                 let attempt = async {
-                    let connection = self
-                        .connect_for_attempt(daemon, call, registration, lines, log)
+                    let placed = self
+                        .place_attempt(pool, request, call, registration, lines, log)
                         .await?;
-                    self.attempt_solve(&connection, request, call, &mut observe, lines, log)
+                    self.attempt_on_daemon(&placed, request, call, &mut observe, lines, log)
                         .await
                 };
                 let error = match attempt.await {
                     Ok(built) => return Ok(built),
                     Err(error) => error,
                 };
+                if let Error::BuiltElsewhere { daemon } = &error
+                    && given_way < GIVE_WAY_MAX
+                {
+                    given_way += 1;
+                    tracing::info!(daemon, "another builder builds this call; following its build");
+                    let unfinished = lines.take_unfinished_output();
+                    unfinished.into_iter().for_each(|line| log.push(line));
+                    continue;
+                }
                 let attempt = retries.current_attempt();
                 let Some(pause) = retries.next_pause(&error) else {
                     return Err(error);
@@ -106,22 +119,28 @@ impl Builder {
         result
     }
 
-    /// Connects to the daemon for one attempt. Fails if the daemon's history shows that the call was cancelled or
+    /// Connects to the daemon for one attempt. Fails if the history of a daemon shows that the call was cancelled or
     /// superseded.
-    async fn connect_for_attempt(
+    async fn place_attempt(
         &self,
-        daemon: &Daemon,
+        pool: &DaemonPool,
+        request: &BuildRequest,
         call: &BuilderCall<'_>,
         registration: Option<&Registration>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<Connection, Error> {
-        let connection = daemon.connect_despite_restart().await?;
+    ) -> Result<PlacedBuild, Error> {
+        let tenant = request.tenant().map_or("", |tenant| tenant.name().as_str());
+        let cancellation = call.accepted.to_cancellation();
+        let placed = pool.place_build(BuildToPlace {
+            image: PlacementHash::of(&[tenant, &request.config.image.without_tag()]),
+            reference: &call.reference,
+            call: &cancellation,
+        });
+        // Boxed, because the futures of several connections are large, and the stack of a thread is not.
+        let placed = Box::pin(placed).await?;
         // A request to cancel the call, which another builder took before this delivery.
-        if connection
-            .is_cancellation_requested(call.accepted.tenant(), call.id)
-            .await
-        {
+        if placed.is_cancelled {
             return Err(Error::Cancelled);
         }
         if let Some(registration) = registration {
@@ -132,20 +151,42 @@ impl Builder {
                 ));
             }
         }
-        Ok(connection)
+        Ok(placed)
     }
 
-    /// Prepares the context and attempts the solve once. Passes its events to `observe`, and their lines to the log. If
-    /// a referenced context is gone, returns the image that an earlier delivery built.
-    async fn attempt_solve(
+    /// Attempts the solve once on its daemon. If another daemon runs the same build, and has precedence, leaves it to that
+    /// one, and fails.
+    async fn attempt_on_daemon(
         &self,
-        connection: &Connection,
+        placed: &PlacedBuild,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
+        let attempt = tokio::select! {
+            attempt = self.attempt_solve(placed, request, call, observe, lines, log) => attempt,
+            daemon = placed.wait_until_built_elsewhere(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
+        };
+        if let Err(Error::Lost(_)) = &attempt {
+            placed.report_loss().await;
+        }
+        attempt
+    }
+
+    /// Prepares the context and attempts the solve once. Passes its events to `observe`, and their lines to the log. If
+    /// a referenced context is gone, returns the image that an earlier delivery built.
+    async fn attempt_solve(
+        &self,
+        placed: &PlacedBuild,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        observe: &mut (dyn FnMut(&BuildEvent) + Send),
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<BuiltImage, Error> {
+        let connection = &placed.connection;
         // Boxed, because the futures of a fetch and of a lookup are large, and the stack of a thread is not.
         let preparing = Box::pin(self.prepare_context(connection, request, call, lines, log));
         let context = match preparing.await {
@@ -158,12 +199,20 @@ impl Builder {
                         .into_iter()
                         .for_each(|line| log.push(line))
                 };
-                let finding = find_built_image(connection, &call.reference, call.id, self.timeouts, on_event);
+                let earlier = EarlierBuild {
+                    reference: &call.reference,
+                    first_attempt: placed.first_attempt,
+                    call_id: call.id,
+                };
+                let finding = find_built_image(connection, earlier, self.timeouts, on_event);
                 return finding.await?.ok_or(error);
             }
             Err(error) => return Err(error),
         };
-        let job = self.create_job(request, &context, call).await?;
+        let job = BuildJob {
+            first_attempt: placed.first_attempt,
+            ..self.create_job(request, &context, call).await?
+        };
         let on_event = |event| {
             observe(&event);
             lines
@@ -306,6 +355,7 @@ impl Builder {
             services,
             shared_key: lease,
             solve,
+            first_attempt: 1,
             manifests,
             timeouts: self.timeouts,
         })

@@ -21,11 +21,15 @@ use super::{
 /// The longest wait for a connection to a daemon, and again for the answer to a check on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest wait until the host of one of several daemons accepts a connection. Its kernel does that, so that a busy
+/// daemon is not taken for a lost one.
+const REACH_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// How long a build waits for a daemon that restarts, as it does to load a renewed certificate.
-const RESTART_GRACE: Duration = Duration::from_secs(15);
+pub(super) const RESTART_GRACE: Duration = Duration::from_secs(15);
 
 /// The pause between two attempts to connect to a daemon that restarts.
-const RESTART_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// The limit on the headers and trailers of a daemon's answer, in bytes. A failed solve's trailers contain the
 /// Dockerfile, several times. A daemon that may not send so much, 16 KiB in hyper's default, resets the call, which
@@ -69,7 +73,7 @@ impl ConnectError {
     }
 
     /// Returns whether the daemon's host refused the connection, as it does while the daemon restarts.
-    fn is_refusal(&self) -> bool {
+    pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. }
             if source.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused))
     }
@@ -79,6 +83,7 @@ impl ConnectError {
 #[derive(Clone)]
 pub struct Connection {
     channel: Channel,
+    daemon: Daemon,
 }
 
 impl Daemon {
@@ -105,10 +110,28 @@ impl Daemon {
     /// # Errors
     /// Fails if nothing listens at the address, or does not answer in time, or one side does not trust the other.
     pub async fn connect(&self) -> Result<Connection, ConnectError> {
+        self.connect_reaching_within(CONNECT_TIMEOUT).await
+    }
+
+    /// Connects to one of several daemons: fails after 300 ms if its host does not accept the connection, and otherwise
+    /// as [`connect`](Self::connect) does.
+    ///
+    /// # Errors
+    /// Fails as [`connect`](Self::connect) does.
+    pub(crate) async fn connect_quickly(&self) -> Result<Connection, ConnectError> {
+        self.connect_reaching_within(REACH_TIMEOUT).await
+    }
+
+    /// Connects to the daemon, whose host has to accept the connection within `limit`.
+    async fn connect_reaching_within(&self, limit: Duration) -> Result<Connection, ConnectError> {
         let connecting = async {
+            let transport = match tokio::time::timeout(limit, self.dial.open_transport()).await {
+                Ok(transport) => transport.map_err(|error| self.to_connect_error(error))?,
+                Err(elapsed) => return Err(self.unreachable_error(elapsed)),
+            };
             let io = self
                 .dial
-                .open_transport()
+                .secure_transport(transport)
                 .await
                 .map_err(|error| self.to_connect_error(error))?;
             let mut io = Some(TokioIo::new(io));
@@ -127,7 +150,10 @@ impl Daemon {
             channel.map_err(|error| self.unreachable_error(error))
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(channel) => Ok(Connection { channel: channel? }),
+            Ok(channel) => Ok(Connection {
+                channel: channel?,
+                daemon: self.clone(),
+            }),
             Err(elapsed) => Err(self.unreachable_error(elapsed)),
         }
     }
@@ -164,7 +190,10 @@ impl Daemon {
     }
 
     /// Returns [`Unreachable`](ConnectError::Unreachable) with this daemon's address and `source`.
-    fn unreachable_error(&self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> ConnectError {
+    pub(super) fn unreachable_error(
+        &self,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> ConnectError {
         ConnectError::Unreachable {
             daemon: self.name.clone(),
             source: source.into(),
@@ -191,6 +220,11 @@ impl fmt::Debug for Daemon {
 }
 
 impl Connection {
+    /// Returns the daemon at the other end.
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
     /// Returns a client for the daemon's gRPC service `LLBBridge`, the gateway API.
     pub(super) fn bridge_client(&self) -> LlbBridgeClient<Channel> {
         LlbBridgeClient::new(self.channel.clone()).max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES)

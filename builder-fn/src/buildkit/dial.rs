@@ -32,8 +32,14 @@ pub type DialFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn ByteStream>
 
 /// A transport that can be established to a daemon: a socket, TLS, or, in tests, a pipe in memory.
 pub trait Dialer: Send + Sync + 'static {
-    /// Establishes a new transport to the daemon.
+    /// Establishes a new transport to the daemon. The kernel of the daemon's host accepts it, however busy the daemon is.
     fn open_transport(&self) -> DialFuture;
+
+    /// Performs the handshake over a new transport, which the daemon itself has to answer. Without one, the transport
+    /// stays as it is.
+    fn secure_transport(&self, transport: Box<dyn ByteStream>) -> DialFuture {
+        Box::pin(std::future::ready(Ok(transport)))
+    }
 }
 
 impl Dialer for DaemonAddress {

@@ -106,7 +106,7 @@ impl Connection {
     /// The daemon decodes all of its records for any question to its history, whatever the filter, which takes a
     /// processor 50 µs a record. It looks up a single one only to change it, so this request changes nothing; if a user
     /// has pinned the record, it is pinned no longer.
-    async fn may_have_record(&self, reference: &str) -> bool {
+    pub(super) async fn may_have_record(&self, reference: &str) -> bool {
         let unchanged = UpdateBuildHistoryRequest {
             r#ref: reference.to_owned(),
             ..UpdateBuildHistoryRequest::default()

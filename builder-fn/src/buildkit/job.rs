@@ -57,6 +57,8 @@ pub struct BuildJob {
     pub shared_key: Arc<KeyLease>,
     /// The description of the build for the daemon.
     pub solve: SolveOptions,
+    /// The number of the first attempt, from 1, that this daemon may have or may begin. Earlier ones failed at other daemons.
+    pub first_attempt: u32,
     /// The registries, which are asked whether they still have the image of an earlier delivery.
     pub manifests: Arc<dyn ManifestLookup>,
     /// The timeouts for the last events of the build.
@@ -83,19 +85,34 @@ pub enum JobError {
     AttemptsUsedUp,
 }
 
-/// Looks for the image that an earlier delivery of the call `call_id` has built, and passes the events of its build to `sink`.
-/// Returns `None` if the daemon knows of none.
+/// The build that an earlier delivery of a call may have run.
+#[derive(Clone, Copy, Debug)]
+pub struct EarlierBuild<'a> {
+    /// The reference of the build.
+    pub reference: &'a BuildReference,
+    /// The number of the first attempt that the daemon may have.
+    pub first_attempt: u32,
+    /// The ID of the call.
+    pub call_id: &'a str,
+}
+
+/// Looks for the image that an earlier delivery of a call has built, and passes the events of its build to `sink`. Returns
+/// `None` if the daemon knows of none.
 ///
 /// # Errors
 /// Fails if the reference is that of a signature which only one call may build, and another call has built it.
 pub async fn find_built_image(
     connection: &Connection,
-    reference: &BuildReference,
-    call_id: &str,
+    earlier: EarlierBuild<'_>,
     timeouts: EventTimeouts,
     mut sink: impl FnMut(BuildEvent),
 ) -> Result<Option<BuiltImage>, JobError> {
-    for attempt in 1..=ATTEMPTS_MAX {
+    let EarlierBuild {
+        reference,
+        first_attempt,
+        call_id,
+    } = earlier;
+    for attempt in first_attempt..=ATTEMPTS_MAX {
         let name = reference.attempt_name(attempt);
         let Some(finished) = history::request_finished_build(connection, &name).await else {
             break;
@@ -159,7 +176,7 @@ impl BuildJob {
         sink: &mut impl FnMut(BuildEvent),
     ) -> Result<BuiltImage, JobError> {
         let mut reader = EventReader::default();
-        for attempt in 1..=ATTEMPTS_MAX {
+        for attempt in self.first_attempt..=ATTEMPTS_MAX {
             let reference = self.solve.reference.attempt_name(attempt);
             let finished = history::request_finished_build(connection, &reference).await;
             if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {

@@ -49,6 +49,14 @@ impl BuildReference {
         self.of_signature
     }
 
+    /// Returns the number of the attempt of this build that has the name `name`; `None` if it is another build's.
+    pub(super) fn attempt_number(&self, name: &str) -> Option<u32> {
+        match name.strip_prefix(&self.text)? {
+            "" => Some(1),
+            rest => rest.strip_prefix('-')?.parse().ok().filter(|number| *number > 1),
+        }
+    }
+
     /// Returns the name of the build's attempt number `attempt`, from 1 on. The first has the reference itself.
     pub(super) fn attempt_name(&self, attempt: u32) -> String {
         match attempt {
@@ -118,5 +126,21 @@ mod tests {
         let reference = BuildReference::for_signature("sha256=12");
         assert_eq!(reference.attempt_name(1), reference.to_string());
         assert_eq!(reference.attempt_name(2), format!("{reference}-2"));
+        for number in [1, 2, 16] {
+            assert_eq!(
+                reference.attempt_number(&reference.attempt_name(number)),
+                Some(number)
+            );
+        }
+        for other in [
+            String::new(),
+            format!("{reference}-"),
+            format!("{reference}-x"),
+            format!("{reference}-1"),
+            format!("{reference}2"),
+            format!("2-{reference}"),
+        ] {
+            assert_eq!(reference.attempt_number(&other), None, "{other}");
+        }
     }
 }

@@ -58,9 +58,17 @@ impl Dialer for TlsDialer {
         let this = self.clone();
         Box::pin(async move {
             // Before the connection, so that unusable secrets are not reported as an error of the network.
-            let config = this.secrets.read_client_config()?;
+            this.secrets.check_usable()?;
             let stream = dial_tcp(&this.host, this.port).await?;
-            let stream = perform_tls_handshake(stream, this.name, config).await?;
+            Ok(Box::new(stream) as Box<dyn ByteStream>)
+        })
+    }
+
+    fn secure_transport(&self, transport: Box<dyn ByteStream>) -> DialFuture {
+        let this = self.clone();
+        Box::pin(async move {
+            let config = this.secrets.read_client_config()?;
+            let stream = perform_tls_handshake(transport, this.name, config).await?;
             Ok(Box::new(stream) as Box<dyn ByteStream>)
         })
     }

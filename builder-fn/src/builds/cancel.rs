@@ -1,4 +1,4 @@
-//! Follows requests to cancel builds that other builders put into a daemon's history.
+//! Follows requests to cancel builds that other builders put into the daemons' histories.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,64 +9,74 @@ use function_host::ErrorChain;
 use futures_util::TryStreamExt;
 use tokio::task::AbortHandle;
 
-use crate::buildkit::{Cancellation, Daemon};
+use crate::buildkit::{Cancellation, Daemon, DaemonPool};
 
 /// The pause before a daemon's history is followed again after a failure. A request is to be seen within two seconds.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// The watchers of daemons, each of which runs while builds on its daemon are in progress. Clones share them.
+/// The watchers of pools, each of which runs while builds on its daemons are in progress. Clones share them.
 #[derive(Clone, Default)]
-pub(super) struct CancellationWatch(Arc<Mutex<HashMap<String, DaemonWatcher>>>);
+pub(super) struct CancellationWatch(Arc<Mutex<HashMap<String, PoolWatcher>>>);
 
-/// The watcher of one daemon.
-struct DaemonWatcher {
-    /// The task that follows the daemon's history.
+/// The watcher of one pool.
+struct PoolWatcher {
+    /// The task that follows the histories of the pool's daemons.
     task: AbortHandle,
     /// The number of guards of the watcher.
     builds: usize,
 }
 
-/// A guard for a build whose daemon is watched. Dropping the last one ends the watcher.
+/// A guard for a build whose pool is watched. Dropping the last one ends the watcher.
 #[derive(Debug)]
-pub(crate) struct WatchedDaemon {
+pub(crate) struct WatchedPool {
     watch: CancellationWatch,
-    daemon: String,
+    pool: String,
 }
 
 impl CancellationWatch {
-    /// Watches `daemon` for requests to cancel builds until the last of its guards is dropped, and returns a guard.
+    /// Watches the daemons of `pool` for requests to cancel builds until the last of its guards is dropped, and returns a
+    /// guard.
     ///
-    /// Each daemon has one watcher, which uses the functions of the call that started it: `builds` lists the cancellations
+    /// Each pool has one watcher, which uses the functions of the call that started it: `builds` lists the cancellations
     /// that builds in progress are to be asked about, and `cancel` gets each one that was requested.
     /// Must be called within a Tokio runtime.
     pub(super) fn watch(
         &self,
-        daemon: &Daemon,
+        pool: &DaemonPool,
         builds: impl Fn() -> Vec<Cancellation> + Send + Sync + 'static,
         cancel: impl Fn(Cancellation) + Send + Sync + 'static,
-    ) -> WatchedDaemon {
-        let name = daemon.address_for_messages().to_owned();
+    ) -> WatchedPool {
+        let name = pool.address_for_messages().to_owned();
         let mut watchers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let watcher = watchers.entry(name.clone()).or_insert_with(|| DaemonWatcher {
-            task: tokio::spawn(follow_cancellations(daemon.clone(), builds, cancel)).abort_handle(),
-            builds: 0,
+        let watcher = watchers.entry(name.clone()).or_insert_with(|| {
+            let (pool, builds, cancel) = (pool.clone(), Arc::new(builds), Arc::new(cancel));
+            let following = async move {
+                pool.follow_members(move |daemon| {
+                    follow_cancellations(daemon, builds.clone(), cancel.clone())
+                })
+                .await;
+            };
+            PoolWatcher {
+                task: tokio::spawn(following).abort_handle(),
+                builds: 0,
+            }
         });
         watcher.builds += 1;
-        WatchedDaemon {
+        WatchedPool {
             watch: self.clone(),
-            daemon: name,
+            pool: name,
         }
     }
 }
 
-impl Drop for WatchedDaemon {
+impl Drop for WatchedPool {
     fn drop(&mut self) {
         let mut watchers = self.watch.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(watcher) = watchers.get_mut(&self.daemon) {
+        if let Some(watcher) = watchers.get_mut(&self.pool) {
             watcher.builds -= 1;
             if watcher.builds == 0 {
                 watcher.task.abort();
-                watchers.remove(&self.daemon);
+                watchers.remove(&self.pool);
             }
         }
     }
@@ -76,8 +86,8 @@ impl Drop for WatchedDaemon {
 /// what was requested before it of the `builds` in progress. A build that begins later asks by itself.
 async fn follow_cancellations(
     daemon: Daemon,
-    builds: impl Fn() -> Vec<Cancellation>,
-    cancel: impl Fn(Cancellation),
+    builds: Arc<impl Fn() -> Vec<Cancellation>>,
+    cancel: Arc<impl Fn(Cancellation)>,
 ) {
     loop {
         let following = async {

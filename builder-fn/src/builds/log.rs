@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use function_host::ErrorChain;
 use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use super::BuildPhase;
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
 use super::record::attempt_number;
-use crate::buildkit::{BuildState, Connection};
+use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
 use crate::report::{LineFormatter, StreamFormat, to_json};
 
@@ -35,6 +36,9 @@ const FAILURES_MAX: u32 = 5;
 /// The number of lookups in a row that may find no build before its log is given up. BuildKit may be restarting, and
 /// the builder that lost the build may build again.
 const FAILED_LOOKUPS_MAX: u32 = 120;
+
+/// The longest wait for a connection to the daemon that has the log of an attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The size from which records are sent without waiting for more, in bytes.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -165,7 +169,7 @@ impl LogSender {
                     if number <= done {
                         continue;
                     }
-                    match self.send_attempt(number, &attempt.reference, &mask).await {
+                    match self.send_attempt(number, attempt, &mask).await {
                         Ok(()) => done = number,
                         Err(LogEnd::ReaderGone) => return,
                         Err(LogEnd::Unreadable(reason)) => {
@@ -228,12 +232,21 @@ impl LogSender {
     }
 
     /// Sends the lines of an attempt from the number `next` on, until the attempt ends.
-    async fn send_attempt(&mut self, number: u64, reference: &str, mask: &SecretMask) -> Result<(), LogEnd> {
-        let connection = self.lookup.connect().await.map_err(LogEnd::Unreadable)?;
+    async fn send_attempt(
+        &mut self,
+        number: u64,
+        attempt: &ListedBuild,
+        mask: &SecretMask,
+    ) -> Result<(), LogEnd> {
+        let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt.daemon.connect()).await {
+            Ok(connection) => connection.map_err(|error| ErrorChain(&error).to_string()),
+            Err(_) => Err("BuildKit does not answer in time".to_owned()),
+        };
+        let connection = connection.map_err(LogEnd::Unreadable)?;
         let mut lines = LineFormatter::new(mask.clone());
         let mut seq = (number - 1) * LINE_NUMBERS_PER_ATTEMPT;
         let last = self
-            .send_lines_of_events(&connection, reference, &mut lines, &mut seq)
+            .send_lines_of_events(&connection, &attempt.reference, &mut lines, &mut seq)
             .await;
         if last.is_ok() {
             for line in lines.take_unfinished_output() {

@@ -1,21 +1,25 @@
-//! Finds builds: in this process, in the history of the daemon that builds for the caller, and in the record store.
+//! Finds builds: in this process, in the histories of the daemons that build for the caller, and in the record store.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use function_host::ErrorChain;
 use function_host::policy::TenantName;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tonic::Status;
 
 use super::record::{attempt_number, base_reference};
 use super::store::StoreError;
 use super::{BuildPhase, BuildRecord, BuildRecords, RecordKey};
-use crate::buildkit::{BuildState, Connection, Daemon, HistoryListing, ListedBuild, SealedSecrets};
+use crate::buildkit::{
+    BuildState, Cancellation, ConnectError, Connection, DaemonPool, HistoryListing, ListedBuild,
+    SealedSecrets,
+};
 use crate::redact::SecretMask;
 use crate::sealed::SealKey;
 
-/// The longest wait for a connection to the daemon, and again for its history, when somebody asks about builds.
+/// The longest wait for a daemon's history, or for what it does with a request, when somebody asks about builds.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A lookup of the builds that one caller may see.
@@ -25,8 +29,8 @@ pub(super) struct BuildLookup {
     pub(super) records: BuildRecords,
     /// The tenant of the caller; `None` without a policy.
     pub(super) tenant: Option<String>,
-    /// The daemon that the caller's requests are built on.
-    pub(super) daemon: Daemon,
+    /// The daemons that the caller's requests are built on.
+    pub(super) pool: DaemonPool,
     /// The private key of sealed secrets.
     pub(super) seal_key: Option<SealKey>,
 }
@@ -36,7 +40,7 @@ pub(super) struct BuildLookup {
 pub(super) struct FoundBuild {
     /// What is known of the build.
     pub(super) record: BuildRecord,
-    /// The attempts of the build in the daemon's history, the first one first.
+    /// The attempts of the build in the daemons' histories, the first one first.
     pub(super) attempts: Vec<ListedBuild>,
     /// The record of this process's own build, which changes with it; `None` for a build of another builder.
     pub(super) own: Option<watch::Receiver<BuildRecord>>,
@@ -58,7 +62,7 @@ pub(super) struct NotFound {
 /// The places that could not be read for a question, with the reasons.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UnreadPlaces {
-    /// The reason why the history could not be read.
+    /// The reason why the history of a daemon could not be read.
     pub(super) history: Option<String>,
     /// The reason why the record store could not be read.
     pub(super) store: Option<String>,
@@ -79,6 +83,15 @@ impl UnreadPlaces {
     }
 }
 
+/// The reason why a daemon did not answer a question.
+struct Unread(String);
+
+impl From<ConnectError> for Unread {
+    fn from(error: ConnectError) -> Self {
+        Self(ErrorChain(&error).to_string())
+    }
+}
+
 impl BuildLookup {
     /// Finds the build of the call `id`, in this process and in the daemon's history.
     pub(super) async fn find(&self, id: &str) -> Result<FoundBuild, NotFound> {
@@ -95,12 +108,12 @@ impl BuildLookup {
                 _ => Ok(None),
             }
         };
-        let (listing, stored) = tokio::join!(self.list_history(&key, reference.as_deref()), reading);
-        let mut unread = UnreadPlaces::default();
-        let listing = listing.unwrap_or_else(|error| {
-            unread.history = Some(error);
-            HistoryListing::default()
-        });
+        let ((listing, unread_history), stored) =
+            tokio::join!(self.list_history(&key, reference.as_deref()), reading);
+        let mut unread = UnreadPlaces {
+            history: unread_history,
+            store: None,
+        };
         let stored = stored.unwrap_or_else(|error| {
             unread.store = Some(report_store_error(&error));
             None
@@ -145,9 +158,18 @@ impl BuildLookup {
     /// Lists the builds of the caller's tenant, and the reason why some may be missing.
     pub(super) async fn list(&self) -> (Vec<BuildRecord>, UnreadPlaces) {
         let listing = async {
-            let mut listing = self.records.newest().list(&self.daemon).await?;
-            self.leave_out_other_tenants(&mut listing);
-            Ok(listing)
+            let daemons = self.pool.current_daemons().await;
+            let is_one_of_several = daemons.len() > 1;
+            let listings = daemons.iter().map(|(daemon, is_in_use)| async move {
+                match is_in_use {
+                    true => self.records.newest().list(daemon, is_one_of_several).await,
+                    false => {
+                        let name = daemon.address_for_messages();
+                        Err(format!("BuildKit at {name} did not answer a moment ago"))
+                    }
+                }
+            });
+            self.merge_listings(join_all(listings).await)
         };
         let reading = async {
             match self.records.store() {
@@ -155,15 +177,11 @@ impl BuildLookup {
                 None => (Vec::new(), None),
             }
         };
-        let (listing, (stored, store_error)) = tokio::join!(listing, reading);
-        let mut unread = UnreadPlaces {
-            history: None,
+        let ((listing, unread_history), (stored, store_error)) = tokio::join!(listing, reading);
+        let unread = UnreadPlaces {
+            history: unread_history,
             store: store_error.as_ref().map(report_store_error),
         };
-        let listing = listing.unwrap_or_else(|error| {
-            unread.history = Some(error);
-            HistoryListing::default()
-        });
         let mut stored: HashMap<_, _> = stored
             .into_iter()
             .map(|record| (record.id.clone(), record))
@@ -203,60 +221,107 @@ impl BuildLookup {
         (builds, unread)
     }
 
-    /// Connects to the daemon, within [`HISTORY_TIMEOUT`].
-    pub(super) async fn connect(&self) -> Result<Connection, String> {
-        match tokio::time::timeout(HISTORY_TIMEOUT, self.daemon.connect()).await {
-            Ok(connection) => connection.map_err(|error| ErrorChain(&error).to_string()),
-            Err(_) => Err("BuildKit does not answer in time".to_owned()),
+    /// Puts the request to cancel a build into the histories of all daemons that answer: a builder follows those that it
+    /// knows.
+    ///
+    /// # Errors
+    /// Fails with the reason if no daemon takes the request.
+    pub(super) async fn request_cancellation(&self, cancellation: &Cancellation) -> Result<(), String> {
+        let requested = self.pool.ask_all(|connection| async move {
+            let requesting = connection.request_cancellation(cancellation);
+            let requested = tokio::time::timeout(HISTORY_TIMEOUT, requesting).await;
+            match requested {
+                Ok(requested) => requested.map_err(|status| Unread(status.message().to_owned())),
+                Err(_) => Err(Unread("BuildKit does not answer in time".to_owned())),
+            }
+        });
+        let mut reason = "there is no BuildKit daemon".to_owned();
+        for requested in requested.await {
+            match requested {
+                Ok(()) => return Ok(()),
+                Err(Unread(error)) => reason = error,
+            }
         }
+        Err(reason)
     }
 
-    /// Requests what the daemon's history has of a build: of its attempts if its reference is known, or else of all builds.
-    async fn list_history(&self, key: &RecordKey, reference: Option<&str>) -> Result<HistoryListing, String> {
-        let cancellation = key.to_cancellation();
+    /// Requests what the daemons' histories have of a build: of its attempts if its reference is known, or else of all builds.
+    /// Returns the reason too why the history of a daemon could not be read.
+    async fn list_history(
+        &self,
+        key: &RecordKey,
+        reference: Option<&str>,
+    ) -> (HistoryListing, Option<String>) {
+        let cancellation = &key.to_cancellation();
         match reference {
             Some(reference) => {
-                self.request_history(|connection| async move {
-                    connection.list_attempts(reference, &cancellation).await
+                self.request_histories(|connection| async move {
+                    connection.list_attempts(reference, cancellation).await
                 })
                 .await
             }
             None => {
                 // Few at a time: this takes about 2 KiB for each build in the history.
                 let _turn = self.records.wait_for_search().await;
-                self.request_history(|connection| async move { connection.list_builds(0).await })
-                    .await
+                self.request_histories(|connection| async move {
+                    let mut listing = connection.list_builds(0).await?;
+                    listing.builds.retain(|build| build.attributes.call_id == key.id);
+                    Ok(listing)
+                })
+                .await
             }
         }
     }
 
-    /// Requests the daemon's history with `request`, and leaves out the builds of other tenants.
-    async fn request_history<F>(
+    /// Requests the history of every daemon with `request`, and leaves out the builds of other tenants. Returns the reason too
+    /// why one could not be read.
+    async fn request_histories<F>(
         &self,
-        request: impl FnOnce(Connection) -> F,
-    ) -> Result<HistoryListing, String>
+        request: impl Fn(Connection) -> F,
+    ) -> (HistoryListing, Option<String>)
     where
         F: Future<Output = Result<HistoryListing, Status>>,
     {
-        let connection = self.connect().await?;
-        let listing = match tokio::time::timeout(HISTORY_TIMEOUT, request(connection)).await {
-            Ok(listing) => listing.map_err(|status| ErrorChain(&status).to_string()),
-            Err(_) => Err("BuildKit's history does not answer in time".to_owned()),
-        };
-        let mut listing = listing.inspect_err(|error| {
-            tracing::warn!(
-                error,
-                "could not read BuildKit's history for a question about builds"
-            );
-        })?;
-        self.leave_out_other_tenants(&mut listing);
-        Ok(listing)
+        let request = &request;
+        let listings = self.pool.ask_all(|connection| async move {
+            let daemon = connection.daemon().clone();
+            let listing = tokio::time::timeout(HISTORY_TIMEOUT, request(connection)).await;
+            let daemon = daemon.address_for_messages();
+            match listing {
+                Ok(listing) => listing.map_err(|status| Unread(format!("{daemon}: {}", ErrorChain(&status)))),
+                Err(_) => Err(Unread(format!("{daemon} does not answer in time"))),
+            }
+        });
+        let listings = listings.await.into_iter();
+        self.merge_listings(listings.map(|listing| listing.map_err(|Unread(error)| error)))
     }
 
-    fn leave_out_other_tenants(&self, listing: &mut HistoryListing) {
-        listing
-            .builds
-            .retain(|build| build.attributes.tenant == self.tenant);
+    /// Merges the histories of daemons without the builds of other tenants, and returns the reason too why one could not be
+    /// read.
+    fn merge_listings(
+        &self,
+        listings: impl IntoIterator<Item = Result<HistoryListing, String>>,
+    ) -> (HistoryListing, Option<String>) {
+        let mut merged = HistoryListing::default();
+        let mut unread = None;
+        for listing in listings {
+            match listing {
+                Ok(mut listing) => {
+                    listing
+                        .builds
+                        .retain(|build| build.attributes.tenant == self.tenant);
+                    merged.merge(listing);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error,
+                        "could not read BuildKit's history for a question about builds"
+                    );
+                    unread = Some(error);
+                }
+            }
+        }
+        (merged, unread)
     }
 
     /// Returns the mask of the sealed secrets in the record of the last attempt; `None` if they cannot be opened.

@@ -62,12 +62,13 @@ struct KeptBuilds {
 }
 
 impl NewestBuilds {
-    /// Lists the builds that run on a daemon, and the newest that have ended, without their sealed secrets.
+    /// Lists the builds that run on a daemon, and the newest that have ended, without their sealed secrets. One of several
+    /// daemons is given up sooner if its host does not answer.
     ///
     /// # Errors
     /// Fails with the reason if the daemon's history cannot be read.
-    pub(super) async fn list(&self, daemon: &Daemon) -> Result<HistoryListing, String> {
-        let follower = self.follower(daemon);
+    pub(super) async fn list(&self, daemon: &Daemon, is_one_of_several: bool) -> Result<HistoryListing, String> {
+        let follower = self.follower(daemon, is_one_of_several);
         let mut progress = follower.progress;
         let read = progress.wait_for(|progress| *progress != Progress::Reading).await;
         match read.map(|progress| progress.clone()) {
@@ -84,7 +85,7 @@ impl NewestBuilds {
     }
 
     /// Returns the follower of a daemon's history, and begins to follow it unless that goes on already.
-    fn follower(&self, daemon: &Daemon) -> Follower {
+    fn follower(&self, daemon: &Daemon, is_one_of_several: bool) -> Follower {
         let name = daemon.address_for_messages().to_owned();
         let mut followers = lock(&self.0);
         followers
@@ -97,7 +98,7 @@ impl NewestBuilds {
                 };
                 let (all, state, daemon) = (self.clone(), follower.state.clone(), daemon.clone());
                 tokio::spawn(async move {
-                    let ended = follow(&daemon, &state, &sender).await;
+                    let ended = follow(&daemon, is_one_of_several, &state, &sender).await;
                     // The next list begins anew.
                     lock(&all.0).remove(&name);
                     if let Err(error) = ended {
@@ -121,12 +122,17 @@ impl NewestBuilds {
 /// Reads the history of a daemon and follows it, until nobody has asked for some time. Fails with the reason if it cannot.
 async fn follow(
     daemon: &Daemon,
+    is_one_of_several: bool,
     state: &Mutex<KeptBuilds>,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), String> {
-    let text = |status: tonic::Status| ErrorChain(&status).to_string();
+    let name = daemon.address_for_messages();
+    let text = |status: tonic::Status| format!("{name}: {}", ErrorChain(&status));
     let reading = async {
-        let connection = daemon.connect().await;
+        let connection = match is_one_of_several {
+            true => daemon.connect_quickly().await,
+            false => daemon.connect().await,
+        };
         let connection = connection.map_err(|error| ErrorChain(&error).to_string())?;
         // Before the list, so that nothing is missed between the two.
         let changes = connection.watch_history().await.map_err(text)?;
@@ -135,7 +141,7 @@ async fn follow(
     };
     let read = tokio::time::timeout(FIRST_ANSWER_TIMEOUT, reading).await;
     let (_connection, mut changes, listing) =
-        read.unwrap_or_else(|_| Err("BuildKit's history does not answer in time".to_owned()))?;
+        read.unwrap_or_else(|_| Err(format!("{name} does not answer in time")))?;
     {
         let mut kept = lock(state);
         listing.builds.into_iter().for_each(|build| kept.insert(build));
@@ -225,6 +231,7 @@ mod tests {
 
     fn build(number: u64, state: BuildState) -> ListedBuild {
         ListedBuild {
+            daemon: Daemon::at("unix:///run/buildkitd.sock".parse().expect("address")),
             reference: number.to_string(),
             attributes: SolveAttributes {
                 call_id: number.to_string(),

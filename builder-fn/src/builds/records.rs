@@ -14,11 +14,11 @@ use function_host::ErrorChain;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
-use super::cancel::{CancellationWatch, WatchedDaemon};
+use super::cancel::{CancellationWatch, WatchedPool};
 use super::newest::NewestBuilds;
 use super::store::{PendingWrite, StoreError};
 use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequest};
-use crate::buildkit::{Cancellation, Daemon};
+use crate::buildkit::{Cancellation, DaemonPool};
 use crate::redact::SecretMask;
 
 /// The limit on the records of ended builds.
@@ -268,12 +268,22 @@ impl AcceptedBuild {
         self.update(|record| record.phase = phase);
     }
 
-    /// Follows requests to cancel builds of this process that reach other builders of `daemon`, until the returned
-    /// guard and those of other builds are dropped.
-    pub(crate) fn watch_cancellations(&self, daemon: &Daemon) -> WatchedDaemon {
+    /// Returns the tenant of the build.
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.key.tenant.as_deref()
+    }
+
+    /// Returns the request to cancel the build.
+    pub(crate) fn to_cancellation(&self) -> Cancellation {
+        self.key.to_cancellation()
+    }
+
+    /// Follows requests to cancel builds of this process that reach other builders of `pool`, until the returned guard and
+    /// those of other builds are dropped.
+    pub(crate) fn watch_cancellations(&self, pool: &DaemonPool) -> WatchedPool {
         let (listed, cancelled) = (self.shared.clone(), self.shared.clone());
         self.shared.0.cancellations.watch(
-            daemon,
+            pool,
             move || listed.list_cancellations(),
             move |Cancellation { tenant, call_id }| {
                 cancelled.cancel(&RecordKey { tenant, id: call_id });
@@ -288,11 +298,6 @@ impl AcceptedBuild {
             // Does not happen: a build with deliveries is not removed.
             std::future::pending().await
         }
-    }
-
-    /// Returns the tenant of the build.
-    pub(crate) fn tenant(&self) -> Option<&str> {
-        self.key.tenant.as_deref()
     }
 
     /// Records in the record store that the call was accepted, and what its build is resumed with. It is durable when this

@@ -121,7 +121,7 @@ impl BuilderApi {
         Ok(BuildLookup {
             records: self.builder.records.clone(),
             tenant: tenant.map(|tenant| tenant.name().to_string()),
-            daemon: own.map_or_else(|| self.builder.daemon.clone(), |own| own.daemon),
+            pool: own.map_or_else(|| self.builder.pool.clone(), |own| own.pool),
             seal_key: self.seal_key.clone(),
         })
     }
@@ -206,13 +206,7 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
     };
     let is_own = lookup.records.cancel(&key);
     let cancellation = key.to_cancellation();
-    let requested = match lookup.connect().await {
-        Ok(connection) => connection
-            .request_cancellation(&cancellation)
-            .await
-            .map_err(|status| status.message().to_owned()),
-        Err(error) => Err(error),
-    };
+    let requested = lookup.request_cancellation(&cancellation).await;
     if let (Err(error), false) = (&requested, is_own) {
         let error = format!(
             "could not pass the cancellation to the builder that runs the build: {error}; send the request again"

@@ -2,30 +2,32 @@
 //!
 //! | variable | default | meaning |
 //! | --- | --- | --- |
-//! | `buildkit_url` | required | the address of the daemon: `unix://PATH` or `tcp://HOST:PORT` |
-//! | `buildkit_server_name` | the host of `buildkit_url` | the name that the daemon's certificate must be valid for |
+//! | `buildkit_url` | required | the address of the daemon, `unix://PATH` or `tcp://HOST:PORT`, or several, separated by commas |
+//! | `buildkit_server_name` | the host of the address | the name that the daemons' certificates must be valid for |
 //! | `buildkit_ca` | `buildkit-ca` | the secret with the certificate of the authority that signed the daemon's certificate |
 //! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate and key |
 //! | `buildkit_plaintext` | `false` | whether `tcp://` to another machine may do without TLS |
 //!
+//! Each of several addresses is one daemon. The host name of a single address may have several IP addresses, each of which
+//! is a daemon then.
+//!
 //! `tcp://` uses TLS if the server's name or one of the three secrets is set, or if there is a secret `buildkit-ca`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use function_host::Secrets;
 use function_host::env::SettingsParser;
 use rustls::pki_types::ServerName;
 
-use crate::buildkit::{Daemon, DaemonAddress, TlsDialer, TlsSecrets};
+use crate::buildkit::{Daemon, DaemonAddress, DaemonAtIp, DaemonPool, HostResolver, TlsDialer, TlsSecrets};
 use crate::tenants::DaemonFactory;
 
 /// The settings of the connections to daemons: the builder's own, and those that a policy names for tenants.
 pub(super) struct DaemonSettings {
-    /// The builder's daemon.
-    pub(super) daemon: Daemon,
-    /// Whether the connection to the builder's daemon is unencrypted and leaves this machine.
+    /// The builder's daemons.
+    pub(super) pool: DaemonPool,
+    /// Whether a connection to one of the builder's daemons is unencrypted and leaves this machine.
     pub(super) is_exposed: bool,
     /// Creates handles of the daemons that a policy names, whose connections use the same TLS secrets.
     pub(super) daemon_factory: DaemonFactory,
@@ -42,10 +44,9 @@ struct TransportSecurity {
 
 /// Reads the settings of the connection to BuildKit, and checks that the secrets of TLS, if it is used, are usable.
 pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> DaemonSettings {
-    let unset = || DaemonAddress::Unix(PathBuf::new());
-    let address = match parser.required_text("buildkit_url").as_str() {
-        "" => unset(),
-        _ => parser.parse_or_default("buildkit_url", unset(), |text| text.parse::<DaemonAddress>()),
+    let addresses = match parser.required_text("buildkit_url").as_str() {
+        "" => Vec::new(),
+        _ => parser.parse_or_default("buildkit_url", Vec::new(), parse_addresses),
     };
     let name = parser.optional_text("buildkit_server_name");
     // Returns the name of a secret, and whether the variable sets it.
@@ -74,28 +75,51 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
         allows_plaintext: parser.flag("buildkit_plaintext", false),
     };
     // A socket needs no TLS. The commercial chart sets the server's name for a socket too.
-    if let (DaemonAddress::Tcp { .. }, Some(tls)) = (&address, &transport.tls)
+    if addresses
+        .iter()
+        .any(|address| matches!(address, DaemonAddress::Tcp { .. }))
+        && let Some(tls) = &transport.tls
         && let Err(error) = tls.check_usable()
     {
         parser.add_problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
-    let is_exposed = transport.is_exposed(&address);
-    let daemon = transport
-        .create_daemon_handle(address.clone(), name)
+    let is_exposed = addresses.iter().any(|address| transport.is_exposed(address));
+    let pool = transport
+        .create_pool(&addresses, name)
         .unwrap_or_else(|(variable, problem)| {
             parser.add_problem(variable, problem);
-            Daemon::at(address)
+            DaemonPool::of_daemons("", [])
         });
     DaemonSettings {
-        daemon,
+        pool,
         is_exposed,
         daemon_factory: Arc::new(move |text| {
-            let address = text.parse::<DaemonAddress>().map_err(|error| error.to_string())?;
+            let addresses = parse_addresses(text)?;
             transport
-                .create_daemon_handle(address, None)
+                .create_pool(&addresses, None)
                 .map_err(|(_, problem)| problem)
         }),
     }
+}
+
+/// Parses the addresses of daemons, which are separated by commas.
+///
+/// # Errors
+/// Fails with what is wrong. The text follows the name of the setting, and names the address if there are several.
+fn parse_addresses(text: &str) -> Result<Vec<DaemonAddress>, String> {
+    let parts: Vec<_> = text.split(',').map(str::trim).collect();
+    let mut addresses = Vec::new();
+    for part in &parts {
+        let address = part.parse::<DaemonAddress>().map_err(|error| match parts.len() {
+            1 => error.to_string(),
+            _ => format!("{error}; it has {part:?}"),
+        })?;
+        if addresses.contains(&address) {
+            return Err(format!("should have each daemon once; it has {part:?} twice"));
+        }
+        addresses.push(address);
+    }
+    Ok(addresses)
 }
 
 impl TransportSecurity {
@@ -105,6 +129,50 @@ impl TransportSecurity {
             DaemonAddress::Tcp { host, .. } => self.tls.is_none() && !is_loopback_host(host),
             DaemonAddress::Unix(_) => false,
         }
+    }
+
+    /// Creates the pool of the daemons at `addresses`, whose certificates are for `name`, or for the hosts of the addresses.
+    ///
+    /// # Errors
+    /// Fails with the setting that is wrong, and the problem.
+    fn create_pool(
+        &self,
+        addresses: &[DaemonAddress],
+        name: Option<String>,
+    ) -> Result<DaemonPool, (&'static str, String)> {
+        if let [address @ DaemonAddress::Tcp { host, port }] = addresses
+            && host.parse::<IpAddr>().is_err()
+        {
+            let by_name = self.create_daemon_handle(address.clone(), name.clone())?;
+            let (security, port) = (self.clone(), *port);
+            let name = name.unwrap_or_else(|| host.clone());
+            let fallback = by_name.clone();
+            let at_ip: DaemonAtIp = Arc::new(move |ip| {
+                let address = DaemonAddress::Tcp {
+                    host: ip.to_string(),
+                    port,
+                };
+                let daemon = security.connect_with_tls(&address, name.clone());
+                // The name was valid for the daemon by its host name.
+                daemon.unwrap_or_else(|_| fallback.clone())
+            });
+            let resolver = HostResolver {
+                host: host.clone(),
+                by_name: by_name.clone(),
+                at_ip,
+            };
+            return Ok(DaemonPool::of_resolved_daemons(
+                address.to_string(),
+                by_name,
+                resolver,
+            ));
+        }
+        let daemons = addresses
+            .iter()
+            .map(|address| self.create_daemon_handle(address.clone(), name.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        Ok(DaemonPool::of_daemons(names.join(","), daemons))
     }
 
     /// Returns a handle of the daemon at `address`, whose certificate is for `name`, or for the host of the address.
@@ -124,10 +192,26 @@ impl TransportSecurity {
                     .to_owned(),
             ));
         }
-        let (DaemonAddress::Tcp { host, port }, Some(secrets)) = (&address, &self.tls) else {
-            return Ok(Daemon::at(address));
+        let name = name.unwrap_or_else(|| match &address {
+            DaemonAddress::Tcp { host, .. } => host.clone(),
+            DaemonAddress::Unix(_) => String::new(),
+        });
+        self.connect_with_tls(&address, name)
+    }
+
+    /// Returns a handle of the daemon at `address`, which uses TLS with the server name `name` if there are secrets for it and
+    /// the address is no socket's.
+    ///
+    /// # Errors
+    /// Fails if `name` is not a valid server name and needed.
+    fn connect_with_tls(
+        &self,
+        address: &DaemonAddress,
+        name: String,
+    ) -> Result<Daemon, (&'static str, String)> {
+        let (DaemonAddress::Tcp { host, port }, Some(secrets)) = (address, &self.tls) else {
+            return Ok(Daemon::at(address.clone()));
         };
-        let name = name.unwrap_or_else(|| host.clone());
         let name = ServerName::try_from(name).map_err(|_| {
             let problem = "should be a host name or an IP address";
             ("buildkit_server_name", problem.to_owned())
@@ -193,6 +277,46 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn one_exposed_daemon_among_several_makes_the_connection_exposed() {
+        let urls = "tcp://127.0.0.1:1234, unix:///run/buildkitd.sock,tcp://buildkit:1234";
+        let error = is_exposed_with(&[("buildkit_url", urls)], &[]).expect_err("plain TCP");
+        assert!(error.contains("buildkit_url should use TLS"), "{error}");
+        let plaintext = ("buildkit_plaintext", "true");
+        assert_eq!(
+            is_exposed_with(&[("buildkit_url", urls), plaintext], &[]),
+            Ok(true)
+        );
+    }
+
+    #[test]
+    fn an_invalid_address_among_several_is_named() {
+        for (urls, expected) in [
+            (
+                "tcp://a:1,b:1",
+                r#"should be unix://PATH or tcp://HOST:PORT; it has "b:1""#,
+            ),
+            (
+                "tcp://a:1,",
+                r#"should be unix://PATH or tcp://HOST:PORT; it has """#,
+            ),
+            (
+                "tcp://a:1,tcp://b:1,tcp://a:1",
+                r#"should have each daemon once; it has "tcp://a:1" twice"#,
+            ),
+            (
+                "tcp://a",
+                "should have a host and a port, as in tcp://buildkit:1234",
+            ),
+        ] {
+            assert_eq!(parse_addresses(urls), Err(expected.to_owned()), "{urls}");
+        }
+        assert_eq!(
+            parse_addresses("tcp://a:1, tcp://b:1").map(|found| found.len()),
+            Ok(2)
+        );
     }
 
     #[test]

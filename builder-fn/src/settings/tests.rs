@@ -34,7 +34,7 @@ fn the_buildkit_address_and_the_payload_secret_are_the_only_required_settings() 
     )
     .expect("settings");
 
-    assert_eq!(settings.daemon.address_for_messages(), "tcp://buildkit:1234");
+    assert_eq!(settings.pool.address_for_messages(), "tcp://buildkit:1234");
     assert!(settings.is_exposed);
     assert_eq!(
         (settings.build.insecure, settings.signatures.disable_hmac),

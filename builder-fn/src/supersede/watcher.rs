@@ -70,7 +70,10 @@ enum Stopped {
 /// Follows the history over one connection: subscribes to it, reads what was before the subscription as far as registered
 /// builds need it, and passes on each build that starts or ends.
 async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Result<Stopped, WatchError> {
-    let connection = shared.daemon.connect().await?;
+    let connection = match shared.is_one_of_several {
+        true => shared.daemon.connect_quickly().await?,
+        false => shared.daemon.connect().await?,
+    };
     let mut builds = connection.watch_builds().await?;
     shared.lock_state().known = KnownBuilds::complete_from(SystemTime::now());
     shared.set_knowledge(Knowledge::Incomplete);

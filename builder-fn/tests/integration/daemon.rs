@@ -101,11 +101,21 @@ impl Dialer for UnreachableDialer {
 
 /// Returns a daemon to which no connection is ever established.
 pub(crate) fn unreachable_daemon() -> Daemon {
-    Daemon::with_dialer("the daemon in this test", UnreachableDialer)
+    unreachable_daemon_at("the daemon in this test")
+}
+
+/// Returns a daemon at the address `name` to which no connection is ever established.
+pub(crate) fn unreachable_daemon_at(name: &str) -> Daemon {
+    Daemon::with_dialer(name, UnreachableDialer)
 }
 
 /// Starts a fake daemon, and returns it with the calls that reach it.
 pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
+    start_fake_daemon_at("the daemon in this test")
+}
+
+/// Starts a fake daemon at the address `name`, and returns it with the calls that reach it.
+pub(crate) fn start_fake_daemon_at(name: &str) -> (Daemon, DaemonCalls) {
     let history = FakeHistory::default();
     let (dials, dialled) = mpsc::unbounded_channel();
     let (solves, solve_calls) = mpsc::unbounded_channel();
@@ -146,7 +156,7 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
         transports,
         server,
     };
-    (Daemon::with_dialer("the daemon in this test", dial), calls)
+    (Daemon::with_dialer(name, dial), calls)
 }
 
 impl DaemonCalls {

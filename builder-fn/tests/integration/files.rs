@@ -47,6 +47,7 @@ async fn start_served_build(tar: Vec<u8>) -> ServedBuild {
             shared_key: lease,
             solve: SolveOptions::default(),
             manifests: Arc::new(FakeManifestLookup::Present),
+            first_attempt: 1,
             timeouts: EventTimeouts::default(),
         };
         job.run_to_outcome(&connection, |_| ()).await

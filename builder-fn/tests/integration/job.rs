@@ -91,6 +91,7 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestLookup) -> R
         shared_key: Arc::new(shared_keys().lease_single_use()),
         solve,
         manifests: Arc::new(manifests),
+        first_attempt: 1,
         timeouts: EventTimeouts::default(),
     };
     let (sender, events) = mpsc::unbounded_channel();

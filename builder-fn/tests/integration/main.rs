@@ -15,6 +15,7 @@ mod job;
 mod notifications;
 mod persistence;
 mod policy;
+mod pool;
 mod record_store;
 mod redelivery;
 mod referenced_contexts;

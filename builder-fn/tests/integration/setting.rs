@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::build_threads::BuildThreads;
-use builder_fn::buildkit::{Daemon, EventTimeouts};
+use builder_fn::buildkit::{DaemonPool, EventTimeouts};
 use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
@@ -68,13 +68,14 @@ pub(crate) struct Answer {
 }
 
 impl TestBuilder {
-    /// Creates a builder with the daemon `daemon`, and with a gateway that does not answer, which is tried only once.
-    pub(crate) fn new(daemon: Daemon) -> Self {
-        Self::with_gateway(daemon, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
+    /// Creates a builder with the daemons `pool`, and with a gateway that does not answer, which is tried only once.
+    pub(crate) fn new(pool: impl Into<DaemonPool>) -> Self {
+        Self::with_gateway(pool, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
     }
 
-    /// Creates a builder with the daemon `daemon`, and with the gateway at `gateway`.
-    pub(crate) fn with_gateway(daemon: Daemon, gateway: &str) -> Self {
+    /// Creates a builder with the daemons `pool`, and with the gateway at `gateway`.
+    pub(crate) fn with_gateway(pool: impl Into<DaemonPool>, gateway: &str) -> Self {
+        let pool = pool.into();
         let folder = tempfile::tempdir().expect("folder");
         std::fs::write(folder.path().join("payload-secret"), format!("{PAYLOAD_KEY}\n")).expect("secret");
         let secrets = Secrets::new(folder.path());
@@ -91,6 +92,7 @@ impl TestBuilder {
             },
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
+        pool.show_in(metrics.pool());
         let tenants = TenantResources::new(
             secrets.clone(),
             true,
@@ -109,8 +111,8 @@ impl TestBuilder {
                 stored: StoredContextSettings::default(),
                 uploads: UploadLimit::default(),
             },
-            supersession: Supersession::new(daemon.clone()),
-            daemon,
+            supersession: Supersession::new(pool.clone()),
+            pool,
             credentials: Arc::new(OneRegistryCredentials),
             manifests: Arc::new(FakeManifestLookup::Present),
             tenants,

@@ -1,6 +1,6 @@
 //! Builds as the daemon's history describes them to somebody who asks about them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use base64::Engine;
@@ -20,11 +20,13 @@ use crate::buildkit::cancellation;
 use crate::buildkit::job::ATTEMPTS_MAX;
 use crate::buildkit::solve::{OMITTED_SECRETS, SEALED_SECRETS_ATTRIBUTE};
 use crate::buildkit::status::without_rpc_prefix;
-use crate::buildkit::{Cancellation, Connection};
+use crate::buildkit::{Cancellation, Connection, Daemon};
 
 /// A build in the daemon's history, with what the history has of it.
 #[derive(Clone, Debug)]
 pub struct ListedBuild {
+    /// The daemon whose history has the build.
+    pub daemon: Daemon,
     /// The name of the build at the daemon: that of one attempt.
     pub reference: String,
     /// The attributes of the build's request.
@@ -113,13 +115,14 @@ impl Connection {
             ..BuildHistoryRequest::default()
         };
         let events = listen_to_history(self, request).await?;
-        let changes = events.try_filter_map(|event| {
+        let daemon = self.daemon().clone();
+        let changes = events.try_filter_map(move |event| {
             let kind = event.r#type();
             let change = event.record.and_then(|record| match kind {
                 BuildHistoryEventType::Deleted => Some(HistoryChange::Deleted(record.r#ref)),
                 _ => match Cancellation::from_attributes(&record.frontend_attrs) {
                     Some(cancellation) => Some(HistoryChange::Cancellation(cancellation)),
-                    None => ListedBuild::from_record(kind, record)
+                    None => ListedBuild::from_record(kind, record, &daemon)
                         .map(|build| HistoryChange::Build(Box::new(build))),
                 },
             });
@@ -145,6 +148,26 @@ impl Connection {
             .await
     }
 
+    /// Lists the running builds of all builders, without those of other clients. The daemon reads no records for it.
+    ///
+    /// # Errors
+    /// Fails if the daemon has no history, or the connection breaks.
+    pub(crate) async fn list_running_builds(&self) -> Result<Vec<ListedBuild>, Status> {
+        let request = BuildHistoryRequest {
+            active_only: true,
+            early_exit: true,
+            ..BuildHistoryRequest::default()
+        };
+        let mut builds = Vec::new();
+        let mut events = listen_to_history(self, request).await?;
+        while let Some(event) = events.try_next().await? {
+            let kind = event.r#type();
+            let record = event.record;
+            builds.extend(record.and_then(|record| ListedBuild::from_record(kind, record, self.daemon())));
+        }
+        Ok(builds)
+    }
+
     /// Lists the running builds, and the records that one of `filter` matches, at most `limit` of them; 0 is no limit.
     async fn list_history(&self, filter: Vec<String>, limit: i32) -> Result<HistoryListing, Status> {
         let request = BuildHistoryRequest {
@@ -161,7 +184,9 @@ impl Connection {
                 let Some(record) = event.record else { continue };
                 match Cancellation::from_attributes(&record.frontend_attrs) {
                     Some(cancellation) => drop(listing.cancellations.insert(cancellation)),
-                    None => listing.builds.extend(ListedBuild::from_record(kind, record)),
+                    None => listing
+                        .builds
+                        .extend(ListedBuild::from_record(kind, record, self.daemon())),
                 }
             }
             Ok(listing)
@@ -183,9 +208,36 @@ impl Connection {
     }
 }
 
+impl HistoryListing {
+    /// Adds the listing of another daemon. Of the builds with one name, one is kept: one that runs or has succeeded rather
+    /// than one that failed, and of two such the one that began last. A build that has just ended is listed twice by its
+    /// daemon, the second time with its outcome, which counts.
+    pub(crate) fn merge(&mut self, other: Self) {
+        let mut ended: HashMap<String, ListedBuild> = HashMap::new();
+        for build in other.builds {
+            ended.insert(build.reference.clone(), build);
+        }
+        for build in &mut self.builds {
+            if let Some(other) = ended.remove(&build.reference)
+                && other.counts_more_than(build)
+            {
+                *build = other;
+            }
+        }
+        self.builds.extend(ended.into_values());
+        self.cancellations.extend(other.cancellations);
+    }
+}
+
 impl ListedBuild {
+    /// Returns whether this build counts, and not `other`, which has the same name at another daemon.
+    fn counts_more_than(&self, other: &Self) -> bool {
+        let rank = |build: &Self| (build.state != BuildState::Failed, build.started_at);
+        rank(self) > rank(other)
+    }
+
     /// Converts a record of the history; `None` for a deleted one and for builds of other clients.
-    fn from_record(kind: BuildHistoryEventType, record: BuildHistoryRecord) -> Option<Self> {
+    fn from_record(kind: BuildHistoryEventType, record: BuildHistoryRecord, daemon: &Daemon) -> Option<Self> {
         let attributes = SolveAttributes::from_history_record(&record.frontend_attrs)?;
         let state = match (kind, &record.error) {
             (BuildHistoryEventType::Started, _) => BuildState::Running,
@@ -199,6 +251,7 @@ impl ListedBuild {
         let mut results = record.result.map(|result| result.results).unwrap_or_default();
         let count = |number: i32| u64::try_from(number).unwrap_or_default();
         Some(Self {
+            daemon: daemon.clone(),
             image: names.and_then(|names| names.split(',').next()).map(str::to_owned),
             state,
             is_cancelled: record.error.as_ref().is_some_and(|error| {
@@ -239,7 +292,70 @@ fn to_system_time(timestamp: &Timestamp) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    /// Returns a listing of a daemon with builds of these names, states and times of their start.
+    fn listing(builds: &[(&str, BuildState, u64)]) -> HistoryListing {
+        let builds = builds.iter().map(|(reference, state, started)| ListedBuild {
+            daemon: Daemon::at("unix:///run/buildkitd.sock".parse().expect("address")),
+            reference: (*reference).to_owned(),
+            attributes: SolveAttributes {
+                call_id: "call-1".into(),
+                signature: None,
+                tenant: None,
+                submitted_at: SystemTime::UNIX_EPOCH,
+                function: None,
+                supersede: true,
+                commit: None,
+            },
+            image: None,
+            state: *state,
+            is_cancelled: false,
+            error: None,
+            digest: None,
+            started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(*started)),
+            ended_at: None,
+            steps: StepCounts::default(),
+            secrets: SealedSecrets::None,
+        });
+        HistoryListing {
+            builds: builds.collect(),
+            cancellations: HashSet::new(),
+        }
+    }
+
+    #[test]
+    fn of_a_build_that_several_daemons_list_the_one_that_did_not_fail_counts() {
+        use BuildState::{Failed, Running, Succeeded};
+        for (one, other, expected) in [
+            ((Failed, 2), (Running, 1), Running),
+            ((Failed, 2), (Succeeded, 1), Succeeded),
+            ((Running, 1), (Succeeded, 2), Succeeded),
+            ((Running, 2), (Succeeded, 1), Running),
+        ] {
+            for (first, second) in [(one, other), (other, one)] {
+                let mut merged = HistoryListing::default();
+                merged.merge(listing(&[("a", first.0, first.1), ("b", Failed, 1)]));
+                merged.merge(listing(&[("a", second.0, second.1)]));
+                let found = merged.builds.iter().find(|build| build.reference == "a");
+                assert_eq!(found.map(|build| build.state), Some(expected));
+                assert_eq!(merged.builds.len(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_state_of_a_build_that_one_daemon_lists_twice_counts() {
+        let mut merged = HistoryListing::default();
+        merged.merge(listing(&[
+            ("a", BuildState::Running, 1),
+            ("a", BuildState::Failed, 1),
+        ]));
+        let states: Vec<_> = merged.builds.iter().map(|build| build.state).collect();
+        assert_eq!(states, [BuildState::Failed]);
+    }
 
     #[test]
     fn secrets_that_cannot_be_read_from_a_record_count_as_omitted() {

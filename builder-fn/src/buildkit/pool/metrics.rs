@@ -1,0 +1,91 @@
+//! The metrics of a pool of daemons.
+
+use function_host::prometheus::{self, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+use super::PoolSize;
+
+/// The values of the label `reason` of builds that went to another daemon than the preferred one.
+const DIVERSION_REASONS: [&str; 2] = ["busy", "unreachable"];
+
+/// The reason why a build went to another daemon than its image's preferred one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Diversion {
+    /// The preferred daemon runs more builds than its share.
+    Busy,
+    /// The preferred daemon does not answer.
+    Unreachable,
+}
+
+/// The metrics of a pool of daemons. Clones share the values.
+#[derive(Clone, Debug)]
+pub struct PoolMetrics {
+    daemons: IntGaugeVec,
+    builds: IntCounterVec,
+    diverted: IntCounterVec,
+}
+
+impl PoolMetrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// Fails if `registry` has metrics of the same names.
+    pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            daemons: IntGaugeVec::new(
+                Opts::new(
+                    "slipway_buildkit_daemons",
+                    "BuildKit daemons of the builder, by state: known or answering.",
+                ),
+                &["state"],
+            )?,
+            builds: IntCounterVec::new(
+                Opts::new(
+                    "slipway_buildkit_builds_total",
+                    "Attempts of builds that went to a daemon, by daemon.",
+                ),
+                &["daemon"],
+            )?,
+            diverted: IntCounterVec::new(
+                Opts::new(
+                    "slipway_buildkit_diverted_total",
+                    "Attempts of builds that went to another daemon than the preferred one, by reason: busy or unreachable.",
+                ),
+                &["reason"],
+            )?,
+        };
+        metrics.show_size(PoolSize::default());
+        for reason in DIVERSION_REASONS {
+            metrics.diverted.with_label_values(&[reason]);
+        }
+        registry.register(Box::new(metrics.daemons.clone()))?;
+        registry.register(Box::new(metrics.builds.clone()))?;
+        registry.register(Box::new(metrics.diverted.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Shows how many daemons there are and how many answer.
+    pub(super) fn show_size(&self, size: PoolSize) {
+        for (state, count) in [("known", size.known), ("answering", size.answering)] {
+            let gauge = self.daemons.with_label_values(&[state]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Counts an attempt of a build on a daemon.
+    pub(super) fn count_build(&self, daemon: &str, diversion: Option<Diversion>) {
+        self.builds.with_label_values(&[daemon]).inc();
+        let [busy, unreachable] = DIVERSION_REASONS;
+        let reason = match diversion {
+            None => return,
+            Some(Diversion::Busy) => busy,
+            Some(Diversion::Unreachable) => unreachable,
+        };
+        self.diverted.with_label_values(&[reason]).inc();
+    }
+
+    /// Forgets the number of builds on a daemon that is no longer in the pool.
+    pub(super) fn forget_daemon(&self, daemon: &str) {
+        // It has no number if it never had a build.
+        let _ = self.builds.remove_label_values(&[daemon]);
+    }
+}
