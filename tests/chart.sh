@@ -799,6 +799,21 @@ count 1 'port: 5000$'
 begin "other limits on records of builds" --set buildkit.history.maxAge=72h,buildkit.history.maxEntries=1000000
 has 'maxAge = "72h"'
 has 'maxEntries = 1000000'
+begin "one daemon"
+has 'value: "tcp://slipway-buildkit.openfaas:1234"'
+count 1 'publishNotReadyAddresses: true$'
+begin "several daemons, each with a name that stays" --set buildkit.replicas=3
+has 'value: "tcp://slipway-buildkit-0.slipway-buildkit.openfaas:1234,tcp://slipway-buildkit-1.slipway-buildkit.openfaas:1234,tcp://slipway-buildkit-2.slipway-buildkit.openfaas:1234"'
+# Certificates are for the name that all daemons share.
+count 1 'name: buildkit_server_name$'
+has 'value: "slipway-buildkit.openfaas"'
+count 1 'publishNotReadyAddresses: true$'
+begin "no daemon for now" --set buildkit.replicas=0
+has 'value: "tcp://slipway-buildkit.openfaas:1234"'
+begin "several existing daemons" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,tcp://b.build:1234,buildkit.tls.clientSecret=client'
+has 'value: "tcp://a.build:1234,tcp://b.build:1234"'
+rejects "an address without a port among several" "buildkit.url" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,tcp://b.build,buildkit.plaintext=true'
+
 begin "no deployer" --set deployer.replicas=0
 has 'replicas: 0'
 

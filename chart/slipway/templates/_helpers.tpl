@@ -118,9 +118,23 @@ Arguments: dict "name" "builder" "set" 0 "work" "30m" "workName" "builder.timeou
 {{- $timeout -}}
 {{- end -}}
 
+{{/*
+The address of the daemon, or the addresses of several, separated by commas. Each of several has the name of its pod, by
+which the builder chooses among them: a name stays when the pod gets another IP address.
+*/}}
 {{- define "slipway.buildkit.url" -}}
 {{- if .Values.buildkit.enabled -}}
-{{- printf "tcp://%s.%s:1234" (include "slipway.buildkit.name" .) .Release.Namespace -}}
+{{- $name := include "slipway.buildkit.name" . -}}
+{{- $service := printf "%s.%s:1234" $name .Release.Namespace -}}
+{{- $urls := list -}}
+{{- range $number := until (int .Values.buildkit.replicas) -}}
+{{- $urls = append $urls (printf "tcp://%s-%d.%s" $name $number $service) -}}
+{{- end -}}
+{{- if gt (len $urls) 1 -}}
+{{- join "," $urls -}}
+{{- else -}}
+{{- printf "tcp://%s" $service -}}
+{{- end -}}
 {{- else -}}
 {{- required "buildkit.url: required if buildkit.enabled is false" .Values.buildkit.url -}}
 {{- end -}}
