@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::{buildkit::BuildkitDaemon, registry::RegistryClient, testbed::Testbed};
 
@@ -11,6 +12,19 @@ pub struct Buildctl {
     program: std::path::PathBuf,
     address: String,
     docker: tempfile::TempDir,
+}
+
+/// A build in a daemon's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedBuild {
+    /// The name of the build at the daemon.
+    pub reference: String,
+    /// The ID of the call that the build belongs to; empty for a build of another client.
+    pub call_id: String,
+    /// The full name of the image.
+    pub image: String,
+    /// The number of steps whose results came from the cache.
+    pub cached_steps: u64,
 }
 
 impl Buildctl {
@@ -85,6 +99,28 @@ impl Buildctl {
             .filter_map(|line| line.split_whitespace().nth(1))
             .collect();
         Ok(builds.len())
+    }
+
+    /// Runs `buildctl` to list the daemon's history, and returns the builds in it, those that run included.
+    ///
+    /// # Errors
+    /// Fails with the output of `buildctl` if it fails, or lists something else.
+    pub fn recorded_builds(&self) -> Result<Vec<RecordedBuild>> {
+        let events = self.run_buildctl(&["debug", "histories", "--format", "{{json .}}"])?;
+        let events = events.lines().filter(|line| !line.trim().is_empty());
+        events
+            .map(|line| {
+                let event: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+                let record = &event["record"];
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                Ok(RecordedBuild {
+                    reference: text(&record["Ref"]),
+                    call_id: text(&record["FrontendAttrs"]["slipway.call-id"]),
+                    image: text(&record["Exporters"][0]["Attrs"]["name"]),
+                    cached_steps: record["numCachedSteps"].as_u64().unwrap_or_default(),
+                })
+            })
+            .collect()
     }
 
     /// Runs `buildctl` and returns its output.

@@ -68,6 +68,11 @@ impl BuildkitDaemon {
         self.dir.path().join("root")
     }
 
+    /// Kills the daemon, as a crash does, and waits for its exit.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
     /// Returns the URL of the daemon's Unix socket, which never uses TLS.
     pub fn url(&self) -> String {
         socket_url(&self.dir)
@@ -77,12 +82,30 @@ impl BuildkitDaemon {
 impl Drop for BuildkitDaemon {
     fn drop(&mut self) {
         // On SIGTERM the daemon removes its mounts and ends its processes; on SIGKILL it leaves them behind.
-        self.process.send_sigterm().ok();
+        if matches!(self.process.try_wait(), Ok(None)) {
+            self.process.send_sigterm().ok();
+        }
         let end = Instant::now() + Duration::from_secs(10);
         while Instant::now() < end && matches!(self.process.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(50));
         }
+        // Those of a daemon that was killed.
+        for mount in mounts_below(self.dir.path()) {
+            Command::new("umount").arg("--lazy").arg(mount).status().ok();
+        }
     }
+}
+
+/// Returns the mount points below a folder, the innermost first.
+fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let mut mounts: Vec<_> = points
+        .map(PathBuf::from)
+        .filter(|mount| mount.starts_with(folder))
+        .collect();
+    mounts.reverse();
+    mounts
 }
 
 /// Returns the address that this line of the daemon's log reports: a path or an IP address with a port.

@@ -156,7 +156,6 @@ impl fmt::Display for Movement {
 }
 
 #[cfg(test)]
-#[expect(clippy::print_stdout, reason = "the figures are a result of the test")]
 mod tests {
     use super::*;
 

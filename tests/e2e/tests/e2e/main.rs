@@ -25,6 +25,7 @@ mod notifications;
 mod odd_tars;
 mod openapi;
 mod platform_faults;
+mod pool_of_daemons;
 mod provider;
 mod queued_deployments;
 mod referenced_contexts;
