@@ -7,10 +7,10 @@
 //! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the
 //! history while builds are registered, and the builder that owns an older solve drops it.
 //!
-//! Nothing is missed: the watcher subscribes to the history, reads what was before its subscription, and keeps what a build
-//! that arrives later needs. It reads more only for a build that was submitted earlier than what it keeps, because the
-//! daemon decodes all of its records each time. A build waits for that before its solve. A daemon without a history only
-//! costs the protection across builders.
+//! Nothing is missed: the watcher subscribes to the history, reads what was before its subscription, and keeps the newest
+//! success of each function. For each registration, and before each solve, it asks for the builds that run; it asks for
+//! records again only for a build that was submitted earlier than what it keeps, because the daemon decodes all of its
+//! records each time. A daemon without a history only costs the protection across builders.
 //!
 //! After the hand-over the deployer decides which version is newer.
 
@@ -57,8 +57,8 @@ struct SharedSupersession {
     state: Mutex<SupersessionState>,
     /// The notification that wakes the watcher: a build was registered, or the last one ended.
     changed: Notify,
-    /// Whether all builds are known that supersede registered ones.
-    knowledge: watch::Sender<Knowledge>,
+    /// The number of the latest request to the watcher that it has answered.
+    answered: watch::Sender<u64>,
     /// Whether the last attempt to read BuildKit's history failed, so that the failure is logged once.
     history_fails: AtomicBool,
 }
@@ -68,21 +68,12 @@ struct SharedSupersession {
 struct SupersessionState {
     registry: RegisteredBuilds,
     known: KnownBuilds,
+    /// The number of requests to the watcher to read the history.
+    requests: u64,
     /// Whether the watcher runs.
     is_watching: bool,
     /// The time at which the last registered build ended; `None` while builds are registered.
     idle_since: Option<Instant>,
-}
-
-/// The state of the knowledge of builds that supersede registered ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Knowledge {
-    /// The history has yet to be read.
-    Incomplete,
-    /// Every such build in the history is known.
-    Complete,
-    /// The history cannot be read.
-    Unavailable,
 }
 
 /// A build's function, call and time of submission, by which builds supersede each other.
@@ -118,11 +109,12 @@ impl DaemonSupersession {
             state: Mutex::new(SupersessionState {
                 registry: RegisteredBuilds::default(),
                 known: KnownBuilds::complete_from(SystemTime::now()),
+                requests: 0,
                 is_watching: false,
                 idle_since: None,
             }),
             changed: Notify::new(),
-            knowledge: watch::Sender::new(Knowledge::Incomplete),
+            answered: watch::Sender::new(0),
             history_fails: AtomicBool::new(false),
         }))
     }
@@ -132,15 +124,11 @@ impl DaemonSupersession {
     ///
     /// Must be called within a Tokio runtime.
     fn register(&self, submission: Submission) -> DaemonRegistration {
-        let submitted_at = submission.submitted_at;
         let mut state = self.0.lock_state();
         let SupersessionState { registry, known, .. } = &mut *state;
         let newer = known.find_newer(&submission, SystemTime::now());
         let (id, newer) = registry.insert_and_supersede(submission, newer);
-        // Also after a failure, so that the watcher attempts again at once.
-        if !known.cover(submitted_at) || *self.0.knowledge.borrow() != Knowledge::Complete {
-            self.0.knowledge.send_replace(Knowledge::Incomplete);
-        }
+        state.requests += 1;
         state.idle_since = None;
         if !state.is_watching {
             state.is_watching = true;
@@ -160,8 +148,9 @@ impl SharedSupersession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_knowledge(&self, knowledge: Knowledge) {
-        self.knowledge.send_replace(knowledge);
+    /// Records that the requests up to this one were answered, as far as the history can be read.
+    fn mark_answered(&self, request: u64) {
+        self.answered.send_replace(request);
     }
 
     /// Ends the watcher if no build has been registered for at least `time`, and returns whether that is so. What it knows
@@ -172,7 +161,6 @@ impl SharedSupersession {
         if is_idle {
             state.is_watching = false;
             state.known = KnownBuilds::complete_from(SystemTime::now());
-            self.set_knowledge(Knowledge::Incomplete);
         }
         is_idle
     }
@@ -239,11 +227,17 @@ impl DaemonRegistration {
         }
     }
 
-    /// Waits until the builds in BuildKit's history are known. A history that cannot be read in time is logged.
+    /// Waits until the watcher has read BuildKit's history once more. A history that cannot be read in time is logged.
     async fn wait_for_history(shared: Arc<SharedSupersession>) {
-        let mut knowledge = shared.knowledge.subscribe();
-        let known = knowledge.wait_for(|knowledge| *knowledge != Knowledge::Incomplete);
-        if let Err(elapsed) = tokio::time::timeout(HISTORY_TIMEOUT, known).await {
+        let request = {
+            let mut state = shared.lock_state();
+            state.requests += 1;
+            state.requests
+        };
+        shared.changed.notify_one();
+        let mut answered = shared.answered.subscribe();
+        let read = answered.wait_for(|answered| *answered >= request);
+        if let Err(elapsed) = tokio::time::timeout(HISTORY_TIMEOUT, read).await {
             shared.log_history_failure(&elapsed);
         }
     }

@@ -82,6 +82,16 @@ impl Connection {
         .await
     }
 
+    /// Requests the running builds; the stream ends with them. The daemon decodes no records for this.
+    pub(crate) async fn request_running_builds(&self) -> Result<KnownBuildStream, Status> {
+        self.listen_for_builds(BuildHistoryRequest {
+            active_only: true,
+            early_exit: true,
+            ..BuildHistoryRequest::default()
+        })
+        .await
+    }
+
     /// Subscribes to builds: those that run, and then every build that starts or ends.
     pub(crate) async fn watch_builds(&self) -> Result<KnownBuildStream, Status> {
         self.listen_for_builds(BuildHistoryRequest {
@@ -103,9 +113,9 @@ impl Connection {
     /// Returns whether the daemon may have a record of a finished solve with this reference; `false` only if the daemon
     /// answers that it has none.
     ///
-    /// The daemon decodes all of its records for any question to its history, whatever the filter, which takes a
-    /// processor 50 µs a record. It looks up a single one only to change it, so this request changes nothing; if a user
-    /// has pinned the record, it is pinned no longer.
+    /// The daemon decodes all of its records for any question to its history, whatever the filter. It looks up a single one
+    /// only to change it, so this request changes nothing; if a user has pinned the record, it is pinned no longer, and
+    /// clients that follow the history are told once more that the solve has ended.
     pub(super) async fn may_have_record(&self, reference: &str) -> bool {
         let unchanged = UpdateBuildHistoryRequest {
             r#ref: reference.to_owned(),
@@ -179,13 +189,33 @@ pub(super) async fn request_call_id(connection: &Connection, reference: &str) ->
     tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
 }
 
-/// Reads what the daemon's history has of the build `reference`, first while it runs and then its record, until `read`
-/// returns something for one of its events, and returns that; `None` if nothing is found or the history fails.
+/// Reads what the daemon's history has of the build `reference`, as [`try_find_in_history_events`] does; `None` also if
+/// the history fails.
 async fn find_in_history_events<T>(
     connection: &Connection,
     reference: &str,
     read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
 ) -> Option<T> {
+    let found = try_find_in_history_events(connection, reference, read).await;
+    found.unwrap_or_else(|status| {
+        match status.code() {
+            Code::DeadlineExceeded => tracing::warn!(%status, "could not read BuildKit's history"),
+            _ => tracing::debug!(%status, "could not read BuildKit's history"),
+        }
+        None
+    })
+}
+
+/// Reads what the daemon's history has of the build `reference`, first while it runs and then its record, until `read`
+/// returns something for one of its events, and returns that.
+///
+/// # Errors
+/// Fails if the history cannot be read, or not in time.
+async fn try_find_in_history_events<T>(
+    connection: &Connection,
+    reference: &str,
+    read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
+) -> Result<Option<T>, Status> {
     let running = BuildHistoryRequest {
         active_only: true,
         early_exit: true,
@@ -208,15 +238,10 @@ async fn find_in_history_events<T>(
         }
     };
     match tokio::time::timeout(ANSWER_TIMEOUT, finding).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(status)) => {
-            tracing::debug!(%status, "could not read BuildKit's history");
-            None
-        }
-        Err(_) => {
-            tracing::warn!(limit = ?ANSWER_TIMEOUT, "BuildKit's history did not answer in time");
-            None
-        }
+        Ok(found) => found,
+        Err(_) => Err(Status::deadline_exceeded(
+            "BuildKit's history did not answer in time",
+        )),
     }
 }
 

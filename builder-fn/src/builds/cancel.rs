@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use function_host::ErrorChain;
 use futures_util::TryStreamExt;
+use futures_util::future::try_join_all;
 use tokio::task::AbortHandle;
+use tonic::Status;
 
 use crate::buildkit::{Cancellation, Daemon, DaemonPool};
 
@@ -96,15 +98,20 @@ async fn follow_cancellations(
                 .watch_cancellations()
                 .await
                 .map_err(|status| ErrorChain(&status).to_string())?;
-            for cancellation in builds() {
-                let Cancellation { tenant, call_id } = &cancellation;
-                if connection
-                    .is_cancellation_requested(tenant.as_deref(), call_id)
-                    .await
-                {
-                    cancel(cancellation);
+            let questions = builds().into_iter().map(|cancellation| {
+                let connection = connection.clone();
+                async move {
+                    let is_requested = connection.try_is_cancellation_requested(&cancellation).await?;
+                    Ok::<_, Status>(is_requested.then_some(cancellation))
                 }
-            }
+            });
+            let requested = try_join_all(questions)
+                .await
+                .map_err(|status| ErrorChain(&status).to_string())?;
+            requested
+                .into_iter()
+                .flatten()
+                .for_each(|request| cancel(request));
             while let Some(request) = requests
                 .try_next()
                 .await

@@ -67,7 +67,11 @@ impl NewestBuilds {
     ///
     /// # Errors
     /// Fails with the reason if the daemon's history cannot be read.
-    pub(super) async fn list(&self, daemon: &Daemon, is_one_of_several: bool) -> Result<HistoryListing, String> {
+    pub(super) async fn list(
+        &self,
+        daemon: &Daemon,
+        is_one_of_several: bool,
+    ) -> Result<HistoryListing, String> {
         let follower = self.follower(daemon, is_one_of_several);
         let mut progress = follower.progress;
         let read = progress.wait_for(|progress| *progress != Progress::Reading).await;

@@ -15,12 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// The number of waiting bodies from which on turns are followed by pauses. So many are not there without an attack, because
-/// a body in progress waits only while as many others as there are turns are processed.
+/// The number of waiting bodies from which on turns are followed by pauses.
 const CROWD: usize = 16;
 
-/// The length of the pause after a turn while many bodies wait, in lengths of the turn. A turn also takes long if the
-/// processors have other things to do.
+/// The length of the pause after a turn while many bodies wait, in lengths of the work during the turn. Work also takes long
+/// if the processors have other things to do.
 const PAUSE_FACTOR: u32 = 3;
 
 /// The longest pause after a turn. A turn that waited for the disk is not the sender's fault.
@@ -30,11 +29,12 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(super) struct HashingTurns(Arc<Mutex<TurnQueue>>);
 
-/// A guard for a turn. Dropping it gives the turn to the next body, after a pause if many wait.
+/// A guard for a turn. Dropping it gives the turn to the next body, after a pause if many wait and work was done.
 #[derive(Debug)]
 pub(super) struct HashingTurn {
     turns: HashingTurns,
-    begun: Instant,
+    /// The time at which the work of the turn began; `None` before.
+    begun: Option<Instant>,
 }
 
 /// The free turns, and the bodies that wait for one.
@@ -84,7 +84,7 @@ impl HashingTurns {
             let mut queue = self.lock();
             if queue.free > 0 {
                 queue.free -= 1;
-                return self.begin_turn();
+                return self.grant_turn();
             }
             queue.add_waiting(hashed, granted)
         };
@@ -96,10 +96,10 @@ impl HashingTurns {
         }
     }
 
-    fn begin_turn(&self) -> HashingTurn {
+    fn grant_turn(&self) -> HashingTurn {
         HashingTurn {
             turns: self.clone(),
-            begun: Instant::now(),
+            begun: None,
         }
     }
 
@@ -108,7 +108,7 @@ impl HashingTurns {
         let next = self.lock().take_next();
         if let Some(next) = next {
             // If the body has stopped waiting since, dropping its turn here gives the turn to the one after it.
-            drop(next.granted.send(self.begin_turn()));
+            drop(next.granted.send(self.grant_turn()));
         }
     }
 
@@ -155,11 +155,20 @@ impl Drop for QueuePlace<'_> {
     }
 }
 
+impl HashingTurn {
+    /// Records that the work of the turn begins, on the thread that does it. What passed since the turn was granted is not
+    /// work.
+    pub(super) fn begin_work(&mut self) {
+        self.begun = Some(Instant::now());
+    }
+}
+
 impl Drop for HashingTurn {
     fn drop(&mut self) {
         let turns = self.turns.clone();
         let is_crowded = turns.lock().waiting.len() >= CROWD;
-        let pause = (self.begun.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX);
+        let worked = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
+        let pause = (worked * PAUSE_FACTOR).min(PAUSE_MAX);
         match Handle::try_current() {
             Ok(runtime) if is_crowded => drop(runtime.spawn(async move {
                 tokio::time::sleep(pause).await;
@@ -239,6 +248,7 @@ mod tests {
             let mut waiting: VecDeque<_> = (0..bodies).map(|body| begin_to_wait(&turns, body)).collect();
             let (begun, count) = (Instant::now(), bodies.min(50));
             for _ in 0..count {
+                turn.as_mut().expect("a turn").begin_work();
                 tokio::time::sleep(TURN).await;
                 drop(turn.take());
                 // The body of which the least was processed is in front, and the oldest one too.

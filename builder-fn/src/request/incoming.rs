@@ -325,10 +325,12 @@ impl<'a> IncomingBody<'a> {
         let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
         let (is_on_disk, released) = self.choose_and_reserve_storage(batch.bytes).await?;
-        let turn = self.wait_for_turn(self.stored).await?;
+        let mut turn = self.wait_for_turn(self.stored).await?;
         let task = spawn_blocking(move || {
-            let _turn = turn;
-            worker.process_batch(batch, is_on_disk).map(|()| worker)
+            turn.begin_work();
+            let processed = worker.process_batch(batch, is_on_disk).map(|()| worker);
+            drop(turn);
+            processed
         });
         self.processing = WorkerState::Running(task, released);
         Ok(())
@@ -445,10 +447,12 @@ async fn run_with_turn<T: Send + 'static>(
     turn: Option<HashingTurn>,
     work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
 ) -> Result<T, RequestError> {
-    let Some(turn) = turn else { return work() };
+    let Some(mut turn) = turn else { return work() };
     run_blocking(move || {
-        let _turn = turn;
-        work()
+        turn.begin_work();
+        let done = work();
+        drop(turn);
+        done
     })
     .await?
 }

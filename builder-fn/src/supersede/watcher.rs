@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use tokio::time::error::Elapsed;
 use tonic::Status;
 
-use super::{HISTORY_TIMEOUT, Knowledge, KnownBuilds, SharedSupersession, history_start};
+use super::{HISTORY_TIMEOUT, KnownBuilds, SharedSupersession, history_start};
 use crate::buildkit::{ConnectError, Connection};
 
 /// The pause before the watcher's first attempt to reconnect. Every further pause is twice as long as the one before
@@ -49,7 +49,8 @@ pub(super) async fn watch_history(shared: Arc<SharedSupersession>) {
             Err(error) => error,
         };
         shared.log_history_failure(&ErrorChain(&error));
-        shared.set_knowledge(Knowledge::Unavailable);
+        let requests = shared.lock_state().requests;
+        shared.mark_answered(requests);
         // A new build is worth an attempt at once.
         let _ = tokio::time::timeout(pause, shared.changed.notified()).await;
         pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
@@ -76,11 +77,14 @@ async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Re
     };
     let mut builds = connection.watch_builds().await?;
     shared.lock_state().known = KnownBuilds::complete_from(SystemTime::now());
-    shared.set_knowledge(Knowledge::Incomplete);
+    let mut answered = None;
     loop {
-        if *shared.knowledge.borrow() == Knowledge::Incomplete {
-            read_missing_builds(shared, &connection).await?;
+        let requests = shared.lock_state().requests;
+        if answered != Some(requests) {
+            tokio::time::timeout(HISTORY_TIMEOUT, read_builds(shared, &connection)).await??;
+            answered = Some(requests);
             shared.log_history_success();
+            shared.mark_answered(requests);
             *pause = RECONNECT_PAUSE_MIN;
         }
         let idle_since = shared.lock_state().idle_since;
@@ -103,37 +107,28 @@ async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Re
     }
 }
 
-/// Reads the builds in the history that may supersede registered ones.
-async fn read_missing_builds(shared: &SharedSupersession, connection: &Connection) -> Result<(), WatchError> {
-    let lookback = SystemTime::now().checked_sub(LOOKBACK);
-    let from = {
+/// Reads the builds in the history that may supersede registered ones: those that run, and their records if not all that may
+/// do so are known.
+async fn read_builds(shared: &SharedSupersession, connection: &Connection) -> Result<(), Status> {
+    let missing_from = {
         let mut state = shared.lock_state();
-        let earliest = state
-            .registry
-            .earliest_submission()
-            .into_iter()
-            .chain(lookback)
-            .min();
-        let from = earliest.unwrap_or(SystemTime::UNIX_EPOCH);
-        state.known.extend_to(from);
-        from
-    };
-    let reading = async {
-        let mut builds = connection.request_known_builds(history_start(from)).await?;
-        while let Some(build) = builds.try_next().await? {
-            shared.note_known_build(&build);
+        let earliest = state.registry.earliest_submission();
+        match earliest.filter(|earliest| !state.known.cover(*earliest)) {
+            Some(earliest) => {
+                let lookback = SystemTime::now().checked_sub(LOOKBACK);
+                let from = lookback.map_or(earliest, |lookback| lookback.min(earliest));
+                state.known.extend_to(from);
+                Some(from)
+            }
+            None => None,
         }
-        Ok::<_, Status>(())
     };
-    tokio::time::timeout(HISTORY_TIMEOUT, reading).await??;
-    let state = shared.lock_state();
-    // An older build may have been registered meanwhile.
-    if state
-        .registry
-        .earliest_submission()
-        .is_none_or(|earliest| earliest >= from)
-    {
-        shared.set_knowledge(Knowledge::Complete);
+    let mut builds = match missing_from {
+        Some(from) => connection.request_known_builds(history_start(from)).await?,
+        None => connection.request_running_builds().await?,
+    };
+    while let Some(build) = builds.try_next().await? {
+        shared.note_known_build(&build);
     }
     Ok(())
 }

@@ -14,7 +14,10 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
-use super::{ANSWER_TIMEOUT, BuildState, find_in_history_events, listen_to_history, time_from_unix};
+use super::{
+    ANSWER_TIMEOUT, BuildState, find_in_history_events, listen_to_history, time_from_unix,
+    try_find_in_history_events,
+};
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::cancellation;
 use crate::buildkit::job::ATTEMPTS_MAX;
@@ -205,6 +208,19 @@ impl Connection {
         find_in_history_events(self, &reference, |_| Some(()))
             .await
             .is_some()
+    }
+
+    /// Returns whether the history has the request to cancel a call's build.
+    ///
+    /// # Errors
+    /// Fails if the history cannot be read, or not in time.
+    pub(crate) async fn try_is_cancellation_requested(
+        &self,
+        cancellation: &Cancellation,
+    ) -> Result<bool, Status> {
+        let reference = cancellation::marker_reference(cancellation.tenant.as_deref(), &cancellation.call_id);
+        let found = try_find_in_history_events(self, &reference, |_| Some(())).await?;
+        Ok(found.is_some())
     }
 }
 

@@ -69,10 +69,7 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
         events.iter().any(|event| event["event"] == "step_ended"),
         "{events:?}"
     );
-    assert_eq!(
-        testbed.functions.get_function_page(name).await?,
-        (200, page)
-    );
+    assert_eq!(testbed.functions.get_function_page(name).await?, (200, page));
 
     // The build can be asked about afterwards, by its ID and by the function's name.
     let id = submitted["id"].as_str().context("no ID")?;

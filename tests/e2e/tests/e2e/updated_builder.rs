@@ -33,10 +33,7 @@ impl<'t> UpdatedBuilder<'t> {
         let own = functions.function_status("builder-fn").await?;
         let own = own.context("the stack has no builder-fn")?;
         let mut variables = own["envVars"].clone();
-        ensure!(
-            variables.is_object(),
-            "the provider shows no environment: {own}"
-        );
+        ensure!(variables.is_object(), "the provider shows no environment: {own}");
         // An earlier run has left records in its own repository.
         let run = Timestamp::now().as_nanosecond();
         let records = format!("{}/e2e/records/{name}-{run}", testbed.stack.registry.host);
@@ -58,7 +55,9 @@ impl<'t> UpdatedBuilder<'t> {
         ensure!(created < 300, "{name} was not created: {created}");
         functions.wait_until_ready(name, STEP_TIMEOUT).await?;
         Ok(Self {
-            key: std::fs::read(&testbed.stack.payload_secret)?.trim_ascii().to_vec(),
+            key: std::fs::read(&testbed.stack.payload_secret)?
+                .trim_ascii()
+                .to_vec(),
             testbed,
             name: name.to_owned(),
             deployment,
@@ -119,9 +118,7 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     let dockerfile = format!("FROM {base}\nRUN {}\n", gated_command(gate));
     let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&json!({"image": image("running")}))?;
     let queued = SigningClient::new(testbed.functions.queued_call_url(&builder.name), &builder.key)?;
-    let reply = queued
-        .post_with_headers(tar, &[("X-Call-Id", &running)])
-        .await?;
+    let reply = queued.post_with_headers(tar, &[("X-Call-Id", &running)]).await?;
     assert_eq!(reply.status, 202, "{}", reply.text);
     testbed.wait_for_step(gate, true).await?;
     // The queue-worker delivers one call after the other: this one comes as a second worker's would.

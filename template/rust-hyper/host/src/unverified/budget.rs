@@ -48,7 +48,8 @@ impl UnverifiedBudget {
     ///
     /// While there are too many, the slowest sender is displaced of those that wait for their bodies and after which at least
     /// half as many others as the limit have arrived. So each sender has that time, and after it is safe as long as it is
-    /// not the slowest. A sender whose bytes have arrived, but were not processed yet, is not displaced for others.
+    /// not the slowest; the time for which it waits for others to be processed does not make it slow. A sender whose bytes
+    /// are being processed is not displaced for others.
     pub fn admit(&self) -> UnverifiedSender {
         let key = self.lock().admit(&self.limits, Instant::now());
         UnverifiedSender::new(self.clone(), key)
@@ -67,6 +68,11 @@ impl UnverifiedBudget {
     /// Records that nothing more can be done for a sender until it sends more bytes.
     pub(super) fn mark_waiting_for_bytes(&self, key: u64) {
         self.lock().mark_waiting_for_bytes(key);
+    }
+
+    /// Records that a sender waits for something that others use, or does so no longer.
+    pub(super) fn mark_waiting_for_others(&self, key: u64, waits: bool) {
+        self.lock().mark_waiting_for_others(key, waits, Instant::now());
     }
 
     /// Records that bytes of a sender have arrived.
@@ -154,8 +160,12 @@ struct SenderState {
     waker: Option<Waker>,
     /// Whether the sender waits for a resource.
     waits: bool,
-    /// Whether none of the sender's bytes are left to be processed.
+    /// Whether the sender may be displaced for others: none of its bytes are being processed.
     is_idle: bool,
+    /// The time for which the sender has waited for others, before the present wait.
+    waited: Duration,
+    /// The start of the present wait for others.
+    waits_since: Option<Instant>,
 }
 
 impl UnverifiedLimits {
@@ -166,10 +176,13 @@ impl UnverifiedLimits {
 }
 
 impl SenderState {
-    /// Returns the sender's average rate so far, in bytes per second.
+    /// Returns the sender's average rate so far, in bytes per second, without the time for which it waited for others.
     fn bytes_per_second(&self, now: Instant) -> f64 {
-        let age = now.saturating_duration_since(self.since).max(MIN_COMPARED_AGE);
-        self.received as f64 / age.as_secs_f64()
+        let waits = self.waits_since.map(|since| now.saturating_duration_since(since));
+        let age = now
+            .saturating_duration_since(self.since)
+            .saturating_sub(self.waited + waits.unwrap_or_default());
+        self.received as f64 / age.max(MIN_COMPARED_AGE).as_secs_f64()
     }
 
     fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<Displaced> {
@@ -221,6 +234,8 @@ impl Senders {
             waker: None,
             waits: false,
             is_idle: false,
+            waited: Duration::ZERO,
+            waits_since: None,
         };
         self.entries.insert(key, entry);
         self.undisplaced += 1;
@@ -238,6 +253,14 @@ impl Senders {
     fn mark_waiting_for_bytes(&mut self, key: u64) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.is_idle = true;
+        }
+    }
+
+    fn mark_waiting_for_others(&mut self, key: u64, waits: bool, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.is_idle = waits;
+            let since = std::mem::replace(&mut entry.waits_since, waits.then_some(now));
+            entry.waited += since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         }
     }
 

@@ -153,7 +153,7 @@ impl UnverifiedSender {
     /// Fails if the sender is displaced.
     pub async fn wait_for<F: Future>(&mut self, awaited: F) -> Result<F::Output, Displaced> {
         let mut awaited = pin!(awaited);
-        self.budget.mark_waiting_for_bytes(self.key);
+        self.budget.mark_waiting_for_others(self.key, true);
         let waited = poll_fn(|cx| {
             if let Poll::Ready(output) = awaited.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
@@ -161,7 +161,7 @@ impl UnverifiedSender {
             self.budget.poll_displaced(self.key, cx).map(Err)
         })
         .await;
-        self.budget.record_received(self.key, 0);
+        self.budget.mark_waiting_for_others(self.key, false);
         waited
     }
 

@@ -134,6 +134,27 @@ async fn a_newcomer_has_its_time_also_while_all_others_are_being_processed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn waiting_for_others_to_be_processed_does_not_make_a_sender_slow() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let mut held_up = budget.admit();
+    send_piece(&mut held_up, &[0; 100]).await;
+    let slot = sleep(Duration::from_secs(100));
+    let mut waiting = Box::pin(held_up.wait_for(slot));
+    assert!(poll_once(waiting.as_mut()).is_pending());
+    let mut slow = budget.admit();
+    send_piece(&mut slow, &[0; 99]).await;
+    let _others = [budget.admit(), budget.admit()];
+    sleep(Duration::from_secs(50)).await;
+    let mut fresh = budget.admit();
+    make_sender_wait(&mut fresh).await;
+    assert!(
+        is_displaced(&slow),
+        "it sent less in 50 s than the other in less than one"
+    );
+    assert!(waiting.await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sender_that_sends_steadily_outlasts_any_number_that_idle_or_burst() {
     let budget = UnverifiedBudget::new(LIMITS);
     let mut steady = budget.admit();
