@@ -17,9 +17,6 @@ use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, BuildSource, GitContext, PreparedContext, ReferencedContext};
 use crate::sources::{SourceRules, UrlRejection};
 
-/// The build argument with which a git context keeps its folder `.git`.
-const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
-
 /// The context of one attempt.
 #[derive(Debug)]
 pub(super) enum JobContext {
@@ -128,7 +125,7 @@ impl Builder {
         }
         let secrets = rules.secrets.clone();
         let lookup = match &token {
-            Some(_) => checkout_of(request),
+            Some(_) => GitLookup::Checkout,
             None => GitLookup::Commit,
         };
         let services = SessionServices::new()
@@ -204,15 +201,5 @@ impl Builder {
             secrets: Arc::new(call.secrets.clone()),
             skips_submodules: self.git_token_secret(request, call).is_some(),
         }
-    }
-}
-
-/// Returns the checkout of a request's context that its build finds again.
-fn checkout_of(request: &BuildRequest) -> GitLookup {
-    let keeps = request.config.build_args.get(KEEP_GIT_DIR);
-    // Values as Go's `strconv.ParseBool` accepts them.
-    let is_true = |value: &String| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True");
-    GitLookup::Checkout {
-        keeps_git_dir: keeps.is_some_and(is_true),
     }
 }

@@ -61,10 +61,7 @@ pub enum GitLookup {
     /// The commit.
     Commit,
     /// The commit, and the files of the context, which the build finds again.
-    Checkout {
-        /// Whether the context has the folder `.git`.
-        keeps_git_dir: bool,
-    },
+    Checkout,
 }
 
 impl GitContextSource {
@@ -108,16 +105,11 @@ impl GitContextSource {
     }
 
     /// Returns the definition of a build that is this source alone, as the Dockerfile frontend makes it.
-    fn to_definition(&self, keeps_git_dir: bool) -> Definition {
+    fn to_definition(&self) -> Definition {
         let mut source = self.to_source_op();
         if let Some(subdir) = &self.subdir {
             let separator = if self.reference.is_some() { ":" } else { "#:" };
             source.identifier.push_str(&format!("{separator}{subdir}"));
-        }
-        if keeps_git_dir {
-            source
-                .attrs
-                .insert("git.keepgitdir".to_owned(), "true".to_owned());
         }
         let source = Op {
             op: Some(op::Op::Source(source)),
@@ -166,9 +158,9 @@ impl GitContextSource {
         let mut session = pin!(session.open_and_serve(connection));
         let mut looking_up = pin!(async {
             let commit = self.request_commit(connection, &reference).await?;
-            if let GitLookup::Checkout { keeps_git_dir } = lookup {
+            if lookup == GitLookup::Checkout {
                 let source = self.at_commit(&commit);
-                source.check_out(connection, &reference, keeps_git_dir).await?;
+                source.check_out(connection, &reference).await?;
             }
             Ok(commit)
         });
@@ -198,14 +190,9 @@ impl GitContextSource {
     }
 
     /// Has the daemon check the source out, as a client of the solve `reference`.
-    async fn check_out(
-        &self,
-        connection: &Connection,
-        reference: &str,
-        keeps_git_dir: bool,
-    ) -> Result<(), Status> {
+    async fn check_out(&self, connection: &Connection, reference: &str) -> Result<(), Status> {
         let mut request = Request::new(BridgeSolveRequest {
-            definition: Some(self.to_definition(keeps_git_dir)),
+            definition: Some(self.to_definition()),
             evaluate: true,
             allow_result_return: true,
             allow_result_array_ref: true,
@@ -332,9 +319,9 @@ mod tests {
     #[test]
     fn a_checkout_is_a_build_of_the_source_that_the_frontend_reads() {
         let commit = "0123456789012345678901234567890123456789";
-        let of_definition = |subdir, keeps_git_dir| {
+        let of_definition = |subdir| {
             let source = source(Some("main"), subdir).at_commit(commit);
-            let definition = source.to_definition(keeps_git_dir);
+            let definition = source.to_definition();
             let [read, result] = &definition.def[..] else {
                 panic!("{definition:?}");
             };
@@ -345,13 +332,11 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        let whole = of_definition(None, false);
+        let whole = of_definition(None);
         let repository = "git://git.example:8443/team/app.git";
         assert_eq!(whole.identifier, format!("{repository}#{commit}"));
-        assert_eq!(whole.attrs.get("git.keepgitdir"), None);
-        let folder = of_definition(Some("fn/a"), true);
+        let folder = of_definition(Some("fn/a"));
         assert_eq!(folder.identifier, format!("{repository}#{commit}:fn/a"));
-        assert_eq!(folder.attrs["git.keepgitdir"], "true");
     }
 
     #[test]

@@ -43,10 +43,11 @@ async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets
         .split(' ')
         .map(|id| format!("--mount=type=secret,id={id},target=/secrets/{id} "))
         .collect();
-    // Git leaves the token in no file of the context either.
+    // Git leaves the token in no file of the context either. The Dockerfile, which is one of them, has it in two pieces.
+    let (start, end) = TOKEN.split_at(9);
     let dockerfile = format!(
         "FROM {base}\nCOPY . /context\n\
-         RUN {mounts} test -z \"$(ls /secrets 2>/dev/null)\" && ! grep -rq {TOKEN} /context\n"
+         RUN {mounts} test -z \"$(ls /secrets 2>/dev/null)\" && ! grep -rq {start}''{end} /context\n"
     );
     let commit = repository
         .commit_files(&[("fn/Dockerfile", &dockerfile), ("fn/text", "of main")])
@@ -78,37 +79,32 @@ async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets
         BuilderProcess::start_with_secrets(&testbed, &settings, &secrets).await
     };
     let images = format!("{}/", testbed.stack.registry.host);
-    let rules = json!({"git": [format!("http://{}/", server.host())], "images": [format!("{images}**")]});
+    let rules = json!({"git": [format!("http://{}/", server.host())], "images": [images]});
     let with_rule = start("with-rule", rules).await?;
     let without = start("without", Value::Null).await?;
     let name = "e2e/from-git-of-the-operator";
-    let request = |more: &[(&str, &str)]| {
-        json!({
-            "image": testbed.image_name(name, "1"),
-            "provenance": "max",
-            "buildArgs": more.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
-            "context": {"git": {"repository": server.repository_url(), "ref": "main", "subdir": "fn"}},
-        })
-    };
+    let request = json!({
+        "image": testbed.image_name(name, "1"),
+        "provenance": "max",
+        "context": {"git": {"repository": server.repository_url(), "ref": "main", "subdir": "fn"}},
+    });
 
-    let reply = without.client()?.post_json(&request(&[])).await?;
+    let reply = without.client()?.post_json(&request).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     assert!(
         reply.text_field("error").contains("needs its token"),
         "{}",
         reply.text
     );
-    for more in [&[][..], &[("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "1")]] {
-        let reply = with_rule.client()?.post_json(&request(more)).await?;
-        assert_eq!(reply.status, 200, "{more:?}: {}", reply.text);
-        assert_eq!(reply.text_field("commit"), commit);
-        assert!(!reply.text.contains(TOKEN), "{}", reply.text);
-        let texts = texts_of_image(&testbed, name).await?;
-        assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");
-        assert!(!texts.contains(TOKEN), "{texts}");
-    }
+    let reply = with_rule.client()?.post_json(&request).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.text_field("commit"), commit);
+    assert!(!reply.text.contains(TOKEN), "{}", reply.text);
+    let texts = texts_of_image(&testbed, name).await?;
+    assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");
+    assert!(!texts.contains(TOKEN), "{texts}");
     // The checkout is the tenant's alone.
-    let reply = without.client()?.post_json(&request(&[])).await?;
+    let reply = without.client()?.post_json(&request).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     Ok(())
 }
