@@ -605,12 +605,17 @@ builder:
       secret: { name: github-token, key: token }
     - url: https://git.example/
       secret: { name: git-token, key: token }
+  statusTokens:
+    - url: https://api.github.com/repos/acme/
+      secret: { name: github-statuses, key: token }
 END
 begin "tokens for git repositories" -f "$dir/git-tokens.yaml"
 count 1 'value: "https://github.com/acme/=git-token-0,https://git.example/=git-token-1"$'
-count 2 'value: ".*,git-token,github-token,.*"$'
+count 1 'value: "https://api.github.com/repos/acme/=status-token-0"$'
+count 2 'value: ".*,git-token,github-statuses,github-token,.*"$'
 count 1 'name: github-token$'
 count 1 'path: git-token-1$'
+count 1 'path: status-token-0$'
 rejects "a token without a secret" "/builder/gitTokens/0" --set 'builder.gitTokens[0].url=https://git.example/'
 has_not '- name: contexts_repository'
 begin "stored contexts" --set builder.contexts.repository=registry.example/slipway/contexts

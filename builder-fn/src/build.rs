@@ -22,9 +22,9 @@ use crate::buildkit::{
 use crate::builds::{BuildPhase, BuildRecords};
 use crate::compression::LayerCompression;
 use crate::error::Error;
-use crate::git_tokens::GitTokens;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
+use crate::operator_tokens::OperatorTokens;
 use crate::registry::{ImageName, OperatorRepository};
 use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
@@ -56,7 +56,9 @@ pub struct BuildSettings {
     /// zero, the default, there are no retries.
     pub retry_time: Duration,
     /// The operator's tokens for git repositories that contexts are read from.
-    pub git_tokens: GitTokens,
+    pub git_tokens: OperatorTokens,
+    /// The operator's tokens for the statuses of commits.
+    pub status_tokens: OperatorTokens,
     /// The repository for records of builds, which no build pushes to or reads from.
     pub records_repository: Option<OperatorRepository>,
 }

@@ -13,8 +13,11 @@ use crate::remote_context::{ContextError, ContextErrorKind};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
 use crate::slots::SlotRefused;
-use crate::sources::UrlRejection;
+use crate::sources::{UrlRejection, WebUrl};
 use crate::supersede::Superseded;
+
+/// The sealed secret with the token for the status of a commit.
+pub(crate) const STATUS_TOKEN_SECRET: &str = "COMMIT_STATUS_TOKEN";
 
 /// The error of a build request. The texts are written for the caller; causes are for the log only.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,26 @@ pub(crate) enum Error {
     /// The result of the build may not be sent to the URL in the config's `notify`.
     #[error("notify: {0}")]
     Notify(UrlRejection),
+    /// The status of the commit may not be set at the URL in the config's `commitStatus`.
+    #[error("commitStatus: {0}")]
+    CommitStatus(UrlRejection),
+    /// The config's `commitStatus` names no commit, and the context has none.
+    #[error(
+        "commitStatus.commit is missing; it should be the full hash of a commit unless the context is a git repository"
+    )]
+    NoStatusCommit,
+    /// There is no token for the status of the commit.
+    #[error(
+        "commitStatus: no token for {project}; it should be the sealed secret {STATUS_TOKEN_SECRET}, unless the operator has one \
+         (status_tokens)"
+    )]
+    NoStatusToken {
+        /// The URL of the project.
+        project: Box<WebUrl>,
+    },
+    /// The operator's token for the status of the commit cannot be read.
+    #[error("the operator's token for the status of the commit cannot be read")]
+    StatusToken(#[source] SecretError),
     /// The config has `sbom`, and the builder has no generator.
     #[error(
         "this builder makes no SBOM, because its setting sbom_generator is not set; leave \"sbom\" out of the config"
@@ -241,10 +264,13 @@ impl Error {
             | Self::StreamedHandOver
             | Self::NoSealKey
             | Self::NoSbomGenerator => ErrorKind::Invalid,
-            Self::Notify(rejection) | Self::GitRepository(rejection) => match rejection.is_forbidden() {
-                true => ErrorKind::Forbidden,
-                false => ErrorKind::Invalid,
-            },
+            Self::NoStatusCommit | Self::NoStatusToken { .. } => ErrorKind::Invalid,
+            Self::Notify(rejection) | Self::CommitStatus(rejection) | Self::GitRepository(rejection) => {
+                match rejection.is_forbidden() {
+                    true => ErrorKind::Forbidden,
+                    false => ErrorKind::Invalid,
+                }
+            }
             Self::RecordsRepository { .. } | Self::OtherTenant => ErrorKind::Forbidden,
             Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
@@ -266,6 +292,7 @@ impl Error {
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
             | Self::GitToken(_)
+            | Self::StatusToken(_)
             | Self::TenantDaemon(_)
             | Self::Connect(_)
             | Self::Lost(_)

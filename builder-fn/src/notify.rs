@@ -1,8 +1,10 @@
-//! Sends the result of a build to the URL that its config names (`notify`).
+//! Sends the result of a build to the URL that its config names (`notify`), and sets the status of its commit
+//! (`commit_status.rs`).
 //!
 //! The queue posts its callback once, to the URL that came with the call. A notification is signed with a key of the caller, is
 //! sent again after failures, and never changes the result that it reports.
 
+mod commit_status;
 mod metrics;
 mod room;
 
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use function_host::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
-use function_host::http::{Method, Request, StatusCode};
+use function_host::http::{Method, Request, StatusCode, Uri};
 use function_host::policy::Tenant;
 use function_host::signature::{HmacKeys, sign_body};
 use function_host::{ErrorChain, ExchangeError, OutgoingRequestBody, Secrets, Shutdown};
@@ -19,6 +21,7 @@ use http_body_util::{BodyExt, Full};
 
 use crate::request::SIGNATURE_HEADER;
 use crate::sources::{AllowedSources, UrlRejection, WebUrl};
+pub(crate) use commit_status::{CommitState, StatusReceiver};
 pub use metrics::NotificationMetrics;
 pub use room::NotificationRoom;
 use room::ReservedRoom;
@@ -78,6 +81,20 @@ struct Notification {
     body: Bytes,
     /// The place of the body in the limit.
     _room: ReservedRoom,
+}
+
+/// A request that may be sent several times.
+struct Post {
+    /// The URL.
+    url: Uri,
+    /// The URL as rules name it, at the same host.
+    checked: WebUrl,
+    /// The tenant whose rules apply, if the builder has a policy.
+    tenant: Option<Arc<Tenant>>,
+    /// The headers, besides those of every such request.
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// The body, in JSON.
+    body: Bytes,
 }
 
 /// The reason why an attempt to send a notification failed.
@@ -164,14 +181,11 @@ impl Notifier {
     /// Sends a notification until the receiver accepts it, rejects it, or failed too often.
     async fn send_until_received(&self, notification: &Notification, shutdown: &Shutdown) {
         let url = &notification.receiver.url;
-        let process_end = async {
-            let end = shutdown.wait_until_begun().await;
-            tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
-        };
+        let post = notification.to_post();
         let sending = async {
             let mut attempt = 1;
             loop {
-                let error = match self.attempt(notification).await {
+                let error = match self.attempt(&post).await {
                     Ok(()) => return Ok(attempt),
                     Err(error) => error,
                 };
@@ -185,7 +199,7 @@ impl Notifier {
         };
         let outcome = tokio::select! {
             outcome = sending => Some(outcome),
-            () = process_end => None,
+            () = wait_for_process_end(shutdown) => None,
         };
         match outcome {
             Some(Ok(attempts)) => {
@@ -203,14 +217,15 @@ impl Notifier {
         }
     }
 
-    /// Sends a notification once. Redirects are not followed: they count as failures.
-    async fn attempt(&self, notification: &Notification) -> Result<(), AttemptError> {
-        let Receiver { url, tenant, .. } = &notification.receiver;
-        let rule = url.check(&self.allowed, self.insecure, tenant.as_deref())?;
+    /// Sends a request once. Redirects are not followed: they count as failures.
+    async fn attempt(&self, post: &Post) -> Result<(), AttemptError> {
+        let rule = post
+            .checked
+            .check(&self.allowed, self.insecure, post.tenant.as_deref())?;
         let client = rule
             .http_client(&self.secrets, self.insecure)
             .map_err(AttemptError::Authority)?;
-        let sent = client.send(notification.to_request(), RESPONSE_TIMEOUT).await;
+        let sent = client.send(post.to_request(), RESPONSE_TIMEOUT).await;
         let response = sent.map_err(|error| match error {
             ExchangeError::Denied(denied) => AttemptError::Denied(denied),
             ExchangeError::Connect(source) | ExchangeError::Lost(source) => AttemptError::NoResponse(source),
@@ -224,25 +239,45 @@ impl Notifier {
 }
 
 impl Notification {
-    fn to_request(&self) -> Request<OutgoingRequestBody> {
-        let body = Full::new(self.body.clone()).map_err(|never| match never {});
-        let mut request = Request::new(body.boxed_unsync());
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.receiver.url.uri().clone();
-        let headers = request.headers_mut();
-        headers.insert(CONTENT_TYPE, JSON);
-        headers.insert(CONTENT_LENGTH, self.body.len().into());
-        headers.insert(USER_AGENT, OWN_USER_AGENT);
+    fn to_post(&self) -> Post {
+        let mut headers = Vec::new();
         if let Ok(call_id) = HeaderValue::from_str(&self.call_id) {
-            headers.insert(CALL_ID_HEADER, call_id);
+            headers.push((CALL_ID_HEADER, call_id));
         }
         if let Some(keys) = &self.receiver.keys
             && let Ok(signature) = HeaderValue::from_str(&sign_body(keys, &self.body))
         {
-            headers.insert(SIGNATURE_HEADER, signature);
+            headers.push((HeaderName::from_static(SIGNATURE_HEADER), signature));
         }
+        Post {
+            url: self.receiver.url.uri().clone(),
+            checked: self.receiver.url.clone(),
+            tenant: self.receiver.tenant.clone(),
+            headers,
+            body: self.body.clone(),
+        }
+    }
+}
+
+impl Post {
+    fn to_request(&self) -> Request<OutgoingRequestBody> {
+        let body = Full::new(self.body.clone()).map_err(|never| match never {});
+        let mut request = Request::new(body.boxed_unsync());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.url.clone();
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(CONTENT_LENGTH, self.body.len().into());
+        headers.insert(USER_AGENT, OWN_USER_AGENT);
+        headers.extend(self.headers.iter().cloned());
         request
     }
+}
+
+/// Waits until [`TIME_RESERVED_FOR_ANSWER`] before `shutdown` ends the process.
+async fn wait_for_process_end(shutdown: &Shutdown) {
+    let end = shutdown.wait_until_begun().await;
+    tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
 }
 
 /// Returns the pause after a failed attempt. Half of it is at random, so that notifications that failed together are not sent

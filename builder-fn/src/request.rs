@@ -35,7 +35,7 @@ use function_host::policy::{ReservedNames, Tenant};
 use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
-pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
+pub(crate) use config::{BuildConfig, CacheToItem, CommitStatus, Forge, ProvenanceMode, is_commit};
 pub use config::{ContextReference, GitContext, OciContext, UrlContext};
 pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};

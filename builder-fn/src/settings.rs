@@ -32,6 +32,7 @@
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
 //! | `allowed_sources` | | private hosts, HOST or HOST:PORT, that builds may read from |
 //! | `git_tokens` | | secrets with the operator's tokens for git repositories of contexts: a list of URL=SECRET |
+//! | `status_tokens` | | secrets with the operator's tokens for the statuses of commits: a list of URL=SECRET |
 //! | `retry_time` | `2m` | limit on the pauses between retries of a queued call's build, after failures of BuildKit or a registry |
 //! | `contexts_repository` | | the repository, REGISTRY/PATH, in which `POST /contexts` stores contexts |
 //! | `records_repository` | | the repository, REGISTRY/PATH, in which records of builds are kept; needs the secret `deploy-secret` |
@@ -74,8 +75,8 @@ use crate::buildkit::{DaemonPool, StepLimits};
 use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
-use crate::git_tokens::GitTokens;
 use crate::hand_over::{self, DeployVia, DeployerSettings};
+use crate::operator_tokens::OperatorTokens;
 use crate::registry::OperatorRepository;
 use crate::remote_context::StoredContextSettings;
 use crate::request::{self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits, UnverifiedBodies};
@@ -216,7 +217,7 @@ impl Settings {
             );
         }
         settings.check_records_repository(parser, secrets);
-        settings.check_git_tokens(parser, secrets);
+        settings.check_operator_tokens(parser, secrets);
         settings.reserve_own_names(parser, secrets);
         settings.check_tenants_daemons(parser);
         settings
@@ -253,11 +254,16 @@ impl Settings {
         }
     }
 
-    /// Reports tokens for git repositories that cannot be read.
-    fn check_git_tokens(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
-        for name in self.build.git_tokens.secrets() {
-            if let Err(error) = secrets.read_secret(name) {
-                parser.add_problem("git_tokens", format!("cannot be used: {}", ErrorChain(&error)));
+    /// Reports tokens of the operator that cannot be read.
+    fn check_operator_tokens(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+        for (setting, tokens) in [
+            ("git_tokens", &self.build.git_tokens),
+            ("status_tokens", &self.build.status_tokens),
+        ] {
+            for name in tokens.secrets() {
+                if let Err(error) = secrets.read_secret(name) {
+                    parser.add_problem(setting, format!("cannot be used: {}", ErrorChain(&error)));
+                }
             }
         }
     }
@@ -266,7 +272,8 @@ impl Settings {
     fn reserve_own_names(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
         reserved.reserve_function(&self.deployer.function);
-        for name in self.build.git_tokens.secrets() {
+        let tokens = [&self.build.git_tokens, &self.build.status_tokens];
+        for name in tokens.into_iter().flat_map(OperatorTokens::secrets) {
             reserved.reserve_secret(name);
         }
         for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {
@@ -453,7 +460,8 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             parse_namespace,
         ),
         allowed_sources: parser.parse_or_default("allowed_sources", AllowedSources::default(), str::parse),
-        git_tokens: parser.parse_or_default("git_tokens", GitTokens::default(), str::parse),
+        git_tokens: parser.parse_or_default("git_tokens", OperatorTokens::default(), str::parse),
+        status_tokens: parser.parse_or_default("status_tokens", OperatorTokens::default(), str::parse),
         step_limits: StepLimits {
             memory: parser.parse_or_default("step_memory", None, parse_step_memory),
             millicpus: parser.parse_or_default("step_cpus", None, parse_cores),

@@ -10,7 +10,7 @@ use super::Builder;
 use super::call::BuilderCall;
 use crate::buildkit::{BuildFailure, Connection, GitContextSource, GitLookup, JobError, SessionServices};
 use crate::error::Error;
-use crate::git_tokens::GitToken;
+use crate::operator_tokens::GitToken;
 use crate::registry::RepositoryAccess;
 use crate::remote_context::ContextError;
 use crate::report::{LineFormatter, LogSink};
@@ -164,7 +164,7 @@ impl Builder {
         let tenant = request.tenant().map(AsRef::as_ref);
         self.settings
             .git_tokens
-            .secret_for(&git.source.url, tenant, &call.secrets)
+            .secret_for_repository(&git.source.url, tenant, &call.secrets)
     }
 
     /// Reads the operator's token for the context of a request. It is read for each build, so that a new one is used at once.

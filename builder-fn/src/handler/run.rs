@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-use function_host::{Context, ErrorChain, trace};
+use function_host::{Context, ErrorChain, Secret, trace};
 
 use super::{BuildExchange, BuilderApi, ReceivedBuild};
 use crate::answer::{Answer, AnswerFields};
 use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
+use crate::buildkit::SecretStore;
 use crate::builds::{BuildPhase, outcome_fields};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
-use crate::notify::Receiver;
+use crate::notify::{CommitState, Receiver, StatusReceiver};
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BuildStatus, LineFormatter, LogSink};
-use crate::request::{BuildRequest, VerifiedSignature};
+use crate::request::{BuildRequest, BuildSource, VerifiedSignature, is_commit};
 use crate::sealed::BuildSecrets;
 
 /// The pause before a build is handed back again, after the registry has failed.
@@ -88,8 +89,15 @@ impl BuilderApi {
             true => Err(Error::Draining),
             false => self.check_notify_url(&request).and(secrets),
         };
+        let ready = ready.and_then(|secrets| {
+            let receiver = self.status_receiver(&request, &secrets, context)?;
+            Ok((secrets, receiver))
+        });
+        let mut status = None;
         let result = match ready {
-            Ok(secrets) => {
+            Ok((secrets, receiver)) => {
+                status = receiver
+                    .and_then(|receiver| self.notifier.report_commit_status(receiver, context.shutdown()));
                 let call = BuilderCall {
                     id: context.call_id(),
                     reference,
@@ -109,7 +117,8 @@ impl BuilderApi {
         let is_handed_back = matches!(result, Err(Error::HandedBack | Error::StaysAccepted));
         let fields = exchange.answer_fields(Some(image));
         let is_cancelled = matches!(result, Err(Error::Cancelled));
-        let is_for_now = result.as_ref().is_err_and(|error| error.kind().is_for_now());
+        let kind = result.as_ref().err().map(Error::kind);
+        let is_for_now = kind.is_some_and(ErrorKind::is_for_now);
         let mut answer = match result {
             Ok(built) => {
                 let digest = built.digest.as_deref().unwrap_or_default();
@@ -152,7 +161,53 @@ impl BuilderApi {
         if exchange.outlives_its_caller() {
             written.wait().await;
         }
+        if let Some(status) = status.filter(|_| !is_for_now) {
+            let state = CommitState::of_outcome(phase, kind);
+            let commit = answer.report.commit.as_deref();
+            status.finish(state, commit, context.shutdown()).await;
+        }
         (answer, request)
+    }
+
+    /// Returns where the status of the request's commit is set, with the token; `None` if the config sets none.
+    fn status_receiver(
+        &self,
+        request: &BuildRequest,
+        secrets: &BuildSecrets,
+        context: &Context,
+    ) -> Result<Option<StatusReceiver>, Error> {
+        let Some(status) = &request.config.commit_status else {
+            return Ok(None);
+        };
+        let mut status = status.clone();
+        if let BuildSource::Git(git) = &request.source {
+            let named = git.source.reference.clone().filter(|named| is_commit(named));
+            status.commit = status.commit.or(named);
+        } else if status.commit.is_none() {
+            return Err(Error::NoStatusCommit);
+        }
+        let tenant = request.tenant().map(AsRef::as_ref);
+        let project = status.project();
+        self.notifier
+            .check_url(project, tenant)
+            .map_err(Error::CommitStatus)?;
+        let tokens = &self.builder.settings.status_tokens;
+        let token = match (
+            secrets.secret(STATUS_TOKEN_SECRET),
+            tokens.secret_for_project(&project.to_string(), tenant),
+        ) {
+            (Some(own), _) => Secret::new(own.trim_ascii()),
+            (None, Some(name)) => context.secrets().read_secret(name).map_err(Error::StatusToken)?,
+            (None, None) => {
+                let project = Box::new(project.clone());
+                return Err(Error::NoStatusToken { project });
+            }
+        };
+        Ok(Some(StatusReceiver {
+            status,
+            tenant: request.tenant().cloned(),
+            token,
+        }))
     }
 
     /// Builds the image of an accepted request, or hands the build back if it gets no slot in time, or the process ends

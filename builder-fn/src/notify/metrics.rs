@@ -22,7 +22,7 @@ impl NotificationMetrics {
         let counter = IntCounterVec::new(
             Opts::new(
                 "slipway_notifications_total",
-                "Results of builds that were to be sent to a config's notify URL, by outcome: sent, failed after all attempts, \
+                "Results of builds for a config's notify URL, and states for its commitStatus, by outcome: sent, failed after all attempts, \
                  or dropped because too many others were being sent.",
             ),
             &["outcome"],

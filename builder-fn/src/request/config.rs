@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value};
 
 mod cache;
+mod commit_status;
 mod context;
 mod error;
 mod fields;
@@ -20,6 +21,7 @@ use super::image::ImageRef;
 use crate::compression::LayerCompression;
 use crate::sources::WebUrl;
 pub(crate) use cache::CacheToItem;
+pub(crate) use commit_status::{CommitStatus, Forge, is_commit};
 pub(super) use context::NamedContext;
 pub use context::{ContextReference, OciContext, UrlContext};
 pub(super) use error::ConfigError;
@@ -72,6 +74,8 @@ pub struct BuildConfig {
     pub deploy: Option<Map<String, Value>>,
     /// The URL that the result of the build is sent to.
     pub notify: Option<WebUrl>,
+    /// The status of a commit that the build sets.
+    pub(crate) commit_status: Option<CommitStatus>,
     /// The probe that the deployer runs against the function. The deployer validates its fields.
     pub probe: Option<Map<String, Value>>,
     /// The unknown keys of the configuration, which are ignored with a warning.
@@ -126,6 +130,7 @@ impl BuildConfig {
         let submitted_at = values::read_time(&mut fields, "submittedAt");
         let supersede = fields.read_flag("supersede", true);
         let notify = values::read_notify_url(&mut fields);
+        let commit_status = commit_status::read_commit_status(&mut fields);
         let (deploy, probe) = values::read_deploy_and_probe(&mut fields, skip_push);
 
         let Some((image, image_as_given)) = image else {
@@ -156,6 +161,7 @@ impl BuildConfig {
             supersede,
             deploy,
             notify,
+            commit_status,
             probe,
         })
     }

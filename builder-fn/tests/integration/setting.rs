@@ -208,6 +208,12 @@ impl TestBuilder {
         self
     }
 
+    /// Names the secrets with the operator's tokens for the statuses of commits.
+    pub(crate) fn with_status_tokens(mut self, tokens: &str) -> Self {
+        self.api.builder.settings.status_tokens = tokens.parse().expect("tokens");
+        self
+    }
+
     /// Lets the builder use TLS only.
     pub(crate) fn with_tls_only(mut self) -> Self {
         self.api.builder.contexts.insecure = false;

@@ -323,7 +323,7 @@ Arguments: dict "root" . "members" (list "keys" "registryConfig"), the members o
 {{- range $name, $secret := .Values.secrets.tenants -}}
 {{- $names = append $names $secret.name -}}
 {{- end -}}
-{{- range .Values.builder.gitTokens -}}
+{{- range concat .Values.builder.gitTokens .Values.builder.statusTokens -}}
 {{- $names = append $names .secret.name -}}
 {{- end -}}
 {{- $names = append $names .Values.otel.headers.name -}}

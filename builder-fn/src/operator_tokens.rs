@@ -1,16 +1,17 @@
-//! The operator's tokens for git repositories that contexts are read from (`git_tokens`).
+//! The operator's tokens: for git repositories that contexts are read from (`git_tokens`), and for the statuses of commits
+//! (`status_tokens`).
 //!
 //! A step of a build can mount every secret of its session (`RUN --mount=type=secret`), and a frontend can read every
 //! attribute of a source. So a token of the operator is in no session of a build: the daemon checks the context out before
 //! the build, in a session of its own without steps and frontend, and the build finds the checkout by its commit.
 //!
-//! A token is used for the context of a request only, without submodules: a repository names their addresses itself.
+//! Such a token is used for the context of a request only, without submodules: a repository names their addresses itself.
 
 use std::fmt;
 use std::str::FromStr;
 
 use function_host::Secret;
-use function_host::policy::{Tenant, UrlPattern};
+use function_host::policy::{ReadRules, Tenant, UrlPattern, UrlPatterns};
 
 use crate::buildkit::SecretStore;
 use crate::redact::SecretMask;
@@ -21,9 +22,9 @@ const TOKEN_SECRET: &str = "GIT_AUTH_TOKEN";
 /// The names of the secrets that BuildKit sends to a git server. One with a dot and the host comes first.
 const AUTH_SECRETS: [&str; 2] = [TOKEN_SECRET, "GIT_AUTH_HEADER"];
 
-/// The names of the secrets with the operator's tokens, by the repositories that they are for.
+/// The names of the secrets with the operator's tokens, by the URLs that they are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GitTokens(Vec<(UrlPattern, String)>);
+pub struct OperatorTokens(Vec<(UrlPattern, String)>);
 
 /// A token of the operator, as the only secret of a session. `Debug` does not show it.
 pub(crate) struct GitToken {
@@ -31,27 +32,41 @@ pub(crate) struct GitToken {
     mask: SecretMask,
 }
 
-impl GitTokens {
-    /// Returns the name of the secret with the token for a repository, for a build of `tenant` with the secrets `own`.
-    ///
-    /// A build with a token of its own gets none. Neither does a tenant, unless a rule of its policy names the repository:
-    /// one without rules may read everything that needs no token.
-    pub(crate) fn secret_for(
+impl OperatorTokens {
+    /// Returns the name of the secret with the token for a git repository, for a build of `tenant` with the secrets `own`.
+    /// A build with a token of its own gets none.
+    pub(crate) fn secret_for_repository(
         &self,
         repository: &str,
         tenant: Option<&Tenant>,
         own: &dyn SecretStore,
     ) -> Option<&str> {
-        let (_, secret) = self.0.iter().find(|(pattern, _)| pattern.matches(repository))?;
-        let is_allowed = tenant.is_none_or(|tenant| {
-            let rules = tenant.read_rules();
-            rules.is_some_and(|rules| rules.git().allows(repository))
-        });
         let host = host_of(repository);
         let has_own = AUTH_SECRETS
             .iter()
             .any(|name| own.secret(name).is_some() || own.secret(&format!("{name}.{host}")).is_some());
-        (is_allowed && !has_own).then_some(secret)
+        match has_own {
+            true => None,
+            false => self.secret_for(repository, tenant, ReadRules::git),
+        }
+    }
+
+    /// Returns the name of the secret with the token for the project at this URL of a forge's API.
+    pub(crate) fn secret_for_project(&self, project: &str, tenant: Option<&Tenant>) -> Option<&str> {
+        self.secret_for(project, tenant, ReadRules::http)
+    }
+
+    /// Returns the name of the secret with the token for a URL. A tenant gets it only if `rule` of its policy names the URL:
+    /// one without rules may read everything that needs no token.
+    fn secret_for(
+        &self,
+        url: &str,
+        tenant: Option<&Tenant>,
+        rule: impl Fn(&ReadRules) -> &UrlPatterns,
+    ) -> Option<&str> {
+        let (_, secret) = self.0.iter().find(|(pattern, _)| pattern.matches(url))?;
+        let is_allowed = |tenant: &Tenant| tenant.read_rules().is_some_and(|rules| rule(rules).allows(url));
+        tenant.is_none_or(is_allowed).then_some(secret)
     }
 
     /// Returns the names of the secrets.
@@ -60,7 +75,7 @@ impl GitTokens {
     }
 }
 
-impl FromStr for GitTokens {
+impl FromStr for OperatorTokens {
     type Err = String;
 
     /// Parses a list of `URL=SECRET`, separated by commas. The first entry whose URL a repository begins with counts.
@@ -142,7 +157,7 @@ mod tests {
 
     const REPOSITORY: &str = "https://git.example/acme/app.git";
 
-    fn tokens(text: &str) -> GitTokens {
+    fn tokens(text: &str) -> OperatorTokens {
         text.parse().unwrap()
     }
 
@@ -151,7 +166,7 @@ mod tests {
         let tokens = tokens("https://git.example/acme/=acme-token, https://git.example/=token");
         let secret_for = |url: &str| {
             tokens
-                .secret_for(url, None, &NamedSecrets(&[]))
+                .secret_for_repository(url, None, &NamedSecrets(&[]))
                 .map(str::to_owned)
         };
         for (url, secret) in [
@@ -184,7 +199,7 @@ mod tests {
             let policy = format!(r#"{{"tenants": {{"acme": {{"keys": ["k"]{rules}}}}}}}"#);
             let policy = Policy::parse(&policy).unwrap();
             let tenant = policy.tenants().next().unwrap();
-            let secret = tokens.secret_for(REPOSITORY, Some(tenant), &NamedSecrets(&[]));
+            let secret = tokens.secret_for_repository(REPOSITORY, Some(tenant), &NamedSecrets(&[]));
             assert_eq!(secret, expected, "{rules}");
         }
     }
@@ -200,7 +215,7 @@ mod tests {
             (&["GIT_AUTH_TOKEN.other.example"], Some("token")),
         ] {
             assert_eq!(
-                tokens.secret_for(REPOSITORY, None, &NamedSecrets(own)),
+                tokens.secret_for_repository(REPOSITORY, None, &NamedSecrets(own)),
                 expected,
                 "{own:?}"
             );
@@ -217,10 +232,10 @@ mod tests {
             ("ssh://git.example/=token", "should begin with https://"),
             ("https://git.example/a/../=token", "should be a URL"),
         ] {
-            let error = text.parse::<GitTokens>().unwrap_err();
+            let error = text.parse::<OperatorTokens>().unwrap_err();
             assert!(error.contains(problem), "{text}: {error}");
         }
-        assert_eq!(tokens(""), GitTokens::default());
+        assert_eq!(tokens(""), OperatorTokens::default());
     }
 
     #[test]

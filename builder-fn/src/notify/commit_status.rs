@@ -1,0 +1,260 @@
+//! Sets the status of a commit at GitHub or GitLab: pending when the build begins, and its outcome when it has ended.
+//!
+//! APIs: <https://docs.github.com/rest/commits/statuses>, <https://docs.gitlab.com/api/commits/#set-commit-pipeline-status>.
+//!
+//! One task sends the states of one build one after the other, so that the first never replaces the last.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use function_host::http::header::{ACCEPT, AUTHORIZATION, HeaderName, HeaderValue};
+use function_host::policy::Tenant;
+use function_host::{ErrorChain, Secret, Shutdown};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::room::ReservedRoom;
+use super::{ATTEMPTS_MAX, Notifier, Post, pause_after, wait_for_process_end};
+use crate::builds::BuildPhase;
+use crate::error::ErrorKind;
+use crate::request::{CommitStatus, Forge};
+
+/// The limit on the memory for one status, in bytes.
+const STATUS_BYTES_MAX: usize = 8 << 10;
+
+const PRIVATE_TOKEN: HeaderName = HeaderName::from_static("private-token");
+
+const GITHUB_JSON: HeaderValue = HeaderValue::from_static("application/vnd.github+json");
+
+/// The state of a build, as the status of its commit has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CommitState {
+    /// The build was accepted and has not ended.
+    Pending,
+    /// The build, and the deployment if there was one, succeeded.
+    Success,
+    /// The build failed, or its request was rejected, which the caller can change.
+    Failure,
+    /// The platform failed.
+    Error,
+    /// The build was cancelled, or replaced by a newer one.
+    Cancelled,
+}
+
+impl CommitState {
+    /// Returns the state of a build that ended in `phase`, because of an error of this kind if there was one.
+    pub(crate) fn of_outcome(phase: BuildPhase, kind: Option<ErrorKind>) -> Self {
+        match (phase, kind) {
+            (BuildPhase::Success, _) => Self::Success,
+            (BuildPhase::Cancelled, _) | (_, Some(ErrorKind::Superseded)) => Self::Cancelled,
+            (_, Some(ErrorKind::Platform | ErrorKind::NoSpace)) => Self::Error,
+            _ => Self::Failure,
+        }
+    }
+
+    /// Returns the word for the state in the API of `forge`.
+    fn word(self, forge: Forge) -> &'static str {
+        match (forge, self) {
+            (_, Self::Pending) => "pending",
+            (_, Self::Success) => "success",
+            (Forge::GitHub, Self::Failure) => "failure",
+            (Forge::GitHub, Self::Error | Self::Cancelled) => "error",
+            (Forge::GitLab, Self::Failure | Self::Error) => "failed",
+            (Forge::GitLab, Self::Cancelled) => "canceled",
+        }
+    }
+
+    /// Returns a sentence about the state. GitHub shows at most 140 characters.
+    fn description(self) -> &'static str {
+        match self {
+            Self::Pending => "The build has been accepted.",
+            Self::Success => "The build succeeded.",
+            Self::Failure => "The build failed.",
+            Self::Error => "The platform failed during the build.",
+            Self::Cancelled => "The build was cancelled, or a newer one replaced it.",
+        }
+    }
+}
+
+/// The receiver of the states of one build.
+#[derive(Debug)]
+pub(crate) struct StatusReceiver {
+    /// What the config says.
+    pub(crate) status: CommitStatus,
+    /// The tenant whose build it is, if the builder has a policy.
+    pub(crate) tenant: Option<Arc<Tenant>>,
+    /// The token for the API.
+    pub(crate) token: Secret,
+}
+
+/// A sender of the states of one build. Dropping it before the build's end leaves the last state that was sent.
+#[derive(Debug)]
+pub(crate) struct CommitStatusReport {
+    states: watch::Sender<Option<(CommitState, String)>>,
+    commit: Option<String>,
+    sending: JoinHandle<()>,
+}
+
+impl Notifier {
+    /// Begins to report the states of a build whose context has the commit `known`, if that is known already. `None` if too
+    /// many others are being sent.
+    pub(crate) fn report_commit_status(
+        &self,
+        receiver: StatusReceiver,
+        shutdown: &Shutdown,
+    ) -> Option<CommitStatusReport> {
+        let tenant = receiver.tenant.as_ref().map(|tenant| tenant.name().as_str());
+        let Some(room) = self.room.try_reserve(tenant, STATUS_BYTES_MAX) else {
+            tracing::warn!(
+                project = %receiver.status.project(),
+                "the status of a commit is not set, because too many others are being set"
+            );
+            self.metrics.count_dropped();
+            return None;
+        };
+        let commit = receiver.status.commit.clone();
+        let first = commit.clone().map(|commit| (CommitState::Pending, commit));
+        let (states, changes) = watch::channel(first);
+        let (notifier, shutdown) = (self.clone(), shutdown.clone());
+        let sending =
+            tokio::spawn(async move { notifier.send_states(&receiver, room, changes, &shutdown).await });
+        Some(CommitStatusReport {
+            states,
+            commit,
+            sending,
+        })
+    }
+
+    /// Sends each state until it is received, rejected, or followed by another one.
+    async fn send_states(
+        &self,
+        receiver: &StatusReceiver,
+        _room: ReservedRoom,
+        mut changes: watch::Receiver<Option<(CommitState, String)>>,
+        shutdown: &Shutdown,
+    ) {
+        let sending = async {
+            loop {
+                let state = changes.borrow_and_update().clone();
+                if let Some((state, commit)) = state {
+                    self.send_state(receiver, state, &commit, &mut changes).await;
+                }
+                // Fails after the last state.
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = sending => {}
+            () = wait_for_process_end(shutdown) => {
+                tracing::warn!(project = %receiver.status.project(), "the status of a commit was not set, because the builder shuts down");
+                self.metrics.count_failed();
+            }
+        }
+    }
+
+    /// Sends a state until it is received or rejected, or another one follows.
+    async fn send_state(
+        &self,
+        receiver: &StatusReceiver,
+        state: CommitState,
+        commit: &str,
+        changes: &mut watch::Receiver<Option<(CommitState, String)>>,
+    ) {
+        let project = receiver.status.project();
+        let Some(post) = receiver.to_post(state, commit) else {
+            return;
+        };
+        let mut attempt = 1;
+        loop {
+            let error = match self.attempt(&post).await {
+                Ok(()) => {
+                    tracing::info!(%project, commit, ?state, attempts = attempt, "set the status of a commit");
+                    return self.metrics.count_sent();
+                }
+                Err(error) => error,
+            };
+            if attempt == ATTEMPTS_MAX || !error.is_worth_a_retry() {
+                tracing::warn!(
+                    %project, commit, ?state, attempts = attempt, error = %ErrorChain(&error),
+                    "the status of a commit could not be set"
+                );
+                return self.metrics.count_failed();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause_after(attempt)) => {}
+                // The build has ended meanwhile.
+                Ok(()) = wait_for_change(changes) => return,
+            }
+            attempt += 1;
+        }
+    }
+}
+
+/// Waits until a state is there that was not seen, without marking it as seen.
+async fn wait_for_change(
+    changes: &mut watch::Receiver<Option<(CommitState, String)>>,
+) -> Result<(), watch::error::RecvError> {
+    changes.changed().await?;
+    changes.mark_changed();
+    Ok(())
+}
+
+impl CommitStatusReport {
+    /// Reports the outcome of the build, whose context has the commit `built`. While the process shuts down, waits until it is
+    /// sent or the process is about to end.
+    pub(crate) async fn finish(self, state: CommitState, built: Option<&str>, shutdown: &Shutdown) {
+        let Self {
+            states,
+            commit,
+            sending,
+        } = self;
+        match commit.or_else(|| built.map(str::to_owned)) {
+            Some(commit) => drop(states.send_replace(Some((state, commit)))),
+            None => tracing::info!("the commit of a build is not known, so that its status is not set"),
+        }
+        drop(states);
+        if shutdown.has_begun() {
+            // The process may exit once the answer was sent.
+            sending.await.ok();
+        }
+    }
+}
+
+impl StatusReceiver {
+    /// Returns the request that sets a state; `None` if there is no such address.
+    fn to_post(&self, state: CommitState, commit: &str) -> Option<Post> {
+        let CommitStatus {
+            forge, name, link, ..
+        } = &self.status;
+        let mut body = json!({"state": state.word(*forge), "description": state.description()});
+        let key = match forge {
+            Forge::GitHub => "context",
+            Forge::GitLab => "name",
+        };
+        body[key] = json!(name);
+        if let Some(link) = link {
+            body["target_url"] = json!(link);
+        }
+        let token = self.token.expose_text()?;
+        let (header, value) = match forge {
+            Forge::GitHub => (AUTHORIZATION, format!("Bearer {token}")),
+            Forge::GitLab => (PRIVATE_TOKEN, token.to_owned()),
+        };
+        let mut value = HeaderValue::from_str(&value).ok()?;
+        value.set_sensitive(true);
+        let mut headers = vec![(header, value)];
+        if *forge == Forge::GitHub {
+            headers.push((ACCEPT, GITHUB_JSON));
+        }
+        Some(Post {
+            url: self.status.url_for(commit)?,
+            checked: self.status.project().clone(),
+            tenant: self.tenant.clone(),
+            headers,
+            body: Bytes::from(body.to_string()),
+        })
+    }
+}

@@ -1,0 +1,204 @@
+//! Tests of `commitStatus`: the status of a commit at GitHub and GitLab, of which the fake web server has the routes.
+
+use function_host::http::request::Parts;
+use serde_json::{Value, json};
+use tonic::Status;
+
+use crate::complete_or_panic;
+use crate::daemon;
+use crate::setting::{TestBuilder, request_tar_with};
+use crate::web_server::{FakeWebServer, Page};
+
+const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+const TOKEN: &str = "the-token-for-statuses";
+
+fn builder_with_token(daemon: builder_fn::buildkit::Daemon, server: &FakeWebServer) -> TestBuilder {
+    let tokens = format!("{}=status-token", server.url("/"));
+    let builder = TestBuilder::new(daemon)
+        .with_allowed_sources(&server.host)
+        .with_status_tokens(&tokens);
+    builder.write_secret("status-token", &format!("{TOKEN}\n"));
+    builder
+}
+
+fn header<'a>(head: &'a Parts, name: &str) -> &'a str {
+    head.headers[name].to_str().expect("text")
+}
+
+#[tokio::test]
+async fn a_commit_is_pending_during_its_build_and_then_has_its_outcome() {
+    let encoded = format!("/projects/acme%2Ffunctions%2Fhello/statuses/{COMMIT}");
+    let plain = format!("/repos/acme/hello/statuses/{COMMIT}");
+    for (forge, project, path, fails, states, name_key) in [
+        (
+            "github",
+            "acme/hello",
+            &plain,
+            false,
+            ["pending", "success"],
+            "context",
+        ),
+        (
+            "github",
+            "acme/hello",
+            &plain,
+            true,
+            ["pending", "failure"],
+            "context",
+        ),
+        (
+            "gitlab",
+            "acme/functions/hello",
+            &encoded,
+            true,
+            ["pending", "failed"],
+            "name",
+        ),
+    ] {
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let server = FakeWebServer::start().await;
+        server.set_page(path, Page::Status(201));
+        let builder = builder_with_token(daemon, &server);
+        let config = json!({"commitStatus": {
+            forge: project, "api": server.url(""), "commit": COMMIT, "name": "ci/hello", "link": "https://ci.example/1?a=b",
+        }});
+        let sender = builder.clone();
+        let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
+        let (solve, status, _session) = calls.next_build_calls().await;
+        server.wait_for_requests(1).await;
+        match fails {
+            false => solve.answer_with_digest("sha256:12"),
+            true => solve.answer_with_error(Status::unknown("exit code: 1")),
+        }
+        drop(status);
+        let answer = complete_or_panic(answer).await.expect("no panic");
+        assert_eq!(answer.status, if fails { 422 } else { 200 }, "{}", answer.body);
+
+        let requests = server.wait_for_requests(2).await;
+        for (request, state) in requests.iter().zip(states) {
+            assert_eq!(
+                (request.head.method.as_str(), request.head.uri.to_string()),
+                ("POST", path.clone())
+            );
+            let body: Value = serde_json::from_slice(&request.body).expect("JSON");
+            assert_eq!(body["state"], state, "{body}");
+            assert_eq!(body[name_key], "ci/hello", "{body}");
+            assert_eq!(body["target_url"], "https://ci.example/1?a=b", "{body}");
+            assert!(header(&request.head, "user-agent").contains("slipway"));
+            match forge {
+                "github" => {
+                    assert_eq!(header(&request.head, "authorization"), format!("Bearer {TOKEN}"));
+                    assert_eq!(header(&request.head, "accept"), "application/vnd.github+json");
+                }
+                _ => assert_eq!(header(&request.head, "private-token"), TOKEN),
+            }
+        }
+        builder.wait_for_notifications("sent", 2).await;
+        assert!(!answer.body.to_string().contains(TOKEN), "{}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn a_status_that_fails_is_sent_again_until_the_next_one_replaces_it() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let server = FakeWebServer::start().await;
+    let path = format!("/repos/acme/hello/statuses/{COMMIT}");
+    server.set_pages(&path, [Page::Status(503), Page::Status(503), Page::Status(201)]);
+    let builder = builder_with_token(daemon, &server);
+    let config = json!({"commitStatus": {"github": "acme/hello", "api": server.url(""), "commit": COMMIT}});
+    let sender = builder.clone();
+    let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
+    let (solve, status, _session) = calls.next_build_calls().await;
+    server.wait_for_requests(1).await;
+    solve.answer_with_digest("sha256:12");
+    drop(status);
+    assert_eq!(complete_or_panic(answer).await.expect("no panic").status, 200);
+    builder.wait_for_notifications("sent", 1).await;
+    let requests = server.requests();
+    let state = |body: &[u8]| serde_json::from_slice::<Value>(body).expect("JSON")["state"].take();
+    let states: Vec<_> = requests.iter().map(|request| state(&request.body)).collect();
+    assert_eq!(states.last(), Some(&json!("success")), "{states:?}");
+    let first_success = states.iter().position(|state| state == "success").expect("one");
+    assert!(
+        states[first_success..].iter().all(|state| state == "success"),
+        "nothing older follows: {states:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_set_rejects_the_request_before_its_build() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let server = FakeWebServer::start().await;
+    let builder = builder_with_token(daemon, &server);
+    let api = server.url("");
+    for (status, code, expected) in [
+        (
+            json!({"github": "acme/hello", "api": api}),
+            400,
+            "commitStatus.commit is missing",
+        ),
+        (
+            json!({"github": "acme/hello", "commit": COMMIT}),
+            400,
+            "commitStatus: no token for https://api.github.com/repos/acme/hello",
+        ),
+        (
+            json!({"gitlab": "acme/hello", "api": "https://10.0.0.1/api/v4", "commit": COMMIT}),
+            403,
+            "commitStatus: 10.0.0.1 is a private address",
+        ),
+        (
+            json!({"github": "acme/hello", "api": "https://169.254.169.254", "commit": COMMIT}),
+            403,
+            "commitStatus: 169.254.169.254",
+        ),
+    ] {
+        let answer = builder
+            .send_signed_build(request_tar_with(json!({"commitStatus": status})))
+            .await;
+        let error = answer.body["error"].as_str().unwrap_or_default();
+        assert_eq!(answer.status, code, "{status}: {error}");
+        assert!(error.contains(expected), "{status}: {error}");
+    }
+    assert!(calls.solves.try_recv().is_err(), "nothing reaches BuildKit");
+    assert!(server.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project() {
+    for (rule, status) in [("/projects/acme/", 200), ("/projects/globex/", 403), ("", 400)] {
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let server = FakeWebServer::start().await;
+        server.set_page(
+            &format!("/projects/acme%2Fhello/statuses/{COMMIT}"),
+            Page::Status(201),
+        );
+        let key = "the payload key of acme";
+        let mut policy = json!({"tenants": {"acme": {"keys": ["acme-payload"]}}});
+        if !rule.is_empty() {
+            policy["tenants"]["acme"]["read"] =
+                json!({"http": [server.url(rule)], "images": ["docker.io/library/"]});
+        }
+        let builder = builder_with_token(daemon, &server).with_policy(&policy);
+        builder.write_secret("acme-payload", key);
+        let config =
+            json!({"commitStatus": {"gitlab": "acme/hello", "api": server.url(""), "commit": COMMIT}});
+        let sender = builder.clone();
+        let answer = tokio::spawn(async move {
+            sender
+                .send_signed_build_as(key, None, request_tar_with(config))
+                .await
+        });
+        if status == 200 {
+            let (solve, status, _session) = calls.next_build_calls().await;
+            solve.answer_with_digest("sha256:12");
+            drop(status);
+        }
+        let answer = complete_or_panic(answer).await.expect("no panic");
+        assert_eq!(answer.status, status, "{rule}: {}", answer.body);
+        if status == 200 {
+            builder.wait_for_notifications("sent", 1).await;
+        }
+    }
+}
