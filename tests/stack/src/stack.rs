@@ -4,13 +4,17 @@ pub(crate) mod external;
 
 use std::{
     fs,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
+    address::{BRIDGE_ADDRESS, NATS_MONITOR_PORT, PROVIDER_PORT},
     command::{last_lines, new_command, run_program_with_input},
     control::{ControlClient, PartStatus, SupervisorCommand, SupervisorEvent},
     credentials::StackCredentials,
@@ -19,7 +23,7 @@ use crate::{
     image,
     part::StackPart,
     plan::{ProviderChoice, RunningStackState, StackPlan},
-    supervisor,
+    supervisor::{self, PartSpecSource},
     tools::ToolPaths,
 };
 
@@ -102,6 +106,40 @@ impl Stack {
             return Ok(None);
         }
         Self::from_plan(dir, plan).map(Some)
+    }
+
+    /// Returns the command that runs the stack's gateway with the provider at this URL; it belongs into the stack's network.
+    /// The stack's own gateway has to be stopped. Fails for an external stack.
+    pub fn gateway_command(&self, provider_url: &str) -> Result<Command> {
+        Ok(self.part_specs()?.gateway_command(provider_url))
+    }
+
+    /// Returns the command that runs one more queue-worker, whose calls are delivered again after `ack_wait`; it belongs into
+    /// the stack's network. Each queue-worker needs a hostname of its own. Fails for an external stack.
+    pub fn queue_worker_command(&self, ack_wait: Duration) -> Result<Command> {
+        Ok(self.part_specs()?.queue_worker_command(ack_wait.as_secs()))
+    }
+
+    /// Returns the URL of the stack's provider within the stack's network, without a trailing slash.
+    pub fn provider_url(&self) -> String {
+        format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}")
+    }
+
+    /// Returns the address of the monitoring of NATS Streaming within the stack's network.
+    pub fn nats_monitor_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, NATS_MONITOR_PORT).into()
+    }
+
+    /// Returns the address of this machine for processes in the stack's network. Fails for an external stack.
+    pub fn machine_address(&self) -> Result<Ipv4Addr> {
+        Ok(self.plan()?.number.outer_address())
+    }
+
+    fn part_specs(&self) -> Result<PartSpecSource> {
+        Ok(PartSpecSource {
+            dir: self.dir.clone(),
+            plan: self.plan()?.clone(),
+        })
     }
 
     /// Returns the path of the registry's program, for tests that start a registry of their own; for an external stack,

@@ -22,8 +22,8 @@ use std::fs;
 use futures_util::future::try_join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use self::logs::rotated_log_path;
-use self::{forward::Forwarder, part_spec::PartSpecSource, parts::PartsHandle, reaper::ProcessReaper};
+use self::{forward::Forwarder, parts::PartsHandle, reaper::ProcessReaper};
+pub(crate) use self::{logs::rotated_log_path, part_spec::PartSpecSource};
 use crate::{
     directories::StackDir,
     error::{IoResultExt as _, LauncherError, Result},

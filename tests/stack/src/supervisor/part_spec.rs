@@ -24,6 +24,9 @@ const CALL_TIMEOUT_SETTING: &str = "35m";
 /// The name of the NATS Streaming cluster.
 const NATS_CLUSTER_NAME: &str = "faas-cluster";
 
+/// The text in a queue-worker's log that shows that it receives calls.
+const QUEUE_WORKER_READY_TEXT: &str = "Listening on [";
+
 /// The specification of one part of the stack.
 #[derive(Debug)]
 pub(crate) struct PartSpec {
@@ -243,11 +246,18 @@ impl PartSpecSource {
     }
 
     fn gateway_spec(&self) -> PartSpec {
+        let url = format!("{}/healthz", self.plan.number.gateway_url());
+        PartSpec {
+            command: self.gateway_command(&format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}/")),
+            ready: ReadyCheck::Http { url, status: 200 },
+            files: Vec::new(),
+        }
+    }
+
+    /// Returns the command of the gateway, with the provider at this URL.
+    pub(crate) fn gateway_command(&self, provider_url: &str) -> Command {
         let mut command = self.command_with_part_environment(&self.plan.tools.gateway);
-        command.env(
-            "functions_provider_url",
-            format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}/"),
-        );
+        command.env("functions_provider_url", provider_url);
         command
             .env("basic_auth", "true")
             .env("secret_mount_path", self.dir.secrets_directory());
@@ -263,15 +273,19 @@ impl PartSpecSource {
         for limit in ["read_timeout", "write_timeout", "upstream_timeout"] {
             command.env(limit, CALL_TIMEOUT_SETTING);
         }
-        let url = format!("{}/healthz", self.plan.number.gateway_url());
+        command
+    }
+
+    fn queue_worker_spec(&self) -> PartSpec {
         PartSpec {
-            command,
-            ready: ReadyCheck::Http { url, status: 200 },
+            command: self.queue_worker_command(self.plan.ack_wait_seconds),
+            ready: ReadyCheck::LogContains(QUEUE_WORKER_READY_TEXT),
             files: Vec::new(),
         }
     }
 
-    fn queue_worker_spec(&self) -> PartSpec {
+    /// Returns the command of a queue-worker whose calls are delivered again after this time.
+    pub(crate) fn queue_worker_command(&self, ack_wait_seconds: u64) -> Command {
         let mut command = self.command_with_part_environment(&self.plan.tools.queue_worker);
         command
             .env("faas_nats_address", "127.0.0.1")
@@ -285,12 +299,8 @@ impl PartSpecSource {
             .env("secret_mount_path", self.dir.secrets_directory());
         command
             .env("max_inflight", "1")
-            .env("ack_wait", format!("{}s", self.plan.ack_wait_seconds));
-        PartSpec {
-            command,
-            ready: ReadyCheck::LogContains("Listening on ["),
-            files: Vec::new(),
-        }
+            .env("ack_wait", format!("{ack_wait_seconds}s"));
+        command
     }
 
     fn builder_spec(&self) -> PartSpec {
