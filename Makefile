@@ -8,7 +8,7 @@ template := --manifest-path template/rust-hyper/Cargo.toml
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
-.PHONY: help up down purge env status test check unit chart e2e hostile locks fuzz bench-host bench-contexts bench-flood
+.PHONY: help up down purge env status test check unit chart e2e hostile soak locks fuzz bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -65,6 +65,11 @@ hostile: ## run the hostile builds and senders on the stack; start it if it does
 	@$(stack) up
 	@$(functions)
 	cargo test --locked --package slipway-e2e --test hostile
+
+soak: ## run queued builds while parts fail, on a stack of its own: SOAK_FAULTS, SOAK_SUBMISSIONS, SOAK_FUNCTIONS
+	@$(stack) packages --tests
+	@$(functions)
+	cargo run --locked --package slipway-e2e --bin soak
 
 locks: ## update the lock files of builder-fn and deployer-fn
 	tests/handler-locks

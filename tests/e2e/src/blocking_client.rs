@@ -7,10 +7,11 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 /// Posts a signed tar to `/build` of the builder at `url`, which has no trailing slash.
 ///
@@ -30,4 +31,18 @@ pub fn post_signed_tar(url: &str, signature: &str, tar: &[u8]) -> Result<()> {
     stream.read_to_string(&mut answer)?;
     ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     Ok(())
+}
+
+/// Gets a JSON document of the server at `address`. Fails if the answer's status is not 200.
+pub fn get_json(address: SocketAddr, path: &str) -> Result<Value> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    // With HTTP/1.0, the body is what follows the head, in one piece.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
+    let (_, body) = answer
+        .split_once("\r\n\r\n")
+        .context("an answer without a body")?;
+    Ok(serde_json::from_str(body)?)
 }

@@ -37,11 +37,20 @@ impl Buildctl {
 
     /// Writes this Docker `config.json` to a temporary folder, and returns a `buildctl` that uses it.
     pub fn with_docker_config(testbed: &Testbed, daemon: &BuildkitDaemon, config: &str) -> Result<Self> {
+        Self::with_address(testbed, daemon.url(), config)
+    }
+
+    /// Returns a `buildctl` of the stack's own daemon, without credentials.
+    pub fn of_stack(testbed: &Testbed) -> Result<Self> {
+        Self::with_address(testbed, testbed.stack.buildkit_host.clone(), "{}")
+    }
+
+    fn with_address(testbed: &Testbed, address: String, config: &str) -> Result<Self> {
         let docker = tempfile::tempdir()?;
         fs::write(docker.path().join("config.json"), config)?;
         Ok(Self {
             program: testbed.stack.tools.buildctl.clone(),
-            address: daemon.url(),
+            address,
             docker,
         })
     }
@@ -106,19 +115,30 @@ impl Buildctl {
     /// # Errors
     /// Fails with the output of `buildctl` if it fails, or lists something else.
     pub fn recorded_builds(&self) -> Result<Vec<RecordedBuild>> {
-        let events = self.run_buildctl(&["debug", "histories", "--format", "{{json .}}"])?;
-        let events = events.lines().filter(|line| !line.trim().is_empty());
+        let events = self.history_events()?;
+        let to_build = |event: &Value| {
+            let record = &event["record"];
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            RecordedBuild {
+                reference: text(&record["Ref"]),
+                call_id: text(&record["FrontendAttrs"]["slipway.call-id"]),
+                image: text(&record["Exporters"][0]["Attrs"]["name"]),
+                cached_steps: record["numCachedSteps"].as_u64().unwrap_or_default(),
+            }
+        };
+        Ok(events.iter().map(to_build).collect())
+    }
+
+    /// Runs `buildctl` to list the daemon's history, and returns its events as BuildKit's API has them.
+    ///
+    /// # Errors
+    /// Fails with the output of `buildctl` if it fails.
+    pub fn history_events(&self) -> Result<Vec<Value>> {
+        let lines = self.run_buildctl(&["debug", "histories", "--format", "{{json .}}"])?;
+        let events = lines.lines().filter(|line| !line.trim().is_empty());
         events
             .map(|line| {
-                let event: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
-                let record = &event["record"];
-                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                Ok(RecordedBuild {
-                    reference: text(&record["Ref"]),
-                    call_id: text(&record["FrontendAttrs"]["slipway.call-id"]),
-                    image: text(&record["Exporters"][0]["Attrs"]["name"]),
-                    cached_steps: record["numCachedSteps"].as_u64().unwrap_or_default(),
-                })
+                serde_json::from_str(line).with_context(|| format!("not an event of the history: {line}"))
             })
             .collect()
     }

@@ -157,6 +157,11 @@ impl BuilderProcess {
             .parse()?)
     }
 
+    /// Returns the builder's log so far.
+    pub fn log_text(&self) -> String {
+        self.function.process.log_text()
+    }
+
     /// Returns the process ID of the builder.
     pub fn process_id(&self) -> u32 {
         self.function.process.id()

@@ -113,6 +113,11 @@ impl DeployerProcess {
         self.hand_over_client()?.send_hand_over(hand_over).await
     }
 
+    /// Returns the deployer's log so far.
+    pub fn log_text(&self) -> String {
+        self.function.process.log_text()
+    }
+
     /// Returns the process id of the deployer.
     pub fn process_id(&self) -> u32 {
         self.function.process.id()

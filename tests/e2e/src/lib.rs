@@ -35,6 +35,7 @@ pub mod registry;
 pub mod sealed_secrets;
 pub mod slipway_command;
 pub mod smart_git_server;
+pub mod soak;
 pub mod tcp_proxy;
 pub mod testbed;
 pub mod tls_proxy;

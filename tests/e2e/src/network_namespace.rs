@@ -27,12 +27,28 @@ impl NetworkNamespace {
     /// Runs `work` on a thread inside the namespace and returns its result.
     pub fn run_inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let inside = || {
-            move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
-                .context("entering the network namespace")?;
+            self.enter()?;
             work()
         };
         thread::scope(|scope| scope.spawn(inside).join())
             .map_err(|_| anyhow::anyhow!("the thread panicked"))?
+    }
+
+    /// Starts a thread inside the namespace that runs `work`.
+    pub fn spawn_inside<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> thread::JoinHandle<Result<T>> {
+        thread::spawn(move || {
+            self.enter()?;
+            work()
+        })
+    }
+
+    /// Moves the current thread into the namespace.
+    fn enter(&self) -> Result<()> {
+        move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
+            .context("entering the network namespace")
     }
 
     /// Runs a program inside the namespace and returns its output. Fails if the program does.

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -54,6 +54,11 @@ impl Testbed {
         if let Some(faas_cli) = env::var_os("SLIPWAY_FAAS_CLI") {
             stack.tools.faas_cli = fs::canonicalize(&faas_cli).with_context(|| format!("{faas_cli:?}"))?;
         }
+        Self::for_stack(stack)
+    }
+
+    /// Returns clients for this stack.
+    pub fn for_stack(stack: Stack) -> Result<Self> {
         let key = fs::read(&stack.payload_secret).context("reading the payload secret")?;
         let functions = FunctionsClient::for_stack(&stack)?;
         Ok(Self {
@@ -87,14 +92,9 @@ impl Testbed {
     pub async fn busybox_image_name(&self) -> Result<&'static str> {
         let name = BUSYBOX_IMAGE
             .get_or_try_init(|| async {
-                let binary = fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
                 let image = self.image_name("e2e/busybox", "1");
-                let tar = BuildContext::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
-                    .with_file_of_mode("busybox", binary, 0o755)
-                    .tar_with_config(&json!({ "image": image }))?;
-                let reply = self.builder.post_signed(tar).await?;
-                anyhow::ensure!(reply.status == 200, "building {image}: {} {}", reply.status, reply.text);
-                Ok(image)
+                build_busybox_image(&self.builder, &image).await?;
+                Ok::<_, anyhow::Error>(image)
             })
             .await?;
         Ok(name)
@@ -153,6 +153,13 @@ impl Testbed {
             .count())
     }
 
+    /// Returns the process id of the stack's BuildKit daemon on this machine; `None` if it does not run.
+    pub fn buildkit_process_id(&self) -> Result<Option<u32>> {
+        self.buildkit_process()?
+            .map(|folder| process_id(&folder))
+            .transpose()
+    }
+
     /// Returns the folder in `/proc` of the stack's BuildKit daemon; `None` if it does not run.
     fn buildkit_process(&self) -> Result<Option<PathBuf>> {
         // Fails for a stack that was not started by the launcher, whose daemon is not found by its configuration.
@@ -165,11 +172,31 @@ impl Testbed {
 
 /// Returns the process id of the shell that runs the build step with this command, or `None` if none does.
 pub fn step_process(command: &str) -> Result<Option<u32>> {
-    let Some(folder) = step_process_folder(command)? else {
-        return Ok(None);
-    };
+    step_process_folder(command)?
+        .map(|folder| process_id(&folder))
+        .transpose()
+}
+
+/// Builds an image that contains only this machine's static busybox.
+pub async fn build_busybox_image(builder: &SigningClient, image: &str) -> Result<()> {
+    let binary = fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
+    let tar = BuildContext::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
+        .with_file_of_mode("busybox", binary, 0o755)
+        .tar_with_config(&json!({ "image": image }))?;
+    let reply = builder.post_signed(tar).await?;
+    anyhow::ensure!(
+        reply.status == 200,
+        "building {image}: {} {}",
+        reply.status,
+        reply.text
+    );
+    Ok(())
+}
+
+/// Returns the process id in the path of a process's folder in `/proc`.
+fn process_id(folder: &Path) -> Result<u32> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    Ok(Some(name.parse()?))
+    Ok(name.parse()?)
 }
 
 /// Returns the folder in `/proc` of the first process whose command line, with spaces between its words, is as wanted.

@@ -33,6 +33,7 @@ mod rejected_requests;
 mod resource_limits;
 mod slipway_command;
 mod slots;
+mod soak;
 mod sources;
 mod streamed_answers;
 mod synchronous;

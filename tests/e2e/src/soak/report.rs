@@ -1,0 +1,292 @@
+//! The report of a soak test: a table, JSON, and whether everything that was accepted was done once.
+
+use std::{fmt, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{
+    Fault,
+    evidence::{Evidence, Verdict},
+};
+
+/// The columns of the table, with the width of each.
+const COLUMNS: [(&str, usize); 13] = [
+    ("fault", 12),
+    ("submitted", 9),
+    ("deliveries", 10),
+    ("accepted", 8),
+    ("built", 5),
+    ("deployed", 8),
+    ("superseded", 10),
+    ("lost", 4),
+    ("built 2x", 8),
+    ("deployed 2x", 11),
+    ("spent", 5),
+    ("first, all", 16),
+    ("took", 6),
+];
+
+/// The report of all phases.
+#[derive(Debug, Default)]
+pub struct SoakReport {
+    pub(super) phases: Vec<PhaseReport>,
+}
+
+/// The report of one phase: submissions, and one fault among them.
+#[derive(Debug)]
+pub(super) struct PhaseReport {
+    pub(super) fault: Fault,
+    pub(super) evidence: Vec<Evidence>,
+    /// The times of each occurrence of the fault.
+    pub(super) recoveries: Vec<Recovery>,
+    /// Functions that do not serve the page of the newest version that was deployed.
+    pub(super) wrong_pages: Vec<String>,
+    /// The submissions that the gateway did not accept, and that were sent again.
+    pub(super) sent_again: usize,
+    /// Whether the phase was ended because nothing happened any more.
+    pub(super) has_stalled: bool,
+    pub(super) took: Duration,
+}
+
+/// How long the platform took to recover from a fault.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Recovery {
+    /// The time for which the part was away, until it was ready again.
+    pub(super) outage: Duration,
+    /// The time from the part's return to the next deployment; `None` if there was none.
+    pub(super) first: Option<Duration>,
+    /// The time from the fault to the deployment of the last call that had been delivered when the fault came and was not
+    /// finished then; `None` if there was no such call.
+    pub(super) all: Option<Duration>,
+}
+
+impl SoakReport {
+    /// Returns what was lost, built twice or deployed twice, and what else should not have happened; empty if nothing.
+    pub fn violations(&self) -> Vec<String> {
+        self.phases.iter().flat_map(PhaseReport::violations).collect()
+    }
+
+    /// Returns the report as JSON.
+    pub fn to_json(&self) -> Value {
+        let phases: Vec<_> = self.phases.iter().map(PhaseReport::to_json).collect();
+        json!({ "phases": phases, "violations": self.violations() })
+    }
+}
+
+impl PhaseReport {
+    fn count(&self, is_counted: impl Fn(&Evidence) -> bool) -> usize {
+        self.evidence
+            .iter()
+            .filter(|evidence| is_counted(evidence))
+            .count()
+    }
+
+    fn count_verdict(&self, verdict: Verdict) -> usize {
+        self.count(|evidence| evidence.verdict() == verdict)
+    }
+
+    fn violations(&self) -> Vec<String> {
+        let fault = self.fault.name();
+        let mut violations = Vec::new();
+        for evidence in &self.evidence {
+            let Evidence { call_id, report, .. } = evidence;
+            let mut add = |what: &str| violations.push(format!("{fault}: {call_id} {what}: {report}"));
+            match evidence.verdict() {
+                Verdict::Lost => add("was accepted and is lost"),
+                Verdict::Spent if !self.fault.leaves_nobody_to_accept_calls() => {
+                    add("was spent by the queue, although there was a builder");
+                }
+                _ => {}
+            }
+            if evidence.is_built_twice() {
+                add(&format!("was built {} times", evidence.builds));
+            }
+            if evidence.is_deployed_twice() {
+                add(&format!("was deployed {} times", evidence.deployments));
+            }
+        }
+        let wrong = self.wrong_pages.iter();
+        violations.extend(wrong.map(|page| format!("{fault}: {page}")));
+        if self.recoveries.len() < self.fault.occurrences() {
+            violations.push(format!(
+                "{fault}: the fault did not happen: the builds ended before"
+            ));
+        }
+        violations
+    }
+
+    fn to_json(&self) -> Value {
+        let evidence = self.evidence.iter().map(|evidence| {
+            json!({
+                "callId": evidence.call_id,
+                "function": evidence.function,
+                "version": evidence.version,
+                "deliveries": evidence.deliveries,
+                "callbacks": evidence.callbacks,
+                "successfulCallbacks": evidence.successful_callbacks,
+                "builds": evidence.builds,
+                "digest": evidence.digest,
+                "deployments": evidence.deployments,
+                "verdict": format!("{:?}", evidence.verdict()).to_lowercase(),
+                "report": evidence.report,
+            })
+        });
+        let recoveries = self.recoveries.iter().map(|recovery| {
+            json!({
+                "outageSeconds": recovery.outage.as_secs_f64(),
+                "firstSeconds": recovery.first.map(|time| time.as_secs_f64()),
+                "allSeconds": recovery.all.map(|time| time.as_secs_f64()),
+            })
+        });
+        json!({
+            "fault": self.fault.name(),
+            "submitted": self.evidence.len(),
+            "deliveries": self.evidence.iter().map(|evidence| evidence.deliveries).sum::<usize>(),
+            "deliveredOnce": self.count(|evidence| evidence.deliveries == 1),
+            "accepted": self.count(|evidence| evidence.is_accepted),
+            "built": self.count(|evidence| evidence.digest.is_some()),
+            "deployed": self.count(|evidence| evidence.deployments > 0),
+            "superseded": self.count_verdict(Verdict::Superseded),
+            "lost": self.count_verdict(Verdict::Lost),
+            "builtTwice": self.count(Evidence::is_built_twice),
+            "deployedTwice": self.count(Evidence::is_deployed_twice),
+            "spent": self.count_verdict(Verdict::Spent),
+            "withSuccessfulCallback": self.count(|evidence| evidence.successful_callbacks > 0),
+            "sentAgain": self.sent_again,
+            "stalled": self.has_stalled,
+            "wrongPages": self.wrong_pages,
+            "recoveries": recoveries.collect::<Vec<_>>(),
+            "seconds": self.took.as_secs_f64(),
+            "submissions": evidence.collect::<Vec<_>>(),
+        })
+    }
+
+    fn cells(&self) -> [String; COLUMNS.len()] {
+        let deliveries = self.evidence.iter().map(|evidence| evidence.deliveries);
+        let recoveries: Vec<_> = self
+            .recoveries
+            .iter()
+            .map(|recovery| format!("{}, {}", seconds(recovery.first), seconds(recovery.all)))
+            .collect();
+        [
+            self.fault.name().to_owned(),
+            self.evidence.len().to_string(),
+            deliveries.sum::<usize>().to_string(),
+            self.count(|evidence| evidence.is_accepted).to_string(),
+            self.count(|evidence| evidence.digest.is_some()).to_string(),
+            self.count(|evidence| evidence.deployments > 0).to_string(),
+            self.count_verdict(Verdict::Superseded).to_string(),
+            self.count_verdict(Verdict::Lost).to_string(),
+            self.count(Evidence::is_built_twice).to_string(),
+            self.count(Evidence::is_deployed_twice).to_string(),
+            self.count_verdict(Verdict::Spent).to_string(),
+            recoveries.join("; "),
+            seconds(Some(self.took)),
+        ]
+    }
+}
+
+impl fmt::Display for SoakReport {
+    /// Formats the report as a table in Markdown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let write_row = |f: &mut fmt::Formatter<'_>, cells: &[String]| {
+            for (cell, (_, width)) in cells.iter().zip(COLUMNS) {
+                write!(f, "| {cell:<width$} ")?;
+            }
+            writeln!(f, "|")
+        };
+        write_row(f, &COLUMNS.map(|(name, _)| name.to_owned()))?;
+        write_row(f, &COLUMNS.map(|(_, width)| "-".repeat(width)))?;
+        self.phases
+            .iter()
+            .try_for_each(|phase| write_row(f, &phase.cells()))
+    }
+}
+
+fn seconds(time: Option<Duration>) -> String {
+    time.map_or_else(|| "-".to_owned(), |time| format!("{:.0} s", time.as_secs_f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished() -> Evidence {
+        Evidence {
+            call_id: "call".to_owned(),
+            deliveries: 2,
+            is_accepted: true,
+            builds: 1,
+            digest: Some("sha256:1".to_owned()),
+            deployments: 1,
+            ..Evidence::default()
+        }
+    }
+
+    fn report_of(fault: Fault, evidence: Evidence) -> SoakReport {
+        let recovery = Recovery {
+            outage: Duration::from_secs(2),
+            first: Some(Duration::from_secs(3)),
+            all: None,
+        };
+        let phase = PhaseReport {
+            fault,
+            evidence: vec![finished(), evidence],
+            recoveries: vec![recovery; fault.occurrences()],
+            wrong_pages: Vec::new(),
+            sent_again: 0,
+            has_stalled: false,
+            took: Duration::from_secs(60),
+        };
+        SoakReport { phases: vec![phase] }
+    }
+
+    #[test]
+    fn what_is_lost_or_done_twice_is_a_violation() {
+        assert_eq!(
+            report_of(Fault::Nats, finished()).violations(),
+            Vec::<String>::new()
+        );
+        for evidence in [
+            Evidence {
+                deployments: 0,
+                ..finished()
+            },
+            Evidence {
+                deployments: 2,
+                ..finished()
+            },
+            Evidence {
+                builds: 2,
+                ..finished()
+            },
+        ] {
+            let report = report_of(Fault::Nats, evidence);
+            assert_eq!(report.violations().len(), 1, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn the_queue_may_spend_calls_only_while_the_gateway_is_away() {
+        let spent = Evidence::default();
+        assert_eq!(report_of(Fault::Gateway, spent.clone()).violations().len(), 0);
+        assert_eq!(report_of(Fault::Builder, spent).violations().len(), 1);
+    }
+
+    #[test]
+    fn a_fault_that_did_not_happen_is_a_violation() {
+        let mut report = report_of(Fault::Nats, finished());
+        report.phases[0].recoveries.clear();
+        assert_eq!(report.violations().len(), 1);
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_phase() {
+        let table = report_of(Fault::Nats, finished()).to_string();
+        let rows: Vec<_> = table.lines().collect();
+        assert_eq!(rows.len(), 3, "{table}");
+        assert!(rows[2].starts_with("| nats         | 2         | 4 "), "{table}");
+        assert!(rows[2].contains("| 3 s, -"), "{table}");
+        assert_eq!(rows[0].len(), rows[2].len(), "{table}");
+    }
+}
