@@ -28,7 +28,8 @@ use crate::error::Error;
 pub(crate) use deployment::{Deployment, DeploymentStatus, EnclosedHandOver};
 pub(crate) use document::{DryRun, HandOver};
 pub(crate) use dry_run::DryRunOutcome;
-use retry::{Backoff, GatewayReply, describe_transient_failure};
+pub(crate) use retry::RetriedFailures;
+use retry::{Backoff, GatewayReply, describe_failed_deployment, describe_transient_failure};
 
 /// The name of the secret that hand-overs are signed with.
 pub(crate) const DEPLOY_SECRET_NAME: &str = "deploy-secret";
@@ -131,13 +132,14 @@ struct SignedMessage<'a> {
 }
 
 impl HandOverSigner<'_> {
-    /// Hands an image over, and waits for the outcome if the deployer is called directly. `on_retry` gets the
-    /// reason for every attempt that failed and is followed by another one.
+    /// Hands an image over, and waits for the outcome if the deployer is called directly. Sends it again after the `retried`
+    /// failures; `on_retry` gets the reason for every attempt that failed and is followed by another one.
     ///
     /// A deployer that cannot be reached is an outcome too, and not an error: the image exists.
     pub(crate) async fn hand_over(
         &self,
         hand_over: &HandOver<'_>,
+        retried: RetriedFailures,
         on_retry: impl FnMut(&str) + Send,
     ) -> Deployment {
         let settings = &self.deployer.settings;
@@ -147,7 +149,7 @@ impl HandOverSigner<'_> {
             DeployVia::Callback => return self.enclose_in_answer(hand_over),
         };
         let message = self.sign_message(route, hand_over.call_id, hand_over);
-        let (result, attempts) = self.send_until_final(&message, on_retry).await;
+        let (result, attempts) = self.send_until_final(&message, retried, on_retry).await;
         let reason = match result {
             Ok((StatusCode::ACCEPTED, _)) if settings.via == DeployVia::AsyncFunction => {
                 return Deployment::sent("queued", hand_over);
@@ -185,25 +187,35 @@ impl HandOverSigner<'_> {
         deployment
     }
 
-    /// Sends a message to the deployer, again after every transient failure while `deploy_timeout` leaves time for
-    /// another attempt. Returns the last result, and the number of attempts.
+    /// Sends a message to the deployer, again after every one of the `retried` failures while `deploy_timeout` leaves time
+    /// for another attempt. Returns the last result, and the number of attempts.
     async fn send_until_final(
         &self,
         message: &SignedMessage<'_>,
+        retried: RetriedFailures,
         mut on_retry: impl FnMut(&str) + Send,
     ) -> (Result<GatewayReply, GatewayError>, usize) {
         let settings = &self.deployer.settings;
         let deadline = Instant::now() + settings.timeout;
-        let mut backoff = Backoff::new();
+        let (mut backoff, mut deployment_backoff) = (Backoff::new(), Backoff::after_deployments());
         let mut attempt = 1;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let result = self.send_once(message, left).await;
-            let wait = backoff.next_wait();
-            let has_time = Instant::now() + wait + MIN_ATTEMPT_TIME < deadline;
-            let Some(reason) = describe_transient_failure(&result).filter(|_| has_time) else {
-                return (result, attempt);
+            let failed_deployment = || {
+                describe_failed_deployment(&result)
+                    .filter(|_| retried == RetriedFailures::DeliveryAndPlatform)
             };
+            let (reason, wait) = match describe_transient_failure(&result) {
+                Some(reason) => (reason, backoff.next_wait()),
+                None => match failed_deployment() {
+                    Some(reason) => (reason, deployment_backoff.next_wait()),
+                    None => return (result, attempt),
+                },
+            };
+            if Instant::now() + wait + MIN_ATTEMPT_TIME >= deadline {
+                return (result, attempt);
+            }
             tracing::warn!(
                 deployer = settings.function,
                 attempt,

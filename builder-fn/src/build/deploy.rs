@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::call::{BuilderCall, wait_for_expiry};
 use crate::buildkit::BuiltImage;
 use crate::error::Error;
-use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner};
+use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner, RetriedFailures};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, SubmissionTimeSource, SubmittedAt};
 
@@ -61,13 +61,17 @@ pub(super) async fn hand_over_image(
     log.push(lines.step_started(&step));
     let span = trace::span("deploy");
     span.set_attribute("slipway.function", function.to_owned());
+    let retried = match call.is_asynchronous {
+        true => RetriedFailures::DeliveryAndPlatform,
+        false => RetriedFailures::Delivery,
+    };
     let on_retry = |reason: &str| {
         log.push(
             lines.format_unrecorded_warning(&format!("the hand-over failed and is sent again: {reason}")),
         );
     };
     let deployment = tokio::select! {
-        deployment = span.run(signer.hand_over(&hand_over, on_retry)) => deployment,
+        deployment = span.run(signer.hand_over(&hand_over, retried, on_retry)) => deployment,
         _ = wait_for_expiry(call.build_time_limit(None)) => Deployment::failed(
             "the call's time limit was reached before the deployment's outcome was known".into(),
         ),

@@ -6,13 +6,29 @@ use function_host::ErrorChain;
 use function_host::gateway::GatewayError;
 use function_host::http::StatusCode;
 
-use super::deployment::is_deployers_answer;
+use super::deployment::{Deployment, is_deployers_answer};
 
 /// The planned wait before the second attempt to reach the deployer. Jitter shortens it by up to half.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// The longest wait before an attempt to reach the deployer.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// The planned wait before a deployment that the platform failed is tried again. The deployer has tried it several times
+/// itself, and each attempt may replace the running version for a moment.
+const FIRST_DEPLOYMENT_WAIT: Duration = Duration::from_secs(4);
+
+/// The longest wait before a deployment that the platform failed is tried again.
+const LONGEST_DEPLOYMENT_WAIT: Duration = Duration::from_secs(30);
+
+/// The failures of a hand-over after which it is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RetriedFailures {
+    /// The deployer gave no answer, or was too busy. Its own answer is final: the caller can try again.
+    Delivery,
+    /// The deployer gave no answer, or answered that the platform failed: nobody but the builder tries again.
+    DeliveryAndPlatform,
+}
 
 /// Status and body of the answer to a request, as the gateway passes it on.
 pub(super) type GatewayReply = (StatusCode, Vec<u8>);
@@ -21,19 +37,31 @@ pub(super) type GatewayReply = (StatusCode, Vec<u8>);
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,
+    longest: Duration,
 }
 
 impl Backoff {
-    /// Creates a sequence of waits that begins with the shortest one.
+    /// Creates the sequence of waits after a failure to reach the deployer, which begins with the shortest one.
     pub(super) fn new() -> Self {
-        Self { next: FIRST_WAIT }
+        Self {
+            next: FIRST_WAIT,
+            longest: LONGEST_WAIT,
+        }
+    }
+
+    /// Creates the sequence of waits after a deployment that the platform failed.
+    pub(super) fn after_deployments() -> Self {
+        Self {
+            next: FIRST_DEPLOYMENT_WAIT,
+            longest: LONGEST_DEPLOYMENT_WAIT,
+        }
     }
 
     /// Returns the sequence's next wait: between half of the planned one and all of it, so that several
     /// builders do not retry at the same moment.
     pub(super) fn next_wait(&mut self) -> Duration {
         let wait = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
-        self.next = (self.next * 2).min(LONGEST_WAIT);
+        self.next = (self.next * 2).min(self.longest);
         wait
     }
 }
@@ -59,6 +87,16 @@ pub(super) fn describe_transient_failure(result: &Result<GatewayReply, GatewayEr
     }
 }
 
+/// Describes the deployer's answer that a deployment failed because of the platform; returns `None` for any other result.
+pub(super) fn describe_failed_deployment(result: &Result<GatewayReply, GatewayError>) -> Option<String> {
+    match result {
+        Ok((status @ StatusCode::BAD_GATEWAY, body)) if is_deployers_answer(body) => {
+            Some(Deployment::from_answer(*status, body).reasons_in_one_line())
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use function_host::http::Method;
@@ -75,6 +113,23 @@ mod tests {
             planned = (planned * 2).min(LONGEST_WAIT);
         }
         assert_eq!(planned, LONGEST_WAIT);
+    }
+
+    #[test]
+    fn only_the_deployers_own_502_is_a_deployment_that_the_platform_failed() {
+        let answer = r#"{"status":"rolled_back","reasons":["cannot pull","restored"]}"#;
+        for (status, body, reason) in [
+            (502, answer, Some("cannot pull; restored")),
+            (502, "upstream failed", None),
+            (200, answer, None),
+            (409, answer, None),
+            (422, answer, None),
+            (500, answer, None),
+        ] {
+            let status = StatusCode::from_u16(status).expect("status");
+            let result = Ok((status, body.as_bytes().to_vec()));
+            assert_eq!(describe_failed_deployment(&result).as_deref(), reason, "{status}");
+        }
     }
 
     #[test]

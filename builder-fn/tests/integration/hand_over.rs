@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{self, start_answering_gateway};
+use crate::persistence::send_queued_build;
 use crate::setting::{Answer, CALL_ID, TestBuilder, build_request_with, hmac_keys, request_tar_with};
 
 /// Sends a build request whose config has `deploy`, in a background task.
@@ -300,8 +301,41 @@ async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged()
     assert_eq!(notices, failures.len(), "{log}");
 }
 
+/// The queue does not try again, and what failed may be back a moment later.
 #[tokio::test]
-async fn the_deployers_own_failure_is_not_sent_again() {
+async fn a_queued_builds_deployment_that_the_platform_failed_is_tried_again() {
+    let (address, mut received) = gateway::start_manual_gateway().await;
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
+    setting.write_secret("deploy-secret", "deploy key");
+
+    let own = setting.clone();
+    let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
+    let answer = tokio::spawn(async move { send_queued_build(&own, tar).await });
+    let dry_run = received.recv().await.expect("a dry run");
+    dry_run.answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
+    let_build_succeed(&mut calls).await;
+    let first = received.recv().await.expect("a hand-over");
+    let body = first.body();
+    first.answer(
+        502,
+        r#"{"status":"rolled_back","reasons":["the registry is away"]}"#,
+    );
+    let second = received.recv().await.expect("a second hand-over");
+    assert_eq!(second.body(), body);
+    second.answer(200, r#"{"status":"ready"}"#);
+
+    let answer = answer.await.expect("no panic");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let log = answer.body["log"].to_string();
+    assert!(
+        log.contains("warning: the hand-over failed and is sent again: the registry is away"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn the_deployers_own_failure_is_not_sent_again_for_a_caller_who_waits() {
     let (address, mut received) =
         start_answering_gateway(502, r#"{"status":"failed","reasons":["x"]}"#).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
