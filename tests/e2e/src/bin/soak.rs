@@ -12,6 +12,7 @@ use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use slipway_e2e::soak::{Fault, SoakOptions, run_soak};
+use slipway_stack::{ProgressSink, stop_named_stack};
 
 #[derive(Parser)]
 struct SoakArguments {
@@ -62,7 +63,14 @@ async fn main() -> Result<ExitCode> {
     if !arguments.faults.is_empty() {
         options.faults = arguments.faults;
     }
-    let report = run_soak(&options, Some(&folder), |text| eprintln!("{text}")).await?;
+    let report = tokio::select! {
+        report = run_soak(&options, Some(&folder), |text| eprintln!("{text}")) => report?,
+        _ = tokio::signal::ctrl_c() => {
+            // The processes ended when the test was dropped.
+            stop_named_stack(&options.stack, true, &ProgressSink::to_stderr()).await?;
+            return Ok(ExitCode::from(130));
+        }
+    };
     println!("{report}");
     fs::write(&arguments.report, format!("{:#}\n", report.to_json()))
         .with_context(|| format!("writing {}", arguments.report.display()))?;

@@ -1,6 +1,8 @@
 //! The queue-workers of a soak test: processes in the stack's network, each with a hostname of its own.
 //!
-//! A queue-worker's name at NATS is derived from its hostname, and NATS lets in one client of a name.
+//! A queue-worker's name at NATS is derived from its hostname, and NATS lets in one client of a name. The first worker has
+//! the machine's, as the stack's own queue-worker had: it takes its place. Otherwise NATS would go on sending calls to the
+//! one that has gone.
 
 use std::{process::Command, time::Duration};
 
@@ -73,6 +75,9 @@ impl QueueWorkers {
 /// Starts a queue-worker with a hostname of its own in the stack's network.
 fn spawn_worker(stack: &Stack, number: usize, ack_wait: Duration) -> Result<LoggedProcess> {
     let worker = stack.queue_worker_command(ack_wait)?;
+    if number == 0 {
+        return spawn_in_network_of(stack, worker);
+    }
     let mut command = Command::new("unshare");
     command.args(["--uts", "--", "sh", "-c"]);
     // The namespace is that of the shell, and then of the queue-worker in its place.
