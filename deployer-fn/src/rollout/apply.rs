@@ -26,6 +26,10 @@ const PERMANENT_PULL_ERROR_TEXTS: [&str; 6] = [
     "invalid reference",
 ];
 
+/// The text in a provider's answer that says that an image was not pulled. faasd answers so with 400 to a creation,
+/// whatever the reason.
+const PULL_ERROR_TEXT: &str = "unable to pull image";
+
 /// The provider's answer to a version that was sent to it.
 #[derive(Debug)]
 pub(super) enum ApplyAnswer {
@@ -161,9 +165,9 @@ fn interpret_response(
             unclear("the server at gateway_url does not have the gateway's API")
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unclear("the gateway is busy"),
-        status if status.is_client_error() => ApplyAnswer::Rejected(format!(
-            "the provider rejected the specification: it answered {text}"
-        )),
+        status if status.is_client_error() && !is_passing_pull_error(&response) => ApplyAnswer::Rejected(
+            format!("the provider rejected the specification: it answered {text}"),
+        ),
         _ if is_permanent_pull_error(&response) => ApplyAnswer::Unclear(
             FaultyParty::Caller,
             format!("the image cannot be pulled: the provider answered {text}"),
@@ -179,4 +183,11 @@ fn is_permanent_pull_error(response: &Response<Bytes>) -> bool {
         && PERMANENT_PULL_ERROR_TEXTS
             .iter()
             .any(|words| text.contains(words))
+}
+
+/// Returns whether a provider's response says that it did not pull the image, for a reason that may pass: the registry
+/// cannot be reached, or fails.
+fn is_passing_pull_error(response: &Response<Bytes>) -> bool {
+    let text = String::from_utf8_lossy(response.body()).to_lowercase();
+    text.contains(PULL_ERROR_TEXT) && !is_permanent_pull_error(response)
 }

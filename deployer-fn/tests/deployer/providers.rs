@@ -212,6 +212,40 @@ async fn a_creation_that_faasd_rejects_is_refused() {
     }
 }
 
+/// faasd answers 400 to a creation whenever it does not pull the image.
+#[tokio::test(start_paused = true)]
+async fn a_creation_whose_image_cannot_be_pulled_while_the_registry_is_away_is_tried_again() {
+    let away = (
+        400,
+        "unable to pull image registry.example/hello: dial tcp 10.1.2.3:5000: connect: connection refused\n",
+    );
+    let attempt = |(status, text): (u16, &str)| {
+        [
+            expect_status_request().expected_times(2).answered_with(404, ""),
+            expect_update_request().answered_with(404, "service hello not found\n"),
+            expect_create_request().answered_with(status, text),
+        ]
+    };
+    let ready = [
+        expect_status_request().answered_with(200, new_state(1)),
+        expect_probe_request().answered_with(200, "OK"),
+    ];
+    let calls = [away, (200, "")].into_iter().flat_map(attempt).chain(ready);
+    let outcome = roll_out(calls).await;
+    assert_outcome(&outcome, Status::Ready, None, &[]);
+
+    let gone = expect_status_request()
+        .expected_times(ANY_NUMBER_OF_TIMES)
+        .answered_with(404, "");
+    let outcome = roll_out([away; 3].into_iter().flat_map(attempt).chain([gone])).await;
+    assert_outcome(
+        &outcome,
+        Status::RolledBack,
+        Some(FaultyParty::Platform),
+        &["connection refused"],
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first() {
     for (status, info) in [
