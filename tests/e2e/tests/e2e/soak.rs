@@ -18,8 +18,8 @@ async fn queued_builds_are_done_once_while_a_queue_worker_and_both_builders_are_
     let _parts = testbed.share_parts().await;
     let options = SoakOptions {
         stack: format!("{}-soak", testbed.stack.name()),
-        submissions: 12,
-        functions: 6,
+        submissions: 8,
+        functions: 8,
         workers: 4,
         killed_workers: 1,
         build_time: Duration::from_secs(3),
