@@ -131,8 +131,9 @@ impl SoakPlatform {
             .get((number + 1) % BUILDERS)
             .and_then(Option::as_ref);
         let other = other.context("the other builder does not run")?;
+        let delivered = self.router.journal().calls_in_progress();
         let acceptances = async {
-            for id in self.router.journal().calls_in_progress() {
+            for id in delivered {
                 while other.ask(&format!("/builds/{id}")).await?.0 == 404 {
                     // The builders send no events to this process.
                     tokio::time::sleep(Duration::from_millis(20)).await;
