@@ -166,6 +166,7 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
         let attempt = tokio::select! {
+            biased;
             attempt = self.attempt_solve(placed, request, call, observe, lines, log) => attempt,
             daemon = placed.wait_until_built_elsewhere(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
         };

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{SolveRequest, StatusResponse};
 use builder_fn::buildkit::{
@@ -250,6 +250,58 @@ async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_
     let third = spawn_queued_build(&after, "call", tar);
     assert_eq!(digest_of(third).await, "sha256:12");
     fakes.assert_no_further_solve();
+    for (number, calls) in fakes.calls.iter().enumerate() {
+        if number != daemon {
+            assert_eq!(
+                calls.history.decoded_records(),
+                0,
+                "{number} has no record of the call"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_build_makes_no_daemon_decode_its_records() {
+    let mut fakes = FakeDaemons::start(3);
+    let builder = fakes.builder();
+    for calls in &fakes.calls {
+        calls.add_finished_build("earlier", Ok("sha256:12"));
+    }
+    let build = spawn_queued_build(&builder, "call", tar_of(IMAGE));
+    let (_, solve) = fakes.next_solve().await;
+    solve.answer_with_digest("sha256:12");
+    digest_of(build).await;
+    for calls in &fakes.calls {
+        assert_eq!(calls.history.decoded_records(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_signed_request_is_accepted_once_by_builders_that_prefer_different_daemons() {
+    let tar_signed_now = || {
+        let now = jiff::Timestamp::try_from(SystemTime::now()).expect("a time");
+        request_tar_with(json!({"image": image_preferring(3, 4), "submittedAt": now.to_string()}))
+    };
+    for outcome in [Ok("sha256:12"), Err("exit code: 1")] {
+        let mut fakes = FakeDaemons::start(3);
+        let before = fakes.builder().with_max_age(Duration::from_secs(600));
+        fakes.add();
+        let after = fakes.builder().with_max_age(Duration::from_secs(600));
+        let tar = tar_signed_now();
+        let first = spawn_build(&before, "first", tar.clone());
+        let (_, solve) = fakes.next_solve().await;
+        match outcome {
+            Ok(digest) => solve.answer_with_digest(digest),
+            Err(error) => solve.answer_with_error(tonic::Status::unknown(error)),
+        }
+        complete_or_panic(first).await.expect("no panic");
+
+        let second = spawn_build(&after, "second", tar);
+        let answer = complete_or_panic(second).await.expect("no panic");
+        assert_eq!(answer.status, 409, "{outcome:?}: {:?}", answer.body);
+        fakes.assert_no_further_solve();
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::member::PoolMember;
-use crate::buildkit::job::is_connection_loss;
+use crate::buildkit::job::{ATTEMPTS_MAX, is_connection_loss};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection, ListedBuild};
 
 /// The longest wait for a daemon's history. A daemon that takes longer counts as one that does not answer.
@@ -88,6 +88,18 @@ impl DaemonAnswer {
     /// Reads the attempts of the build from the daemon's records. A history that fails counts as one without records: it
     /// prevents no build.
     pub(super) async fn read_attempts(&mut self, reference: &BuildReference, call: &Cancellation) {
+        // The first attempt may be another daemon's. Only a daemon that has one decodes its records.
+        let mut is_recorded = self.is_recorded;
+        for number in 2..=ATTEMPTS_MAX {
+            if is_recorded {
+                break;
+            }
+            let name = reference.attempt_name(number);
+            is_recorded = self.connection.may_have_record(&name).await;
+        }
+        if !is_recorded {
+            return;
+        }
         let name = reference.to_string();
         match self.connection.list_attempts(&name, call).await {
             Ok(listing) => self.attempts = attempts_among(&listing.builds, reference),
