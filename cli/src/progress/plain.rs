@@ -45,7 +45,7 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
 }
 
 /// Formats the duration of a step; one of no measurable time came from the cache.
-pub(super) fn format_seconds(seconds: f64) -> String {
+fn format_seconds(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 0.005 => "cached or at once".to_owned(),
         seconds => format!("{seconds:.1} s"),
@@ -73,6 +73,13 @@ mod tests {
             code: 1,
         };
         assert_eq!(lines_of(&event), ["error: ab", "c", "next: do it"]);
+    }
+
+    #[test]
+    fn an_internal_step_that_is_done_at_once_is_not_shown() {
+        let ended = |name| lines_of(&Event::StepEnded { name, seconds: 0.0 });
+        assert!(ended("[internal] load .dockerignore").is_empty());
+        assert_eq!(ended("[2/3] COPY a b"), ["=> [2/3] COPY a b cached or at once"]);
     }
 
     #[test]

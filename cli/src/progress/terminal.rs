@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Event;
-use super::plain::{format_bytes, format_seconds, lines_of};
+use super::plain::{format_bytes, lines_of};
 use crate::output::printable;
 
 /// The number of lines of output that are shown below the running steps.
@@ -67,7 +67,7 @@ impl TerminalDisplay {
                 bar.set_prefix(fitting(&printable(name)));
                 self.steps.push(((*name).to_owned(), bar));
             }
-            Event::StepEnded { name, seconds } => {
+            Event::StepEnded { name, .. } => {
                 let ended = self.steps.iter().position(|(running, _)| running == name);
                 if let Some(index) = ended {
                     self.bars.remove(&self.steps.remove(index).1);
@@ -75,7 +75,9 @@ impl TerminalDisplay {
                 if self.steps.is_empty() {
                     self.clear_output();
                 }
-                self.print(&format!(" => {} {}", printable(name), format_seconds(*seconds)));
+                for line in lines_of(event) {
+                    self.print(&format!(" {line}"));
+                }
             }
             Event::StepProgress { id, current } => {
                 if let Some((_, bar)) = self.steps.last() {

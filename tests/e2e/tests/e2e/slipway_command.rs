@@ -66,7 +66,7 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     let submitted = submitted.context("no event of the submission")?;
     assert_eq!(submitted["route"], "queue");
     assert!(
-        events.iter().any(|event| event["event"] == "step_ended"),
+        events.iter().any(|event| event["event"] == "running"),
         "{events:?}"
     );
     assert_eq!(testbed.functions.get_function_page(name).await?, (200, page));
