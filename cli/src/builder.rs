@@ -7,7 +7,7 @@ mod request;
 mod streamed;
 mod verdict;
 
-pub(crate) use client::{BuilderClient, Refusal, RequestError};
+pub(crate) use client::{BuilderClient, Refusal, RequestError, SubmittedBuild};
 pub(crate) use log_line::LogLine;
 pub(crate) use record::Record;
 pub(crate) use request::{Route, Submission, build_path, escape, format_time};

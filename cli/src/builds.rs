@@ -1,5 +1,7 @@
 //! The commands about builds: `slipway builds`, `status`, `logs` and `cancel`.
 
+use std::time::Duration;
+
 use clap::Args;
 use function_host::http::Method;
 use serde_json::Value;
@@ -10,7 +12,8 @@ use crate::failure::Failure;
 use crate::output::{print_result, printable};
 use crate::progress::{Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
-use crate::up::{Following, follow_log};
+use crate::stack_file::StackFile;
+use crate::up::{Following, cancel_build, follow_log};
 
 mod log;
 mod table;
@@ -60,7 +63,8 @@ struct Questions {
 impl Questions {
     /// Finds the builder: at its own address if there is one and it answers there, and through the gateway otherwise.
     async fn find(connection: &ConnectionArguments) -> Result<Self, Failure> {
-        let settings = connection.resolve(None)?;
+        let stack_gateway = StackFile::gateway_of_working_folder();
+        let settings = connection.resolve(stack_gateway.as_deref())?;
         let has_builder = settings.builder.is_some();
         let client = BuilderClient::new(settings)?;
         let route = match has_builder && client.probe(Route::Builder).await.is_ok() {
@@ -122,9 +126,22 @@ pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Fai
 /// Fails if the build cannot be cancelled any more.
 pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
     let questions = Questions::find(&arguments.connection).await?;
-    let build = questions.ask(Method::DELETE, &build_path(&arguments.id)).await?;
+    let cancelled = cancel_build(&questions.client, questions.route, &arguments.id).await;
+    let place = &questions.client.settings().key.place;
+    let build = cancelled.map_err(|error| failure_of_question(&error, place))?;
     show_build(&build, arguments.json);
-    Ok(ExitStatus::Success)
+    match build["state"].as_str() {
+        Some("cancelled") => Ok(ExitStatus::Success),
+        Some("success" | "failed") => Err(Failure::new(
+            ExitStatus::Failed,
+            "the build ended before it could be cancelled",
+            format!("see its log: slipway logs {}", arguments.id),
+        )),
+        _ => Err(Failure::platform(
+            "the build was told to end, and has not ended within a minute",
+            format!("see what becomes of it: slipway status {}", arguments.id),
+        )),
+    }
 }
 
 /// Prints what is known of a build.
@@ -178,15 +195,20 @@ fn failure_of_question(error: &RequestError, key_place: &str) -> Failure {
     }
 }
 
-/// Follows the log of a build to its end.
-async fn follow_to_end(questions: &Questions, id: &str, form: ProgressForm) -> Result<Value, Failure> {
+/// Follows the log of a build to its end. No builder may know it for the time `patience`.
+async fn follow_to_end(
+    questions: &Questions,
+    id: &str,
+    form: ProgressForm,
+    patience: Option<Duration>,
+) -> Result<Value, Failure> {
     let progress = Progress::new(form, id);
     let following = Following {
         client: &questions.client,
         route: questions.route,
         id,
         progress: &progress,
-        patience: None,
+        patience,
     };
     follow_log(&following).await
 }

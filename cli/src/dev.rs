@@ -12,9 +12,8 @@ use crate::context::PackedContext;
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::function::Function;
-use crate::interrupt::wait_for_interrupt;
+use crate::interrupt::Interrupts;
 use crate::output;
-use crate::progress::Progress;
 use crate::up::{BuildEnd, BuildOptions, FunctionBuild, Project, SourceArguments, pack};
 use watch::SourceWatcher;
 
@@ -48,8 +47,10 @@ pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure>
     warnings
         .iter()
         .for_each(|warning| output::print_message(&format!("warning: {warning}")));
+    let interrupts = Interrupts::receive()?;
     let mut session = DevSession {
         arguments,
+        interrupts: &interrupts,
         client,
         watcher: SourceWatcher::new()?,
         sent: HashMap::new(),
@@ -69,7 +70,7 @@ pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure>
             output::print_message("watching for changes; Ctrl-C ends");
             tokio::select! {
                 () = session.watcher.wait_for_change() => {}
-                () = wait_for_interrupt() => return Ok(ExitStatus::Success),
+                () = interrupts.next() => return Ok(ExitStatus::Success),
             }
         }
         project = Project::read(&arguments.source);
@@ -79,6 +80,7 @@ pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure>
 /// The state of the command between two changes.
 struct DevSession<'a> {
     arguments: &'a DevArguments,
+    interrupts: &'a Interrupts,
     client: BuilderClient,
     watcher: SourceWatcher,
     /// The fingerprints of what was sent last, by function.
@@ -138,14 +140,7 @@ impl DevSession<'_> {
         packed: &PackedContext,
         fingerprint_sent: u64,
     ) -> BuildFate {
-        let build = FunctionBuild {
-            client: &self.client,
-            function,
-            options: &self.arguments.build,
-            progress: Progress::new(self.arguments.build.progress, &function.name),
-            is_detached: false,
-            handles_interrupts: false,
-        };
+        let build = FunctionBuild::new(&self.client, function, &self.arguments.build, false);
         let mut end = std::pin::pin!(build.run_packed(packed));
         loop {
             tokio::select! {
@@ -162,7 +157,7 @@ impl DevSession<'_> {
                         return BuildFate::Outdated;
                     }
                 }
-                () = wait_for_interrupt() => return BuildFate::Interrupted,
+                () = self.interrupts.next() => return BuildFate::Interrupted,
             }
         }
     }
@@ -176,5 +171,10 @@ fn fingerprint(function: &Function, packed: &PackedContext) -> u64 {
     function.build_args.hash(&mut hasher);
     function.platforms.hash(&mut hasher);
     function.deploy.to_string().hash(&mut hasher);
+    for (name, path) in &function.build_secrets {
+        name.hash(&mut hasher);
+        // A file that cannot be read is reported when it is sealed.
+        std::fs::read(path).unwrap_or_default().hash(&mut hasher);
+    }
     hasher.finish()
 }

@@ -1,23 +1,29 @@
 //! The only place that writes to the standard output and the standard error, except for the live display.
 
+use std::io::{ErrorKind, Write as _};
+
 use crate::failure::Failure;
 
-/// Prints a line of the command's result to the standard output.
-#[expect(clippy::print_stdout, reason = "the output of a command-line program")]
+/// Prints a line of the command's result to the standard output. Ends the process if nobody reads it any more.
 pub(crate) fn print_result(line: &str) {
-    println!("{line}");
+    let mut stdout = std::io::stdout().lock();
+    let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    if written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+        std::process::exit(0);
+    }
 }
 
 /// Prints a message to the standard error.
-#[expect(clippy::print_stderr, reason = "the messages of a command-line program")]
 pub(crate) fn print_message(text: &str) {
-    eprintln!("{text}");
+    // Without a reader there is nobody to tell.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Prints an error, and what to do next, to the standard error.
 pub(crate) fn print_failure(failure: &Failure) {
-    print_message(&format!("slipway: {}", failure.message));
-    print_message(&format!("next: {}", failure.next));
+    let message: Vec<_> = failure.message.lines().map(printable).collect();
+    print_message(&format!("slipway: {}", message.join("\n")));
+    print_message(&format!("next: {}", printable(&failure.next)));
 }
 
 /// Returns a text without control characters and terminal escape sequences, which a build's output may contain.

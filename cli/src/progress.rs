@@ -78,7 +78,7 @@ impl Progress {
             }
             Display::Json => output::print_message(&self.to_json(event).to_string()),
             Display::Quiet => {
-                if let Event::Warning { .. } | Event::Failed { .. } = event {
+                if let Event::Warning { .. } | Event::Failed { .. } | Event::Notice { .. } = event {
                     let lines = plain::lines_of(event);
                     lines
                         .iter()
@@ -91,6 +91,11 @@ impl Progress {
     /// Shows a remark.
     pub(crate) fn note(&self, text: &str) {
         self.show(&Event::Note { text });
+    }
+
+    /// Shows a remark that the person needs, also where only warnings and errors are shown.
+    pub(crate) fn show_always(&self, text: &str) {
+        self.show(&Event::Notice { text });
     }
 
     /// Shows the events of a log's lines.

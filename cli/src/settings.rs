@@ -62,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) key: SigningKey,
     /// The tenant whose key it is.
     pub(crate) tenant: Option<String>,
+    /// The options that lead another command to the same builder, each with a space before it.
+    pub(crate) options: String,
 }
 
 /// The key that signs requests, and where it was found. `Debug` does not show it.
@@ -100,10 +102,43 @@ impl ConnectionArguments {
                 .map(|url| parse_url("the builder", &url))
                 .transpose()?
                 .map(|url| url.strip_suffix("/build").map(str::to_owned).unwrap_or(url)),
-            builder_function: self.builder_function.clone(),
+            builder_function: match self.builder_function.as_str() {
+                "" => DEFAULT_BUILDER_FUNCTION.to_owned(),
+                name => name.to_owned(),
+            },
             key: self.find_key(environment)?,
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.clone().filter(|tenant| !tenant.is_empty()),
+            options: self.options(stack_gateway),
         })
+    }
+
+    /// Returns the options that lead another command, in another folder, to the same builder.
+    fn options(&self, stack_gateway: Option<&str>) -> String {
+        let key = self.payload_secret.as_ref();
+        let key = key.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let key = key.map(|path| path.display().to_string());
+        let named = |name: &String| !name.is_empty() && name != DEFAULT_BUILDER_FUNCTION;
+        let options = [
+            ("gateway", self.gateway.as_deref().or(stack_gateway)),
+            ("builder", self.builder.as_deref()),
+            (
+                "builder-function",
+                Some(&self.builder_function)
+                    .filter(|name| named(name))
+                    .map(String::as_str),
+            ),
+            ("payload-secret", key.as_deref()),
+            (
+                "tenant",
+                self.tenant.as_deref().filter(|tenant| !tenant.is_empty()),
+            ),
+        ];
+        let given = options
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        given
+            .map(|(name, value)| format!(" --{name} {}", quote(value)))
+            .collect()
     }
 
     /// Finds the key that signs requests.
@@ -124,6 +159,15 @@ impl ConnectionArguments {
             "give the file with the builder's secret payload-secret: --payload-secret FILE, or SLIPWAY_PAYLOAD_SECRET_FILE \
              (for the local stack: eval \"$(make env)\")",
         ))
+    }
+}
+
+/// Quotes a value for a shell, if it needs that.
+fn quote(value: &str) -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:@".contains(character);
+    match value.chars().all(is_plain) {
+        true => value.to_owned(),
+        false => format!("'{}'", value.replace('\'', r"'\''")),
     }
 }
 
@@ -260,7 +304,43 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_is_none_is_an_error() {
+    fn the_options_that_were_given_lead_another_command_to_the_same_builder() {
+        let key = [(KEY_VARIABLE, "a key of the test")];
+        let options = |arguments: &ConnectionArguments, stack: Option<&str>| {
+            resolve(arguments, stack, &key).expect("settings").options
+        };
+        assert_eq!(options(&NONE, None), "");
+        assert_eq!(
+            options(&NONE, Some("https://stack.example")),
+            " --gateway https://stack.example"
+        );
+        let given = ConnectionArguments {
+            gateway: Some("https://named.example".into()),
+            builder_function: "its builder".into(),
+            tenant: Some("acme".into()),
+            ..NONE
+        };
+        assert_eq!(
+            options(&given, Some("https://stack.example")),
+            " --gateway https://named.example --builder-function 'its builder' --tenant acme"
+        );
+    }
+
+    #[test]
+    fn an_empty_tenant_and_an_empty_name_count_as_none() {
+        let arguments = ConnectionArguments {
+            tenant: Some(String::new()),
+            ..NONE
+        };
+        let settings = resolve(&arguments, None, &[(KEY_VARIABLE, "key")]).expect("settings");
+        assert_eq!(
+            (settings.tenant, settings.builder_function.as_str()),
+            (None, DEFAULT_BUILDER_FUNCTION)
+        );
+    }
+
+    #[test]
+    fn a_malformed_url_is_an_error() {
         for url in ["ftp://x", "http://", "http://x?y=1"] {
             let arguments = ConnectionArguments {
                 gateway: Some(url.into()),

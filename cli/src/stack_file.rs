@@ -54,6 +54,12 @@ impl StackFile {
         Self::parse(path, &text, &|name| std::env::var(name).ok())
     }
 
+    /// Returns the gateway of the working folder's stack file, if there is a valid one that names a gateway.
+    pub(crate) fn gateway_of_working_folder() -> Option<String> {
+        let path = DEFAULT_NAMES.iter().map(Path::new).find(|path| path.is_file())?;
+        Self::read(Some(path)).ok()?.gateway
+    }
+
     /// Parses the text of a stack file, with the values of environment variables from `environment`.
     ///
     /// # Errors

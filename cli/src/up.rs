@@ -7,18 +7,21 @@ mod project;
 mod route;
 mod submit;
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::builder::{BuilderClient, Verdict};
+use crate::builder::{BuilderClient, Route, Verdict};
 use crate::context::{Layout, PackedContext};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::function::Function;
+use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::{Event, Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
+pub(crate) use cancellation::cancel_build;
 pub(crate) use follow::{Following, follow_log};
 pub(crate) use project::{Project, SourceArguments};
 use route::RouteChoice;
@@ -94,8 +97,15 @@ pub(crate) struct FunctionBuild<'a> {
     pub(crate) progress: Progress,
     /// Whether the build is left alone as soon as it is queued.
     pub(crate) is_detached: bool,
-    /// Whether Ctrl-C detaches from the build, or cancels it. Without this, Ctrl-C is handled elsewhere.
-    pub(crate) handles_interrupts: bool,
+    /// The build, once a builder or the queue has it.
+    handed: RefCell<Option<Handed>>,
+}
+
+/// A build that a builder or the queue has.
+#[derive(Clone, Debug)]
+struct Handed {
+    route: Route,
+    id: String,
 }
 
 impl BuildOptions {
@@ -116,17 +126,11 @@ pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> 
         .iter()
         .for_each(|warning| output::print_message(&format!("warning: {warning}")));
     let client = BuilderClient::new(settings)?;
+    let interrupts = Interrupts::receive()?;
     let mut status = ExitStatus::Success;
     for function in project.functions() {
-        let build = FunctionBuild {
-            client: &client,
-            function,
-            options: &arguments.build,
-            progress: Progress::new(arguments.build.progress, &function.name),
-            is_detached: arguments.detach,
-            handles_interrupts: true,
-        };
-        let end = build.run().await?;
+        let build = FunctionBuild::new(&client, function, &arguments.build, arguments.detach);
+        let end = build.run(&interrupts).await?;
         let ended = build.show_end(&end);
         if status == ExitStatus::Success {
             status = ended;
@@ -146,13 +150,41 @@ pub(crate) fn pack(function: &Function) -> Result<PackedContext, Failure> {
     PackedContext::pack(&Layout::of_function(function)?)
 }
 
-impl FunctionBuild<'_> {
-    /// Packs the function, sends it and follows its build.
+impl<'a> FunctionBuild<'a> {
+    /// Creates the build of a function that nobody has yet.
+    pub(crate) fn new(
+        client: &'a BuilderClient,
+        function: &'a Function,
+        options: &'a BuildOptions,
+        is_detached: bool,
+    ) -> Self {
+        Self {
+            client,
+            function,
+            options,
+            progress: Progress::new(options.progress, &function.name),
+            is_detached,
+            handed: RefCell::new(None),
+        }
+    }
+
+    /// Packs the function, sends it and follows its build, or does what Ctrl-C asks for.
     ///
     /// # Errors
     /// Fails if the function cannot be packed, or no builder takes it.
-    pub(crate) async fn run(&self) -> Result<BuildEnd, Failure> {
-        self.run_packed(&pack(self.function)?).await
+    pub(crate) async fn run(&self, interrupts: &Interrupts) -> Result<BuildEnd, Failure> {
+        let mut work = std::pin::pin!(async { self.run_packed(&pack(self.function)?).await });
+        loop {
+            tokio::select! {
+                end = &mut work => return end,
+                () = interrupts.next() => {
+                    let handed = self.handed.borrow().clone();
+                    if let Some(end) = self.handle_interrupt(interrupts, handed).await? {
+                        return Ok(end);
+                    }
+                }
+            }
+        }
     }
 
     /// Sends the packed function and follows its build.

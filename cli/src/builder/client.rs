@@ -30,6 +30,10 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// The size of the largest answer that is read as a whole, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// The most characters of an error that are shown, and of an answer that is not the builder's.
+const ERROR_CHARS_MAX: usize = 4096;
+const QUOTED_CHARS_MAX: usize = 300;
+
 /// The size of the pieces in which a body is sent, in bytes.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -265,9 +269,9 @@ impl Refusal {
         let outcome: Option<Value> = serde_json::from_slice(body).ok();
         let mut outcome = outcome.filter(Value::is_object).unwrap_or_default();
         let text = match outcome["error"].as_str() {
-            Some(error) => error.to_owned(),
+            Some(error) => error.chars().take(ERROR_CHARS_MAX).collect(),
             None => {
-                let start: String = text.trim().chars().take(300).collect();
+                let start: String = text.trim().chars().take(QUOTED_CHARS_MAX).collect();
                 match start.is_empty() {
                     true => "the answer is empty".to_owned(),
                     false => start,

@@ -207,6 +207,7 @@ mod tests {
                 place: "the test".into(),
             },
             tenant: Some("acme".into()),
+            options: String::new(),
         }
     }
 

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use function_host::ErrorChain;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use http_body_util::BodyDataStream;
 use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
 
 use super::Record;
 
@@ -17,8 +20,10 @@ const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// The records of a streamed answer: one on each line, or one in each server-sent event.
 pub(crate) struct RecordStream {
-    chunks: BodyDataStream<Incoming>,
+    chunks: BoxStream<'static, Result<Bytes, String>>,
     lines: LineBuffer,
+    /// The time of the last byte.
+    last_byte: Instant,
 }
 
 /// The reason why a stream ended without a terminal record.
@@ -29,13 +34,20 @@ pub(crate) struct StreamCut(pub(crate) String);
 impl RecordStream {
     /// Creates the stream of the records in a body.
     pub(super) fn new(body: Incoming) -> Self {
+        let chunks = BodyDataStream::new(body);
+        Self::of_chunks(chunks.map_err(|error| ErrorChain(&error).to_string()).boxed())
+    }
+
+    /// Creates the stream of the records in chunks of bytes.
+    fn of_chunks(chunks: BoxStream<'static, Result<Bytes, String>>) -> Self {
         Self {
-            chunks: BodyDataStream::new(body),
+            chunks,
             lines: LineBuffer::default(),
+            last_byte: Instant::now(),
         }
     }
 
-    /// Returns the next record.
+    /// Returns the next record. A call that is dropped loses nothing, and the silence before it counts.
     ///
     /// # Errors
     /// Fails if the stream ends, or sends nothing for a minute.
@@ -44,12 +56,13 @@ impl RecordStream {
             if let Some(record) = self.lines.take_record() {
                 return Ok(record);
             }
-            let chunk = tokio::time::timeout(SILENCE_MAX, self.chunks.next()).await;
+            let chunk = timeout_at(self.last_byte + SILENCE_MAX, self.chunks.next()).await;
             match chunk {
-                Ok(Some(Ok(chunk))) => self.lines.push(&chunk)?,
-                Ok(Some(Err(error))) => {
-                    return Err(StreamCut(function_host::ErrorChain(&error).to_string()));
+                Ok(Some(Ok(chunk))) => {
+                    self.last_byte = Instant::now();
+                    self.lines.push(&chunk)?;
                 }
+                Ok(Some(Err(error))) => return Err(StreamCut(error)),
                 Ok(None) => return Err(StreamCut("it ended before the build".to_owned())),
                 Err(_) => return Err(StreamCut(format!("nothing came for {} s", SILENCE_MAX.as_secs()))),
             }
@@ -123,6 +136,20 @@ mod tests {
                 assert_eq!(found, ["l: T a", "l: T b"], "{prefix:?} {size}");
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_lost_also_for_a_reader_that_asks_again_and_again() {
+        let mut records = RecordStream::of_chunks(futures_util::stream::pending().boxed());
+        let begin = Instant::now();
+        let cut = loop {
+            match tokio::time::timeout(Duration::from_secs(16), records.next_record()).await {
+                Ok(record) => break record.expect_err("nothing comes"),
+                Err(_) => continue,
+            }
+        };
+        assert!(cut.to_string().contains("nothing came for 60 s"), "{cut}");
+        assert_eq!(begin.elapsed(), SILENCE_MAX);
     }
 
     #[test]

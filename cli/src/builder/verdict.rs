@@ -39,8 +39,17 @@ impl Verdict {
             let unsure = match deployed {
                 Some("ready") => return Self::running(format!("running{took}"), warnings),
                 Some("unverified") => texts(&deployment["reasons"]).join("; "),
-                Some(sent @ ("queued" | "handed_over")) => {
-                    format!("the deployment is {sent}, and its outcome is only in the deployer's log")
+                Some("handed_over") => {
+                    // Nobody delivers the answer with the hand-over to the deployer.
+                    return failed(
+                        ExitStatus::NotDeployed,
+                        "built, and not deployed: this builder leaves the hand-over to the caller (deploy_via=callback)"
+                            .to_owned(),
+                        "have the operator set deploy_via=function or deploy_via=async-function",
+                    );
+                }
+                Some("queued") => {
+                    "the deployment is queued, and its outcome is only in the deployer's log".to_owned()
                 }
                 Some(other) => format!("the deployer's answer has the unknown status {other:?}"),
                 None => "the builder's answer says nothing about the deployment".to_owned(),
@@ -74,6 +83,13 @@ impl Verdict {
                 "run slipway up again to build it after all",
             );
         }
+        if outcome["state"] == "unknown" {
+            return failed(
+                ExitStatus::PlatformFailed,
+                format!("what became of the build is not known: {error}"),
+                "call the function to see which version answers, and run slipway up again if it is not the new one",
+            );
+        }
         let code = outcome["code"].as_u64();
         if let Some(status) = deployed {
             return Self::of_failed_deployment(status, deployment, error, code, warnings);
@@ -102,6 +118,11 @@ impl Verdict {
                 "built, and rolled back: the new version did not work",
                 "see what the function logged (faas-cli logs NAME), correct it, and run slipway up again; the version before is \
                  running, if there was one",
+            ),
+            "refused" if code.is_some_and(|code| code >= 500) => (
+                ExitStatus::PlatformFailed,
+                "built, and the deployer did not take it",
+                "run slipway up again; if that fails, the operator finds the reason in the deployer's log",
             ),
             "refused" => (
                 ExitStatus::NotDeployed,
@@ -229,6 +250,12 @@ mod tests {
             (built("ready"), 0),
             (built("unverified"), 0),
             (built("queued"), 0),
+            (built("handed_over"), 3),
+            (
+                json!({"status": "failed", "error": "who knows", "state": "unknown"}),
+                4,
+            ),
+            (deployment("refused", 502), 4),
             (failed(422), 1),
             (json!({"status": "failed", "error": "exit code: 3"}), 1),
             (failed(400), 2),
@@ -263,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_strict_caller_does_not_count_an_unverified_version_as_running() {
-        for status in ["unverified", "queued", "handed_over"] {
+        for status in ["unverified", "queued"] {
             let outcome = json!({"status": "success", "deployment": {"status": status}});
             assert_eq!(Verdict::of_outcome(&outcome, true).status.code(), 3, "{status}");
             let verdict = Verdict::of_outcome(&outcome, false);

@@ -1,8 +1,11 @@
 //! The command `slipway logs`.
 
+use std::time::Duration;
+
 use clap::Args;
 use function_host::http::Method;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{Questions, failure_of_question, follow_to_end};
 use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, escape};
@@ -28,16 +31,45 @@ pub(crate) struct LogArguments {
     json: bool,
 }
 
+/// How long `slipway logs ID -f` waits until a builder accepts the build.
+const ACCEPTANCE_PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// The reason why a build was not found.
+enum LookupFailure {
+    /// No builder knows it.
+    NotFound(Failure),
+    /// The question was refused or lost.
+    Other(Failure),
+}
+
 /// Prints the log of a build to the standard output; with `--follow`, shows its progress until it ends.
 ///
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
 pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
     let questions = Questions::find(&arguments.connection).await?;
-    let build = find_build(&questions, &arguments.subject).await?;
+    let found = find_build(&questions, &arguments.subject).await;
+    let is_id = Uuid::try_parse(&arguments.subject).is_ok();
+    let (build, patience) = match found {
+        Ok(build) => (build, None),
+        // A build that was queued just now, which no builder has accepted yet.
+        Err(LookupFailure::NotFound(_)) if arguments.follow && is_id => {
+            (json!({"id": arguments.subject}), Some(ACCEPTANCE_PATIENCE))
+        }
+        Err(LookupFailure::NotFound(mut failure)) => {
+            if is_id {
+                failure.next = format!(
+                    "slipway logs {} -f waits until a builder accepts the build; slipway builds lists the builds",
+                    arguments.subject
+                );
+            }
+            return Err(failure);
+        }
+        Err(LookupFailure::Other(failure)) => return Err(failure),
+    };
     let id = build["id"].as_str().unwrap_or(&arguments.subject).to_owned();
     if arguments.follow && !arguments.json {
-        let outcome = follow_to_end(&questions, &id, ProgressForm::Auto).await?;
+        let outcome = follow_to_end(&questions, &id, ProgressForm::Auto, patience).await?;
         let verdict = Verdict::of_outcome(&outcome, false);
         print_message(&format!("{id}: {}", printable(&verdict.summary)));
         if let Some(next) = &verdict.next {
@@ -55,7 +87,7 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
 }
 
 /// Finds the build with this ID, or the newest one of the function with this name.
-async fn find_build(questions: &Questions, subject: &str) -> Result<Value, Failure> {
+async fn find_build(questions: &Questions, subject: &str) -> Result<Value, LookupFailure> {
     let by_id = questions
         .client
         .ask(questions.route, Method::GET, &build_path(subject))
@@ -64,19 +96,22 @@ async fn find_build(questions: &Questions, subject: &str) -> Result<Value, Failu
     let not_found = match by_id {
         Ok(build) => return Ok(build),
         Err(RequestError::Refused(refusal)) if refusal.status == 404 => refusal,
-        Err(error) => return Err(failure_of_question(&error, place)),
+        Err(error) => return Err(LookupFailure::Other(failure_of_question(&error, place))),
     };
     let path = format!("/builds?function={}&limit=1", escape(subject));
-    let list = questions.ask(Method::GET, &path).await?;
+    let list = questions
+        .ask(Method::GET, &path)
+        .await
+        .map_err(LookupFailure::Other)?;
     match list["builds"].get(0) {
         Some(build) => Ok(build.clone()),
-        None => Err(Failure::usage(
+        None => Err(LookupFailure::NotFound(Failure::usage(
             format!(
                 "there is no build {subject:?}, and none of a function of that name: {}",
                 not_found.text
             ),
             "slipway builds lists the builds",
-        )),
+        ))),
     }
 }
 
@@ -94,12 +129,10 @@ async fn print_log(
     loop {
         let record = match is_running && !arguments.follow {
             // A build that runs has no end yet: what there is comes at once.
-            true => {
-                match tokio::time::timeout(std::time::Duration::from_secs(2), records.next_record()).await {
-                    Ok(record) => record,
-                    Err(_) => return Ok(ExitStatus::Success),
-                }
-            }
+            true => match tokio::time::timeout(Duration::from_secs(2), records.next_record()).await {
+                Ok(record) => record,
+                Err(_) => return Ok(ExitStatus::Success),
+            },
             false => records.next_record().await,
         };
         let record = record.map_err(|cut| {

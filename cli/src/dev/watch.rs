@@ -1,12 +1,11 @@
 //! Notice of changes in the sources of functions.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use notify_debouncer_mini::notify::{RecommendedWatcher, RecursiveMode};
-use notify_debouncer_mini::{DebounceEventResult, Debouncer, new_debouncer};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::failure::Failure;
 
@@ -15,9 +14,11 @@ const QUIET_TIME: Duration = Duration::from_millis(150);
 
 /// A watcher of files and folders.
 pub(super) struct SourceWatcher {
-    debouncer: Debouncer<RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
+    watcher: RecommendedWatcher,
+    watched: Vec<PathBuf>,
     changes: mpsc::Receiver<()>,
+    /// Whether something has changed that no call has returned for.
+    has_changed: bool,
 }
 
 impl SourceWatcher {
@@ -28,19 +29,23 @@ impl SourceWatcher {
     pub(super) fn new() -> Result<Self, Failure> {
         // One change that waits stands for all that came before it is looked at.
         let (sender, changes) = mpsc::channel(1);
-        let on_change = move |_: DebounceEventResult| {
-            let _ = sender.try_send(());
+        let on_event = move |event: notify::Result<notify::Event>| {
+            if event.map_or(true, |event| is_change(event.kind)) {
+                let _ = sender.try_send(());
+            }
         };
-        let debouncer =
-            new_debouncer(QUIET_TIME, on_change).map_err(|error| unwatchable(Path::new("."), &error))?;
+        let watcher =
+            notify::recommended_watcher(on_event).map_err(|error| unwatchable(Path::new("."), &error))?;
         Ok(Self {
-            debouncer,
-            watched: BTreeSet::new(),
+            watcher,
+            watched: Vec::new(),
             changes,
+            has_changed: false,
         })
     }
 
-    /// Watches these folders and all that is in them, and the stack file, in addition to what is watched.
+    /// Watches these folders and all that is in them, and the stack file, and nothing else. Folders that were watched before
+    /// are watched anew, because another folder may have taken their place.
     ///
     /// # Errors
     /// Fails if one of them cannot be watched.
@@ -49,6 +54,10 @@ impl SourceWatcher {
         folders: impl Iterator<Item = PathBuf>,
         stack_file: &Path,
     ) -> Result<(), Failure> {
+        for path in self.watched.drain(..) {
+            // Fails for a folder that was removed.
+            let _ = self.watcher.unwatch(&path);
+        }
         // Editors replace a file by another one, so its folder is watched.
         let parent = stack_file
             .parent()
@@ -59,27 +68,80 @@ impl SourceWatcher {
             if self.watched.contains(&path) {
                 continue;
             }
-            self.debouncer
-                .watcher()
+            self.watcher
                 .watch(&path, mode)
                 .map_err(|error| unwatchable(&path, &error))?;
-            self.watched.insert(path);
+            self.watched.push(path);
         }
         Ok(())
     }
 
-    /// Waits for a change since the last call.
+    /// Waits for a change since the last call that returned, and until nothing changes any more. A call that is dropped
+    /// loses no change.
     pub(super) async fn wait_for_change(&mut self) {
-        if self.changes.recv().await.is_none() {
+        if !self.has_changed && self.changes.recv().await.is_none() {
             // The sender lives as long as the watcher.
             std::future::pending::<()>().await;
         }
+        self.has_changed = true;
+        while let Ok(Some(())) = timeout(QUIET_TIME, self.changes.recv()).await {}
+        self.has_changed = false;
     }
 }
 
-fn unwatchable(path: &Path, error: &notify_debouncer_mini::notify::Error) -> Failure {
+/// Returns whether an event may have changed a file. Reading one does not, and this command reads them all.
+fn is_change(kind: EventKind) -> bool {
+    !kind.is_access()
+}
+
+fn unwatchable(path: &Path, error: &notify::Error) -> Failure {
     Failure::platform(
         format!("could not watch {}: {error}", path.display()),
         "raise fs.inotify.max_user_watches, or run slipway up after each change",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
+
+    use super::*;
+
+    #[test]
+    fn reading_a_file_is_no_change() {
+        for (kind, expected) in [
+            (EventKind::Access(AccessKind::Open(AccessMode::Any)), false),
+            (EventKind::Access(AccessKind::Close(AccessMode::Read)), false),
+            (EventKind::Create(CreateKind::File), true),
+            (EventKind::Modify(ModifyKind::Any), true),
+            (EventKind::Remove(RemoveKind::File), true),
+            (EventKind::Any, true),
+        ] {
+            assert_eq!(is_change(kind), expected, "{kind:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_saved_file_is_a_change_also_in_a_folder_that_was_made_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let handler = folder.path().join("handler");
+        fs::create_dir(&handler).expect("a folder");
+        let mut watcher = SourceWatcher::new().expect("a watcher");
+        let stack_file = folder.path().join("stack.yaml");
+        let watch = |watcher: &mut SourceWatcher| {
+            let watched = watcher.watch([handler.clone()].into_iter(), &stack_file);
+            watched.expect("it is watched");
+        };
+        watch(&mut watcher);
+        fs::write(handler.join("file"), "one").expect("a file");
+        watcher.wait_for_change().await;
+        fs::remove_dir_all(&handler).expect("a folder");
+        fs::create_dir(&handler).expect("a folder");
+        watcher.wait_for_change().await;
+        watch(&mut watcher);
+        fs::write(handler.join("file"), "two").expect("a file");
+        watcher.wait_for_change().await;
+    }
 }

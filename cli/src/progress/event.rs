@@ -67,6 +67,11 @@ pub(crate) enum Event<'a> {
         /// The text.
         text: &'a str,
     },
+    /// A remark that the person needs, such as how to return to a build.
+    Notice {
+        /// The text.
+        text: &'a str,
+    },
     /// Something that may be wrong.
     Warning {
         /// The text.

@@ -14,7 +14,7 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         } => {
             let ignored = match ignored {
                 0 => String::new(),
-                ignored => format!(", without {ignored} that the ignore file excludes"),
+                ignored => format!(", without {ignored} files and folders that the ignore file excludes"),
             };
             vec![format!(
                 "packed {files} files, {} ({} compressed){ignored}",
@@ -26,13 +26,17 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         Event::Submitted { id, route } => vec![format!("sent through the {route} as build {id}")],
         Event::State { state } => vec![(*state).to_owned()],
         Event::StepStarted { name } => vec![format!("=> {}", printable(name))],
+        // BuildKit reports some of its own steps twice, first as done at once.
+        Event::StepEnded { name, seconds } if *seconds < 0.005 && name.starts_with("[internal]") => {
+            Vec::new()
+        }
         Event::StepEnded { name, seconds } => {
             vec![format!("=> {} {}", printable(name), format_seconds(*seconds))]
         }
         Event::Output { text } => vec![format!("   {}", printable(text))],
-        Event::Note { text } => text.lines().map(str::to_owned).collect(),
+        Event::Note { text } | Event::Notice { text } => text.lines().map(printable).collect(),
         Event::Warning { text } => vec![format!("warning: {}", printable(text))],
-        Event::Running { summary, url, image } => vec![format!("{summary}: {url} ({image})")],
+        Event::Running { summary, url, image } => vec![printable(&format!("{summary}: {url} ({image})"))],
         Event::Failed { summary, next, .. } => {
             let mut lines: Vec<_> = summary.lines().map(printable).collect();
             if let Some(first) = lines.first_mut() {

@@ -111,7 +111,11 @@ impl TerminalDisplay {
                 self.end_all();
                 self.print_lines(event, false);
             }
-            Event::Packed { .. } | Event::Submitted { .. } | Event::Note { .. } | Event::Warning { .. } => {
+            Event::Packed { .. }
+            | Event::Submitted { .. }
+            | Event::Note { .. }
+            | Event::Notice { .. }
+            | Event::Warning { .. } => {
                 self.print_lines(event, false);
             }
         }

@@ -1,51 +1,78 @@
-//! Ctrl-C while a build is followed: detaching from it, and cancelling it.
+//! Ctrl-C while a function is built: detaching from the build, and cancelling it.
 
 use std::time::Duration;
 
 use function_host::http::Method;
-use tokio::time::sleep;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
 
-use super::follow::cancelled_outcome;
 use super::submit::how_to_return;
-use super::{BuildEnd, FunctionBuild};
-use crate::builder::{RequestError, Route, Verdict, build_path};
+use super::{BuildEnd, FunctionBuild, Handed};
+use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::interrupt::{SECOND_INTERRUPT_WAIT, is_pressed_again};
+use crate::interrupt::{Interrupts, SECOND_INTERRUPT_WAIT};
 
-/// The number of attempts to cancel a build that no builder knows yet, and the pause between them.
-const UNKNOWN_BUILD_ATTEMPTS: (u32, Duration) = (20, Duration::from_millis(500));
+/// The longest time until a build that is being cancelled has ended, and the pause between two questions about it.
+const CANCEL_WAIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(500));
+
+/// The longest time until a builder knows a build that is to be cancelled.
+const ACCEPTANCE_WAIT: Duration = Duration::from_secs(10);
+
+/// Cancels a build, and returns what is known of it once it has ended, or after a minute. It may have ended otherwise
+/// meanwhile: its `state` says so.
+///
+/// # Errors
+/// Fails if the request is refused or lost.
+pub(crate) async fn cancel_build(
+    client: &BuilderClient,
+    route: Route,
+    id: &str,
+) -> Result<Value, RequestError> {
+    let path = build_path(id);
+    let mut build = client.ask(route, Method::DELETE, &path).await?;
+    let began = Instant::now();
+    while matches!(build["state"].as_str(), Some("waiting" | "running" | "deploying"))
+        && began.elapsed() < CANCEL_WAIT.0
+    {
+        sleep(CANCEL_WAIT.1).await;
+        build = client.ask(route, Method::GET, &path).await?;
+    }
+    Ok(build)
+}
 
 impl FunctionBuild<'_> {
-    /// Leaves a queued build alone, unless a second Ctrl-C cancels it.
-    pub(super) async fn detach(&self, id: &str) -> Result<BuildEnd, Failure> {
-        let seconds = SECOND_INTERRUPT_WAIT.as_secs();
-        self.progress.note(&format!(
-            "{}\n  or press Ctrl-C again within {seconds} s",
-            how_to_return(id)
-        ));
-        match is_pressed_again().await {
-            true => self.cancel(Route::Gateway, id).await,
-            false => Ok(BuildEnd::Detached(ExitStatus::Interrupted)),
-        }
-    }
-
-    /// Cancels a build that would end with the connection, if Ctrl-C is pressed a second time; `None` if it is not.
-    pub(super) async fn cancel_if_pressed_again(
+    /// Does what Ctrl-C asks for, and returns the end of following the build; `None` if it is to be followed on.
+    pub(super) async fn handle_interrupt(
         &self,
-        route: Route,
-        id: &str,
+        interrupts: &Interrupts,
+        handed: Option<Handed>,
     ) -> Result<Option<BuildEnd>, Failure> {
         let seconds = SECOND_INTERRUPT_WAIT.as_secs();
-        self.progress.note(&format!(
-            "a build through the {} ends with the connection: press Ctrl-C again within {seconds} s to cancel it (--via queue \
-             can be left)",
-            route.as_str()
-        ));
-        match is_pressed_again().await {
-            true => self.cancel(route, id).await.map(Some),
-            false => {
-                self.progress.note("the build goes on");
+        let stopped = Ok(Some(BuildEnd::Detached(ExitStatus::Interrupted)));
+        let Some(Handed { route, id }) = handed else {
+            self.progress
+                .show_always("stopped before a builder had the request; nothing is built");
+            return stopped;
+        };
+        if route == Route::Queue {
+            self.progress.show_always(&format!(
+                "{}\n  or press Ctrl-C again within {seconds} s",
+                how_to_return(&id, self.client)
+            ));
+        } else {
+            self.progress.show_always(&format!(
+                "a build through the {} ends with the connection: press Ctrl-C again within {seconds} s to cancel it (--via \
+                 queue can be left)",
+                route.as_str()
+            ));
+        }
+        match (interrupts.is_pressed_again().await, route) {
+            (true, Route::Queue) => self.cancel(Route::Gateway, &id).await.map(Some),
+            (true, route) => self.cancel(route, &id).await.map(Some),
+            (false, Route::Queue) => stopped,
+            (false, _) => {
+                self.progress.show_always("the build goes on");
                 Ok(None)
             }
         }
@@ -53,33 +80,43 @@ impl FunctionBuild<'_> {
 
     /// Cancels the build.
     async fn cancel(&self, route: Route, id: &str) -> Result<BuildEnd, Failure> {
-        let (attempts, pause) = UNKNOWN_BUILD_ATTEMPTS;
-        self.progress.note("cancelling the build");
-        for _ in 0..attempts {
-            match self.client.ask(route, Method::DELETE, &build_path(id)).await {
+        self.progress.show_always("cancelling the build");
+        let began = Instant::now();
+        let options = &self.client.settings().options;
+        loop {
+            match cancel_build(self.client, route, id).await {
+                Ok(build) if matches!(build["state"].as_str(), Some("success" | "failed" | "cancelled")) => {
+                    return Ok(self.ended(Verdict::of_outcome(&build, self.options.strict), &build));
+                }
                 Ok(_) => {
-                    let outcome = cancelled_outcome();
-                    return Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome));
+                    return Err(Failure::platform(
+                        "the build was told to end, and has not ended within a minute",
+                        format!("see what becomes of it: slipway status {id}{options}"),
+                    ));
                 }
                 // No builder has accepted it yet.
-                Err(RequestError::Refused(refusal)) if refusal.status == 404 => sleep(pause).await,
+                Err(RequestError::Refused(refusal)) if refusal.status == 404 => {
+                    if began.elapsed() > ACCEPTANCE_WAIT {
+                        return Err(Failure::platform(
+                            "the build could not be cancelled, because no builder has accepted it yet",
+                            format!("cancel it in a moment: slipway cancel {id}{options}"),
+                        ));
+                    }
+                    sleep(CANCEL_WAIT.1).await;
+                }
                 Err(RequestError::Refused(refusal)) if refusal.status == 409 => {
                     return Err(Failure::new(
-                        ExitStatus::Replaced,
+                        ExitStatus::Failed,
                         format!("the build cannot be cancelled any more: {}", refusal.text),
-                        format!("see what became of it: slipway status {id}"),
+                        format!("see what became of it: slipway status {id}{options}"),
                     ));
                 }
                 Err(error) => {
                     let mut failure = self.failure_of(&error);
-                    failure.next = format!("cancel it again: slipway cancel {id}");
+                    failure.next = format!("cancel it again: slipway cancel {id}{options}");
                     return Err(failure);
                 }
             }
         }
-        Err(Failure::platform(
-            "the build could not be cancelled, because no builder has accepted it yet",
-            format!("cancel it in a moment: slipway cancel {id}"),
-        ))
     }
 }

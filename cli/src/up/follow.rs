@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use function_host::http::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{BuildEnd, FunctionBuild};
@@ -13,17 +13,20 @@ use crate::builder::{
     BuilderClient, Record, RecordStream, RequestError, Route, StreamCut, Submission, Verdict, build_path,
 };
 use crate::failure::Failure;
-use crate::interrupt::wait_for_interrupt;
 use crate::progress::{Event, Progress};
 
 /// The pause before the second attempt to connect again, and the longest one.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
-/// The longest time without a connection before a build is given up.
+/// The longest time without a record before a build is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// The silence after which a build's state is asked for, and the longest time between two such questions.
 const STATE_PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
+
+/// The longest time for which the end of a build is asked for whose log has ended without saying how it ended, and the pause
+/// between two questions. Another builder may know more than the one that answered.
+const END_WAIT: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1));
 
 /// The number of times that a request is sent again whose streamed answer was cut.
 const SENDS_AGAIN_MAX: u32 = 5;
@@ -38,11 +41,41 @@ pub(crate) struct Following<'a> {
     pub(crate) patience: Option<Duration>,
 }
 
+/// The state of the connection to a build's log.
+struct Connection {
+    /// The time of the last record, or of the beginning.
+    last_record: Instant,
+    /// The pause before the next attempt to connect.
+    pause: Duration,
+    /// Whether the loss of the connection was shown, and its return was not.
+    is_lost: bool,
+    /// Whether a builder knew the build.
+    is_known: bool,
+}
+
+impl Connection {
+    /// Notes that a record has come.
+    fn note_record(&mut self, progress: &Progress) {
+        self.last_record = Instant::now();
+        self.pause = RETRY_PAUSES.0;
+        self.is_known = true;
+        if std::mem::take(&mut self.is_lost) {
+            progress.note("connected again");
+        }
+    }
+
+    /// Waits before the next attempt to connect, longer each time.
+    async fn wait(&mut self) {
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(RETRY_PAUSES.1);
+    }
+}
+
 /// Follows the log of a build from its first line to its end, and returns the outcome. A lost connection is resumed at the
 /// line after the last one.
 ///
 /// # Errors
-/// Fails if no builder knows the build, or none can be reached for five minutes.
+/// Fails if no builder knows the build, or none sends a record for five minutes.
 pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failure> {
     let Following {
         client,
@@ -52,33 +85,26 @@ pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failu
         patience,
     } = following;
     let began = Instant::now();
-    let mut connected = Instant::now();
-    let mut pause = RETRY_PAUSES.0;
-    let (mut is_known, mut is_interrupted) = (false, false);
+    let mut connection = Connection {
+        last_record: began,
+        pause: RETRY_PAUSES.0,
+        is_lost: false,
+        is_known: false,
+    };
     let mut next_line = 1;
     loop {
         let problem = match client.open_log(*route, id, next_line).await {
-            Ok(mut records) => {
-                if std::mem::take(&mut is_interrupted) {
-                    progress.note("connected again");
-                }
-                is_known = true;
-                match read_log(following, &mut records, &mut next_line).await {
-                    Ok(outcome) => return with_state(following, outcome).await,
-                    Err(cut) => {
-                        connected = Instant::now();
-                        pause = RETRY_PAUSES.0;
-                        cut.to_string()
-                    }
-                }
-            }
-            Err(RequestError::Refused(refusal)) if refusal.status == 404 && !is_known => {
+            Ok(mut records) => match read_log(following, &mut records, &mut next_line, &mut connection).await
+            {
+                Ok(outcome) => return find_end(following, outcome).await,
+                Err(cut) => cut.to_string(),
+            },
+            Err(RequestError::Refused(refusal)) if refusal.status == 404 && !connection.is_known => {
                 if patience.is_none_or(|patience| began.elapsed() > patience) {
                     return Err(unknown_build(id, &refusal.text, patience.is_some()));
                 }
-                connected = Instant::now();
-                sleep(pause).await;
-                pause = (pause * 2).min(RETRY_PAUSES.1);
+                connection.last_record = Instant::now();
+                connection.wait().await;
                 continue;
             }
             Err(RequestError::Refused(refusal)) if matches!(refusal.status, 400 | 401 | 403) => {
@@ -91,17 +117,19 @@ pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failu
             }
             Err(error) => error.to_string(),
         };
-        if connected.elapsed() > GIVE_UP_AFTER {
+        if connection.last_record.elapsed() > GIVE_UP_AFTER {
             return Err(Failure::platform(
-                format!("the connection was lost, and could not be made again for 5 minutes: {problem}"),
-                format!("the build may go on; return to it with slipway logs {id} -f"),
+                format!("the connection was lost, and nothing came for 5 minutes: {problem}"),
+                format!(
+                    "the build may go on; return to it with slipway logs {id} -f{}",
+                    client.settings().options
+                ),
             ));
         }
-        if !std::mem::replace(&mut is_interrupted, true) {
+        if !std::mem::replace(&mut connection.is_lost, true) {
             progress.note(&format!("{problem}; connecting again"));
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(RETRY_PAUSES.1);
+        connection.wait().await;
     }
 }
 
@@ -110,6 +138,7 @@ async fn read_log(
     following: &Following<'_>,
     records: &mut RecordStream,
     next_line: &mut u64,
+    connection: &mut Connection,
 ) -> Result<Value, StreamCut> {
     let mut shown_state = String::new();
     let mut pause = STATE_PAUSES.0;
@@ -122,6 +151,7 @@ async fn read_log(
                 continue;
             }
         };
+        connection.note_record(following.progress);
         match record {
             Record::Progress { seq, lines } => {
                 if !lines.is_empty() {
@@ -151,15 +181,30 @@ async fn show_state(following: &Following<'_>, shown: &mut String) {
     }
 }
 
-/// Adds the build's state to an outcome that does not say of which kind it is.
-async fn with_state(following: &Following<'_>, mut outcome: Value) -> Result<Value, Failure> {
-    if outcome["status"] == "failed" && outcome.get("code").is_none() {
-        let path = build_path(following.id);
-        if let Ok(build) = following.client.ask(following.route, Method::GET, &path).await {
-            outcome["state"] = build["state"].clone();
-        }
+/// Returns the outcome of a build whose log has ended. Where the log does not say how the build ended, asks for it: the
+/// builder that sent the log may not know what became of the deployment, and another one may still be deploying.
+async fn find_end(following: &Following<'_>, outcome: Value) -> Result<Value, Failure> {
+    if outcome["status"] != "failed" || !outcome["code"].is_null() {
+        return Ok(outcome);
     }
-    Ok(outcome)
+    let path = build_path(following.id);
+    let began = Instant::now();
+    let mut last = outcome.clone();
+    loop {
+        if let Ok(build) = following.client.ask(following.route, Method::GET, &path).await {
+            match build["state"].as_str() {
+                Some("success" | "failed" | "cancelled") => return Ok(build),
+                Some(state) => last["state"] = state.into(),
+                None => {}
+            }
+        }
+        // A build that is known to go on is waited for.
+        let goes_on = matches!(last["state"].as_str(), Some("waiting" | "running" | "deploying"));
+        if !goes_on && began.elapsed() > END_WAIT.0 {
+            return Ok(last);
+        }
+        sleep(END_WAIT.1).await;
+    }
 }
 
 /// Creates the error for a build that no builder knows.
@@ -176,16 +221,18 @@ fn unknown_build(id: &str, text: &str, was_queued: bool) -> Failure {
 }
 
 impl FunctionBuild<'_> {
-    /// Follows a queued build to its end, or until Ctrl-C.
-    pub(super) async fn follow_queued(&self, following: &Following<'_>) -> Result<BuildEnd, Failure> {
+    /// Follows a queued build to its end.
+    pub(super) async fn follow_queued(&self, id: &str) -> Result<BuildEnd, Failure> {
+        let following = Following {
+            client: self.client,
+            route: Route::Gateway,
+            id,
+            progress: &self.progress,
+            patience: Some(self.options.queue_timeout()),
+        };
         self.progress.show(&Event::State { state: "queued" });
-        tokio::select! {
-            outcome = follow_log(following) => {
-                let outcome = outcome?;
-                Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome))
-            }
-            () = wait_for_interrupt(), if self.handles_interrupts => self.detach(following.id).await,
-        }
+        let outcome = follow_log(&following).await?;
+        Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome))
     }
 
     /// Follows a streamed answer to its end. If it is cut, the request is sent again: the builder goes on where the build
@@ -205,17 +252,10 @@ impl FunctionBuild<'_> {
         let mut sends = 0;
         let mut pause = RETRY_PAUSES.0;
         loop {
-            let record = tokio::select! {
-                record = records.next_record() => record,
-                () = wait_for_interrupt(), if self.handles_interrupts => {
-                    match self.cancel_if_pressed_again(route, id).await? {
-                        Some(end) => return Ok(end),
-                        None => continue,
-                    }
+            match records.next_record().await {
+                Ok(Record::Progress { lines, .. }) => {
+                    self.progress.show_lines(&shown.without_shown(lines));
                 }
-            };
-            match record {
-                Ok(Record::Progress { lines, .. }) => self.progress.show_lines(&shown.without_shown(lines)),
                 Ok(Record::Terminal(outcome)) => {
                     return Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome));
                 }
@@ -283,11 +323,6 @@ impl ShownLines {
         *shown = (*shown).max(*seen);
         is_new
     }
-}
-
-/// Returns the outcome of a build that was cancelled.
-pub(super) fn cancelled_outcome() -> Value {
-    json!({"status": "failed", "error": "cancelled", "code": 409})
 }
 
 #[cfg(test)]

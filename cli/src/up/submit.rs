@@ -6,10 +6,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::configuration::configuration;
-use super::follow::Following;
 use super::route::RouteChoice;
-use super::{BuildEnd, FunctionBuild};
-use crate::builder::{Refusal, RequestError, Route, Submission, Verdict};
+use super::{BuildEnd, FunctionBuild, Handed};
+use crate::builder::{BuilderClient, Refusal, RequestError, Route, Submission, SubmittedBuild, Verdict};
 use crate::context::{PackedContext, parse_public_key, seal_secrets};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -124,29 +123,33 @@ impl FunctionBuild<'_> {
                 }
                 return Ok(self.ended(verdict, &refusal.outcome));
             }
+            // The queue may have the request, although its answer was lost.
+            Err(error @ RequestError::Lost { .. }) if route == Route::Queue => {
+                self.progress
+                    .note(&format!("{error}; asking whether the build has arrived"));
+                SubmittedBuild {
+                    call_id: submission.call_id.clone(),
+                    records: None,
+                }
+            }
             Err(error) => return Err(self.failure_of(&error)),
         };
         let id = submitted.call_id;
+        *self.handed.borrow_mut() = Some(Handed {
+            route,
+            id: id.clone(),
+        });
         self.progress.show(&Event::Submitted {
             id: &id,
             route: route.as_str(),
         });
         if self.is_detached {
-            self.progress.note(&how_to_return(&id));
+            self.progress.show_always(&how_to_return(&id, self.client));
             return Ok(BuildEnd::Detached(ExitStatus::Success));
         }
         match submitted.records {
             Some(records) => self.follow_stream(route, &submission, &id, records).await,
-            None => {
-                let following = Following {
-                    client: self.client,
-                    route: Route::Gateway,
-                    id: &id,
-                    progress: &self.progress,
-                    patience: Some(self.options.queue_timeout()),
-                };
-                self.follow_queued(&following).await
-            }
+            None => self.follow_queued(&id).await,
         }
     }
 
@@ -208,9 +211,10 @@ impl FunctionBuild<'_> {
     }
 }
 
-/// Returns how to return to a build, and how to cancel it.
-pub(super) fn how_to_return(id: &str) -> String {
+/// Returns how to return to a build, and how to cancel it, with the options that lead to the same builder.
+pub(super) fn how_to_return(id: &str, client: &BuilderClient) -> String {
+    let options = &client.settings().options;
     format!(
-        "the build goes on\n  to return to it: slipway logs {id} -f\n  to cancel it:    slipway cancel {id}"
+        "the build goes on\n  to return to it: slipway logs {id} -f{options}\n  to cancel it:    slipway cancel {id}{options}"
     )
 }

@@ -108,3 +108,61 @@ async fn following_a_build_ends_with_its_exit_status() {
         "{printed:?}"
     );
 }
+
+#[tokio::test]
+async fn a_build_that_ends_by_itself_is_not_called_cancelled() {
+    for (end, code) in [("cancelled", 0), ("success", 1), ("failed", 1)] {
+        let build = |state: &str| json!({"id": "a", "state": state, "attempts": 1});
+        let server = FakeBuilder::start(vec![
+            ("DELETE /builds/a", Answer::json(202, &build("running"))),
+            ("GET /builds/a", Answer::json(200, &build("running"))),
+            ("GET /builds/a", Answer::json(200, &build(end))),
+        ])
+        .await;
+        let printed = Project::empty()
+            .run(&["cancel", "a", "--builder", &server.url])
+            .await;
+        assert_eq!(printed.code, Some(code), "{end}: {printed:?}");
+        assert!(printed.stdout.contains(&format!("state: {end}")), "{printed:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_build_that_waits_in_the_queue_is_followed_by_its_id() {
+    let id = "5f0c7a52-6f4b-4f5e-9d0c-1f2e3d4c5b6a";
+    let log = format!("GET /builds/{id}/log?from=1");
+    let nothing = json!({"status": "failed", "error": "no builder has accepted it"});
+    let server = FakeBuilder::start(vec![
+        (
+            &format!("GET /builds?function={id}&limit=1"),
+            Answer::json(200, &json!({"builds": []})),
+        ),
+        (&log, Answer::json(404, &nothing)),
+        (
+            &log,
+            Answer::records(&[line(1, "l: T hello"), running()], End::Complete),
+        ),
+    ])
+    .await;
+    let printed = Project::empty()
+        .run(&["logs", id, "-f", "--builder", &server.url])
+        .await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert!(printed.stderr.contains("hello"), "{printed:?}");
+}
+
+#[tokio::test]
+async fn questions_go_to_the_gateway_of_the_stack_file() {
+    let path = "GET /function/builder-fn/builds?limit=20";
+    let server = FakeBuilder::start(vec![(path, Answer::json(200, &json!({"builds": []})))]).await;
+    let project = Project::empty();
+    project.write(
+        "stack.yaml",
+        format!(
+            "provider:\n  gateway: {}\nfunctions:\n  shop:\n    lang: x\n",
+            server.url
+        ),
+    );
+    assert_eq!(project.run(&["builds"]).await.code, Some(0));
+    assert_eq!(server.answers_left(), 0);
+}

@@ -1,5 +1,7 @@
 //! `slipway up` across lost connections and Ctrl-C.
 
+use std::time::Duration;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -125,7 +127,10 @@ async fn ctrl_c_leaves_a_queued_build_and_says_how_to_return_and_to_cancel() {
     interrupt(&child);
     let text = read_until(&mut stderr, "press Ctrl-C again").await;
     assert!(text.contains(&format!("slipway logs {id} -f")), "{text}");
-    assert!(text.contains(&format!("slipway cancel {id}")), "{text}");
+    assert!(
+        text.contains(&format!("slipway cancel {id} --gateway {}", server.url)),
+        "the command leads to the same gateway: {text}"
+    );
     assert_eq!(child.wait().await.expect("it ends").code(), Some(130));
 }
 
@@ -160,4 +165,85 @@ async fn a_build_that_no_builder_accepts_is_given_up_after_the_time_that_the_com
         .await;
     assert_eq!(printed.code, Some(4), "{printed:?}");
     assert!(printed.stderr.contains("--queue-timeout"), "{printed:?}");
+}
+
+#[tokio::test]
+async fn two_ctrl_c_cancel_a_build_by_the_builders_own_address() {
+    let begun = [json!({"log": ["l: T begun"], "status": "in_progress"})];
+    let mut server = FakeBuilder::start(vec![("POST /build", Answer::records(&begun, End::Open))]).await;
+    let project = Project::shop();
+    let mut child = project
+        .command(&["up", "--via", "builder", "--builder", &server.url])
+        .spawn()
+        .expect("the command runs");
+    let id = server.next_request().await.headers["x-call-id"]
+        .to_str()
+        .expect("text")
+        .to_owned();
+    let cancelled = json!({"id": id, "state": "cancelled", "error": "cancelled"});
+    server.answer(&format!("DELETE /builds/{id}"), Answer::json(200, &cancelled));
+    let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    read_until(&mut stderr, "begun").await;
+    interrupt(&child);
+    read_until(&mut stderr, "ends with the connection").await;
+    interrupt(&child);
+    assert_eq!(child.wait().await.expect("it ends").code(), Some(5));
+    assert_eq!(server.answers_left(), 0);
+}
+
+#[tokio::test]
+async fn a_log_that_ends_without_the_outcome_of_the_deployment_is_followed_by_asking_for_it() {
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let project = Project::shop();
+    let child = project
+        .command(&["up", "--gateway", &server.url])
+        .spawn()
+        .expect("the command runs");
+    let id = server.next_request().await.headers["x-call-id"]
+        .to_str()
+        .expect("text")
+        .to_owned();
+    let unknown =
+        json!({"seq": 1, "status": "failed", "error": "what became of its deployment is not known"});
+    let build = format!("GET /function/builder-fn/builds/{id}");
+    server.answer(
+        &build,
+        Answer::json(200, &json!({"id": id, "state": "deploying"})),
+    );
+    let mut running = running();
+    running["state"] = json!("success");
+    server.answer(&build, Answer::json(200, &running));
+    server.answer(
+        &format!("{build}/log?from=1"),
+        Answer::events(&[unknown], End::Complete),
+    );
+    let printed = wait_for_end(child).await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert!(printed.stdout.ends_with("/function/shop\n"), "{printed:?}");
+}
+
+#[tokio::test]
+async fn dev_is_quiet_while_nothing_changes_and_builds_again_what_was_saved() {
+    let records = [running()];
+    let mut server = FakeBuilder::start(vec![
+        ("POST /build", Answer::records(&records, End::Complete)),
+        ("POST /build", Answer::records(&records, End::Complete)),
+    ])
+    .await;
+    let project = Project::shop();
+    let mut child = project
+        .command(&["dev", "--via", "builder", "--builder", &server.url])
+        .spawn()
+        .expect("the command runs");
+    let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    server.next_request().await;
+    read_until(&mut stderr, "watching for changes").await;
+    let mut line = String::new();
+    let quiet = tokio::time::timeout(Duration::from_secs(1), stderr.read_line(&mut line)).await;
+    assert!(quiet.is_err(), "it reacts to its own reading: {line}");
+    project.write("shop/Dockerfile", "FROM scratch\nLABEL changed=1\n");
+    server.next_request().await;
+    read_until(&mut stderr, "watching for changes").await;
+    interrupt(&child);
+    assert_eq!(child.wait().await.expect("it ends").code(), Some(0));
 }
