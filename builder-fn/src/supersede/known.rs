@@ -142,7 +142,7 @@ mod tests {
         let count = known.newest.len();
         assert!((FUNCTIONS_MAX / 3..FUNCTIONS_MAX).contains(&count), "{count}");
         for build in 1..=seconds {
-            let function = FunctionId::new(&format!("function-{build}"), "openfaas-fn");
+            let function = FunctionId::new(format!("function-{build}"), "openfaas-fn");
             // A build that was submitted just before it is superseded by it.
             let is_claimed = known.cover(NOW + Duration::from_secs(build - 1));
             assert!(!is_claimed || known.newest.contains_key(&function), "{build}");
