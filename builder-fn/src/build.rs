@@ -11,6 +11,7 @@ mod solve;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use function_host::trace;
@@ -141,10 +142,13 @@ impl Builder {
             None => None,
         };
         // Before the registration, so that a build that is refused supersedes no other.
-        if let Some((signer, deploy)) = &deployment {
+        if let Some((signer, deploy)) = &deployment
+            && !call.is_checked.load(Ordering::Relaxed)
+        {
             // The dry run waits for the deployer, and the index needs no memory meanwhile.
             request.source.drop_large_index();
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
+            call.is_checked.store(true, Ordering::Relaxed);
         }
         let (pool, supersession) = self.pool_and_supersession(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);

@@ -1,6 +1,7 @@
 //! The call that a build belongs to: its identity, its place in the queue for build slots, its secrets, and when it
 //! has to end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use function_host::Shutdown;
@@ -37,6 +38,10 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) is_asynchronous: bool,
     /// The record of the build, and requests to cancel it.
     pub(crate) accepted: &'a AcceptedBuild,
+    /// Whether the deployer has checked the deployment by a dry run.
+    pub(crate) is_checked: AtomicBool,
+    /// Whether the build could not be handed back, so that it is begun even during a shutdown.
+    pub(crate) is_kept: AtomicBool,
 }
 
 impl BuilderCall<'_> {
@@ -47,7 +52,7 @@ impl BuilderCall<'_> {
 
     /// Waits until the process shuts down, if another one can resume the build. What has not begun need not wait for its end.
     pub(super) async fn wait_until_handed_back(&self) {
-        match self.accepted.is_resumable() {
+        match self.accepted.is_resumable() && !self.is_kept.load(Ordering::Relaxed) {
             true => {
                 self.shutdown.wait_until_begun().await;
             }

@@ -84,6 +84,11 @@ impl Connection {
 }
 
 impl Cancellation {
+    /// Returns the reference of the record in the history that has the request.
+    pub(crate) fn reference(&self) -> String {
+        marker_reference(self.tenant.as_deref(), &self.call_id)
+    }
+
     /// Parses the attributes of a marker; `None` if they are those of another solve.
     pub(super) fn from_attributes(attrs: &HashMap<String, String>) -> Option<Self> {
         Some(Self {

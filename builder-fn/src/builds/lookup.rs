@@ -162,7 +162,12 @@ impl BuildLookup {
             let is_one_of_several = daemons.len() > 1;
             let listings = daemons.iter().map(|(daemon, is_in_use)| async move {
                 match is_in_use {
-                    true => self.records.newest().list(daemon, is_one_of_several).await,
+                    true => {
+                        self.records
+                            .newest()
+                            .list(daemon, &self.tenant, is_one_of_several)
+                            .await
+                    }
                     false => {
                         let name = daemon.address_for_messages();
                         Err(format!("BuildKit at {name} did not answer a moment ago"))

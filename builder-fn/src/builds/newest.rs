@@ -26,6 +26,9 @@ const CANCELLATIONS_MAX: usize = 10_000;
 /// The time after the last list at which a history is not followed any more.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
+/// The time for which a failure answers further lists, before the daemon is asked again.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
 /// The longest wait for a daemon's whole answer to the first question.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -62,14 +65,15 @@ struct KeptBuilds {
 }
 
 impl NewestBuilds {
-    /// Lists the builds that run on a daemon, and the newest that have ended, without their sealed secrets. One of several
-    /// daemons is given up sooner if its host does not answer.
+    /// Lists the builds of a tenant that run on a daemon, and the newest that have ended, without their sealed secrets. One of
+    /// several daemons is given up sooner if its host does not answer.
     ///
     /// # Errors
     /// Fails with the reason if the daemon's history cannot be read.
     pub(super) async fn list(
         &self,
         daemon: &Daemon,
+        tenant: &Option<String>,
         is_one_of_several: bool,
     ) -> Result<HistoryListing, String> {
         let follower = self.follower(daemon, is_one_of_several);
@@ -82,9 +86,13 @@ impl NewestBuilds {
         }
         let mut kept = lock(&follower.state);
         kept.asked = Instant::now();
+        let builds = kept.builds.values();
+        let builds = builds.filter(|build| build.attributes.tenant == *tenant);
+        let cancellations = kept.cancellations.iter();
+        let cancellations = cancellations.filter(|cancellation| cancellation.tenant == *tenant);
         Ok(HistoryListing {
-            builds: kept.builds.values().cloned().collect(),
-            cancellations: kept.cancellations.clone(),
+            builds: builds.cloned().collect(),
+            cancellations: cancellations.cloned().collect(),
         })
     }
 
@@ -102,12 +110,9 @@ impl NewestBuilds {
                 };
                 let (all, state, daemon) = (self.clone(), follower.state.clone(), daemon.clone());
                 tokio::spawn(async move {
-                    let ended = follow(&daemon, is_one_of_several, &state, &sender).await;
-                    // The next list begins anew.
-                    lock(&all.0).remove(&name);
-                    if let Err(error) = ended {
+                    if let Err(error) = follow(&daemon, is_one_of_several, &state, &sender).await {
                         tracing::warn!(error, "could not follow BuildKit's history for lists of builds");
-                        sender.send_if_modified(|progress| {
+                        let failed = sender.send_if_modified(|progress| {
                             // What was read is still an answer to who has asked already.
                             let is_unanswered = *progress == Progress::Reading;
                             if is_unanswered {
@@ -115,7 +120,12 @@ impl NewestBuilds {
                             }
                             is_unanswered
                         });
+                        if failed {
+                            tokio::time::sleep(FAILURE_PAUSE).await;
+                        }
                     }
+                    // The next list begins anew.
+                    lock(&all.0).remove(&name);
                 });
                 follower
             })
@@ -180,7 +190,12 @@ impl KeptBuilds {
     fn apply(&mut self, change: HistoryChange) {
         match change {
             HistoryChange::Build(build) => self.insert(*build),
-            HistoryChange::Deleted(reference) => drop(self.builds.remove(&reference)),
+            HistoryChange::Deleted(reference) => {
+                if self.builds.remove(&reference).is_none() {
+                    self.cancellations
+                        .retain(|cancellation| cancellation.reference() != reference);
+                }
+            }
             HistoryChange::Cancellation(cancellation) => {
                 if self.cancellations.len() >= CANCELLATIONS_MAX {
                     self.cancellations.clear();
@@ -287,5 +302,19 @@ mod tests {
         assert_eq!(kept.builds["1"].state, BuildState::Failed);
         kept.apply(HistoryChange::Deleted("1".into()));
         assert!(kept.builds.is_empty());
+    }
+
+    #[test]
+    fn a_request_to_cancel_a_build_is_forgotten_with_its_record() {
+        let mut kept = KeptBuilds::new();
+        let cancellation = Cancellation {
+            tenant: None,
+            call_id: "call-1".into(),
+        };
+        kept.apply(HistoryChange::Cancellation(cancellation.clone()));
+        kept.apply(HistoryChange::Deleted("another".into()));
+        assert!(kept.cancellations.contains(&cancellation));
+        kept.apply(HistoryChange::Deleted(cancellation.reference()));
+        assert!(kept.cancellations.is_empty());
     }
 }

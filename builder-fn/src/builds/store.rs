@@ -84,8 +84,12 @@ const WRITERS_MAX: usize = 4;
 /// dropped.
 const PENDING_MAX: usize = 100;
 
-/// The number of attempts to write the end of an accepted call's build.
+/// The number of attempts to write the end of an accepted call's build while more than [`PENDING_MAX`] records wait. With fewer,
+/// it is tried for as long as the process runs.
 const END_ATTEMPTS: u32 = 5;
+
+/// The base-2 logarithm of the longest pause between two attempts to write the end of a build, in seconds.
+const END_PAUSE_EXPONENT_MAX: u32 = 6;
 
 /// The longest wait for one attempt to write the end of a build, with its turn.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -319,7 +323,7 @@ impl RecordStore {
         };
         let guard = PendingRecord {
             store: self.clone(),
-            tenant,
+            tenant: tenant.clone(),
         };
         if pending > PENDING_MAX && !may_be_stored {
             self.0.writes.count(false);
@@ -330,7 +334,8 @@ impl RecordStore {
         PendingWrite(Some(runtime.spawn(async move {
             let _guard = guard;
             let mut place = place;
-            for attempt in 1..=attempts {
+            // While it is tried, this process counts as the one that runs the build, which would begin again otherwise.
+            for attempt in 1.. {
                 let written = tokio::time::timeout(END_TIMEOUT, store.write_end(&mut place, &build)).await;
                 let error = match written {
                     Ok(Ok(())) => return store.0.writes.count(true),
@@ -344,9 +349,13 @@ impl RecordStore {
                     "could not record the end of a build in the registry"
                 );
                 store.0.writes.count(false);
-                if attempt < attempts {
-                    tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
+                let is_crowded = lock(&store.0.pending)
+                    .get(&tenant)
+                    .is_some_and(|pending| *pending > PENDING_MAX);
+                if attempt >= attempts && (!may_be_stored || is_crowded) {
+                    return;
                 }
+                tokio::time::sleep(Duration::from_secs(1 << attempt.min(END_PAUSE_EXPONENT_MAX))).await;
             }
         })))
     }

@@ -70,7 +70,6 @@ impl BuilderApi {
                 .div_ceil(TENANTS_PER_INTERVAL);
             let interval = store.search_interval().saturating_mul(intervals.max(1));
             search.begin_pass();
-            let mut found = false;
             for tenant in tenants {
                 let places = self.builder.slots.free_places(&tenant.owner);
                 // Other builders may have places.
@@ -79,7 +78,6 @@ impl BuilderApi {
                 }
                 match store.claim_unfinished(&mut search, &tenant.name, places).await {
                     Ok(builds) => {
-                        found |= !builds.is_empty();
                         for build in builds {
                             self.resume(build, context);
                         }
@@ -91,11 +89,10 @@ impl BuilderApi {
                 }
             }
             search.forget_old();
-            if !found {
-                tokio::select! {
-                    () = tokio::time::sleep(interval) => {}
-                    _ = context.shutdown().wait_until_begun() => {}
-                }
+            // Also after builds were found: one that was handed back for want of a slot would be found again at once.
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                _ = context.shutdown().wait_until_begun() => {}
             }
         }
         store.hand_back_claims(search).await;

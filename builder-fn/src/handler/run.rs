@@ -1,5 +1,6 @@
 //! Runs the build of one request, and records, counts, traces and logs its outcome.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use function_host::{Context, ErrorChain, Secret, trace};
@@ -18,8 +19,12 @@ use crate::report::{BuildStatus, LineFormatter, LogSink};
 use crate::request::{BuildRequest, BuildSource, VerifiedSignature, is_commit};
 use crate::sealed::BuildSecrets;
 
-/// The pause before a build is handed back again, after the registry has failed.
+/// The pause before a build is handed back for the second time, after the registry has failed. Every further pause is twice as
+/// long.
 const HAND_BACK_PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest pause before a build is handed back again.
+const HAND_BACK_PAUSE_MAX: Duration = Duration::from_secs(8);
 
 impl BuilderApi {
     /// Runs the build of an authentic request and returns its answer, without the log, and the request.
@@ -108,6 +113,8 @@ impl BuilderApi {
                     admission: &admission,
                     is_asynchronous: exchange.is_asynchronous,
                     accepted: &accepted,
+                    is_checked: AtomicBool::new(false),
+                    is_kept: AtomicBool::new(false),
                 };
                 span.run(self.build_or_hand_back(&request, &call, &mut lines, log))
                     .await
@@ -222,6 +229,7 @@ impl BuilderApi {
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
+        let mut pause = HAND_BACK_PAUSE;
         loop {
             let built = self.builder.build_and_deploy(request, call, lines, log).await;
             let handed_back = match built {
@@ -234,7 +242,9 @@ impl BuilderApi {
                 Err(error) => {
                     let error = ErrorChain(&error).to_string();
                     tracing::warn!(error, "could not hand a build back yet; it waits on");
-                    tokio::time::sleep(HAND_BACK_PAUSE).await;
+                    call.is_kept.store(true, Ordering::Relaxed);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(HAND_BACK_PAUSE_MAX);
                 }
             }
         }

@@ -373,6 +373,29 @@ async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptanc
 }
 
 #[tokio::test]
+async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
+    let registry = FakeRegistry::start().await;
+    let (daemon, mut calls) = start_fake_daemon();
+    let builder = builder_with_leases(daemon, &registry);
+    let running = spawn_queued_build(&builder, CALL_ID);
+    let solve = next_solve(&mut calls).await;
+    let part = "PUT /v2/slipway/records/manifests/r-";
+    registry.set_behaviour(RegistryBehaviour::Failing(part, 503));
+    let before = registry.request_lines();
+    let before = before.iter().filter(|line| line.contains(part)).count();
+    solve.answer_with_error(tonic::Status::unknown("exit code: 1"));
+    let _resuming = builder.resume_builds_of_others();
+    wait_for_requests(&registry, part, before + 2).await;
+    assert!(calls.solves.try_recv().is_err(), "the build has ended");
+    registry.set_behaviour(RegistryBehaviour::Open);
+    assert_eq!(complete_or_panic(running).await.expect("no panic").status, 422);
+    let (daemon, _calls) = start_fake_daemon();
+    let later = builder_with_leases(daemon, &registry);
+    ask_until(&later, CALL_ID, |asked| asked.body["state"] == "failed").await;
+    assert!(calls.solves.try_recv().is_err(), "the build has ended");
+}
+
+#[tokio::test]
 async fn builds_are_found_in_a_registry_that_lists_tags_only_after_one_that_exists() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = leave_accepted_build(&registry).await;

@@ -25,6 +25,9 @@ use crate::buildkit::solve::{OMITTED_SECRETS, SEALED_SECRETS_ATTRIBUTE};
 use crate::buildkit::status::without_rpc_prefix;
 use crate::buildkit::{Cancellation, Connection, Daemon};
 
+/// The length at which the error of a build is cut off, in bytes.
+const ERROR_BYTES_MAX: usize = 16 << 10;
+
 /// A build in the daemon's history, with what the history has of it.
 #[derive(Clone, Debug)]
 pub struct ListedBuild {
@@ -275,7 +278,7 @@ impl ListedBuild {
             }),
             error: record
                 .error
-                .map(|error| without_rpc_prefix(&error.message).to_owned()),
+                .map(|error| shorten(without_rpc_prefix(&error.message))),
             digest: results.remove(&0).map(|descriptor| descriptor.digest),
             started_at: record.created_at.as_ref().and_then(to_system_time),
             ended_at: record.completed_at.as_ref().and_then(to_system_time),
@@ -299,6 +302,15 @@ impl SealedSecrets {
             Some(OMITTED_SECRETS) => Self::Omitted,
             Some(text) => STANDARD.decode(text).map_or(Self::Omitted, Self::Envelope),
         }
+    }
+}
+
+/// Returns the beginning of an error, which may contain all that a step has printed.
+fn shorten(error: &str) -> String {
+    let end = error.floor_char_boundary(ERROR_BYTES_MAX);
+    match error.get(..end) {
+        Some(start) if end < error.len() => format!("{start}…"),
+        _ => error.to_owned(),
     }
 }
 
@@ -371,6 +383,18 @@ mod tests {
         ]));
         let states: Vec<_> = merged.builds.iter().map(|build| build.state).collect();
         assert_eq!(states, [BuildState::Failed]);
+    }
+
+    #[test]
+    fn a_long_error_is_cut_off_between_two_characters() {
+        assert_eq!(shorten("exit code: 1"), "exit code: 1");
+        let long = format!("x{}", "\u{e4}".repeat(ERROR_BYTES_MAX));
+        let short = shorten(&long);
+        assert!(
+            short.len() <= ERROR_BYTES_MAX + 3 && short.ends_with('…'),
+            "{}",
+            short.len()
+        );
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl RecordStore {
     ) -> Result<(), StoreError> {
         let tags = self.list_entries(tenant).await?;
         let mut of_owners: HashMap<String, Vec<IndexTag>> = HashMap::new();
-        // The oldest first: it has waited longest.
+        // First the one that was accepted, claimed or handed back first.
         for entry in index_tag::newest_of_each(&tags, RECORDS_MAX).into_iter().rev() {
             let is_settled = search.settled.contains(&(tenant.clone(), entry.clone()));
             if !is_settled && !self.is_unfinished_here(&entry) {

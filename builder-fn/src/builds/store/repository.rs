@@ -24,6 +24,10 @@ use crate::registry::{
 /// How long a handle with its token is used. Tokens are valid for at least a minute.
 const HANDLE_AGE_MAX: Duration = Duration::from_secs(45);
 
+/// The time for which a registry is not asked again whether it lists tags after one that does not exist. It may have answered 404
+/// only because the repository was created at that moment.
+const WITHOUT_PLACES_AGE_MAX: Duration = Duration::from_secs(600);
+
 /// The number of tags that are requested at once.
 const TAGS_PER_PAGE: usize = 1000;
 
@@ -42,8 +46,8 @@ pub(super) struct RecordRepository {
     prepared: Mutex<HashSet<Option<String>>>,
     /// The tenants for whose repositories the registry has refused a deletion.
     without_deletion: Mutex<HashSet<Option<String>>>,
-    /// The tenants whose registry lists tags only after one that exists, as zot does.
-    without_places: Mutex<HashSet<Option<String>>>,
+    /// The tenants whose registry lists tags only after one that exists, as zot does, and when that was seen.
+    without_places: Mutex<HashMap<Option<String>, Instant>>,
 }
 
 /// A page of a repository's tags.
@@ -172,7 +176,9 @@ impl RecordRepository {
     ) -> Result<Vec<String>, StoreError> {
         let mut repository = self.open(tenant).await?;
         let mut entries: Vec<String> = Vec::new();
-        let has_places = !lock(&self.without_places).contains(tenant);
+        let has_places = lock(&self.without_places)
+            .get(tenant)
+            .is_none_or(|seen| seen.elapsed() > WITHOUT_PLACES_AGE_MAX);
         let mut last = has_places.then(|| after.to_owned());
         for _ in 0..PAGES_MAX {
             let Some(page) = request_tags(&mut repository, last.as_deref()).await? else {
@@ -185,7 +191,7 @@ impl RecordRepository {
                 continue;
             };
             if last.is_none() && has_places {
-                lock(&self.without_places).insert(tenant.clone());
+                lock(&self.without_places).insert(tenant.clone(), Instant::now());
             }
             let next = page.tags.last().filter(|next| last.as_ref() != Some(*next));
             let next = next.filter(|_| page.has_more).cloned();
