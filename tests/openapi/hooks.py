@@ -41,8 +41,10 @@ CONFIGS = [
     {"sbom": True},
     # The builder connects to no private address.
     {"notify": "https://127.0.0.1/none"},
+    # Nor has it a token for any forge.
+    {"commitStatus": {"github": "acme/hello", "commit": "0" * 40}},
 ]
-# All described keys, except those that need a deployer or a receiver.
+# All described keys, except those that need a deployer, a receiver or a token.
 EVERY = {
     "image": IMAGE,
     "buildArgs": {"A": ""},
@@ -67,7 +69,7 @@ EVERY = {
 CONFIGS.append(EVERY)
 with open(os.environ["DESCRIPTION"], encoding="utf-8") as file:
     DESCRIBED = yaml.safe_load(file)["components"]["schemas"]["BuildConfig"]["properties"]
-assert set(EVERY) | {"deploy", "probe", "notify"} == set(DESCRIBED), set(EVERY) ^ set(DESCRIBED)
+assert set(EVERY) | {"deploy", "probe", "notify", "commitStatus"} == set(DESCRIBED), set(EVERY) ^ set(DESCRIBED)
 
 ACCEPT = ["*/*", "application/json", "application/x-ndjson", "text/event-stream"]
 
