@@ -95,7 +95,7 @@ impl DevSession<'_> {
         let folders = project.functions().iter().flat_map(Project::sources_of);
         self.watcher.watch(folders, project.stack_file())?;
         for function in project.functions() {
-            let packed = match pack(function) {
+            let packed = match pack(function, &self.client.settings().key) {
                 Ok(packed) => packed,
                 Err(failure) => {
                     output::print_failure(&failure);
@@ -153,7 +153,7 @@ impl DevSession<'_> {
                 () = self.watcher.wait_for_change() => {
                     self.has_changed = true;
                     // A file that cannot be read now is one that is being written.
-                    if pack(function).is_ok_and(|packed| fingerprint(function, &packed) != fingerprint_sent) {
+                    if pack(function, &self.client.settings().key).is_ok_and(|packed| fingerprint(function, &packed) != fingerprint_sent) {
                         return BuildFate::Outdated;
                     }
                 }

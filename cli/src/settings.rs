@@ -73,6 +73,8 @@ pub(crate) struct SigningKey {
     pub(crate) keys: HmacKeys,
     /// The place of the key, as messages name it.
     pub(crate) place: String,
+    /// The file of the key, if it is in one.
+    pub(crate) file: Option<PathBuf>,
 }
 
 impl ConnectionArguments {
@@ -180,12 +182,18 @@ fn read_key(path: &Path, source: &str) -> Result<SigningKey, Failure> {
             "name a readable file with the builder's secret payload-secret",
         )
     })?;
-    parse_key(bytes, place)
+    let mut key = parse_key(bytes, place)?;
+    key.file = Some(path.to_owned());
+    Ok(key)
 }
 
 fn parse_key(bytes: Vec<u8>, place: String) -> Result<SigningKey, Failure> {
     match HmacKeys::new(&Secret::new(bytes)) {
-        Some(keys) => Ok(SigningKey { keys, place }),
+        Some(keys) => Ok(SigningKey {
+            keys,
+            place,
+            file: None,
+        }),
         None => Err(Failure::usage(
             format!("there is no key in {place}"),
             "put the builder's secret payload-secret there: one line of random text",

@@ -20,7 +20,7 @@ use crate::function::Function;
 use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::{Event, Progress, ProgressForm};
-use crate::settings::ConnectionArguments;
+use crate::settings::{ConnectionArguments, SigningKey};
 pub(crate) use cancellation::cancel_build;
 pub(crate) use follow::{Following, follow_log};
 pub(crate) use project::{Project, SourceArguments};
@@ -145,9 +145,21 @@ pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> 
 /// Packs the files of a function.
 ///
 /// # Errors
-/// Fails if a file cannot be read or laid out.
-pub(crate) fn pack(function: &Function) -> Result<PackedContext, Failure> {
-    PackedContext::pack(&Layout::of_function(function)?)
+/// Fails if a file cannot be read or laid out, or the key would be sent.
+pub(crate) fn pack(function: &Function, key: &SigningKey) -> Result<PackedContext, Failure> {
+    let layout = Layout::of_function(function)?;
+    if let Some(file) = &key.file
+        && let Some(path) = layout.path_of(file)
+    {
+        return Err(Failure::usage(
+            format!(
+                "the key that signs requests, {}, would be sent in the context as {path}",
+                key.place
+            ),
+            "name the file in .dockerignore, or move it out of the function's folder",
+        ));
+    }
+    PackedContext::pack(&layout)
 }
 
 impl<'a> FunctionBuild<'a> {
@@ -173,7 +185,10 @@ impl<'a> FunctionBuild<'a> {
     /// # Errors
     /// Fails if the function cannot be packed, or no builder takes it.
     pub(crate) async fn run(&self, interrupts: &Interrupts) -> Result<BuildEnd, Failure> {
-        let mut work = std::pin::pin!(async { self.run_packed(&pack(self.function)?).await });
+        let mut work = std::pin::pin!(async {
+            self.run_packed(&pack(self.function, &self.client.settings().key)?)
+                .await
+        });
         loop {
             tokio::select! {
                 end = &mut work => return end,

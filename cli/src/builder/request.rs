@@ -205,6 +205,7 @@ mod tests {
             key: SigningKey {
                 keys: HmacKeys::new(&Secret::new("payload key")).expect("a key"),
                 place: "the test".into(),
+                file: None,
             },
             tenant: Some("acme".into()),
             options: String::new(),

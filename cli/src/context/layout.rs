@@ -1,37 +1,37 @@
 //! The layout of a build context: the handler laid over its template, as `faas-cli build --shrinkwrap` does it.
 //!
 //! Nothing is copied: the layout maps each path in the context to the file that it is read from. Like faas-cli, it follows
-//! symbolic links, and leaves the handler's own folders `build` and `template` out.
+//! symbolic links, and leaves the handler's own folders `build` and `template` out. Unlike faas-cli, it follows no link that
+//! leads out of the project, and does not look at what the ignore file excludes.
 
-use std::collections::{BTreeMap, HashMap};
+mod ignoring;
+
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use builder_fn::context::{IgnoreRules, MatchedFolder};
+use builder_fn::context::MatchedFolder;
 
 use crate::failure::Failure;
 use crate::function::Function;
+use ignoring::Ignoring;
 
 /// The entries of a handler's folder that faas-cli leaves out.
 const SKIPPED_ENTRIES: [&str; 2] = ["build", "template"];
 
-/// Files at the root of a context that BuildKit reads even if the ignore file excludes them.
-const ALWAYS_SENT: [&str; 4] = [
-    "Dockerfile",
-    "dockerfile",
-    "Dockerfile.dockerignore",
-    ".dockerignore",
-];
+/// The names of a Dockerfile at the root of a context.
+const DOCKERFILE_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
 
-/// The ignore files at the root of a context, of which BuildKit reads the first that exists.
-const IGNORE_FILES: [&str; 2] = ["Dockerfile.dockerignore", ".dockerignore"];
+/// The size of the largest context, in bytes: the command packs it in memory.
+const CONTEXT_BYTES_MAX: u64 = 2 << 30;
 
 /// The files and folders of a build context, by their paths in it.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
     entries: BTreeMap<String, LayoutEntry>,
-    /// The number of files that the ignore file excludes.
-    ignored_files: usize,
+    /// The number of files and folders that the ignore file excludes.
+    ignored: usize,
 }
 
 /// An entry of a layout.
@@ -43,38 +43,91 @@ pub(crate) enum LayoutEntry {
     File(PathBuf),
 }
 
+/// The state of laying out: the rules, and the real folders that are being added or may be linked to.
+struct Walk {
+    ignoring: Ignoring,
+    /// The real folders that symbolic links may lead into.
+    roots: Vec<PathBuf>,
+    /// The real folders that are being added, among which a symbolic link must not lead back.
+    above: Vec<PathBuf>,
+}
+
 impl Layout {
     /// Lays out the context of a function, without what its ignore file excludes.
     ///
     /// # Errors
-    /// Fails if a file or folder cannot be read or laid out, or the ignore file is malformed.
+    /// Fails if a file or folder cannot be read or laid out, the ignore file is malformed, the context is too large, or it
+    /// would contain a build secret.
     pub(crate) fn of_function(function: &Function) -> Result<Self, Failure> {
         let mut layout = Self::default();
-        let handler_folder = match &function.template {
-            Some(template) => {
-                layout.add_tree(&template.folder, "", &mut Vec::new())?;
-                clean_path(&template.handler_folder)
-            }
-            None => String::new(),
+        let template = function.template.as_ref();
+        let roots = [
+            Some(Path::new(".")),
+            Some(&function.handler),
+            template.map(|template| &*template.folder),
+        ];
+        let mut walk = Walk {
+            ignoring: Ignoring::of_function(function)?,
+            roots: roots
+                .into_iter()
+                .flatten()
+                .filter_map(|root| root.canonicalize().ok())
+                .collect(),
+            above: Vec::new(),
         };
-        layout.add_folder(&handler_folder)?;
-        for (name, path) in read_folder(&function.handler)? {
-            if !SKIPPED_ENTRIES.contains(&name.as_str()) {
-                layout.add_tree(&path, &join(&handler_folder, &name), &mut Vec::new())?;
+        let handler_folder = template.map(|template| clean_path(&template.handler_folder));
+        let handler_folder = handler_folder.unwrap_or_default();
+        if let Some(template) = template {
+            layout.add_entries(&template.folder, "", &[], &MatchedFolder::default(), &mut walk)?;
+        }
+        if let Some(matched) = walk.ignoring.enter(&handler_folder)? {
+            if walk
+                .ignoring
+                .decide(&handler_folder, &MatchedFolder::default())?
+                .is_kept
+            {
+                layout.add_folder(&handler_folder)?;
             }
+            layout.add_entries(
+                &function.handler,
+                &handler_folder,
+                &SKIPPED_ENTRIES,
+                &matched,
+                &mut walk,
+            )?;
         }
         for path in &function.copied_paths {
             let source = copied_path_in_project(path)?;
-            layout.add_tree(
-                &source,
-                &join(&handler_folder, &clean_path(path)),
-                &mut Vec::new(),
-            )?;
+            let path = join(&handler_folder, &clean_path(path));
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            if let Some(matched) = walk.ignoring.enter(parent)? {
+                layout.add_tree(&source, &path, &matched, &mut walk)?;
+            }
         }
-        layout.exclude_ignored()?;
-        if !ALWAYS_SENT[..2]
+        layout.check(function)?;
+        Ok(layout)
+    }
+
+    /// Returns the path in the context of a file on this machine, if it is part of the context.
+    pub(crate) fn path_of(&self, file: &Path) -> Option<&str> {
+        let identity = |path: &Path| {
+            fs::metadata(path)
+                .ok()
+                .map(|metadata| (metadata.dev(), metadata.ino()))
+        };
+        let wanted = identity(file)?;
+        let mut entries = self.entries();
+        let found = entries.find(
+            |(_, entry)| matches!(entry, LayoutEntry::File(source) if identity(source) == Some(wanted)),
+        );
+        found.map(|(path, _)| path)
+    }
+
+    /// Checks the whole of a context.
+    fn check(&self, function: &Function) -> Result<(), Failure> {
+        if !DOCKERFILE_NAMES
             .iter()
-            .any(|name| layout.entries.contains_key(*name))
+            .any(|name| self.entries.contains_key(*name))
         {
             return Err(Failure::usage(
                 format!("the context of {} has no Dockerfile", function.name),
@@ -87,7 +140,47 @@ impl Layout {
                 },
             ));
         }
-        Ok(layout)
+        for (secret, file) in &function.build_secrets {
+            if let Some(path) = self.path_of(file) {
+                return Err(Failure::usage(
+                    format!(
+                        "the build secret {secret} of {} is sealed, and its file {} would be sent in the context as {path}, too",
+                        function.name,
+                        file.display()
+                    ),
+                    "name the file in .dockerignore, or move it out of the function's folder",
+                ));
+            }
+        }
+        self.check_size(function)
+    }
+
+    /// Checks that the context is not too large to be packed.
+    fn check_size(&self, function: &Function) -> Result<(), Failure> {
+        let size = |entry: &LayoutEntry| match entry {
+            LayoutEntry::Folder => 0,
+            LayoutEntry::File(source) => fs::metadata(source).map_or(0, |metadata| metadata.len()),
+        };
+        let mut sizes: Vec<_> = self.entries().map(|(path, entry)| (size(entry), path)).collect();
+        let total: u64 = sizes.iter().map(|(size, _)| *size).sum();
+        if total <= CONTEXT_BYTES_MAX {
+            return Ok(());
+        }
+        sizes.sort_unstable_by(|one, other| other.cmp(one));
+        let largest = sizes
+            .iter()
+            .take(3)
+            .map(|(size, path)| format!("{path} ({} MB)", size / 1_000_000));
+        Err(Failure::usage(
+            format!(
+                "the context of {} has {} MB, and may have {} MB; its largest files are {}",
+                function.name,
+                total / 1_000_000,
+                CONTEXT_BYTES_MAX / 1_000_000,
+                largest.collect::<Vec<_>>().join(", ")
+            ),
+            "exclude in .dockerignore what the build does not need",
+        ))
     }
 
     /// Returns the entries, sorted by their paths.
@@ -101,42 +194,95 @@ impl Layout {
         self.entries.values().filter(is_file).count()
     }
 
-    /// Returns the number of files that the ignore file excludes.
-    pub(crate) fn ignored_files(&self) -> usize {
-        self.ignored_files
+    /// Returns the number of files and folders that the ignore file excludes.
+    pub(crate) fn ignored(&self) -> usize {
+        self.ignored
     }
 
-    /// Adds the file or folder at `source` and everything in it at `path`. `above` has the real paths of the folders that
-    /// are being added, among which a symbolic link must not lead back.
-    fn add_tree(&mut self, source: &Path, path: &str, above: &mut Vec<PathBuf>) -> Result<(), Failure> {
-        let metadata = fs::metadata(source).map_err(|error| unreadable(source, &error))?;
+    /// Adds the entries of the folder at `source` to the folder `path`, except those with the names `skipped`. `matched` is
+    /// the decision about the folder.
+    fn add_entries(
+        &mut self,
+        source: &Path,
+        path: &str,
+        skipped: &[&str],
+        matched: &MatchedFolder,
+        walk: &mut Walk,
+    ) -> Result<(), Failure> {
+        for entry in fs::read_dir(source).map_err(|error| unreadable(source, &error))? {
+            let entry = entry.map_err(|error| unreadable(source, &error))?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else {
+                let decision = walk
+                    .ignoring
+                    .decide(&join(path, &name.to_string_lossy()), matched)?;
+                if decision.is_kept {
+                    return Err(Failure::usage(
+                        format!("{}: the name {name:?} is not UTF-8", source.display()),
+                        "rename the file, or name it in .dockerignore",
+                    ));
+                }
+                self.ignored += 1;
+                continue;
+            };
+            if !skipped.contains(&name) {
+                self.add_tree(&entry.path(), &join(path, name), matched, walk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the file or folder at `source` and everything in it at `path`, as far as the ignore file does not exclude it.
+    /// `parent` is the decision about the folder that it is in.
+    fn add_tree(
+        &mut self,
+        source: &Path,
+        path: &str,
+        parent: &MatchedFolder,
+        walk: &mut Walk,
+    ) -> Result<(), Failure> {
+        let decision = walk.ignoring.decide(path, parent)?;
+        if !decision.is_kept && !decision.is_entered {
+            self.ignored += 1;
+            return Ok(());
+        }
+        let metadata = match fs::metadata(source) {
+            Ok(metadata) if metadata.is_dir() || decision.is_kept => metadata,
+            Err(error) if decision.is_kept => return Err(unreadable(source, &error)),
+            // An exception of the ignore file may be about a folder only.
+            _ => {
+                self.ignored += 1;
+                return Ok(());
+            }
+        };
+        walk.check_link(source)?;
         if metadata.is_file() {
             return self.add_file(path, source);
         }
         if !metadata.is_dir() {
             return Err(Failure::usage(
                 format!("{} is neither a file nor a folder", source.display()),
-                "remove it, or move it out of the function's folder",
+                "name it in .dockerignore, or move it out of the function's folder",
             ));
         }
         let real = source
             .canonicalize()
             .map_err(|error| unreadable(source, &error))?;
-        if above.contains(&real) {
+        if walk.above.contains(&real) {
             return Err(Failure::usage(
                 format!(
                     "{} is a symbolic link to a folder that contains it",
                     source.display()
                 ),
-                "remove the link, or move it out of the function's folder",
+                "name the link in .dockerignore, or remove it",
             ));
         }
-        self.add_folder(path)?;
-        above.push(real);
-        for (name, child) in read_folder(source)? {
-            self.add_tree(&child, &join(path, &name), above)?;
+        if decision.is_kept {
+            self.add_folder(path)?;
         }
-        above.pop();
+        walk.above.push(real);
+        self.add_entries(source, path, &[], &decision.matched, walk)?;
+        walk.above.pop();
         Ok(())
     }
 
@@ -178,84 +324,27 @@ impl Layout {
             }
         }
     }
-
-    /// Removes what the context's ignore file excludes, with the rules of BuildKit's clients.
-    fn exclude_ignored(&mut self) -> Result<(), Failure> {
-        let files = IGNORE_FILES.iter().filter_map(|name| self.entries.get(*name));
-        let Some(LayoutEntry::File(file)) = files.into_iter().next().cloned() else {
-            return Ok(());
-        };
-        let reject = |reason: String| {
-            Failure::usage(
-                format!("{}: {reason}", file.display()),
-                "correct the pattern in that file",
-            )
-        };
-        let content = fs::read(&file).map_err(|error| unreadable(&file, &error))?;
-        let rules = IgnoreRules::parse(&content).map_err(|error| reject(error.to_string()))?;
-        let mut folders: HashMap<&str, Option<MatchedFolder>> = HashMap::new();
-        let root = MatchedFolder::default();
-        let mut kept = BTreeMap::new();
-        let mut excluded_folders = Vec::new();
-        for (path, entry) in &self.entries {
-            let parent = path.rsplit_once('/').map(|(parent, _)| parent);
-            let matched = match parent {
-                None => Some(&root),
-                Some(parent) => folders.get(parent).and_then(Option::as_ref),
-            };
-            let is_folder = *entry == LayoutEntry::Folder;
-            let Some(matched) = matched else {
-                // The folder above is excluded, with all that is in it.
-                self.ignored_files += usize::from(!is_folder);
-                continue;
-            };
-            let decision = rules
-                .decide(path, matched)
-                .map_err(|error| reject(error.to_string()))?;
-            let is_kept = !decision.is_excluded || ALWAYS_SENT.contains(&path.as_str());
-            if is_folder {
-                let is_entered = !decision.is_excluded || decision.may_include_below;
-                folders.insert(path, is_entered.then_some(decision.matched));
-            }
-            match (is_kept, is_folder) {
-                (true, _) => {
-                    kept.insert(path.clone(), entry.clone());
-                }
-                (false, true) => excluded_folders.push(path.clone()),
-                (false, false) => self.ignored_files += 1,
-            }
-        }
-        // A folder that is excluded itself is there if something in it is not.
-        for folder in excluded_folders.into_iter().rev() {
-            let inside = format!("{folder}/");
-            if kept
-                .range(inside.clone()..)
-                .next()
-                .is_some_and(|(path, _)| path.starts_with(&inside))
-            {
-                kept.insert(folder, LayoutEntry::Folder);
-            }
-        }
-        self.entries = kept;
-        Ok(())
-    }
 }
 
-/// Returns the names and paths of a folder's entries, sorted by name.
-fn read_folder(folder: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
-        let entry = entry.map_err(|error| unreadable(folder, &error))?;
-        let name = entry.file_name().into_string().map_err(|name| {
-            Failure::usage(
-                format!("{}: the name {name:?} is not UTF-8", folder.display()),
-                "rename the file, or move it out of the function's folder",
-            )
-        })?;
-        entries.push((name, entry.path()));
+impl Walk {
+    /// Checks that `source`, if it is a symbolic link, leads to a place in the project.
+    fn check_link(&self, source: &Path) -> Result<(), Failure> {
+        let is_link = fs::symlink_metadata(source).is_ok_and(|metadata| metadata.is_symlink());
+        let target = source
+            .canonicalize()
+            .map_err(|error| unreadable(source, &error))?;
+        if !is_link || self.roots.iter().any(|root| target.starts_with(root)) {
+            return Ok(());
+        }
+        Err(Failure::usage(
+            format!(
+                "{} is a symbolic link to {}, which is outside of the project",
+                source.display(),
+                target.display()
+            ),
+            "copy what the build needs into the function's folder, or name the link in .dockerignore",
+        ))
     }
-    entries.sort();
-    Ok(entries)
 }
 
 /// Returns the path of an entry of the stack file's `copy`, which has to be inside the working folder, and not all of it.

@@ -32,8 +32,8 @@ pub(crate) struct PackedContext {
     entries: Vec<u8>,
     /// The number of files.
     pub(crate) files: usize,
-    /// The number of files that the ignore file excludes.
-    pub(crate) ignored_files: usize,
+    /// The number of files and folders that the ignore file excludes.
+    pub(crate) ignored: usize,
 }
 
 /// The body of a request: a compressed tar.
@@ -74,7 +74,7 @@ impl PackedContext {
             // Without `finish`, the tar has no end, and more can be appended.
             entries: std::mem::take(tar.get_mut()),
             files: layout.files(),
-            ignored_files: layout.ignored_files(),
+            ignored: layout.ignored(),
         })
     }
 

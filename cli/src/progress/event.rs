@@ -12,7 +12,7 @@ pub(crate) enum Event<'a> {
     Packed {
         /// The number of files.
         files: usize,
-        /// The number of files that the ignore file excludes.
+        /// The number of files and folders that the ignore file excludes.
         ignored: usize,
         /// The bytes before compression.
         bytes: usize,

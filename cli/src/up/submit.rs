@@ -32,7 +32,7 @@ impl FunctionBuild<'_> {
         let tar = packed.to_request_tar(config.to_string().as_bytes(), secrets.as_deref())?;
         self.progress.show(&Event::Packed {
             files: packed.files,
-            ignored: packed.ignored_files,
+            ignored: packed.ignored,
             bytes: packed.bytes(),
             compressed: tar.0.len(),
         });

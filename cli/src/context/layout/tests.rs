@@ -125,24 +125,68 @@ fn the_ignore_file_at_the_root_decides_and_never_excludes_what_the_build_needs()
             "function/src/main.rs",
         ]
     );
-    assert_eq!(
-        Layout::of_function(&function).expect("a layout").ignored_files(),
-        3
-    );
+    assert_eq!(Layout::of_function(&function).expect("a layout").ignored(), 3);
 }
 
 #[test]
-fn symbolic_links_are_followed_and_one_that_leads_back_is_an_error() {
-    let project = Project::new(&[("handler/Dockerfile", ""), ("shared/file", "")]);
+fn symbolic_links_within_the_project_are_followed_and_one_that_leads_back_is_an_error() {
+    let project = Project::new(&[("t/Dockerfile", ""), ("t/shared/file", ""), ("handler/a", "")]);
     let handler = project.folder.path().join("handler");
-    std::os::unix::fs::symlink("../shared", handler.join("linked")).expect("a link");
-    assert_eq!(
-        project.paths(&project.function(None, "")),
-        ["Dockerfile", "linked/", "linked/file"]
+    std::os::unix::fs::symlink("../t/shared", handler.join("linked")).expect("a link");
+    let function = project.function(Some("t"), "function");
+    assert!(
+        project
+            .paths(&function)
+            .contains(&"function/linked/file".to_owned())
     );
     std::os::unix::fs::symlink(".", handler.join("self")).expect("a link");
-    let failure = Layout::of_function(&project.function(None, "")).expect_err("a loop");
-    assert!(failure.message.contains("symbolic link"), "{failure:?}");
+    let failure = Layout::of_function(&function).expect_err("a loop");
+    assert!(failure.message.contains("folder that contains it"), "{failure:?}");
+}
+
+#[test]
+fn a_symbolic_link_out_of_the_project_is_an_error() {
+    for target in ["/etc", "/etc/hostname", "../outside"] {
+        let project = Project::new(&[("handler/Dockerfile", ""), ("outside/key", "")]);
+        let link = project.folder.path().join("handler/link");
+        std::os::unix::fs::symlink(target, link).expect("a link");
+        let failure = Layout::of_function(&project.function(None, "")).expect_err(target);
+        assert!(failure.message.contains("outside of the project"), "{failure:?}");
+    }
+}
+
+#[test]
+fn what_the_ignore_file_excludes_is_not_looked_at() {
+    let project = Project::new(&[
+        ("handler/Dockerfile", ""),
+        ("handler/.dockerignore", "ignored\n**/*.sock\n"),
+        ("handler/ignored/file", ""),
+    ]);
+    let handler = project.folder.path().join("handler");
+    for (link, target) in [
+        ("ignored/self", "."),
+        ("ignored/out", "/etc"),
+        ("ignored/nowhere", "no-such-file"),
+        ("broken.sock", "no-such-file"),
+    ] {
+        std::os::unix::fs::symlink(target, handler.join(link)).expect("a link");
+    }
+    let function = project.function(None, "");
+    assert_eq!(project.paths(&function), [".dockerignore", "Dockerfile"]);
+    assert_eq!(Layout::of_function(&function).expect("a layout").ignored(), 2);
+}
+
+#[test]
+fn a_build_secret_is_never_sent_in_the_context() {
+    let project = Project::new(&[("handler/Dockerfile", ""), ("handler/token", "hush")]);
+    let handler = project.folder.path().join("handler");
+    std::os::unix::fs::symlink("token", handler.join("other-name")).expect("a link");
+    let mut function = project.function(None, "");
+    function.build_secrets = [("token".to_owned(), handler.join("other-name"))].into();
+    let failure = Layout::of_function(&function).expect_err("the secret would be sent");
+    assert!(failure.message.contains("build secret token"), "{failure:?}");
+    fs::write(handler.join(".dockerignore"), "token\nother-name\n").expect("a file");
+    Layout::of_function(&function).expect("the secret is excluded");
 }
 
 #[test]
