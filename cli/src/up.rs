@@ -117,14 +117,31 @@ impl BuildOptions {
 /// Builds and deploys the functions, one after the other.
 ///
 /// # Errors
-/// Fails if a function cannot be read, or no builder takes it.
+/// Fails if a function cannot be read, or no builder takes it. With `--progress json`, the error is an event, too, and only
+/// its exit status is returned.
 pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
+    match bring_up(arguments).await {
+        Err(failure) if arguments.build.progress == ProgressForm::Json => {
+            Progress::new(ProgressForm::Json, "").show(&Event::Failed {
+                summary: &failure.message,
+                next: &failure.next,
+                code: failure.status.code(),
+            });
+            Ok(failure.status)
+        }
+        result => result,
+    }
+}
+
+async fn bring_up(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
     let project = Project::read(&arguments.source)?;
     let settings = arguments.build.connection.resolve(project.gateway())?;
-    project
-        .warnings()
-        .iter()
-        .for_each(|warning| output::print_message(&format!("warning: {warning}")));
+    let progress = Progress::new(arguments.build.progress, "slipway");
+    for text in project.warnings() {
+        progress.show(&Event::Warning { text: &text });
+    }
+    // The functions have displays of their own.
+    drop(progress);
     let client = BuilderClient::new(settings)?;
     let interrupts = Interrupts::receive()?;
     let mut status = ExitStatus::Success;

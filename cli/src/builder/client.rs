@@ -112,6 +112,11 @@ impl BuilderClient {
         &self.settings
     }
 
+    /// Returns whether requests by a route are not encrypted.
+    pub(crate) fn is_plain(&self, route: Route) -> bool {
+        request::base_url(&self.settings, route).starts_with("http:")
+    }
+
     /// Asks whether there is a builder by a route.
     ///
     /// # Errors

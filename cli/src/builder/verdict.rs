@@ -187,6 +187,10 @@ fn next_step(code: Option<u64>, error: &str) -> (ExitStatus, &'static str) {
             ExitStatus::Failed,
             "correct what the error names, and run slipway up again",
         ),
+        Some(409) => (
+            ExitStatus::PlatformFailed,
+            "run slipway up again, which signs a new request",
+        ),
         Some(429) => (
             ExitStatus::PlatformFailed,
             "the builder is busy: run slipway up again in a moment",

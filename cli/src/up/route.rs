@@ -97,6 +97,9 @@ fn unreachable(client: &BuilderClient, route: Route, error: &RequestError) -> Fa
         (_, RequestError::Refused(refusal)) if refusal.status == 404 => format!(
             "deploy {name} at this gateway (README, \"In a cluster\"), or name another gateway with --gateway URL"
         ),
+        (_, RequestError::Refused(refusal)) if (300..400).contains(&refusal.status) => {
+            "the gateway redirects: name the address that it redirects to, such as one with https, with --gateway URL".to_owned()
+        }
         (_, RequestError::Refused(_)) => {
             format!("see why {name} does not answer (faas-cli describe {name}), and run the command again")
         }

@@ -195,6 +195,12 @@ impl FunctionBuild<'_> {
             ),
             _ => self.failure_of(&error),
         })?;
+        if self.client.is_plain(route) {
+            self.progress.show(&Event::Warning {
+                text: "the key for build_secrets came over http: whoever controls the network on the way could have replaced it, and \
+                       could then read them; an address with https prevents that",
+            });
+        }
         let key = parse_public_key(&answer).map_err(|error| {
             Failure::platform(
                 error.to_string(),

@@ -119,3 +119,25 @@ async fn a_broken_handler_shows_the_output_of_its_step_and_the_error() {
         ]
     );
 }
+
+#[tokio::test]
+async fn errors_are_objects_too_where_the_progress_is_json() {
+    let project = Project::shop();
+    project.write(
+        "stack.yaml",
+        "other: 1\nfunctions:\n  shop:\n    lang: dockerfile\n    handler: ./shop\n    image: r.example/shop:1\n",
+    );
+    let printed = project
+        .run(&["up", "--progress", "json", "--gateway", "http://127.0.0.1:1"])
+        .await;
+    assert_eq!(printed.code, Some(4), "{printed:?}");
+    let events: Vec<serde_json::Value> = printed
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str()).collect();
+    assert_eq!(kinds, [Some("warning"), Some("failed")], "{events:?}");
+    assert_eq!(events[1]["code"], 4);
+    assert!(events[1]["next"].is_string(), "{events:?}");
+}
