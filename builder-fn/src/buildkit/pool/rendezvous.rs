@@ -131,6 +131,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn an_added_daemon_takes_about_one_in_n_images_and_moves_no_other(count in 1_usize..40) {
             const IMAGES: usize = 2000;
