@@ -106,10 +106,13 @@ impl TerminalDisplay {
                     self.print(&format!("   {line}"));
                 }
                 self.print_lines(event, true);
+                self.output.finish_and_clear();
             }
             Event::Running { .. } => {
                 self.end_all();
                 self.print_lines(event, false);
+                // The URL follows on the standard output, on a line of its own.
+                self.output.finish_and_clear();
             }
             Event::Packed { .. }
             | Event::Submitted { .. }
