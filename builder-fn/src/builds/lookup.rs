@@ -266,13 +266,11 @@ impl BuildLookup {
                 .await
             }
             None => {
-                // Few at a time: this takes about 2 KiB for each build in the history.
+                // Few at a time: the daemons decode all their records for each.
                 let _turn = self.records.wait_for_search().await;
-                self.request_histories(|connection| async move {
-                    let mut listing = connection.list_builds(0).await?;
-                    listing.builds.retain(|build| build.attributes.call_id == key.id);
-                    Ok(listing)
-                })
+                self.request_histories(
+                    |connection| async move { connection.list_builds_of_call(&key.id).await },
+                )
                 .await
             }
         }

@@ -195,12 +195,13 @@ async fn a_daemon_that_refuses_connections_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_whose_host_does_not_answer_delays_one_build_by_300_milliseconds_and_the_next_ones_not() {
+async fn a_daemon_whose_host_does_not_answer_is_asked_twice_for_300_milliseconds_and_delays_the_next_builds_not()
+ {
     let mut fakes = FakeDaemons::start(3);
     let dead = preferred(IMAGE, 3);
     fakes.daemons[dead] = daemon::unreachable_daemon_at(&name(dead));
     let builder = fakes.builder();
-    for (call, delay) in [("first", 300), ("second", 0)] {
+    for (call, delay) in [("first", 600), ("second", 0)] {
         let start = Instant::now();
         let build = spawn_build(&builder, call, tar_of(IMAGE));
         let (daemon, solve) = fakes.next_solve().await;

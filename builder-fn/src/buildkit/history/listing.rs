@@ -106,7 +106,7 @@ impl Connection {
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
     pub async fn list_builds(&self, limit: u16) -> Result<HistoryListing, Status> {
-        self.list_history(Vec::new(), limit.into()).await
+        self.list_history(Vec::new(), limit.into(), |_| true).await
     }
 
     /// Subscribes to the changes of the history: the builds that run, and then every change.
@@ -150,7 +150,7 @@ impl Connection {
         let attempts = (2..=ATTEMPTS_MAX).map(|number| format!("ref=={reference}-{number}"));
         let marker = cancellation::marker_reference(cancellation.tenant.as_deref(), &cancellation.call_id);
         let known = [format!("ref=={reference}"), format!("ref=={marker}")];
-        self.list_history(known.into_iter().chain(attempts).collect(), 0)
+        self.list_history(known.into_iter().chain(attempts).collect(), 0, |_| true)
             .await
     }
 
@@ -174,8 +174,24 @@ impl Connection {
         Ok(builds)
     }
 
-    /// Lists the running builds, and the records that one of `filter` matches, at most `limit` of them; 0 is no limit.
-    async fn list_history(&self, filter: Vec<String>, limit: i32) -> Result<HistoryListing, Status> {
+    /// Lists the builds of a call, and all requests to cancel builds. Nothing else is kept in memory, however many records the
+    /// history has.
+    ///
+    /// # Errors
+    /// Fails if the daemon does not answer in time, or has no history.
+    pub async fn list_builds_of_call(&self, call_id: &str) -> Result<HistoryListing, Status> {
+        let is_of_call = |build: &ListedBuild| build.attributes.call_id == call_id;
+        self.list_history(Vec::new(), 0, is_of_call).await
+    }
+
+    /// Lists the builds that `keeps` returns `true` for, among those that run and the records that one of `filter` matches, at
+    /// most `limit` of these; 0 is no limit.
+    async fn list_history(
+        &self,
+        filter: Vec<String>,
+        limit: i32,
+        keeps: impl Fn(&ListedBuild) -> bool,
+    ) -> Result<HistoryListing, Status> {
         let request = BuildHistoryRequest {
             early_exit: true,
             filter,
@@ -192,7 +208,7 @@ impl Connection {
                     Some(cancellation) => drop(listing.cancellations.insert(cancellation)),
                     None => listing
                         .builds
-                        .extend(ListedBuild::from_record(kind, record, self.daemon())),
+                        .extend(ListedBuild::from_record(kind, record, self.daemon()).filter(&keeps)),
                 }
             }
             Ok(listing)

@@ -74,13 +74,6 @@ impl PoolMember {
     }
 }
 
-impl CountedBuild {
-    /// Returns the daemon that the build is counted on.
-    pub(super) fn member(&self) -> &PoolMember {
-        &self.0
-    }
-}
-
 impl Drop for CountedBuild {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);

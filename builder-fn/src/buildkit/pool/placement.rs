@@ -52,7 +52,8 @@ pub(crate) struct PlacedBuild {
     /// Whether somebody asked to cancel the build.
     pub(crate) is_cancelled: bool,
     pool: DaemonPool,
-    counted: CountedBuild,
+    /// Counts the build as running on its daemon.
+    _counted: CountedBuild,
 }
 
 impl DaemonPool {
@@ -134,7 +135,7 @@ impl DaemonPool {
             first_attempt: 1,
             is_cancelled,
             pool: self.clone(),
-            counted: only.count_build(),
+            _counted: only.count_build(),
         })
     }
 
@@ -168,7 +169,7 @@ impl DaemonPool {
             metrics.count_build(chosen.member.name(), diversion);
         }
         Some(PlacedBuild {
-            counted: chosen.member.count_build(),
+            _counted: chosen.member.count_build(),
             connection: chosen.connection,
             others: answers.into_iter().map(|answer| answer.connection).collect(),
             first_attempt,
@@ -179,9 +180,9 @@ impl DaemonPool {
 }
 
 impl PlacedBuild {
-    /// Leaves the daemon out, because the build was lost. The only daemon of a pool is never left out.
+    /// Looks the pool up again, because the build was lost. If the daemon was lost, the next question finds that out; if only
+    /// the connection was, it still runs other builds.
     pub(crate) async fn report_loss(&self) {
-        self.counted.member().leave_out();
         self.pool.resolve_again().await;
     }
 
@@ -243,12 +244,13 @@ fn find_holder(answers: &[DaemonAnswer], reference: &BuildReference) -> Option<(
         let attempts = answers.iter().enumerate();
         attempts.flat_map(|(number, answer)| answer.attempts.iter().map(move |attempt| (number, *attempt)))
     };
-    let last_in = |state: BuildState| {
-        attempts()
-            .filter(|(_, attempt)| attempt.state == state)
-            .max_by_key(|(_, attempt)| attempt.number)
-    };
-    let found = last_in(BuildState::Running).or_else(|| last_in(BuildState::Succeeded));
+    let in_state = |state: BuildState| attempts().filter(move |(_, attempt)| attempt.state == state);
+    // Of two that run, the one that the reference scores lower gives way, and is still listed for a moment.
+    let build = PlacementHash::of(&[&reference.to_string()]);
+    let score = |number: usize| answers.get(number).map(|answer| answer.member.hash.score(build));
+    let running =
+        in_state(BuildState::Running).max_by_key(|(number, attempt)| (score(*number), attempt.number));
+    let found = running.or_else(|| in_state(BuildState::Succeeded).max_by_key(|(_, attempt)| attempt.number));
     let found = found.or_else(|| match reference.is_for_signature_alone() {
         // From the first one on, so that the job compares its call.
         true => attempts().min_by_key(|(_, attempt)| attempt.number),

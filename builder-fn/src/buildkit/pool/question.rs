@@ -3,14 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::Status;
+use function_host::ErrorChain;
+use futures_util::future::join_all;
 
 use super::member::PoolMember;
 use crate::buildkit::job::{ATTEMPTS_MAX, is_connection_loss};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection, ListedBuild};
 
-/// The longest wait for a daemon's history. A daemon that takes longer counts as one that does not answer.
+/// The longest wait for a daemon's history, and for the connection before it if the daemon is given up soon. A daemon that
+/// takes longer counts as one that does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The attempts of a build for which a daemon is asked whether it may have a record. The first ones may be those of a daemon
+/// that is gone.
+const ASKED_ATTEMPTS: std::ops::RangeInclusive<u32> = 1..=3;
 
 /// Whether a daemon is given up soon, because there are others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +35,7 @@ pub(super) struct DaemonAnswer {
     pub(super) running: usize,
     /// The attempts of the build that the daemon knows: those that run, until the records are read.
     pub(super) attempts: Vec<KnownAttempt>,
-    /// Whether the daemon may have a record of the first attempt, and so of others.
+    /// Whether the daemon may have a record of one of the first attempts, and so of others.
     pub(super) is_recorded: bool,
     /// Whether somebody asked to cancel the build.
     pub(super) is_cancelled: bool,
@@ -42,9 +48,34 @@ pub(super) struct KnownAttempt {
     pub(super) state: BuildState,
 }
 
+/// Asks a daemon about a build, and once more if it does not answer the first time and is in use: a single packet that was lost
+/// must not hide the build that it runs.
+pub(super) async fn ask_about_build(
+    member: Arc<PoolMember>,
+    reference: &BuildReference,
+    call: &Cancellation,
+    patience: Patience,
+) -> Result<DaemonAnswer, ConnectError> {
+    let ask = || ask_once(member.clone(), reference, call, patience);
+    let in_time = async |asking| match patience {
+        Patience::Long => Box::pin(asking).await,
+        Patience::Short => match tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(asking)).await {
+            Ok(answer) => answer,
+            Err(elapsed) => Err(member.daemon.unreachable_error(elapsed)),
+        },
+    };
+    match in_time(ask()).await {
+        Err(error) if patience == Patience::Short && !member.is_left_out() => {
+            tracing::debug!(daemon = member.name(), error = %ErrorChain(&error), "asking a BuildKit daemon once more");
+            in_time(ask()).await
+        }
+        answer => answer,
+    }
+}
+
 /// Connects to a daemon, and asks it what it answers without decoding its records: which builds run, and whether there is a
 /// record of the build `reference`, or one of a request to cancel it. [`DaemonAnswer::read_attempts`] asks for the rest.
-pub(super) async fn ask_about_build(
+async fn ask_once(
     member: Arc<PoolMember>,
     reference: &BuildReference,
     call: &Cancellation,
@@ -54,26 +85,29 @@ pub(super) async fn ask_about_build(
         Patience::Short => member.daemon.connect_quickly().await?,
         Patience::Long => member.daemon.connect().await?,
     };
-    let first = reference.attempt_name(1);
-    let asking = async {
-        let running = connection.list_running_builds();
-        let recorded = connection.may_have_record(&first);
-        let cancelled = connection.is_cancellation_requested(call.tenant.as_deref(), &call.call_id);
-        let (running, is_recorded, is_cancelled) = tokio::join!(running, recorded, cancelled);
-        Ok::<_, Status>((running?, is_recorded, is_cancelled))
-    };
-    let answer = match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
-        Ok(Ok(answer)) => answer,
+    let running = match tokio::time::timeout(ANSWER_TIMEOUT, connection.list_running_builds()).await {
+        Ok(Ok(running)) => running,
         Ok(Err(status)) if is_connection_loss(&status) => {
             return Err(member.daemon.unreachable_error(status));
         }
         Ok(Err(status)) => {
             tracing::debug!(daemon = member.name(), %status, "could not read BuildKit's history");
-            (Vec::new(), false, false)
+            Vec::new()
         }
         Err(elapsed) => return Err(member.daemon.unreachable_error(elapsed)),
     };
-    let (running, is_recorded, is_cancelled) = answer;
+    // After the question for what runs, so that a build that ends in between is seen by one of them.
+    let names: Vec<_> = ASKED_ATTEMPTS
+        .map(|number| reference.attempt_name(number))
+        .collect();
+    let recorded = join_all(names.iter().map(|name| connection.may_have_record(name)));
+    let cancelled = connection.is_cancellation_requested(call.tenant.as_deref(), &call.call_id);
+    let asking = async { tokio::join!(recorded, cancelled) };
+    let (is_recorded, is_cancelled) = match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
+        Ok((recorded, is_cancelled)) => (recorded.contains(&true), is_cancelled),
+        // What runs is known all the same.
+        Err(_) => (true, false),
+    };
     Ok(DaemonAnswer {
         running: running.len(),
         attempts: attempts_among(&running, reference),
@@ -90,7 +124,7 @@ impl DaemonAnswer {
     pub(super) async fn read_attempts(&mut self, reference: &BuildReference, call: &Cancellation) {
         // The first attempt may be another daemon's. Only a daemon that has one decodes its records.
         let mut is_recorded = self.is_recorded;
-        for number in 2..=ATTEMPTS_MAX {
+        for number in ASKED_ATTEMPTS.end() + 1..=ATTEMPTS_MAX {
             if is_recorded {
                 break;
             }
