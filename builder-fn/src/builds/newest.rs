@@ -24,7 +24,7 @@ const KEPT_MAX: u16 = 1000;
 const CANCELLATIONS_MAX: usize = 10_000;
 
 /// The time after the last list at which a history is not followed any more.
-const IDLE_MAX: Duration = Duration::from_secs(600);
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// The time for which a failure answers further lists, before the daemon is asked again.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);

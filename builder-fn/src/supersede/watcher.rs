@@ -18,9 +18,9 @@ const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The longest pause between two of the watcher's attempts to reconnect.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The time for which the history is followed after the last registered build has ended, so that builds which follow each
-/// other slowly do not make the daemon decode all of its records each.
-const LINGER: Duration = Duration::from_secs(600);
+/// The time for which the history is followed after the last registered build has ended, so that of builds which follow each
+/// other slowly not each one makes the daemon decode all of its records.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// How long before the first registration a build may have been submitted so that the history is not read again for it.
 const LOOKBACK: Duration = Duration::from_secs(900);

@@ -320,11 +320,7 @@ async fn nobody_listens_for_long_once_the_builds_have_ended() {
     while calls.history.listener_count() > 0 {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(
-        begun.elapsed() < Duration::from_secs(700),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
