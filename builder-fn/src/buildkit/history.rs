@@ -115,7 +115,7 @@ impl Connection {
     ///
     /// The daemon decodes all of its records for any question to its history, whatever the filter. It looks up a single one
     /// only to change it, so this request changes nothing; if a user has pinned the record, it is pinned no longer, and
-    /// clients that follow the history are told once more that the solve has ended.
+    /// clients that follow the history get the event of its end once more.
     pub(super) async fn may_have_record(&self, reference: &str) -> bool {
         let unchanged = UpdateBuildHistoryRequest {
             r#ref: reference.to_owned(),
@@ -149,11 +149,8 @@ pub(super) async fn request_finished_build(
     connection: &Connection,
     reference: &str,
 ) -> Option<FinishedBuild> {
-    let complete = |(kind, record)| match kind {
-        BuildHistoryEventType::Complete => Some(FinishedBuild::from(record)),
-        _ => None,
-    };
-    find_in_history_events(connection, reference, complete).await
+    let record = none_on_failure(find_record(connection, reference).await)?;
+    Some(FinishedBuild::from(record))
 }
 
 /// Waits until the outcome of a build that has just ended is recorded; `None` if that takes longer than `limit`.
@@ -178,8 +175,8 @@ pub(super) async fn wait_for_outcome(
 pub(super) async fn request_call_id(connection: &Connection, reference: &str) -> Option<String> {
     let known = async {
         loop {
-            let found = find_in_history_events(connection, reference, |(_, record)| Some(record)).await;
-            if let Some(record) = found {
+            let found = find_running_or_record(connection, reference).await;
+            if let Some(record) = none_on_failure(found) {
                 return SolveAttributes::from_history_record(&record.frontend_attrs)
                     .map(|attributes| attributes.call_id);
             }
@@ -189,14 +186,8 @@ pub(super) async fn request_call_id(connection: &Connection, reference: &str) ->
     tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
 }
 
-/// Reads what the daemon's history has of the build `reference`, as [`try_find_in_history_events`] does; `None` also if
-/// the history fails.
-async fn find_in_history_events<T>(
-    connection: &Connection,
-    reference: &str,
-    read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
-) -> Option<T> {
-    let found = try_find_in_history_events(connection, reference, read).await;
+/// Returns what was found in the daemon's history; `None` also if the history failed, which is logged.
+fn none_on_failure<T>(found: Result<Option<T>, Status>) -> Option<T> {
     found.unwrap_or_else(|status| {
         match status.code() {
             Code::DeadlineExceeded => tracing::warn!(%status, "could not read BuildKit's history"),
@@ -206,61 +197,81 @@ async fn find_in_history_events<T>(
     })
 }
 
-/// Reads what the daemon's history has of the build `reference`, first while it runs and then its record, until `read`
-/// returns something for one of its events, and returns that.
+/// Finds the record of the finished solve `reference`. A daemon that has none decodes no other record.
 ///
 /// # Errors
 /// Fails if the history cannot be read, or not in time.
-async fn try_find_in_history_events<T>(
-    connection: &Connection,
-    reference: &str,
-    read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
-) -> Result<Option<T>, Status> {
-    let running = BuildHistoryRequest {
-        active_only: true,
-        early_exit: true,
-        ..BuildHistoryRequest::default()
-    };
-    let finished = BuildHistoryRequest {
+async fn find_record(connection: &Connection, reference: &str) -> Result<Option<BuildHistoryRecord>, Status> {
+    let request = BuildHistoryRequest {
         // With a filter and not with the field `ref`: the daemon never deletes a record that was requested by that field.
         filter: vec![format!("ref=={reference}")],
         early_exit: true,
         ..BuildHistoryRequest::default()
     };
     let finding = async {
-        // In this order, a build that ends meanwhile is found.
-        if let Some(found) = find_in_answer(connection, running, reference, &read).await? {
-            return Ok(Some(found));
-        }
         match connection.may_have_record(reference).await {
-            true => find_in_answer(connection, finished, reference, &read).await,
+            true => {
+                find_event(
+                    connection,
+                    request,
+                    reference,
+                    Some(BuildHistoryEventType::Complete),
+                )
+                .await
+            }
             false => Ok(None),
         }
     };
-    match tokio::time::timeout(ANSWER_TIMEOUT, finding).await {
-        Ok(found) => found,
+    in_time(finding).await
+}
+
+/// Finds the record of the solve `reference` while it runs, or after its end.
+///
+/// # Errors
+/// Fails if the history cannot be read, or not in time.
+async fn find_running_or_record(
+    connection: &Connection,
+    reference: &str,
+) -> Result<Option<BuildHistoryRecord>, Status> {
+    let request = BuildHistoryRequest {
+        active_only: true,
+        early_exit: true,
+        ..BuildHistoryRequest::default()
+    };
+    // In this order, a build that ends meanwhile is found.
+    match in_time(find_event(connection, request, reference, None)).await? {
+        Some(running) => Ok(Some(running)),
+        None => find_record(connection, reference).await,
+    }
+}
+
+/// Limits the time for an answer of the history.
+async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(answer) => answer,
         Err(_) => Err(Status::deadline_exceeded(
             "BuildKit's history did not answer in time",
         )),
     }
 }
 
-/// Requests events of the history, and returns what `read` returns first for an event of the build `reference`.
-async fn find_in_answer<T>(
+/// Requests events of the history, and returns the record of the first one about the solve `reference`, of this kind if one
+/// is given.
+async fn find_event(
     connection: &Connection,
     request: BuildHistoryRequest,
     reference: &str,
-    read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
-) -> Result<Option<T>, Status> {
+    kind: Option<BuildHistoryEventType>,
+) -> Result<Option<BuildHistoryRecord>, Status> {
     let mut events = listen_to_history(connection, request).await?;
     while let Some(event) = events.try_next().await? {
-        let kind = event.r#type();
         // Builds that are running come first, whatever the filter.
+        let is_wanted = kind.is_none_or(|kind| event.r#type() == kind);
         if let Some(record) = event.record
+            && is_wanted
             && record.r#ref == reference
-            && let Some(found) = read((kind, record))
         {
-            return Ok(Some(found));
+            return Ok(Some(record));
         }
     }
     Ok(None)

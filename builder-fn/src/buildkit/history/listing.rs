@@ -14,10 +14,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
-use super::{
-    ANSWER_TIMEOUT, BuildState, find_in_history_events, listen_to_history, time_from_unix,
-    try_find_in_history_events,
-};
+use super::{BuildState, find_record, in_time, listen_to_history, none_on_failure, time_from_unix};
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::cancellation;
 use crate::buildkit::job::ATTEMPTS_MAX;
@@ -213,23 +210,16 @@ impl Connection {
             }
             Ok(listing)
         };
-        match tokio::time::timeout(ANSWER_TIMEOUT, listing).await {
-            Ok(listing) => listing,
-            Err(_) => Err(Status::deadline_exceeded(
-                "BuildKit's history did not answer in time",
-            )),
-        }
+        in_time(listing).await
     }
 
     /// Returns whether the history has the request to cancel a call's build; `false` if the history fails.
-    pub(crate) async fn is_cancellation_requested(&self, tenant: Option<&str>, call_id: &str) -> bool {
-        let reference = cancellation::marker_reference(tenant, call_id);
-        find_in_history_events(self, &reference, |_| Some(()))
-            .await
-            .is_some()
+    pub(crate) async fn is_cancellation_requested(&self, cancellation: &Cancellation) -> bool {
+        none_on_failure(self.find_cancellation(cancellation).await).is_some()
     }
 
-    /// Returns whether the history has the request to cancel a call's build.
+    /// Returns whether the history has the request to cancel a call's build. A request whose marker is just being made is an
+    /// event of [`watch_cancellations`](Connection::watch_cancellations).
     ///
     /// # Errors
     /// Fails if the history cannot be read, or not in time.
@@ -237,9 +227,16 @@ impl Connection {
         &self,
         cancellation: &Cancellation,
     ) -> Result<bool, Status> {
+        Ok(self.find_cancellation(cancellation).await?.is_some())
+    }
+
+    /// Finds the marker of a request to cancel a call's build.
+    async fn find_cancellation(
+        &self,
+        cancellation: &Cancellation,
+    ) -> Result<Option<BuildHistoryRecord>, Status> {
         let reference = cancellation::marker_reference(cancellation.tenant.as_deref(), &cancellation.call_id);
-        let found = try_find_in_history_events(self, &reference, |_| Some(())).await?;
-        Ok(found.is_some())
+        find_record(self, &reference).await
     }
 }
 

@@ -122,10 +122,7 @@ impl DaemonPool {
         build: BuildToPlace<'_>,
     ) -> Result<PlacedBuild, ConnectError> {
         let connection = only.daemon.connect_despite_restart().await?;
-        let Cancellation { tenant, call_id } = build.call;
-        let is_cancelled = connection
-            .is_cancellation_requested(tenant.as_deref(), call_id)
-            .await;
+        let is_cancelled = connection.is_cancellation_requested(build.call).await;
         if let Some(metrics) = self.0.metrics.get() {
             metrics.count_build(only.name(), None);
         }

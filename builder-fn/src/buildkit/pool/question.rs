@@ -101,7 +101,7 @@ async fn ask_once(
         .map(|number| reference.attempt_name(number))
         .collect();
     let recorded = join_all(names.iter().map(|name| connection.may_have_record(name)));
-    let cancelled = connection.is_cancellation_requested(call.tenant.as_deref(), &call.call_id);
+    let cancelled = connection.is_cancellation_requested(call);
     let asking = async { tokio::join!(recorded, cancelled) };
     let (is_recorded, is_cancelled) = match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
         Ok((recorded, is_cancelled)) => (recorded.contains(&true), is_cancelled),
