@@ -138,7 +138,7 @@ pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Fai
             format!("see its log: slipway logs {}", arguments.id),
         )),
         _ => Err(Failure::platform(
-            "the build was told to end, and has not ended within a minute",
+            "the builder was asked to cancel the build, which has not ended within a minute",
             format!("see what becomes of it: slipway status {}", arguments.id),
         )),
     }

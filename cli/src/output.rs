@@ -15,7 +15,7 @@ pub(crate) fn print_result(line: &str) {
 
 /// Prints a message to the standard error.
 pub(crate) fn print_message(text: &str) {
-    // Without a reader there is nobody to tell.
+    // Fails only if nobody reads the standard error any more.
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 

@@ -23,7 +23,7 @@
 //!   (`lease.rs`). Other processes claim and resume the builds of one that has gone (`claim.rs`).
 //!
 //! - **A write that failed may take effect later.** A call whose acceptance may be in the registry is never rejected for
-//!   now, so that no other builder runs what its caller was told to send again: it is handed back, which includes another
+//!   now, so that no other builder runs it while its caller sends it again because of the 429: it is handed back, which includes another
 //!   write of the acceptance, or waits on for a slot ([`RecordPlace::is_resumable`]).
 //!
 //! Only asynchronous calls wait for the store, for a short time each at their acceptance and before their answer. A

@@ -220,8 +220,8 @@ impl BuilderApi {
     /// Builds the image of an accepted request, or hands the build back if it gets no slot in time, or the process ends
     /// before.
     ///
-    /// A call whose acceptance the registry may have or not is not rejected: another builder would run what its caller was
-    /// told to send again. It waits on until it is known to be handed back, or has ended.
+    /// A call whose acceptance the registry may have or not is not rejected: another builder would run it while its caller
+    /// sends it again. It waits on until it is known to be handed back, or has ended.
     async fn build_or_hand_back(
         &self,
         request: &BuildRequest,

@@ -47,7 +47,7 @@ pub(crate) struct BuilderClient {
 /// The reason why a request has no answer of the builder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
-    /// There is nobody at the address.
+    /// No connection to the address of the builder or gateway could be made.
     #[error("could not connect to {url}: {reason}")]
     Connect {
         /// The URL of the request.
@@ -117,10 +117,10 @@ impl BuilderClient {
         request::base_url(&self.settings, route).starts_with("http:")
     }
 
-    /// Asks whether there is a builder by a route.
+    /// Checks that a builder answers by a route.
     ///
     /// # Errors
-    /// Fails with the reason why there is none.
+    /// Fails if none does, with the reason.
     pub(crate) async fn probe(&self, route: Route) -> Result<(), RequestError> {
         let request = request::probe_request(&self.settings, route);
         self.send(request, empty_body(), PROBE_TIMEOUT).await.map(|_| ())

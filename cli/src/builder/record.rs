@@ -17,7 +17,7 @@ pub(crate) enum Record {
 }
 
 impl Record {
-    /// Parses a record; `None` if the text is none.
+    /// Parses a line of the builder's answer as a record; `None` if it is not one.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         match value["status"].as_str()? {

@@ -1,4 +1,4 @@
-//! The tar of a request: the same bytes for the same files, whoever packs them, and compressed with zstd.
+//! Packs the tar of a request and compresses it with zstd. The same files become the same bytes on every machine.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

@@ -182,7 +182,7 @@ impl TerminalDisplay {
 
     /// Prints a line above the live part.
     fn print(&self, line: &str) {
-        // Fails only if the terminal is gone, and there is nobody to tell then.
+        // Fails only if the terminal is gone.
         let _ = self.bars.println(line);
     }
 }

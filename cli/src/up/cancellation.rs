@@ -90,7 +90,7 @@ impl FunctionBuild<'_> {
                 }
                 Ok(_) => {
                     return Err(Failure::platform(
-                        "the build was told to end, and has not ended within a minute",
+                        "the builder was asked to cancel the build, which has not ended within a minute",
                         format!("see what becomes of it: slipway status {id}{options}"),
                     ));
                 }

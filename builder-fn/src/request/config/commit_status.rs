@@ -35,7 +35,7 @@ pub(crate) struct CommitStatus {
     pub(crate) forge: Forge,
     /// The full hash of the commit; `None` if it is that of the build's context.
     pub(crate) commit: Option<String>,
-    /// The name that tells this status from others of the same commit.
+    /// The name of the status, which distinguishes it from others of the same commit.
     pub(crate) name: String,
     /// The URL that the status links to.
     pub(crate) link: Option<String>,
