@@ -42,6 +42,8 @@ pub use pool::{
     busy_from, choose_daemon,
 };
 pub use reference::BuildReference;
+#[cfg(test)]
+pub(crate) use session::NamedSecrets;
 pub use session::{
     CheckPolicyRequest, CheckPolicyResponse, CredentialStore, DecisionResponse, Denial, DenyMessage,
     FileSync, RegistryCredentials, RegistryError, SecretStore, SessionServices, SourceCheck, SourceDecision,

@@ -140,20 +140,7 @@ mod tests {
     use function_host::policy::Policy;
 
     use super::*;
-
-    /// Secrets that all have the value `x`, by their names.
-    #[derive(Debug)]
-    struct NamedSecrets(&'static [&'static str]);
-
-    impl SecretStore for NamedSecrets {
-        fn secret(&self, id: &str) -> Option<&[u8]> {
-            self.0.contains(&id).then_some(b"x")
-        }
-
-        fn is_empty(&self) -> bool {
-            self.0.is_empty()
-        }
-    }
+    use crate::buildkit::NamedSecrets;
 
     const REPOSITORY: &str = "https://git.example/acme/app.git";
 

@@ -23,6 +23,8 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 pub use auth::{CredentialStore, RegistryCredentials, RegistryError, TokenRequest};
 pub(super) use filesync::BUILDER_FAULT_PREFIX;
 pub use filesync::FileSync;
+#[cfg(test)]
+pub(crate) use secrets::NamedSecrets;
 pub use secrets::SecretStore;
 pub use services::SessionServices;
 pub use source_check::{

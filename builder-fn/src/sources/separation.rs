@@ -160,20 +160,7 @@ fn without_fragment(identifier: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Secrets that all have the value `x`, by their names.
-    #[derive(Debug)]
-    struct NamedSecrets(&'static [&'static str]);
-
-    impl SecretStore for NamedSecrets {
-        fn secret(&self, id: &str) -> Option<&[u8]> {
-            self.0.contains(&id).then_some(b"x")
-        }
-
-        fn is_empty(&self) -> bool {
-            self.0.is_empty()
-        }
-    }
+    use crate::buildkit::NamedSecrets;
 
     const NO_SECRETS: NamedSecrets = NamedSecrets(&[]);
     const TOKEN: NamedSecrets = NamedSecrets(&["GIT_AUTH_TOKEN"]);

@@ -17,6 +17,22 @@ pub trait SecretStore: fmt::Debug + Send + Sync + 'static {
     fn is_empty(&self) -> bool;
 }
 
+/// Secrets that all have the value `x`, by their names, for tests.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct NamedSecrets(pub(crate) &'static [&'static str]);
+
+#[cfg(test)]
+impl SecretStore for NamedSecrets {
+    fn secret(&self, id: &str) -> Option<&[u8]> {
+        self.0.contains(&id).then_some(b"x")
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// The secrets service of a session, with the secrets of a [`SecretStore`].
 #[derive(Clone, Debug)]
 pub(super) struct SecretsService {
