@@ -125,6 +125,7 @@ impl Deployer {
     ) -> RolloutContext<'a, HttpGatewaySender<'a>> {
         RolloutContext {
             transport,
+            kubernetes: self.settings.kubernetes.as_ref(),
             timeouts: &self.settings.timeouts,
             default_namespace: &self.settings.default_namespace,
             history: &self.history,

@@ -10,6 +10,7 @@ mod error;
 mod function;
 mod gateway;
 mod handler;
+mod kubernetes;
 mod metrics;
 mod outcome;
 mod percent;
@@ -25,6 +26,7 @@ mod version;
 
 pub use self::gateway::GatewayRequestSender;
 pub use self::handler::Deployer;
+pub use self::kubernetes::{Kubernetes, KubernetesError, KubernetesReader};
 pub use self::metrics::DeploymentMetrics;
 pub use self::outcome::{
     DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,

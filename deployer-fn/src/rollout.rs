@@ -12,10 +12,11 @@
 //!   that it did not make (docs/pitfalls.md#a-failed-update-answers-200), and faasd deletes the running function when
 //!   an update fails (docs/pitfalls.md#a-failed-update-removes-the-function).
 //! - A version is ready when the provider names its image, counts an available replica, and the function answers its
-//!   probe through the gateway. On Kubernetes that replica and that answer may be the old version's while both run:
-//!   the REST API does not tell them apart (docs/pitfalls.md#old-replicas-count-as-available). A function that
-//!   repeats its version in its answers does. Without that, an update is unverified there, and the version before it
-//!   stays the one to restore.
+//!   probe through the gateway, and stays up for a while. On Kubernetes that replica and that answer may be the old
+//!   version's while both run: the REST API does not tell them apart (docs/pitfalls.md#old-replicas-count-as-available).
+//!   Kubernetes itself does, if the deployer may read it ([`crate::kubernetes`]), and so does a function that repeats its
+//!   version in its answers. Without either, an update is unverified there, and the version before it stays the one to
+//!   restore.
 //!
 //! The same hand-over delivered again changes nothing and gives the same outcome. A rollout that ended with its
 //! process is found by the next delivery, which starts from the state that it reads, as every rollout does.
@@ -53,10 +54,11 @@ pub use self::history::RolloutHistory;
 use self::history::UnsettledRollout;
 use self::panic::RolloutPanicked;
 use self::verdict::{Findings, Verdict};
-use self::watch::{ReadyVersion, WaitingFor, WatchResult};
+use self::watch::{ReadyVersion, WaitingFor, WatchResult, WatchedVersion};
 use crate::build_times::BuildTimes;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName};
+use crate::kubernetes::Kubernetes;
 use crate::outcome::{
     DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
 };
@@ -76,6 +78,8 @@ pub struct RolloutTimeouts {
     pub read_retries: Duration,
     /// The timeout for restoring the previous version.
     pub rollback: Duration,
+    /// The time for which a new version has to stay up after its probe has succeeded.
+    pub stay_up: Duration,
 }
 
 impl Default for RolloutTimeouts {
@@ -85,6 +89,7 @@ impl Default for RolloutTimeouts {
             settle: Duration::from_secs(10),
             read_retries: Duration::from_secs(15),
             rollback: Duration::from_secs(20),
+            stay_up: Duration::from_secs(5),
         }
     }
 }
@@ -99,6 +104,8 @@ const APPLY_ATTEMPTS: usize = 3;
 pub struct RolloutContext<'a, T> {
     /// The connection to the gateway.
     pub transport: &'a T,
+    /// The Kubernetes API; `None` if the deployer does not run there, or may not read it.
+    pub kubernetes: Option<&'a Kubernetes>,
     /// The timeouts of the rollout's parts.
     pub timeouts: &'a RolloutTimeouts,
     /// The namespace of functions whose hand-over names no namespace.
@@ -392,10 +399,12 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
         let span = trace::span("watch");
-        let watching = self
-            .deadline
-            .run_until_deadline(self.watch_version_without_timeout(&self.version, &mut waiting_for));
-        let watched = span.run(watching).await;
+        let version = WatchedVersion {
+            stay_up: self.context.timeouts.stay_up,
+            ..self.watched_version(&self.version)
+        };
+        let watching = watch::watch_version_until_ready(&version, self.context.succession, &mut waiting_for);
+        let watched = span.run(self.deadline.run_until_deadline(watching)).await;
         self.facts.durations.watch += started.elapsed();
         match watched {
             Some(WatchResult::Ready(ready)) => match self.reason_unverified(&ready).await {
@@ -419,6 +428,11 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     Findings::new(FaultyParty::Platform, reason),
                 )
             }
+            Some(WatchResult::Stuck(obstacle)) => {
+                span.mark_failed(&obstacle.reason);
+                let findings = obstacle.fault.map(Findings::of_fault).unwrap_or_default();
+                (ApplyAttempt::Failed, findings.with_reason(obstacle.reason))
+            }
             Some(WatchResult::Superseded(successor)) => {
                 let reason = waiting_for.to_string();
                 span.mark_failed(&reason);
@@ -430,31 +444,37 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             None => {
                 let reason = format!("{}: {waiting_for}", self.deadline.reason_passed());
                 span.mark_failed(&reason);
-                let findings = if self.deadline.is_shutting_down() || waiting_for.is_gateway_condition() {
-                    Findings::new(FaultyParty::Platform, reason)
-                } else {
-                    Findings::default().with_reason(reason)
+                let fault = match self.deadline.is_shutting_down() {
+                    true => Some(FaultyParty::Platform),
+                    false => waiting_for.faulty_party(),
                 };
-                (ApplyAttempt::Failed, findings)
+                let findings = fault.map(Findings::of_fault).unwrap_or_default();
+                (ApplyAttempt::Failed, findings.with_reason(reason))
             }
         }
     }
 
-    /// Watches a version without a timeout of its own.
+    /// Watches a version without a timeout of its own. The version does not have to stay up.
     async fn watch_version_without_timeout(
         &self,
         version: &FunctionVersion,
         waiting_for: &mut WaitingFor,
     ) -> WatchResult {
-        watch::watch_version_until_ready(
-            self.context.transport,
-            &self.address,
+        let version = self.watched_version(version);
+        watch::watch_version_until_ready(&version, self.context.succession, waiting_for).await
+    }
+
+    /// Returns a version of the function with what is needed to watch it. It does not have to stay up.
+    fn watched_version<'b>(&'b self, version: &'b FunctionVersion) -> WatchedVersion<'b, T> {
+        WatchedVersion {
+            transport: self.context.transport,
+            kubernetes: self.context.kubernetes,
+            function: &self.address,
+            default_namespace: self.context.default_namespace,
             version,
-            self.context.timeouts,
-            self.context.succession,
-            waiting_for,
-        )
-        .await
+            timeouts: self.context.timeouts,
+            stay_up: Duration::ZERO,
+        }
     }
 
     /// Returns why it is not certain that the new version answers; `None` if it is certain.
@@ -466,10 +486,14 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             Some(ProviderName(name)) => format!("the provider {name}"),
             None => "the provider, whose name is not known,".to_owned(),
         };
-        Some(format!(
+        let reason = format!(
             "the function answers, but nothing tells whether the new version does: its answers have no header \
              X-Slipway-Version, and {provider} may keep the old version until the new one is ready"
-        ))
+        );
+        Some(match &ready.kubernetes_error {
+            Some(error) => format!("{reason}; {error}"),
+            None => reason,
+        })
     }
 
     /// Returns whether the provider is known to remove the old version before it answers an update.

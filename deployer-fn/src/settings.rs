@@ -10,6 +10,7 @@ use function_host::registry::AllowedTokenHosts;
 use function_host::unverified::UnverifiedLimits;
 use function_host::{ErrorChain, Secrets, signature};
 
+use crate::kubernetes::{Kubernetes, ServiceAccountReader};
 use crate::request::check_namespace;
 use crate::rollout::RolloutTimeouts;
 use crate::tenancy::DEPLOY_KEY_SECRET;
@@ -44,8 +45,11 @@ pub struct Settings {
     /// `exec_timeout` bounds it, too.
     pub(crate) ready_timeout: Duration,
     /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the
-    /// previous version after the new one has failed.
+    /// previous version after the new one has failed. `settling_time`: the time for which a new version has to stay up.
     pub timeouts: RolloutTimeouts,
+    /// `kubernetes_readiness`: the Kubernetes API that shows whether a new version runs. `None` if the setting is off, or the
+    /// deployer has no service account.
+    pub(crate) kubernetes: Option<Kubernetes>,
     /// `default_namespace`: the namespace in which the provider has functions whose hand-over names none.
     pub(crate) default_namespace: String,
     /// `check_image`: whether the image is looked up in its registry before anything is changed.
@@ -83,8 +87,12 @@ impl Settings {
             timeouts: RolloutTimeouts {
                 request: parser.parse_or_default("gateway_timeout", timeouts.request, positive),
                 rollback: parser.parse_or_default("rollback_timeout", timeouts.rollback, positive),
+                stay_up: parser.parse_or_default("settling_time", timeouts.stay_up, |text| {
+                    duration::parse_duration(text).map_err(|error| error.to_string())
+                }),
                 ..timeouts
             },
+            kubernetes: read_kubernetes(parser),
             default_namespace: parser.parse_or_default(
                 "default_namespace",
                 DEFAULT_NAMESPACE.to_owned(),
@@ -145,6 +153,27 @@ impl Settings {
             for name in tenant.deploy_key_secrets() {
                 signature::check_signing_secret(parser, secrets, name);
             }
+        }
+    }
+}
+
+/// Returns the Kubernetes API of the pod's service account, unless `kubernetes_readiness` is false or there is none.
+fn read_kubernetes(parser: &mut SettingsParser<'_>) -> Option<Kubernetes> {
+    if !parser.flag("kubernetes_readiness", true) {
+        return None;
+    }
+    // The variables that Kubernetes sets in every container.
+    let host = parser.optional_text("KUBERNETES_SERVICE_HOST");
+    let port = parser.optional_text("KUBERNETES_SERVICE_PORT");
+    match ServiceAccountReader::of_pod(host.as_deref(), port.as_deref()) {
+        Ok(reader) => reader.map(Kubernetes::new),
+        Err(error) => {
+            let problem = format!(
+                "needs the certificate of the Kubernetes API, which cannot be used: {}; or should be false",
+                ErrorChain(&*error)
+            );
+            parser.add_problem("kubernetes_readiness", problem);
+            None
         }
     }
 }

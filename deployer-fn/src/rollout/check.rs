@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::history::UnchangedResubmission;
 use super::read;
 use super::verdict::{Findings, Verdict};
-use super::watch::{self, ReadyVersion, WaitingFor, WatchResult};
+use super::watch::{self, ReadyVersion, WaitingFor, WatchResult, WatchedVersion};
 use super::{RolloutTimeouts, RunningRollout};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName, call};
 use crate::outcome::{FaultyParty, Successor};
@@ -378,17 +378,16 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         // The check as a whole ends when a newer build waits.
         let succession = SuccessorReceiver::without_successor();
         let mut waiting_for = WaitingFor::default();
-        let watching = watch::watch_version_until_ready(
-            self.context.transport,
-            &self.address,
-            version,
-            &timeouts,
-            &succession,
-            &mut waiting_for,
-        );
+        let watched = WatchedVersion {
+            timeouts: &timeouts,
+            ..self.watched_version(version)
+        };
+        let watching = watch::watch_version_until_ready(&watched, &succession, &mut waiting_for);
         match tokio::time::timeout(timeouts.settle, watching).await {
             Ok(WatchResult::Ready(ready)) => Some(ready),
-            Ok(WatchResult::NotTaken(_) | WatchResult::Superseded(_)) | Err(_) => None,
+            Ok(WatchResult::NotTaken(_) | WatchResult::Stuck(_) | WatchResult::Superseded(_)) | Err(_) => {
+                None
+            }
         }
     }
 

@@ -97,7 +97,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 return self.yield_to_newer_build(successor, findings);
             }
             None if self.deadline.is_shutting_down() => return older.into_verdict(findings),
-            None => {}
+            Some(WatchResult::Stuck(_)) | None => {}
         }
         self.facts.changed = true;
         // The failure is not this hand-over's, and must not be recorded as such.
@@ -136,7 +136,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     return self.yield_to_newer_build(successor, findings);
                 }
                 Some(WatchResult::NotTaken(_)) => return verdict,
-                None => {}
+                Some(WatchResult::Stuck(_)) | None => {}
             }
             findings =
                 findings.with_reason(format!("the build before this one does not work: {waiting_for}"));
@@ -309,7 +309,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     match timeout(rollback / 2, watching).await {
                         Ok(WatchResult::Ready(ready)) => return RestoredState::LastGood(Some(ready.status)),
                         Ok(WatchResult::NotTaken(_) | WatchResult::Superseded(_)) => continue,
-                        Err(_) => {
+                        Ok(WatchResult::Stuck(_)) | Err(_) => {
                             self.apply_earlier_version(version, true, failure, waiting_for)
                                 .await
                         }

@@ -2,6 +2,7 @@
 //! answers its probe.
 
 use std::fmt;
+use std::time::Duration;
 
 use function_host::ErrorChain;
 use function_host::gateway::GatewayError;
@@ -14,7 +15,8 @@ use super::RolloutTimeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, GatewayRequestSender, call, summarize_response};
-use crate::outcome::Successor;
+use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState};
+use crate::outcome::{FaultyParty, Successor};
 use crate::request::ReadinessProbe;
 use crate::succession::SuccessorReceiver;
 use crate::version::FunctionVersion;
@@ -24,10 +26,33 @@ use crate::version::FunctionVersion;
 /// (docs/pitfalls.md#old-replicas-count-as-available).
 const VERSION_HEADER: &str = "x-slipway-version";
 
+/// The time after which a version that is stuck counts as failed, because Kubernetes repeats what may pass: a pull, or the
+/// creation of a pod.
+const STUCK_TIME: Duration = Duration::from_secs(4);
+
+/// The longest time between two looks at a version that has to stay up.
+const STAY_UP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The version that is watched, and what it is watched with.
+pub(super) struct WatchedVersion<'a, T> {
+    pub(super) transport: &'a T,
+    /// The Kubernetes API, if the deployer may read it.
+    pub(super) kubernetes: Option<&'a Kubernetes>,
+    pub(super) function: &'a FunctionAddress,
+    /// The namespace of the function if neither the hand-over nor the provider names one.
+    pub(super) default_namespace: &'a str,
+    pub(super) version: &'a FunctionVersion,
+    pub(super) timeouts: &'a RolloutTimeouts,
+    /// The time for which the version has to stay up after its probe has succeeded.
+    pub(super) stay_up: Duration,
+}
+
 /// The result of watching a version, if watching ended before its timeout.
 pub(super) enum WatchResult {
     /// The watched version is ready.
     Ready(ReadyVersion),
+    /// Something keeps the version from starting, and time does not help.
+    Stuck(Obstacle),
     /// The provider still has another version, or none, after the time that it has to report the watched one.
     NotTaken(Option<FunctionStatus>),
     /// A newer build waits, and the watched version is not ready yet.
@@ -38,8 +63,12 @@ pub(super) enum WatchResult {
 pub(super) struct ReadyVersion {
     /// The state of the function that is ready.
     pub(super) status: FunctionStatus,
-    /// Whether an answer to the probe named the version. Otherwise another version may have answered.
+    /// Whether it is certain that this version answered: the answer named it, or Kubernetes has no pods of another one.
     pub(super) recognized: bool,
+    /// The starts of the version's pods; `None` if Kubernetes was not asked, or did not tell.
+    starts: Option<PodStarts>,
+    /// Why Kubernetes, which was asked, did not tell.
+    pub(super) kubernetes_error: Option<String>,
 }
 
 /// The condition that a watched version has not met yet: the reason for a failure at the timeout.
@@ -72,6 +101,15 @@ pub(super) enum WaitingFor {
         /// The number of successes that the probe demands.
         wanted: u32,
     },
+    /// Kubernetes has not started all of the version, and stopped all others.
+    Kubernetes {
+        /// What is missing.
+        obstacle: Obstacle,
+        /// Whether it stays so unless somebody changes something.
+        is_stuck: bool,
+    },
+    /// The function has to stay up for a while.
+    StayingUp,
     /// Another version, which this names, still answers in place of the new one.
     NewVersion(String),
     /// The gateway does not work; with the description of its failure.
@@ -79,9 +117,26 @@ pub(super) enum WaitingFor {
 }
 
 impl WaitingFor {
-    /// Returns whether watching waits for the gateway, and not for the version.
-    pub(super) fn is_gateway_condition(&self) -> bool {
-        matches!(self, Self::FirstAnswer | Self::Gateway(_))
+    /// Returns who has to act if this is not met in time; `None` if that is not known.
+    pub(super) fn faulty_party(&self) -> Option<FaultyParty> {
+        match self {
+            Self::FirstAnswer | Self::Gateway(_) => Some(FaultyParty::Platform),
+            Self::Kubernetes { obstacle, .. } => obstacle.fault,
+            _ => None,
+        }
+    }
+}
+
+impl WaitingFor {
+    /// Returns what keeps the version from starting, if time does not help.
+    fn as_stuck(&self) -> Option<&Obstacle> {
+        match self {
+            Self::Kubernetes {
+                obstacle,
+                is_stuck: true,
+            } => Some(obstacle),
+            _ => None,
+        }
     }
 }
 
@@ -103,55 +158,55 @@ impl fmt::Display for WaitingFor {
             Self::MoreSuccesses { seen, wanted } => {
                 write!(f, "the probe succeeded {seen} of {wanted} times in a row")
             }
+            Self::Kubernetes { obstacle, .. } => f.write_str(&obstacle.reason),
+            Self::StayingUp => f.write_str("the function answers, and has to stay up for a while"),
             Self::NewVersion(other) => write!(f, "another version of the function still answers: {other}"),
             Self::Gateway(error) => f.write_str(error),
         }
     }
 }
 
-/// Watches a version until it is ready or is not taken, or until a newer build waits while it is not ready.
+/// Watches a version until it is ready, is not taken or is stuck, or until a newer build waits while it is not ready.
 ///
 /// There is no time limit: the caller sets one, and finds in `waiting_for` what was missing when it passed.
 pub(super) async fn watch_version_until_ready(
-    transport: &impl GatewayRequestSender,
-    function: &FunctionAddress,
-    version: &FunctionVersion,
-    timeouts: &RolloutTimeouts,
+    watched: &WatchedVersion<'_, impl GatewayRequestSender>,
     succession: &SuccessorReceiver,
     waiting_for: &mut WaitingFor,
 ) -> WatchResult {
     let mut backoff = Backoff::new();
     let mut not_taken_since = None;
+    let mut stuck_since = None;
+    let mut stays_up = StayUpTimer::default();
     let mut was_available = false;
     let mut successes = 0;
     let mut recognized = false;
     loop {
-        let wanted = version.usable_probe().map_or(1, |probe| probe.successes);
-        let (mut missing, found) = match read_and_probe(transport, function, version, timeouts).await {
-            Ok(ready) if successes + 1 >= wanted => {
-                return WatchResult::Ready(ReadyVersion {
-                    recognized: recognized || ready.recognized,
-                    ..ready
-                });
-            }
-            Ok(ready) => {
+        let wanted = watched.version.usable_probe().map_or(1, |probe| probe.successes);
+        let (mut missing, found) = match watched.read_and_probe().await {
+            Ok(mut ready) => {
                 successes += 1;
                 recognized |= ready.recognized;
-                let missing = WaitingFor::MoreSuccesses {
-                    seen: successes,
-                    wanted,
-                };
-                (missing, Some(ready.status))
+                ready.recognized = recognized;
+                match successes >= wanted {
+                    true if stays_up.has_passed(&ready, watched.stay_up) => return WatchResult::Ready(ready),
+                    true => (WaitingFor::StayingUp, Some(ready.status)),
+                    false => {
+                        let seen = successes;
+                        (WaitingFor::MoreSuccesses { seen, wanted }, Some(ready.status))
+                    }
+                }
             }
             Err(missing) => {
                 successes = 0;
                 recognized = false;
+                stays_up = StayUpTimer::default();
                 missing
             }
         };
         let is_of_version = !matches!(
             missing,
-            WaitingFor::Specification { .. } | WaitingFor::NewVersion(_)
+            WaitingFor::Specification { .. } | WaitingFor::NewVersion(_) | WaitingFor::Kubernetes { .. }
         );
         was_available |= is_of_version && found.as_ref().is_some_and(|status| status.available_replicas > 0);
         if let WaitingFor::Replica {
@@ -160,53 +215,137 @@ pub(super) async fn watch_version_until_ready(
         {
             *before = was_available;
         }
-        if matches!(missing, WaitingFor::Specification { .. }) {
-            let since = *not_taken_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= timeouts.settle {
-                return WatchResult::NotTaken(found);
-            }
-        } else {
-            not_taken_since = None;
+        let is_not_taken = matches!(missing, WaitingFor::Specification { .. });
+        if has_lasted(&mut not_taken_since, is_not_taken, watched.timeouts.settle) {
+            return WatchResult::NotTaken(found);
+        }
+        let stuck = missing.as_stuck().cloned();
+        if has_lasted(&mut stuck_since, stuck.is_some(), STUCK_TIME)
+            && let Some(obstacle) = stuck
+        {
+            *waiting_for = missing;
+            return WatchResult::Stuck(obstacle);
         }
         if *waiting_for != missing {
             info!(reason = %missing, "waiting for the function");
             *waiting_for = missing;
         }
+        let next = async {
+            match stays_up.time_left(watched.stay_up) {
+                Some(left) => tokio::time::sleep(left.min(STAY_UP_INTERVAL)).await,
+                None => backoff.wait_next().await,
+            }
+        };
         tokio::select! {
-            () = backoff.wait_next() => {}
+            () = next => {}
             successor = succession.wait_for_successor() => return WatchResult::Superseded(successor),
         }
     }
 }
 
-/// Reads the function's state and probes the function once. Returns the state if the probe succeeded, or else
-/// the condition that is not met.
-async fn read_and_probe(
-    transport: &impl GatewayRequestSender,
-    function: &FunctionAddress,
-    version: &FunctionVersion,
-    timeouts: &RolloutTimeouts,
-) -> Result<ReadyVersion, (WaitingFor, Option<FunctionStatus>)> {
-    let status = match gateway::read_function(transport, function, timeouts.request).await {
-        Ok(Some(status)) => status,
-        Ok(None) => return Err((WaitingFor::Specification { current: None }, None)),
-        Err(error) => return Err((WaitingFor::Gateway(ErrorChain(&error).to_string()), None)),
-    };
-    if !version.may_be_deployed(&status) {
-        let current = Some(status.image.clone());
-        return Err((WaitingFor::Specification { current }, Some(status)));
+/// Records since when a condition holds, and returns whether it has held for `limit`.
+fn has_lasted(since: &mut Option<Instant>, holds: bool, limit: Duration) -> bool {
+    match holds {
+        true => since.get_or_insert_with(Instant::now).elapsed() >= limit,
+        false => {
+            *since = None;
+            false
+        }
     }
-    // With no desired replicas (scaled to zero), the gateway starts one for the probe.
-    if status.available_replicas == 0 && status.replicas > 0 {
-        return Err((WaitingFor::Replica { was_available: false }, Some(status)));
+}
+
+/// Measures how long a version has stayed up.
+#[derive(Default)]
+struct StayUpTimer(Option<(Instant, Option<PodStarts>)>);
+
+impl StayUpTimer {
+    /// Records that the version is up, and returns whether it has been for `stay_up`, without a start of a pod in between.
+    fn has_passed(&mut self, ready: &ReadyVersion, stay_up: Duration) -> bool {
+        match &self.0 {
+            Some((since, starts)) if *starts == ready.starts => since.elapsed() >= stay_up,
+            _ => {
+                self.0 = Some((Instant::now(), ready.starts.clone()));
+                stay_up.is_zero()
+            }
+        }
     }
-    let Some(probe) = version.usable_probe() else {
-        let recognized = false;
-        return Ok(ReadyVersion { status, recognized });
-    };
-    match send_probe(transport, function, version, probe, timeouts).await {
-        Ok(recognized) => Ok(ReadyVersion { status, recognized }),
-        Err(missing) => Err((missing, Some(status))),
+
+    /// Returns the time for which the version still has to stay up; `None` if it is not up.
+    fn time_left(&self, stay_up: Duration) -> Option<Duration> {
+        let (since, _) = self.0.as_ref()?;
+        Some(stay_up.saturating_sub(since.elapsed()))
+    }
+}
+
+/// What Kubernetes tells of a version before its probe.
+enum KubernetesView {
+    /// The version's pods run, with these starts, and no others.
+    Complete(PodStarts),
+    /// The version's pods do not run, or others do, too.
+    Missing(WaitingFor),
+    /// Nothing; with the error, if Kubernetes was asked.
+    Nothing(Option<String>),
+}
+
+impl<T: GatewayRequestSender> WatchedVersion<'_, T> {
+    /// Reads the function's state and probes the function once. Returns the state if the probe succeeded, or else
+    /// the condition that is not met.
+    async fn read_and_probe(&self) -> Result<ReadyVersion, (WaitingFor, Option<FunctionStatus>)> {
+        let (version, limit) = (self.version, self.timeouts.request);
+        let status = match gateway::read_function(self.transport, self.function, limit).await {
+            Ok(Some(status)) => status,
+            Ok(None) => return Err((WaitingFor::Specification { current: None }, None)),
+            Err(error) => return Err((WaitingFor::Gateway(ErrorChain(&error).to_string()), None)),
+        };
+        if !version.may_be_deployed(&status) {
+            let current = Some(status.image.clone());
+            return Err((WaitingFor::Specification { current }, Some(status)));
+        }
+        // Before the probe: what answers it then is the new version.
+        let (starts, kubernetes_error) = match self.view_in_kubernetes(&status).await {
+            KubernetesView::Complete(starts) => (Some(starts), None),
+            KubernetesView::Missing(missing) => return Err((missing, Some(status))),
+            KubernetesView::Nothing(error) => (None, error),
+        };
+        // With no desired replicas (scaled to zero), the gateway starts one for the probe.
+        if starts.is_none() && status.available_replicas == 0 && status.replicas > 0 {
+            return Err((WaitingFor::Replica { was_available: false }, Some(status)));
+        }
+        let named = match version.usable_probe() {
+            Some(probe) => send_probe(self.transport, self.function, version, probe, self.timeouts).await,
+            None => Ok(false),
+        };
+        match named {
+            Ok(named) => Ok(ReadyVersion {
+                status,
+                recognized: named || starts.is_some(),
+                starts,
+                kubernetes_error,
+            }),
+            Err(missing) => Err((missing, Some(status))),
+        }
+    }
+
+    /// Asks Kubernetes about the version, whose status the gateway has given.
+    async fn view_in_kubernetes(&self, status: &FunctionStatus) -> KubernetesView {
+        let Some(kubernetes) = self.kubernetes else {
+            return KubernetesView::Nothing(None);
+        };
+        let namespace = self.function.namespace.as_deref().or(status.namespace.as_deref());
+        let namespace = namespace.unwrap_or(self.default_namespace);
+        let state = kubernetes.version_state(namespace, &self.function.name, self.version.image());
+        match state.await {
+            Ok(VersionState::Complete(starts)) => KubernetesView::Complete(starts),
+            Ok(VersionState::Pending(obstacle)) => KubernetesView::Missing(WaitingFor::Kubernetes {
+                obstacle,
+                is_stuck: false,
+            }),
+            Ok(VersionState::Stuck(obstacle)) => KubernetesView::Missing(WaitingFor::Kubernetes {
+                obstacle,
+                is_stuck: true,
+            }),
+            Err(error) => KubernetesView::Nothing(Some(ErrorChain(&error).to_string())),
+        }
     }
 }
 

@@ -154,6 +154,18 @@ impl FakeGateway {
             .map(|function| function.deployment.clone())
     }
 
+    /// Returns the function's last deployment, whether its process listens, and whether the old one still runs beside it.
+    pub(crate) fn rollout_of(&self, name: &str) -> Option<(Value, bool, bool)> {
+        let state = self.0.state.lock().unwrap();
+        let function = state.functions.get(name)?;
+        let listens = matches!(
+            behaviour_named_by_image(&function.deployment).as_str(),
+            "good" | "bad"
+        );
+        let is_up = listens && function.reads_left == 0;
+        Some((function.deployment.clone(), is_up, function.old.is_some()))
+    }
+
     /// Deploys a function without the deployer, as faas-cli does.
     pub(crate) fn deploy_directly(&self, deployment: Value) {
         let name = deployment["service"].as_str().unwrap().to_owned();
@@ -202,7 +214,7 @@ impl FakeFunction {
 
 /// Returns the behaviour that the image's name in a deployment ends with, such as `silent` for `fn-silent:1`; `good` if
 /// the name has no such end.
-fn behaviour_named_by_image(deployment: &Value) -> String {
+pub(crate) fn behaviour_named_by_image(deployment: &Value) -> String {
     let image = deployment["image"].as_str().unwrap();
     let (name, _) = image.split_once(['@', ':']).unwrap();
     name.rsplit_once('-').map_or("good", |(_, word)| word).to_owned()

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::fixtures::{
     READY_TIMEOUT, assert_outcome, expect_create_request, expect_probe_request, expect_status_request,
-    expect_update_request, hand_over_of_new_image, new_state, old_state, roll_out,
+    expect_update_request, hand_over_of_new_image, new_state, old_state, roll_out, timeouts_without_stay_up,
 };
 use crate::script::{ANY_NUMBER_OF_TIMES, ScriptedGateway};
 
@@ -180,7 +180,8 @@ async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
 
     let context = RolloutContext {
         transport: &gateway,
-        timeouts: &RolloutTimeouts::default(),
+        kubernetes: None,
+        timeouts: &timeouts_without_stay_up(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
         tenant: None,

@@ -90,6 +90,14 @@ pub(crate) async fn roll_out(calls: impl IntoIterator<Item = ExpectedCall>) -> D
     roll_out_with(&hand_over_of_new_image(), calls).await
 }
 
+/// Returns timeouts with which a version is ready once it answers: the scripts of calls end there.
+pub(crate) fn timeouts_without_stay_up() -> RolloutTimeouts {
+    RolloutTimeouts {
+        stay_up: Duration::ZERO,
+        ..RolloutTimeouts::default()
+    }
+}
+
 /// Rolls out a hand-over on a gateway that expects these calls.
 pub(crate) async fn roll_out_with(
     hand_over: &HandOver,
@@ -101,7 +109,8 @@ pub(crate) async fn roll_out_with(
     let url = "http://gateway:8080/function/hello".to_owned();
     let context = RolloutContext {
         transport: &gateway,
-        timeouts: &RolloutTimeouts::default(),
+        kubernetes: None,
+        timeouts: &timeouts_without_stay_up(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
         tenant: None,

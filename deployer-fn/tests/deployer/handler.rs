@@ -58,6 +58,7 @@ pub(crate) fn test_deployer_with_files(gateway: &str, files: &[(&str, &str)]) ->
     let mut settings = Settings::read(&mut SettingsParser::new(&none));
     // Real time passes in these tests: reads are not retried.
     settings.timeouts.read_retries = Duration::ZERO;
+    settings.timeouts.stay_up = Duration::ZERO;
     settings.check_image = false;
     let policy = directory.path().join("policy.json");
     settings.policy = policy.exists().then(|| PolicyFile::open(policy).unwrap());

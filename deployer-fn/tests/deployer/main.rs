@@ -7,6 +7,7 @@ mod faults;
 mod fixtures;
 mod flood;
 mod handler;
+mod kubernetes;
 mod model;
 mod policy;
 mod providers;

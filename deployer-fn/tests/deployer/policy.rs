@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use deployer_fn::{
     DeploymentOutcome, DeploymentStatus, HandOver, RolloutContext, RolloutDeadline, RolloutHistory,
-    RolloutTimeouts, RunningState, SPEC_DIGEST_ANNOTATION, SuccessorReceiver, roll_out_hand_over,
+    RunningState, SPEC_DIGEST_ANNOTATION, SuccessorReceiver, roll_out_hand_over,
 };
 use function_host::http::StatusCode;
 use function_host::policy::Policy;
@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::fixtures::{
     NEW_IMAGE, OLD_IMAGE, READY_TIMEOUT, expect_create_request, expect_probe_request, expect_status_request,
-    expect_update_request, hand_over_of_new_image, new_state,
+    expect_update_request, hand_over_of_new_image, new_state, timeouts_without_stay_up,
 };
 use crate::handler::{TestDeployer, digest_of_spec, test_deployer, test_deployer_with_files};
 use crate::script::{ANY_NUMBER_OF_TIMES, ExpectedCall, ScriptedGateway, expect_request};
@@ -296,7 +296,8 @@ async fn roll_out_as(
     };
     let context = RolloutContext {
         transport: &gateway,
-        timeouts: &RolloutTimeouts::default(),
+        kubernetes: None,
+        timeouts: &timeouts_without_stay_up(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
         tenant: policy.tenant(tenant).map(|tenant| &**tenant),

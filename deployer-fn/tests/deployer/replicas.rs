@@ -25,7 +25,7 @@ fn successor_with_call_number(number: u64) -> Option<Successor> {
     Some(Successor { call_id })
 }
 
-/// Deploys build 2, and announces to it after 5 s that build 3 waits; returns the outcome of build 2.
+/// Deploys build 2, and announces to it after 7 s that build 3 waits; returns the outcome of build 2.
 async fn deploy_build_2_while_build_3_arrives(
     fake: &FakeGateway,
     process: &DeployerProcess,
@@ -34,7 +34,7 @@ async fn deploy_build_2_while_build_3_arrives(
     let (announcer, succession) = SuccessorReceiver::channel_with_successor(None);
     let older = hand_over_of_build(2, behaviour);
     let arrival = async {
-        sleep(Duration::from_secs(5)).await;
+        sleep(Duration::from_secs(7)).await;
         announcer.send_replace(successor_with_call_number(3));
     };
     let (outcome, ()) = tokio::join!(

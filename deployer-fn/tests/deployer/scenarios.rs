@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use deployer_fn::{
-    DeploymentOutcome, DeploymentStatus as Status, FaultyParty, FunctionSpec, HandOver, PinnedImage,
-    ReadinessProbe, RolloutContext, RolloutDeadline, RolloutHistory, RolloutTimeouts, RunningState,
-    Successor, SuccessorReceiver, roll_out_hand_over,
+    DeploymentOutcome, DeploymentStatus as Status, FaultyParty, FunctionSpec, HandOver, Kubernetes,
+    KubernetesReader, PinnedImage, ReadinessProbe, RolloutContext, RolloutDeadline, RolloutHistory,
+    RolloutTimeouts, RunningState, Successor, SuccessorReceiver, roll_out_hand_over,
 };
 use function_host::Shutdown;
 use jiff::{SignedDuration, Timestamp};
@@ -53,13 +53,18 @@ pub(crate) fn image_of_build(number: u64, behaviour: &str) -> String {
     format!("registry.example/hello-{behaviour}@sha256:{number:064x}")
 }
 
-/// A stand-in for a process of the deployer: a history of rollouts of its own.
+/// A stand-in for a process of the deployer: a history of rollouts of its own, and Kubernetes if it may read that.
 #[derive(Clone)]
-pub(crate) struct DeployerProcess(RolloutHistory);
+pub(crate) struct DeployerProcess(RolloutHistory, Option<Kubernetes>);
 
 impl DeployerProcess {
     pub(crate) fn start() -> Self {
-        Self(RolloutHistory::default())
+        Self(RolloutHistory::default(), None)
+    }
+
+    /// Starts a process that reads from this Kubernetes.
+    pub(crate) fn start_with_kubernetes(kubernetes: impl KubernetesReader + 'static) -> Self {
+        Self(RolloutHistory::default(), Some(Kubernetes::new(kubernetes)))
     }
 
     pub(crate) async fn deploy(&self, fake: &FakeGateway, hand_over: &HandOver) -> DeploymentOutcome {
@@ -78,6 +83,7 @@ impl DeployerProcess {
         let deadline = RolloutDeadline::new(Duration::from_secs(50), None, shutdown);
         let context = RolloutContext {
             transport: fake,
+            kubernetes: self.1.as_ref(),
             timeouts: &RolloutTimeouts::default(),
             default_namespace: "openfaas-fn",
             history: &self.0,

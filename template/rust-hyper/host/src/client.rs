@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::address_check::{self, AddressCheck, AddressDenied};
 use crate::connector::Connector;
+use crate::duration;
 use crate::error_chain::BoxError;
 
 /// The size of the largest response that is read as a whole, in bytes: registries limit manifests to this.
@@ -33,17 +34,22 @@ pub struct HttpClient {
 }
 
 /// An error of an HTTP exchange: the reason why there is no complete response.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     /// The client may not connect to an address of the server: the server has not received the request.
+    #[error(transparent)]
     Denied(AddressDenied),
     /// No connection to the server could be established: the server has not received the request.
-    Connect(BoxError),
+    #[error("no connection could be established")]
+    Connect(#[source] BoxError),
     /// The connection to the server was lost before the response was complete.
-    Lost(BoxError),
+    #[error("the connection was lost before the response was complete")]
+    Lost(#[source] BoxError),
     /// The server's response, or its head if only that was awaited, was not complete within this time.
+    #[error("there was no complete response within {}", duration::format_duration(*.0))]
     Timeout(Duration),
     /// The response's body is larger than this limit, in bytes.
+    #[error("the response is larger than {0} bytes")]
     TooLarge(usize),
 }
 
@@ -77,6 +83,15 @@ impl HttpClient {
 
 #[cfg(feature = "tls")]
 impl HttpClient {
+    /// Creates an HTTP client that trusts only the certificates in `authorities` (PEM), and not those of the system.
+    ///
+    /// # Errors
+    /// Fails if `authorities` has an invalid certificate, or none.
+    pub fn trusting_only(authorities: &[u8]) -> Result<Self, BoxError> {
+        let connector = crate::connector::connector_trusting_only(authorities)?;
+        Ok(Self::new(connector, RESPONSE_MAX_BYTES))
+    }
+
     /// Creates an HTTP client that trusts no certificate, for servers without TLS. It connects only to addresses that pass
     /// `check`, if there is one.
     ///
@@ -112,7 +127,11 @@ impl HttpClient {
     }
 
     /// Sends an HTTP request and reads the whole response, both within `timeout`.
-    pub(crate) async fn send_and_receive(
+    ///
+    /// # Errors
+    /// Fails if there is no complete response within `timeout`, or if its body is too large: a client that is created with
+    /// certificates reads at most 4 MiB.
+    pub async fn send_and_receive(
         &self,
         request: Request<Full<Bytes>>,
         timeout: Duration,

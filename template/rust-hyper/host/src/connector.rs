@@ -74,6 +74,18 @@ mod kind {
         connector_with_roots(roots, check)
     }
 
+    /// Returns a connector for `http` and `https` that trusts the certificates in `authorities` (PEM), and no others.
+    pub(crate) fn connector_trusting_only(authorities: &[u8]) -> Result<Connector, BoxError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(authorities) {
+            roots.add(certificate?)?;
+        }
+        if roots.is_empty() {
+            return Err("there is no certificate to trust".into());
+        }
+        connector_with_roots(roots, None)
+    }
+
     /// Returns a connector for `http` and `https` that trusts the certificate authorities in `roots`, and connects only
     /// to addresses that pass `check`, if there is one.
     ///
@@ -98,4 +110,4 @@ mod kind {
 
 pub(crate) use kind::{Connector, plain_connector};
 #[cfg(feature = "tls")]
-pub(crate) use kind::{connector_trusting_certificates, plain_checked_connector};
+pub(crate) use kind::{connector_trusting_certificates, connector_trusting_only, plain_checked_connector};

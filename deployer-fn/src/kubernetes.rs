@@ -1,0 +1,179 @@
+//! What Kubernetes knows of a version that rolls out: that its pods run and no others do, or what keeps them from it.
+//!
+//! The REST API of OpenFaaS tells neither: it counts the old version's replicas as available, and has no errors of pulls
+//! and no restarts (docs/pitfalls.md#old-replicas-count-as-available). The deployer reads Deployments, ReplicaSets, Pods,
+//! Events and logs, if its service account may, and changes nothing.
+
+mod assessment;
+mod pod;
+mod service_account;
+mod text;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use function_host::Bytes;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Event, Pod};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use self::assessment::{Assessment, Detail};
+pub(crate) use self::assessment::{Obstacle, PodStarts, VersionState};
+pub(crate) use self::service_account::ServiceAccountReader;
+
+/// The most objects in one list. More replicas than this are not looked at one by one.
+const LIST_LIMIT: usize = 200;
+
+/// The number of lines at the end of a container's log that a reason quotes.
+const LOG_LINES: usize = 8;
+
+/// The most bytes that are read from a container's log.
+const LOG_BYTES: usize = 2048;
+
+/// The Kubernetes API server, as far as the deployer may read from it. Clones share connections.
+#[derive(Clone)]
+pub struct Kubernetes(Arc<dyn KubernetesReader>);
+
+/// A reader of the Kubernetes API: the API server itself, or a fake one in tests.
+pub trait KubernetesReader: Send + Sync {
+    /// Reads `path`, which may have a query, and returns the body; `None` if there is no such object.
+    fn read<'a>(
+        &'a self,
+        path: String,
+    ) -> Pin<Box<dyn Future<Output = Result<Option<Bytes>, KubernetesError>> + Send + 'a>>;
+}
+
+/// The reason why the Kubernetes API gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    /// The service account's token cannot be read, or is not a valid header value.
+    #[error("could not read the token of the service account")]
+    Token(#[source] function_host::BoxError),
+    /// The API server did not answer.
+    #[error("the Kubernetes API did not answer {path}")]
+    NoResponse {
+        /// The path of the request.
+        path: String,
+        /// What happened instead.
+        #[source]
+        source: function_host::BoxError,
+    },
+    /// The API server answered with an error. The service account may lack the permission.
+    #[error("the Kubernetes API answered {path} with {status}")]
+    Status {
+        /// The path of the request.
+        path: String,
+        /// The status of the answer.
+        status: u16,
+    },
+    /// The answer is not the object that was asked for.
+    #[error("the Kubernetes API answered {path} with another object")]
+    Object {
+        /// The path of the request.
+        path: String,
+        /// What is wrong with the answer.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A list of objects, without what the deployer does not need of it.
+#[derive(Deserialize)]
+struct ObjectList<T> {
+    items: Vec<T>,
+}
+
+impl fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kubernetes")
+    }
+}
+
+impl Kubernetes {
+    /// Makes the API from what reads it.
+    pub fn new(reader: impl KubernetesReader + 'static) -> Self {
+        Self(Arc::new(reader))
+    }
+
+    /// Returns the state of the version of the function `name` that has this image.
+    ///
+    /// # Errors
+    /// Fails if the API cannot be read, perhaps because the service account may not: then nothing is known of the version.
+    pub(crate) async fn version_state(
+        &self,
+        namespace: &str,
+        name: &str,
+        image: &str,
+    ) -> Result<VersionState, KubernetesError> {
+        let deployment = format!("/apis/apps/v1/namespaces/{namespace}/deployments/{name}");
+        let Some(deployment) = self.read_object::<Deployment>(deployment).await? else {
+            return Ok(VersionState::Pending(Obstacle::new(
+                "there is no Deployment of the function",
+            )));
+        };
+        let selector = label_selector(&deployment);
+        let list = |kind: &str| {
+            format!("/{kind}?labelSelector={selector}&limit={LIST_LIMIT}").replace("NAMESPACE", namespace)
+        };
+        let (sets, pods) = tokio::try_join!(
+            self.read_list::<ReplicaSet>(list("apis/apps/v1/namespaces/NAMESPACE/replicasets")),
+            self.read_list::<Pod>(list("api/v1/namespaces/NAMESPACE/pods")),
+        )?;
+        let Assessment { state, detail } = assessment::assess_version(&deployment, &sets, &pods, image);
+        let Some(detail) = detail else { return Ok(state) };
+        // Without it the reason is less exact, and no less true.
+        let detail = self.read_detail(namespace, &detail).await.unwrap_or_default();
+        Ok(state.with_detail(detail.as_deref()))
+    }
+
+    /// Reads what makes a reason exact; `None` if there is nothing.
+    async fn read_detail(&self, namespace: &str, detail: &Detail) -> Result<Option<String>, KubernetesError> {
+        match detail {
+            Detail::EventsOf { uid } => {
+                let events = self.read_list::<Event>(format!(
+                    "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.uid%3D{uid}&limit={LIST_LIMIT}"
+                ));
+                Ok(pod::last_warning(&events.await?))
+            }
+            Detail::LogOf {
+                pod,
+                container,
+                previous,
+            } => {
+                let log = self.0.read(format!(
+                    "/api/v1/namespaces/{namespace}/pods/{pod}/log?container={container}&previous={previous}\
+                     &tailLines={LOG_LINES}&limitBytes={LOG_BYTES}"
+                ));
+                Ok(log.await?.and_then(|log| text::quote_log(&log)))
+            }
+        }
+    }
+
+    async fn read_list<T: DeserializeOwned>(&self, path: String) -> Result<Vec<T>, KubernetesError> {
+        let list = self.read_object::<ObjectList<T>>(path).await?;
+        Ok(list.map(|list| list.items).unwrap_or_default())
+    }
+
+    async fn read_object<T: DeserializeOwned>(&self, path: String) -> Result<Option<T>, KubernetesError> {
+        let Some(body) = self.0.read(path.clone()).await? else {
+            return Ok(None);
+        };
+        let object = serde_json::from_slice(&body);
+        object
+            .map(Some)
+            .map_err(|source| KubernetesError::Object { path, source })
+    }
+}
+
+/// Returns the labels of the Deployment's pods as a selector in a query.
+fn label_selector(deployment: &Deployment) -> String {
+    let selector = deployment.spec.as_ref().map(|spec| &spec.selector);
+    let labels = selector.and_then(|selector| selector.match_labels.as_ref());
+    let labels = labels.into_iter().flatten();
+    // Labels have no characters that a query excludes, but for the slash of a prefix, which a query may have.
+    let terms: Vec<_> = labels.map(|(name, value)| format!("{name}%3D{value}")).collect();
+    terms.join("%2C")
+}

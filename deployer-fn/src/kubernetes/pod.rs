@@ -1,0 +1,206 @@
+//! What keeps a pod from being available, by its status and its events.
+
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod};
+
+use super::assessment::{Assessment, Detail, Obstacle, VersionState};
+use super::text::as_one_line;
+use crate::outcome::FaultyParty;
+
+/// Texts in a kubelet's message on a pull that say that trying again does not help: the registry has no such image, or
+/// does not let the node read it.
+const PERMANENT_PULL_TEXTS: [&str; 8] = [
+    "not found",
+    "manifest unknown",
+    "name unknown",
+    "unauthorized",
+    "denied",
+    "forbidden",
+    "authorization failed",
+    "no match for platform",
+];
+
+/// Returns what keeps a pod from being available. The pod is not ready, and is not being deleted.
+pub(super) fn assess_pod(pod: &Pod) -> Assessment {
+    let status = pod.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    let unscheduled =
+        conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    if let Some(condition) = unscheduled {
+        let message = as_one_line(condition.message.as_deref().unwrap_or_default());
+        let reason = format!("no node takes the pod: {message}");
+        return Assessment::pending(Obstacle::of_platform(reason));
+    }
+    let containers = status.into_iter().flat_map(|status| {
+        let init = status.init_container_statuses.iter().flatten();
+        init.chain(status.container_statuses.iter().flatten())
+    });
+    let problems = containers.filter(|container| !container.ready);
+    let problem = problems
+        .filter_map(|container| assess_container(pod, container))
+        .next();
+    problem.unwrap_or_else(|| {
+        let phase = status.and_then(|status| status.reason.as_deref().or(status.phase.as_deref()));
+        let reason = match phase {
+            Some("Running") => "the pod runs and is not ready".to_owned(),
+            Some(phase) => format!("the pod is not ready ({})", as_one_line(phase)),
+            None => "the pod is not ready".to_owned(),
+        };
+        Assessment::pending(Obstacle::new(reason)).with_detail(events_of(pod))
+    })
+}
+
+/// Returns what keeps a container from being ready; `None` if its status does not tell.
+fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment> {
+    let state = container.state.as_ref()?;
+    if let Some(waiting) = &state.waiting {
+        let reason = waiting.reason.as_deref()?;
+        let message = as_one_line(waiting.message.as_deref().unwrap_or_default());
+        return match reason {
+            "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => {
+                Some(assess_pull(&container.image, &message))
+            }
+            "InvalidImageName" | "ErrImageNeverPull" => {
+                Some(Assessment::stuck(Obstacle::of_caller(format!(
+                    "the image {} cannot be pulled: {reason}: {message}",
+                    container.image
+                ))))
+            }
+            "CreateContainerConfigError" | "RunContainerError" => Some(Assessment::stuck(
+                Obstacle::of_caller(format!("the container cannot be started: {reason}: {message}")),
+            )),
+            "CrashLoopBackOff" => Some(assess_crash_loop(pod, container)),
+            "ContainerCreating" | "PodInitializing" => None,
+            _ => Some(Assessment::pending(Obstacle::new(format!(
+                "the container waits: {reason}: {message}"
+            )))),
+        };
+    }
+    let ended = state.terminated.as_ref().map(|ended| (ended, false));
+    let ended = ended.or_else(|| Some((last_end(container)?, true)));
+    let (ended, has_restarted) = ended?;
+    let reason = match has_restarted {
+        true => format!(
+            "the container {}, and was started again",
+            describe_end(pod, container, ended)
+        ),
+        false => format!("the container {}", describe_end(pod, container, ended)),
+    };
+    let log = log_of(pod, container, has_restarted);
+    Some(Assessment::pending(Obstacle::of_caller(reason)).with_detail(log))
+}
+
+fn assess_pull(image: &str, message: &str) -> Assessment {
+    let reason = format!("the image {image} cannot be pulled: {message}");
+    let lower = message.to_lowercase();
+    match PERMANENT_PULL_TEXTS.iter().any(|text| lower.contains(text)) {
+        true => Assessment::stuck(Obstacle::of_caller(reason)),
+        false => Assessment::pending(Obstacle::of_platform(reason)),
+    }
+}
+
+fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
+    let end = match last_end(container) {
+        Some(ended) => describe_end(pod, container, ended),
+        None => "does not stay up".to_owned(),
+    };
+    let reason = format!(
+        "the container {end}, and was started {} times",
+        i64::from(container.restart_count) + 1
+    );
+    Assessment::stuck(Obstacle::of_caller(reason)).with_detail(log_of(pod, container, true))
+}
+
+fn last_end(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    let last: &ContainerState = container.last_state.as_ref()?;
+    last.terminated.as_ref()
+}
+
+/// Returns how a container ended, as the rest of a sentence.
+fn describe_end(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTerminated) -> String {
+    if ended.reason.as_deref() == Some("OOMKilled") {
+        let limit = memory_limit(pod, &container.name).unwrap_or_default();
+        return format!("was ended because it needed more memory than its limit{limit}");
+    }
+    let message = ended
+        .message
+        .as_deref()
+        .map(as_one_line)
+        .filter(|text| !text.is_empty());
+    let message = message.map(|text| format!(" ({text})")).unwrap_or_default();
+    match (ended.signal, ended.exit_code) {
+        (Some(signal), _) if signal > 0 => format!("was ended by signal {signal}{message}"),
+        // A shell reports the signal so.
+        (_, code) if code > 128 => format!("ended with exit code {code}, signal {}{message}", code - 128),
+        (_, code) => format!("ended with exit code {code}{message}"),
+    }
+}
+
+fn memory_limit(pod: &Pod, container: &str) -> Option<String> {
+    let mut containers = pod.spec.as_ref()?.containers.iter();
+    let container = containers.find(|other| other.name == container)?;
+    let limits = container.resources.as_ref()?.limits.as_ref()?;
+    Some(format!(" of {}", limits.get("memory")?.0))
+}
+
+fn events_of(pod: &Pod) -> Option<Detail> {
+    let uid = pod.metadata.uid.clone()?;
+    Some(Detail::EventsOf { uid })
+}
+
+fn log_of(pod: &Pod, container: &ContainerStatus, previous: bool) -> Option<Detail> {
+    Some(Detail::LogOf {
+        pod: pod.metadata.name.clone()?,
+        container: container.name.clone(),
+        previous,
+    })
+}
+
+/// Returns the message of the latest warning among the events of a pod; `None` if there is none.
+pub(super) fn last_warning(events: &[Event]) -> Option<String> {
+    let warnings = events
+        .iter()
+        .filter(|event| event.type_.as_deref() == Some("Warning"));
+    let latest = warnings.max_by_key(|event| {
+        let last = event.last_timestamp.as_ref().map(|time| time.0);
+        last.or(event.event_time.as_ref().map(|time| time.0))
+    })?;
+    let message = as_one_line(latest.message.as_deref()?);
+    (!message.is_empty()).then_some(message)
+}
+
+impl Assessment {
+    fn pending(obstacle: Obstacle) -> Self {
+        Self {
+            state: VersionState::Pending(obstacle),
+            detail: None,
+        }
+    }
+
+    fn stuck(obstacle: Obstacle) -> Self {
+        Self {
+            state: VersionState::Stuck(obstacle),
+            detail: None,
+        }
+    }
+
+    fn with_detail(self, detail: Option<Detail>) -> Self {
+        Self { detail, ..self }
+    }
+}
+
+impl Obstacle {
+    fn of_caller(reason: String) -> Self {
+        Self {
+            fault: Some(FaultyParty::Caller),
+            reason,
+        }
+    }
+
+    pub(super) fn of_platform(reason: String) -> Self {
+        Self {
+            fault: Some(FaultyParty::Platform),
+            reason,
+        }
+    }
+}

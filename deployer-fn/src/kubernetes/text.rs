@@ -1,0 +1,54 @@
+//! Texts of Kubernetes and of functions, made fit for a reason: one line, without control characters, of bounded length.
+
+/// The most characters of a text that a reason has.
+const TEXT_MAX_CHARS: usize = 500;
+
+/// Returns the text as one line of at most 500 characters. Of a longer one, the end is left out.
+pub(super) fn as_one_line(text: &str) -> String {
+    let words = text.split(|char: char| char.is_whitespace() || char.is_control());
+    let line = words
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    match line.char_indices().nth(TEXT_MAX_CHARS) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
+}
+
+/// Returns the last lines of a container's log as part of a reason; `None` if the log is empty.
+pub(super) fn quote_log(log: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(log);
+    let lines: Vec<_> = text
+        .lines()
+        .map(as_one_line)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let start = lines.len().saturating_sub(super::LOG_LINES);
+    let last = lines.get(start..).filter(|lines| !lines.is_empty())?;
+    Some(format!("its log ends with: {}", as_one_line(&last.join(" | "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_becomes_one_line_without_control_characters() {
+        assert_eq!(as_one_line("a\n\u{1b}[31mb\r\n\tc "), "a [31mb c");
+        let long = as_one_line(&"ü".repeat(600));
+        assert_eq!((long.chars().count(), long.ends_with('…')), (501, true));
+    }
+
+    #[test]
+    fn a_log_is_quoted_by_its_last_lines() {
+        let log: String = (0..20).map(|line| format!("line {line}\n\n")).collect();
+        let quoted = quote_log(log.as_bytes()).unwrap();
+        assert!(
+            quoted.starts_with("its log ends with: line 12 | line 13"),
+            "{quoted}"
+        );
+        assert!(quoted.ends_with("line 19"), "{quoted}");
+        assert_eq!(quote_log(b"\n \n"), None);
+    }
+}
