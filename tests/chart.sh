@@ -118,7 +118,7 @@ has 'image: docker.io/slipway/builder-fn:0.1.0'
 has 'image: docker.io/slipway/deployer-fn:0.1.0'
 has 'value: "tcp://slipway-buildkit.openfaas:1234"'
 # No pod has a service account's token, except the job that renews certificates, and none runs as root.
-count 4 'automountServiceAccountToken: false'
+count 5 'automountServiceAccountToken: false'
 count 1 'automountServiceAccountToken: true'
 count 3 'runAsNonRoot: true'
 count 1 'hostUsers: false'
@@ -158,6 +158,28 @@ while read -r name; do
     grep -rqF "\"$name\"" builder-fn/src deployer-fn/src template/rust-hyper/host/src || fail "no function reads the variable $name"
 done <"$dir/env"
 
+begin "the deployer reads Kubernetes"
+part deployer.yaml
+has 'serviceAccountName: deployer-fn'
+has 'mountPath: /var/run/secrets/kubernetes.io/serviceaccount'
+has 'resources: [pods/log]'
+count 2 'verbs: \[get\]'
+count 2 'verbs: \[list\]'
+count 4 'verbs:'
+has_not 'secrets]'
+begin "the deployer reads Kubernetes with another account" --set deployer.serviceAccountName=mine,networkPolicy.kubernetesApi.networks[0]=192.0.2.1/32
+part deployer.yaml
+has 'serviceAccountName: mine'
+count 1 'kind: ServiceAccount$'
+begin "the API server's network" --set networkPolicy.kubernetesApi.networks[0]=192.0.2.1/32
+part networkpolicies.yaml
+has 'cidr: 192.0.2.1/32'
+begin "the deployer does not read Kubernetes" --set deployer.kubernetesReadiness=false
+part deployer.yaml
+has_not 'serviceAccountToken'
+has_not 'kind: Role'
+has_not 'serviceAccountName'
+
 begin "before Kubernetes 1.30" --kube-version 1.29.0
 has 'container.apparmor.security.beta.kubernetes.io/buildkitd: unconfined'
 has_not 'appArmorProfile'
@@ -166,7 +188,7 @@ release=other
 begin "another release and other namespaces" --set functionNamespace=fn,gateway.namespace=faas
 has 'name: other-slipway-buildkit'
 has 'value: "tcp://other-slipway-buildkit.openfaas:1234"'
-count 10 'namespace: fn$'
+count 14 'namespace: fn$'
 count 2 '- name: default_namespace$'
 count 2 'value: "fn"$'
 has 'kubernetes.io/metadata.name: faas'
@@ -340,7 +362,7 @@ count 1 'value: "http://collector"'
 count 1 'value: "http://other"'
 count 1 'port: 80$'
 has_not 'otel-headers'
-begin "a collector in a namespace" --set otel.endpoint=https://collector,otel.namespace=observability
+begin "a collector in a namespace" --set otel.endpoint=https://collector,otel.namespace=observability,deployer.kubernetesReadiness=false
 has 'kubernetes.io/metadata.name: observability'
 has_not 'port: 443'
 begin "no traces" --set otel.env.OTEL_TRACES_SAMPLER=always_on,otel.headers.name=collector
@@ -542,7 +564,7 @@ case="the job fails without an authority"
 rm "$dir/slipway-buildkit-authority/tls.crt"
 ! renew 365 || fail "it succeeded"
 grep -q 'the secret openfaas/slipway-buildkit-authority has no authority' "$dir/err" || fail "$(cat "$dir/err")"
-begin "renewal by upgrades only" --set buildkit.tls.renewal.enabled=false
+begin "renewal by upgrades only" --set buildkit.tls.renewal.enabled=false,deployer.kubernetesReadiness=false
 has_not 'kind: CronJob'
 has_not 'kind: Role'
 

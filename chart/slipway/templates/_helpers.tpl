@@ -380,6 +380,11 @@ functionNamespace, so it must not have the name of one that is there already.
 {{- $env | toYaml -}}
 {{- end -}}
 
+{{/* The name of the service account with which the deployer reads the Kubernetes API. */}}
+{{- define "slipway.deployer.account" -}}
+{{- .Values.deployer.serviceAccountName | default .Values.deployer.name -}}
+{{- end -}}
+
 {{/* The port of the trace collector. */}}
 {{- define "slipway.otel.port" -}}
 {{- $url := urlParse .Values.otel.endpoint -}}
@@ -391,7 +396,8 @@ functionNamespace, so it must not have the name of one that is there already.
 A function as faas-netes would create it: a Deployment and a Service with the function's name and the label faas_function.
 Arguments: dict "root" . "name" "builder-fn" "component" "builder" "values" .Values.builder "env" (dict …)
 "secrets" (dict FILE SECRET …) "scratch" SIZE "functionLabels" (dict NAME TEXT …), the labels for the gateway, "grace" SECONDS
-"iamAudience" AUDIENCE of a service account's token, if the function has one
+"iamAudience" AUDIENCE of a service account's token, if the function has one "readsKubernetes" whether the function reads the
+Kubernetes API
 */}}
 {{- define "slipway.function" -}}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) -}}
@@ -504,6 +510,11 @@ spec:
               mountPath: /var/secrets/tokens
               readOnly: true
             {{- end }}
+            {{- if .readsKubernetes }}
+            - name: kubernetes
+              mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+              readOnly: true
+            {{- end }}
             {{- with .values.extraVolumeMounts }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
@@ -538,6 +549,20 @@ spec:
                   path: openfaas-token
                   audience: {{ . }}
                   expirationSeconds: 7200
+        {{- end }}
+        {{- if .readsKubernetes }}
+        - name: kubernetes
+          projected:
+            defaultMode: 0440
+            sources:
+              - serviceAccountToken:
+                  path: token
+                  expirationSeconds: 3607
+              - configMap:
+                  name: kube-root-ca.crt
+                  items:
+                    - key: ca.crt
+                      path: ca.crt
         {{- end }}
         {{- with .values.extraVolumes }}
         {{- toYaml . | nindent 8 }}

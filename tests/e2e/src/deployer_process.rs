@@ -73,11 +73,12 @@ impl DeployerProcess {
         gateway: &str,
         settings: &[(&str, &str)],
     ) -> Result<Self> {
-        let fixed: [(&str, &OsStr); 4] = [
+        let fixed: [(&str, &OsStr); 5] = [
             ("secret_mount_path", secrets.path().as_ref()),
             ("gateway_url", gateway.as_ref()),
             ("exec_timeout", "3m".as_ref()),
             ("insecure", "true".as_ref()),
+            ("settling_time", "0s".as_ref()),
         ];
         let settings = settings.iter().map(|(name, value)| (*name, OsStr::new(*value)));
         let function = FunctionProcess::start("deployer-fn", fixed.into_iter().chain(settings)).await?;

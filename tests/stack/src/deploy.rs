@@ -210,6 +210,8 @@ fn shared_stack_yml_variables(stack: &Stack) -> Vec<(&'static str, String)> {
         ("BUILDKIT_URL", buildkit_url_for_functions()),
         ("GATEWAY_URL", gateway_url_for_functions()),
         ("INSECURE", "true".to_owned()),
+        // Whoever waits at a terminal sees for themselves whether a version stays up.
+        ("SETTLING_TIME", "0s".to_owned()),
     ]
 }
 
