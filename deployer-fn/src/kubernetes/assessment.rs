@@ -372,6 +372,19 @@ mod tests {
                 caller,
                 "the container was ended because it needed more memory than its limit of 64Mi, and was started 5 times",
             ),
+            (
+                vec![
+                    unready.clone(),
+                    (
+                        container,
+                        json!({"name": "hello", "image": IMAGE, "imageID": "", "ready": false, "restartCount": 1,
+                            "state": {"terminated": {"exitCode": 3, "message": "no port"}}}),
+                    ),
+                ],
+                true,
+                caller,
+                "the container ended with exit code 3 (no port), and was started 2 times",
+            ),
         ] {
             let (stuck, obstacle) = match assess_after(&changes).state {
                 VersionState::Stuck(obstacle) => (true, obstacle),

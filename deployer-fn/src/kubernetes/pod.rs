@@ -76,6 +76,9 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
             )))),
         };
     }
+    if state.terminated.is_some() && container.restart_count > 0 {
+        return Some(assess_crash_loop(pod, container));
+    }
     let ended = state.terminated.as_ref().map(|ended| (ended, false));
     let ended = ended.or_else(|| Some((last_end(container)?, true)));
     let (ended, has_restarted) = ended?;
@@ -100,7 +103,9 @@ fn assess_pull(image: &str, message: &str) -> Assessment {
 }
 
 fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
-    let end = match last_end(container) {
+    let state = container.state.as_ref();
+    let now = state.and_then(|state| state.terminated.as_ref());
+    let end = match now.or_else(|| last_end(container)) {
         Some(ended) => describe_end(pod, container, ended),
         None => "does not stay up".to_owned(),
     };
@@ -108,7 +113,8 @@ fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
         "the container {end}, and was started {} times",
         i64::from(container.restart_count) + 1
     );
-    Assessment::stuck(Obstacle::of_caller(reason)).with_detail(log_of(pod, container, true))
+    let log = log_of(pod, container, now.is_none());
+    Assessment::stuck(Obstacle::of_caller(reason)).with_detail(log)
 }
 
 fn last_end(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
