@@ -6,6 +6,7 @@ use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use crate::env::SettingsParser;
 use crate::secret::{Secret, Secrets};
@@ -15,6 +16,9 @@ const SIGNATURE_PREFIX: &str = "sha256=";
 
 /// The length of a SHA-256 digest, in bytes.
 const DIGEST_BYTES: usize = 32;
+
+/// The length of a block of SHA-256, in bytes.
+const BLOCK_BYTES: usize = 64;
 
 /// The length of the shortest key that a function may start with, in bytes: half of the digest's, which NIST SP 800-107
 /// asks of a key for 128 bits of security.
@@ -104,6 +108,26 @@ impl HmacKeys {
             first: keys.next()?,
             others: keys.collect(),
         })
+    }
+
+    /// Derives keys for another purpose: the HMAC-SHA256 of `purpose` with each key. A signature by a derived key is none by
+    /// the key that it is derived from, whatever the text.
+    pub fn derive(&self, purpose: &str) -> Self {
+        let derive = |key: &Hmac<Sha256>| {
+            let mut mac = key.clone();
+            mac.update(purpose.as_bytes());
+            // HMAC fills a key up with zeros to the block of its hash.
+            let mut derived = Zeroizing::new([0; BLOCK_BYTES]);
+            derived
+                .iter_mut()
+                .zip(mac.finalize().into_bytes())
+                .for_each(|(byte, hashed)| *byte = hashed);
+            Hmac::<Sha256>::new(&(*derived).into())
+        };
+        Self {
+            first: derive(&self.first),
+            others: self.others.iter().map(derive).collect(),
+        }
     }
 }
 
@@ -228,6 +252,38 @@ mod tests {
         assert_eq!(
             verify_whole_body(&both, &sign_body(&hmac_keys("other"), b"body"), b"body"),
             Err(SignatureMismatch)
+        );
+    }
+
+    #[test]
+    fn a_derived_key_signs_for_its_purpose_only_and_follows_a_rotation() {
+        let (old, rotated) = (hmac_keys("old"), hmac_keys("new\nold"));
+        let signed = sign_body(&old.derive("links"), b"text");
+        assert_eq!(
+            verify_whole_body(&rotated.derive("links"), &signed, b"text"),
+            Ok(())
+        );
+        for other in [
+            old.clone(),
+            old.derive("records"),
+            hmac_keys("new").derive("links"),
+        ] {
+            assert_eq!(
+                verify_whole_body(&other, &signed, b"text"),
+                Err(SignatureMismatch)
+            );
+        }
+        // The derivation is HMAC-SHA256, as others compute it.
+        let purpose = sign_body(&old, b"links");
+        let derived = hex::decode(purpose.trim_start_matches(SIGNATURE_PREFIX)).unwrap();
+        let mut expected = Hmac::<Sha256>::new_from_slice(&derived).unwrap();
+        expected.update(b"text");
+        assert_eq!(
+            signed,
+            format!(
+                "{SIGNATURE_PREFIX}{}",
+                hex::encode(expected.finalize().into_bytes())
+            )
         );
     }
 
