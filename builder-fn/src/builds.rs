@@ -10,6 +10,7 @@ mod filter;
 mod log;
 mod lookup;
 mod newest;
+mod numbered_log;
 mod record;
 mod records;
 mod routes;

@@ -5,6 +5,7 @@
 //! that merely wait, and sends progress many times a second. The reader is the one place that remembers earlier
 //! responses, so the consumers of events keep no memory of steps.
 
+mod facts;
 mod ordered;
 mod reader;
 
@@ -17,6 +18,7 @@ use tonic::Status;
 
 use super::Connection;
 
+pub use facts::{StatusFacts, StepFacts};
 pub use ordered::OrderedLog;
 pub(super) use reader::EventReader;
 

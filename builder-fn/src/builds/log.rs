@@ -15,13 +15,11 @@ use tokio::time::Instant;
 
 use super::BuildPhase;
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
+use super::numbered_log::{LogLine, NumberedLog};
 use super::record::attempt_number;
-use crate::buildkit::{BuildState, Connection, ListedBuild};
+use crate::buildkit::{BuildState, ListedBuild};
 use crate::redact::SecretMask;
-use crate::report::{LineFormatter, StreamFormat, to_json};
-
-/// The distance between the numbers of the first lines of two attempts in a row.
-const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
+use crate::report::{StreamFormat, to_json};
 
 /// The time without a record after which one without lines is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -119,14 +117,20 @@ impl LogRecordSink {
         parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
     }
 
-    /// Buffers a line: as text in a plain log, and as a record with the number `seq` otherwise.
-    fn push_line(&mut self, format: LogFormat, seq: u64, line: &str) {
+    /// Buffers a line: as text in a plain log, and as a record with its number and its step otherwise.
+    fn push_line(&mut self, format: LogFormat, line: &LogLine) {
         match format {
             LogFormat::Plain => {
-                self.buffer.extend_from_slice(line.as_bytes());
+                self.buffer.extend_from_slice(line.text.as_bytes());
                 self.buffer.push(b'\n');
             }
-            LogFormat::Records(_) => self.push_record(format, &self.progress_record(seq, &[line])),
+            LogFormat::Records(_) => {
+                let mut record = self.progress_record(line.seq, &[&line.text]);
+                if let Some(step) = line.step {
+                    record["step"] = json!(step);
+                }
+                self.push_record(format, &record);
+            }
         }
     }
 
@@ -243,44 +247,27 @@ impl LogSender {
             Err(_) => Err("BuildKit does not answer in time".to_owned()),
         };
         let connection = connection.map_err(LogEnd::Unreadable)?;
-        let mut lines = LineFormatter::new(mask.clone());
-        let mut seq = (number - 1) * LINE_NUMBERS_PER_ATTEMPT;
-        let last = self
-            .send_lines_of_events(&connection, &attempt.reference, &mut lines, &mut seq)
-            .await;
-        if last.is_ok() {
-            for line in lines.take_unfinished_output() {
-                self.send_line(&mut seq, &line).await?;
-            }
-        }
+        let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask);
+        let sent = self.send_lines(&mut log).await;
         self.sink.flush().await?;
-        last
+        sent
     }
 
-    /// Sends the lines of an attempt's events as they come, until its last event. `seq` is the number of the last line.
-    async fn send_lines_of_events(
-        &mut self,
-        connection: &Connection,
-        reference: &str,
-        lines: &mut LineFormatter,
-        seq: &mut u64,
-    ) -> Result<(), LogEnd> {
-        let mut log = connection.open_log(reference);
+    /// Sends the lines of an attempt as they come, until its last one.
+    async fn send_lines(&mut self, log: &mut NumberedLog) -> Result<(), LogEnd> {
         loop {
-            let events = tokio::select! {
+            let lines = tokio::select! {
                 () = self.sink.chunks.closed() => return Err(LogEnd::ReaderGone),
-                events = log.next_events() => events,
+                lines = log.next_lines() => lines,
                 () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
                     self.sink.keep_alive(self.format, self.next - 1).await?;
                     continue;
                 }
             };
-            match events {
-                Ok(Some(events)) => {
-                    for event in events {
-                        for line in lines.format_event(event) {
-                            self.send_line(seq, &line).await?;
-                        }
+            match lines {
+                Ok(Some(lines)) => {
+                    for line in &lines {
+                        self.send_line(line).await?;
                     }
                     self.sink.flush().await?;
                 }
@@ -290,14 +277,13 @@ impl LogSender {
         }
     }
 
-    /// Numbers a line, and sends it unless the reader has it already.
-    async fn send_line(&mut self, seq: &mut u64, line: &str) -> Result<(), LogEnd> {
-        *seq += 1;
-        if *seq < self.next {
+    /// Sends a line unless the reader has it already.
+    async fn send_line(&mut self, line: &LogLine) -> Result<(), LogEnd> {
+        if line.seq < self.next {
             return Ok(());
         }
-        self.next = *seq + 1;
-        self.sink.push_line(self.format, *seq, line);
+        self.next = line.seq + 1;
+        self.sink.push_line(self.format, line);
         if self.sink.buffer.len() >= CHUNK_BYTES {
             self.sink.flush().await?;
         }

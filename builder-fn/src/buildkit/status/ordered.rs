@@ -22,7 +22,7 @@ use futures_util::StreamExt;
 use tonic::Status;
 
 use super::reader::{time_or_epoch, to_system_time};
-use super::{BuildEvent, StatusResponseStream, follow_build_status, without_rpc_prefix};
+use super::{BuildEvent, StatusFacts, StatusResponseStream, follow_build_status, without_rpc_prefix};
 use crate::buildkit::Connection;
 
 /// The time for which an event is held, so that events with earlier times can come before it.
@@ -44,6 +44,7 @@ const CANCELLED_STEP_ERROR: &str = "context canceled";
 pub struct OrderedLog {
     responses: StatusResponseStream,
     order: EventOrder,
+    facts: StatusFacts,
     has_ended: bool,
 }
 
@@ -70,6 +71,7 @@ impl Connection {
         OrderedLog {
             responses: follow_build_status(self, reference.to_owned()),
             order: EventOrder::default(),
+            facts: StatusFacts::default(),
             has_ended: false,
         }
     }
@@ -85,7 +87,9 @@ impl OrderedLog {
             let events = match tokio::time::timeout(EVENT_HOLD_TIME, self.responses.next()).await {
                 Err(_) => self.order.take_all(),
                 Ok(Some(response)) => {
-                    self.order.add_response(response?);
+                    let response = response?;
+                    self.facts.add_response(&response);
+                    self.order.add_response(response);
                     self.order.take_ready()
                 }
                 Ok(None) => {
@@ -100,6 +104,11 @@ impl OrderedLog {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the facts about the steps, as far as the daemon's answer was read.
+    pub fn facts(&self) -> &StatusFacts {
+        &self.facts
     }
 }
 

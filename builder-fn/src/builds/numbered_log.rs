@@ -1,0 +1,110 @@
+//! The lines of one attempt with their numbers, which are the same for every reader.
+
+use std::collections::HashMap;
+
+use tonic::Status;
+
+use crate::buildkit::{BuildEvent, Connection, OrderedLog, StatusFacts};
+use crate::redact::SecretMask;
+use crate::report::LineFormatter;
+
+/// The distance between the numbers of the first lines of two attempts in a row.
+pub(super) const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
+
+/// A line of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LogLine {
+    /// The number of the line.
+    pub(super) seq: u64,
+    /// The number of the step that the line belongs to, from 1, in the order in which the steps appear in the log; `None` for
+    /// a line of no step.
+    pub(super) step: Option<u32>,
+    /// The line.
+    pub(super) text: String,
+}
+
+/// A reader of the numbered lines of one attempt.
+pub(super) struct NumberedLog {
+    log: OrderedLog,
+    lines: LineFormatter,
+    seq: u64,
+    /// The numbers of the steps that have appeared, by their digests.
+    steps: HashMap<String, u32>,
+    has_ended: bool,
+}
+
+impl NumberedLog {
+    /// Opens the log of the attempt `reference`, which is the attempt number `number`, from its beginning.
+    pub(super) fn open(connection: &Connection, reference: &str, number: u64, mask: &SecretMask) -> Self {
+        Self {
+            log: connection.open_log(reference),
+            lines: LineFormatter::new(mask.clone()),
+            seq: (number - 1) * LINE_NUMBERS_PER_ATTEMPT,
+            steps: HashMap::new(),
+            has_ended: false,
+        }
+    }
+
+    /// Waits for the next lines; `None` after the last one. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// Fails if the daemon does not know the attempt, or is lost.
+    pub(super) async fn next_lines(&mut self) -> Result<Option<Vec<LogLine>>, Status> {
+        if self.has_ended {
+            return Ok(None);
+        }
+        let Some(events) = self.log.next_events().await? else {
+            self.has_ended = true;
+            let rest = self.lines.take_unfinished_output();
+            return Ok(Some(
+                rest.into_iter()
+                    .map(|text| self.number_line(None, text))
+                    .collect(),
+            ));
+        };
+        let mut numbered = Vec::new();
+        for event in events {
+            let step = self.step_of(&event);
+            for text in self.lines.format_event(event) {
+                numbered.push(self.number_line(step, text));
+            }
+        }
+        Ok(Some(numbered))
+    }
+
+    /// Returns the facts about the steps, as far as the log was read.
+    pub(super) fn facts(&self) -> &StatusFacts {
+        self.log.facts()
+    }
+
+    /// Returns the number of a step by its digest; `None` if it has not appeared in the log.
+    pub(super) fn step_number(&self, digest: &str) -> Option<u32> {
+        self.steps.get(digest).copied()
+    }
+
+    fn number_line(&mut self, step: Option<u32>, text: String) -> LogLine {
+        self.seq += 1;
+        LogLine {
+            seq: self.seq,
+            step,
+            text,
+        }
+    }
+
+    /// Returns the number of the step that an event belongs to, and numbers a step that appears for the first time.
+    fn step_of(&mut self, event: &BuildEvent) -> Option<u32> {
+        let digest = match event {
+            BuildEvent::StepStarted { digest, .. } | BuildEvent::StepEnded { digest, .. } => digest,
+            BuildEvent::Output { step, .. } => step,
+            BuildEvent::Progress { .. } | BuildEvent::Unsure { .. } | BuildEvent::Warning { .. } => {
+                return None;
+            }
+        };
+        if let Some(known) = self.steps.get(digest) {
+            return Some(*known);
+        }
+        let number = u32::try_from(self.steps.len()).ok()? + 1;
+        self.steps.insert(digest.clone(), number);
+        Some(number)
+    }
+}
