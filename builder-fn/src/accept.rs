@@ -25,6 +25,28 @@ pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamForma
         .format
 }
 
+/// Returns whether the header `Accept` names HTML, and no form of an answer for programs that the client would rather have.
+pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
+    let ranges = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    let (mut html, mut other) = (0, 0);
+    for element in ranges {
+        let media_type = element.split(';').next().unwrap_or_default().trim();
+        let is_html = ["text/html", "application/xhtml+xml"]
+            .iter()
+            .any(|name| media_type.eq_ignore_ascii_case(name));
+        match (is_html, AcceptedMediaRange::parse(element)) {
+            (true, _) => html = parse_quality(element).unwrap_or_default().max(html),
+            (false, Some(range)) if range.is_exact => other = range.quality.max(other),
+            _ => {}
+        }
+    }
+    html > 0 && html >= other
+}
+
 /// One element of the header `Accept` that this builder can serve.
 struct AcceptedMediaRange {
     /// The client's preference for the media range (`q`), from 1 to 1000 thousandths; 1000 if it names none.
@@ -39,12 +61,8 @@ impl AcceptedMediaRange {
     /// Parses one element of the header `Accept`. Returns `None` if it is malformed, excluded by `q=0`, or not
     /// served here.
     fn parse(element: &str) -> Option<Self> {
-        let mut parts = element.split(';').map(str::trim);
-        let media_type = parts.next()?.to_ascii_lowercase();
-        let quality = parts
-            .filter_map(|parameter| parameter.split_once('='))
-            .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
-            .map_or(Some(1000), |(_, value)| parse_quality_thousandths(value.trim()))?;
+        let media_type = element.split(';').next()?.trim().to_ascii_lowercase();
+        let quality = parse_quality(element)?;
         let (is_exact, format) = match media_type.as_str() {
             "application/x-ndjson" | "application/ndjson" => (true, Some(StreamFormat::Ndjson)),
             "text/event-stream" => (true, Some(StreamFormat::EventStream)),
@@ -63,6 +81,15 @@ impl AcceptedMediaRange {
     fn preference_rank(&self) -> (u16, bool) {
         (self.quality, self.is_exact)
     }
+}
+
+/// Returns the quality of one element of the header `Accept`, in thousandths; `None` if it is malformed.
+fn parse_quality(element: &str) -> Option<u16> {
+    let parameters = element.split(';').skip(1);
+    parameters
+        .filter_map(|parameter| parameter.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
+        .map_or(Some(1000), |(_, value)| parse_quality_thousandths(value.trim()))
 }
 
 /// Parses a quality such as `0.5` to thousandths. Returns `None` if it is not one as in RFC 9110, 12.4.2.
@@ -119,5 +146,29 @@ mod tests {
             }
             assert_eq!(negotiate_stream_format(&headers), expected, "{accept:?}");
         }
+    }
+
+    #[test]
+    fn browsers_get_html_and_programs_that_do_not_name_it_get_none() {
+        for (accept, expected) in [
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8",
+                true,
+            ),
+            ("text/html", true),
+            ("text/html;q=0.5, application/json;q=0.4", true),
+            ("text/html;q=0.5, application/json", false),
+            ("application/x-ndjson, text/html;q=0.9", false),
+            ("text/html;q=0", false),
+            ("*/*", false),
+            ("text/*", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().expect("header"));
+            assert_eq!(prefers_html(&headers), expected, "{accept}");
+        }
+        assert!(!prefers_html(&HeaderMap::new()));
     }
 }

@@ -112,6 +112,7 @@ impl Answer {
                 code: (status != StatusCode::OK).then_some(status.as_u16()),
                 superseded_by,
                 deployment: built.deployment.map(|deployment| deployment.answer),
+                page: None,
                 warnings: Warnings::default(),
                 duration: fields.seconds,
             },
@@ -208,6 +209,7 @@ fn report_of_failure(error: String, fields: AnswerFields<'_>) -> Report {
         code: None,
         superseded_by: None,
         deployment: None,
+        page: None,
         warnings: Warnings::default(),
         duration: fields.seconds,
     }

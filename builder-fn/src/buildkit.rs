@@ -34,7 +34,7 @@ pub use git_context::{GitContextSource, GitLookup};
 pub(crate) use history::HistoryChange;
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
 pub use job::{BuildJob, EarlierBuild, EventTimeouts, JobError, find_built_image};
-pub use manifest_lookup::ManifestLookup;
+pub use manifest_lookup::{ImageLayer, ManifestLookup};
 pub use outcome::BuiltImage;
 pub(crate) use pool::{BuildToPlace, DaemonAtIp, HostResolver, PlacedBuild};
 pub use pool::{

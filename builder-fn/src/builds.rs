@@ -3,19 +3,27 @@
 //! A [`BuildRecord`] is what is known of a build. This process keeps the records of its own builds ([`BuildRecords`]);
 //! those of other builders, and of builders that have been restarted, are read from BuildKit's history, and from the
 //! [record store](RecordStore) if there is one. The log of a build is always read from BuildKit.
+//!
+//! Callers sign their questions; people follow a [link](page_link), and get [pages](pages).
 
 mod authentication;
 mod cancel;
 mod filter;
 mod log;
+mod log_excerpt;
 mod lookup;
 mod newest;
 mod numbered_log;
+mod page;
+mod page_link;
+mod pages;
 mod record;
 mod records;
 mod routes;
 mod store;
 
+pub(crate) use page_link::LinkSigner;
+pub use page_link::PageSettings;
 pub(crate) use record::{BuildPhase, BuildRecord};
 pub use records::BuildRecords;
 pub(crate) use records::{AcceptedBuild, RecordKey};

@@ -18,7 +18,9 @@ use crate::accept;
 use crate::answer::{self, Answer, AnswerFields};
 use crate::build::Builder;
 use crate::build_threads::BuildThreads;
-use crate::builds::{AcceptedBuild, BuildPhase, BuildsRoute, RecordKey, ResumableRequest, outcome_fields};
+use crate::builds::{
+    AcceptedBuild, BuildPhase, BuildsRoute, PageSettings, RecordKey, ResumableRequest, outcome_fields,
+};
 use crate::error::Error;
 use crate::hand_over::DeployVia;
 use crate::metrics::Metrics;
@@ -52,6 +54,8 @@ pub struct BuilderApi {
     pub notifier: Notifier,
     /// The threads that builds run on.
     pub threads: BuildThreads,
+    /// Settings for the pages of builds, and for the links to them.
+    pub pages: PageSettings,
 }
 
 impl Handler for BuilderApi {

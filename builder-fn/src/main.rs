@@ -120,6 +120,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         seal_key: settings.seal_key,
         metrics,
         threads: BuildThreads::start()?,
+        pages: settings.pages,
     };
     let slots = settings.slots;
     api.limits.unverified.budget().show_in(api.metrics.unverified());

@@ -3,6 +3,7 @@
 
 mod access;
 mod image_name;
+mod layers;
 mod operator_repository;
 mod tenant;
 mod upload;
@@ -12,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::Secrets;
-use function_host::registry::{AllowedTokenHosts, RegistryClient};
+use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
 
-use crate::buildkit::{CredentialStore, ManifestLookup};
+use crate::buildkit::{CredentialStore, ImageLayer, ManifestLookup};
 pub use access::RepositoryAccess;
 pub use image_name::ImageName;
 pub use operator_repository::OperatorRepository;
@@ -43,11 +44,40 @@ pub struct Registries {
 #[tonic::async_trait]
 impl ManifestLookup for Registries {
     async fn has_manifest(&self, name: &str, digest: &str) -> Result<bool, Box<dyn StdError + Send + Sync>> {
+        let mut repository = self.repository_of(name).await?;
+        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.has_manifest(digest)).await??)
+    }
+
+    async fn image_layers(
+        &self,
+        name: &str,
+        digest: &str,
+    ) -> Result<Vec<ImageLayer>, Box<dyn StdError + Send + Sync>> {
+        let mut repository = self.repository_of(name).await?;
+        let fetching = async {
+            let Some(manifest) = repository.fetch_manifest(digest).await? else {
+                return Ok(Vec::new());
+            };
+            let manifest = match layers::first_platform(&manifest)? {
+                None => Some(manifest),
+                Some(digest) => repository.fetch_manifest(&digest).await?,
+            };
+            let layers = manifest
+                .map(|manifest| layers::parse_layers(&manifest))
+                .transpose()?;
+            Ok(layers.unwrap_or_default())
+        };
+        tokio::time::timeout(LOOKUP_TIMEOUT, fetching).await?
+    }
+}
+
+impl Registries {
+    /// Returns the repository of an image, with the credentials for it.
+    async fn repository_of(&self, name: &str) -> Result<Repository, Box<dyn StdError + Send + Sync>> {
         let image = ImageName::parse(name).ok_or("the image's name has no registry")?;
         let (registry, repository) = (image.registry(), image.repository());
         let credentials = self.credentials.credentials(registry).await;
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone())?;
-        let mut repository = client.repository(registry, repository, credentials);
-        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.has_manifest(digest)).await??)
+        Ok(client.repository(registry, repository, credentials))
     }
 }

@@ -31,8 +31,8 @@ pub(crate) trait LogSink: Send {
 
 /// The JSON body of an answer to a build request, successful or not.
 ///
-/// The fields are those of OpenFaaS's builder, and `digest`, `commit`, `code`, `supersededBy`, `deployment` and
-/// `warnings` in addition.
+/// The fields are those of OpenFaaS's builder, and `digest`, `commit`, `code`, `supersededBy`, `deployment`, `page`
+/// and `warnings` in addition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// The lines of the build's log. `None` if no build was started, or if the lines were streamed already.
@@ -61,6 +61,9 @@ pub(crate) struct Report {
     /// The deployer's answer to the hand-over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deployment: Option<serde_json::Value>,
+    /// The address of the build's page, with a link that expires: absolute, or relative to the builder's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) page: Option<String>,
     /// The builder's own warnings about the build, masked. They are in the log too; BuildKit's are only there.
     #[serde(skip_serializing_if = "Warnings::is_empty")]
     pub(crate) warnings: Warnings,
@@ -101,6 +104,7 @@ mod tests {
             code: None,
             superseded_by: None,
             deployment: None,
+            page: None,
             warnings: Warnings::default(),
             duration: 0.843_21,
         };
@@ -123,6 +127,7 @@ mod tests {
             code: None,
             superseded_by: None,
             deployment: None,
+            page: None,
             warnings: Warnings::default(),
             duration: 0.0,
         };

@@ -48,6 +48,8 @@
 //! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
 //! | `deploy_timeout` | `5m` | time limit of a hand-over with all its attempts and the wait for the deployer's answer |
 //! | `hand_over_ttl` | `1h` | how long the deployer may accept a hand-over |
+//! | `page_lifetime` | `24h` | how long a link to the page of a build is valid |
+//! | `page_url` | | the address at which browsers reach the builder, such as `https://gateway.example/function/builder-fn` |
 //! | `enable_lchown` | | accepted and ignored: nothing is extracted |
 //!
 //! Traces have settings of their own: `OTEL_…`, see [`function_host::trace`].
@@ -56,6 +58,7 @@
 //! `registry-config`.
 
 mod daemon;
+mod pages;
 
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -72,6 +75,7 @@ use function_host::{ErrorChain, Secrets};
 
 use crate::build::BuildSettings;
 use crate::buildkit::{DaemonPool, StepLimits};
+use crate::builds::PageSettings;
 use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
@@ -85,6 +89,7 @@ use crate::slots::BuildSlots;
 use crate::sources::AllowedSources;
 use crate::tenants::TenantResources;
 use daemon::DaemonSettings;
+use pages::read_page_settings;
 
 /// The name of the secret that requests are signed with on a builder without a policy.
 pub(crate) const PAYLOAD_SECRET_NAME: &str = "payload-secret";
@@ -127,6 +132,8 @@ pub struct Settings {
     pub max_log: usize,
     /// The private key that build secrets are sealed to.
     pub seal_key: Option<SealKey>,
+    /// Settings for the pages of builds.
+    pub pages: PageSettings,
 }
 
 /// Limits on a build request, and where its body is spooled.
@@ -206,6 +213,7 @@ impl Settings {
             },
             max_log: parser.parse_or_default("max_log", 4 << 20, parse_max_log_bytes),
             seal_key: read_seal_key(parser),
+            pages: read_page_settings(parser),
         };
         parser.flag("enable_lchown", false);
         if settings.signatures.policy.is_some()

@@ -2,15 +2,13 @@
 //!
 //! The signature is the HMAC-SHA256 of method, path with query, and `X-Signed-At`, joined by newlines.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use function_host::http::header::HeaderMap;
 use function_host::http::{Method, Uri};
-use function_host::policy::Tenant;
 
 use crate::request::time::{format_rfc3339, parse_rfc3339};
-use crate::request::{SIGNATURE_HEADER, SignatureCheck};
+use crate::request::{SIGNATURE_HEADER, SignatureCheck, VerifiedSignature};
 
 /// The header with the time at which a question was signed.
 const SIGNED_AT_HEADER: &str = "x-signed-at";
@@ -38,8 +36,7 @@ pub(super) enum RejectedQuestion {
     Signature,
 }
 
-/// Verifies the signature of a question about builds, and returns the tenant whose key signed it; `None` without a
-/// policy, or if signatures are disabled.
+/// Verifies the signature of a question about builds, and returns it; `None` if signatures are disabled.
 ///
 /// # Errors
 /// Fails if the question is not signed by a key of `check`, or not now.
@@ -49,7 +46,7 @@ pub(super) fn verify_question(
     uri: &Uri,
     headers: &HeaderMap,
     now: SystemTime,
-) -> Result<Option<Arc<Tenant>>, RejectedQuestion> {
+) -> Result<Option<VerifiedSignature>, RejectedQuestion> {
     let SignatureCheck::Required(keys) = check else {
         return Ok(None);
     };
@@ -67,10 +64,8 @@ pub(super) fn verify_question(
     }
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let text = format!("{method}\n{path}\n{signed_at}");
-    match keys.verify_text(text.as_bytes(), signature) {
-        Some(signature) => Ok(signature.tenant().cloned()),
-        None => Err(RejectedQuestion::Signature),
-    }
+    let verified = keys.verify_text(text.as_bytes(), signature);
+    verified.map(Some).ok_or(RejectedQuestion::Signature)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 1000;
 
 /// The states of builds, in the words of the API.
-const STATES: [&str; 7] = [
+pub(super) const STATES: [&str; 7] = [
     "waiting",
     "running",
     "deploying",
@@ -46,6 +46,8 @@ impl BuildFilter {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
             match name {
+                // A form sends the fields that nobody filled in.
+                "image" | "function" | "state" if value.is_empty() => {}
                 "image" => filter.image = Some(value),
                 "function" => filter.function = Some(value),
                 "state" if STATES.contains(&value.as_str()) => filter.state = Some(value),
@@ -64,6 +66,50 @@ impl BuildFilter {
             true => Ok(filter),
             false => Err(problems.join("; ")),
         }
+    }
+
+    /// Creates the filter for builds of the same function, or of the same image if the build deploys none; `None` if it is not
+    /// known which.
+    pub(super) fn of_same_kind(record: &BuildRecord, limit: usize) -> Option<Self> {
+        let image = record.image.as_deref().map(|image| {
+            let name = image.split('@').next().unwrap_or(image);
+            match name.rsplit_once(':') {
+                Some((repository, tag)) if !tag.contains('/') => repository.to_owned(),
+                _ => name.to_owned(),
+            }
+        });
+        if record.function.is_none() && image.is_none() {
+            return None;
+        }
+        Some(Self {
+            image: image.filter(|_| record.function.is_none()),
+            function: record.function.clone(),
+            state: None,
+            limit: Some(limit),
+        })
+    }
+
+    /// Returns the filter with this limit if it has none.
+    pub(super) fn with_default_limit(self, limit: usize) -> Self {
+        Self {
+            limit: self.limit.or(Some(limit)),
+            ..self
+        }
+    }
+
+    /// Returns the state that builds are in.
+    pub(super) fn state(&self) -> Option<&str> {
+        self.state.as_deref()
+    }
+
+    /// Returns the function of the builds.
+    pub(super) fn function(&self) -> Option<&str> {
+        self.function.as_deref()
+    }
+
+    /// Returns the image of the builds.
+    pub(super) fn image(&self) -> Option<&str> {
+        self.image.as_deref()
     }
 
     /// Returns the builds that match, the newest submission first, up to the limit.
@@ -134,6 +180,7 @@ mod tests {
             ("function=a.other", vec!["2"]),
             ("state=success", vec!["3", "1"]),
             ("state=success&image=r/a", vec!["1"]),
+            ("state=&function=&image=", vec!["3", "2", "1"]),
         ] {
             let filter = BuildFilter::parse(Some(query)).expect("a filter");
             let ids: Vec<_> = filter
@@ -142,6 +189,21 @@ mod tests {
                 .map(|build| build.id)
                 .collect();
             assert_eq!(ids, expected, "{query}");
+        }
+    }
+
+    #[test]
+    fn builds_of_the_same_kind_have_the_same_function_or_the_same_image_without_its_tag() {
+        for (image, function, expected) in [
+            ("r:5000/a:1", Some("a.openfaas-fn"), (Some("a.openfaas-fn"), None)),
+            ("r:5000/a:1", None, (None, Some("r:5000/a"))),
+            ("r:5000/a@sha256:12", None, (None, Some("r:5000/a"))),
+            ("r:5000/a", None, (None, Some("r:5000/a"))),
+        ] {
+            let build = record("1", 1, image, function, BuildPhase::Success);
+            let filter = BuildFilter::of_same_kind(&build, 3).expect("a filter");
+            assert_eq!((filter.function(), filter.image()), expected, "{image}");
+            assert_eq!(filter.select(vec![build]).len(), 1, "{image}");
         }
     }
 

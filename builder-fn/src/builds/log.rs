@@ -5,7 +5,7 @@
 //! the same line for every reader. An attempt that BuildKit does not record, because it is killed, begins again under its
 //! own numbers.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use function_host::ErrorChain;
@@ -308,6 +308,12 @@ impl LogSender {
     /// Sends the terminal record, with a warning if the log before it is incomplete.
     async fn send_terminal_record(mut self, build: &FoundBuild, problem: Option<String>) {
         let mut record = build.record.to_terminal_record(self.next);
+        if let Some(links) = &self.lookup.links {
+            record.insert(
+                "page".into(),
+                json!(links.page_of_build(&build.record.id, SystemTime::now())),
+            );
+        }
         if build.mask.is_none() && !build.attempts.is_empty() {
             add_warning(
                 &mut record,

@@ -1,6 +1,7 @@
 //! Finds builds: in this process, in the histories of the daemons that build for the caller, and in the record store.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::ErrorChain;
@@ -9,12 +10,13 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tonic::Status;
 
+use super::page_link::LinkSigner;
 use super::record::{attempt_number, base_reference};
 use super::store::StoreError;
 use super::{BuildPhase, BuildRecord, BuildRecords, RecordKey};
 use crate::buildkit::{
     BuildState, Cancellation, ConnectError, Connection, DaemonPool, HistoryListing, ListedBuild,
-    SealedSecrets,
+    ManifestLookup, SealedSecrets,
 };
 use crate::redact::SecretMask;
 use crate::sealed::SealKey;
@@ -33,6 +35,10 @@ pub(super) struct BuildLookup {
     pub(super) pool: DaemonPool,
     /// The private key of sealed secrets.
     pub(super) seal_key: Option<SealKey>,
+    /// The registries that the caller's images are pushed to.
+    pub(super) manifests: Arc<dyn ManifestLookup>,
+    /// The signer of links to pages; `None` for a caller who has a link, which renews none.
+    pub(super) links: Option<LinkSigner>,
 }
 
 /// A build that was found.

@@ -69,6 +69,9 @@ pub(crate) struct BuildRecord {
     pub(crate) attempts: u32,
     /// The numbers of the steps of the last attempt.
     pub(crate) steps: Option<StepCounts>,
+    /// The size of the tar with the context as it was received, in bytes; `None` if the request refers to its context.
+    #[serde(default)]
+    pub(crate) context_bytes: Option<u64>,
     /// The outcome: the fields of the answer to the build request, without its log.
     pub(crate) outcome: Map<String, Value>,
     /// The reference of the build at BuildKit, without the number of an attempt.
@@ -88,6 +91,7 @@ impl BuildRecord {
             ended_at: None,
             attempts: 0,
             steps: None,
+            context_bytes: None,
             outcome: Map::new(),
             reference: None,
         }
@@ -141,6 +145,7 @@ impl BuildRecord {
             ended_at: last.ended_at,
             attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
             steps: (last.state != BuildState::Running).then_some(last.steps),
+            context_bytes: None,
             outcome,
             reference: Some(base_reference(&last.reference).to_owned()),
         })
@@ -183,6 +188,9 @@ impl BuildRecord {
                 "steps",
                 json!({"total": total, "completed": completed, "cached": cached}),
             );
+        }
+        if let Some(bytes) = self.context_bytes {
+            set("context", json!({"bytes": bytes}));
         }
         Value::Object(answer)
     }

@@ -1,5 +1,6 @@
 //! The routes below `/builds`.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use function_host::http::request::Parts;
@@ -10,15 +11,19 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::authentication::verify_question;
+use super::authentication::{RejectedQuestion, verify_question};
 use super::filter::BuildFilter;
 use super::log::{LogFormat, LogRecordSink, LogSender};
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
+use super::page::{self, PageAccess};
+use super::page_link::{LinkSigner, PageLink, RejectedLink, without_link};
+use super::pages;
 use super::{BuildPhase, RecordKey};
 use crate::accept;
 use crate::answer;
+use crate::buildkit::ManifestLookup;
 use crate::handler::BuilderApi;
-use crate::request::RequestHead;
+use crate::request::{RequestHead, SignatureCheck, VerifiedSignature};
 
 /// How long `DELETE` waits for the build to end.
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
@@ -53,6 +58,14 @@ impl BuildsRoute {
         }
     }
 
+    /// Returns the ID of the build that the route is for; `None` for the list.
+    fn id(&self) -> Option<&str> {
+        match self {
+            Self::List => None,
+            Self::Build(id) | Self::Log(id) => Some(id),
+        }
+    }
+
     /// Returns the route's name in traces, which contains no ID.
     fn name(&self) -> &'static str {
         match self {
@@ -64,7 +77,8 @@ impl BuildsRoute {
 }
 
 impl BuilderApi {
-    /// Answers a request to a route below `/builds`, if its signature is authentic.
+    /// Answers a request to a route below `/builds`, if its signature or its link is authentic: with a page for a browser, and
+    /// with JSON otherwise.
     pub(crate) async fn answer_question(
         &self,
         route: BuildsRoute,
@@ -81,55 +95,149 @@ impl BuilderApi {
             let names: Vec<_> = allowed.iter().map(Method::as_str).collect();
             return answer::method_not_allowed_response(&names.join(", "));
         }
-        let lookup = match self.authenticate_question(request, context) {
-            Ok(lookup) => lookup,
-            Err((status, error)) => return answer::error_response(status, &error),
+        let is_page = *method == Method::GET
+            && !matches!(route, BuildsRoute::Log(_))
+            && accept::prefers_html(&request.headers);
+        let question = match self.authenticate_question(&route, request, context) {
+            Ok(question) => question,
+            Err(rejected) => return rejected.into_response(is_page),
         };
-        match route {
-            BuildsRoute::List => answer_list(&lookup, request).await,
+        let AuthenticQuestion {
+            lookup,
+            access,
+            query,
+        } = question;
+        let query = query.as_deref();
+        let mut response = match route {
+            BuildsRoute::List if is_page => pages::answer_list_page(&lookup, query, &access).await,
+            BuildsRoute::List => answer_list(&lookup, query).await,
             BuildsRoute::Build(id) if *method == Method::DELETE => answer_cancel(&lookup, &id).await,
+            BuildsRoute::Build(id) if is_page => {
+                pages::answer_build_page(&lookup, &id, query, &access, &self.pages).await
+            }
             BuildsRoute::Build(id) => match lookup.find(&id).await {
-                Ok(build) => answer_build(StatusCode::OK, &build),
+                Ok(build) => answer_build(StatusCode::OK, &build, &lookup),
                 Err(not_found) => answer_not_found(&not_found),
             },
-            BuildsRoute::Log(id) => answer_log(lookup, id, request).await,
-        }
+            BuildsRoute::Log(id) => answer_log(lookup, id, query, request).await,
+        };
+        // Also for a signed question: its answer has a link.
+        page::protect(response.headers_mut());
+        response
     }
 
-    /// Verifies the signature of a question, and returns what its sender may look up.
+    /// Verifies the signature or the link of a question, and returns what its sender may look up. A link is for reading only,
+    /// and counts only without a signature.
     ///
     /// # Errors
-    /// Fails with the status and the text of the answer if the question is not authentic, or that cannot be checked.
+    /// Fails if the question is not authentic, or that cannot be checked.
     fn authenticate_question(
         &self,
+        route: &BuildsRoute,
         request: &Parts,
         context: &Context,
-    ) -> Result<BuildLookup, (StatusCode, String)> {
+    ) -> Result<AuthenticQuestion, RejectedSender> {
         let now = SystemTime::now();
-        let head = RequestHead::new(&request.headers, now);
+        let mut head = RequestHead::new(&request.headers, now);
+        let query = request.uri.query();
+        let link = match request.method == Method::GET && head.signature.is_none() {
+            true => PageLink::from_query(query)
+                .transpose()
+                .map_err(RejectedSender::Link)?,
+            false => None,
+        };
+        if let Some(link) = &link {
+            head.tenant = link.tenant().map(ToString::to_string);
+        }
         let check = self.read_signature_check(&head, context).map_err(|error| {
             tracing::error!(error = %ErrorChain(&error), "could not check a question about builds");
-            (StatusCode::BAD_GATEWAY, error.to_string())
+            RejectedSender::Unchecked(error.to_string())
         })?;
-        let tenant = verify_question(&check, &request.method, &request.uri, &request.headers, now)
-            .map_err(|rejected| (StatusCode::UNAUTHORIZED, rejected.to_string()))?;
+        let (tenant, links, access) = match (&check, link) {
+            (SignatureCheck::Disabled, _) => {
+                let links = LinkSigner::new(None, &self.pages);
+                (None, Some(links), PageAccess::Open)
+            }
+            (SignatureCheck::Required(_), Some(link)) => {
+                let tenant = link
+                    .verify(&check, route.id(), self.pages.lifetime, now)
+                    .map_err(RejectedSender::Link)?;
+                (tenant, None, PageAccess::Link(link))
+            }
+            (SignatureCheck::Required(_), None) => {
+                let signature = verify_question(&check, &request.method, &request.uri, &request.headers, now);
+                let signature = signature.map_err(RejectedSender::Question)?;
+                let tenant = signature.as_ref().and_then(VerifiedSignature::tenant).cloned();
+                let links = LinkSigner::new(signature.as_ref(), &self.pages);
+                (tenant, Some(links), PageAccess::Signed)
+            }
+        };
         let own = match &tenant {
             Some(tenant) => self.builder.tenants.daemon(tenant),
             None => Ok(None),
         };
-        let own = own.map_err(|error| (StatusCode::BAD_GATEWAY, format!("the policy is wrong: {error}")))?;
-        Ok(BuildLookup {
-            records: self.builder.records.clone(),
-            tenant: tenant.map(|tenant| tenant.name().to_string()),
-            pool: own.map_or_else(|| self.builder.pool.clone(), |own| own.pool),
-            seal_key: self.seal_key.clone(),
+        let own = own.map_err(|error| RejectedSender::Unchecked(format!("the policy is wrong: {error}")))?;
+        let manifests: Arc<dyn ManifestLookup> = match &tenant {
+            Some(tenant) => self.builder.tenants.registries(tenant),
+            None => self.builder.manifests.clone(),
+        };
+        let query = match &access {
+            PageAccess::Link(_) | PageAccess::Open => query.and_then(without_link),
+            PageAccess::Signed => query.map(str::to_owned),
+        };
+        Ok(AuthenticQuestion {
+            lookup: BuildLookup {
+                records: self.builder.records.clone(),
+                tenant: tenant.map(|tenant| tenant.name().to_string()),
+                pool: own.map_or_else(|| self.builder.pool.clone(), |own| own.pool),
+                seal_key: self.seal_key.clone(),
+                manifests,
+                links,
+            },
+            access,
+            query,
         })
     }
 }
 
+/// A question whose sender is known.
+struct AuthenticQuestion {
+    lookup: BuildLookup,
+    access: PageAccess,
+    /// The query without the link.
+    query: Option<String>,
+}
+
+/// The reason why the sender of a question gets no answer.
+enum RejectedSender {
+    /// The link does not work.
+    Link(RejectedLink),
+    /// The signature does not work.
+    Question(RejectedQuestion),
+    /// The keys could not be read.
+    Unchecked(String),
+}
+
+impl RejectedSender {
+    /// Returns the answer: a page for a browser, and otherwise JSON.
+    fn into_response(self, is_page: bool) -> Response {
+        let (status, error) = match (self, is_page) {
+            (Self::Link(rejected), true) => return pages::answer_rejected_link(rejected),
+            (Self::Question(RejectedQuestion::Missing(_)), true) => return pages::answer_missing_link(),
+            (Self::Link(rejected), false) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
+            (Self::Question(rejected), _) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
+            (Self::Unchecked(error), _) => (StatusCode::BAD_GATEWAY, error),
+        };
+        match is_page {
+            true => pages::answer_failure(status, &error),
+            false => answer::error_response(status, &error),
+        }
+    }
+}
+
 /// Answers with the builds that the query selects.
-async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
-    let filter = match BuildFilter::parse(request.uri.query()) {
+async fn answer_list(lookup: &BuildLookup, query: Option<&str>) -> Response {
+    let filter = match BuildFilter::parse(query) {
         Ok(filter) => filter,
         Err(problems) => return answer::error_response(StatusCode::BAD_REQUEST, &problems),
     };
@@ -140,6 +248,9 @@ async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
         .map(|build| build.to_json())
         .collect();
     let mut body = json!({"builds": builds});
+    if let Some(links) = &lookup.links {
+        body["page"] = json!(links.page_of_builds(SystemTime::now()));
+    }
     if let Some(text) = unread.to_text() {
         body["incomplete"] = json!(text);
     }
@@ -147,8 +258,11 @@ async fn answer_list(lookup: &BuildLookup, request: &Parts) -> Response {
 }
 
 /// Answers with the record of a build.
-fn answer_build(status: StatusCode, build: &FoundBuild) -> Response {
+fn answer_build(status: StatusCode, build: &FoundBuild, lookup: &BuildLookup) -> Response {
     let mut body = build.record.to_json();
+    if let Some(links) = &lookup.links {
+        body["page"] = json!(links.page_of_build(&build.record.id, SystemTime::now()));
+    }
     if let Some(text) = build.unread.to_text() {
         body["incomplete"] = json!(text);
     }
@@ -157,8 +271,13 @@ fn answer_build(status: StatusCode, build: &FoundBuild) -> Response {
 
 /// Answers 404 for a build that was not found: the same for one that does not exist and for one of another tenant.
 fn answer_not_found(not_found: &NotFound) -> Response {
+    answer::error_response(StatusCode::NOT_FOUND, text_of_not_found(not_found))
+}
+
+/// Returns what it can mean that a build was not found.
+pub(super) fn text_of_not_found(not_found: &NotFound) -> &'static str {
     let UnreadPlaces { history, store } = &not_found.unread;
-    let text = match (history, store, not_found.has_store) {
+    match (history, store, not_found.has_store) {
         (Some(_), None, _) => {
             "this builder has not heard of this build, and BuildKit's history, which has those of other builders, could not \
              be read; ask again"
@@ -177,8 +296,7 @@ fn answer_not_found(not_found: &NotFound) -> Response {
              it waits there for a slot, or it was rejected before it began, or it is too old, or the ID is wrong; if it \
              stays unknown, submit it again"
         }
-    };
-    answer::error_response(StatusCode::NOT_FOUND, text)
+    }
 }
 
 /// Cancels a build, here or at another builder, and waits up to [`CANCEL_WAIT`] for its end.
@@ -188,7 +306,7 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
         Err(not_found) => return answer_not_found(&not_found),
     };
     match build.record.phase {
-        BuildPhase::Cancelled => return answer_build(StatusCode::OK, &build),
+        BuildPhase::Cancelled => return answer_build(StatusCode::OK, &build, lookup),
         BuildPhase::Waiting | BuildPhase::Running => {}
         phase => {
             let error = match phase {
@@ -225,12 +343,12 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
         true => StatusCode::OK,
         false => StatusCode::ACCEPTED,
     };
-    answer_build(status, &build)
+    answer_build(status, &build, lookup)
 }
 
 /// Answers with a stream of a build's log, in the format that the request accepts.
-async fn answer_log(lookup: BuildLookup, id: String, request: &Parts) -> Response {
-    let from = match parse_first_line_number(request.uri.query()) {
+async fn answer_log(lookup: BuildLookup, id: String, query: Option<&str>, request: &Parts) -> Response {
+    let from = match parse_first_line_number(query) {
         Ok(from) => from,
         Err(problem) => return answer::error_response(StatusCode::BAD_REQUEST, &problem),
     };
@@ -285,7 +403,8 @@ pub(crate) fn outcome_fields(report: &impl serde::Serialize) -> serde_json::Map<
     let Ok(Value::Object(mut fields)) = serde_json::to_value(report) else {
         return serde_json::Map::new();
     };
-    for own in ["log", "status", "image", "duration"] {
+    // A link is made for each answer anew, and stored nowhere.
+    for own in ["log", "status", "image", "duration", "page"] {
         fields.remove(own);
     }
     fields

@@ -1,7 +1,7 @@
 //! Runs the build of one request, and records, counts, traces and logs its outcome.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use function_host::{Context, ErrorChain, Secret, trace};
 
@@ -10,7 +10,7 @@ use crate::answer::{Answer, AnswerFields};
 use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
 use crate::buildkit::SecretStore;
-use crate::builds::{BuildPhase, outcome_fields};
+use crate::builds::{BuildPhase, LinkSigner, outcome_fields};
 use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
 use crate::notify::{CommitState, Receiver, StatusReceiver};
@@ -69,6 +69,8 @@ impl BuilderApi {
             record.function = function.map(|function| function.without_tenant());
             record.submitted_at = Some(request.submitted_at.at);
             record.reference = Some(reference.to_string());
+            record.context_bytes =
+                matches!(request.source, BuildSource::Received(_)).then_some(request.body_bytes);
         });
         let mut lines = LineFormatter::new(mask.clone());
         for warning in &request.warnings {
@@ -151,6 +153,10 @@ impl BuilderApi {
             }
         };
         answer.report.warnings = lines.into_warnings();
+        if request.signature.is_some() {
+            let links = LinkSigner::new(request.signature.as_ref(), &self.pages);
+            answer.report.page = Some(links.page_of_build(context.call_id(), SystemTime::now()));
+        }
         let phase = match answer.report.status {
             BuildStatus::Success => BuildPhase::Success,
             BuildStatus::Failed if is_cancelled => BuildPhase::Cancelled,

@@ -141,6 +141,7 @@ mod tests {
             code: None,
             superseded_by: None,
             deployment: None,
+            page: None,
             warnings: Warnings::default(),
             duration: 1.5,
         }

@@ -158,6 +158,7 @@ mod tests {
             code: None,
             superseded_by: None,
             deployment: None,
+            page: None,
             warnings: Warnings::default(),
             duration: 0.0,
         }

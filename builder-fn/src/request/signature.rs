@@ -57,6 +57,19 @@ impl SignatureKeys {
 }
 
 impl SignatureKeys {
+    /// Derives keys for another purpose from all keys, which verify no request, and whose signatures no request has.
+    pub(crate) fn derive(&self, purpose: &str) -> Self {
+        let secrets = self.secrets.iter().map(|secret| KeysOfSecret {
+            tenant: secret.tenant.clone(),
+            sha256: secret.sha256.derive(purpose),
+            sha1: Vec::new(),
+        });
+        Self {
+            secrets: secrets.collect(),
+            accept_sha1: false,
+        }
+    }
+
     /// Returns the signature in `header` if it is the HMAC-SHA256, with one of the keys, of a text that is not the body
     /// of a request.
     pub(crate) fn verify_text(&self, text: &[u8], header: &str) -> Option<VerifiedSignature> {

@@ -11,7 +11,7 @@ use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
     BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImage, CredentialStore, Daemon, EventTimeouts,
-    FaultyParty, JobError, ManifestLookup, RegistryCredentials, SessionServices, SolveOptions,
+    FaultyParty, ImageLayer, JobError, ManifestLookup, RegistryCredentials, SessionServices, SolveOptions,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -54,6 +54,19 @@ impl ManifestLookup for FakeManifestLookup {
         match self {
             Self::Present => Ok(true),
             Self::Missing => Ok(false),
+            Self::Unknown => Err("the registry answered 503".into()),
+        }
+    }
+
+    async fn image_layers(&self, _: &str, _: &str) -> Result<Vec<ImageLayer>, Box<dyn Error + Send + Sync>> {
+        match self {
+            Self::Present => Ok([3_000_000, 1_500]
+                .map(|bytes| ImageLayer {
+                    digest: format!("sha256:{bytes}"),
+                    bytes,
+                })
+                .to_vec()),
+            Self::Missing => Ok(Vec::new()),
             Self::Unknown => Err("the registry answered 503".into()),
         }
     }

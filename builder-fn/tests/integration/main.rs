@@ -14,6 +14,7 @@ mod harness;
 mod hostile;
 mod job;
 mod notifications;
+mod pages;
 mod persistence;
 mod policy;
 mod pool;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{DaemonPool, EventTimeouts};
-use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
+use builder_fn::builds::{
+    BuildRecords, LeaseTimes, PageSettings, RecordStore, RecordStoreAccess, STORED_BODY_MAX,
+};
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
@@ -149,6 +151,7 @@ impl TestBuilder {
             seal_key: None,
             metrics,
             threads: BuildThreads::default(),
+            pages: PageSettings::default(),
         };
         Self {
             api,
@@ -192,6 +195,24 @@ impl TestBuilder {
         self.write_secret("policy.json", &policy.to_string());
         let file = PolicyFile::open(self.secrets.path().join("policy.json")).expect("a policy");
         self.api.signatures.policy = Some(file);
+        self
+    }
+
+    /// Lets pages wait for the log of a build however busy the machine is.
+    pub(crate) fn with_patient_pages(mut self) -> Self {
+        self.api.pages.log_wait = Duration::from_secs(60);
+        self
+    }
+
+    /// Sets the time for which links to pages are valid.
+    pub(crate) fn with_page_lifetime(mut self, lifetime: Duration) -> Self {
+        self.api.pages.lifetime = lifetime;
+        self
+    }
+
+    /// Lets everybody build and ask.
+    pub(crate) fn with_signatures_disabled(mut self) -> Self {
+        self.api.signatures.disable_hmac = true;
         self
     }
 

@@ -63,9 +63,17 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
             .is_some_and(|warning| warning.contains("surprise"))
     );
     last["warnings"].take();
+    let page = last["page"].take();
+    assert!(
+        page.as_str().is_some_and(|page| page.contains("?link=build.")),
+        "{page}"
+    );
     assert_eq!(
         last,
-        json!({"image": "registry:5000/hello:1", "digest": "sha256:12", "status": "success", "warnings": null, "duration": null})
+        json!({
+            "image": "registry:5000/hello:1", "digest": "sha256:12", "status": "success", "page": null, "warnings": null,
+            "duration": null,
+        })
     );
 }
 

@@ -1,0 +1,280 @@
+//! A part of a build's log that fits on a page, and the facts about its steps.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use function_host::ErrorChain;
+use tokio::time::{Instant, timeout_at};
+
+use super::lookup::FoundBuild;
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
+use super::record::attempt_number;
+use crate::buildkit::{StatusFacts, StepFacts};
+
+/// The most lines on a page.
+pub(super) const PAGE_LINES_MAX: u64 = 300;
+
+const LINES_MAX: usize = PAGE_LINES_MAX as usize;
+
+/// The most bytes of lines on a page, without the last line.
+const PAGE_BYTES_MAX: usize = 16 << 10;
+
+/// How much longer the answer waits for a part of the log that was asked for by its number.
+const WAIT_FACTOR: u32 = 10;
+
+/// The part of a log that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LogPart {
+    /// The beginning of the last attempt's log.
+    Start,
+    /// The end of the last attempt's log, as far as there is one.
+    End,
+    /// The lines from this number on.
+    From(u64),
+}
+
+impl LogPart {
+    /// Parses `from=N` or `from=end` in a query without a link; `None` if it names no part.
+    ///
+    /// # Errors
+    /// Fails with what would be right.
+    pub(super) fn parse(query: Option<&str>) -> Result<Option<Self>, String> {
+        let mut part = None;
+        let pairs = query.unwrap_or_default().split('&');
+        for pair in pairs.filter(|pair| !pair.is_empty()) {
+            part = match pair.split_once('=') {
+                Some(("from", "end")) => Some(Self::End),
+                Some(("from", number)) => match number.parse::<u64>() {
+                    Ok(number) if number < 1 << 53 => Some(Self::From(number.max(1))),
+                    _ => return Err("from should be the number of a line, or end".to_owned()),
+                },
+                _ => return Err("a page has the query from=N only".to_owned()),
+            };
+        }
+        Ok(part)
+    }
+}
+
+/// A part of the log of one attempt.
+#[derive(Debug, Default)]
+pub(super) struct LogExcerpt {
+    /// The lines.
+    pub(super) lines: Vec<LogLine>,
+    /// Whether they are the last lines that there are, and not the first ones.
+    pub(super) is_end: bool,
+    /// Whether there are lines before them.
+    pub(super) has_earlier: bool,
+    /// The number of the first line after them. Of a log that has ended, there may be none.
+    pub(super) next: u64,
+    /// Whether there are lines after them, or there may be some.
+    pub(super) has_later: bool,
+    /// The facts about the steps, as far as the log was read.
+    pub(super) facts: StatusFacts,
+    /// The steps of the facts, with their numbers in the log.
+    pub(super) steps: Vec<(Option<u32>, StepFacts)>,
+    /// Whether the whole log was read.
+    pub(super) is_complete: bool,
+    /// The reason why the log cannot be shown.
+    pub(super) problem: Option<String>,
+}
+
+/// The lines that are kept while a log is read.
+struct KeptLines {
+    first: u64,
+    head: Vec<LogLine>,
+    head_bytes: usize,
+    /// The number of the first line after the head, once the head is full.
+    after_head: Option<u64>,
+    skipped: bool,
+    tail: VecDeque<LogLine>,
+    tail_bytes: usize,
+    tail_dropped: bool,
+    last: u64,
+}
+
+impl LogExcerpt {
+    /// Reads a part of the log of `build`, for at most the time `wait`. What takes longer is left out.
+    pub(super) async fn read(build: &FoundBuild, part: LogPart, wait: Duration) -> Self {
+        let attempt = match part {
+            LogPart::From(number) => {
+                let wanted = (number - 1) / LINE_NUMBERS_PER_ATTEMPT + 1;
+                let mut attempts = build.attempts.iter();
+                attempts.find(|attempt| attempt_number(&attempt.reference) == wanted)
+            }
+            LogPart::Start | LogPart::End => build.attempts.last(),
+        };
+        let Some(attempt) = attempt else {
+            let has_begun = build.record.started_at.is_some();
+            let problem = "BuildKit's history no longer has the log of this build";
+            return Self::without_lines(has_begun.then(|| problem.to_owned()));
+        };
+        let Some(mask) = &build.mask else {
+            return Self::without_lines(Some(
+                "the log is not shown: the build had secrets, and this builder can no longer mask their values".to_owned(),
+            ));
+        };
+        let number = attempt_number(&attempt.reference);
+        let start = (number - 1) * LINE_NUMBERS_PER_ATTEMPT + 1;
+        let (first, wait) = match part {
+            LogPart::From(number) => (number, wait * WAIT_FACTOR),
+            LogPart::Start | LogPart::End => (start, wait),
+        };
+        let deadline = Instant::now() + wait;
+        let connection = match timeout_at(deadline, attempt.daemon.connect()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Self::without_lines(Some(ErrorChain(&error).to_string())),
+            Err(_) => return Self::without_lines(Some("BuildKit does not answer in time".to_owned())),
+        };
+        let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask);
+        let mut kept = KeptLines::new(first);
+        let (mut is_complete, mut problem) = (false, None);
+        // A daemon that answers at once is never waited for, so the time is checked here too.
+        while Instant::now() < deadline {
+            match timeout_at(deadline, log.next_lines()).await {
+                Ok(Ok(Some(lines))) => lines.into_iter().for_each(|line| kept.add(line)),
+                Ok(Ok(None)) => {
+                    is_complete = true;
+                    break;
+                }
+                Ok(Err(status)) => {
+                    problem = Some(status.message().to_owned());
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let facts = log.facts().clone();
+        let steps = facts
+            .steps()
+            .iter()
+            .map(|step| (log.step_number(&step.digest), step.clone()));
+        let steps = steps.collect();
+        let is_running = !build.record.phase.is_terminal();
+        let takes_tail = part == LogPart::End && (is_complete || is_running);
+        let (lines, has_earlier, after) = kept.into_lines(takes_tail, start);
+        let next = after.unwrap_or_else(|| lines.last().map_or(first, |line| line.seq + 1));
+        Self {
+            lines,
+            is_end: takes_tail,
+            has_earlier,
+            next,
+            has_later: after.is_some() || !is_complete,
+            facts,
+            steps,
+            is_complete,
+            problem,
+        }
+    }
+
+    fn without_lines(problem: Option<String>) -> Self {
+        Self {
+            next: 1,
+            problem,
+            ..Self::default()
+        }
+    }
+}
+
+impl KeptLines {
+    fn new(first: u64) -> Self {
+        Self {
+            first,
+            head: Vec::new(),
+            head_bytes: 0,
+            after_head: None,
+            skipped: false,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            tail_dropped: false,
+            last: 0,
+        }
+    }
+
+    /// Adds the next line of the log.
+    fn add(&mut self, line: LogLine) {
+        self.last = line.seq;
+        if line.seq < self.first {
+            self.skipped = true;
+            return;
+        }
+        self.tail_bytes += line.text.len();
+        match self.head.len() < LINES_MAX && self.head_bytes < PAGE_BYTES_MAX {
+            true => {
+                self.head_bytes += line.text.len();
+                self.head.push(line.clone());
+            }
+            false => {
+                self.after_head.get_or_insert(line.seq);
+            }
+        }
+        self.tail.push_back(line);
+        while self.tail.len() > LINES_MAX || (self.tail_bytes > PAGE_BYTES_MAX && self.tail.len() > 1) {
+            if let Some(dropped) = self.tail.pop_front() {
+                self.tail_bytes -= dropped.text.len();
+                self.tail_dropped = true;
+            }
+        }
+    }
+
+    /// Returns the last lines or the first ones, whether there are lines before them, and the number of the first line after
+    /// them. `start` is the number of the attempt's first line.
+    fn into_lines(self, takes_tail: bool, start: u64) -> (Vec<LogLine>, bool, Option<u64>) {
+        match takes_tail {
+            true => (self.tail.into(), self.tail_dropped || self.skipped, None),
+            false => (self.head, self.skipped || self.first > start, self.after_head),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(first: u64, lines: u64, bytes: usize) -> KeptLines {
+        let mut kept = KeptLines::new(first);
+        for seq in 1..=lines {
+            kept.add(LogLine {
+                seq,
+                step: None,
+                text: "x".repeat(bytes),
+            });
+        }
+        kept
+    }
+
+    fn numbers(lines: &[LogLine]) -> Option<(u64, u64)> {
+        Some((lines.first()?.seq, lines.last()?.seq))
+    }
+
+    #[test]
+    fn a_page_has_the_first_lines_or_the_last_ones_up_to_a_limit_of_lines_and_of_bytes() {
+        for (first, lines, bytes, takes_tail, expected) in [
+            (1, 10, 10, false, (Some((1, 10)), false, None)),
+            (1, 1000, 10, false, (Some((1, 300)), false, Some(301))),
+            (301, 1000, 10, false, (Some((301, 600)), true, Some(601))),
+            (1, 1000, 10, true, (Some((701, 1000)), true, None)),
+            (1, 1000, 8192, false, (Some((1, 2)), false, Some(3))),
+            (1, 1000, 8192, true, (Some((999, 1000)), true, None)),
+            (1, 10, 20_000, true, (Some((10, 10)), true, None)),
+            (50, 10, 10, false, (None, true, None)),
+        ] {
+            let (lines, has_earlier, after) = kept(first, lines, bytes).into_lines(takes_tail, 1);
+            assert_eq!((numbers(&lines), has_earlier, after), expected);
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_log_is_named_by_the_number_of_a_line_or_is_its_end() {
+        for (query, part) in [
+            (None, Some(None)),
+            (Some("from=0"), Some(Some(LogPart::From(1)))),
+            (Some("from=17"), Some(Some(LogPart::From(17)))),
+            (Some("from=end"), Some(Some(LogPart::End))),
+            (Some("from=x"), None),
+            (Some("from=9007199254740992"), None),
+            (Some("to=1"), None),
+        ] {
+            assert_eq!(LogPart::parse(query).ok(), part, "{query:?}");
+        }
+    }
+}

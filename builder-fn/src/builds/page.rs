@@ -1,0 +1,96 @@
+//! The pages for people: a build, the list of builds, and why neither is shown.
+//!
+//! Nothing here looks anything up. Everything from callers is text: the macro escapes it by its type, and
+//! [`ansi`](ansi) makes invisible characters visible. A page works without its script.
+
+mod ansi;
+mod build_page;
+mod layout;
+mod list_page;
+mod log_view;
+mod waterfall;
+mod words;
+
+use function_host::Response;
+use function_host::http::StatusCode;
+use maud::{Markup, html};
+
+pub(super) use build_page::BuildPage;
+pub(super) use layout::protect;
+pub(super) use list_page::{LIST_LIMIT, ListPage};
+
+use super::BuildPhase;
+use super::page_link::PageLink;
+
+/// What the reader of a page may see.
+#[derive(Clone, Debug)]
+pub(super) enum PageAccess {
+    /// All builds, without a link: signatures are disabled.
+    Open,
+    /// What a link names.
+    Link(PageLink),
+    /// One build, without a link that could be given on: the request itself was signed.
+    Signed,
+}
+
+impl PageAccess {
+    /// Returns whether the reader may see the list and other builds.
+    fn sees_all(&self) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Link(link) => link.is_for_all(),
+            Self::Signed => false,
+        }
+    }
+
+    /// Returns the value of the parameter with the link.
+    fn link(&self) -> Option<&str> {
+        match self {
+            Self::Link(link) => Some(link.as_str()),
+            Self::Open | Self::Signed => None,
+        }
+    }
+
+    /// Returns the query of further requests, which begins with `mark` if there is one.
+    fn query(&self, mark: &str) -> String {
+        match self {
+            Self::Link(link) => format!("{mark}{}", link.as_parameter()),
+            Self::Open | Self::Signed => String::new(),
+        }
+    }
+
+    /// Returns the query of further requests that have one more parameter, which follows.
+    fn query_before(&self, mark: &str) -> String {
+        match self {
+            Self::Link(link) => format!("{mark}{}&", link.as_parameter()),
+            Self::Open | Self::Signed => mark.to_owned(),
+        }
+    }
+}
+
+/// Returns the state of a build as a word.
+fn state_badge(phase: BuildPhase) -> Markup {
+    html! { span.state.(phase.as_str()) { (phase.as_str()) } }
+}
+
+/// Returns the response with a page.
+pub(super) fn page_response(page: Markup) -> Response {
+    layout::page_response(StatusCode::OK, page)
+}
+
+/// Returns the response with a page that says why something is not shown, and what to do next.
+pub(super) fn error_page_response(status: StatusCode, error: &str, next: &str) -> Response {
+    let title = match status {
+        StatusCode::UNAUTHORIZED => "This link does not work",
+        StatusCode::NOT_FOUND => "This build is not known",
+        StatusCode::BAD_REQUEST => "This address is wrong",
+        StatusCode::TOO_MANY_REQUESTS => "Too many readers",
+        _ => "This cannot be shown now",
+    };
+    let main = html! {
+        header { h1 { (title) } }
+        p { (words::cut(&ansi::plain_text(error), 1000)) }
+        p { (next) }
+    };
+    layout::page_response(status, layout::document("Slipway", layout::Reload::Never, &main))
+}

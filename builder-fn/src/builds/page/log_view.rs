@@ -1,0 +1,256 @@
+//! The lines of a log, folded by step.
+
+use maud::{Markup, PreEscaped, html};
+
+use super::ansi::{StyledLine, plain_text, style_line};
+use super::words;
+use crate::builds::log_excerpt::{LogExcerpt, PAGE_LINES_MAX};
+use crate::builds::numbered_log::LogLine;
+
+/// The most characters of a step's name.
+const NAME_CHARS_MAX: usize = 120;
+
+/// The address of the page and of its log, relative to the page, for the links on it.
+#[derive(Clone, Debug)]
+pub(super) struct LogAddresses {
+    /// The query of the page, which the number of a line follows: `?link=…&` or `?`.
+    pub(super) page: String,
+    /// The address of the log, which the number of a line follows.
+    pub(super) log: String,
+}
+
+/// The lines of one step in a row.
+struct Block<'a> {
+    step: Option<u32>,
+    lines: Vec<&'a LogLine>,
+}
+
+/// The lines that fit on a page, as HTML.
+struct RenderedLines<'a> {
+    lines: Vec<(&'a LogLine, String)>,
+    /// Whether lines before them do not fit.
+    has_earlier: bool,
+    /// The number of the first line after them that does not fit.
+    next: Option<u64>,
+}
+
+/// Renders the lines that fit into `budget` bytes of HTML, at least one: the last ones if `from_end`, otherwise the first ones.
+/// Hostile lines need many bytes for few characters.
+fn render_lines(lines: &[LogLine], from_end: bool, budget: usize) -> RenderedLines<'_> {
+    let mut rendered = Vec::new();
+    let mut bytes = 0;
+    let mut add = |line| {
+        let html = render_line(line).into_string();
+        bytes += html.len();
+        let fits = bytes <= budget || rendered.is_empty();
+        if fits {
+            rendered.push((line, html));
+        }
+        fits
+    };
+    if from_end {
+        let has_earlier = lines.iter().rev().any(|line| !add(line));
+        rendered.reverse();
+        return RenderedLines {
+            lines: rendered,
+            has_earlier,
+            next: None,
+        };
+    }
+    let next = lines.iter().find(|line| !add(line)).map(|line| line.seq);
+    RenderedLines {
+        lines: rendered,
+        has_earlier: false,
+        next,
+    }
+}
+
+/// Returns the list item of a line.
+fn render_line(line: &LogLine) -> Markup {
+    let (is_step, text) = split_line(&line.text);
+    let StyledLine { parts, left_out } = style_line(text);
+    html! {
+        li id={ "L" (line.seq) } {
+            a href={ "#L" (line.seq) } { (line.seq) }
+            " "
+            span.step[is_step] {
+                @for (style, text) in parts {
+                    @match style.classes() {
+                        None => (text),
+                        Some(classes) => span class=(classes) { (text) },
+                    }
+                }
+                @if left_out > 0 { em { " … and " (left_out) " characters more" } }
+            }
+        }
+    }
+}
+
+/// Splits a line of the log's format into whether it is about a step, and its text without the kind and the time.
+fn split_line(line: &str) -> (bool, &str) {
+    let mut parts = line.splitn(3, ' ');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("v:"), Some(_), Some(text)) => (true, text),
+        (Some("l:"), Some(_), text) => (false, text.unwrap_or_default()),
+        _ => (false, line),
+    }
+}
+
+/// Returns the section with the log, whose lines take about `budget` bytes.
+pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget: usize) -> Markup {
+    let RenderedLines {
+        lines: rendered,
+        has_earlier,
+        next: cut,
+    } = render_lines(&excerpt.lines, excerpt.is_end, budget);
+    let has_earlier = has_earlier || excerpt.has_earlier;
+    let next = cut.unwrap_or(excerpt.next);
+    let has_later = cut.is_some() || excerpt.has_later;
+    let mut blocks: Vec<Block<'_>> = Vec::new();
+    for (line, _) in &rendered {
+        match blocks.last_mut() {
+            Some(block) if block.step == line.step => block.lines.push(line),
+            _ => blocks.push(Block {
+                step: line.step,
+                lines: vec![line],
+            }),
+        }
+    }
+    let mut html_of_lines = rendered.iter().map(|(_, html)| html.as_str());
+    let name = |step: Option<u32>| {
+        let step = step?;
+        let found = excerpt.steps.iter().find(|(number, _)| *number == Some(step));
+        let name = found.map_or_else(|| format!("step {step}"), |(_, facts)| plain_text(&facts.name));
+        Some(words::cut(&name.replace('\n', " "), NAME_CHARS_MAX))
+    };
+    html! {
+        section #log aria-labelledby="log-title" {
+            h2 #log-title { "Log" }
+            form #tools role="search" hidden {
+                label for="find" { "Search" }
+                input #find type="search" autocomplete="off" spellcheck="false";
+                button type="submit" { "Find" }
+                button #fold type="button" aria-expanded="true" aria-controls="lines" { "Fold all steps" }
+                label #following hidden { input #follow type="checkbox" checked; " Follow" }
+                output #found aria-live="polite" {}
+            }
+            ol #hits hidden aria-label="Lines found" {}
+            @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&plain_text(problem), 1000)) } }
+            p.pager {
+                @if has_earlier {
+                    a href={ (addresses.page) "from=1#log" } { "First lines" }
+                    @if let Some((first, _)) = rendered.first() {
+                        @let earlier = first.seq.saturating_sub(PAGE_LINES_MAX).max(1);
+                        " " a href={ (addresses.page) "from=" (earlier) "#log" } { "Earlier lines" }
+                    }
+                }
+                " " a href=(addresses.log) { "The whole log as text" }
+            }
+            div #lines {
+                @for block in &blocks {
+                    @let lines = PreEscaped(html_of_lines.by_ref().take(block.lines.len()).collect::<String>());
+                    @match name(block.step) {
+                        Some(name) => details open data-step=[block.step] { summary { (name) } ol { (lines) } },
+                        None => ol { (lines) },
+                    }
+                }
+                @if rendered.is_empty() && excerpt.problem.is_none() { p #empty.note { "There are no lines here." } }
+            }
+            p.pager {
+                @if has_later {
+                    a #later href={ (addresses.page) "from=" (next) "#log" } data-next=(next) { "Later lines" }
+                    " " a href={ (addresses.page) "from=end#log" } { "Last lines" }
+                } @else {
+                    span #later data-next=(next) { "This is the end of the log." }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(seq: u64, step: Option<u32>, text: &str) -> LogLine {
+        LogLine {
+            seq,
+            step,
+            text: text.to_owned(),
+        }
+    }
+
+    fn addresses() -> LogAddresses {
+        LogAddresses {
+            page: "?".to_owned(),
+            log: "a/log".to_owned(),
+        }
+    }
+
+    #[test]
+    fn hostile_lines_are_text() {
+        for text in [
+            "l: T <script>alert(1)</script>",
+            "l: T \u{1b}[31m<img src=x onerror=alert(1)>\u{1b}[0m",
+            "l: T \"><svg onload=alert(1)>",
+            "v: T ]]><script>",
+            "l: T </ol></details></section><script>",
+            "l: T &lt;b&gt;",
+        ] {
+            let html = render_line(&line(1, None, text)).into_string();
+            let tags: Vec<_> = html.match_indices('<').map(|(at, _)| &html[at..]).collect();
+            let is_own = |tag: &&str| {
+                ["<li ", "</li>", "<a ", "</a>", "<span", "</span>"]
+                    .iter()
+                    .any(|own| tag.starts_with(own))
+            };
+            assert!(tags.iter().all(is_own), "{html}");
+        }
+        assert!(
+            render_line(&line(1, None, "l: T &lt;"))
+                .into_string()
+                .contains("&amp;lt;")
+        );
+    }
+
+    #[test]
+    fn lines_are_folded_by_step_and_have_addresses() {
+        let excerpt = LogExcerpt {
+            lines: vec![
+                line(1, Some(1), "v: T [1/2] RUN a"),
+                line(2, Some(1), "l: T one"),
+                line(3, Some(2), "l: T two"),
+                line(4, None, "l: T warning: three"),
+            ],
+            next: 5,
+            is_complete: true,
+            ..LogExcerpt::default()
+        };
+        let html = log_section(&excerpt, &addresses(), 20_000).into_string();
+        assert_eq!(html.matches("<details open").count(), 2, "{html}");
+        assert!(html.contains(r##"<li id="L3"><a href="#L3">3</a>"##), "{html}");
+        assert!(html.contains(r#"data-next="5""#), "{html}");
+    }
+
+    #[test]
+    fn hostile_lines_take_no_more_than_their_budget_at_the_beginning_and_at_the_end() {
+        for text in ["\u{1b}[31m&\u{1b}[32m&", "&", "<", "\u{202e}"] {
+            let lines: Vec<_> = (1..=300)
+                .map(|seq| line(seq, Some(1), &text.repeat(8192 / text.len())))
+                .collect();
+            for is_end in [false, true] {
+                let excerpt = LogExcerpt {
+                    lines: lines.clone(),
+                    next: 301,
+                    is_end,
+                    is_complete: true,
+                    ..LogExcerpt::default()
+                };
+                let html = log_section(&excerpt, &addresses(), 30_000).into_string();
+                assert!(html.len() < 32_000, "{text:?}: {}", html.len());
+                assert!(html.contains(if is_end { "id=\"L300\"" } else { "id=\"L1\"" }));
+                assert!(html.contains(if is_end { "Earlier lines" } else { "Later lines" }));
+            }
+        }
+    }
+}

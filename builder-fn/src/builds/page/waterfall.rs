@@ -1,0 +1,376 @@
+//! The steps of a build on an axis of time: the wait, BuildKit's steps, the push, and the steps of the deployment.
+
+use std::time::{Duration, SystemTime};
+
+use maud::{Markup, html};
+use serde_json::Value;
+
+use super::ansi::plain_text;
+use super::words;
+use crate::buildkit::StepFacts;
+use crate::builds::BuildRecord;
+use crate::builds::log_excerpt::LogExcerpt;
+
+/// The most rows.
+const ROWS_MAX: usize = 40;
+
+/// The most characters of a row's name.
+const NAME_CHARS_MAX: usize = 100;
+
+/// The steps of a deployment in their order, with what they do.
+const DEPLOYMENT_STEPS: [(&str, &str); 5] = [
+    ("queue", "deployment: wait for another one"),
+    ("check", "deployment: check"),
+    ("apply", "deployment: apply"),
+    ("watch", "deployment: watch and probe"),
+    ("restore", "deployment: restore the last good version"),
+];
+
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RowState {
+    Waited,
+    Cached,
+    Executed,
+    Running,
+    Failed,
+    Deployed,
+}
+
+impl RowState {
+    /// Returns the class of the row's bar.
+    fn class(self) -> &'static str {
+        match self {
+            Self::Waited => "wait",
+            Self::Cached => "cached",
+            Self::Executed => "done",
+            Self::Running => "running",
+            Self::Failed => "bad",
+            Self::Deployed => "deploy",
+        }
+    }
+}
+
+/// A row: a step with its times.
+#[derive(Clone, Debug, PartialEq)]
+struct Row {
+    /// The number of the step in the log.
+    number: Option<u32>,
+    name: String,
+    state: RowState,
+    began: Option<SystemTime>,
+    ended: Option<SystemTime>,
+}
+
+impl Row {
+    fn of_step(number: Option<u32>, facts: &StepFacts, is_running: bool) -> Self {
+        let state = match (facts.cached, facts.started, facts.ended) {
+            _ if !facts.error.is_empty() => RowState::Failed,
+            (true, _, _) => RowState::Cached,
+            (_, _, Some(_)) => RowState::Executed,
+            (_, Some(_), None) if is_running => RowState::Running,
+            _ => RowState::Waited,
+        };
+        Self {
+            number,
+            name: facts.name.clone(),
+            state,
+            began: facts.started,
+            ended: facts.ended,
+        }
+    }
+
+    /// Returns what the row says of its time.
+    fn words(&self, now: SystemTime) -> String {
+        let took = self.began.map(|began| {
+            let ended = self.ended.unwrap_or(now);
+            words::duration(ended.duration_since(began).unwrap_or_default())
+        });
+        match (self.state, took) {
+            (RowState::Cached, _) => "cached".to_owned(),
+            (RowState::Waited, None) => "not begun".to_owned(),
+            (RowState::Waited, Some(took)) if self.ended.is_some() => took,
+            (RowState::Waited, Some(_)) => "not ended".to_owned(),
+            (RowState::Running, Some(took)) => format!("running, {took}"),
+            (RowState::Failed, Some(took)) => format!("failed after {took}"),
+            (RowState::Failed, None) => "failed".to_owned(),
+            (_, took) => took.unwrap_or_default(),
+        }
+    }
+}
+
+/// Returns the rows of a build in the order of their beginnings; those that have not begun are last.
+fn rows(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Vec<Row> {
+    let is_running = !record.phase.is_terminal();
+    let mut rows = Vec::new();
+    if let Some(submitted) = record.submitted_at {
+        let until = record.started_at.or(record.ended_at);
+        rows.push(Row {
+            number: None,
+            name: "waiting for a builder".to_owned(),
+            state: match until {
+                None if is_running => RowState::Running,
+                _ => RowState::Waited,
+            },
+            began: Some(submitted),
+            ended: until,
+        });
+    }
+    let mut steps: Vec<_> = excerpt
+        .steps
+        .iter()
+        .map(|(number, facts)| Row::of_step(*number, facts, is_running))
+        .collect();
+    let parts = excerpt.facts.export_parts().iter();
+    steps.extend(parts.map(|facts| Row::of_step(None, facts, is_running)));
+    steps.sort_by_key(|row| (row.began.is_none(), row.began));
+    rows.extend(steps);
+    rows.extend(deployment_rows(record, now));
+    rows
+}
+
+/// Returns the rows of the deployment. The deployer reports durations; the last step ends with the build.
+fn deployment_rows(record: &BuildRecord, now: SystemTime) -> Vec<Row> {
+    let durations = record
+        .outcome
+        .get("deployment")
+        .map(|deployment| &deployment["durations"]);
+    let seconds = |name: &str| durations.and_then(|durations| durations[name].as_f64());
+    let took = |name: &str| {
+        let seconds = seconds(name).filter(|seconds| *seconds > 0.0);
+        seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+    };
+    let steps = DEPLOYMENT_STEPS.map(|(key, name)| (name, took(key)));
+    let total: Duration = steps
+        .iter()
+        .filter_map(|(_, took)| *took)
+        .fold(Duration::ZERO, Duration::saturating_add);
+    let ended = record.ended_at.unwrap_or(now);
+    let Some(mut at) = ended.checked_sub(total) else {
+        return Vec::new();
+    };
+    let mut rows = Vec::new();
+    for (name, took) in steps {
+        let Some(took) = took else { continue };
+        let began = at;
+        at = at.checked_add(took).unwrap_or(at);
+        rows.push(Row {
+            number: None,
+            name: name.to_owned(),
+            state: RowState::Deployed,
+            began: Some(began),
+            ended: Some(at),
+        });
+    }
+    rows
+}
+
+/// An axis of time.
+struct Axis {
+    start: SystemTime,
+    seconds: f64,
+}
+
+impl Axis {
+    /// Returns the axis on which all rows fit. A wait that is longer than everything after it is cut, so that the steps are
+    /// wide enough to be seen.
+    fn of(rows: &[Row], now: SystemTime) -> Option<Self> {
+        let first = rows.iter().filter_map(|row| row.began).min()?;
+        let end = rows
+            .iter()
+            .filter(|row| row.began.is_some())
+            .map(|row| row.ended.unwrap_or(now))
+            .max()?;
+        let work = rows.iter().filter(|row| row.state != RowState::Waited);
+        let work = work.filter_map(|row| row.began).min().unwrap_or(first);
+        let took = end.duration_since(work).unwrap_or_default();
+        let start = work
+            .checked_sub(took)
+            .map_or(first, |earliest| first.max(earliest));
+        Some(Self {
+            start,
+            seconds: end
+                .duration_since(start)
+                .unwrap_or_default()
+                .as_secs_f64()
+                .max(0.001),
+        })
+    }
+
+    /// Returns where the bar between two times begins, and its width, in thousandths of the axis.
+    fn place(&self, began: SystemTime, ended: SystemTime) -> (u32, u32) {
+        let place = |time: SystemTime| {
+            let seconds = time.duration_since(self.start).unwrap_or_default().as_secs_f64();
+            (seconds / self.seconds * 1000.0).clamp(0.0, 1000.0) as u32
+        };
+        let (from, to) = (place(began).min(995), place(ended));
+        (from, to.saturating_sub(from).max(5))
+    }
+}
+
+/// Returns the list of steps with their bars.
+pub(super) fn waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Markup {
+    let rows = rows(record, excerpt, now);
+    let axis = Axis::of(&rows, now);
+    let left_out = rows.len().saturating_sub(ROWS_MAX);
+    html! {
+        ol.steps {
+            @for row in rows.iter().take(ROWS_MAX) {
+                li data-step=[row.number] {
+                    span.name { (words::cut(&plain_text(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
+                    " "
+                    span.time { (row.words(now)) }
+                    @if let (Some(axis), Some(began)) = (&axis, row.began) {
+                        @let (from, width) = axis.place(began, row.ended.unwrap_or(now));
+                        svg.bar.(row.state.class()) viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true" {
+                            rect x=(from) width=(width) height="8" {}
+                        }
+                    }
+                }
+            }
+        }
+        @if left_out > 0 { p { "and " (left_out) " more, which are in the log" } }
+        @if !excerpt.is_complete && excerpt.problem.is_none() && record.phase.is_terminal() && !excerpt.lines.is_empty() {
+            p { "The log is long: these are the steps of its first part." }
+        }
+    }
+}
+
+/// Returns the outcome of a deployment, and what runs now.
+pub(super) fn deployment(outcome: &Value) -> Markup {
+    let text = |key: &str| {
+        outcome[key]
+            .as_str()
+            .map(|text| words::cut(&plain_text(text), 300))
+    };
+    let url = outcome["url"].as_str().filter(|url| {
+        let is_web = url.starts_with("http://") || url.starts_with("https://");
+        is_web && url.len() <= 2048
+    });
+    let reasons = outcome["reasons"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    html! {
+        dl {
+            @for (key, name) in [
+                ("status", "Outcome"), ("function", "Function"), ("namespace", "Namespace"), ("image", "Deployed image"),
+                ("running", "Runs now"), ("previousImage", "Ran before"), ("supersededBy", "Replaced by the build"),
+            ] {
+                @if let Some(text) = text(key) { div { dt { (name) } dd { code { (text) } } } }
+            }
+            @if let Some(url) = url {
+                div { dt { "Address" } dd { a href=(url) rel="noopener noreferrer nofollow" { (words::cut(url, 300)) } } }
+            }
+        }
+        @if !reasons.is_empty() {
+            ul.reasons {
+                @for reason in reasons.iter().take(20).filter_map(Value::as_str) {
+                    li { (words::cut(&plain_text(reason), 1000)) }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::builds::BuildPhase;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn record() -> BuildRecord {
+        let mut record = BuildRecord {
+            phase: BuildPhase::Success,
+            started_at: Some(at(110)),
+            ended_at: Some(at(120)),
+            ..BuildRecord::accepted("a", at(100))
+        };
+        let durations = json!({"check": 0.5, "apply": 0.0, "watch": 1.5, "total": 2.0});
+        record
+            .outcome
+            .insert("deployment".into(), json!({"durations": durations}));
+        record
+    }
+
+    fn step(name: &str, began: u64, ended: Option<u64>, cached: bool, error: &str) -> StepFacts {
+        StepFacts {
+            digest: name.to_owned(),
+            name: name.to_owned(),
+            started: Some(at(began)),
+            ended: ended.map(at),
+            cached,
+            error: error.to_owned(),
+        }
+    }
+
+    #[test]
+    fn rows_are_the_wait_the_steps_in_order_and_the_deployment() {
+        let excerpt = LogExcerpt {
+            steps: vec![
+                (Some(2), step("make", 112, Some(117), false, "")),
+                (Some(1), step("fetch", 110, Some(110), true, "")),
+                (Some(3), step("test", 113, Some(114), false, "exit code: 1")),
+                (Some(4), step("last", 117, None, false, "")),
+            ],
+            is_complete: true,
+            ..LogExcerpt::default()
+        };
+        let rows = rows(&record(), &excerpt, at(130));
+        let words: Vec<_> = rows
+            .iter()
+            .map(|row| format!("{}: {}", row.name, row.words(at(130))))
+            .collect();
+        assert_eq!(
+            words,
+            [
+                "waiting for a builder: 10.0 s",
+                "fetch: cached",
+                "make: 5.00 s",
+                "test: failed after 1.00 s",
+                "last: not ended",
+                "deployment: check: 0.50 s",
+                "deployment: watch and probe: 1.50 s",
+            ]
+        );
+        assert_eq!(rows.last().and_then(|row| row.ended), Some(at(120)));
+    }
+
+    #[test]
+    fn every_bar_is_on_the_axis_and_a_long_wait_is_cut() {
+        let excerpt = LogExcerpt {
+            steps: vec![(Some(1), step("make", 1110, Some(1120), false, ""))],
+            ..LogExcerpt::default()
+        };
+        let record = BuildRecord {
+            phase: BuildPhase::Success,
+            started_at: Some(at(1110)),
+            ended_at: Some(at(1120)),
+            ..BuildRecord::accepted("a", at(100))
+        };
+        let rows = rows(&record, &excerpt, at(1120));
+        let axis = Axis::of(&rows, at(1120)).expect("an axis");
+        assert_eq!((axis.start, axis.seconds), (at(1100), 20.0));
+        for row in &rows {
+            let (from, width) = axis.place(row.began.expect("a time"), row.ended.expect("a time"));
+            assert!(from + width <= 1000 && width >= 5, "{row:?}: {from} {width}");
+        }
+        assert_eq!(axis.place(at(1110), at(1120)), (500, 500));
+    }
+
+    #[test]
+    fn an_address_that_is_no_web_page_is_no_link() {
+        let page = deployment(&json!({"status": "ready", "url": "javascript:alert(1)"})).into_string();
+        assert!(!page.contains("javascript"), "{page}");
+        let page = deployment(&json!({"url": "http://gateway:8080/function/a\"><script>"})).into_string();
+        assert!(
+            page.contains("function/a&quot;&gt;&lt;script&gt;\" rel"),
+            "{page}"
+        );
+    }
+}

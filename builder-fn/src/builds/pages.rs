@@ -1,0 +1,147 @@
+//! Answers questions about builds with pages, for browsers.
+
+use std::time::SystemTime;
+
+use function_host::http::StatusCode;
+use function_host::{ErrorChain, Response};
+
+use super::filter::BuildFilter;
+use super::log_excerpt::{LogExcerpt, LogPart};
+use super::lookup::{BuildLookup, FoundBuild};
+use super::page::{BuildPage, LIST_LIMIT, ListPage, PageAccess, error_page_response, page_response};
+use super::page_link::{PageSettings, RejectedLink};
+use super::routes::text_of_not_found;
+use super::{BuildPhase, BuildRecord};
+use crate::buildkit::ImageLayer;
+
+/// The number of builds in the chart of a function's last builds.
+const CHART_BUILDS: usize = 10;
+
+/// The advice for a link that does not work, or is missing.
+const NEW_LINK: &str = "Get a new link with the command: slipway open ID";
+
+/// Answers with the page of a build.
+pub(super) async fn answer_build_page(
+    lookup: &BuildLookup,
+    id: &str,
+    query: Option<&str>,
+    access: &PageAccess,
+    settings: &PageSettings,
+) -> Response {
+    let part = match LogPart::parse(query) {
+        Ok(part) => part,
+        Err(problem) => {
+            return error_page_response(StatusCode::BAD_REQUEST, &problem, "Open the page without it.");
+        }
+    };
+    // A page reads the log as its other readers do.
+    let Some(_reader) = lookup.records.admit_log_reader() else {
+        let problem = "As many logs are being read as this builder allows.";
+        return error_page_response(StatusCode::TOO_MANY_REQUESTS, problem, "Try again.");
+    };
+    let build = match lookup.find(id).await {
+        Ok(build) => build,
+        Err(not_found) => {
+            let text = text_of_not_found(&not_found);
+            return error_page_response(
+                StatusCode::NOT_FOUND,
+                text,
+                "The command slipway builds lists the builds.",
+            );
+        }
+    };
+    let part = part.unwrap_or(match build.record.phase {
+        BuildPhase::Success => LogPart::Start,
+        _ => LogPart::End,
+    });
+    let reading = LogExcerpt::read(&build, part, settings.log_wait);
+    let (excerpt, others, layers) = tokio::join!(
+        reading,
+        last_builds(lookup, &build.record, settings),
+        layers_of(lookup, &build.record, settings)
+    );
+    let FoundBuild { record, unread, .. } = &build;
+    let page = BuildPage {
+        record,
+        incomplete: unread.to_text(),
+        excerpt: &excerpt,
+        others: &others,
+        layers: &layers,
+        access,
+        now: SystemTime::now(),
+    };
+    page_response(page.render())
+}
+
+/// Answers with the list of builds that the query selects.
+pub(super) async fn answer_list_page(
+    lookup: &BuildLookup,
+    query: Option<&str>,
+    access: &PageAccess,
+) -> Response {
+    let filter = match BuildFilter::parse(query) {
+        Ok(filter) => filter.with_default_limit(LIST_LIMIT),
+        Err(problems) => {
+            return error_page_response(StatusCode::BAD_REQUEST, &problems, "Choose another filter.");
+        }
+    };
+    let (builds, unread) = lookup.list().await;
+    let builds = filter.select(builds);
+    let page = ListPage {
+        builds: &builds,
+        incomplete: unread.to_text(),
+        filter: &filter,
+        access,
+        now: SystemTime::now(),
+    };
+    page_response(page.render())
+}
+
+/// Answers a browser whose link is rejected.
+pub(super) fn answer_rejected_link(rejected: RejectedLink) -> Response {
+    error_page_response(StatusCode::UNAUTHORIZED, &format!("{rejected}."), NEW_LINK)
+}
+
+/// Answers a browser without a link.
+pub(super) fn answer_missing_link() -> Response {
+    let text = "A page about builds is opened with a link, which is valid for some time.";
+    error_page_response(StatusCode::UNAUTHORIZED, text, NEW_LINK)
+}
+
+/// Answers a browser with an error of the platform.
+pub(super) fn answer_failure(status: StatusCode, error: &str) -> Response {
+    error_page_response(status, error, "Load the page again in a moment.")
+}
+
+/// Returns the last builds of the build's function, or of its image if it deploys none, the newest first; none if they are not
+/// known in time.
+async fn last_builds(
+    lookup: &BuildLookup,
+    record: &BuildRecord,
+    settings: &PageSettings,
+) -> Vec<BuildRecord> {
+    let Some(filter) = BuildFilter::of_same_kind(record, CHART_BUILDS) else {
+        return Vec::new();
+    };
+    match tokio::time::timeout(settings.log_wait, lookup.list()).await {
+        Ok((builds, _)) => filter.select(builds),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Returns the layers of a build's image; none if there is no image, or its registry gives no answer in time.
+async fn layers_of(lookup: &BuildLookup, record: &BuildRecord, settings: &PageSettings) -> Vec<ImageLayer> {
+    let digest = record.outcome.get("digest").and_then(|digest| digest.as_str());
+    let Some((image, digest)) = record.image.as_deref().zip(digest) else {
+        return Vec::new();
+    };
+    let asking = lookup.manifests.image_layers(image, digest);
+    match tokio::time::timeout(settings.log_wait, asking).await {
+        Ok(Ok(layers)) => layers,
+        Ok(Err(error)) => {
+            tracing::debug!(error = %ErrorChain(&*error), "could not read the layers of an image for a page");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,452 @@
+//! Tests of the pages of builds, and of the links that open them.
+
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog, VertexStatus};
+use function_host::http::{HeaderMap, Method, StatusCode};
+use function_host::{Body, Request};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use crate::builds::{answer_statuses, ask};
+use crate::complete_or_panic;
+use crate::daemon::{self, DaemonCalls};
+use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
+
+/// The media types that a browser accepts.
+const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+
+/// A page, or another answer to a request without a signature.
+struct Page {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+/// Requests what an address names, as a browser does.
+async fn open_as(builder: &TestBuilder, method: Method, address: &str, accept: &str) -> Page {
+    let mut request = Request::new(Body::from(Vec::new()));
+    *request.method_mut() = method;
+    *request.uri_mut() = address.parse().expect("an address");
+    request
+        .headers_mut()
+        .insert("accept", accept.parse().expect("header"));
+    let (head, body) = builder.send_request(request).await.into_parts();
+    let body = complete_or_panic(body.collect())
+        .await
+        .expect("a body")
+        .to_bytes();
+    Page {
+        status: head.status,
+        headers: head.headers,
+        body: String::from_utf8(body.to_vec()).expect("UTF-8"),
+    }
+}
+
+async fn open(builder: &TestBuilder, address: &str) -> Page {
+    open_as(builder, Method::GET, address, BROWSER).await
+}
+
+fn timestamp(seconds: i64) -> Option<Timestamp> {
+    Some(Timestamp {
+        seconds: 1_790_000_000 + seconds,
+        nanos: 0,
+    })
+}
+
+/// Returns the status of a build with a step of this name, and with these lines of output.
+fn status_with(name: &str, output: &[&str]) -> Vec<StatusResponse> {
+    let step = |completed| Vertex {
+        digest: "sha256:1".into(),
+        name: name.into(),
+        started: timestamp(1),
+        completed,
+        ..Vertex::default()
+    };
+    let cached = Vertex {
+        digest: "sha256:0".into(),
+        name: "[1/2] FROM registry/base:1".into(),
+        started: timestamp(0),
+        completed: timestamp(0),
+        cached: true,
+        ..Vertex::default()
+    };
+    let context = Vertex {
+        digest: "sha256:c".into(),
+        name: "[internal] load build context".into(),
+        started: timestamp(0),
+        completed: timestamp(1),
+        ..Vertex::default()
+    };
+    let sent = VertexStatus {
+        id: "transferring context:".into(),
+        vertex: "sha256:c".into(),
+        current: 2500,
+        timestamp: timestamp(1),
+        ..VertexStatus::default()
+    };
+    let logs = output.iter().map(|line| VertexLog {
+        vertex: "sha256:1".into(),
+        timestamp: timestamp(2),
+        stream: 1,
+        msg: format!("{line}\n").into(),
+    });
+    vec![
+        StatusResponse {
+            vertexes: vec![cached, context, step(None)],
+            statuses: vec![sent],
+            ..StatusResponse::default()
+        },
+        StatusResponse {
+            logs: logs.collect(),
+            ..StatusResponse::default()
+        },
+        StatusResponse {
+            vertexes: vec![step(timestamp(9))],
+            ..StatusResponse::default()
+        },
+    ]
+}
+
+/// Builds at `builder` with these statuses, and returns the answer to the build.
+async fn build_with(builder: &TestBuilder, calls: &mut DaemonCalls, statuses: Vec<StatusResponse>) -> Answer {
+    answer_statuses(calls, statuses).send_replace(true);
+    build(builder, calls).await
+}
+
+/// Builds at `builder`, and returns the answer to the build.
+async fn build(builder: &TestBuilder, calls: &mut DaemonCalls) -> Answer {
+    let own = builder.clone();
+    let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
+    let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+    solve.answer_with_digest("sha256:12");
+    complete_or_panic(build).await.expect("no panic")
+}
+
+/// Returns the address of the page that an answer names.
+fn page_of(body: &Value) -> &str {
+    body["page"].as_str().expect("the address of a page")
+}
+
+/// Returns a builder that has built once, with its daemon's calls and the addresses of the build's page and of the list.
+async fn builder_with_build(name: &str, output: &[&str]) -> (TestBuilder, DaemonCalls, String, String) {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon).with_patient_pages();
+    let answer = build_with(&builder, &mut calls, status_with(name, output)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let list = ask(&builder, Method::GET, "/builds").await.body;
+    (
+        builder,
+        calls,
+        page_of(&answer.body).to_owned(),
+        page_of(&list).to_owned(),
+    )
+}
+
+#[tokio::test]
+async fn a_finished_build_is_readable_without_a_script() {
+    let (builder, _calls, address, _) = builder_with_build("[2/2] RUN make", &["compiling", "done"]).await;
+    assert!(
+        address.starts_with(&format!("/builds/{CALL_ID}?link=build.")),
+        "{address}"
+    );
+    let page = open(&builder, &address).await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    for text in [
+        "registry:5000/hello:1",
+        "sha256:12",
+        ">success<",
+        "[2/2] RUN make",
+        "[1/2] FROM registry/base:1",
+        ">cached<",
+        ">8.00 s<",
+        ">compiling<",
+        "2.5 kB sent to BuildKit",
+        "2 layers, 3.0 MB",
+        &format!("{CALL_ID}/log?link=build."),
+    ] {
+        assert!(page.body.contains(text), "{text}: {}", page.body);
+    }
+    assert!(!page.body.contains("http-equiv"), "it does not load itself again");
+    assert!(page.body.len() < 60_000, "{}", page.body.len());
+    let asked = ask(&builder, Method::GET, &format!("/builds/{CALL_ID}"))
+        .await
+        .body;
+    assert!(page_of(&asked).starts_with(&format!("/builds/{CALL_ID}?link=build.")));
+    assert!(
+        asked["context"]["bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 1000),
+        "{asked}"
+    );
+}
+
+#[tokio::test]
+async fn a_failed_build_shows_its_error_first_and_the_end_of_its_log() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon).with_patient_pages();
+    let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
+    let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+    answer_statuses(&mut calls, status_with("[2/2] RUN make", &lines)).send_replace(true);
+    let own = builder.clone();
+    let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
+    let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+    solve.answer_with_error(tonic::Status::unknown(
+        "process \"make\" <did> not complete: exit code: 2",
+    ));
+    let answer = complete_or_panic(build).await.expect("no panic");
+    assert_eq!(answer.status, 422);
+
+    let address = page_of(&answer.body);
+    let page = open(&builder, address).await.body;
+    let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text}: {page}"));
+    assert!(place("What failed") < place("Steps"));
+    assert!(place("&lt;did&gt; not complete") < place("Steps"));
+    assert!(page.contains(">line 999<") && !page.contains(">line 0<"));
+    let first = open(&builder, &format!("{address}&from=1")).await.body;
+    assert!(first.contains(">line 0<") && !first.contains(">line 999<"));
+    assert!(first.contains("from=301#log"), "{first}");
+    let middle = open(&builder, &format!("{address}&from=500")).await.body;
+    assert!(middle.contains(r#"id="L500""#) && !middle.contains(r#"id="L499""#));
+    let wrong = open(&builder, &format!("{address}&from=x")).await;
+    assert_eq!(wrong.status, 400);
+}
+
+#[tokio::test]
+async fn everything_from_callers_is_text() {
+    const HOSTILE: &str =
+        "</title></pre></summary><script>alert(1)</script><img src=x onerror=alert(1)>\"'><b>";
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let id = "a\"><script>alert(1)<";
+    let builder = TestBuilder::new(daemon).with_patient_pages().with_call_id(id);
+    let output = [
+        HOSTILE,
+        "\u{1b}[31m<script>\u{1b}[0m",
+        "\u{202e}\u{1b}]0;<script>\u{7}",
+    ];
+    let answer = build_with(&builder, &mut calls, status_with(HOSTILE, &output)).await;
+    let page = open(&builder, page_of(&answer.body)).await;
+    assert_eq!(page.status, 200);
+    let list = ask(&builder, Method::GET, "/builds").await.body;
+    let list = open(
+        &builder,
+        &format!("{}&function={}", page_of(&list), "%22%3E%3Cscript%3E"),
+    )
+    .await;
+    assert_eq!(list.status, 200);
+    for body in [&page.body, &list.body] {
+        assert_eq!(body.matches("<script").count(), 1, "{body}");
+        assert!(
+            !body.contains("<img") && !body.contains("<b>") && !body.contains('\u{202e}'),
+            "{body}"
+        );
+    }
+    assert!(page.body.contains("&lt;img src=x onerror=alert(1)&gt;"));
+    assert!(page.body.contains("&lt;U+202E&gt;"));
+}
+
+#[tokio::test]
+async fn a_page_keeps_its_link_and_its_content_to_itself() {
+    let (builder, _calls, address, list) = builder_with_build("[2/2] RUN make", &["x"]).await;
+    let (path, link) = address.split_once('?').expect("a link");
+    for (address, accept) in [
+        (address.clone(), BROWSER),
+        (list, BROWSER),
+        (address.clone(), "application/json"),
+        (format!("{path}/log?{link}"), "text/plain"),
+        (format!("{path}/log?{link}"), "text/event-stream"),
+    ] {
+        let page = open_as(&builder, Method::GET, &address, accept).await;
+        assert_eq!(page.status, 200, "{address} {accept}");
+        for (name, value) in [
+            ("cache-control", "private, no-store"),
+            ("referrer-policy", "no-referrer"),
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "DENY"),
+        ] {
+            assert_eq!(page.headers[name], value, "{address} {accept}");
+        }
+        let policy = page.headers["content-security-policy"].to_str().expect("text");
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert!(!page.headers.contains_key("set-cookie"));
+        assert!(
+            !page.body.contains("://") || accept != BROWSER,
+            "no address of anything else: {}",
+            page.body
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_link_opens_what_it_names_for_reading_and_nothing_else() {
+    let (builder, mut calls, address, list) = builder_with_build("[2/2] RUN make", &["x"]).await;
+    let other = builder.with_call_id("other");
+    let answer = build(&other, &mut calls).await;
+    assert_eq!(answer.status, 200);
+    let (_, one) = address.split_once('?').expect("a link");
+    let (_, all) = list.split_once('?').expect("a link");
+    for (method, path, link, status) in [
+        (Method::GET, format!("/builds/{CALL_ID}"), one, 200),
+        (Method::GET, format!("/builds/{CALL_ID}/log"), one, 200),
+        (Method::GET, "/builds/other".into(), one, 401),
+        (Method::GET, "/builds/other/log".into(), one, 401),
+        (Method::GET, "/builds".into(), one, 401),
+        (Method::DELETE, format!("/builds/{CALL_ID}"), one, 401),
+        (Method::GET, "/builds".into(), all, 200),
+        (Method::GET, "/builds/other".into(), all, 200),
+        (Method::GET, "/builds/other/log".into(), all, 200),
+        (Method::GET, "/builds/nobody".into(), all, 404),
+        (Method::DELETE, "/builds/other".into(), all, 401),
+        (Method::POST, "/build".into(), all, 401),
+        (Method::GET, "/builds/other".into(), "link=", 401),
+        (Method::GET, "/builds/other".into(), "x=y", 401),
+    ] {
+        for accept in [BROWSER, "application/json"] {
+            let page = open_as(&builder, method.clone(), &format!("{path}?{link}"), accept).await;
+            assert_eq!(
+                page.status.as_u16(),
+                status,
+                "{method} {path} {link} {accept}: {}",
+                page.body
+            );
+            let secret = link.rsplit('.').next().expect("a signature");
+            assert!(
+                status == 200 || secret.len() < 64 || !page.body.contains(secret),
+                "the link is not repeated"
+            );
+        }
+    }
+    // The page of one build neither names the others nor links to them; a link to all does.
+    let page = open(&builder, &address).await.body;
+    assert!(
+        page.contains("Last builds") && !page.contains("other?") && !page.contains("builds?"),
+        "{page}"
+    );
+    let page = open(&builder, &format!("/builds/{CALL_ID}?{all}")).await.body;
+    assert!(
+        page.contains("href=\"other?link=builds.") && page.contains("href=\"../builds?link=builds."),
+        "{page}"
+    );
+    // A link renews no link.
+    let json = open_as(
+        &builder,
+        Method::GET,
+        &format!("/builds/{CALL_ID}?{all}"),
+        "application/json",
+    )
+    .await;
+    assert!(!json.body.contains("\"page\""), "{}", json.body);
+}
+
+#[tokio::test]
+async fn a_link_ends_with_its_key_and_with_its_time() {
+    let (builder, _calls, address, _) = builder_with_build("[2/2] RUN make", &["x"]).await;
+    builder.write_secret("payload-secret", "the new key\npayload key\n");
+    assert_eq!(open(&builder, &address).await.status, 200, "during the rotation");
+    builder.write_secret("payload-secret", "the new key\n");
+    let page = open(&builder, &address).await;
+    assert_eq!(page.status, 401);
+    assert!(page.body.contains("slipway open"), "{}", page.body);
+
+    let (builder, _calls, address, _) = builder_with_build("[2/2] RUN make", &["x"]).await;
+    let short = builder.with_page_lifetime(std::time::Duration::from_secs(1));
+    let page = open(&short, &address).await;
+    assert_eq!(
+        page.status, 401,
+        "a link for a longer time than the setting allows"
+    );
+    assert!(page.body.contains("has expired"), "{}", page.body);
+    assert_eq!(page.headers["cache-control"], "private, no-store");
+}
+
+#[tokio::test]
+async fn a_tenants_link_shows_its_own_builds_only() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon).with_patient_pages();
+    builder.write_secret("acme-payload", "the payload key of acme");
+    builder.write_secret("globex-payload", "the payload key of globex");
+    let builder = builder.with_policy(&json!({"tenants": {
+        "acme": {"keys": ["acme-payload"], "push": ["registry:5000/acme/"]},
+        "globex": {"keys": ["globex-payload"], "push": ["registry:5000/globex/"]},
+    }}));
+    answer_statuses(&mut calls, status_with("[1/1] RUN make", &["x"])).send_replace(true);
+    let mut pages = Vec::new();
+    for name in ["acme", "globex"] {
+        let own = builder.clone();
+        let tar = request_tar_with(json!({"image": format!("registry:5000/{name}/hello:1")}));
+        let key = format!("the payload key of {name}");
+        let build = tokio::spawn(async move { own.send_signed_build_as(&key, None, tar).await });
+        let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+        solve.answer_with_digest("sha256:12");
+        let answer = complete_or_panic(build).await.expect("no panic");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        pages.push(page_of(&answer.body).to_owned());
+    }
+    for (address, own, other) in [(&pages[0], "acme", "globex"), (&pages[1], "globex", "acme")] {
+        let page = open(&builder, address).await;
+        assert_eq!(page.status, 200);
+        assert!(
+            page.body.contains(&format!("registry:5000/{own}/hello:1")),
+            "{}",
+            page.body
+        );
+        assert!(!page.body.contains(&format!("{other}/hello")), "{}", page.body);
+        let stolen = open(&builder, &address.replace(own, other)).await;
+        assert_eq!(stolen.status, 401);
+    }
+}
+
+#[tokio::test]
+async fn the_list_shows_builds_with_their_states_and_is_filtered() {
+    let (builder, _calls, _, list) = builder_with_build("[2/2] RUN make", &["x"]).await;
+    let page = open(&builder, &list).await;
+    assert_eq!(page.status, 200);
+    for text in [
+        "registry:5000/hello:1",
+        ">success<",
+        &format!("href=\"builds/{CALL_ID}?link=builds."),
+    ] {
+        assert!(page.body.contains(text), "{text}: {}", page.body);
+    }
+    let page = open(&builder, &format!("{list}&state=failed&function=&image=")).await;
+    assert!(
+        !page.body.contains(CALL_ID) && page.body.contains("<option selected>failed"),
+        "{}",
+        page.body
+    );
+    assert_eq!(open(&builder, &format!("{list}&state=x")).await.status, 400);
+}
+
+#[tokio::test]
+async fn a_running_build_is_loaded_again_in_browsers_without_scripts() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon);
+    let ended = answer_statuses(&mut calls, status_with("[2/2] RUN make", &["x"]));
+    let own = builder.clone();
+    let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
+    let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+    let asked = ask(&builder, Method::GET, &format!("/builds/{CALL_ID}"))
+        .await
+        .body;
+    let page = open(&builder, page_of(&asked)).await.body;
+    assert!(
+        page.contains("<noscript><meta http-equiv=\"refresh\"") && page.contains("data-live"),
+        "{page}"
+    );
+    ended.send_replace(true);
+    solve.answer_with_digest("sha256:12");
+    complete_or_panic(build).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn pages_are_open_where_signatures_are_disabled() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon).with_patient_pages();
+    let answer = build_with(&builder, &mut calls, status_with("[2/2] RUN make", &["x"])).await;
+    assert_eq!(answer.status, 200);
+    let open_builder = builder.with_signatures_disabled();
+    let page = open(&open_builder, "/builds").await;
+    assert_eq!(page.status, 200);
+    assert!(page.body.contains("Builds"), "{}", page.body);
+}
