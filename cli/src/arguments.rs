@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::builds::{BuildArguments, ListArguments, LogArguments};
+use crate::builds::{BuildArguments, ListArguments, LogArguments, OpenArguments};
 use crate::dev::DevArguments;
 use crate::generated::{CompletionArguments, ManualArguments};
 use crate::policy::PolicyCommand;
@@ -41,6 +41,11 @@ pub(crate) enum Command {
     Status(BuildArguments),
     /// Print the log of a build, or of a function's newest build.
     Logs(LogArguments),
+    /// Print the address of a build's page for a browser.
+    ///
+    /// The address has a link that is valid for some time, and whoever has it can read the build and its log. Without an ID,
+    /// it is that of the list, and the link is for all builds.
+    Open(OpenArguments),
     /// Cancel a build that waits or runs.
     Cancel(BuildArguments),
     /// Work with the operator's policy.

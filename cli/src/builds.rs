@@ -1,4 +1,4 @@
-//! The commands about builds: `slipway builds`, `status`, `logs` and `cancel`.
+//! The commands about builds: `slipway builds`, `status`, `logs`, `open` and `cancel`.
 
 use std::time::Duration;
 
@@ -16,9 +16,11 @@ use crate::stack_file::StackFile;
 use crate::up::{Following, cancel_build, follow_log};
 
 mod log;
+mod open;
 mod table;
 
 pub(crate) use log::{LogArguments, logs};
+pub(crate) use open::{OpenArguments, open};
 
 /// The arguments of `slipway builds`.
 #[derive(Args)]

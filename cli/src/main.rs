@@ -61,6 +61,7 @@ fn run(arguments: Arguments) -> Result<ExitStatus, Failure> {
             Command::Builds(arguments) => builds::list(&arguments).await,
             Command::Status(arguments) => builds::status(&arguments).await,
             Command::Logs(arguments) => builds::logs(&arguments).await,
+            Command::Open(arguments) => builds::open(&arguments).await,
             Command::Cancel(arguments) => builds::cancel(&arguments).await,
             Command::Policy(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitStatus::Success),
         }

@@ -112,6 +112,14 @@ impl BuilderClient {
         &self.settings
     }
 
+    /// Returns the URL of the page that an answer of the builder names: a URL, or a path that is relative to the builder.
+    pub(crate) fn page_url(&self, route: Route, page: &str) -> String {
+        match page.starts_with('/') {
+            true => format!("{}{page}", request::base_url(&self.settings, route)),
+            false => page.to_owned(),
+        }
+    }
+
     /// Returns whether requests by a route are not encrypted.
     pub(crate) fn is_plain(&self, route: Route) -> bool {
         request::base_url(&self.settings, route).starts_with("http:")

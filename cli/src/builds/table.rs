@@ -57,7 +57,6 @@ pub(super) fn lines_of_build(build: &Value) -> Vec<String> {
         "attempts",
         "error",
         "supersededBy",
-        "page",
     ];
     let mut lines: Vec<_> = keys
         .into_iter()

@@ -1,4 +1,4 @@
-//! `slipway builds`, `status`, `logs` and `cancel` with scripted answers.
+//! `slipway builds`, `status`, `logs`, `open` and `cancel` with scripted answers.
 
 use serde_json::{Value, json};
 
@@ -165,4 +165,61 @@ async fn questions_go_to_the_gateway_of_the_stack_file() {
     );
     assert_eq!(project.run(&["builds"]).await.code, Some(0));
     assert_eq!(server.answers_left(), 0);
+}
+
+#[tokio::test]
+async fn the_address_of_a_page_is_printed_as_browsers_reach_it_and_nothing_else() {
+    let page = |page: &str| {
+        Answer::json(
+            200,
+            &json!({"id": "a/b", "state": "running", "attempts": 1, "page": page}),
+        )
+    };
+    let list = Answer::json(200, &json!({"builds": [], "page": "/builds?link=builds.1..ab"}));
+    let server = FakeBuilder::start(vec![
+        ("GET /builds/a%2Fb", page("/builds/a%2Fb?link=build.1..ab")),
+        (
+            "GET /function/builder-fn/builds/a%2Fb",
+            page("/builds/a%2Fb?link=build.1..ab"),
+        ),
+        (
+            "GET /builds/c",
+            page("https://builds.example/builds/c?link=build.1..ab"),
+        ),
+        ("GET /builds?limit=1", list),
+    ])
+    .await;
+    let url = &server.url;
+    for (arguments, expected) in [
+        (
+            vec!["open", "a/b", "--builder", url],
+            format!("{url}/builds/a%2Fb?link=build.1..ab\n"),
+        ),
+        (
+            vec!["open", "a/b", "--gateway", url],
+            format!("{url}/function/builder-fn/builds/a%2Fb?link=build.1..ab\n"),
+        ),
+        (
+            vec!["open", "c", "--builder", url],
+            "https://builds.example/builds/c?link=build.1..ab\n".to_owned(),
+        ),
+        (
+            vec!["open", "--json", "--builder", url],
+            format!("{}\n", json!({"page": format!("{url}/builds?link=builds.1..ab")})),
+        ),
+    ] {
+        let printed = Project::empty().run(&arguments).await;
+        assert_eq!(
+            (printed.code, printed.stdout),
+            (Some(0), expected),
+            "{}",
+            printed.stderr
+        );
+    }
+    let printed = Project::empty().run(&["open", "unknown", "--builder", url]).await;
+    assert_eq!(
+        (printed.code, printed.stdout.as_str()),
+        (Some(2), ""),
+        "{printed:?}"
+    );
 }

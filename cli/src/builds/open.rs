@@ -1,0 +1,49 @@
+//! `slipway open`: the address of a build's page.
+
+use clap::Args;
+use function_host::http::Method;
+use serde_json::json;
+
+use super::Questions;
+use crate::builder::build_path;
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use crate::output::{print_result, printable};
+use crate::settings::ConnectionArguments;
+
+/// The arguments of `slipway open`.
+#[derive(Args)]
+pub(crate) struct OpenArguments {
+    #[command(flatten)]
+    connection: ConnectionArguments,
+    /// The ID of the build. Without one, the link is for the list of builds and all of them.
+    id: Option<String>,
+    /// Print an object with the address.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the address of the page of a build, or of the list of builds, with a link that expires.
+///
+/// # Errors
+/// Fails if the builder does not know the build, or has no pages.
+pub(crate) async fn open(arguments: &OpenArguments) -> Result<ExitStatus, Failure> {
+    let questions = Questions::find(&arguments.connection).await?;
+    let path = match &arguments.id {
+        Some(id) => build_path(id),
+        None => "/builds?limit=1".to_owned(),
+    };
+    let answer = questions.ask(Method::GET, &path).await?;
+    let page = answer["page"].as_str().ok_or_else(|| {
+        Failure::platform(
+            "the builder's answer names no page: it is of an older release",
+            "update builder-fn, or see the log with: slipway logs ID",
+        )
+    })?;
+    let url = questions.client.page_url(questions.route, page);
+    match arguments.json {
+        true => print_result(&json!({"page": url}).to_string()),
+        false => print_result(&printable(&url)),
+    }
+    Ok(ExitStatus::Success)
+}
