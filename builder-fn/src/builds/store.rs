@@ -88,7 +88,7 @@ const PENDING_MAX: usize = 100;
 /// it is tried for as long as the process runs.
 const END_ATTEMPTS: u32 = 5;
 
-/// The base-2 logarithm of the longest pause between two attempts to write the end of a build, in seconds.
+/// The base-2 logarithm of the longest pause between two attempts to write the end of a build, in [`LeaseTimes::end_pause`].
 const END_PAUSE_EXPONENT_MAX: u32 = 6;
 
 /// The longest wait for one attempt to write the end of a build, with its turn.
@@ -355,7 +355,8 @@ impl RecordStore {
                 if attempt >= attempts && (!may_be_stored || is_crowded) {
                     return;
                 }
-                tokio::time::sleep(Duration::from_secs(1 << attempt.min(END_PAUSE_EXPONENT_MAX))).await;
+                let pauses = 1 << attempt.min(END_PAUSE_EXPONENT_MAX);
+                tokio::time::sleep(store.0.times.end_pause * pauses).await;
             }
         })))
     }

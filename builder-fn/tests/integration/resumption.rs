@@ -255,15 +255,17 @@ async fn a_build_that_ends_every_builder_is_given_up() {
 /// Waits until the registry has got `count` requests whose lines contain `part`.
 async fn wait_for_requests(registry: &FakeRegistry, part: &str, count: usize) {
     complete_or_panic(async {
-        let found = || {
-            let lines = registry.request_lines();
-            lines.iter().filter(|line| line.contains(part)).count()
-        };
-        while found() < count {
+        while count_requests(registry, part) < count {
             tokio::task::yield_now().await;
         }
     })
     .await;
+}
+
+/// Returns how many requests the registry has got whose lines contain `part`.
+fn count_requests(registry: &FakeRegistry, part: &str) -> usize {
+    let lines = registry.request_lines();
+    lines.iter().filter(|line| line.contains(part)).count()
 }
 
 /// The beginning of the tag with which a build is handed back, after its time.
@@ -344,8 +346,7 @@ async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptanc
     let running = spawn_queued_build(&builder, "running");
     let first = next_solve(&mut calls).await;
     let part = "PUT /v2/slipway/records/manifests/r-";
-    let before = registry.request_lines();
-    let before = before.iter().filter(|line| line.contains(part)).count();
+    let before = count_requests(&registry, part);
     registry.set_behaviour(RegistryBehaviour::Stalling(part));
     let late = spawn_queued_build(&builder, "late");
     // The acceptance, and what hands the build back after it got no slot.
@@ -372,26 +373,33 @@ async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptanc
     complete_or_panic(running).await.expect("no panic");
 }
 
+/// The end of a build is written as often as necessary: once it were given up, the build would be resumed.
 #[tokio::test]
 async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = start_fake_daemon();
-    let builder = builder_with_leases(daemon, &registry);
+    let times = LeaseTimes {
+        stale_after: STALE_AFTER,
+        settle: Duration::from_millis(10),
+        search: Duration::from_millis(10),
+        end_pause: Duration::from_millis(1),
+        ..LeaseTimes::default()
+    };
+    let builder = TestBuilder::new(daemon).with_record_times(&records_of(&registry), times);
     let running = spawn_queued_build(&builder, CALL_ID);
     let solve = next_solve(&mut calls).await;
     let part = "PUT /v2/slipway/records/manifests/r-";
+    let before = count_requests(&registry, part);
     registry.set_behaviour(RegistryBehaviour::Failing(part, 503));
-    let before = registry.request_lines();
-    let before = before.iter().filter(|line| line.contains(part)).count();
     solve.answer_with_error(tonic::Status::unknown("exit code: 1"));
     let _resuming = builder.resume_builds_of_others();
-    wait_for_requests(&registry, part, before + 2).await;
-    assert!(calls.solves.try_recv().is_err(), "the build has ended");
-    registry.set_behaviour(RegistryBehaviour::Open);
-    assert_eq!(complete_or_panic(running).await.expect("no panic").status, 422);
+    // Twice as many attempts as the end of a build has while too many others wait.
+    wait_for_requests(&registry, part, before + 10).await;
     let (daemon, _calls) = start_fake_daemon();
     let later = builder_with_leases(daemon, &registry);
+    registry.set_behaviour(RegistryBehaviour::Open);
     ask_until(&later, CALL_ID, |asked| asked.body["state"] == "failed").await;
+    assert_eq!(complete_or_panic(running).await.expect("no panic").status, 422);
     assert!(calls.solves.try_recv().is_err(), "the build has ended");
 }
 

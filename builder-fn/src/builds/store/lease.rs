@@ -29,6 +29,8 @@ pub struct LeaseTimes {
     pub search: Duration,
     /// The longest wait for the registry to store or to return a record.
     pub exchange: Duration,
+    /// Half of the pause before the end of a build is written again. Each further pause is twice as long, up to 64 times this.
+    pub end_pause: Duration,
 }
 
 impl Default for LeaseTimes {
@@ -39,6 +41,7 @@ impl Default for LeaseTimes {
             settle: Duration::from_secs(2),
             search: Duration::from_secs(5),
             exchange: Duration::from_secs(5),
+            end_pause: Duration::from_secs(1),
         }
     }
 }
