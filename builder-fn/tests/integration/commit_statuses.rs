@@ -1,12 +1,26 @@
 //! Tests of `commitStatus`: the status of a commit at GitHub and GitLab, of which the fake web server has the routes.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use crypto_box::SecretKey;
+use function_host::http::Method;
 use function_host::http::request::Parts;
+use function_host::signature::sign_body;
 use serde_json::{Value, json};
 use tonic::Status;
 
+use crate::builds::ask;
+use crate::captured_log::CapturedLog;
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::setting::{TestBuilder, request_tar_with};
+use crate::job::output_response;
+use crate::record_store::{ask_until, records_of};
+use crate::registry::FakeRegistry;
+use crate::secrets::seal_secrets;
+use crate::setting::{
+    Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, request_tar_with,
+};
+use crate::sources::ask_about_source;
 use crate::web_server::{FakeWebServer, Page};
 
 const COMMIT: &str = "0123456789012345678901234567890123456789";
@@ -200,5 +214,136 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
         if status == 200 {
             builder.wait_for_notifications("sent", 1).await;
         }
+    }
+}
+
+/// The tokens are sealed secrets of a request through the queue, whose result is also sent to `notify`. A status is
+/// rejected, git's and the step's errors contain both tokens, and so does the output of the step.
+#[tokio::test]
+async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
+    const SEALED: &str = "the-sealed-token-for-statuses";
+    const GIT: &str = "the-sealed-token-for-git";
+    let encoded = format!("/projects/acme%2Fhello/statuses/{COMMIT}");
+    let plain = format!("/repos/acme/hello/statuses/{COMMIT}");
+    for (forge, path, token_header, token_value) in [
+        ("github", &plain, "authorization", format!("Bearer {SEALED}")),
+        ("gitlab", &encoded, "private-token", SEALED.to_owned()),
+    ] {
+        let (log, _capturing) = CapturedLog::begin();
+        let registry = FakeRegistry::start().await;
+        let (daemon, mut calls) = daemon::start_fake_daemon();
+        let server = FakeWebServer::start().await;
+        server.set_pages(path, [Page::Status(401), Page::Status(201)]);
+        server.set_page("/result", Page::Status(204));
+        // The operator's token for the same project is not used.
+        let builder = builder_with_token(daemon, &server)
+            .with_record_store(&records_of(&registry))
+            .with_seal_key(&STANDARD.encode([7; 32]));
+        let public_key = SecretKey::from([7; 32]).public_key();
+        let secrets = [("COMMIT_STATUS_TOKEN", SEALED), ("GIT_AUTH_TOKEN", GIT)];
+        let body = json!({
+            "image": "registry:5000/hello:1",
+            "context": {"git": {"repository": "https://git.example/team/app.git", "ref": "v1"}},
+            "sealedSecrets": seal_secrets(public_key.as_bytes(), &secrets),
+            "commitStatus": {forge: "acme/hello", "api": server.url(""), "commit": COMMIT},
+            "notify": server.url("/result"),
+            "provenance": "max",
+        });
+        let body = body.to_string().into_bytes();
+        let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &body);
+        let mut request = build_request_with(body, Some(&signature));
+        let headers = request.headers_mut();
+        headers.insert("content-type", "application/json".parse().expect("header"));
+        headers.insert(
+            "x-start-time",
+            "1790000000000000000, 1790000000000000001"
+                .parse()
+                .expect("header"),
+        );
+        let sender = builder.clone();
+        let answer =
+            tokio::spawn(async move { Answer::from_response(sender.send_request(request).await).await });
+
+        let (_lookup_solve, session, lookup) =
+            tokio::join!(calls.solves.recv(), calls.sessions.recv(), calls.lookups.recv());
+        let (session, lookup) = (session.expect("a session"), lookup.expect("a lookup"));
+        ask_about_source(&session, "git://git.example/team/app.git#v1")
+            .await
+            .expect("an answer");
+        lookup.answer_with_commit(None, COMMIT);
+        let (solve, status, _session) = calls.next_build_calls().await;
+        let requested = format!("{:?}", solve.request);
+        status
+            .events
+            .send(Ok(output_response(&format!("tokens {SEALED} {GIT}\n"))))
+            .await
+            .expect("listening");
+        drop(status);
+        solve.answer_with_error(Status::unknown(format!("process \"use {SEALED} {GIT}\" failed")));
+        let answer = complete_or_panic(answer).await.expect("no panic");
+        assert_eq!(answer.status, 422, "{}", answer.body);
+        assert_eq!(answer.body["error"], "process \"use *** ***\" failed");
+        assert!(
+            answer.body["log"].to_string().contains("tokens *** ***"),
+            "{}",
+            answer.body
+        );
+
+        builder.wait_for_notifications("failed", 1).await;
+        builder.wait_for_notifications("sent", 2).await;
+        let requests = server.requests();
+        let (results, statuses): (Vec<_>, Vec<_>) = requests
+            .iter()
+            .partition(|request| request.head.uri.path() == "/result");
+        let tokens: Vec<_> = statuses
+            .iter()
+            .map(|request| header(&request.head, token_header))
+            .collect();
+        assert_eq!(
+            tokens,
+            [token_value.as_str(), token_value.as_str()],
+            "both states"
+        );
+        let [result] = &results[..] else {
+            panic!("{results:?}");
+        };
+        let own = ask(&builder, Method::GET, &format!("/builds/{CALL_ID}")).await;
+        let later = TestBuilder::new(daemon::unreachable_daemon()).with_record_store(&records_of(&registry));
+        let stored = ask_until(&later, CALL_ID, |asked| asked.body["state"] == "failed").await;
+        let stored_bytes: Vec<_> = registry
+            .contents()
+            .into_iter()
+            .map(|(_, content)| content)
+            .collect();
+        let sent: Vec<_> = requests
+            .iter()
+            .map(|request| format!("{:?}", request.body))
+            .collect();
+        for (place, text) in [
+            ("the builder's log", log.text()),
+            ("the answer", answer.body.to_string()),
+            ("the record", own.body.to_string()),
+            ("the stored record", stored.body.to_string()),
+            (
+                "the registry",
+                String::from_utf8_lossy(&stored_bytes.concat()).into_owned(),
+            ),
+            ("what provenance is made from", requested),
+            (
+                "a notification",
+                String::from_utf8_lossy(&result.body).into_owned(),
+            ),
+            ("the bodies of requests", sent.concat()),
+        ] {
+            for token in [SEALED, GIT, TOKEN] {
+                assert!(!text.contains(token), "{forge}: {place} has {token}: {text}");
+            }
+            assert!(!text.is_empty(), "{forge}: {place}");
+        }
+        let logged = log.text();
+        assert!(
+            logged.contains("the status of a commit could not be set"),
+            "{logged}"
+        );
     }
 }

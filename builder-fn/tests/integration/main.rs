@@ -3,6 +3,7 @@
 
 mod api;
 mod builds;
+mod captured_log;
 mod commit_statuses;
 mod daemon;
 mod dry_run;

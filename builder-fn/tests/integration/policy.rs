@@ -2,8 +2,6 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use crypto_box::aead::Aead;
-use crypto_box::{PublicKey, SalsaBox, SecretKey};
 use function_host::Body;
 use function_host::http::Method;
 use serde_json::{Value, json};
@@ -11,6 +9,7 @@ use serde_json::{Value, json};
 use crate::daemon;
 use crate::gateway::start_answering_gateway;
 use crate::hand_over::let_build_succeed;
+use crate::secrets::seal_secrets;
 use crate::setting::{
     Answer, PAYLOAD_KEY, TestBuilder, build_request_with, request_tar_with, tar_with_files,
 };
@@ -181,15 +180,7 @@ async fn secrets_sealed_to_the_key_of_a_tenant_are_opened_for_its_builds_only() 
     let key = STANDARD
         .decode(acme.body["public_key"].as_str().expect("a key"))
         .expect("base64");
-    let sender = SecretKey::from([2; 32]);
-    let seal = SalsaBox::new(&PublicKey::from_slice(&key).expect("a key"), &sender);
-    let nonce = [3; 24];
-    let value = seal.encrypt(&nonce.into(), &b"hunter2"[..]).expect("sealed");
-    let envelope = format!(
-        "version: v1\nalgorithm: nacl/box\npublic_key: {}\nsecrets:\n  token: {}\n",
-        STANDARD.encode(sender.public_key().as_bytes()),
-        STANDARD.encode([&nonce[..], &value[..]].concat())
-    );
+    let envelope = seal_secrets(&key, &[("token", "hunter2")]);
     let tar = |tenant: &str| {
         let config = json!({ "image": format!("registry:5000/{tenant}/hello:1") }).to_string();
         tar_with_files(&[

@@ -1,8 +1,12 @@
 //! Tests of sealed secrets: the build gets them, and no log or answer contains them.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
 use builder_fn::hand_over::DeployVia;
+use crypto_box::aead::Aead;
+use crypto_box::{PublicKey, SalsaBox, SecretKey};
 use function_host::Body;
 use function_host::http::Method;
 use serde_json::{Value, json};
@@ -17,6 +21,21 @@ use crate::setting::{Answer, TestBuilder, build_request_with, tar_with_files};
 pub(crate) fn recorded_secrets() -> Value {
     let text = include_str!("../../../tests/clients/recorded/secrets.json");
     serde_json::from_str(text).expect("JSON")
+}
+
+/// Returns an envelope with `secrets`, as names and values, which the private key of `public_key` opens.
+pub(crate) fn seal_secrets(public_key: &[u8], secrets: &[(&str, &str)]) -> String {
+    let sender = SecretKey::from([2; 32]);
+    let seal = SalsaBox::new(&PublicKey::from_slice(public_key).expect("a key"), &sender);
+    let sender = STANDARD.encode(sender.public_key().as_bytes());
+    let mut envelope = format!("version: v1\nalgorithm: nacl/box\npublic_key: {sender}\nsecrets:\n");
+    for (number, (name, value)) in (1..).zip(secrets) {
+        let nonce = [number; 24];
+        let value = seal.encrypt(&nonce.into(), value.as_bytes()).expect("sealed");
+        let value = STANDARD.encode([&nonce[..], &value[..]].concat());
+        envelope.push_str(&format!("  {name}: {value}\n"));
+    }
+    envelope
 }
 
 pub(crate) fn tar_with_sealed_secrets(envelope: &str) -> Vec<u8> {
