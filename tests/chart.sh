@@ -233,6 +233,8 @@ count 7 'faas_function: build-staging$'
 count 5 'faas_function: deploy-staging$'
 has_not 'faas_function: builder-fn'
 has 'value: "deploy-staging"'
+# Interrupted calls are submitted to the builder's own queue.
+has 'value: "build-staging"'
 # No build deploys under the names of either.
 count 2 'value: "build-staging,deploy-staging"$'
 rejects "one name for both functions" "builder.name: fn, and another name than deployer.name" --set builder.name=fn,deployer.name=fn

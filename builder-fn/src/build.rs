@@ -273,9 +273,10 @@ impl Builder {
         let slot = tokio::select! {
             biased;
             () = call.wait_until_handed_back() => Err(Error::Interrupted),
+            // Before the slot: there is no time left for a build.
+            () = call.wait_for_interruption() => Err(Error::Interrupted),
             slot = waiting => slot.map_err(Error::from),
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
-            () = call.wait_for_interruption() => Err(Error::Interrupted),
         };
         let slot = slot.map_err(|error| match error {
             Error::Busy { .. } | Error::TimeLimit { .. } if call.accepted.is_resumable() => {

@@ -14,6 +14,7 @@ mod tree;
 mod view;
 
 use std::io;
+use std::sync::Arc;
 
 pub use archive::{ArchiveContents, ArchiveLimits, ArchiveReader};
 pub(crate) use archive::{ArchiveError, ReadError};
@@ -34,12 +35,13 @@ pub use view::{IgnoreDecision, IgnoreRules, MatchedFolder, PatternError};
 #[derive(Debug)]
 pub struct SourceContext {
     index: Index,
-    spool: Spool,
+    spool: Arc<Spool>,
 }
 
 impl SourceContext {
     /// Combines an index of entries with the spool that holds the contents of their files.
-    pub fn new(index: Index, spool: Spool) -> Self {
+    pub fn new(index: Index, spool: impl Into<Arc<Spool>>) -> Self {
+        let spool = spool.into();
         Self { index, spool }
     }
 
@@ -82,9 +84,9 @@ impl SourceContext {
         self.index.bytes()
     }
 
-    /// Drops the index, and returns the spool that holds the contents of the files.
-    pub(crate) fn into_spool(self) -> Spool {
-        self.spool
+    /// Returns the spool that holds the contents of the files.
+    pub(crate) fn spool(&self) -> &Arc<Spool> {
+        &self.spool
     }
 
     /// Returns the index of the context's entries.

@@ -150,6 +150,12 @@ pub(crate) enum Error {
          get its result"
     )]
     HandedBack,
+    /// The builder is shutting down, and has submitted the call to its queue again.
+    #[error(
+        "the builder is shutting down, and has submitted the call to the queue again; ask about it by its call ID, or send it \
+         again to get its result"
+    )]
+    SubmittedAgain,
     /// The body of a build that is resumed is not signed by the tenant that it belongs to.
     #[error("the request is not signed by the tenant whose build is to be resumed")]
     OtherTenant,
@@ -210,7 +216,7 @@ pub(crate) enum ErrorKind {
     },
     /// This builder is shutting down. Another builder, or its successor, can build.
     Draining,
-    /// The build was handed back: a builder resumes it, this one or another.
+    /// The build was handed back, to the record store or to the queue: a builder runs it, this one or another.
     HandedBack,
     /// The operator has not set this builder up to store contexts.
     NotOffered,
@@ -281,7 +287,7 @@ impl Error {
             },
             Self::Busy { limit } => ErrorKind::Busy { limit: *limit },
             Self::Draining => ErrorKind::Draining,
-            Self::HandedBack | Self::StaysAccepted => ErrorKind::HandedBack,
+            Self::HandedBack | Self::StaysAccepted | Self::SubmittedAgain => ErrorKind::HandedBack,
             Self::Failed(failure) => match failure.fault {
                 FaultyParty::Caller => ErrorKind::BuildFailed,
                 FaultyParty::Platform => ErrorKind::Platform,

@@ -1,6 +1,7 @@
 //! The builder's HTTP interface: its routes, and a build request's path through the crate.
 
 mod context_upload;
+mod resubmit;
 mod resume;
 mod run;
 
@@ -33,6 +34,7 @@ use crate::request::{
 use crate::sealed::SealKey;
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
 use crate::slots::{QueueAdmission, SlotRefused};
+use resubmit::QueueHeaders;
 use run::log_build_failure;
 
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
@@ -56,6 +58,8 @@ pub struct BuilderApi {
     pub threads: BuildThreads,
     /// Settings for the pages of builds, and for the links to them.
     pub pages: PageSettings,
+    /// The builder's own name as a function, to whose queue it submits calls again that it cannot finish.
+    pub own_function: String,
 }
 
 impl Handler for BuilderApi {
@@ -93,12 +97,14 @@ impl Handler for BuilderApi {
 struct BuildExchange {
     context: Context,
     arrived: Instant,
-    /// Whether the request arrived after the shutdown had begun. It is accepted only to be handed back.
+    /// Whether the request arrived after the shutdown had begun. It is accepted only if it can be handed back.
     arrived_during_shutdown: bool,
     /// The format of a streamed answer; `None` if the answer is sent as a whole.
     format: Option<StreamFormat>,
     /// Whether the call came from the gateway's queue. Its build goes on if the caller disconnects.
     is_asynchronous: bool,
+    /// The headers with which a queued call is submitted again; `None` for one that the record store has, and for others.
+    queue_headers: Option<QueueHeaders>,
 }
 
 /// A build request that was received and admitted.
@@ -178,6 +184,9 @@ impl BuilderApi {
             arrived,
             format: accept::negotiate_stream_format(&head.headers),
             is_asynchronous: request_head.is_asynchronous,
+            queue_headers: request_head
+                .is_asynchronous
+                .then(|| QueueHeaders::of_queued_call(&head.headers)),
         };
         if let Err(error) = self.check_before_reading_body(&exchange) {
             return Answer::from_error(&error, AnswerFields::default()).into_response();
@@ -224,9 +233,8 @@ impl BuilderApi {
 
     /// Fails if the builder is shutting down, or has no place now for a request of any tenant.
     fn check_before_reading_body(&self, exchange: &BuildExchange) -> Result<(), Error> {
-        // A queue that does not retry would lose the call. With records, it is accepted, and handed back.
-        let is_handed_back = exchange.outlives_its_caller() && self.builder.records.store().is_some();
-        if exchange.context.shutdown().has_begun() && !is_handed_back {
+        // A queue that does not retry would lose the call. It is accepted, and handed back if it cannot be finished.
+        if exchange.context.shutdown().has_begun() && !exchange.outlives_its_caller() {
             return Err(Error::Draining);
         }
         Ok(self.builder.slots.check_not_full()?)

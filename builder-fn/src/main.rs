@@ -97,8 +97,8 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         room: NotificationRoom::default(),
     };
     let mut limits = settings.requests.into_request_limits(metrics.spool_bytes_gauge());
+    limits.copied_body = STORED_BODY_MAX;
     if let Some(store) = store {
-        limits.copied_body = STORED_BODY_MAX;
         let policy = settings.signatures.policy.clone();
         tokio::spawn(store.sweep_periodically(move || {
             match &policy {
@@ -121,6 +121,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         metrics,
         threads: BuildThreads::start()?,
         pages: settings.pages,
+        own_function: settings.own_function,
     };
     let slots = settings.slots;
     api.limits.unverified.budget().show_in(api.metrics.unverified());

@@ -41,6 +41,7 @@ pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;
 pub(crate) use frontend::{AllowedFrontends, Frontend};
+pub(crate) use head::START_TIME_HEADER;
 pub use head::{RequestHead, SIGNATURE_HEADER, TENANT_HEADER};
 pub(crate) use image::ImageRef;
 pub use incoming::UnverifiedBodies;
@@ -77,6 +78,8 @@ pub struct BuildRequest {
     /// The body as it was sent, if the call is asynchronous and the body has at most as many bytes as
     /// [`RequestLimits::copied_body`]. A build is resumed with it.
     pub body_copy: Option<Bytes>,
+    /// The text of the configuration of an asynchronous call whose body, a tar, is too large for a copy.
+    pub config_copy: Option<Bytes>,
 }
 
 impl BuildRequest {

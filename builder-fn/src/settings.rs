@@ -44,6 +44,7 @@
 //! | `policy_file` | | the JSON file with the tenants, their keys and rules, see [`function_host::policy`] |
 //! | `protected_functions` | | functions that no build may deploy, besides Slipway's own |
 //! | `protected_secrets` | | secrets that no function may use, besides those that Slipway uses |
+//! | `builder_function` | `builder-fn` | the builder itself as a function, `NAME` or `NAME.NAMESPACE`, to whose queue it submits calls again |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
 //! | `deploy_timeout` | `5m` | time limit of a hand-over with all its attempts and the wait for the deployer's answer |
@@ -134,6 +135,8 @@ pub struct Settings {
     pub seal_key: Option<SealKey>,
     /// Settings for the pages of builds.
     pub pages: PageSettings,
+    /// The builder's own name as a function.
+    pub own_function: String,
 }
 
 /// Limits on a build request, and where its body is spooled.
@@ -214,6 +217,11 @@ impl Settings {
             max_log: parser.parse_or_default("max_log", 4 << 20, parse_max_log_bytes),
             seal_key: read_seal_key(parser),
             pages: read_page_settings(parser),
+            own_function: parser.parse_or_default(
+                "builder_function",
+                "builder-fn".to_owned(),
+                parse_function_name,
+            ),
         };
         parser.flag("enable_lchown", false);
         if settings.signatures.policy.is_some()
@@ -280,6 +288,7 @@ impl Settings {
     fn reserve_own_names(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
         reserved.reserve_function(&self.deployer.function);
+        reserved.reserve_function(&self.own_function);
         let tokens = [&self.build.git_tokens, &self.build.status_tokens];
         for name in tokens.into_iter().flat_map(OperatorTokens::secrets) {
             reserved.reserve_secret(name);

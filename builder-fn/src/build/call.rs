@@ -38,6 +38,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) is_asynchronous: bool,
     /// The record of the build, and requests to cancel it.
     pub(crate) accepted: &'a AcceptedBuild,
+    /// Whether the call is submitted to its queue again if the process ends before its build, and no other process resumes it.
+    pub(crate) is_submitted_again: bool,
     /// Whether the deployer has checked the deployment by a dry run.
     pub(crate) is_checked: AtomicBool,
     /// Whether the build could not be handed back, so that it is begun even during a shutdown.
@@ -45,6 +47,11 @@ pub(crate) struct BuilderCall<'a> {
 }
 
 impl BuilderCall<'_> {
+    /// Returns whether another builder continues the build if the process ends before it.
+    pub(super) fn is_continued_elsewhere(&self) -> bool {
+        self.accepted.is_resumable() || self.is_submitted_again
+    }
+
     /// Returns the shorter of `timeout` and the time until 2 s before the call's deadline; `None` if there is neither.
     pub(super) fn build_time_limit(&self, timeout: Option<Duration>) -> Option<Duration> {
         time_limit_before_deadline(timeout, self.deadline)

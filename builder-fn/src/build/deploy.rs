@@ -75,7 +75,7 @@ pub(super) async fn hand_over_image(
         _ = wait_for_expiry(call.build_time_limit(None)) => Deployment::failed(
             "the call's time limit was reached before the deployment's outcome was known".into(),
         ),
-        () = call.wait_for_interruption() => match call.accepted.is_resumable() {
+        () = call.wait_for_interruption() => match call.is_continued_elsewhere() {
             // The deployer deploys an image once, however often it is handed over.
             true => return Err(Error::Interrupted),
             false => Deployment::failed(

@@ -339,15 +339,12 @@ impl AcceptedBuild {
     /// # Errors
     /// Fails if it is not known whether another process resumes the build.
     pub(crate) async fn hand_back(&self, is_ending: bool) -> Result<(), StoreError> {
+        if self.leave_to_another_delivery() {
+            return Ok(());
+        }
         let record = {
             let mut state = self.shared.lock();
             match state.builds.get_mut(&self.key) {
-                Some(build) if build.deliveries > 1 => {
-                    if !self.has_ended.swap(true, Ordering::Relaxed) {
-                        build.deliveries -= 1;
-                    }
-                    None
-                }
                 Some(build) => {
                     build.record.send_if_modified(|record| {
                         let is_open = !record.is_success();
@@ -374,6 +371,19 @@ impl AcceptedBuild {
             }
             handed_back => handed_back,
         }
+    }
+
+    /// Ends this delivery if another one of the call is in progress, whose build goes on. Returns whether there is one.
+    pub(crate) fn leave_to_another_delivery(&self) -> bool {
+        let mut state = self.shared.lock();
+        let Some(build) = state.builds.get_mut(&self.key) else {
+            return false;
+        };
+        let has_another = build.deliveries > 1;
+        if has_another && !self.has_ended.swap(true, Ordering::Relaxed) {
+            build.deliveries -= 1;
+        }
+        has_another
     }
 
     /// Ends the delivery of a build that was handed back. Other processes know more of the build from now on.

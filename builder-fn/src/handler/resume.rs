@@ -184,6 +184,7 @@ impl BuilderApi {
             arrived_during_shutdown: false,
             format: None,
             is_asynchronous: true,
+            queue_headers: None,
         };
         tracing::info!("an accepted build is resumed: its builder has gone");
         let threads = self.threads.clone();

@@ -77,7 +77,7 @@ impl BuilderApi {
             log.push(lines.record_warning(warning));
         }
         if exchange.outlives_its_caller() && !accepted.is_resumable() {
-            let body = request.body_copy.take();
+            let body = request.body_copy.clone();
             // The answer of a build that is resumed reaches nobody who could hand its image over.
             let request = resumable
                 .zip(body)
@@ -89,9 +89,17 @@ impl BuilderApi {
                 ));
             }
         }
-        // A queued call that arrives during the shutdown is accepted to be handed back.
-        let is_too_late =
-            exchange.arrived_during_shutdown && exchange.outlives_its_caller() && !accepted.is_resumable();
+        if accepted.is_resumable() {
+            request.body_copy = None;
+        }
+        let is_submitted_again = exchange.outlives_its_caller()
+            && !accepted.is_resumable()
+            && self.is_resubmittable(&request, exchange);
+        // A queued call that arrives during the shutdown is accepted if it can be handed back.
+        let is_too_late = exchange.arrived_during_shutdown
+            && exchange.outlives_its_caller()
+            && !accepted.is_resumable()
+            && !is_submitted_again;
         let ready = match is_too_late {
             true => Err(Error::Draining),
             false => self.check_notify_url(&request).and(secrets),
@@ -115,15 +123,19 @@ impl BuilderApi {
                     admission: &admission,
                     is_asynchronous: exchange.is_asynchronous,
                     accepted: &accepted,
+                    is_submitted_again,
                     is_checked: AtomicBool::new(false),
                     is_kept: AtomicBool::new(false),
                 };
-                span.run(self.build_or_hand_back(&request, &call, &mut lines, log))
+                span.run(self.build_or_hand_back(&request, &call, exchange, &mut lines, log))
                     .await
             }
             Err(error) => Err(error),
         };
-        let is_handed_back = matches!(result, Err(Error::HandedBack | Error::StaysAccepted));
+        let is_handed_back = matches!(
+            result,
+            Err(Error::HandedBack | Error::StaysAccepted | Error::SubmittedAgain)
+        );
         let fields = exchange.answer_fields(Some(image));
         let is_cancelled = matches!(result, Err(Error::Cancelled));
         let kind = result.as_ref().err().map(Error::kind);
@@ -224,7 +236,7 @@ impl BuilderApi {
     }
 
     /// Builds the image of an accepted request, or hands the build back if it gets no slot in time, or the process ends
-    /// before.
+    /// before: to the record store, or else to the queue.
     ///
     /// A call whose acceptance the registry may have or not is not rejected: another builder would run it while its caller
     /// sends it again. It waits on until it is known to be handed back, or has ended.
@@ -232,6 +244,7 @@ impl BuilderApi {
         &self,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
+        exchange: &BuildExchange,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
@@ -241,6 +254,9 @@ impl BuilderApi {
             let handed_back = match built {
                 Err(Error::Interrupted) if call.accepted.is_resumable() => Error::HandedBack,
                 Err(Error::StaysAccepted) => Error::StaysAccepted,
+                Err(Error::Interrupted) if exchange.outlives_its_caller() => {
+                    return Err(self.submit_again(request, call.accepted, exchange).await);
+                }
                 built => return built,
             };
             match call.accepted.hand_back(call.shutdown.has_begun()).await {

@@ -56,7 +56,6 @@ impl RemoteContexts {
         let image = repository.and_then(|repository| repository.of_tenant(owner));
         let image = image.ok_or(ContextError::NotStored)?;
         let StorableTar { body, media_type, .. } = tar;
-        let body = Arc::new(body);
         let permit = self.uploads.0.acquire().await;
         let _permit = permit.map_err(|_| ContextError::Interrupted)?;
         let hashed = body.clone();

@@ -13,7 +13,7 @@ pub const TENANT_HEADER: &str = "x-slipway-tenant";
 
 /// The header with the time at which the gateway received the call, in nanoseconds since 1970. The gateway appends a value
 /// each time that the call passes it, so the first value is the time at which a queued call was submitted.
-const START_TIME_HEADER: &str = "x-start-time";
+pub(crate) const START_TIME_HEADER: &str = "x-start-time";
 
 /// The parts of a request's head that its build depends on.
 #[derive(Clone, Debug)]

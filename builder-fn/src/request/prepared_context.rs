@@ -191,15 +191,29 @@ impl ContextRules {
     }
 }
 
+/// The media type of a tar as a layer of an artifact.
+const PLAIN_TAR_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+
 /// A tar that has been checked and may be stored, as it was sent.
 #[derive(Debug)]
 pub struct StorableTar {
     /// The tar, which may be compressed.
-    pub(crate) body: Spool,
+    pub(crate) body: Arc<Spool>,
     /// The media type of the tar as a layer.
     pub(crate) media_type: &'static str,
     /// The warnings about the tar.
     pub(crate) warnings: Vec<String>,
+}
+
+impl ReceivedContext {
+    /// Returns the tar of the context, decompressed, for storing it; `None` if it cannot be read any more.
+    pub(crate) fn to_storable_tar(&self) -> Option<StorableTar> {
+        Some(StorableTar {
+            body: self.files.tar()?,
+            media_type: PLAIN_TAR_MEDIA_TYPE,
+            warnings: Vec::new(),
+        })
+    }
 }
 
 /// Checks that `body` is a tar with a context, so that its sender learns now if it is not. Blocks.
@@ -210,12 +224,12 @@ pub(super) fn check_storable(body: Spool, limits: &RequestLimits) -> Result<Stor
     let decompressed = decompress(&body, &limits.spool, limits.archive.body)?;
     let contents = ArchiveReader::new(limits.archive.clone()).read(decompressed.as_ref().unwrap_or(&body))?;
     let media_type = match body_format(&body)? {
-        BodyFormat::Plain => "application/vnd.oci.image.layer.v1.tar",
+        BodyFormat::Plain => PLAIN_TAR_MEDIA_TYPE,
         BodyFormat::Compressed(CompressionFormat::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
         BodyFormat::Compressed(CompressionFormat::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
     };
     Ok(StorableTar {
-        body,
+        body: body.into(),
         media_type,
         warnings: contents.warnings,
     })

@@ -34,7 +34,7 @@ enum ContextState {
     /// The index is there.
     Indexed(Arc<SourceContext>),
     /// The tar, whose index was dropped.
-    Stored(Spool),
+    Stored(Arc<Spool>),
     /// The index is being made again, or could not be.
     Taken,
 }
@@ -97,7 +97,7 @@ impl RestorableContext {
         }
         *state = match std::mem::replace(&mut *state, ContextState::Taken) {
             ContextState::Indexed(context) => match Arc::try_unwrap(context) {
-                Ok(context) => ContextState::Stored(context.into_spool()),
+                Ok(context) => ContextState::Stored(context.spool().clone()),
                 Err(shared) => ContextState::Indexed(shared),
             },
             other => other,
@@ -128,6 +128,15 @@ impl RestorableContext {
         let context = restored.await?;
         *self.lock() = ContextState::Indexed(context.clone());
         Ok(context)
+    }
+
+    /// Returns the tar, whether its index is there or was dropped; `None` while the index is being made, or if it could not be.
+    pub(crate) fn tar(&self) -> Option<Arc<Spool>> {
+        match &*self.lock() {
+            ContextState::Indexed(context) => Some(context.spool().clone()),
+            ContextState::Stored(spool) => Some(spool.clone()),
+            ContextState::Taken => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, ContextState> {

@@ -102,6 +102,7 @@ impl VerifiedBody {
         };
         let RequestContent {
             config,
+            config_text,
             place,
             source,
             sealed_secrets,
@@ -144,6 +145,8 @@ impl VerifiedBody {
             is_single_use: is_dated && signature.is_some(),
             signature,
             submitted_at,
+            config_copy: config_text
+                .filter(|_| head.is_asynchronous && !head.is_resumed && body_copy.is_none()),
             body_copy,
         })
     }
@@ -152,6 +155,8 @@ impl VerifiedBody {
 /// The parsed content of a body, of which the rules have not been checked.
 struct RequestContent {
     config: BuildConfig,
+    /// The text of the configuration in a tar.
+    config_text: Option<Bytes>,
     /// The place of the configuration, as warnings name it.
     place: &'static str,
     source: RequestedSource,
@@ -169,8 +174,10 @@ impl RequestContent {
     /// Reads the content of a tar, which is decompressed and indexed.
     fn read_tar(body: Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
         let (contents, spool) = read_tar(body, limits)?;
+        let config_text = contents.config.ok_or(RequestError::NoConfig)?;
         Ok(Self {
-            config: BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?,
+            config: BuildConfig::parse(&config_text)?,
+            config_text: Some(config_text.into()),
             place: "com.openfaas.docker.config",
             source: RequestedSource::Tar {
                 entries: contents.entries,
@@ -191,6 +198,7 @@ impl RequestContent {
         let request = JsonRequest::parse(&read_whole(body)?)?;
         Ok(Self {
             config: request.config,
+            config_text: None,
             place: "the JSON request",
             source: RequestedSource::Named(request.context),
             sealed_secrets: request.sealed_secrets.map(Into::into),

@@ -23,6 +23,7 @@ mod record_store;
 mod redelivery;
 mod referenced_contexts;
 mod registry;
+mod resubmission;
 mod resumption;
 mod secrets;
 mod setting;

@@ -141,7 +141,10 @@ impl TestBuilder {
         let api = BuilderApi {
             builder,
             notifier,
-            limits: RequestLimits::new(MAX_BODY_BYTES, folder.path(), quota),
+            limits: RequestLimits {
+                copied_body: STORED_BODY_MAX,
+                ..RequestLimits::new(MAX_BODY_BYTES, folder.path(), quota)
+            },
             signatures: SignatureSettings {
                 disable_hmac: false,
                 accept_sha1: true,
@@ -152,6 +155,7 @@ impl TestBuilder {
             metrics,
             threads: BuildThreads::default(),
             pages: PageSettings::default(),
+            own_function: "builder-fn".into(),
         };
         Self {
             api,
@@ -285,7 +289,6 @@ impl TestBuilder {
             times,
         };
         let store = RecordStore::new(access, self.api.metrics.record_writes());
-        self.api.limits.copied_body = STORED_BODY_MAX;
         self.api.builder.settings.records_repository = Some(repository);
         self.api.builder.records = BuildRecords::kept_in(store);
         self
@@ -363,7 +366,7 @@ impl TestBuilder {
         self
     }
 
-    /// Copies no bodies into records, as if all were too large.
+    /// Copies no bodies, as if all were too large.
     pub(crate) fn without_body_copies(mut self) -> Self {
         self.api.limits.copied_body = 0;
         self

@@ -28,6 +28,7 @@ mod platform_faults;
 mod pool_of_daemons;
 mod provider;
 mod queued_deployments;
+mod queued_shutdown;
 mod referenced_contexts;
 mod rejected_requests;
 mod resource_limits;
