@@ -47,7 +47,7 @@ check: ## check format, lints, lock files and licences
 unit: ## run all tests that need no stack
 	@$(stack) packages --tests
 	cargo test --quiet --locked --workspace --exclude slipway-e2e
-	cargo test --quiet --locked --package slipway-e2e --lib
+	cargo test --quiet --locked --package slipway-e2e --lib --bins
 	cargo test --quiet --locked --workspace $(template)
 	cargo test --quiet --locked --package function-host --all-features $(template)
 

@@ -1,6 +1,7 @@
 //! Runs queued builds while parts of the platform fail, and reports what became of each; see [`slipway_e2e::soak`].
 //!
-//! Exit code 1: something that was accepted was lost, built twice or deployed twice, or another rule was violated.
+//! Exit code 1: something that was accepted was lost, built twice or deployed twice, or another rule was violated. SIGINT and
+//! SIGTERM remove the test's stack, and end it with 130 and 143.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use slipway_e2e::soak::{Fault, SoakOptions, run_soak};
 use slipway_stack::{ProgressSink, stop_named_stack};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[derive(Parser)]
 struct SoakArguments {
@@ -45,9 +47,34 @@ struct SoakArguments {
     stack: String,
 }
 
+/// The signals that end the test: SIGINT, which terminals send, and SIGTERM, which `kill`, make and CI send.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Registers for the signals, which no longer end the process by themselves.
+    fn register() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("handling SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("handling SIGTERM")?,
+        })
+    }
+
+    /// Waits for the next of the signals, and returns the exit code of a process that it ends.
+    async fn next_exit_code(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+        }
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let arguments = SoakArguments::parse();
+    let mut signals = StopSignals::register()?;
     let folder = arguments.report.parent().unwrap_or(&arguments.report).to_owned();
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let mut options = SoakOptions {
@@ -65,10 +92,10 @@ async fn main() -> Result<ExitCode> {
     }
     let report = tokio::select! {
         report = run_soak(&options, Some(&folder), |text| eprintln!("{text}")) => report?,
-        _ = tokio::signal::ctrl_c() => {
+        code = signals.next_exit_code() => {
             // The processes ended when the test was dropped.
             stop_named_stack(&options.stack, true, &ProgressSink::to_stderr()).await?;
-            return Ok(ExitCode::from(130));
+            return Ok(ExitCode::from(code));
         }
     };
     println!("{report}");
@@ -89,6 +116,20 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[tokio::test]
+    async fn sigint_and_sigterm_end_the_test_instead_of_the_process() -> Result<()> {
+        let mut signals = StopSignals::register()?;
+        for (name, code) in [("INT", 130), ("TERM", 143)] {
+            let id = std::process::id().to_string();
+            let sent = std::process::Command::new("kill")
+                .args(["-s", name, &id])
+                .status()?;
+            assert!(sent.success());
+            assert_eq!(signals.next_exit_code().await, code, "SIG{name}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn clap_accepts_the_definition_of_the_command_line() {
