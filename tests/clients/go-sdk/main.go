@@ -1,10 +1,13 @@
 // Command go-sdk calls a builder with the OpenFaaS Go SDK, as a user's program would, and prints the SDK's result as
 // one line of JSON.
 //
-//	go-sdk build|stream|secrets|secrets-stream [flags] FOLDER IMAGE
+//	go-sdk build|stream|secrets|secrets-stream|queue [flags] FOLDER IMAGE
+//	go-sdk cancel ID
 //
 // FOLDER is a handler for the template named by -lang, or a whole build context if -lang is "dockerfile".
-// $BUILDER_URL is the builder's URL without "/build", $PAYLOAD_SECRET the file with the signing key.
+// $BUILDER_URL is the builder's URL without "/build", $PAYLOAD_SECRET the file with the signing key. For "queue" and "cancel",
+// $OPENFAAS_URL is the gateway; "queue" stores a context that is too large for the queue at $BUILDER_URL, and prints the ID and
+// the log to standard error.
 //
 // Exit code: 0 the image was built; 1 the builder reported a failed build; 2 the SDK returned an error, as it does for
 // every status other than 200 and 202; 3 the stream ended without a terminal record; 64 wrong usage.
@@ -107,9 +110,13 @@ func parse(args []string) settings {
 	if err := flags.Parse(args[min(2, len(args)):]); err != nil {
 		os.Exit(usage)
 	}
-	known := slices.Contains([]string{"build", "stream", "secrets", "secrets-stream"}, s.call)
-	if !known || flags.NArg() != 2 || s.builderURL == "" || s.payloadSecret == "" {
-		fmt.Fprintln(os.Stderr, "usage: BUILDER_URL=… PAYLOAD_SECRET=FILE go-sdk build|stream|secrets|secrets-stream [flags] FOLDER IMAGE")
+	known := slices.Contains([]string{"build", "stream", "secrets", "secrets-stream", "queue", "cancel"}, s.call)
+	arguments := 2
+	if s.call == "cancel" {
+		arguments = 1
+	}
+	if !known || flags.NArg() != arguments || s.builderURL == "" || s.payloadSecret == "" {
+		fmt.Fprintln(os.Stderr, "usage: BUILDER_URL=… PAYLOAD_SECRET=FILE go-sdk build|stream|secrets|secrets-stream|queue [flags] FOLDER IMAGE | cancel ID")
 		os.Exit(usage)
 	}
 	s.folder, s.image = flags.Arg(0), flags.Arg(1)
@@ -117,6 +124,14 @@ func parse(args []string) settings {
 }
 
 func run(s settings, got *outcome) error {
+	if s.call == "cancel" {
+		queue, err := newQueue(s)
+		if err != nil {
+			return err
+		}
+		got.Status = builder.BuildSuccess
+		return queue.cancel(s.folder)
+	}
 	work, err := os.MkdirTemp("", "go-sdk-client-*")
 	if err != nil {
 		return err
@@ -132,6 +147,8 @@ func run(s settings, got *outcome) error {
 	}
 
 	switch s.call {
+	case "queue":
+		return buildThroughQueue(s, tarPath, got)
 	case "build":
 		result, err := client.Build(tarPath)
 		if err == nil {
@@ -151,6 +168,29 @@ func run(s settings, got *outcome) error {
 		stream, err := client.BuildWithSecretsStream(tarPath, s.secrets)
 		return got.read(stream, err, s.showLog)
 	}
+}
+
+// buildThroughQueue submits a tar, follows the log, and asks how the build ended.
+func buildThroughQueue(s settings, tarPath string, got *outcome) error {
+	queue, err := newQueue(s)
+	if err != nil {
+		return err
+	}
+	id, err := queue.submit(s.image, tarPath)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, id)
+	if err := queue.follow(id); err != nil {
+		return err
+	}
+	build, err := queue.find(id)
+	got.Image, got.Error, got.Terminal = build.Image, build.Error, true
+	got.Status = builder.BuildFailed
+	if build.State == "success" {
+		got.Status = builder.BuildSuccess
+	}
+	return err
 }
 
 // pack lays out the build context and packs the tar, both with the SDK.

@@ -9,6 +9,8 @@
 // Prints one line of JSON. Exit code: 0 the image was built; 1 a JSON answer reports a failure; 2 there was no answer,
 // or none in JSON.
 
+require __DIR__ . '/tar.php';
+
 function shrinkwrap(string $image, string $handler, string $lang): string
 {
     $command = [getenv('FAAS_CLI') ?: 'faas-cli', 'build', '--shrinkwrap', '--lang', $lang,
@@ -18,21 +20,6 @@ function shrinkwrap(string $image, string $handler, string $lang): string
         throw new RuntimeException('faas-cli build --shrinkwrap failed');
     }
     return 'build/context';
-}
-
-// Packs the tar. PharData writes entries only for empty folders, and the config comes last.
-function makeTar(string $path, array $config, string $context): string
-{
-    $tar = new PharData($path);
-    $root = realpath($context);
-    $files = new RecursiveIteratorIterator(
-        new RecursiveDirectoryIterator($root, FilesystemIterator::SKIP_DOTS | FilesystemIterator::CURRENT_AS_PATHNAME)
-    );
-    foreach ($files as $file) {
-        $tar->addFile($file, 'context' . substr($file, strlen($root)));
-    }
-    $tar->addFromString('com.openfaas.docker.config', json_encode($config, JSON_UNESCAPED_SLASHES));
-    return file_get_contents($path);
 }
 
 function callBuilder(string $body): array

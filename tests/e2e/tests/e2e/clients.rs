@@ -18,7 +18,7 @@ static GO_SDK_CLIENT: OnceCell<PathBuf> = OnceCell::const_new();
 
 /// Builds the program that uses the OpenFaaS Go SDK, with the versions pinned in its `go.sum`, and returns
 /// its path.
-async fn build_go_sdk_client() -> Result<&'static PathBuf> {
+pub(crate) async fn build_go_sdk_client() -> Result<&'static PathBuf> {
     GO_SDK_CLIENT
         .get_or_try_init(|| async {
             let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("go-sdk");

@@ -27,6 +27,7 @@ mod openapi;
 mod platform_faults;
 mod pool_of_daemons;
 mod provider;
+mod queued_clients;
 mod queued_deployments;
 mod queued_shutdown;
 mod referenced_contexts;
