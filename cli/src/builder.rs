@@ -1,5 +1,6 @@
 //! The client of builder-fn: directly, through the gateway, and through the queue.
 
+mod body;
 mod client;
 mod log_line;
 mod record;
@@ -7,6 +8,7 @@ mod request;
 mod streamed;
 mod verdict;
 
+pub(crate) use body::{RequestBody, SignedBody};
 pub(crate) use client::{BuilderClient, Refusal, RequestError, SubmittedBuild};
 pub(crate) use log_line::LogLine;
 pub(crate) use record::Record;

@@ -13,7 +13,7 @@ use crate::output::{print_result, printable};
 use crate::progress::{Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
 use crate::stack_file::StackFile;
-use crate::up::{Following, cancel_build, follow_log};
+use crate::up::{Following, LogForm, cancel_build, follow_log};
 
 mod log;
 mod open;
@@ -201,15 +201,20 @@ fn failure_of_question(error: &RequestError, key_place: &str) -> Failure {
 async fn follow_to_end(
     questions: &Questions,
     id: &str,
-    form: ProgressForm,
+    form: LogForm,
     patience: Option<Duration>,
 ) -> Result<Value, Failure> {
-    let progress = Progress::new(form, id);
+    let progress = match form {
+        LogForm::Progress => ProgressForm::Auto,
+        LogForm::Records => ProgressForm::Plain,
+    };
+    let progress = Progress::new(progress, id);
     let following = Following {
         client: &questions.client,
         route: questions.route,
         id,
         progress: &progress,
+        form,
         patience,
     };
     follow_log(&following).await

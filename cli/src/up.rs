@@ -22,7 +22,7 @@ use crate::output;
 use crate::progress::{Event, Progress, ProgressForm};
 use crate::settings::{ConnectionArguments, SigningKey};
 pub(crate) use cancellation::cancel_build;
-pub(crate) use follow::{Following, follow_log};
+pub(crate) use follow::{Following, LogForm, follow_log};
 pub(crate) use project::{Project, SourceArguments};
 use route::RouteChoice;
 

@@ -7,14 +7,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use function_host::http::request::Builder;
 use function_host::http::{Method, Response, StatusCode};
-use function_host::{BoxError, ErrorChain, ExchangeError, HttpClient, OutgoingRequestBody, Secrets};
-use futures_util::stream;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
-use hyper::body::{Frame, Incoming};
+use function_host::{ErrorChain, ExchangeError, HttpClient, OutgoingRequestBody, Secrets};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::request;
-use super::{RecordStream, Route, Submission};
+use super::{RecordStream, Route, SignedBody, Submission};
 use crate::failure::Failure;
 use crate::settings::Settings;
 
@@ -33,9 +32,6 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// The most characters of an error that are shown, and of an answer that is not the builder's.
 const ERROR_CHARS_MAX: usize = 4096;
 const QUOTED_CHARS_MAX: usize = 300;
-
-/// The size of the pieces in which a body is sent, in bytes.
-const PIECE_BYTES: usize = 64 << 10;
 
 /// A client of builder-fn.
 #[derive(Clone)]
@@ -143,10 +139,10 @@ impl BuilderClient {
         &self,
         route: Route,
         submission: &Submission,
-        on_sent: impl FnMut(usize) + Send + 'static,
+        on_sent: impl FnMut(u64) + Send + 'static,
     ) -> Result<SubmittedBuild, RequestError> {
         let request = request::build_request(&self.settings, route, submission);
-        let body = upload_body(submission.body.clone(), on_sent);
+        let body = submission.body.body.clone().into_upload(on_sent);
         let response = self.send(request, body, UPLOAD_TIMEOUT).await?;
         let call_id = response
             .headers()
@@ -166,12 +162,12 @@ impl BuilderClient {
     pub(crate) async fn store_context(
         &self,
         route: Route,
-        body: Bytes,
-        on_sent: impl FnMut(usize) + Send + 'static,
+        body: SignedBody,
+        on_sent: impl FnMut(u64) + Send + 'static,
     ) -> Result<Value, RequestError> {
-        let request = request::context_request(&self.settings, route, &body);
+        let request = request::context_request(&self.settings, route, &body.signature);
         let answer = self
-            .send_and_read(request, upload_body(body, on_sent), UPLOAD_TIMEOUT)
+            .send_and_read(request, body.body.into_upload(on_sent), UPLOAD_TIMEOUT)
             .await?;
         Ok(answer["context"].clone())
     }
@@ -322,56 +318,6 @@ fn empty_body() -> OutgoingRequestBody {
         .boxed_unsync()
 }
 
-/// Returns a body that is sent in pieces, and reports how much of it was taken to be sent.
-fn upload_body(bytes: Bytes, mut on_sent: impl FnMut(usize) + Send + 'static) -> OutgoingRequestBody {
-    let total = bytes.len();
-    let pieces = (0..total).step_by(PIECE_BYTES).map(move |start| {
-        let end = (start + PIECE_BYTES).min(total);
-        on_sent(end);
-        Ok::<_, BoxError>(Frame::data(bytes.slice(start..end)))
-    });
-    SizedBody {
-        body: StreamBody::new(stream::iter(pieces)),
-        left: total as u64,
-    }
-    .boxed_unsync()
-}
-
-/// A body whose length is known, so that it is sent with `Content-Length`: the gateway and the queue need to know it.
-struct SizedBody<B> {
-    body: B,
-    left: u64,
-}
-
-impl<B> hyper::body::Body for SizedBody<B>
-where
-    B: hyper::body::Body<Data = Bytes, Error = BoxError> + Unpin,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = std::pin::Pin::new(&mut self.body).poll_frame(context);
-        if let std::task::Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.left = self.left.saturating_sub(data.len() as u64);
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        hyper::body::SizeHint::with_exact(self.left)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -389,27 +335,5 @@ mod tests {
         let own = refusal(StatusCode::FORBIDDEN, r#"{"status":"failed","error":"a rule"}"#);
         assert_eq!((own.text.as_str(), &own.outcome["code"]), ("a rule", &json!(403)));
         assert_eq!(refusal(StatusCode::NOT_FOUND, "").text, "the answer is empty");
-    }
-
-    #[tokio::test]
-    async fn a_body_is_sent_whole_with_its_length_and_its_progress() {
-        use std::sync::Mutex;
-
-        let bytes = Bytes::from(vec![7; PIECE_BYTES * 2 + 5]);
-        let sent = Arc::new(Mutex::new(Vec::new()));
-        let log = sent.clone();
-        let body = upload_body(bytes.clone(), move |count| {
-            log.lock().expect("the lock").push(count)
-        });
-        assert_eq!(
-            hyper::body::Body::size_hint(&body).exact(),
-            Some(bytes.len() as u64)
-        );
-        let read = body.collect().await.expect("a body").to_bytes();
-        assert_eq!(read, bytes);
-        assert_eq!(
-            *sent.lock().expect("the lock"),
-            [PIECE_BYTES, PIECE_BYTES * 2, PIECE_BYTES * 2 + 5]
-        );
     }
 }

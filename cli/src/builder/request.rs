@@ -2,13 +2,13 @@
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use function_host::http::request::Builder;
 use function_host::http::{Method, Request};
 use function_host::signature::sign_body;
 use jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::SignedBody;
 use crate::settings::Settings;
 
 /// The characters that an ID keeps in a path.
@@ -52,7 +52,7 @@ impl Route {
 #[derive(Clone, Debug)]
 pub(crate) struct Submission {
     /// The body.
-    pub(crate) body: Bytes,
+    pub(crate) body: SignedBody,
     /// Whether the body is JSON.
     pub(crate) is_json: bool,
     /// The ID of the call, which names the build.
@@ -84,7 +84,7 @@ pub(super) fn build_request(settings: &Settings, route: Route, submission: &Subm
         true => "application/json",
         false => "application/octet-stream",
     };
-    let request = signed(settings, Method::POST, &url, &submission.body)
+    let request = signed(settings, Method::POST, &url, &submission.body.signature)
         .header("Content-Type", media_type)
         .header("X-Call-Id", &submission.call_id);
     match route {
@@ -94,9 +94,9 @@ pub(super) fn build_request(settings: &Settings, route: Route, submission: &Subm
 }
 
 /// Returns a request that stores a context, without its body.
-pub(super) fn context_request(settings: &Settings, route: Route, body: &Bytes) -> Builder {
+pub(super) fn context_request(settings: &Settings, route: Route, signature: &str) -> Builder {
     let url = format!("{}/contexts", base_url(settings, question_route(route)));
-    signed(settings, Method::POST, &url, body).header("Content-Type", "application/octet-stream")
+    signed(settings, Method::POST, &url, signature).header("Content-Type", "application/octet-stream")
 }
 
 /// Returns a request for the public key that build secrets are sealed to.
@@ -172,12 +172,9 @@ fn question_route(route: Route) -> Route {
     }
 }
 
-fn signed(settings: &Settings, method: Method, url: &str, body: &[u8]) -> Builder {
+fn signed(settings: &Settings, method: Method, url: &str, signature: &str) -> Builder {
     let request = Request::builder().method(method).uri(url);
-    with_tenant(
-        settings,
-        request.header("X-Build-Signature", sign_body(&settings.key.keys, body)),
-    )
+    with_tenant(settings, request.header("X-Build-Signature", signature))
 }
 
 fn with_tenant(settings: &Settings, request: Builder) -> Builder {
@@ -195,6 +192,7 @@ mod tests {
     use function_host::signature::HmacKeys;
 
     use super::*;
+    use crate::builder::RequestBody;
     use crate::settings::SigningKey;
 
     fn settings() -> Settings {
@@ -214,8 +212,9 @@ mod tests {
 
     #[test]
     fn each_route_has_its_url_and_the_stream_format_that_reaches_the_caller() {
+        let body = RequestBody::in_memory(&b"tar"[..]);
         let submission = Submission {
-            body: Bytes::from_static(b"tar"),
+            body: SignedBody::sign(body, &settings().key.keys).expect("a signature"),
             is_json: false,
             call_id: "id".into(),
         };

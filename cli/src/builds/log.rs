@@ -12,8 +12,8 @@ use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, escape}
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_message, print_result, printable};
-use crate::progress::ProgressForm;
 use crate::settings::ConnectionArguments;
+use crate::up::LogForm;
 
 /// The arguments of `slipway logs`.
 #[derive(Args)]
@@ -68,22 +68,25 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
         Err(LookupFailure::Other(failure)) => return Err(failure),
     };
     let id = build["id"].as_str().unwrap_or(&arguments.subject).to_owned();
-    if arguments.follow && !arguments.json {
-        let outcome = follow_to_end(&questions, &id, ProgressForm::Auto, patience).await?;
+    if arguments.follow {
+        let form = match arguments.json {
+            true => LogForm::Records,
+            false => LogForm::Progress,
+        };
+        let outcome = follow_to_end(&questions, &id, form, patience).await?;
         let verdict = Verdict::of_outcome(&outcome, false);
+        if arguments.json {
+            print_result(&outcome.to_string());
+            return Ok(verdict.status);
+        }
         print_message(&format!("{id}: {}", printable(&verdict.summary)));
         if let Some(next) = &verdict.next {
             print_message(&format!("next: {}", printable(next)));
         }
         return Ok(verdict.status);
     }
-    print_log(
-        &questions,
-        &id,
-        arguments,
-        build["state"].as_str().unwrap_or_default(),
-    )
-    .await
+    let state = build["state"].as_str().unwrap_or_default();
+    print_log(&questions, &id, arguments.json, state).await
 }
 
 /// Finds the build with this ID, or the newest one of the function with this name.
@@ -115,11 +118,11 @@ async fn find_build(questions: &Questions, subject: &str) -> Result<Value, Looku
     }
 }
 
-/// Prints the log as far as it is there, or to its end with `--follow`.
+/// Prints the log as far as it is there.
 async fn print_log(
     questions: &Questions,
     id: &str,
-    arguments: &LogArguments,
+    is_json: bool,
     state: &str,
 ) -> Result<ExitStatus, Failure> {
     let place = &questions.client.settings().key.place;
@@ -127,7 +130,7 @@ async fn print_log(
     let mut records = opened.map_err(|error| failure_of_question(&error, place))?;
     let is_running = matches!(state, "waiting" | "running" | "deploying");
     loop {
-        let record = match is_running && !arguments.follow {
+        let record = match is_running {
             // A build that runs has no end yet: what there is comes at once.
             true => match tokio::time::timeout(Duration::from_secs(2), records.next_record()).await {
                 Ok(record) => record,
@@ -139,7 +142,7 @@ async fn print_log(
             Failure::platform(cut.to_string(), format!("print it again: slipway logs {id}"))
         })?;
         match record {
-            Record::Progress { seq, lines } if arguments.json => {
+            Record::Progress { seq, lines } if is_json => {
                 if !lines.is_empty() {
                     print_result(&json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string());
                 }
@@ -147,24 +150,16 @@ async fn print_log(
             Record::Progress { lines, .. } => {
                 lines.iter().for_each(|line| print_result(&text_of(line)));
             }
-            Record::Terminal(outcome) if arguments.json => {
+            Record::Terminal(outcome) if is_json => {
                 print_result(&outcome.to_string());
-                return Ok(status_of(&outcome, arguments.follow));
+                return Ok(ExitStatus::Success);
             }
             Record::Terminal(outcome) => {
                 let verdict = Verdict::of_outcome(&outcome, false);
                 print_message(&format!("{id}: {}", printable(&verdict.summary)));
-                return Ok(status_of(&outcome, arguments.follow));
+                return Ok(ExitStatus::Success);
             }
         }
-    }
-}
-
-/// Returns the exit status: that of the build if it was followed to its end.
-fn status_of(outcome: &Value, is_followed: bool) -> ExitStatus {
-    match is_followed {
-        true => Verdict::of_outcome(outcome, false).status,
-        false => ExitStatus::Success,
     }
 }
 

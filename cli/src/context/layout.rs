@@ -23,9 +23,6 @@ const SKIPPED_ENTRIES: [&str; 2] = ["build", "template"];
 /// The names of a Dockerfile at the root of a context.
 const DOCKERFILE_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
 
-/// The size of the largest context, in bytes: the command packs it in memory.
-const CONTEXT_BYTES_MAX: u64 = 2 << 30;
-
 /// The files and folders of a build context, by their paths in it.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
@@ -56,8 +53,8 @@ impl Layout {
     /// Lays out the context of a function, without what its ignore file excludes.
     ///
     /// # Errors
-    /// Fails if a file or folder cannot be read or laid out, the ignore file is malformed, the context is too large, or it
-    /// would contain a build secret.
+    /// Fails if a file or folder cannot be read or laid out, the ignore file is malformed, or the context would contain a build
+    /// secret.
     pub(crate) fn of_function(function: &Function) -> Result<Self, Failure> {
         let mut layout = Self::default();
         let template = function.template.as_ref();
@@ -152,35 +149,7 @@ impl Layout {
                 ));
             }
         }
-        self.check_size(function)
-    }
-
-    /// Checks that the context is not too large to be packed.
-    fn check_size(&self, function: &Function) -> Result<(), Failure> {
-        let size = |entry: &LayoutEntry| match entry {
-            LayoutEntry::Folder => 0,
-            LayoutEntry::File(source) => fs::metadata(source).map_or(0, |metadata| metadata.len()),
-        };
-        let mut sizes: Vec<_> = self.entries().map(|(path, entry)| (size(entry), path)).collect();
-        let total: u64 = sizes.iter().map(|(size, _)| *size).sum();
-        if total <= CONTEXT_BYTES_MAX {
-            return Ok(());
-        }
-        sizes.sort_unstable_by(|one, other| other.cmp(one));
-        let largest = sizes
-            .iter()
-            .take(3)
-            .map(|(size, path)| format!("{path} ({} MB)", size / 1_000_000));
-        Err(Failure::usage(
-            format!(
-                "the context of {} has {} MB, and may have {} MB; its largest files are {}",
-                function.name,
-                total / 1_000_000,
-                CONTEXT_BYTES_MAX / 1_000_000,
-                largest.collect::<Vec<_>>().join(", ")
-            ),
-            "exclude in .dockerignore what the build does not need",
-        ))
+        Ok(())
     }
 
     /// Returns the entries, sorted by their paths.

@@ -15,16 +15,16 @@ pub(crate) enum Event<'a> {
         /// The number of files and folders that the ignore file excludes.
         ignored: usize,
         /// The bytes before compression.
-        bytes: usize,
+        bytes: u64,
         /// The bytes of the request.
-        compressed: usize,
+        compressed: u64,
     },
     /// A part of the request was sent.
     Sent {
         /// The bytes that were sent.
-        sent: usize,
+        sent: u64,
         /// The bytes of the request.
-        total: usize,
+        total: u64,
     },
     /// The request was accepted.
     Submitted {

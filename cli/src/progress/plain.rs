@@ -57,7 +57,7 @@ fn format_seconds(seconds: f64) -> String {
 }
 
 /// Formats a number of bytes with a decimal unit.
-pub(super) fn format_bytes(bytes: usize) -> String {
+pub(super) fn format_bytes(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),

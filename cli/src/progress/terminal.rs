@@ -81,8 +81,7 @@ impl TerminalDisplay {
             }
             Event::StepProgress { id, current } => {
                 if let Some((_, bar)) = self.steps.last() {
-                    let current = usize::try_from(*current).unwrap_or(usize::MAX);
-                    bar.set_message(format!("{} {}", fitting(&printable(id)), format_bytes(current)));
+                    bar.set_message(format!("{} {}", fitting(&printable(id)), format_bytes(*current)));
                 }
             }
             Event::Output { text } => {
@@ -124,16 +123,16 @@ impl TerminalDisplay {
         }
     }
 
-    fn show_upload(&mut self, sent: usize, total: usize) {
+    fn show_upload(&mut self, sent: u64, total: u64) {
         if self.upload.is_none() {
             let bar = self.add_bar(" {prefix} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}");
             bar.set_prefix(format!("{}: sending", self.function));
-            bar.set_length(total as u64);
+            bar.set_length(total);
             self.upload = Some(bar);
         }
         if let Some(bar) = &self.upload {
-            bar.set_length(total as u64);
-            bar.set_position(sent as u64);
+            bar.set_length(total);
+            bar.set_position(sent);
         }
         if sent == total
             && let Some(bar) = self.upload.take()

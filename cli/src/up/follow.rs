@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use function_host::http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{BuildEnd, FunctionBuild};
@@ -13,6 +13,7 @@ use crate::builder::{
     BuilderClient, Record, RecordStream, RequestError, Route, StreamCut, Submission, Verdict, build_path,
 };
 use crate::failure::Failure;
+use crate::output::print_result;
 use crate::progress::{Event, Progress};
 
 /// The pause before the second attempt to connect again, and the longest one.
@@ -37,8 +38,18 @@ pub(crate) struct Following<'a> {
     pub(crate) route: Route,
     pub(crate) id: &'a str,
     pub(crate) progress: &'a Progress,
+    pub(crate) form: LogForm,
     /// How long no builder may know the build. Without it, an unknown build is an error at once.
     pub(crate) patience: Option<Duration>,
+}
+
+/// The form in which the lines of a followed log are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogForm {
+    /// As progress, on the standard error.
+    Progress,
+    /// As the builder's records, on the standard output.
+    Records,
 }
 
 /// The state of the connection to a build's log.
@@ -71,6 +82,19 @@ impl Connection {
     }
 }
 
+impl Following<'_> {
+    /// Shows the lines of a record with this number.
+    fn show_lines(&self, seq: Option<u64>, lines: &[String]) {
+        match self.form {
+            LogForm::Progress => self.progress.show_lines(lines),
+            LogForm::Records if lines.is_empty() => {}
+            LogForm::Records => {
+                print_result(&json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string());
+            }
+        }
+    }
+}
+
 /// Follows the log of a build from its first line to its end, and returns the outcome. A lost connection is resumed at the
 /// line after the last one.
 ///
@@ -83,6 +107,7 @@ pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failu
         id,
         progress,
         patience,
+        ..
     } = following;
     let began = Instant::now();
     let mut connection = Connection {
@@ -157,7 +182,7 @@ async fn read_log(
                 if !lines.is_empty() {
                     pause = STATE_PAUSES.0;
                 }
-                following.progress.show_lines(&lines);
+                following.show_lines(seq, &lines);
                 if let Some(seq) = seq {
                     *next_line = (*next_line).max(seq + 1);
                 }
@@ -228,6 +253,7 @@ impl FunctionBuild<'_> {
             route: Route::Gateway,
             id,
             progress: &self.progress,
+            form: LogForm::Progress,
             patience: Some(self.options.queue_timeout()),
         };
         self.progress.show(&Event::State { state: "queued" });

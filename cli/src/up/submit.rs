@@ -8,14 +8,16 @@ use uuid::Uuid;
 use super::configuration::configuration;
 use super::route::RouteChoice;
 use super::{BuildEnd, FunctionBuild, Handed};
-use crate::builder::{BuilderClient, Refusal, RequestError, Route, Submission, SubmittedBuild, Verdict};
+use crate::builder::{
+    BuilderClient, Refusal, RequestBody, RequestError, Route, SignedBody, Submission, SubmittedBuild, Verdict,
+};
 use crate::context::{PackedContext, parse_public_key, seal_secrets};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::progress::Event;
 
 /// The largest request that the Community Edition's queue takes, in bytes.
-const QUEUED_BYTES_MAX: usize = 256_000;
+const QUEUED_BYTES_MAX: u64 = 256_000;
 
 impl FunctionBuild<'_> {
     /// Sends the packed function, and follows its build to its end.
@@ -29,15 +31,16 @@ impl FunctionBuild<'_> {
     ) -> Result<BuildEnd, Failure> {
         let secrets = self.seal_build_secrets(routes.questions).await?;
         let config = configuration(self.function, self.options.no_cache, SystemTime::now());
-        let tar = packed.to_request_tar(config.to_string().as_bytes(), secrets.as_deref())?;
+        let body = packed.to_request_body(config.to_string().as_bytes(), secrets.as_deref())?;
+        let body = self.sign(body)?;
         self.progress.show(&Event::Packed {
             files: packed.files,
             ignored: packed.ignored,
-            bytes: packed.bytes(),
-            compressed: tar.0.len(),
+            bytes: packed.bytes,
+            compressed: body.len(),
         });
         let mut submission = Submission {
-            body: tar.0,
+            body,
             is_json: false,
             call_id: Uuid::new_v4().to_string(),
         };
@@ -65,26 +68,23 @@ impl FunctionBuild<'_> {
         routes: &RouteChoice,
         config: &Value,
         secrets: Option<&str>,
-    ) -> Result<Result<bytes::Bytes, Route>, Failure> {
-        let tar = packed.to_context_tar()?.0;
+    ) -> Result<Result<SignedBody, Route>, Failure> {
+        let tar = self.sign(packed.to_context_body()?)?;
+        let bytes = tar.len();
         let through = match routes.fallback {
             Some(Route::Builder) => Route::Builder,
             _ => routes.questions,
         };
         self.progress
             .note("the request is too large for the queue: its context is stored first");
-        match self
-            .client
-            .store_context(through, tar.clone(), self.on_sent(tar.len()))
-            .await
-        {
+        match self.client.store_context(through, tar, self.on_sent(bytes)).await {
             Ok(context) => {
                 let mut request = config.clone();
                 request["context"] = context;
                 if let Some(secrets) = secrets {
                     request["sealedSecrets"] = json!(secrets);
                 }
-                Ok(Ok(request.to_string().into()))
+                Ok(Ok(self.sign(RequestBody::in_memory(request.to_string()))?))
             }
             Err(RequestError::Refused(Refusal { status: 501, .. })) => match routes.fallback {
                 Some(fallback) => {
@@ -96,8 +96,7 @@ impl FunctionBuild<'_> {
                 }
                 None => Err(Failure::usage(
                     format!(
-                        "the request has {} bytes, of which the queue takes {QUEUED_BYTES_MAX}, and this builder stores no contexts",
-                        tar.len()
+                        "the request has {bytes} bytes, of which the queue takes {QUEUED_BYTES_MAX}, and this builder stores no contexts"
                     ),
                     "say --via gateway or --via builder, exclude files in .dockerignore, or have the operator set \
                      contexts_repository",
@@ -210,8 +209,13 @@ impl FunctionBuild<'_> {
         seal_secrets(&key, &self.function.build_secrets).map(Some)
     }
 
+    /// Signs a body with the key of the settings.
+    fn sign(&self, body: RequestBody) -> Result<SignedBody, Failure> {
+        SignedBody::sign(body, &self.client.settings().key.keys)
+    }
+
     /// Returns a function that shows how much of a request was sent.
-    fn on_sent(&self, total: usize) -> impl FnMut(usize) + Send + 'static {
+    fn on_sent(&self, total: u64) -> impl FnMut(u64) + Send + 'static {
         let progress = self.progress.clone();
         move |sent| progress.show(&Event::Sent { sent, total })
     }

@@ -223,3 +223,47 @@ async fn the_address_of_a_page_is_printed_as_browsers_reach_it_and_nothing_else(
         "{printed:?}"
     );
 }
+
+#[tokio::test]
+async fn a_log_that_is_followed_as_records_is_resumed_at_the_line_after_the_last_one() {
+    let build = json!({"id": "a", "state": "running", "attempts": 1});
+    let failed = json!({"status": "failed", "error": "exit code: 3", "code": 422});
+    let log = |from: u64| format!("GET /builds/a/log?from={from}");
+    let server = FakeBuilder::start(vec![
+        ("GET /builds/a", Answer::json(200, &build)),
+        (
+            &log(1),
+            Answer::records(&[line(1, "l: T one"), line(2, "l: T two")], End::Cut),
+        ),
+        (
+            &log(3),
+            Answer::json(502, &json!({"status": "failed", "error": "a moment"})),
+        ),
+        (
+            &log(3),
+            Answer::records(&[line(3, "l: T three"), failed.clone()], End::Complete),
+        ),
+    ])
+    .await;
+    let printed = Project::empty()
+        .run(&["logs", "a", "-f", "--json", "--builder", &server.url])
+        .await;
+    assert_eq!(printed.code, Some(1), "{printed:?}");
+    let records: Vec<Value> = printed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let record = |seq: u64, text: &str| json!({"seq": seq, "log": [text], "status": "in_progress"});
+    assert_eq!(
+        records,
+        [
+            record(1, "l: T one"),
+            record(2, "l: T two"),
+            record(3, "l: T three"),
+            failed
+        ]
+    );
+    assert_eq!(server.answers_left(), 0);
+    assert!(printed.stderr.contains("connecting again"), "{printed:?}");
+}

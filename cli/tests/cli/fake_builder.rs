@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -63,6 +63,15 @@ impl Answer {
         }
     }
 
+    /// The queue's answer to a call that it takes.
+    pub(crate) fn queued() -> Self {
+        Self {
+            status: 202,
+            chunks: Vec::new(),
+            end: End::Complete,
+        }
+    }
+
     /// A stream of records as server-sent events.
     pub(crate) fn events(records: &[Value], end: End) -> Self {
         Self {
@@ -91,6 +100,7 @@ impl FakeBuilder {
         let script: Script = Arc::new(Mutex::new(script.collect()));
         let app = Router::new()
             .fallback(answer)
+            .layer(DefaultBodyLimit::disable())
             .with_state((script.clone(), sender));
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self {
@@ -111,6 +121,12 @@ impl FakeBuilder {
     /// Waits for the next request that is no probe.
     pub(crate) async fn next_request(&mut self) -> Received {
         self.received.recv().await.expect("the server runs")
+    }
+
+    /// Waits for the next build request, and returns the ID of its call.
+    pub(crate) async fn next_call_id(&mut self) -> String {
+        let request = self.next_request().await;
+        request.headers["x-call-id"].to_str().expect("text").to_owned()
     }
 
     /// Returns how many of the scripted answers were not given.

@@ -8,6 +8,7 @@
 mod builds;
 mod fake_builder;
 mod generated;
+mod memory;
 mod newcomer;
 mod policy_check;
 mod project;

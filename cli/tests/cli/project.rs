@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::{Child, Command};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
 
 /// The key of the tests.
 pub(crate) const KEY: &str = "a key of the command's tests";
@@ -71,11 +73,37 @@ impl Project {
         command
     }
 
+    /// Starts the command.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).spawn().expect("the command runs")
+    }
+
     /// Runs the command to its end.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Printed {
-        let child = self.command(arguments).spawn().expect("the command runs");
-        wait_for_end(child).await
+        wait_for_end(self.spawn(arguments)).await
     }
+}
+
+/// Reads lines until one contains `text`, and returns all of them.
+pub(crate) async fn read_until(stderr: &mut BufReader<ChildStderr>, text: &str) -> String {
+    let mut all = String::new();
+    loop {
+        let before = all.len();
+        let count = stderr.read_line(&mut all).await.expect("text");
+        assert_ne!(count, 0, "{text:?} was not printed: {all}");
+        if all[before..].contains(text) {
+            return all;
+        }
+    }
+}
+
+/// Sends Ctrl-C to the command.
+pub(crate) fn interrupt(child: &Child) {
+    let pid = child
+        .id()
+        .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
+        .expect("it runs");
+    kill_process(pid, Signal::INT).expect("a signal");
 }
 
 /// Waits for the end of the command.

@@ -2,21 +2,12 @@
 
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
 use crate::fake_builder::{Answer, End, FakeBuilder, line, running};
-use crate::project::{Project, wait_for_end};
-
-fn queued() -> Answer {
-    Answer {
-        status: 202,
-        chunks: Vec::new(),
-        end: End::Complete,
-    }
-}
+use crate::project::{Project, interrupt, read_until, wait_for_end};
 
 #[tokio::test]
 async fn a_cut_log_is_resumed_at_the_line_after_the_last_one() {
@@ -25,15 +16,9 @@ async fn a_cut_log_is_resumed_at_the_line_after_the_last_one() {
         [line(3, "l: T three"), running()],
     );
     let project = Project::shop();
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
-    let child = project
-        .command(&["up", "--gateway", &server.url])
-        .spawn()
-        .expect("the command runs");
-    let id = server.next_request().await.headers["x-call-id"]
-        .to_str()
-        .expect("text")
-        .to_owned();
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
+    let child = project.spawn(&["up", "--gateway", &server.url]);
+    let id = server.next_call_id().await;
     let log = |from: u64| format!("GET /function/builder-fn/builds/{id}/log?from={from}");
     server.answer(&log(1), Answer::events(&first, End::Cut));
     server.answer(
@@ -83,10 +68,7 @@ async fn start_open_build(
     server: &mut FakeBuilder,
     child: &mut Child,
 ) -> (String, BufReader<tokio::process::ChildStderr>) {
-    let id = server.next_request().await.headers["x-call-id"]
-        .to_str()
-        .expect("text")
-        .to_owned();
+    let id = server.next_call_id().await;
     let log = format!("GET /function/builder-fn/builds/{id}/log?from=1");
     server.answer(&log, Answer::events(&[line(1, "l: T begun")], End::Open));
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
@@ -94,35 +76,11 @@ async fn start_open_build(
     (id, stderr)
 }
 
-/// Reads lines until one contains `text`, and returns all of them.
-async fn read_until(stderr: &mut BufReader<tokio::process::ChildStderr>, text: &str) -> String {
-    let mut all = String::new();
-    loop {
-        let before = all.len();
-        let count = stderr.read_line(&mut all).await.expect("text");
-        assert_ne!(count, 0, "{text:?} was not printed: {all}");
-        if all[before..].contains(text) {
-            return all;
-        }
-    }
-}
-
-fn interrupt(child: &Child) {
-    let pid = child
-        .id()
-        .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
-        .expect("it runs");
-    kill_process(pid, Signal::INT).expect("a signal");
-}
-
 #[tokio::test]
 async fn ctrl_c_leaves_a_queued_build_and_says_how_to_return_and_to_cancel() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
     let project = Project::shop();
-    let mut child = project
-        .command(&["up", "--gateway", &server.url])
-        .spawn()
-        .expect("the command runs");
+    let mut child = project.spawn(&["up", "--gateway", &server.url]);
     let (id, mut stderr) = start_open_build(&mut server, &mut child).await;
     interrupt(&child);
     let text = read_until(&mut stderr, "press Ctrl-C again").await;
@@ -136,12 +94,9 @@ async fn ctrl_c_leaves_a_queued_build_and_says_how_to_return_and_to_cancel() {
 
 #[tokio::test]
 async fn a_second_ctrl_c_cancels_the_build() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
     let project = Project::shop();
-    let mut child = project
-        .command(&["up", "--gateway", &server.url])
-        .spawn()
-        .expect("the command runs");
+    let mut child = project.spawn(&["up", "--gateway", &server.url]);
     let (id, mut stderr) = start_open_build(&mut server, &mut child).await;
     let cancel = format!("DELETE /function/builder-fn/builds/{id}");
     server.answer(
@@ -159,7 +114,7 @@ async fn a_second_ctrl_c_cancels_the_build() {
 
 #[tokio::test]
 async fn a_build_that_no_builder_accepts_is_given_up_after_the_time_that_the_command_line_says() {
-    let server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
     let printed = Project::shop()
         .run(&["up", "--gateway", &server.url, "--queue-timeout", "0"])
         .await;
@@ -172,14 +127,8 @@ async fn two_ctrl_c_cancel_a_build_by_the_builders_own_address() {
     let begun = [json!({"log": ["l: T begun"], "status": "in_progress"})];
     let mut server = FakeBuilder::start(vec![("POST /build", Answer::records(&begun, End::Open))]).await;
     let project = Project::shop();
-    let mut child = project
-        .command(&["up", "--via", "builder", "--builder", &server.url])
-        .spawn()
-        .expect("the command runs");
-    let id = server.next_request().await.headers["x-call-id"]
-        .to_str()
-        .expect("text")
-        .to_owned();
+    let mut child = project.spawn(&["up", "--via", "builder", "--builder", &server.url]);
+    let id = server.next_call_id().await;
     let cancelled = json!({"id": id, "state": "cancelled", "error": "cancelled"});
     server.answer(&format!("DELETE /builds/{id}"), Answer::json(200, &cancelled));
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
@@ -193,16 +142,10 @@ async fn two_ctrl_c_cancel_a_build_by_the_builders_own_address() {
 
 #[tokio::test]
 async fn a_log_that_ends_without_the_outcome_of_the_deployment_is_followed_by_asking_for_it() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
     let project = Project::shop();
-    let child = project
-        .command(&["up", "--gateway", &server.url])
-        .spawn()
-        .expect("the command runs");
-    let id = server.next_request().await.headers["x-call-id"]
-        .to_str()
-        .expect("text")
-        .to_owned();
+    let child = project.spawn(&["up", "--gateway", &server.url]);
+    let id = server.next_call_id().await;
     let unknown =
         json!({"seq": 1, "status": "failed", "error": "what became of its deployment is not known"});
     let build = format!("GET /function/builder-fn/builds/{id}");
@@ -231,10 +174,7 @@ async fn dev_is_quiet_while_nothing_changes_and_builds_again_what_was_saved() {
     ])
     .await;
     let project = Project::shop();
-    let mut child = project
-        .command(&["dev", "--via", "builder", "--builder", &server.url])
-        .spawn()
-        .expect("the command runs");
+    let mut child = project.spawn(&["dev", "--via", "builder", "--builder", &server.url]);
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
     server.next_request().await;
     read_until(&mut stderr, "watching for changes").await;

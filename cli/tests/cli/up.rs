@@ -7,15 +7,6 @@ use serde_json::{Value, json};
 use crate::fake_builder::{Answer, End, FakeBuilder, line, running};
 use crate::project::Project;
 
-/// The queue's answer.
-fn queued() -> Answer {
-    Answer {
-        status: 202,
-        chunks: Vec::new(),
-        end: End::Complete,
-    }
-}
-
 #[tokio::test]
 async fn each_outcome_has_its_exit_status_and_each_failure_its_next_step() {
     let failed = |code: u64| json!({"status": "failed", "error": "why", "code": code, "duration": 1.0});
@@ -119,7 +110,7 @@ async fn answers_without_a_stream_have_the_same_exit_statuses() {
 
 #[tokio::test]
 async fn a_request_is_a_signed_tar_with_the_function_as_the_stack_file_has_it() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", queued())]).await;
+    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
     let project = Project::shop();
     project.write("shop/target/large", "x");
     project.write("shop/.dockerignore", "target\n");
@@ -177,7 +168,15 @@ async fn a_request_is_a_signed_tar_with_the_function_as_the_stack_file_has_it() 
     assert_eq!(config["image"], "r.example/shop:1");
     assert_eq!(config["deploy"], json!({"service": "shop"}));
     assert_eq!(config["buildArgs"], json!({"A": "1"}));
-    assert!(config["submittedAt"].is_string(), "{config}");
+    let time = |key: &str| {
+        let text = config[key].as_str().expect("a time");
+        text.parse::<jiff::Timestamp>().expect("RFC 3339")
+    };
+    // Nobody sends a recorded request again once a day has passed.
+    assert_eq!(
+        time("notAfter").duration_since(time("submittedAt")),
+        jiff::SignedDuration::from_hours(24)
+    );
 }
 
 #[tokio::test]
@@ -185,7 +184,7 @@ async fn a_request_that_is_too_large_for_the_queue_goes_there_as_a_reference_to_
     let stored = json!({"status": "success", "context": {"oci": "r.example/contexts@sha256:1"}});
     let mut server = FakeBuilder::start(vec![
         ("POST /function/builder-fn/contexts", Answer::json(201, &stored)),
-        ("POST /async-function/builder-fn", queued()),
+        ("POST /async-function/builder-fn", Answer::queued()),
     ])
     .await;
     let project = Project::shop();
@@ -271,13 +270,14 @@ async fn quiet_progress_prints_errors_only_and_every_failed_function_counts() {
 }
 
 /// Returns bytes that do not become fewer when they are compressed.
-fn incompressible(length: usize) -> Vec<u8> {
+pub(crate) fn incompressible(length: usize) -> Vec<u8> {
     let mut state = 1_u64;
-    let next = || {
+    let mut bytes = vec![0; length];
+    for word in bytes.chunks_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
+        word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
+    }
+    bytes
 }

@@ -139,9 +139,38 @@ impl fmt::Debug for HmacKeys {
 
 /// Returns the HMAC signature of a request's body, as the value of a header.
 pub fn sign_body(keys: &HmacKeys, body: &[u8]) -> String {
-    let mut mac = keys.first.clone();
-    mac.update(body);
-    format!("{SIGNATURE_PREFIX}{}", hex::encode(mac.finalize().into_bytes()))
+    let mut signer = BodySigner::new(keys);
+    signer.hash_piece(body);
+    signer.finish()
+}
+
+/// A signer of a body that is read in pieces.
+pub struct BodySigner(Hmac<Sha256>);
+
+impl BodySigner {
+    /// Creates a signer of one body, with the first of the keys.
+    pub fn new(keys: &HmacKeys) -> Self {
+        Self(keys.first.clone())
+    }
+
+    /// Adds the next piece of the body.
+    pub fn hash_piece(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// Returns the signature of the whole body, as the value of a header.
+    pub fn finish(self) -> String {
+        format!(
+            "{SIGNATURE_PREFIX}{}",
+            hex::encode(self.0.finalize().into_bytes())
+        )
+    }
+}
+
+impl fmt::Debug for BodySigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BodySigner")
+    }
 }
 
 /// The error for a signature header without `sha256=` and 64 hexadecimal digits.
