@@ -23,7 +23,7 @@ ask() {
   method=$1 path=$2 && shift 2
   at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
   signature=$(printf '%s\n%s\n%s' "$method" "$path" "$at" | sign)
-  curl --silent --show-error --fail-with-body --request "$method" "$builder$path" \
+  curl --silent --show-error --fail-with-body --speed-time 60 --speed-limit 1 --request "$method" "$builder$path" \
     -H "X-Signed-At: $at" -H "X-Build-Signature: sha256=$signature" "$@"
 }
 

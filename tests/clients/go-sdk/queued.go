@@ -22,6 +22,9 @@ import (
 // queuedBytesMax is the largest request that the queue of the Community Edition takes.
 const queuedBytesMax = 256_000
 
+// questions has a limit on the wait for an answer to begin.
+var questions = &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, ResponseHeaderTimeout: time.Minute}}
+
 // queue submits builds through the gateway's queue, and asks about them.
 type queue struct {
 	client   *sdk.Client
@@ -68,7 +71,7 @@ func (q *queue) ask(method, path, accept string) (*http.Response, error) {
 	request.Header.Set("X-Signed-At", at)
 	request.Header.Set("X-Build-Signature", q.sign([]byte(method+"\n"+path+"\n"+at)))
 	request.Header.Set("Accept", accept)
-	return http.DefaultClient.Do(request)
+	return questions.Do(request)
 }
 
 // signed returns a POST request with this body.

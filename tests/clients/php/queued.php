@@ -25,7 +25,7 @@ function sign(string $body): string
 function open(string $method, string $url, array $headers, string $body = ''): array
 {
     $lines = array_map(fn ($name) => "$name: $headers[$name]", array_keys($headers));
-    $options = ['method' => $method, 'header' => $lines, 'content' => $body, 'ignore_errors' => true, 'timeout' => 900];
+    $options = ['method' => $method, 'header' => $lines, 'content' => $body, 'ignore_errors' => true, 'timeout' => 60];
     $answer = @fopen($url, 'r', false, stream_context_create(['http' => $options]));
     $head = $answer ? stream_get_meta_data($answer)['wrapper_data'] : ['HTTP/1.1 599 no answer'];
     $status = (int) explode(' ', $head[0])[1];

@@ -38,7 +38,7 @@ def ask(method, path, accept="application/json"):
     at = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     signature = sign(f"{method}\n{path}\n{at}".encode())
     headers = {"X-Signed-At": at, "X-Build-Signature": signature, "Accept": accept}
-    return urllib.request.urlopen(urllib.request.Request(BUILDER + path, None, headers, method=method))
+    return urllib.request.urlopen(urllib.request.Request(BUILDER + path, None, headers, method=method), timeout=60)
 
 
 def post(url, body, media_type):

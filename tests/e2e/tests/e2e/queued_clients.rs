@@ -177,7 +177,6 @@ async fn clients_of_all_languages_store_a_context_that_is_too_large_for_the_queu
         let repository = format!("e2e/queued-large-{name}");
         let built = client.build(&fixture, &fixture.image_name(&repository), &folder, builder.url())?;
         assert_eq!(built.code, 0, "{name}: {built:?}");
-        assert!(built.stderr.contains("[context] fetch "), "{name}: {built:?}");
         assert!(fixture.is_pushed(&repository).await?, "{name}");
     }
     Ok(())
