@@ -8,7 +8,7 @@ template := --manifest-path template/rust-hyper/Cargo.toml
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
-.PHONY: help up down purge env status test check unit chart e2e hostile soak locks fuzz bench-host bench-contexts bench-flood
+.PHONY: help up down purge env static status test check unit chart e2e hostile soak locks fuzz bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -22,11 +22,12 @@ down: ## stop the stack; keep its data for a quick restart
 purge: ## stop the stack and remove its data: build cache, images, credentials
 	@$(stack) down --purge
 
-env: ## build the command slipway, and print the stack's environment variables: eval "$(make env)"
-	@cargo build --quiet --locked --package slipway
-	@mkdir -p target/bin && ln -sf ../debug/slipway target/bin/slipway
+env: static ## build the command slipway, and print the stack's environment variables: eval "$(make env)"
 	@$(stack) env
 	@echo "export PATH='$(CURDIR)/target/bin':\"\$$PATH\""
+
+static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it
+	@tests/static-command "$${COMMAND_PROFILE:-dev}" target/bin
 
 status: ## show the state of the stack's parts
 	@$(stack) status
@@ -47,6 +48,7 @@ check: ## check format, lints, lock files and licences
 unit: ## run all tests that need no stack
 	@$(stack) packages --tests
 	cargo test --quiet --locked --workspace --exclude slipway-e2e
+	$(MAKE) --no-print-directory static
 	cargo test --quiet --locked --package slipway-e2e --lib --bins
 	cargo test --quiet --locked --workspace $(template)
 	cargo test --quiet --locked --package function-host --all-features $(template)
