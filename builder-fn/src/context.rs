@@ -29,7 +29,7 @@ pub(crate) use spool::{SpoolError, check_spool_folder_writable};
 #[cfg(test)]
 pub(crate) use view::view;
 pub(crate) use view::{ContextView, ViewEntry, ViewFilter, pattern_problems, view_while};
-pub use view::{IgnoreDecision, IgnoreRules, MatchedFolder, PatternError};
+pub use view::{IgnoreDecision, IgnoreRules, MatchedFolder, PatternError, excluding_pattern};
 
 /// The entries of a source context, and the bytes of their files.
 #[derive(Debug)]
@@ -102,6 +102,25 @@ impl SourceContext {
     /// Returns the context's entry at `path`, which is relative, without `./` and without a trailing slash.
     pub fn get(&self, path: &str) -> Option<Entry<'_>> {
         self.index.get(path)
+    }
+
+    /// Returns the names of the entries directly in a folder, or in the context if `folder` is empty; `None` if there is no such
+    /// entry.
+    pub(crate) fn names_in_folder(&self, folder: &str) -> Option<impl Iterator<Item = &str>> {
+        let number = match folder {
+            "" => None,
+            folder => Some(self.index.find(folder)?),
+        };
+        Some(self.index.children(number).map(|child| self.index.name(child)))
+    }
+
+    /// Returns up to `limit` bytes from the beginning of the file at `path`; `None` if it is no file or cannot be read.
+    pub(crate) fn read_beginning(&self, path: &str, limit: usize) -> Option<Vec<u8>> {
+        let entry = self.get(path)?;
+        let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
+        let mut beginning = vec![0; size.min(limit)];
+        self.read_file_exact(entry, 0, &mut beginning).ok()?;
+        Some(beginning)
     }
 
     /// Returns whether the contents of all files are in memory, so that reading never waits for a disk.

@@ -14,6 +14,7 @@ mod patterns;
 
 use super::{Kind, SourceContext};
 use effort::MatchingEffort;
+pub use ignore_file::excluding_pattern;
 pub(crate) use ignore_file::pattern_problems;
 pub use ignore_rules::{IgnoreDecision, IgnoreRules, MatchedFolder};
 use patterns::{MatchedPatterns, Pattern, Patterns};

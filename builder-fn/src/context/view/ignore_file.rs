@@ -1,7 +1,11 @@
 //! Validation of `.dockerignore` files, with the rules of `github.com/moby/patternmatcher/ignorefile`.
 
+use super::effort::MatchingEffort;
 use super::glob;
 use super::patterns::Pattern;
+
+/// The limit on the effort of finding the pattern that excludes a path, in bytes of compared paths.
+const EXCLUDING_EFFORT_MAX_BYTES: usize = 1 << 20;
 
 /// A malformed pattern in an ignore file, and its line.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +43,46 @@ pub(super) fn pattern_texts(content: &[u8]) -> impl Iterator<Item = (usize, Stri
     lines.filter_map(|(line, text)| Some((line, pattern_text_in_line(&String::from_utf8_lossy(text))?)))
 }
 
+/// The limit on the patterns of an ignore file that are tried for [`excluding_pattern`].
+const TRIED_PATTERNS_MAX: usize = 2_000;
+
+/// The limit on the length of the patterns with wildcards that are tried for [`excluding_pattern`], in bytes: each is compiled.
+const TRIED_WILDCARDS_MAX_BYTES: usize = 2 << 10;
+
+/// Returns the pattern in the content of an ignore file that excludes `path` or a folder above it, and its line; `None` if none
+/// does, a pattern is malformed, or there are too many patterns to find out.
+///
+/// The last pattern that matches decides, so the search goes from the end.
+pub fn excluding_pattern(content: &[u8], path: &str) -> Option<(usize, String)> {
+    let mut patterns: Vec<_> = pattern_texts(content).take(TRIED_PATTERNS_MAX + 1).collect();
+    if patterns.len() > TRIED_PATTERNS_MAX || path.len() > 4096 {
+        return None;
+    }
+    let mut effort = MatchingEffort::new(
+        EXCLUDING_EFFORT_MAX_BYTES,
+        "the patterns are too many or too complex",
+        &|| true,
+    );
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    let paths: Vec<&str> = ends.filter_map(|end| path.get(..end)).collect();
+    let mut compiled_bytes = 0;
+    while let Some((line, text)) = patterns.pop() {
+        if text.contains(['*', '?', '[', '\\']) {
+            compiled_bytes += text.len();
+            if compiled_bytes > TRIED_WILDCARDS_MAX_BYTES {
+                return None;
+            }
+        }
+        let pattern = Pattern::parse(&text).ok()?;
+        for path in &paths {
+            if pattern.matches(path, &mut effort).ok()? {
+                return (!pattern.is_exception()).then_some((line, text));
+            }
+        }
+    }
+    None
+}
+
 /// Parses the pattern in a line of an ignore file; `None` for a blank line or a comment.
 fn pattern_text_in_line(line: &str) -> Option<String> {
     if line.starts_with('#') {
@@ -60,6 +104,31 @@ fn pattern_text_in_line(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pattern_that_excludes_a_path_is_the_last_that_matches_it_or_a_folder_above_it() {
+        let content = b"# a\n*\n!src\nsrc/*.log\n!src/keep.log\n/target/\n";
+        for (path, expected) in [
+            ("Cargo.lock", Some((2, "*"))),
+            ("src/main.rs", None),
+            ("src/a.log", Some((4, "src/*.log"))),
+            ("src/keep.log", None),
+            ("target/debug/a", Some((6, "target"))),
+        ] {
+            let found = excluding_pattern(content, path);
+            assert_eq!(
+                found,
+                expected.map(|(line, text)| (line, text.to_owned())),
+                "{path}"
+            );
+        }
+        assert_eq!(excluding_pattern(b"[z-a]\n", "z"), None);
+        assert_eq!(
+            excluding_pattern("*a*b\n".repeat(2_000).as_bytes(), "ab"),
+            Some((2_000, "*a*b".to_owned()))
+        );
+        assert_eq!(excluding_pattern("*a*b\n".repeat(2_001).as_bytes(), "c"), None);
+    }
 
     #[test]
     fn malformed_patterns_are_found_with_their_lines() {

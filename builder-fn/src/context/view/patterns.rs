@@ -179,7 +179,7 @@ impl Pattern {
     }
 
     /// Returns whether the pattern, without the `!` of an exception, matches the whole of `path`.
-    fn matches(&self, path: &str, effort: &mut MatchingEffort<'_>) -> Result<bool, &'static str> {
+    pub(super) fn matches(&self, path: &str, effort: &mut MatchingEffort<'_>) -> Result<bool, &'static str> {
         effort.spend(PATTERN_EFFORT_BYTES)?;
         Ok(match &self.rule {
             MatchRule::Malformed(reason) => return Err(reason),
