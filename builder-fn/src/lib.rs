@@ -16,6 +16,7 @@ mod error;
 pub mod function_id;
 pub mod hand_over;
 pub mod handler;
+pub mod hint;
 mod host_port;
 pub mod metrics;
 pub mod notify;

@@ -4,6 +4,7 @@
 //! Nothing here uses the rest of the tests, because `fuzz/` includes only this folder.
 
 mod config;
+mod hint;
 mod index;
 mod peer;
 mod request;
@@ -11,6 +12,7 @@ mod request;
 use builder_fn::context::{Entry, Index};
 
 pub(crate) use config::check_config;
+pub(crate) use hint::check_hint;
 pub(crate) use index::{check_index, fix_checksums};
 pub(crate) use peer::check_file_sync;
 pub(crate) use request::check_request;

@@ -1,0 +1,167 @@
+//! Hints: why a build or a deployment failed, where, and what to do next.
+//!
+//! [`explain`] is a pure function from what is known of a failure. It gives no hint where nothing is known: every rule needs
+//! the words of the program that failed, and names a place only if these words, the Dockerfile or the context have it.
+//!
+//! All of it is input from outside. The texts are cut to a fixed size before any rule reads them, each rule passes over
+//! them a fixed number of times, and the texts of a hint are short and without control characters.
+
+mod compiler;
+mod dependency;
+mod deployment;
+mod dockerfile;
+mod dockerfile_error;
+mod evidence;
+mod exit_code;
+mod failure;
+mod files;
+mod go;
+mod image;
+mod kind;
+mod network;
+mod node;
+mod python;
+mod resources;
+mod secret;
+mod source;
+mod text;
+mod time_limit;
+
+use serde::Serialize;
+
+pub use deployment::explain_deployment;
+use evidence::Evidence;
+pub use failure::{CredentialHolder, FailedStepOutput, Failure, RegistryLogin};
+pub use files::{ContextFiles, NoFiles};
+pub use image::refusing_registry;
+pub use kind::HintKind;
+
+/// The length after which the text of a sentence is cut, in bytes.
+const MAX_SENTENCE_BYTES: usize = 600;
+
+/// The length after which the name of a file or a step, or a line of output, is cut, in bytes.
+const MAX_NAME_BYTES: usize = 200;
+
+/// The most lines of output in a hint.
+const MAX_LOG_LINES: usize = 10;
+
+/// Why a build or a deployment failed, where, and what to do next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hint {
+    /// The kind of the cause, for programs.
+    pub kind: HintKind,
+    /// The cause, in one sentence.
+    pub cause: String,
+    /// The file with the cause: of the context, or as the failed program named it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The line of the cause in the file, from 1 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// The step of the Dockerfile that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<HintStep>,
+    /// The last lines that a function wrote which does not run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
+    /// What to do next, in one sentence.
+    pub next: String,
+}
+
+/// The failed step in a hint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HintStep {
+    /// The name of the step, such as `[2/3] RUN make`.
+    pub name: String,
+    /// The Dockerfile, relative to the context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The line in the Dockerfile at which the step's instruction begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+}
+
+/// A rule: returns the hint if the failure has this rule's cause.
+type Rule = for<'a> fn(&Evidence<'a>) -> Option<Hint>;
+
+/// The rules, of which the first with a hint decides. A compiler's error with a place comes before what a program writes
+/// about its network, because builds go on after failed downloads; a failed download comes before a missing dependency,
+/// because package managers take one for the other.
+const RULES: &[Rule] = &[
+    time_limit::explain,
+    dockerfile_error::explain,
+    source::explain_denied,
+    source::explain_missing_source,
+    secret::explain,
+    image::explain_pull,
+    image::explain_push,
+    network::explain_download,
+    resources::explain_full_disk,
+    dependency::explain_manifest,
+    compiler::explain,
+    go::explain,
+    resources::explain_memory,
+    node::explain_npm,
+    network::explain_step,
+    dependency::explain,
+    python::explain,
+    node::explain,
+    source::explain_file_missing_in_step,
+    exit_code::explain,
+];
+
+/// Returns the hint for a failed build; `None` where the cause is not known.
+pub fn explain(failure: &Failure<'_>) -> Option<Hint> {
+    let evidence = Evidence::new(failure);
+    let hint = RULES.iter().find_map(|rule| rule(&evidence))?;
+    Some(evidence.complete(hint))
+}
+
+impl Hint {
+    /// Creates a hint without a place.
+    fn new(kind: HintKind, cause: impl AsRef<str>, next: impl AsRef<str>) -> Self {
+        Self {
+            kind,
+            cause: text::one_line(cause.as_ref(), MAX_SENTENCE_BYTES),
+            file: None,
+            line: None,
+            step: None,
+            log: Vec::new(),
+            next: text::one_line(next.as_ref(), MAX_SENTENCE_BYTES),
+        }
+    }
+
+    /// Returns the hint with its place.
+    fn at(self, file: &str, line: Option<u32>) -> Self {
+        Self {
+            file: Some(text::one_line(file, MAX_NAME_BYTES)).filter(|file| !file.is_empty()),
+            line: line.filter(|line| *line > 0),
+            ..self
+        }
+    }
+
+    /// Returns the hint with the last of `lines`.
+    fn with_log<'l>(mut self, lines: impl Iterator<Item = &'l str>) -> Self {
+        let mut log: Vec<_> = lines
+            .map(|line| text::one_line(line, MAX_NAME_BYTES))
+            .filter(|line| !line.is_empty())
+            .collect();
+        self.log = log.split_off(log.len().saturating_sub(MAX_LOG_LINES));
+        self
+    }
+
+    /// Changes every text of the hint, such as to mask secrets.
+    pub fn map_texts(&mut self, change: impl Fn(&mut String)) {
+        change(&mut self.cause);
+        change(&mut self.next);
+        self.file.iter_mut().for_each(&change);
+        self.log.iter_mut().for_each(&change);
+        if let Some(step) = &mut self.step {
+            change(&mut step.name);
+            step.file.iter_mut().for_each(&change);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Errors of compilers, and failing tests, that name a file and a line.
+
+use super::evidence::Evidence;
+use super::text::{self, Place};
+use super::{Hint, HintKind};
+
+/// An error of a compiler.
+struct CompileError<'l> {
+    place: Place<'l>,
+    message: &'l str,
+}
+
+/// Explains an error of a compiler, or a failing test of cargo.
+pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure()?;
+    let lines: Vec<&str> = evidence.lines().collect();
+    if let Some(hint) = failed_rust_test(&lines) {
+        return Some(hint);
+    }
+    let found = rust_error(&lines).or_else(|| lines.iter().find_map(|line| plain_error(line)))?;
+    let file = found.place.file.strip_prefix("./").unwrap_or(found.place.file);
+    Some(
+        Hint::new(
+            HintKind::CompileError,
+            format!("{file} does not compile: {}", found.message),
+            format!("correct line {} of {file}", found.place.line),
+        )
+        .at(file, Some(found.place.line)),
+    )
+}
+
+/// Finds rustc's first error: `error[E0308]: MESSAGE`, and after it ` --> FILE:LINE:COLUMN`.
+fn rust_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
+    const LINES_TO_PLACE: usize = 6;
+    // cargo prints an error in a manifest in the same form.
+    let is_source = |file: &str| !file.ends_with(".toml");
+    (0..lines.len()).find_map(|at| {
+        let line = lines.get(at)?.trim_start();
+        let rest = line.strip_prefix("error")?;
+        let message = match rest.strip_prefix('[') {
+            Some(code) => code.split_once("]: ")?.1,
+            None => rest.strip_prefix(": ")?,
+        };
+        let following = lines.iter().skip(at + 1).take(LINES_TO_PLACE);
+        let place = following
+            .map(|line| line.trim_start())
+            .take_while(|line| !line.starts_with("error") && !line.starts_with("warning"))
+            .find_map(|line| Some(text::parse_place(line.strip_prefix("--> ")?)?.0))?;
+        is_source(place.file).then_some(CompileError { place, message })
+    })
+}
+
+/// Parses an error on one line: `FILE:LINE:COLUMN: error: MESSAGE` (gcc, clang, javac, kotlinc, swiftc), or `FILE(LINE,COLUMN):
+/// error CODE: MESSAGE` (tsc, csc).
+fn plain_error(line: &str) -> Option<CompileError<'_>> {
+    if let Some((place, rest)) = text::parse_place(line) {
+        let rest = text::after_column(rest)?;
+        let message = rest
+            .strip_prefix("error: ")
+            .or_else(|| rest.strip_prefix("fatal error: "))?;
+        return Some(CompileError { place, message });
+    }
+    let (place, message) = line.split_once("): error ")?;
+    let (file, numbers) = place.rsplit_once('(')?;
+    let number = numbers.split(',').next()?.parse().ok()?;
+    let is_file = !file.is_empty() && file.len() <= 200 && !file.contains(char::is_whitespace);
+    let place = Place { file, line: number };
+    is_file.then_some(CompileError { place, message })
+}
+
+/// Finds the first failing test of cargo: `thread 'NAME' (ID) panicked at FILE:LINE:COLUMN:`.
+fn failed_rust_test(lines: &[&str]) -> Option<Hint> {
+    lines
+        .iter()
+        .find(|line| line.starts_with("test result: FAILED"))?;
+    let (line, rest) = lines.iter().enumerate().find_map(|(at, line)| {
+        let rest = line.strip_prefix("thread '")?;
+        Some((at, rest.split_once("panicked at ")?))
+    })?;
+    let (name, rest) = rest;
+    let name = name.split('\'').next()?;
+    let (place, _) = text::parse_place(rest)?;
+    let message = lines.get(line + 1).copied().unwrap_or_default();
+    Some(
+        Hint::new(
+            HintKind::TestFailed,
+            format!("the test {name} fails: {message}"),
+            format!(
+                "correct what the test checks, or the test (line {} of {})",
+                place.line, place.file
+            ),
+        )
+        .at(place.file, Some(place.line)),
+    )
+}

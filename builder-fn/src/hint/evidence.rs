@@ -1,0 +1,130 @@
+//! What the rules read: the failure with its texts cut and cleaned, and taken apart once.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+
+use super::dockerfile::{self, Instruction};
+use super::failure::Failure;
+use super::{Hint, HintStep, MAX_NAME_BYTES, text};
+
+/// The length after which an error is not read, in bytes.
+const ERROR_READ_BYTES: usize = 16 << 10;
+
+/// The length of the end of a step's output that is read, in bytes.
+const OUTPUT_READ_BYTES: usize = 48 << 10;
+
+/// The length after which a line of output is not read, in bytes.
+const LINE_READ_BYTES: usize = 2 << 10;
+
+/// The words between the command and the reason in BuildKit's error for a process that failed:
+/// `solver/llbsolver/ops/exec.go`.
+const PROCESS_FAILED: &str = "\" did not complete successfully: ";
+
+/// A failure with its texts cut and cleaned.
+pub(super) struct Evidence<'a> {
+    /// What is known of the failure.
+    pub(super) failure: &'a Failure<'a>,
+    /// The error.
+    pub(super) error: Cow<'a, str>,
+    /// The end of the output of the failed step.
+    output: String,
+    instructions: OnceCell<Vec<Instruction>>,
+}
+
+impl<'a> Evidence<'a> {
+    /// Cuts and cleans the texts of a failure.
+    pub(super) fn new(failure: &'a Failure<'a>) -> Self {
+        let output = failure.step.map(|step| step.output).unwrap_or_default();
+        Self {
+            failure,
+            error: Cow::Borrowed(text::first_part(failure.error, ERROR_READ_BYTES)),
+            output: text::without_terminal_codes(text::last_part(output, OUTPUT_READ_BYTES)),
+            instructions: OnceCell::new(),
+        }
+    }
+
+    /// Returns the lines of the step's output, each cut.
+    pub(super) fn lines(&self) -> impl DoubleEndedIterator<Item = &str> {
+        let lines = self.output.lines();
+        lines.map(|line| text::first_part(line, LINE_READ_BYTES).trim_end())
+    }
+
+    /// Returns the instructions of the Dockerfile; none if it cannot be read.
+    pub(super) fn instructions(&self) -> &[Instruction] {
+        self.instructions.get_or_init(|| {
+            let read = self
+                .failure
+                .files
+                .read_beginning(self.failure.dockerfile, dockerfile::READ_BYTES);
+            dockerfile::instructions(&String::from_utf8_lossy(&read.unwrap_or_default()))
+        })
+    }
+
+    /// Returns the name of the failed step, if it is one of the Dockerfile's.
+    pub(super) fn step_name(&self) -> Option<&'a str> {
+        let name = self.failure.step?.name;
+        let number = name.strip_prefix('[')?.split_once("] ")?.0;
+        (number != "internal" && number != "context" && number != "auth").then_some(name)
+    }
+
+    /// Returns the instruction of the failed step: at the line that BuildKit names, or the only one with the step's text.
+    pub(super) fn instruction(&self) -> Option<&Instruction> {
+        if let Some(line) = self.failure.dockerfile_line {
+            let mut all = self.instructions().iter();
+            return all.find(|instruction| (instruction.line..=instruction.last_line).contains(&line));
+        }
+        dockerfile::instruction_of_step(self.instructions(), self.step_name()?)
+    }
+
+    /// Returns the line of the Dockerfile at which the failed instruction begins.
+    pub(super) fn dockerfile_line(&self) -> Option<u32> {
+        self.instruction()
+            .map(|instruction| instruction.line)
+            .or(self.failure.dockerfile_line)
+    }
+
+    /// Returns the reason why the process of a step failed, such as `exit code: 1`; `None` for other failures.
+    pub(super) fn process_failure(&self) -> Option<&str> {
+        let (before, reason) = self.error.rsplit_once(PROCESS_FAILED)?;
+        before.contains("process \"").then_some(reason)
+    }
+
+    /// Returns the exit code of the failed step.
+    pub(super) fn exit_code(&self) -> Option<u32> {
+        let code = self.process_failure()?.strip_prefix("exit code: ")?;
+        let digits = code.bytes().take_while(u8::is_ascii_digit).count();
+        code.get(..digits)?.parse().ok()
+    }
+
+    /// Returns the line of a file of the context that begins or goes on as `is_wanted` says, with the file's path. The file
+    /// is looked for in the context and in its folder `function`, where templates of functions have the handler.
+    pub(super) fn find_in_file(&self, name: &str, is_wanted: impl Fn(&str) -> bool) -> Option<(String, u32)> {
+        const READ_BYTES: usize = 64 << 10;
+        for path in [name.to_owned(), format!("function/{name}")] {
+            let Some(read) = self.failure.files.read_beginning(&path, READ_BYTES) else {
+                continue;
+            };
+            let content = String::from_utf8_lossy(&read);
+            let mut lines = (1..).zip(content.lines());
+            if let Some((line, _)) = lines.find(|(_, line)| is_wanted(line)) {
+                return Some((path, line));
+            }
+        }
+        None
+    }
+
+    /// Completes a hint: adds the failed step, and the Dockerfile's line as the place if the rule knows no closer one.
+    pub(super) fn complete(&self, hint: Hint) -> Hint {
+        let line = self.dockerfile_line();
+        let step = self.step_name().map(|name| HintStep {
+            name: text::one_line(name, MAX_NAME_BYTES),
+            file: line.map(|_| text::one_line(self.failure.dockerfile, MAX_NAME_BYTES)),
+            line,
+        });
+        let hint = match (&hint.file, line) {
+            (None, Some(line)) => hint.at(self.failure.dockerfile, Some(line)),
+            _ => hint,
+        };
+        Hint { step, ..hint }
+    }
+}

@@ -1,0 +1,160 @@
+//! Programs that cannot be run, and what their user may not do.
+
+use super::evidence::Evidence;
+use super::{Hint, HintKind, text};
+
+/// The exit code of a shell for a program that may not be executed.
+const NOT_EXECUTABLE: u32 = 126;
+
+/// The exit code of a shell for a program that does not exist.
+const NOT_FOUND: u32 = 127;
+
+/// Explains a program that cannot be run, or that its user may not run.
+pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
+    let reason = evidence.process_failure()?;
+    if let Some(rest) = reason.strip_prefix("unable to find user ") {
+        let user = rest.split_once(':').map_or(rest, |(user, _)| user);
+        return Some(Hint::new(
+            HintKind::UserMissing,
+            format!("the image has no user {user}, which the step runs as"),
+            format!(
+                "create the user {user} in a step before (useradd, adduser), or name one in USER that the image has"
+            ),
+        ));
+    }
+    let code = evidence.exit_code()?;
+    let last = || evidence.lines().rev().take(40).filter(|line| !line.is_empty());
+    let mut lines = last();
+    if let Some(line) = lines.find(|line| line.to_lowercase().contains("exec format error")) {
+        let program = line
+            .strip_prefix("exec ")
+            .and_then(|rest| rest.split_once(':'))
+            .map(|(program, _)| program);
+        let program = program
+            .or_else(|| program_in_message(line))
+            .unwrap_or("a program of the step");
+        return Some(Hint::new(
+            HintKind::WrongArchitecture,
+            format!("{program} is not for the processor or the operating system of the build"),
+            "use a program and a base image for the platform of the build, or begin a script with its interpreter (#!/bin/sh)",
+        ));
+    }
+    if code == NOT_FOUND
+        && let Some(program) = last().find_map(missing_program)
+    {
+        return Some(missing_program_hint(evidence, program));
+    }
+    if let Some(program) = last().find_map(unstartable_program) {
+        return Some(missing_program_hint(evidence, program));
+    }
+    if code == NOT_EXECUTABLE
+        && let Some(line) = last().find(|line| line.contains("Permission denied"))
+    {
+        let program = program_in_message(line)?;
+        return Some(Hint::new(
+            HintKind::NotExecutable,
+            format!("{program} may not be executed: it has no executable bit, or is a folder"),
+            format!(
+                "make it executable (chmod +x {program}, COPY --chmod=755), or run it with its interpreter (sh {program})"
+            ),
+        ));
+    }
+    let line = last().find(|line| {
+        line.contains("Permission denied")
+            || line.contains("EACCES: permission denied")
+            || line.contains("Operation not permitted")
+    })?;
+    Some(Hint::new(
+        HintKind::PermissionDenied,
+        format!("the user of the step may not do this: {line}"),
+        "run the step as a user that may (USER root before it), or change the owner of the files (COPY --chown, chown)",
+    ))
+}
+
+/// Returns the program that a shell did not find, from its message: `/bin/sh: 1: yarn: not found`, `bash: line 1: yarn: command
+/// not found`, `/bin/sh: yarn: not found`.
+fn missing_program(line: &str) -> Option<&str> {
+    let line = line
+        .strip_suffix(": command not found")
+        .or_else(|| line.strip_suffix(": not found"));
+    let line = line.or_else(|| line?.strip_suffix(": No such file or directory"));
+    let program = line?.rsplit_once(": ")?.1;
+    is_program(program).then_some(program)
+}
+
+/// Returns the program that could not be started: `env: 'node': No such file or directory`, or runc's `exec: "/bin/sh": stat
+/// /bin/sh: no such file or directory`.
+fn unstartable_program(line: &str) -> Option<&str> {
+    if let Some(rest) = line
+        .strip_prefix("env: ")
+        .or_else(|| line.strip_prefix("/usr/bin/env: "))
+    {
+        let program = rest
+            .strip_suffix(": No such file or directory")?
+            .trim_matches(['\'', '"', '\u{2018}', '\u{2019}']);
+        return is_program(program).then_some(program);
+    }
+    let program = text::between(line, "exec: \"", "\": ")?;
+    let is_missing = line.contains("no such file or directory") || line.contains("executable file not found");
+    (is_missing && is_program(program)).then_some(program)
+}
+
+/// Returns the program in a shell's message about it: the part before the last.
+fn program_in_message(line: &str) -> Option<&str> {
+    let (before, _) = line.rsplit_once(": ")?;
+    let program = before.rsplit_once(": ").map_or(before, |(_, program)| program);
+    is_program(program).then_some(program)
+}
+
+fn is_program(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 200 && !text.contains(char::is_whitespace)
+}
+
+/// Returns the hint for a program that is not in the image, or whose interpreter is not.
+fn missing_program_hint(evidence: &Evidence<'_>, program: &str) -> Hint {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    let script = find_script(evidence, program);
+    if let Some((path, first_line)) = script
+        && let Some(interpreter) = first_line.strip_prefix("#!")
+    {
+        let interpreter = interpreter.trim();
+        if first_line.ends_with('\r') {
+            return Hint::new(
+                HintKind::ScriptError,
+                format!("{path} has Windows line ends, so that its interpreter is looked for as \"{interpreter}\" and a carriage return"),
+                format!("store {path} with the line ends of Unix (dos2unix, git's core.autocrlf=input)"),
+            )
+            .at(&path, Some(1));
+        }
+        return Hint::new(
+            HintKind::CommandNotFound,
+            format!("the image does not have {program}, or not the interpreter of the script, {interpreter}"),
+            format!("copy {path} there, and install {interpreter} in a step before"),
+        );
+    }
+    let next = match program.contains('/') {
+        true => format!("copy {program} into the image, or build it in a step before"),
+        false => format!("install {name} in a step before, or use a base image that has it"),
+    };
+    Hint::new(
+        HintKind::CommandNotFound,
+        format!("the image does not have the program {program}"),
+        next,
+    )
+}
+
+/// Returns the script of the context that a program is, with its first line: the file whose path is the end of the program's.
+fn find_script(evidence: &Evidence<'_>, program: &str) -> Option<(String, String)> {
+    let mut rest =
+        Some(program.trim_start_matches("./").trim_start_matches('/')).filter(|_| program.contains('/'));
+    for _ in 0..16 {
+        let path = rest?;
+        if let Some(read) = evidence.failure.files.read_beginning(path, 256) {
+            let read = String::from_utf8_lossy(&read).into_owned();
+            let first = read.split('\n').next().unwrap_or_default();
+            return Some((path.to_owned(), first.to_owned()));
+        }
+        rest = path.split_once('/').map(|(_, rest)| rest);
+    }
+    None
+}

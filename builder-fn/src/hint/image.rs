@@ -1,0 +1,236 @@
+//! Images that cannot be pulled or pushed.
+
+use super::evidence::Evidence;
+use super::failure::{CredentialHolder, RegistryLogin};
+use super::network::connection_problem;
+use super::{Hint, HintKind, text};
+
+/// The beginning of the error for a program with credentials that cannot be started.
+const HELPER_NOT_RUN: &str = "could not run ";
+
+/// What a registry answered, as far as it is a cause.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    RateLimit,
+    ImmutableTag,
+    Failing,
+}
+
+/// Explains a base image that cannot be pulled.
+pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
+    let (_, rest) = evidence
+        .error
+        .split_once("failed to resolve source metadata for ")?;
+    let (image, reason) = rest.split_once(": ")?;
+    let image = &text::one_line(image, super::MAX_NAME_BYTES);
+    let registry = registry_of(image);
+    if reason.contains("no match for platform in manifest") {
+        return Some(Hint::new(
+            HintKind::ImagePlatform,
+            format!("{registry} has the image {image}, and not for the platform of the build"),
+            "use an image that is made for this platform, or build for another one: the config's \"platforms\"",
+        ));
+    }
+    if reason.contains("pull access denied, repository does not exist or may require authorization") {
+        return Some(Hint::new(
+            HintKind::ImagePrivate,
+            format!(
+                "{registry} does not give {image} to this build: the repository does not exist, or needs credentials{}",
+                describe_login(evidence)
+            ),
+            format!(
+                "correct the image's name; if it is private, have credentials for {registry} added that may pull it"
+            ),
+        ));
+    }
+    if let Some(hint) = connection_problem(reason, Some(registry), &format!("to pull {image}")) {
+        return Some(hint);
+    }
+    match refusal(reason)? {
+        Refusal::NotFound => Some(Hint::new(
+            HintKind::ImageMissing,
+            format!("{registry} has no image {image}"),
+            "correct the image's name or tag; the name is the one in the Dockerfile, or that of a build argument",
+        )),
+        Refusal::Unauthorized | Refusal::Forbidden => {
+            Some(with_helper(evidence, registry).unwrap_or_else(|| {
+                Hint::new(
+                    HintKind::ImagePrivate,
+                    format!(
+                        "{registry} does not let this build pull {image}{}",
+                        describe_login(evidence)
+                    ),
+                    format!(
+                        "have credentials for {registry} added that may pull {image}, or use another image"
+                    ),
+                )
+            }))
+        }
+        other => Some(registry_state(other, registry, "pull")),
+    }
+}
+
+/// Explains a push that the registry refuses.
+pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
+    let (_, rest) = evidence.error.split_once("failed to push ")?;
+    let (image, reason) = rest.split_once(": ")?;
+    let image = &text::one_line(image, super::MAX_NAME_BYTES);
+    let registry = registry_of(image);
+    if let Some(hint) = connection_problem(reason, Some(registry), &format!("to push {image}")) {
+        return Some(hint);
+    }
+    match refusal(reason)? {
+        Refusal::Unauthorized | Refusal::Forbidden => Some(with_helper(evidence, registry).unwrap_or_else(|| {
+            Hint::new(
+                HintKind::PushDenied,
+                format!("{registry} refuses the push of {image}{}", describe_login(evidence)),
+                format!("have credentials for {registry} added that may push to {}, or push to another repository", repository_of(image)),
+            )
+        })),
+        Refusal::NotFound => Some(Hint::new(
+            HintKind::RepositoryMissing,
+            format!("{registry} has no repository for {image}, and does not create it"),
+            format!("create the repository {}, or push to another one", repository_of(image)),
+        )),
+        Refusal::ImmutableTag => Some(Hint::new(
+            HintKind::TagImmutable,
+            format!("{registry} has the tag of {image} already, and does not let it be replaced"),
+            "push with another tag",
+        )),
+        other => Some(registry_state(other, registry, "push")),
+    }
+}
+
+/// Returns the registry that refuses a pull or a push for its credentials, by the text of the error; `docker.io` for Docker Hub.
+pub fn refusing_registry(error: &str) -> Option<&str> {
+    let error = text::first_part(error, 16 << 10);
+    let rest = error
+        .split_once("failed to resolve source metadata for ")
+        .or_else(|| error.split_once("failed to push "));
+    let (image, reason) = rest?.1.split_once(": ")?;
+    let is_refused = reason.contains("pull access denied")
+        || matches!(refusal(reason), Some(Refusal::Unauthorized | Refusal::Forbidden));
+    is_refused.then(|| registry_of(image))
+}
+
+/// Returns the hint for a registry that limits or fails.
+fn registry_state(refusal: Refusal, registry: &str, what: &str) -> Hint {
+    match refusal {
+        Refusal::RateLimit => Hint::new(
+            HintKind::RegistryRateLimit,
+            format!("{registry} limits how often this builder may {what}"),
+            format!(
+                "build again later, or have credentials for {registry} added, which raise the limit; a mirror avoids it"
+            ),
+        ),
+        _ => Hint::new(
+            HintKind::RegistryFailing,
+            format!("{registry} answered the {what} with an error of its own"),
+            "build again later; if that fails too, the operator of the registry finds the reason in its log",
+        ),
+    }
+}
+
+/// Returns the hint for credentials that could not be read because their program cannot be run.
+fn with_helper(evidence: &Evidence<'_>, registry: &str) -> Option<Hint> {
+    let problem = evidence.failure.login?.problem?;
+    let program = problem.strip_prefix(HELPER_NOT_RUN)?;
+    let program = program
+        .split_once(':')
+        .map_or(program, |(program, _)| program)
+        .trim();
+    Some(Hint::new(
+        HintKind::CredentialHelperMissing,
+        format!(
+            "{registry} wants a login, and the program {program}, which has the credentials, cannot be run by the builder"
+        ),
+        format!(
+            "have the operator add {program} to the builder's image, or give the credentials in the config.json itself (auths)"
+        ),
+    ))
+}
+
+/// Returns whose credentials were used, as the end of a sentence.
+fn describe_login(evidence: &Evidence<'_>) -> String {
+    let Some(RegistryLogin {
+        holder,
+        is_given,
+        problem,
+    }) = evidence.failure.login
+    else {
+        return String::new();
+    };
+    let holder = match holder {
+        CredentialHolder::Operator => "the operator".to_owned(),
+        CredentialHolder::Tenant(name) => format!("the tenant {name}"),
+    };
+    match (is_given, problem) {
+        (_, Some(problem)) => format!(": the credentials of {holder} could not be read ({problem})"),
+        (true, None) => format!(": the credentials of {holder} do not have the right"),
+        (false, None) => format!(": {holder} has no credentials for it"),
+    }
+}
+
+/// Finds what a registry answered, in the words of containerd's client.
+fn refusal(reason: &str) -> Option<Refusal> {
+    let has = |words: &[&str]| words.iter().any(|words| reason.contains(words));
+    // "unexpected status from HEAD request to http://registry:5000/v2/…: 401 Unauthorized"
+    let status = reason.rsplit_once("unexpected status").and_then(|(_, rest)| {
+        let (_, rest) = rest.split_once("//")?;
+        let (_, status) = rest.split_once(": ")?;
+        status.get(..3)?.parse::<u16>().ok()
+    });
+    if has(&[
+        "412 Precondition Failed",
+        "TAG_INVALID",
+        "tag is immutable",
+        "immutable tag",
+    ]) {
+        return Some(Refusal::ImmutableTag);
+    }
+    match status {
+        Some(401) => return Some(Refusal::Unauthorized),
+        Some(403) => return Some(Refusal::Forbidden),
+        Some(404) => return Some(Refusal::NotFound),
+        Some(429) => return Some(Refusal::RateLimit),
+        Some(500..) => return Some(Refusal::Failing),
+        _ => {}
+    }
+    if has(&["toomanyrequests", "429 Too Many Requests"]) {
+        Some(Refusal::RateLimit)
+    } else if has(&[
+        "insufficient_scope",
+        "authorization failed",
+        "no basic auth credentials",
+        "401 Unauthorized",
+        "server message: unauthorized",
+    ]) {
+        Some(Refusal::Unauthorized)
+    } else if has(&["denied: ", "403 Forbidden", "server message: denied"]) {
+        Some(Refusal::Forbidden)
+    } else if has(&["NAME_UNKNOWN", "name unknown"]) || reason.ends_with(": not found") {
+        Some(Refusal::NotFound)
+    } else {
+        None
+    }
+}
+
+/// Returns the registry of an image's name, which is `docker.io` for a name without one.
+fn registry_of(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
+        _ => "docker.io",
+    }
+}
+
+/// Returns the repository of an image's name: without its tag and digest.
+fn repository_of(image: &str) -> &str {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    }
+}

@@ -1,0 +1,283 @@
+//! Hosts that cannot be resolved, reached or trusted.
+
+use super::evidence::Evidence;
+use super::{Hint, HintKind, text};
+
+/// The words for a host whose name cannot be resolved, as programs write them.
+const UNRESOLVED_WORDS: &[&str] = &[
+    "Temporary failure resolving",
+    "Temporary failure in name resolution",
+    "Name or service not known",
+    "Could not resolve host",
+    "could not resolve host",
+    "getaddrinfo EAI_AGAIN",
+    "getaddrinfo ENOTFOUND",
+    "no such host",
+    "bad address",
+    "failed to lookup address information",
+    "unable to resolve host address",
+    "nodename nor servname provided",
+    "Unknown host",
+    "UnknownHostException",
+];
+
+/// The words for a connection that does not come about.
+const UNCONNECTED_WORDS: &[&str] = &[
+    "Connection refused",
+    "connection refused",
+    "ECONNREFUSED",
+    "Connection timed out",
+    "connection timed out",
+    "Operation timed out",
+    "ETIMEDOUT",
+    "i/o timeout",
+    "ConnectTimeoutError",
+    "Network is unreachable",
+    "network is unreachable",
+    "ENETUNREACH",
+    "EHOSTUNREACH",
+    "No route to host",
+    "no route to host",
+    "Connection reset by peer",
+    "connection reset by peer",
+    "ECONNRESET",
+];
+
+/// The words for a certificate that is not trusted.
+const UNTRUSTED_WORDS: &[&str] = &[
+    "x509: ",
+    "certificate verify failed",
+    "CERTIFICATE_VERIFY_FAILED",
+    "unable to get local issuer certificate",
+    "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+    "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+    "SELF_SIGNED_CERT_IN_CHAIN",
+    "self-signed certificate",
+    "self signed certificate",
+    "SSL certificate problem",
+    "server certificate verification failed",
+    "invalid peer certificate",
+    "PKIX path building failed",
+];
+
+/// The number of last lines in which a cause is looked for: what a program wrote before did not stop it.
+const SEARCHED_LINES: usize = 80;
+
+/// Explains why the connection to a registry does not come about, by the words of Go's HTTP client.
+pub(super) fn connection_problem(reason: &str, registry: Option<&str>, purpose: &str) -> Option<Hint> {
+    let is_request = [
+        "failed to do request: ",
+        "failed to fetch oauth token",
+        "failed to fetch anonymous token",
+        "Get \"",
+        "Head \"",
+    ]
+    .iter()
+    .any(|words| reason.contains(words));
+    if !is_request {
+        return None;
+    }
+    let host = text::host_of_url(reason).or(registry)?;
+    if let Some(unresolved) =
+        text::between(reason, "dial tcp: lookup ", " ").or_else(|| unresolved_host(reason))
+    {
+        let name = unresolved.trim_end_matches(':');
+        let name = Some(name).filter(|name| text::is_host(name)).unwrap_or(host);
+        return Some(unresolved_hint(
+            name,
+            &format!("BuildKit cannot resolve the name of the host {name} {purpose}"),
+        ));
+    }
+    if UNTRUSTED_WORDS.iter().any(|words| reason.contains(words)) {
+        return Some(untrusted_hint(host, "BuildKit"));
+    }
+    if reason.contains("server gave HTTP response to HTTPS client") {
+        return Some(Hint::new(
+            HintKind::RegistryUnreachable,
+            format!("{host} answers without TLS, and BuildKit wants TLS {purpose}"),
+            format!(
+                "have the operator allow plain HTTP for {host} in BuildKit's configuration, or serve it with TLS"
+            ),
+        ));
+    }
+    let words = UNCONNECTED_WORDS.iter().find(|words| reason.contains(**words))?;
+    let host = registry.unwrap_or(host);
+    let kind = match registry {
+        Some(_) => HintKind::RegistryUnreachable,
+        None => HintKind::ConnectionFailed,
+    };
+    Some(Hint::new(
+        kind,
+        format!(
+            "BuildKit cannot connect to {host} {purpose}: {}",
+            words.to_lowercase()
+        ),
+        format!(
+            "check the name and the port of {host}, and that it serves; if it does, BuildKit's network does not let it through, which the operator can change"
+        ),
+    ))
+}
+
+/// Explains an `ADD` whose source cannot be downloaded.
+pub(super) fn explain_download(evidence: &Evidence<'_>) -> Option<Hint> {
+    let error = &*evidence.error;
+    let reason = error.strip_prefix("failed to load cache key: ").or_else(|| {
+        error
+            .contains("error fetching default branch for repository ")
+            .then_some(error)
+    })?;
+    if let Some(hint) = connection_problem(reason, None, "for a source of the build") {
+        return Some(hint);
+    }
+    if let Some(words) = UNRESOLVED_WORDS.iter().find(|words| reason.contains(**words)) {
+        let host = host_in_line(reason, words)?;
+        return Some(unresolved_hint(
+            host,
+            &format!("BuildKit cannot resolve the name of the host {host}"),
+        ));
+    }
+    let status = reason.strip_prefix("invalid response status ")?;
+    let url = evidence.instruction().and_then(|instruction| {
+        let mut words = instruction.text.split_whitespace();
+        words.find(|word| word.contains("://")).map(str::to_owned)
+    });
+    let what = url.map_or_else(
+        || "the source".to_owned(),
+        |url| text::one_line(&url, super::MAX_NAME_BYTES),
+    );
+    Some(Hint::new(
+        HintKind::DownloadFailed,
+        format!(
+            "the server of {what} answered with the status {}",
+            text::one_line(status, 40)
+        ),
+        "correct the URL, or wait until the server has the file again",
+    ))
+}
+
+/// Explains what a step's program wrote about its network.
+pub(super) fn explain_step(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure()?;
+    let find = |words: &'static [&'static str]| {
+        let mut last = evidence.lines().rev().take(SEARCHED_LINES);
+        last.find_map(|line| {
+            words
+                .iter()
+                .find(|words| line.contains(**words))
+                .map(|words| (line, *words))
+        })
+    };
+    let unresolved = find(UNRESOLVED_WORDS);
+    let unconnected = find(UNCONNECTED_WORDS);
+    if let (Some(tenant), Some((line, words))) = (evidence.failure.no_network, unresolved.or(unconnected)) {
+        let host = host_in_line(line, words).map_or_else(|| "a host".to_owned(), str::to_owned);
+        return Some(Hint::new(
+            HintKind::NetworkDenied,
+            format!(
+                "the step wants to reach {host}, and the policy gives the steps of the tenant {tenant} no network (\"network\": \"none\")"
+            ),
+            "copy what the step needs from the context or from a base image, or ask the operator for the network",
+        ));
+    }
+    if let Some((line, words)) = unresolved {
+        let cause = match host_in_line(line, words).or_else(|| host_in_command(evidence, line)) {
+            Some(host) => {
+                let cause = format!("the step cannot resolve the name of the host {host}");
+                return Some(unresolved_hint(host, &cause));
+            }
+            None => format!("the step cannot resolve the name of a host: {line}"),
+        };
+        return Some(unresolved_hint("the host", &cause));
+    }
+    if let Some((line, words)) = find(UNTRUSTED_WORDS) {
+        return Some(match host_in_line(line, words) {
+            Some(host) => untrusted_hint(host, "the step"),
+            None => Hint::new(
+                HintKind::CertificateUntrusted,
+                format!("the step does not trust the certificate of a host: {line}"),
+                "install the packages of certificate authorities (ca-certificates) in the image, or add the authority of the host",
+            ),
+        });
+    }
+    let (line, words) = unconnected?;
+    let host = host_in_line(line, words);
+    let cause = match host {
+        Some(host) => format!("the step cannot connect to {host}: {}", words.to_lowercase()),
+        None => format!("the step cannot connect: {line}"),
+    };
+    Some(Hint::new(
+        HintKind::ConnectionFailed,
+        cause,
+        "check that the host serves this port; if it does, the rules for the network of build steps do not let it through, which \
+         the operator can change",
+    ))
+}
+
+/// Returns the hint for a host whose name cannot be resolved.
+pub(super) fn unresolved_hint(host: &str, cause: &str) -> Hint {
+    Hint::new(
+        HintKind::NameResolution,
+        cause,
+        format!(
+            "check the name of {host}; if it is right, the DNS or the rules for the network of builds do not let it through, which the operator can change"
+        ),
+    )
+}
+
+fn untrusted_hint(host: &str, who: &str) -> Hint {
+    Hint::new(
+        HintKind::CertificateUntrusted,
+        format!("{who} does not trust the certificate of {host}"),
+        match who {
+            "the step" => {
+                "install the packages of certificate authorities (ca-certificates) in the image, or add the authority of the host"
+            }
+            _ => {
+                "have the operator add the certificate authority of the host to BuildKit's configuration, or use another host"
+            }
+        },
+    )
+}
+
+/// Returns the host in an error of Go's resolver: `lookup HOST on SERVER` or `lookup HOST: no such host`.
+fn unresolved_host(reason: &str) -> Option<&str> {
+    let (_, rest) = reason.split_once("lookup ")?;
+    let is_unresolved =
+        rest.contains("no such host") || rest.contains("server misbehaving") || rest.contains("i/o timeout");
+    let host = rest.split([' ', ':']).next()?;
+    (is_unresolved && text::is_host(host)).then_some(host)
+}
+
+/// Returns the host that a line of output names: in a URL, in quotes or after the words, or after `host=`.
+pub(super) fn host_in_line<'l>(line: &'l str, words: &str) -> Option<&'l str> {
+    let after = line.split_once(words).map_or("", |(_, rest)| rest);
+    let named = after.trim_start_matches([' ', ':', '\'', '"', '`', '(']);
+    let end = named.find(|character: char| matches!(character, '\'' | '"' | '`' | ')' | ',' | ' ' | ':'));
+    let named = named.get(..end.unwrap_or(named.len()))?;
+    if named.contains('.') && text::is_host(named) {
+        return Some(named.trim_end_matches('.')).filter(|host| !host.is_empty());
+    }
+    let host = text::between(line, "host='", "'").filter(|host| text::is_host(host));
+    let host = host.or_else(|| text::between(line, "/dev/tcp/", "/").filter(|host| text::is_host(host)));
+    let host = host.or_else(|| text::host_of_url(line));
+    let host = host.or_else(|| {
+        let rest = line.split_once("lookup ")?.1;
+        rest.split([' ', ':']).next().filter(|host| text::is_host(host))
+    });
+    // Node writes the address before nothing else: "connect ECONNREFUSED 10.0.0.1:443".
+    host.or_else(|| {
+        Some(named).filter(|named| !named.is_empty() && text::is_host(named) && named.contains(['.', ':']))
+    })
+}
+
+/// Returns the host that another line near `line` or the step's command names, for programs that write it elsewhere.
+fn host_in_command<'e>(evidence: &'e Evidence<'_>, line: &str) -> Option<&'e str> {
+    // pip names only the path of its index.
+    if line.contains("/simple/") {
+        let index = evidence
+            .lines()
+            .find_map(|line| text::host_of_url(line.strip_prefix("Looking in indexes: ")?));
+        return Some(index.unwrap_or("pypi.org"));
+    }
+    None
+}

@@ -1,0 +1,89 @@
+//! Errors at which Python or a shell stops.
+
+use super::evidence::Evidence;
+use super::{Hint, HintKind, text};
+
+/// Explains an error at which Python or a shell stops, with its place.
+pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure()?;
+    let lines: Vec<&str> = evidence.lines().collect();
+    python_error(&lines).or_else(|| lines.iter().find_map(|line| shell_error(line)))
+}
+
+/// Finds the last error of Python: `  File "FILE", line LINE, in NAME`, and after it `NAMEError: MESSAGE`.
+fn python_error(lines: &[&str]) -> Option<Hint> {
+    let at = lines.iter().rposition(|line| is_error(line))?;
+    let message = lines.get(at)?;
+    let before = lines.get(..at)?;
+    // The innermost frame that is not Python's own.
+    let frames = || before.iter().rev().take(60).filter_map(|line| frame(line));
+    let (file, line) = frames()
+        .find(|(file, _)| !is_library(file))
+        .or_else(|| frames().next())?;
+    if let Some(module) = text::between(message, "ModuleNotFoundError: No module named '", "'") {
+        let package = module.split('.').next().unwrap_or(module);
+        return Some(
+            Hint::new(
+                HintKind::DependencyMissing,
+                format!("Python does not find the module {module}"),
+                format!(
+                    "add the package with {package} to the requirements, and install them in a step before"
+                ),
+            )
+            .at(file, Some(line)),
+        );
+    }
+    Some(
+        Hint::new(
+            HintKind::ScriptError,
+            format!("Python stops in {file}: {message}"),
+            format!("correct line {line} of {file}"),
+        )
+        .at(file, Some(line)),
+    )
+}
+
+/// Parses a frame of Python's: `  File "FILE", line LINE`.
+fn frame(line: &str) -> Option<(&str, u32)> {
+    let rest = line.trim_start().strip_prefix("File \"")?;
+    let (file, rest) = rest.split_once("\", line ")?;
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let line = rest.get(..digits)?.parse().ok()?;
+    (!file.is_empty() && line > 0).then_some((file, line))
+}
+
+/// Returns whether a file is part of Python or of an installed package.
+fn is_library(file: &str) -> bool {
+    file.starts_with('<')
+        || file.contains("/lib/python")
+        || file.contains("/site-packages/")
+        || file.contains("/dist-packages/")
+}
+
+/// Returns whether a line is the message of an exception: `ModuleNotFoundError: No module named 'x'`.
+fn is_error(line: &str) -> bool {
+    let name = line.split([':', ' ']).next().unwrap_or_default();
+    let is_name = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
+    is_name && (name.ends_with("Error") || name.ends_with("Exception")) && line.len() > name.len()
+}
+
+/// Parses a syntax error of a shell's script: `build.sh: 4: Syntax error: "fi" unexpected` (dash), or `build.sh: line 4: syntax
+/// error near unexpected token `fi'` (bash).
+fn shell_error(line: &str) -> Option<Hint> {
+    let (file, rest) = line.split_once(": ")?;
+    let (number, message) = rest.strip_prefix("line ").unwrap_or(rest).split_once(": ")?;
+    let number: u32 = number.parse().ok()?;
+    let is_syntax = message.starts_with("Syntax error") || message.starts_with("syntax error");
+    let is_file =
+        !file.contains(char::is_whitespace) && !matches!(file, "/bin/sh" | "/bin/bash" | "sh" | "bash");
+    (is_syntax && is_file).then(|| {
+        Hint::new(
+            HintKind::ScriptError,
+            format!("the shell stops in {file}: {message}"),
+            format!("correct line {number} of {file}, or what is before it"),
+        )
+        .at(file, Some(number))
+    })
+}

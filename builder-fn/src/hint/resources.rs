@@ -1,0 +1,76 @@
+//! Disks without room, and processes without memory.
+
+use super::evidence::Evidence;
+use super::{Hint, HintKind, text};
+
+/// The words for a disk without room.
+const FULL_DISK_WORDS: &[&str] = &[
+    "No space left on device",
+    "no space left on device",
+    "ENOSPC",
+    "Disk quota exceeded",
+    "disk quota exceeded",
+];
+
+/// The words for a process without memory, or one that the kernel has killed.
+const MEMORY_WORDS: &[&str] = &[
+    "JavaScript heap out of memory",
+    "runtime: out of memory",
+    "java.lang.OutOfMemoryError",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "virtual memory exhausted",
+    "std::bad_alloc",
+    "(signal: 9, SIGKILL: kill)",
+    "signal: killed",
+    "fatal error: Killed signal terminated program",
+    "collect2: fatal error: ld terminated with signal 9",
+    "MemoryError",
+];
+
+/// The exit code of a process that signal 9 ended.
+const KILLED: u32 = 137;
+
+/// Explains a disk without room.
+pub(super) fn explain_full_disk(evidence: &Evidence<'_>) -> Option<Hint> {
+    let is_full = |line: &str| FULL_DISK_WORDS.iter().any(|words| line.contains(words));
+    if evidence.process_failure().is_some() {
+        let line = evidence.lines().rev().take(80).find(|line| is_full(line))?;
+        return Some(Hint::new(
+            HintKind::DiskFull,
+            format!("the disk that the step writes to is full: {line}"),
+            "let the step write less, and delete what it does not need any more; if it is BuildKit's disk, the operator can enlarge \
+             it or prune the cache",
+        ));
+    }
+    is_full(&evidence.error).then(|| {
+        Hint::new(
+            HintKind::DiskFull,
+            format!("a disk of the builder or of BuildKit is full: {}", evidence.error),
+            "build again later; if that fails too, the operator can enlarge the disk or prune BuildKit's cache",
+        )
+    })
+}
+
+/// Explains a process without memory, or one that was killed.
+pub(super) fn explain_memory(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure()?;
+    let next = "let the step use less memory, such as fewer jobs at the same time; if it needs it, the operator can raise the \
+                memory of build steps";
+    let mut last = evidence.lines().rev().take(80);
+    if let Some(line) = last.find(|line| MEMORY_WORDS.iter().any(|words| line.contains(words))) {
+        let line = text::one_line(line, super::MAX_NAME_BYTES);
+        return Some(Hint::new(
+            HintKind::OutOfMemory,
+            format!("a process of the step had no memory left or was killed: {line}"),
+            next,
+        ));
+    }
+    (evidence.exit_code() == Some(KILLED)).then(|| {
+        Hint::new(
+            HintKind::OutOfMemory,
+            "a process of the step was killed by signal 9 (exit code 137), as the kernel does when the step's memory is used up",
+            next,
+        )
+    })
+}

@@ -1,0 +1,212 @@
+//! Files that an instruction copies or a step uses and that are not where they are looked for, and denied sources.
+
+use super::dockerfile::Instruction;
+use super::evidence::Evidence;
+use super::{Hint, HintKind, text};
+use crate::context::excluding_pattern;
+
+/// The length after which an ignore file is not read, in bytes.
+const IGNORE_FILE_READ_BYTES: usize = 64 << 10;
+
+/// The most parts of a path that are looked at.
+const MAX_PATH_PARTS: usize = 64;
+
+/// A pattern that excludes a path.
+struct ExcludingPattern {
+    /// The ignore file.
+    file: String,
+    /// The line of the pattern.
+    line: u32,
+    /// The pattern as it is written.
+    pattern: String,
+}
+
+/// Explains a source that the builder's rules deny.
+pub(super) fn explain_denied(evidence: &Evidence<'_>) -> Option<Hint> {
+    let (source, reason) = evidence
+        .error
+        .strip_prefix("the build may not read ")?
+        .split_once(": ")?;
+    Some(Hint::new(
+        HintKind::SourceDenied,
+        format!("the rules of this builder do not let the build read {source}: {reason}"),
+        "use a source that the rules allow, or ask the operator to allow this one",
+    ))
+}
+
+/// Explains a source of `COPY`, `ADD` or a mount that is not there.
+pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
+    let (_, rest) = evidence
+        .error
+        .split_once("failed to calculate checksum of ref ")?;
+    let path = rest.strip_suffix("\": not found")?.split_once(": \"/")?.1;
+    let instruction = evidence.instruction();
+    if let Some(from) = instruction.and_then(|instruction| instruction.flag("from")) {
+        return Some(Hint::new(
+            HintKind::SourceMissing,
+            format!("{from} has no /{path}, which the instruction copies from it"),
+            format!("copy a path that {from} has, or create /{path} there"),
+        ));
+    }
+    // Without the instruction it is not known that the path belongs to the context.
+    let instruction = instruction?;
+    let dockerfile = evidence.failure.dockerfile;
+    let line = Some(instruction.line);
+    if let Some(found) = find_excluding_pattern(evidence, path) {
+        return Some(ignored(path, &found));
+    }
+    if let Some(found) = find_in_other_case(evidence, path) {
+        return Some(
+            Hint::new(
+                HintKind::SourceWrongCase,
+                format!("the context has no {path}; it has {found}, in another case"),
+                format!("write {found} in the instruction, or rename the file"),
+            )
+            .at(dockerfile, line),
+        );
+    }
+    if let Some(outside) = source_outside_context(instruction) {
+        return Some(
+            Hint::new(
+                HintKind::SourceMissing,
+                format!("{outside} is outside of the context, and {path} is not in it: an instruction reaches only files of the context"),
+                format!("move {path} into the context, or hand in a folder as the context that has both"),
+            )
+            .at(dockerfile, line),
+        );
+    }
+    Some(
+        Hint::new(
+            HintKind::SourceMissing,
+            format!("the context has no {path}"),
+            format!(
+                "add {path} to the context, or correct the instruction; paths are relative to the context"
+            ),
+        )
+        .at(dockerfile, line),
+    )
+}
+
+/// Explains a file that a step's program does not find, if the context has it and it was not copied: because a pattern
+/// excludes it, or because it has another case.
+pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure()?;
+    let line = evidence.lines().rev().take(50).find(|line| {
+        ["No such file", "cannot open", "can't open", "not found", "ENOENT"]
+            .iter()
+            .any(|words| line.contains(words))
+    })?;
+    let words = line.split(|character: char| {
+        character.is_whitespace() || matches!(character, '\'' | '"' | '`' | ',' | '(' | ')')
+    });
+    let words = words
+        .map(|word| word.trim_end_matches([':', '.']))
+        .filter(|word| is_path(word));
+    for word in words.take(8) {
+        if let Some(hint) = explain_missing_path(evidence, word) {
+            return Some(hint);
+        }
+    }
+    None
+}
+
+/// Explains why a path, or its end, is not in the image although the context has it.
+fn explain_missing_path(evidence: &Evidence<'_>, path: &str) -> Option<Hint> {
+    let path = path.trim_start_matches("./").trim_start_matches('/');
+    let mut rest = Some(path);
+    for _ in 0..MAX_PATH_PARTS {
+        let Some(candidate) = rest else { break };
+        if evidence.failure.files.has(candidate) {
+            let found = find_excluding_pattern(evidence, candidate)?;
+            return Some(ignored(candidate, &found));
+        }
+        rest = candidate.split_once('/').map(|(_, rest)| rest);
+    }
+    let found = find_in_other_case(evidence, path)?;
+    Some(
+        Hint::new(
+            HintKind::SourceWrongCase,
+            format!("the step uses {path}, and the context has {found}, in another case"),
+            format!("write {found}, or rename the file"),
+        )
+        .at(&found, None),
+    )
+}
+
+/// Returns the hint for a path that a pattern excludes.
+fn ignored(path: &str, found: &ExcludingPattern) -> Hint {
+    let ExcludingPattern { file, line, pattern } = found;
+    let pattern = text::one_line(pattern, super::MAX_NAME_BYTES);
+    Hint::new(
+        HintKind::SourceIgnored,
+        format!("line {line} of {file} ({pattern}) excludes {path} from the build"),
+        format!("add the exception !{path} below line {line} of {file}, or narrow the pattern; or do without {path}"),
+    )
+    .at(file, Some(*line))
+}
+
+/// Returns the pattern that excludes a path: of the Dockerfile's own ignore file, or else of `.dockerignore`.
+fn find_excluding_pattern(evidence: &Evidence<'_>, path: &str) -> Option<ExcludingPattern> {
+    let files = evidence.failure.files;
+    let own = format!("{}.dockerignore", evidence.failure.dockerfile);
+    let shared = ".dockerignore".to_owned();
+    let (file, content) = match files.read_beginning(&own, IGNORE_FILE_READ_BYTES) {
+        Some(content) => (own, content),
+        None => {
+            let content = files.read_beginning(&shared, IGNORE_FILE_READ_BYTES)?;
+            (shared, content)
+        }
+    };
+    let (line, pattern) = excluding_pattern(&content, path)?;
+    Some(ExcludingPattern {
+        file,
+        line: u32::try_from(line).ok()?,
+        pattern,
+    })
+}
+
+/// Returns the path in the context that differs from `path` in case only.
+fn find_in_other_case(evidence: &Evidence<'_>, path: &str) -> Option<String> {
+    let files = evidence.failure.files;
+    let mut found = String::new();
+    for part in path.split('/').take(MAX_PATH_PARTS) {
+        let exact = match found.is_empty() {
+            true => part.to_owned(),
+            false => format!("{found}/{part}"),
+        };
+        if files.has(&exact) {
+            found = exact;
+            continue;
+        }
+        let other = files.find_in_other_case(&found, part)?;
+        found = match found.is_empty() {
+            true => other,
+            false => format!("{found}/{other}"),
+        };
+    }
+    (found != path && found.eq_ignore_ascii_case(path)).then_some(found)
+}
+
+/// Returns the source of an instruction that leads out of the context.
+fn source_outside_context(instruction: &Instruction) -> Option<&str> {
+    let is_outside = |source: &&str| {
+        let mut depth = 0_i32;
+        source.split('/').any(|part| {
+            match part {
+                "" | "." => {}
+                ".." => depth -= 1,
+                _ => depth += 1,
+            }
+            depth < 0
+        })
+    };
+    instruction.sources().into_iter().find(is_outside)
+}
+
+/// Returns whether a word of output may be a path: it has a dot or a slash, and a letter.
+fn is_path(word: &str) -> bool {
+    word.len() <= 1024
+        && word.contains(['.', '/'])
+        && word.contains(|character: char| character.is_alphanumeric())
+        && !word.contains("://")
+}

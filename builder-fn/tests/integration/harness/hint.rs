@@ -1,0 +1,79 @@
+//! Checks of hints for any texts of programs, Dockerfiles and ignore files.
+
+use builder_fn::hint::{
+    ContextFiles, FailedStepOutput, Failure, Hint, explain, explain_deployment, refusing_registry,
+};
+use serde_json::json;
+
+/// The size of a hint in JSON that a terminal record has room for, in bytes.
+const HINT_MAX_BYTES: usize = 10 << 10;
+
+/// A context whose files have any content.
+struct AnyFiles<'b> {
+    dockerfile: &'b [u8],
+    ignore_file: &'b [u8],
+}
+
+impl ContextFiles for AnyFiles<'_> {
+    fn has(&self, path: &str) -> bool {
+        path.len() % 2 == 0
+    }
+
+    fn find_in_other_case(&self, _: &str, name: &str) -> Option<String> {
+        Some(name.to_uppercase())
+    }
+
+    fn read_beginning(&self, path: &str, limit: usize) -> Option<Vec<u8>> {
+        let content = match path {
+            ".dockerignore" => self.ignore_file,
+            _ => self.dockerfile,
+        };
+        Some(content.iter().copied().take(limit).collect())
+    }
+}
+
+/// Explains the failure in `bytes`, and checks that its hint is short and has no control characters.
+///
+/// The first byte is the line that BuildKit names. The parts after it, which NUL bytes divide, are the error, the step, its output,
+/// the Dockerfile and the ignore file.
+pub(crate) fn check_hint(bytes: &[u8]) {
+    let Some((line, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let mut parts = bytes.split(|byte| *byte == 0);
+    let mut text = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+    let (error, step, output) = (text(), text(), text());
+    let files = AnyFiles {
+        dockerfile: parts.next().unwrap_or_default(),
+        ignore_file: parts.next().unwrap_or_default(),
+    };
+    let failure = Failure {
+        error: &error,
+        step: Some(FailedStepOutput {
+            name: &step,
+            output: &output,
+        }),
+        dockerfile_line: Some(u32::from(*line)).filter(|line| *line > 0),
+        dockerfile: "Dockerfile",
+        files: &files,
+        login: None,
+        no_network: None,
+    };
+    let deployment = json!({"reasons": [error], "log": [output]});
+    let hints = [explain(&failure), explain_deployment(&deployment)];
+    hints.into_iter().flatten().for_each(check_texts);
+    refusing_registry(&error);
+}
+
+/// Checks the texts of a hint.
+fn check_texts(mut hint: Hint) {
+    let json = json!(hint).to_string();
+    assert!(json.len() <= HINT_MAX_BYTES, "{json}");
+    assert!(!hint.cause.is_empty() && !hint.next.is_empty(), "{json}");
+    assert!(hint.line.is_none() || hint.file.is_some(), "{json}");
+    hint.map_texts(|text| {
+        let is_hidden =
+            |character: char| character.is_control() || "\u{202e}\u{2066}\u{200b}".contains(character);
+        assert!(!text.contains(is_hidden), "{text:?}");
+    });
+}
