@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::build::BuildResult;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::{DeploymentStatus, EnclosedHandOver};
+use crate::hint::{Hint, explain_deployment};
 use crate::redact::SecretMask;
 use crate::report::{BuildStatus, Report, Warnings};
 
@@ -91,6 +92,9 @@ impl Answer {
                 (status, error)
             }
         };
+        let hint = built.deployment.as_ref().filter(|_| error.is_some());
+        let hint = hint.and_then(|deployment| explain_deployment(&deployment.answer));
+        let hint = hint.map(Box::new);
         let deployment = built.deployment.as_mut();
         let superseded_by = deployment
             .as_ref()
@@ -110,6 +114,7 @@ impl Answer {
                 },
                 error,
                 code: (status != StatusCode::OK).then_some(status.as_u16()),
+                hint,
                 superseded_by,
                 deployment: built.deployment.map(|deployment| deployment.answer),
                 page: None,
@@ -144,6 +149,10 @@ impl Answer {
             code: Some(status.as_u16()),
             superseded_by: error.superseded_by().map(str::to_owned),
             deployment: error.deployment().map(|deployment| deployment.answer.clone()),
+            hint: error
+                .deployment()
+                .and_then(|deployment| explain_deployment(&deployment.answer))
+                .map(Box::new),
             ..report_of_failure(error.to_string(), fields)
         };
         Self {
@@ -170,12 +179,22 @@ impl Answer {
         self.retry.is_none().then(|| response::to_json_line(&self.report))
     }
 
-    /// Masks secrets in the answer's error, and in the deployer's answer except [`UNMASKED_DEPLOYMENT_FIELDS`]. The log
+    /// Returns the answer with the hint for its failure, unless it has one.
+    #[must_use]
+    pub(crate) fn with_hint(mut self, hint: Option<Hint>) -> Self {
+        self.report.hint = self.report.hint.or(hint.map(Box::new));
+        self
+    }
+
+    /// Masks secrets in the answer's error and hint, and in the deployer's answer except [`UNMASKED_DEPLOYMENT_FIELDS`]. The log
     /// is not masked here: it is masked line by line, as it is written.
     #[must_use]
     pub(crate) fn with_secrets_masked(mut self, mask: &SecretMask) -> Self {
         if let Some(error) = &mut self.report.error {
             *error = mask.mask_text(error).into_owned();
+        }
+        if let Some(hint) = &mut self.report.hint {
+            hint.map_texts(|text| *text = mask.mask_text(text).into_owned());
         }
         if let Some(Value::Object(deployment)) = &mut self.report.deployment {
             let is_text = |key: &str| !UNMASKED_DEPLOYMENT_FIELDS.contains(&key);
@@ -207,6 +226,7 @@ fn report_of_failure(error: String, fields: AnswerFields<'_>) -> Report {
         status: BuildStatus::Failed,
         error: Some(error),
         code: None,
+        hint: None,
         superseded_by: None,
         deployment: None,
         page: None,

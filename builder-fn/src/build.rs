@@ -6,6 +6,8 @@ mod context;
 mod control_character;
 mod deploy;
 mod dry_run;
+mod evidence;
+mod explanation;
 mod retry;
 mod solve;
 

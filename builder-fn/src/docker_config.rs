@@ -185,6 +185,14 @@ impl CredentialStore for DockerConfig {
             RegistryCredentials::default()
         })
     }
+
+    async fn problem(&self, host: &str) -> Option<String> {
+        match self.find_credentials(host).await.err()? {
+            DockerConfigError::Helper(error) => Some(ErrorChain(&error).to_string()),
+            // The others name files of the operator, and what is in them.
+            _ => Some("the config.json of the builder cannot be used".to_owned()),
+        }
+    }
 }
 
 /// Returns whether the registry name `host`, which a Dockerfile chooses, may be passed to a credential helper.

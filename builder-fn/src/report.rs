@@ -15,6 +15,8 @@ mod warnings;
 
 use serde::Serialize;
 
+use crate::hint::Hint;
+
 pub(crate) use bounded_log::BoundedLog;
 pub(crate) use feed::LogFeed;
 pub(crate) use json::to_json;
@@ -31,8 +33,8 @@ pub(crate) trait LogSink: Send {
 
 /// The JSON body of an answer to a build request, successful or not.
 ///
-/// The fields are those of OpenFaaS's builder, and `digest`, `commit`, `code`, `supersededBy`, `deployment`, `page`
-/// and `warnings` in addition.
+/// The fields are those of OpenFaaS's builder, and `digest`, `commit`, `code`, `hint`, `supersededBy`, `deployment`,
+/// `page` and `warnings` in addition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// The lines of the build's log. `None` if no build was started, or if the lines were streamed already.
@@ -55,6 +57,9 @@ pub(crate) struct Report {
     /// The HTTP status of the answer to a request that failed, which a streamed answer does not have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<u16>,
+    /// The cause of the failure, its place and what to do next, masked; `None` if they are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<Box<Hint>>,
     /// The ID of the call with the newer build that supersedes this one.
     #[serde(rename = "supersededBy", skip_serializing_if = "Option::is_none")]
     pub(crate) superseded_by: Option<String>,
@@ -102,6 +107,7 @@ mod tests {
             status: BuildStatus::Success,
             error: None,
             code: None,
+            hint: None,
             superseded_by: None,
             deployment: None,
             page: None,
@@ -125,6 +131,7 @@ mod tests {
             status: BuildStatus::Failed,
             error: Some("no signature".into()),
             code: None,
+            hint: None,
             superseded_by: None,
             deployment: None,
             page: None,

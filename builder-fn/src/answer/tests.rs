@@ -88,6 +88,7 @@ async fn an_error_is_answered_with_the_http_status_of_its_kind_and_the_log_so_fa
         Error::Failed(BuildFailure {
             message: "exit code: 3".into(),
             fault,
+            dockerfile_line: None,
         })
     };
     for (error, status) in [

@@ -2,11 +2,13 @@
 //! has to end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use function_host::Shutdown;
 use tokio::time::Instant;
 
+use super::evidence::FailureEvidence;
 use crate::buildkit::BuildReference;
 use crate::builds::AcceptedBuild;
 use crate::redact::TraceMask;
@@ -44,6 +46,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) is_checked: AtomicBool,
     /// Whether the build could not be handed back, so that it is begun even during a shutdown.
     pub(crate) is_kept: AtomicBool,
+    /// What the build leaves behind that explains its failure.
+    pub(crate) evidence: Mutex<FailureEvidence>,
 }
 
 impl BuilderCall<'_> {
@@ -55,6 +59,11 @@ impl BuilderCall<'_> {
     /// Returns the shorter of `timeout` and the time until 2 s before the call's deadline; `None` if there is neither.
     pub(super) fn build_time_limit(&self, timeout: Option<Duration>) -> Option<Duration> {
         time_limit_before_deadline(timeout, self.deadline)
+    }
+
+    /// Returns what explains a failure of the build, to add to it or to read it.
+    pub(super) fn lock_evidence(&self) -> MutexGuard<'_, FailureEvidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the process shuts down, if another one can resume the build. What has not begun need not wait for its end.

@@ -76,6 +76,7 @@ mod tests {
         Error::Failed(BuildFailure {
             message: "failed to push: 503 Service Unavailable".into(),
             fault,
+            dockerfile_line: None,
         })
     }
 
@@ -139,6 +140,7 @@ mod tests {
             Error::Failed(BuildFailure {
                 message: "the daemon does not ask the builder which sources a build may read".into(),
                 fault: FaultyParty::Platform,
+                dockerfile_line: None,
             }),
         ] {
             assert_eq!(

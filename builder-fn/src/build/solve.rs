@@ -61,6 +61,7 @@ impl Builder {
                 let mut observe = |event: &BuildEvent| {
                     step_counter.count_event(event);
                     step_spans.record_event(event);
+                    call.lock_evidence().record_event(event);
                 };
                 let attempt = async {
                     let placed = self
@@ -113,6 +114,9 @@ impl Builder {
             .take_unfinished_output()
             .into_iter()
             .for_each(|line| log.push(line));
+        if result.is_ok() {
+            call.lock_evidence().clear();
+        }
         if let Err(error) = &result {
             span.mark_failed(call.trace_mask.mask_text(&ErrorChain(error).to_string()));
         }
@@ -210,6 +214,10 @@ impl Builder {
             }
             Err(error) => return Err(error),
         };
+        call.lock_evidence().begin_attempt(match &context {
+            JobContext::Files(context) => Some(context.files.clone()),
+            JobContext::Git { .. } => None,
+        });
         let job = BuildJob {
             first_attempt: placed.first_attempt,
             ..self.create_job(request, &context, call).await?

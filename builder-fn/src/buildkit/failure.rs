@@ -4,6 +4,8 @@
 //! so the step decides first; the text counts only where a registry or the daemon can fail. A failure is the platform's
 //! if a retry of the same build can succeed, and the caller's otherwise.
 
+mod source_line;
+
 use tonic::{Code, Status};
 
 use super::Denial;
@@ -35,6 +37,8 @@ pub struct BuildFailure {
     pub message: String,
     /// The party that is to blame for the failed build.
     pub fault: FaultyParty,
+    /// The line of the Dockerfile that BuildKit names for the error, from 1 on.
+    pub dockerfile_line: Option<u32>,
 }
 
 impl BuildFailure {
@@ -68,6 +72,7 @@ impl BuildFailure {
                 .unwrap_or(message)
                 .to_owned(),
             fault,
+            dockerfile_line: source_line::find_source_line(status),
         }
     }
 
@@ -76,6 +81,7 @@ impl BuildFailure {
         Self {
             message: format!("the build may not read {}: {}", denial.identifier, denial.reason),
             fault: FaultyParty::Caller,
+            dockerfile_line: None,
         }
     }
 

@@ -184,6 +184,7 @@ impl GitContextSource {
             Ok(_) if !services.was_asked_about_sources() => Err(JobError::Failed(BuildFailure {
                 message: UNCHECKED_SOURCES_ERROR.to_owned(),
                 fault: FaultyParty::Platform,
+                dockerfile_line: None,
             })),
             Ok(commit) => Ok(commit),
         }

@@ -1,5 +1,6 @@
 //! Runs the build of one request, and records, counts, traces and logs its outcome.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -109,6 +110,7 @@ impl BuilderApi {
             Ok((secrets, receiver))
         });
         let mut status = None;
+        let mut hint = None;
         let result = match ready {
             Ok((secrets, receiver)) => {
                 status = receiver
@@ -126,9 +128,15 @@ impl BuilderApi {
                     is_submitted_again,
                     is_checked: AtomicBool::new(false),
                     is_kept: AtomicBool::new(false),
+                    evidence: Mutex::default(),
                 };
-                span.run(self.build_or_hand_back(&request, &call, exchange, &mut lines, log))
-                    .await
+                let result = span
+                    .run(self.build_or_hand_back(&request, &call, exchange, &mut lines, log))
+                    .await;
+                if let Err(error) = &result {
+                    hint = self.builder.explain_failure(error, &request, &call, &mask).await;
+                }
+                result
             }
             Err(error) => Err(error),
         };
@@ -161,7 +169,9 @@ impl BuilderApi {
                 in_flight.end_with_outcome(outcome_label(error.kind()));
                 span.set_attribute("error.type", outcome_label(error.kind()));
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
-                Answer::from_error(&error, fields).with_secrets_masked(&mask)
+                Answer::from_error(&error, fields)
+                    .with_hint(hint)
+                    .with_secrets_masked(&mask)
             }
         };
         answer.report.warnings = lines.into_warnings();

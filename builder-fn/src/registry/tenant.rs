@@ -25,6 +25,10 @@ impl CredentialStore for TenantCredentials {
         self.registries.credentials.credentials(host).await
     }
 
+    async fn problem(&self, host: &str) -> Option<String> {
+        self.registries.credentials.problem(host).await
+    }
+
     async fn fetches_tokens(&self, host: &str) -> bool {
         !self.credentials(host).await.secret.is_empty()
     }

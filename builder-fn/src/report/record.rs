@@ -128,6 +128,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::hint;
     use crate::report::{BuildStatus, Warnings};
 
     fn failed_report(error: &str) -> Report {
@@ -139,6 +140,7 @@ mod tests {
             status: BuildStatus::Failed,
             error: Some(error.into()),
             code: None,
+            hint: None,
             superseded_by: None,
             deployment: None,
             page: None,
@@ -170,6 +172,11 @@ mod tests {
         for filling in ["x", "ü", "\u{1}", "\"", "\n", "\u{2028}"] {
             let mut report = failed_report(&filling.repeat(100_000));
             report.deployment = Some(json!({"status": "failed", "reasons": [filling.repeat(100_000)]}));
+            report.hint = hint::explain_deployment(&json!({
+                "reasons": [format!("the function answered GET / with {}", filling.repeat(100_000))],
+                "log": vec![filling.repeat(10_000); 200],
+            }))
+            .map(Box::new);
             for _ in 0..100 {
                 report.warnings.push(filling.repeat(100_000));
             }

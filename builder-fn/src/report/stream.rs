@@ -156,6 +156,7 @@ mod tests {
             status,
             error: (status == BuildStatus::Failed).then(|| "internal error".into()),
             code: None,
+            hint: None,
             superseded_by: None,
             deployment: None,
             page: None,

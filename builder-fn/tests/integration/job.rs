@@ -253,7 +253,7 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
 
     assert_eq!(output_text(running.events.recv().await), "why\n");
     match running.build.await.expect("no panic").expect_err("it fails") {
-        JobError::Failed(BuildFailure { fault, message }) => {
+        JobError::Failed(BuildFailure { fault, message, .. }) => {
             assert_eq!(
                 fault,
                 FaultyParty::Platform,

@@ -12,6 +12,7 @@ mod gateway;
 mod git_contexts;
 mod hand_over;
 mod harness;
+mod hints;
 mod hostile;
 mod job;
 mod notifications;

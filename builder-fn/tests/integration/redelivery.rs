@@ -71,7 +71,8 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
                 failure,
                 BuildFailure {
                     message: "exit code: 3".into(),
-                    fault: FaultyParty::Caller
+                    fault: FaultyParty::Caller,
+                    dockerfile_line: None,
                 }
             );
         }

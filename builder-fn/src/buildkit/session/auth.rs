@@ -41,6 +41,13 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     /// Returns empty ones if none are known. That is not an error: the registry may allow anonymous access.
     async fn credentials(&self, host: &str) -> RegistryCredentials;
 
+    /// Returns why the credentials for the registry `host` could not be read, for the caller; `None` if they were, or if there are
+    /// none.
+    async fn problem(&self, host: &str) -> Option<String> {
+        let _ = host;
+        None
+    }
+
     /// Returns whether tokens for the registry `host` come from [`fetch_token`](Self::fetch_token). Otherwise, BuildKit
     /// fetches them with the credentials. By default, no tokens come from here.
     async fn fetches_tokens(&self, host: &str) -> bool {

@@ -1,0 +1,225 @@
+//! What a build leaves behind that explains its failure: the last output of its steps, and its context.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::buildkit::BuildEvent;
+use crate::context::SourceContext;
+
+/// The most steps whose output is kept: those that run at the same time, and those that failed.
+const MAX_STEPS: usize = 8;
+
+/// The length of the end of a step's output that is kept, in bytes.
+const MAX_OUTPUT_BYTES: usize = 32 << 10;
+
+/// What a build leaves behind that explains its failure. Its size does not grow with the build.
+#[derive(Debug, Default)]
+pub(crate) struct FailureEvidence {
+    /// The steps that run or have failed, the one that began last at the end.
+    steps: VecDeque<StepRecord>,
+    /// The files of the context.
+    context: Option<Arc<SourceContext>>,
+}
+
+/// A step that runs or has failed.
+#[derive(Debug)]
+pub(super) struct StepRecord {
+    digest: String,
+    /// The name of the step.
+    pub(super) name: String,
+    /// The error of the step; empty while it runs.
+    error: String,
+    /// The end of the output.
+    output: Vec<u8>,
+    /// Whether the output was longer.
+    is_cut: bool,
+}
+
+impl FailureEvidence {
+    /// Begins another attempt with the files of its context, if they are known.
+    pub(super) fn begin_attempt(&mut self, context: Option<Arc<SourceContext>>) {
+        self.steps.clear();
+        self.context = context;
+    }
+
+    /// Forgets everything, once the build has succeeded.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Records what an event says about the steps.
+    pub(super) fn record_event(&mut self, event: &BuildEvent) {
+        match event {
+            BuildEvent::StepStarted { digest, name, .. } => {
+                self.steps.retain(|step| step.digest != *digest);
+                self.push(digest, name);
+            }
+            BuildEvent::StepEnded { digest, error, .. } if error.is_empty() => {
+                self.steps.retain(|step| step.digest != *digest);
+            }
+            BuildEvent::StepEnded {
+                digest, name, error, ..
+            } => {
+                if !self.steps.iter().any(|step| step.digest == *digest) {
+                    self.push(digest, name);
+                }
+                if let Some(step) = self.find(digest) {
+                    step.error.clone_from(error);
+                }
+            }
+            BuildEvent::Output { step, text, .. } => {
+                if let Some(step) = self.find(step) {
+                    step.append(text);
+                }
+            }
+            BuildEvent::Progress { .. } | BuildEvent::Unsure { .. } | BuildEvent::Warning { .. } => {}
+        }
+    }
+
+    /// Returns the step whose error is part of `message`, or the one that began last of those that run, if the build was ended.
+    pub(super) fn failed_step(&self, message: &str, is_ended: bool) -> Option<&StepRecord> {
+        let failed = |step: &&StepRecord| !step.error.is_empty() && message.contains(&step.error);
+        match is_ended {
+            true => self
+                .steps
+                .iter()
+                .rfind(|step| step.error.is_empty() || step.error.contains("context canceled")),
+            false => self.steps.iter().find(failed),
+        }
+    }
+
+    /// Returns the files of the context, if they are known.
+    pub(super) fn context(&self) -> Option<&Arc<SourceContext>> {
+        self.context.as_ref()
+    }
+
+    fn find(&mut self, digest: &str) -> Option<&mut StepRecord> {
+        self.steps.iter_mut().find(|step| step.digest == digest)
+    }
+
+    /// Adds a step, in place of the oldest one if there are too many.
+    fn push(&mut self, digest: &str, name: &str) {
+        if self.steps.len() >= MAX_STEPS {
+            self.steps.pop_front();
+        }
+        self.steps.push_back(StepRecord {
+            digest: digest.to_owned(),
+            name: name.chars().take(1024).collect(),
+            error: String::new(),
+            output: Vec::new(),
+            is_cut: false,
+        });
+    }
+}
+
+impl StepRecord {
+    /// Returns the end of the output, from the beginning of a line on.
+    pub(super) fn output(&self) -> &[u8] {
+        match self.is_cut {
+            false => &self.output,
+            true => {
+                let start = self.output.iter().position(|byte| *byte == b'\n');
+                start
+                    .and_then(|start| self.output.get(start + 1..))
+                    .unwrap_or_default()
+            }
+        }
+    }
+
+    /// Appends output, and drops its beginning once it is twice as long as what is kept.
+    fn append(&mut self, text: &[u8]) {
+        let kept = text.len().min(MAX_OUTPUT_BYTES);
+        self.is_cut |= kept < text.len();
+        self.output
+            .extend_from_slice(text.get(text.len() - kept..).unwrap_or_default());
+        if self.output.len() >= 2 * MAX_OUTPUT_BYTES {
+            self.is_cut = true;
+            let excess = self.output.len() - MAX_OUTPUT_BYTES;
+            self.output.drain(..excess);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn started(digest: &str) -> BuildEvent {
+        BuildEvent::StepStarted {
+            digest: digest.into(),
+            name: format!("[1/1] RUN {digest}"),
+            at: SystemTime::UNIX_EPOCH,
+            is_rerun: false,
+        }
+    }
+
+    fn ended(digest: &str, error: &str) -> BuildEvent {
+        BuildEvent::StepEnded {
+            digest: digest.into(),
+            name: format!("[1/1] RUN {digest}"),
+            started: None,
+            ended: SystemTime::UNIX_EPOCH,
+            cached: false,
+            error: error.into(),
+            is_rerun: false,
+        }
+    }
+
+    fn wrote(digest: &str, text: &str) -> BuildEvent {
+        BuildEvent::Output {
+            step: digest.into(),
+            stream: 1,
+            at: SystemTime::UNIX_EPOCH,
+            text: text.into(),
+        }
+    }
+
+    #[test]
+    fn the_failed_step_is_the_one_with_the_solves_error_and_the_running_one_the_last_that_began() {
+        let mut evidence = FailureEvidence::default();
+        for event in [
+            started("a"),
+            wrote("a", "one\n"),
+            started("b"),
+            wrote("b", "two\n"),
+            started("c"),
+            ended("c", ""),
+        ] {
+            evidence.record_event(&event);
+        }
+        let running = evidence.failed_step("", true).expect("a step runs");
+        assert_eq!(running.output(), b"two\n");
+        evidence.record_event(&ended("b", "context canceled"));
+        evidence.record_event(&ended("a", "exit code: 1"));
+        let failed = evidence
+            .failed_step("process: exit code: 1", false)
+            .expect("a step failed");
+        assert_eq!(
+            (failed.name.as_str(), failed.output()),
+            ("[1/1] RUN a", &b"one\n"[..])
+        );
+        assert!(evidence.failed_step("another error", false).is_none());
+    }
+
+    #[test]
+    fn what_is_kept_does_not_grow_with_steps_and_output() {
+        let mut evidence = FailureEvidence::default();
+        for step in 0..100 {
+            let digest = step.to_string();
+            evidence.record_event(&started(&digest));
+            for line in 0..200 {
+                evidence.record_event(&wrote(&digest, &format!("{line} {}\n", "x".repeat(1000))));
+            }
+            evidence.record_event(&wrote(&digest, &"y".repeat(1 << 20)));
+        }
+        let kept: usize = evidence.steps.iter().map(|step| step.output.capacity()).sum();
+        assert!(
+            evidence.steps.len() <= MAX_STEPS && kept <= MAX_STEPS * 6 * MAX_OUTPUT_BYTES,
+            "{kept}"
+        );
+        let last = evidence.failed_step("", true).expect("a step runs");
+        assert_eq!(last.output(), b"", "no line of it begins in what is kept");
+    }
+}
