@@ -124,6 +124,7 @@ pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> 
         Err(failure) if arguments.build.progress == ProgressForm::Json => {
             Progress::new(ProgressForm::Json, "").show(&Event::Failed {
                 summary: &failure.message,
+                explanation: &[],
                 next: &failure.next,
                 code: failure.status.code(),
             });
@@ -241,6 +242,7 @@ impl<'a> FunctionBuild<'a> {
         match &verdict.next {
             Some(next) => self.progress.show(&Event::Failed {
                 summary,
+                explanation: &verdict.explanation,
                 next,
                 code: verdict.status.code(),
             }),

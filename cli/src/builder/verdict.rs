@@ -11,6 +11,8 @@ pub(crate) struct Verdict {
     pub(crate) status: ExitStatus,
     /// What happened, in one line.
     pub(crate) summary: String,
+    /// Why it happened, and where, in lines; none if the builder does not know.
+    pub(crate) explanation: Vec<String>,
     /// What to do next, unless all is well.
     pub(crate) next: Option<String>,
     /// The warnings, and reasons for not being sure.
@@ -21,6 +23,43 @@ impl Verdict {
     /// Judges the outcome of a build whose function was to be deployed. With `is_strict`, a version of which nothing proves
     /// that it is the one that answers is not deployed.
     pub(crate) fn of_outcome(outcome: &Value, is_strict: bool) -> Self {
+        let verdict = Self::without_hint(outcome, is_strict);
+        // A build that was replaced or cancelled, or of which nothing is known, is what it is.
+        match verdict.next.is_some() && !matches!(verdict.status, ExitStatus::Replaced) {
+            true => verdict.with_hint(&outcome["hint"]),
+            false => verdict,
+        }
+    }
+
+    /// Returns the verdict with the explanation and the next step of the builder's hint, if there is one.
+    fn with_hint(mut self, hint: &Value) -> Self {
+        let part = |key: &str| hint[key].as_str().filter(|text| !text.is_empty());
+        let place = match (part("file"), hint["line"].as_u64()) {
+            (Some(file), Some(line)) => format!("{file}:{line}: "),
+            (Some(file), None) => format!("{file}: "),
+            (None, _) => String::new(),
+        };
+        if let Some(cause) = part("cause") {
+            self.explanation.push(format!("cause: {place}{cause}"));
+        }
+        let step = &hint["step"];
+        if let Some(name) = step["name"].as_str() {
+            let place = match (step["file"].as_str(), step["line"].as_u64()) {
+                (Some(file), Some(line)) => format!(" ({file}:{line})"),
+                _ => String::new(),
+            };
+            self.explanation.push(format!("step: {name}{place}"));
+        }
+        let log = texts(&hint["log"]).into_iter();
+        self.explanation.extend(log.map(|line| format!("   {line}")));
+        if let Some(next) = part("next") {
+            self.next = Some(next.to_owned());
+        }
+        self
+    }
+
+    /// Judges the outcome of a build without its hint.
+    fn without_hint(outcome: &Value, is_strict: bool) -> Self {
         let deployment = &outcome["deployment"];
         let mut warnings = texts(&outcome["warnings"]);
         warnings.extend(texts(&deployment["warnings"]));
@@ -28,6 +67,7 @@ impl Verdict {
         let failed = |status, summary: String, next: &str| Self {
             status,
             summary,
+            explanation: Vec::new(),
             next: Some(next.to_owned()),
             warnings: warnings.clone(),
         };
@@ -95,8 +135,7 @@ impl Verdict {
             return Self::of_failed_deployment(status, deployment, error, code, warnings);
         }
         let (status, next) = next_step(code, error);
-        let next = hint(outcome).unwrap_or_else(|| next.to_owned());
-        failed(status, error.to_owned(), &next)
+        failed(status, error.to_owned(), next)
     }
 
     /// Judges a deployment that failed, whether before the build or after it.
@@ -144,6 +183,7 @@ impl Verdict {
         Self {
             status,
             summary: format!("{what}: {reasons}"),
+            explanation: Vec::new(),
             next: Some(next.to_owned()),
             warnings,
         }
@@ -153,6 +193,7 @@ impl Verdict {
         Self {
             status: ExitStatus::Success,
             summary,
+            explanation: Vec::new(),
             next: None,
             warnings,
         }
@@ -203,22 +244,6 @@ fn next_step(code: Option<u64>, error: &str) -> (ExitStatus, &'static str) {
             ExitStatus::PlatformFailed,
             "run slipway up again; if that fails, the operator finds the reason in the builder's log",
         ),
-    }
-}
-
-/// Returns the next step in an outcome's `hint`, if it has one.
-fn hint(outcome: &Value) -> Option<String> {
-    let hint = &outcome["hint"];
-    let part = |key: &str| hint[key].as_str().filter(|text| !text.is_empty());
-    let place = match (part("file"), hint["line"].as_u64()) {
-        (Some(file), Some(line)) => format!("{file}:{line}: "),
-        (Some(file), None) => format!("{file}: "),
-        (None, _) => String::new(),
-    };
-    match (part("cause"), part("next")) {
-        (Some(cause), Some(next)) => Some(format!("{place}{cause}: {next}")),
-        (Some(text), None) | (None, Some(text)) => Some(format!("{place}{text}")),
-        (None, None) => None,
     }
 }
 
@@ -305,15 +330,41 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_of_the_builder_is_the_next_step() {
-        let outcome = json!({
-            "status": "failed", "error": "exit code: 1", "code": 422,
-            "hint": {"cause": "a type error", "file": "src/main.rs", "line": 7, "next": "correct the type"},
+    fn a_hint_of_the_builder_is_the_explanation_and_the_next_step() {
+        let hint = json!({
+            "kind": "compile-error", "cause": "a type error", "file": "src/main.rs", "line": 7,
+            "step": {"name": "[2/2] RUN make", "file": "Dockerfile", "line": 3}, "log": ["last words"], "next": "correct the type",
         });
-        let verdict = Verdict::of_outcome(&outcome, false);
+        for (outcome, status) in [
+            (
+                json!({"status": "failed", "error": "exit code: 1", "code": 422, "hint": hint}),
+                1,
+            ),
+            (
+                json!({"status": "failed", "error": "no", "code": 422, "hint": hint, "deployment": {"status": "rolled_back"}}),
+                3,
+            ),
+        ] {
+            let verdict = Verdict::of_outcome(&outcome, false);
+            assert_eq!(verdict.status.code(), status);
+            assert_eq!(verdict.next.as_deref(), Some("correct the type"));
+            assert_eq!(
+                verdict.explanation,
+                [
+                    "cause: src/main.rs:7: a type error",
+                    "step: [2/2] RUN make (Dockerfile:3)",
+                    "   last words"
+                ]
+            );
+        }
+        let without_place = json!({"status": "failed", "error": "no", "hint": {"cause": "a type error", "next": "correct it"}});
+        let verdict = Verdict::of_outcome(&without_place, false);
+        assert_eq!(verdict.explanation, ["cause: a type error"]);
+        let superseded =
+            json!({"status": "failed", "error": "newer", "code": 409, "supersededBy": "b", "hint": hint});
         assert_eq!(
-            verdict.next.as_deref(),
-            Some("src/main.rs:7: a type error: correct the type")
+            Verdict::of_outcome(&superseded, false).explanation,
+            Vec::<String>::new()
         );
     }
 }

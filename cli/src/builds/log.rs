@@ -80,6 +80,9 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
             return Ok(verdict.status);
         }
         print_message(&format!("{id}: {}", printable(&verdict.summary)));
+        for line in &verdict.explanation {
+            print_message(&printable(line));
+        }
         if let Some(next) = &verdict.next {
             print_message(&format!("next: {}", printable(next)));
         }
@@ -157,6 +160,9 @@ async fn print_log(
             Record::Terminal(outcome) => {
                 let verdict = Verdict::of_outcome(&outcome, false);
                 print_message(&format!("{id}: {}", printable(&verdict.summary)));
+                for line in &verdict.explanation {
+                    print_message(&printable(line));
+                }
                 return Ok(ExitStatus::Success);
             }
         }

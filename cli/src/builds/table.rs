@@ -63,6 +63,7 @@ pub(super) fn lines_of_build(build: &Value) -> Vec<String> {
         .filter(|key| !build[*key].is_null())
         .map(|key| format!("{key}: {}", value_text(&build[key])))
         .collect();
+    lines.extend(lines_of_hint(&build["hint"]));
     if let Some(steps) = build["steps"].as_object() {
         let number = |key: &str| steps.get(key).and_then(Value::as_u64).unwrap_or_default();
         lines.push(format!(
@@ -93,6 +94,32 @@ pub(super) fn lines_of_build(build: &Value) -> Vec<String> {
         let texts = list.as_array().into_iter().flatten();
         lines.extend(texts.map(|text| format!("{name}: {}", value_text(text))));
     }
+    lines
+}
+
+/// Returns the lines about the cause of a failure.
+fn lines_of_hint(hint: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(file) = hint["file"].as_str() {
+        let line = hint["line"]
+            .as_u64()
+            .map_or_else(String::new, |line| format!(":{line}"));
+        lines.push(format!("place: {}{line}", printable(file)));
+    }
+    if let Some(name) = hint["step"]["name"].as_str() {
+        lines.push(format!("step: {}", printable(name)));
+    }
+    for (name, value) in [
+        ("kind", &hint["kind"]),
+        ("cause", &hint["cause"]),
+        ("next", &hint["next"]),
+    ] {
+        if let Some(text) = value.as_str() {
+            lines.push(format!("{name}: {}", printable(text)));
+        }
+    }
+    let log = hint["log"].as_array().into_iter().flatten();
+    lines.extend(log.map(|line| format!("log: {}", value_text(line))));
     lines
 }
 
@@ -132,6 +159,7 @@ mod tests {
             "id": "a", "state": "failed", "attempts": 1, "error": "no\u{1b}[2J", "steps": {"total": 3, "completed": 2, "cached": 1},
             "deployment": {"status": "rolled_back", "durations": {"apply": 0.5, "queue": 0.0}, "reasons": ["why"]},
             "warnings": ["careful"],
+            "hint": {"kind": "disk-full", "cause": "no room", "file": "Dockerfile", "line": 2, "step": {"name": "[2/2] RUN x"}, "next": "make room", "log": ["l"]},
         });
         assert_eq!(
             lines_of_build(&build),
@@ -140,6 +168,12 @@ mod tests {
                 "state: failed",
                 "attempts: 1",
                 "error: no",
+                "place: Dockerfile:2",
+                "step: [2/2] RUN x",
+                "kind: disk-full",
+                "cause: no room",
+                "next: make room",
+                "log: l",
                 "steps: 2 of 3 done, 1 of them from the cache",
                 "deployment: rolled_back",
                 "deployment steps: apply 0.5 s",

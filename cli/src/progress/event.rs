@@ -90,6 +90,8 @@ pub(crate) enum Event<'a> {
     Failed {
         /// What failed.
         summary: &'a str,
+        /// Why, and where, in lines.
+        explanation: &'a [String],
         /// What to do next.
         next: &'a str,
         /// The exit status of the command.

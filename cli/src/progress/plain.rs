@@ -37,11 +37,17 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         Event::Note { text } | Event::Notice { text } => text.lines().map(printable).collect(),
         Event::Warning { text } => vec![format!("warning: {}", printable(text))],
         Event::Running { summary, url, image } => vec![printable(&format!("{summary}: {url} ({image})"))],
-        Event::Failed { summary, next, .. } => {
+        Event::Failed {
+            summary,
+            explanation,
+            next,
+            ..
+        } => {
             let mut lines: Vec<_> = summary.lines().map(printable).collect();
             if let Some(first) = lines.first_mut() {
                 *first = format!("error: {first}");
             }
+            lines.extend(explanation.iter().map(|line| printable(line)));
             lines.push(format!("next: {}", printable(next)));
             lines
         }
@@ -73,10 +79,11 @@ mod tests {
     fn a_failure_ends_with_the_next_step_and_hostile_text_is_made_harmless() {
         let event = Event::Failed {
             summary: "a\u{1b}[2Jb\nc",
+            explanation: &["cause: \u{1b}[2Jd".to_owned()],
             next: "do it",
             code: 1,
         };
-        assert_eq!(lines_of(&event), ["error: ab", "c", "next: do it"]);
+        assert_eq!(lines_of(&event), ["error: ab", "c", "cause: d", "next: do it"]);
     }
 
     #[test]
