@@ -15,6 +15,7 @@ mod deployer;
 mod digests;
 mod docker_config;
 mod dockerfile_names;
+mod explained_failures;
 mod faas_cli;
 mod git_contexts;
 mod hand_over;

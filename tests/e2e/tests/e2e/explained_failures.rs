@@ -1,0 +1,88 @@
+//! The cases of `tests/failures` that can be run here: the hint in the real answer is the one of the table.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::{StreamExt as _, stream};
+use serde_json::{Value, json};
+use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
+
+/// The number of builds that run at the same time.
+const CONCURRENT_BUILDS: usize = 4;
+
+/// The base image of the cases.
+const RECORDED_BASE: &str = "127.0.0.1:5055/debian:1";
+
+/// The least number of cases that are run.
+const CASES_MIN: usize = 20;
+
+/// Reads the cases whose texts depend on nothing but BuildKit and a shell: those with `live`.
+fn live_cases() -> Result<Vec<(String, Value)>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../failures/cases/seeded");
+    let mut cases = Vec::new();
+    for entry in std::fs::read_dir(&folder)? {
+        let path = entry?.path();
+        let text = std::fs::read_to_string(&path)?;
+        let case: Value = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
+        if case["live"] == true {
+            let name = path.file_stem().context("no name")?.to_string_lossy();
+            cases.push((name.into_owned(), case));
+        }
+    }
+    Ok(cases)
+}
+
+/// Builds a case, and returns what is wrong with its hint.
+async fn build_and_compare(
+    builder: &BuilderProcess,
+    image: &str,
+    base: &str,
+    case: &Value,
+) -> Result<Option<String>> {
+    let files = case["files"].as_object().context("a case without files")?;
+    let mut source = BuildContext::new();
+    for (path, content) in files {
+        let content = content.as_str().context("no text")?.replace(RECORDED_BASE, base);
+        source = source.with_file(path, content);
+    }
+    let mut config = json!({"image": image, "skipPush": true});
+    for (key, value) in case["config"].as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    let reply = builder
+        .client()?
+        .post_signed(source.tar_with_config(&config)?)
+        .await?;
+    let hint = &reply.json()["hint"];
+    let expected = &case["expected"];
+    let step_line = &hint["step"]["line"];
+    let is_expected = hint["kind"] == expected["kind"]
+        && (expected["file"].is_null() || hint["file"] == expected["file"])
+        && (expected["line"].is_null() || hint["line"] == expected["line"])
+        && (expected["step_line"].is_null() || *step_line == expected["step_line"]);
+    Ok((!is_expected).then(|| format!("expected {expected}, got {hint}: {}", reply.text)))
+}
+
+#[tokio::test]
+async fn failures_of_the_real_buildkit_have_the_hints_of_the_table() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox_image_name().await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("max_inflight", "4")]).await?;
+    let image = testbed.image_name("e2e/explained-failures", "1");
+    let cases = live_cases()?;
+    ensure!(cases.len() >= CASES_MIN, "there are only {} cases", cases.len());
+
+    let (builder, image) = (&builder, &image);
+    let compared = stream::iter(&cases).map(|(name, case)| async move {
+        let difference = build_and_compare(builder, image, base, case).await?;
+        anyhow::Ok(difference.map(|difference| format!("{name}: {difference}")))
+    });
+    let compared: Vec<Result<Option<String>>> = compared.buffer_unordered(CONCURRENT_BUILDS).collect().await;
+    let differences: Vec<String> = compared
+        .into_iter()
+        .filter_map(Result::transpose)
+        .collect::<Result<_>>()?;
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
