@@ -24,6 +24,7 @@ mod python;
 mod resources;
 mod secret;
 mod source;
+mod test_failure;
 mod text;
 mod time_limit;
 
@@ -100,13 +101,15 @@ const RULES: &[Rule] = &[
     dependency::explain_manifest,
     compiler::explain,
     go::explain,
+    test_failure::explain,
     resources::explain_memory,
+    source::explain_file_missing_in_step,
+    source::explain_missing_manifest,
     node::explain_npm,
     network::explain_step,
     dependency::explain,
     python::explain,
     node::explain,
-    source::explain_file_missing_in_step,
     exit_code::explain,
 ];
 

@@ -1,4 +1,4 @@
-//! Errors of compilers, and failing tests, that name a file and a line.
+//! Errors of compilers that name a file and a line.
 
 use super::evidence::Evidence;
 use super::text::{self, Place};
@@ -10,13 +10,10 @@ struct CompileError<'l> {
     message: &'l str,
 }
 
-/// Explains an error of a compiler, or a failing test of cargo.
+/// Explains an error of a compiler.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    if let Some(hint) = failed_rust_test(&lines) {
-        return Some(hint);
-    }
     let found = rust_error(&lines).or_else(|| lines.iter().find_map(|line| plain_error(line)))?;
     let file = found.place.file.strip_prefix("./").unwrap_or(found.place.file);
     Some(
@@ -60,36 +57,20 @@ fn plain_error(line: &str) -> Option<CompileError<'_>> {
             .or_else(|| rest.strip_prefix("fatal error: "))?;
         return Some(CompileError { place, message });
     }
+    // Maven: "[ERROR] /app/src/Main.java:[4,20] cannot find symbol".
+    if let Some((file, rest)) = line
+        .strip_prefix("[ERROR] ")
+        .and_then(|rest| rest.split_once(":["))
+    {
+        let (numbers, message) = rest.split_once("] ")?;
+        let number = numbers.split(',').next()?.parse().ok()?;
+        let place = Place { file, line: number };
+        return Some(CompileError { place, message });
+    }
     let (place, message) = line.split_once("): error ")?;
     let (file, numbers) = place.rsplit_once('(')?;
     let number = numbers.split(',').next()?.parse().ok()?;
     let is_file = !file.is_empty() && file.len() <= 200 && !file.contains(char::is_whitespace);
     let place = Place { file, line: number };
     is_file.then_some(CompileError { place, message })
-}
-
-/// Finds the first failing test of cargo: `thread 'NAME' (ID) panicked at FILE:LINE:COLUMN:`.
-fn failed_rust_test(lines: &[&str]) -> Option<Hint> {
-    lines
-        .iter()
-        .find(|line| line.starts_with("test result: FAILED"))?;
-    let (line, rest) = lines.iter().enumerate().find_map(|(at, line)| {
-        let rest = line.strip_prefix("thread '")?;
-        Some((at, rest.split_once("panicked at ")?))
-    })?;
-    let (name, rest) = rest;
-    let name = name.split('\'').next()?;
-    let (place, _) = text::parse_place(rest)?;
-    let message = lines.get(line + 1).copied().unwrap_or_default();
-    Some(
-        Hint::new(
-            HintKind::TestFailed,
-            format!("the test {name} fails: {message}"),
-            format!(
-                "correct what the test checks, or the test (line {} of {})",
-                place.line, place.file
-            ),
-        )
-        .at(place.file, Some(place.line)),
-    )
 }

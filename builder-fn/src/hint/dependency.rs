@@ -64,8 +64,7 @@ fn cargo_manifest(lines: &[&str]) -> Option<Hint> {
 /// Finds cargo's error for a lock file that does not fit the manifest, while it may not change it.
 fn cargo_lock_file(lines: &[&str]) -> Option<Hint> {
     let line = lines.iter().find(|line| {
-        (line.contains("the lock file ")
-            && (line.contains("needs to be updated but") || line.contains("because --locked was passed")))
+        (line.contains("the lock file ") && line.contains("needs to be updated but"))
             || line.contains("cannot update the lock file ")
     })?;
     let (_, rest) = line.split_once("the lock file ")?;
@@ -88,6 +87,18 @@ fn cargo_lock_file(lines: &[&str]) -> Option<Hint> {
 /// Finds the errors of other package managers for a lock file that does not fit.
 fn locked_by_another(lines: &[&str]) -> Option<Hint> {
     let has = |words: &str| lines.iter().any(|line| line.contains(words));
+    let missing = if has("cannot create the lock file ") && has("because --locked was passed") {
+        Some(("Cargo.lock", "cargo generate-lockfile"))
+    } else if has("ERR_PNPM_NO_LOCKFILE") {
+        Some(("pnpm-lock.yaml", "pnpm install"))
+    } else {
+        None
+    };
+    if let Some((file, program)) = missing {
+        let cause = format!("the command needs a {file}, and there is none");
+        let next = format!("run {program} where the source is, and hand in the {file}");
+        return Some(Hint::new(HintKind::LockFileMissing, cause, next).at(file, None));
+    }
     let (file, program) = if has("ERR_PNPM_OUTDATED_LOCKFILE") {
         ("pnpm-lock.yaml", "pnpm install")
     } else if has("Your lockfile needs to be updated, but yarn was run with `--frozen-lockfile`")

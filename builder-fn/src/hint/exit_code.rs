@@ -39,9 +39,8 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             "use a program and a base image for the platform of the build, or begin a script with its interpreter (#!/bin/sh)",
         ));
     }
-    if code == NOT_FOUND
-        && let Some(program) = last().find_map(missing_program)
-    {
+    let is_not_found = code == NOT_FOUND || last().any(|line| line.ends_with(" Error 127"));
+    if is_not_found && let Some(program) = last().find_map(missing_program) {
         return Some(missing_program_hint(evidence, program));
     }
     if let Some(program) = last().find_map(unstartable_program) {
@@ -92,6 +91,16 @@ fn unstartable_program(line: &str) -> Option<&str> {
         let program = rest
             .strip_suffix(": No such file or directory")?
             .trim_matches(['\'', '"', '\u{2018}', '\u{2019}']);
+        return is_program(program).then_some(program);
+    }
+    // rustc, the build of a Python package, and make.
+    let named = text::between(line, "error: linker `", "` not found")
+        .or_else(|| text::between(line, "error: command '", "' failed: No such file or directory"))
+        .or_else(|| {
+            line.strip_prefix("make: ")?
+                .strip_suffix(": No such file or directory")
+        });
+    if let Some(program) = named {
         return is_program(program).then_some(program);
     }
     let program = text::between(line, "exec: \"", "\": ")?;

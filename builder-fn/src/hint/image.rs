@@ -209,7 +209,12 @@ fn refusal(reason: &str) -> Option<Refusal> {
         "server message: unauthorized",
     ]) {
         Some(Refusal::Unauthorized)
-    } else if has(&["denied: ", "403 Forbidden", "server message: denied"]) {
+    } else if has(&[
+        "denied: ",
+        "push access denied",
+        "403 Forbidden",
+        "server message: denied",
+    ]) {
         Some(Refusal::Forbidden)
     } else if has(&["NAME_UNKNOWN", "name unknown"]) || reason.ends_with(": not found") {
         Some(Refusal::NotFound)

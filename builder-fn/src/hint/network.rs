@@ -136,6 +136,13 @@ pub(super) fn explain_download(evidence: &Evidence<'_>) -> Option<Hint> {
             &format!("BuildKit cannot resolve the name of the host {host}"),
         ));
     }
+    if reason.contains("terminal prompts disabled") || reason.contains("Authentication failed") {
+        return Some(Hint::new(
+            HintKind::SecretMissing,
+            "the git repository wants a login, and the build has no token for it, or a wrong one",
+            "give the token as the build secret GIT_AUTH_TOKEN, or GIT_AUTH_TOKEN.HOST for one host",
+        ));
+    }
     let status = reason.strip_prefix("invalid response status ")?;
     let url = evidence.instruction().and_then(|instruction| {
         let mut words = instruction.text.split_whitespace();
@@ -199,6 +206,14 @@ pub(super) fn explain_step(evidence: &Evidence<'_>) -> Option<Hint> {
             ),
         });
     }
+    if let Some(hint) = evidence
+        .lines()
+        .rev()
+        .take(SEARCHED_LINES)
+        .find_map(failed_download)
+    {
+        return Some(hint);
+    }
     let (line, words) = unconnected?;
     let host = host_in_line(line, words);
     let cause = match host {
@@ -211,6 +226,41 @@ pub(super) fn explain_step(evidence: &Evidence<'_>) -> Option<Hint> {
         "check that the host serves this port; if it does, the rules for the network of build steps do not let it through, which \
          the operator can change",
     ))
+}
+
+/// Finds the answer of a server that does not have a file: in the words of curl, wget and apt-get.
+fn failed_download(line: &str) -> Option<Hint> {
+    let is_apt = line.starts_with("E: Failed to fetch ");
+    let status = text::between(line, "The requested URL returned error: ", " ")
+        .or_else(|| {
+            line.split_once("The requested URL returned error: ")
+                .map(|(_, status)| status)
+        })
+        .or_else(|| text::between(line, "ERROR ", ": "))
+        .or_else(|| {
+            line.split_once("server returned error: HTTP/1.1 ")
+                .map(|(_, status)| status)
+        })
+        .or_else(|| {
+            is_apt
+                .then(|| line.split_once("  ").map(|(_, status)| status))
+                .flatten()
+        })?;
+    let status = status
+        .get(..3)
+        .filter(|code| code.starts_with(['4', '5']) && code.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let next = match is_apt {
+        true => {
+            "run apt-get update in the same RUN instruction before the installation, so that the list of packages is not an old one"
+        }
+        false => {
+            "correct the URL, or wait until the server has the file again; a private file needs credentials"
+        }
+    };
+    let host =
+        text::host_of_url(line).map_or_else(|| "a server".to_owned(), |host| format!("the server {host}"));
+    let cause = format!("{host} answered a download of the step with the status {status}: {line}");
+    Some(Hint::new(HintKind::DownloadFailed, cause, next))
 }
 
 /// Returns the hint for a host whose name cannot be resolved.

@@ -1,13 +1,15 @@
-//! Errors at which Python or a shell stops.
+//! Errors at which Python, PHP, Ruby or a shell stops.
 
 use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
-/// Explains an error at which Python or a shell stops, with its place.
+/// Explains an error at which Python, PHP, Ruby or a shell stops, with its place.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    python_error(&lines).or_else(|| lines.iter().find_map(|line| shell_error(line)))
+    python_error(&lines)
+        .or_else(|| lines.iter().find_map(|line| shell_error(line)))
+        .or_else(|| lines.iter().find_map(|line| php_or_ruby_error(line)))
 }
 
 /// Finds the last error of Python: `  File "FILE", line LINE, in NAME`, and after it `NAMEError: MESSAGE`.
@@ -86,4 +88,34 @@ fn shell_error(line: &str) -> Option<Hint> {
         )
         .at(file, Some(number))
     })
+}
+
+/// Parses a syntax error of PHP: `PHP Parse error:  MESSAGE in FILE on line LINE`, or of Ruby: `FILE:LINE: syntax error, MESSAGE`.
+fn php_or_ruby_error(line: &str) -> Option<Hint> {
+    let php = line.strip_prefix("PHP ").unwrap_or(line);
+    let php = php
+        .strip_prefix("Parse error: ")
+        .or_else(|| php.strip_prefix("Fatal error: "));
+    let (file, number, message) = match php {
+        Some(rest) => {
+            let (rest, number) = rest.rsplit_once(" on line ")?;
+            let (message, file) = rest.rsplit_once(" in ")?;
+            (file, number.trim().parse().ok()?, message.trim())
+        }
+        None => {
+            let (place, rest) = text::parse_place(line)?;
+            let message = rest
+                .strip_prefix(": ")
+                .filter(|message| message.starts_with("syntax error"))?;
+            (place.file, place.line, message)
+        }
+    };
+    Some(
+        Hint::new(
+            HintKind::ScriptError,
+            format!("the program stops in {file}: {message}"),
+            format!("correct line {number} of {file}"),
+        )
+        .at(file, Some(number)),
+    )
 }

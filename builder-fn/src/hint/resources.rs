@@ -54,7 +54,7 @@ pub(super) fn explain_full_disk(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Explains a process without memory, or one that was killed.
 pub(super) fn explain_memory(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+    let reason = evidence.process_failure()?;
     let next = "let the step use less memory, such as fewer jobs at the same time; if it needs it, the operator can raise the \
                 memory of build steps";
     let mut last = evidence.lines().rev().take(80);
@@ -65,6 +65,11 @@ pub(super) fn explain_memory(evidence: &Evidence<'_>) -> Option<Hint> {
             format!("a process of the step had no memory left or was killed: {line}"),
             next,
         ));
+    }
+    // BuildKit saw the kernel kill a process of the step: `executor/runcexecutor/executor_linux.go`.
+    if reason.contains("cannot allocate memory") {
+        let cause = "the kernel killed a process of the step, because the step's memory was used up";
+        return Some(Hint::new(HintKind::OutOfMemory, cause, next));
     }
     (evidence.exit_code() == Some(KILLED)).then(|| {
         Hint::new(

@@ -87,6 +87,33 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
     )
 }
 
+/// Explains a manifest that a package manager does not find where the step runs.
+pub(super) fn explain_missing_manifest(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure()?;
+    let name = evidence.lines().rev().take(80).find_map(|line| {
+        if line.starts_with("error: could not find `Cargo.toml` in ") {
+            return Some("Cargo.toml");
+        }
+        if line.contains("Could not read package.json: Error: ENOENT") {
+            return Some("package.json");
+        }
+        if line.contains("go.mod file not found in current directory")
+            || line.starts_with("go: cannot find main module")
+        {
+            return Some("go.mod");
+        }
+        let pip = line.strip_prefix("ERROR: Could not open requirements file: ")?;
+        text::between(pip, "directory: '", "'")
+    })?;
+    Some(Hint::new(
+        HintKind::SourceMissing,
+        format!("the step finds no {name} where it runs"),
+        format!(
+            "copy {name} into the working directory of the step before it (COPY, WORKDIR), or run the command in its folder"
+        ),
+    ))
+}
+
 /// Explains a file that a step's program does not find, if the context has it and it was not copied: because a pattern
 /// excludes it, or because it has another case.
 pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hint> {

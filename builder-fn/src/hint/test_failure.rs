@@ -1,0 +1,63 @@
+//! Failing tests, of cargo, go and pytest.
+
+use super::evidence::Evidence;
+use super::{Hint, HintKind, text};
+
+/// Explains a failing test.
+pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure()?;
+    let lines: Vec<&str> = evidence.lines().collect();
+    failed_rust_test(&lines)
+        .or_else(|| failed_go_test(&lines))
+        .or_else(|| failed_pytest(&lines))
+}
+
+/// Returns the hint for a failing test.
+fn failed(name: &str, message: &str, file: &str, line: Option<u32>) -> Hint {
+    Hint::new(
+        HintKind::TestFailed,
+        format!("the test {name} fails: {message}"),
+        format!("correct what the test checks, or the test in {file}"),
+    )
+    .at(file, line)
+}
+
+/// Finds the first failing test of go: `--- FAIL: NAME (0.00s)`, and after it `    FILE:LINE: MESSAGE`.
+fn failed_go_test(lines: &[&str]) -> Option<Hint> {
+    let at = lines.iter().position(|line| line.starts_with("--- FAIL: "))?;
+    let name = lines.get(at)?.strip_prefix("--- FAIL: ")?.split(' ').next()?;
+    let (place, rest) = lines
+        .get(at + 1..)?
+        .iter()
+        .take(20)
+        .find_map(|line| text::parse_place(line.trim_start()))?;
+    let message = rest.trim_start_matches(':').trim_start();
+    Some(failed(name, message, place.file, Some(place.line)))
+}
+
+/// Finds the first failing test of pytest: `FAILED FILE::NAME - MESSAGE`, with `FILE:LINE: ERROR` before it.
+fn failed_pytest(lines: &[&str]) -> Option<Hint> {
+    let rest = lines.iter().find_map(|line| line.strip_prefix("FAILED "))?;
+    let (test, message) = rest.split_once(" - ").unwrap_or((rest, "it does not say why"));
+    let (file, name) = test.split_once("::")?;
+    let place = lines
+        .iter()
+        .find_map(|line| Some(text::parse_place(line)?.0).filter(|place| place.file == file));
+    Some(failed(name, message, file, place.map(|place| place.line)))
+}
+
+/// Finds the first failing test of cargo: `thread 'NAME' (ID) panicked at FILE:LINE:COLUMN:`.
+fn failed_rust_test(lines: &[&str]) -> Option<Hint> {
+    lines
+        .iter()
+        .find(|line| line.starts_with("test result: FAILED"))?;
+    let (line, rest) = lines.iter().enumerate().find_map(|(at, line)| {
+        let rest = line.strip_prefix("thread '")?;
+        Some((at, rest.split_once("panicked at ")?))
+    })?;
+    let (name, rest) = rest;
+    let name = name.split('\'').next()?;
+    let (place, _) = text::parse_place(rest)?;
+    let message = lines.get(line + 1).copied().unwrap_or_default();
+    Some(failed(name, message, place.file, Some(place.line)))
+}
