@@ -44,13 +44,15 @@ impl Builder {
             Error::TimeLimit { .. } => (true, None),
             _ => return None,
         };
-        let error = mask.mask_text(&error.to_string()).into_owned();
+        // The errors of steps, which are part of it, are not masked.
+        let unmasked = error.to_string();
+        let error = mask.mask_text(&unmasked).into_owned();
         let login = match hint::refusing_registry(&error) {
             Some(registry) => Some(self.find_login(request, registry).await),
             None => None,
         };
         let evidence = call.lock_evidence();
-        let step = evidence.failed_step(&error, is_ended).map(|step| {
+        let step = evidence.failed_step(&unmasked, is_ended).map(|step| {
             let output = mask.mask_bytes(step.output());
             let name = mask.mask_text(&step.name).into_owned();
             (name, String::from_utf8_lossy(&output).into_owned())
