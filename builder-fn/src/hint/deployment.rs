@@ -13,6 +13,10 @@ const REASON_READ_BYTES: usize = 4 << 10;
 /// The words with which gateways and providers say that nothing listens on the function's port.
 const NOT_LISTENING_WORDS: &[&str] = &["connection refused", "Connection refused", "no such host"];
 
+/// What to do about a function that does not stay up.
+const EXITING_FUNCTION_ADVICE: &str = "see what the function writes before it ends (faas-cli logs NAME), and correct it; a function \
+                                       has to serve on port 8080 until it is stopped";
+
 /// A rule for the reasons of an answer.
 type ReasonRule = fn(&str) -> Option<Hint>;
 
@@ -22,13 +26,17 @@ const RULES: &[ReasonRule] = &[
     image_of_other_platform,
     missing_image,
     unpullable_image,
+    container_without_memory,
+    container_that_ended,
+    container_that_does_not_start,
+    unready_pod,
     exits,
     not_running,
     probe,
 ];
 
 /// Returns the hint for a deployment that failed, from the deployer's answer; `None` where the cause is not known. The last
-/// lines of the function's log, if the answer has them, are part of it.
+/// lines of the function's log, if a reason quotes them, are part of it.
 pub fn explain_deployment(answer: &Value) -> Option<Hint> {
     let reasons = || {
         let reasons = answer["reasons"].as_array().into_iter().flatten();
@@ -36,38 +44,32 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
         texts.map(|reason| text::first_part(reason, REASON_READ_BYTES))
     };
     let hint = RULES.iter().find_map(|rule| reasons().find_map(rule))?;
-    let log = answer["log"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str);
-    let log: Vec<_> = log
-        .take(200)
-        .map(|line| text::first_part(line, REASON_READ_BYTES))
-        .collect();
-    let hint = match (hint.kind, log.is_empty()) {
-        (HintKind::ProbeFailed, false)
-        | (HintKind::FunctionExits, false)
-        | (HintKind::FunctionNotListening, false)
-        | (HintKind::FunctionNotRunning, false) => {
-            let plain: Vec<_> = log
-                .iter()
-                .map(|line| text::without_terminal_codes(line))
-                .collect();
-            hint.with_log(plain.iter().map(String::as_str))
-        }
-        _ => hint,
-    };
-    Some(hint)
+    let is_about_function = matches!(
+        hint.kind,
+        HintKind::ProbeFailed
+            | HintKind::FunctionExits
+            | HintKind::FunctionNotListening
+            | HintKind::FunctionNotRunning
+            | HintKind::OutOfMemory
+    );
+    // On Kubernetes the deployer quotes the function's log in its reason.
+    let quoted = reasons().find_map(|reason| reason.split_once("its log ends with: "));
+    match quoted {
+        Some((_, log)) if is_about_function => Some(hint.with_log(log.split(" | "))),
+        _ => Some(hint),
+    }
 }
 
 fn missing_secret(reason: &str) -> Option<Hint> {
-    let name = text::between(reason, "the secret \"", "\" does not exist")?;
-    Some(Hint::new(
+    text::between(reason, "the secret \"", "\" does not exist").map(missing_secret_hint)
+}
+
+fn missing_secret_hint(name: &str) -> Hint {
+    Hint::new(
         HintKind::FunctionSecretMissing,
         format!("the function uses the secret {name}, which does not exist"),
         format!("create it (faas-cli secret create {name}), or leave it out of the function's secrets"),
-    ))
+    )
 }
 
 fn image_of_other_platform(reason: &str) -> Option<Hint> {
@@ -91,12 +93,79 @@ fn missing_image(reason: &str) -> Option<Hint> {
     ))
 }
 
+fn not_listening(response: &str) -> Hint {
+    Hint::new(
+        HintKind::FunctionNotListening,
+        format!("the function does not accept connections on port 8080: {response}"),
+        "let the function listen on 0.0.0.0:8080, or on the port that its watchdog expects",
+    )
+}
+
 fn unpullable_image(reason: &str) -> Option<Hint> {
-    let rest = reason.split_once("the image cannot be pulled: ")?.1;
+    let (before, rest) = reason.split_once(" cannot be pulled: ")?;
+    before.contains("the image").then_some(())?;
     Some(Hint::new(
         HintKind::ImageNotPulled,
         format!("the provider cannot pull the image: {rest}"),
         "have the operator check that the provider reaches the registry, and has credentials that may pull the image",
+    ))
+}
+
+fn container_without_memory(reason: &str) -> Option<Hint> {
+    let rest = reason
+        .split_once("the container was ended because it needed more memory than its limit")?
+        .1;
+    let limit = rest.split([',', ';']).next().unwrap_or_default().trim_end();
+    Some(Hint::new(
+        HintKind::OutOfMemory,
+        format!("the function was ended because it needed more memory than its limit{limit}"),
+        "raise the function's limits.memory, or let it use less",
+    ))
+}
+
+fn container_that_ended(reason: &str) -> Option<Hint> {
+    let rest = reason
+        .split_once("the container ended with ")
+        .or_else(|| reason.split_once("the container was ended by "));
+    let how = rest?
+        .1
+        .split_once("; its log ends with: ")
+        .map_or(rest?.1, |(how, _)| how);
+    Some(Hint::new(
+        HintKind::FunctionExits,
+        format!("the function does not stay up: it ended with {how}"),
+        EXITING_FUNCTION_ADVICE,
+    ))
+}
+
+fn container_that_does_not_start(reason: &str) -> Option<Hint> {
+    let rest = reason.split_once("the container cannot be started: ")?.1;
+    if let Some(name) = text::between(rest, "secret \"", "\" not found") {
+        return Some(missing_secret_hint(name));
+    }
+    Some(Hint::new(
+        HintKind::FunctionNotRunning,
+        format!("the function cannot be started: {rest}"),
+        "correct what the message names: the image's entry point, or the function's secrets and limits",
+    ))
+}
+
+fn unready_pod(reason: &str) -> Option<Hint> {
+    if let Some((_, rest)) = reason.split_once("Readiness probe failed: ") {
+        if NOT_LISTENING_WORDS.iter().any(|words| rest.contains(words)) {
+            return Some(not_listening(rest));
+        }
+        return Some(Hint::new(
+            HintKind::ProbeFailed,
+            format!("the function does not answer the readiness probe of Kubernetes: {rest}"),
+            "see what the function logs for the probe (faas-cli logs NAME), and correct it",
+        ));
+    }
+    let rest = reason.split_once("no node takes the pod: ")?.1;
+    Some(Hint::new(
+        HintKind::FunctionNotRunning,
+        format!("no node of the cluster takes the function: {rest}"),
+        "lower the function's requests or change its constraints, or have the operator add nodes",
     ))
 }
 
@@ -106,8 +175,7 @@ fn exits(reason: &str) -> Option<Hint> {
         Hint::new(
             HintKind::FunctionExits,
             "the function starts and does not stay up",
-            "see what the function writes before it ends (faas-cli logs NAME), and correct it; a function has to serve on port 8080 \
-             until it is stopped",
+            EXITING_FUNCTION_ADVICE,
         )
     })
 }
@@ -130,11 +198,7 @@ fn probe(reason: &str) -> Option<Hint> {
     let rest = reason.split_once("the function answered ")?.1;
     let (probe, response) = rest.split_once(" with ")?;
     if NOT_LISTENING_WORDS.iter().any(|words| response.contains(words)) {
-        return Some(Hint::new(
-            HintKind::FunctionNotListening,
-            format!("the function does not accept connections on port 8080: the gateway got {response}"),
-            "let the function listen on 0.0.0.0:8080, or on the port that its watchdog expects",
-        ));
+        return Some(not_listening(response));
     }
     Some(Hint::new(
         HintKind::ProbeFailed,

@@ -172,11 +172,13 @@ mod tests {
         for filling in ["x", "ü", "\u{1}", "\"", "\n", "\u{2028}"] {
             let mut report = failed_report(&filling.repeat(100_000));
             report.deployment = Some(json!({"status": "failed", "reasons": [filling.repeat(100_000)]}));
-            report.hint = hint::explain_deployment(&json!({
-                "reasons": [format!("the function answered GET / with {}", filling.repeat(100_000))],
-                "log": vec![filling.repeat(10_000); 200],
-            }))
-            .map(Box::new);
+            let reason = format!(
+                "the container ended with {0}; its log ends with: {1}",
+                filling.repeat(1000),
+                vec![filling.repeat(300); 20].join(" | "),
+            );
+            report.hint = hint::explain_deployment(&json!({"reasons": [reason]})).map(Box::new);
+            assert!(report.hint.is_some());
             for _ in 0..100 {
                 report.warnings.push(filling.repeat(100_000));
             }

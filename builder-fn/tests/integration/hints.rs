@@ -218,7 +218,7 @@ async fn a_build_that_took_too_long_says_what_it_waited_for() {
 
 #[tokio::test]
 async fn a_deployment_that_failed_has_the_hint_for_the_deployers_reasons() {
-    const ANSWER: &str = r#"{"status":"rolled_back","reasons":["not ready within 20s: no replica is available any more (the function starts and does not stay up)"],"log":["starting","panicked at src/main.rs:4:5"]}"#;
+    const ANSWER: &str = r#"{"status":"rolled_back","reasons":["not ready within 20s: the container ended with exit code 101; its log ends with: starting | panicked at src/main.rs:4:5"]}"#;
     let (address, _deliveries) = start_answering_gateway(422, ANSWER).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
