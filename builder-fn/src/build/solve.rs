@@ -114,7 +114,8 @@ impl Builder {
             .take_unfinished_output()
             .into_iter()
             .for_each(|line| log.push(line));
-        if result.is_ok() {
+        // What explains a failure has the files of the context, which nothing else needs any more.
+        if !matches!(result, Err(Error::Failed(_) | Error::TimeLimit { .. })) {
             call.lock_evidence().clear();
         }
         if let Err(error) = &result {
@@ -192,6 +193,8 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
         let connection = &placed.connection;
+        // The files of the attempt before go first: there may be no room for both.
+        call.lock_evidence().clear();
         // Boxed, because the futures of a fetch and of a lookup are large, and the stack of a thread is not.
         let preparing = Box::pin(self.prepare_context(connection, request, call, lines, log));
         let context = match preparing.await {
