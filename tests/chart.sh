@@ -174,6 +174,9 @@ count 1 'kind: ServiceAccount$'
 begin "the API server's network" --set networkPolicy.kubernetesApi.networks[0]=192.0.2.1/32
 part networkpolicies.yaml
 has 'cidr: 192.0.2.1/32'
+begin "the deployer quotes no logs" --set deployer.quoteLogs=false
+has_not 'pods/log'
+rejects "a settling time as long as all the time there is" 'deployer.settlingTime: 5m' --set deployer.settlingTime=5m,deployer.readyTimeout=300s
 begin "the deployer does not read Kubernetes" --set deployer.kubernetesReadiness=false
 part deployer.yaml
 has_not 'serviceAccountToken'

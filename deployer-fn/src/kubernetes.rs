@@ -21,8 +21,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use self::assessment::{Assessment, Detail};
-pub(crate) use self::assessment::{Obstacle, PodStarts, VersionState};
+pub(crate) use self::assessment::{Obstacle, PodStarts, VersionState, WantedReplicas};
 pub(crate) use self::service_account::ServiceAccountReader;
+pub(crate) use self::text::without_log_quote;
 
 /// The most objects in one list. More replicas than this are not looked at one by one.
 const LIST_LIMIT: usize = 200;
@@ -98,7 +99,7 @@ impl Kubernetes {
         Self(Arc::new(reader))
     }
 
-    /// Returns the state of the version of the function `name` that has this image.
+    /// Returns the state of the version of the function `name` that has this image and needs `wanted` replicas.
     ///
     /// # Errors
     /// Fails if the API cannot be read, perhaps because the service account may not: then nothing is known of the version.
@@ -107,12 +108,11 @@ impl Kubernetes {
         namespace: &str,
         name: &str,
         image: &str,
+        wanted: WantedReplicas,
     ) -> Result<VersionState, KubernetesError> {
         let deployment = format!("/apis/apps/v1/namespaces/{namespace}/deployments/{name}");
         let Some(deployment) = self.read_object::<Deployment>(deployment).await? else {
-            return Ok(VersionState::Pending(Obstacle::new(
-                "there is no Deployment of the function",
-            )));
+            return Ok(VersionState::Absent);
         };
         let selector = label_selector(&deployment);
         let list = |kind: &str| {
@@ -122,7 +122,8 @@ impl Kubernetes {
             self.read_list::<ReplicaSet>(list("apis/apps/v1/namespaces/NAMESPACE/replicasets")),
             self.read_list::<Pod>(list("api/v1/namespaces/NAMESPACE/pods")),
         )?;
-        let Assessment { state, detail } = assessment::assess_version(&deployment, &sets, &pods, image);
+        let Assessment { state, detail } =
+            assessment::assess_version(&deployment, &sets, &pods, image, wanted);
         let Some(detail) = detail else { return Ok(state) };
         // Without it the reason is less exact, and no less true.
         let detail = self.read_detail(namespace, &detail).await.unwrap_or_default();

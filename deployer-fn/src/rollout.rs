@@ -58,7 +58,7 @@ use self::watch::{ReadyVersion, WaitingFor, WatchResult, WatchedVersion};
 use crate::build_times::BuildTimes;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName};
-use crate::kubernetes::Kubernetes;
+use crate::kubernetes::{Kubernetes, WantedReplicas, without_log_quote};
 use crate::outcome::{
     DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
 };
@@ -170,7 +170,7 @@ pub async fn roll_out_hand_over<T: GatewayRequestSender>(
         status => warn!(
             status = status.as_str(),
             fault = ?outcome.fault,
-            reasons = ?outcome.reasons,
+            reasons = ?outcome.reasons.iter().map(|reason| without_log_quote(reason)).collect::<Vec<_>>(),
             "the deployment did not succeed"
         ),
     }
@@ -382,7 +382,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             FaultyParty::Caller,
             "the function already has this image and specification",
         );
-        let (attempt, watched) = self.watch_with_timeout(None).await;
+        let (attempt, watched) = self.watch_with_timeout(None, WantedReplicas::One).await;
         let findings = deployed.followed_by(watched);
         match attempt {
             ApplyAttempt::Ready => Verdict::ready(findings.with_reason("nothing was changed")),
@@ -393,13 +393,18 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
     }
 
     /// Watches the new version until it is ready, is not taken, or is superseded, or until the deadline. `answer` is
-    /// the gateway's answer to the change.
-    async fn watch_with_timeout(&mut self, answer: Option<String>) -> (ApplyAttempt, Findings) {
+    /// the gateway's answer to the change, and `wanted` the number of replicas that the version needs.
+    async fn watch_with_timeout(
+        &mut self,
+        answer: Option<String>,
+        wanted: WantedReplicas,
+    ) -> (ApplyAttempt, Findings) {
         const SPEC_NOT_TAKEN_REASON: &str = "the provider did not take the new specification";
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
         let span = trace::span("watch");
         let version = WatchedVersion {
+            wanted,
             stay_up: self.context.timeouts.stay_up,
             ..self.watched_version(&self.version)
         };
@@ -464,7 +469,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         watch::watch_version_until_ready(&version, self.context.succession, waiting_for).await
     }
 
-    /// Returns a version of the function with what is needed to watch it. It does not have to stay up.
+    /// Returns a version of the function with what is needed to watch it. It needs one replica, and does not have to stay up.
     fn watched_version<'b>(&'b self, version: &'b FunctionVersion) -> WatchedVersion<'b, T> {
         WatchedVersion {
             transport: self.context.transport,
@@ -473,6 +478,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             default_namespace: self.context.default_namespace,
             version,
             timeouts: self.context.timeouts,
+            wanted: WantedReplicas::One,
             stay_up: Duration::ZERO,
         }
     }

@@ -127,6 +127,12 @@ impl Settings {
             }),
             reserved: ReservedNames::from_settings(parser),
         };
+        if settings.timeouts.stay_up >= settings.ready_timeout {
+            parser.add_problem(
+                "settling_time",
+                "should be shorter than ready_timeout, of which it is a part",
+            );
+        }
         // The host's own setting: the host reports one that is not a duration.
         let exec = parser
             .optional_text("exec_timeout")
@@ -266,6 +272,7 @@ mod tests {
         let given = [
             ("ready_timeout", "0s"),
             ("gateway_timeout", "soon"),
+            ("settling_time", "35s"),
             ("public_url", "fn.example"),
             ("policy_file", "/nowhere/policy.json"),
             ("platform", "amd64"),
@@ -275,6 +282,6 @@ mod tests {
         ];
         let mut parser = SettingsParser::new(&given);
         Settings::read(&mut parser);
-        assert_eq!(parser.fail_if_problems().unwrap_err().0.len(), 8);
+        assert_eq!(parser.fail_if_problems().unwrap_err().0.len(), 9);
     }
 }

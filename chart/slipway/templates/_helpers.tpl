@@ -385,6 +385,22 @@ functionNamespace, so it must not have the name of one that is there already.
 {{- .Values.deployer.serviceAccountName | default .Values.deployer.name -}}
 {{- end -}}
 
+{{/*
+The networks of the Kubernetes API, as a YAML list: those of the values, or else the addresses that the cluster has now. Empty
+if the chart is rendered without a cluster.
+*/}}
+{{- define "slipway.kubernetes.networks" -}}
+{{- $networks := .Values.networkPolicy.kubernetesApi.networks -}}
+{{- if not $networks -}}
+{{- range (lookup "v1" "Endpoints" "default" "kubernetes").subsets -}}
+{{- range .addresses -}}
+{{- $networks = append $networks (printf "%s/%s" .ip (ternary "128" "32" (contains ":" .ip))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $networks | toYaml -}}
+{{- end -}}
+
 {{/* The port of the trace collector. */}}
 {{- define "slipway.otel.port" -}}
 {{- $url := urlParse .Values.otel.endpoint -}}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -14,11 +14,16 @@ use crate::request::names_same_image;
 /// The annotation with which Kubernetes numbers the versions of a Deployment, at the Deployment and at its ReplicaSets.
 const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
 
+/// Texts in the reason why no pod is created that say that it stays so. Others may pass, such as a webhook that restarts.
+const LASTING_CREATION_FAILURES: [&str; 2] = ["exceeded quota", "violates PodSecurity"];
+
 /// The state of a version on Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VersionState {
-    /// All replicas that are wanted are available, and no other version has any.
+    /// The replicas that are wanted are available, and no other version has any.
     Complete(PodStarts),
+    /// There is no such Deployment: the functions are somewhere else.
+    Absent,
     /// The version is not complete, and may become so.
     Pending(Obstacle),
     /// The version does not become complete unless somebody changes it, or the cluster.
@@ -79,6 +84,15 @@ impl VersionState {
     }
 }
 
+/// The number of replicas that a version has to have to be complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WantedReplicas {
+    /// As many as the Deployment wants: for a new version.
+    All,
+    /// One, if the Deployment wants any: for a version that has been good.
+    One,
+}
+
 /// Returns the state of the version with this image. `sets` and `pods` have the labels of the Deployment's pods; those of
 /// other owners are ignored.
 pub(super) fn assess_version(
@@ -86,6 +100,7 @@ pub(super) fn assess_version(
     sets: &[ReplicaSet],
     pods: &[Pod],
     image: &str,
+    wanted: WantedReplicas,
 ) -> Assessment {
     let pending = |reason: String| Assessment {
         state: VersionState::Pending(Obstacle::new(reason)),
@@ -96,17 +111,6 @@ pub(super) fn assess_version(
     }
     let spec = deployment.spec.as_ref();
     let status = deployment.status.clone().unwrap_or_default();
-    let conditions = status.conditions.iter().flatten();
-    let mut failures =
-        conditions.filter(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True");
-    if let Some(failure) = failures.next() {
-        let message = as_one_line(failure.message.as_deref().unwrap_or_default());
-        let obstacle = Obstacle::of_platform(format!("Kubernetes does not create the pods: {message}"));
-        return Assessment {
-            state: VersionState::Stuck(obstacle),
-            detail: None,
-        };
-    }
     let set = sets.iter().find(|set| {
         is_owned_by(&set.metadata, &deployment.metadata)
             && revision(&set.metadata).is_some()
@@ -117,37 +121,60 @@ pub(super) fn assess_version(
     };
     let own = pods
         .iter()
-        .filter(|pod| is_owned_by(&pod.metadata, &set.metadata) && pod.metadata.deletion_timestamp.is_none());
+        .filter(|pod| is_owned_by(&pod.metadata, &set.metadata) && is_alive(pod));
     let own: Vec<_> = own.collect();
+    let desired = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let needed = match wanted {
+        WantedReplicas::All => desired,
+        WantedReplicas::One => desired.min(1),
+    };
+    let (all, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
+    let available = status.available_replicas.unwrap_or(0).min(updated);
+    // Kubernetes itself says how many are available: it replaces a pod that has failed, and keeps its remains.
+    if updated >= needed && available >= needed && all <= updated {
+        let starts = own
+            .iter()
+            .filter_map(|pod| Some((pod.metadata.uid.clone()?, restarts(pod))));
+        return Assessment {
+            state: VersionState::Complete(PodStarts(starts.collect())),
+            detail: None,
+        };
+    }
+    if let Some(failure) = creation_failure(&status) {
+        return failure;
+    }
     let unready = own.iter().filter(|pod| !is_ready(pod));
     // The one that is stuck explains more than the others.
     let assessments = unready.map(|pod| pod::assess_pod(pod));
     let worst = assessments.min_by_key(|assessment| !matches!(assessment.state, VersionState::Stuck(_)));
-    if let Some(worst) = worst {
-        return worst;
-    }
-    let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
-    let (all, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
-    let available = status.available_replicas.unwrap_or(0);
-    if updated < wanted || available < wanted {
-        return pending(format!(
-            "{} of {wanted} replicas of the new version are available",
-            available.min(updated)
-        ));
-    }
-    if all > updated {
-        return pending(format!(
+    worst.unwrap_or_else(|| match available < needed {
+        true => pending(format!(
+            "{available} of {needed} replicas of the new version are available"
+        )),
+        false => pending(format!(
             "{} replicas of earlier versions still run",
             all - updated
-        ));
-    }
-    let starts = own
+        )),
+    })
+}
+
+/// Returns why Kubernetes does not create the pods; `None` if it does.
+fn creation_failure(status: &DeploymentStatus) -> Option<Assessment> {
+    let mut conditions = status.conditions.iter().flatten();
+    let failure =
+        conditions.find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
+    let message = as_one_line(failure.message.as_deref().unwrap_or_default());
+    let lasts = LASTING_CREATION_FAILURES
         .iter()
-        .filter_map(|pod| Some((pod.metadata.uid.clone()?, restarts(pod))));
-    Assessment {
-        state: VersionState::Complete(PodStarts(starts.collect())),
+        .any(|text| message.contains(text));
+    let obstacle = Obstacle::of_platform(format!("Kubernetes does not create the pods: {message}"));
+    Some(Assessment {
+        state: match lasts {
+            true => VersionState::Stuck(obstacle),
+            false => VersionState::Pending(obstacle),
+        },
         detail: None,
-    }
+    })
 }
 
 /// Returns why the Deployment's status does not describe the version yet; `None` if it does.
@@ -187,6 +214,12 @@ fn is_owned_by(metadata: &ObjectMeta, owner: &ObjectMeta) -> bool {
 
 fn revision(metadata: &ObjectMeta) -> Option<&String> {
     metadata.annotations.as_ref()?.get(REVISION_ANNOTATION)
+}
+
+/// Returns whether the pod is not being deleted, and has not ended: Kubernetes keeps the remains of pods that were evicted.
+fn is_alive(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -243,6 +276,10 @@ mod tests {
 
     /// Returns the assessment of a complete version after `changes`: values, by JSON pointers.
     fn assess_after(changes: &[(&str, Value)]) -> Assessment {
+        assess_with(changes, WantedReplicas::All)
+    }
+
+    fn assess_with(changes: &[(&str, Value)], wanted: WantedReplicas) -> Assessment {
         let mut version = complete_version();
         for (pointer, value) in changes {
             let (parent, key) = pointer.rsplit_once('/').unwrap();
@@ -255,7 +292,7 @@ mod tests {
         let deployment = serde_json::from_value(take("deployment")).unwrap();
         let sets: Vec<ReplicaSet> = serde_json::from_value(take("sets")).unwrap();
         let pods: Vec<Pod> = serde_json::from_value(take("pods")).unwrap();
-        assess_version(&deployment, &sets, &pods, IMAGE)
+        assess_version(&deployment, &sets, &pods, IMAGE, wanted)
     }
 
     #[test]
@@ -281,12 +318,13 @@ mod tests {
             "/pods/1/status/conditions",
             json!([{"type": "Ready", "status": "False"}]),
         );
+        let one = ("/deployment/status/availableReplicas", json!(1));
         let container = "/pods/1/status/containerStatuses/0";
         let waiting = |reason: &str, message: &str| {
             let status = json!({"name": "hello", "image": IMAGE, "imageID": "", "ready": false, "restartCount": 4,
                 "state": {"waiting": {"reason": reason, "message": message}},
                 "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}});
-            vec![unready.clone(), (container, status)]
+            vec![one.clone(), unready.clone(), (container, status)]
         };
         let (caller, platform) = (Some(FaultyParty::Caller), Some(FaultyParty::Platform));
         for (changes, is_stuck, fault, reason) in [
@@ -324,20 +362,26 @@ mod tests {
                 "1 of 2 replicas of the new version are available",
             ),
             (
-                vec![(
-                    "/deployment/status/conditions",
-                    json!([{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]),
-                )],
+                vec![
+                    one.clone(),
+                    (
+                        "/deployment/status/conditions",
+                        json!([{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]),
+                    ),
+                ],
                 true,
                 platform,
                 "Kubernetes does not create the pods: exceeded quota: small",
             ),
             (
-                vec![(
-                    "/pods/1/status",
-                    json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-                        "message": "0/1 nodes are available: 1 Insufficient cpu."}]}),
-                )],
+                vec![
+                    one.clone(),
+                    (
+                        "/pods/1/status",
+                        json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                            "message": "0/1 nodes are available: 1 Insufficient cpu."}]}),
+                    ),
+                ],
                 false,
                 platform,
                 "no node takes the pod: 0/1 nodes are available: 1 Insufficient cpu.",
@@ -361,6 +405,39 @@ mod tests {
                 "cannot be pulled: dial tcp 10.0.0.1:5000: connect: connection refused",
             ),
             (
+                waiting(
+                    "ErrImagePull",
+                    "Head \"http://r/v2/denied-list/manifests/1\": EOF",
+                ),
+                false,
+                platform,
+                "cannot be pulled: Head",
+            ),
+            (
+                waiting("ErrImagePull", "pull access denied for r/hello"),
+                true,
+                platform,
+                "cannot be pulled: pull access denied for r/hello",
+            ),
+            (
+                waiting(
+                    "CreateContainerConfigError",
+                    "failed to sync secret cache: timed out",
+                ),
+                false,
+                None,
+                "the container waits: CreateContainerConfigError: failed to sync secret cache: timed out",
+            ),
+            (
+                waiting(
+                    "RunContainerError",
+                    "exec: \"serve\": executable file not found in $PATH",
+                ),
+                true,
+                caller,
+                "the container cannot be started: RunContainerError: exec: \"serve\": executable file not found",
+            ),
+            (
                 waiting("CreateContainerConfigError", "secret \"key\" not found"),
                 true,
                 caller,
@@ -374,6 +451,7 @@ mod tests {
             ),
             (
                 vec![
+                    one.clone(),
                     unready.clone(),
                     (
                         container,
@@ -394,6 +472,32 @@ mod tests {
             assert_eq!((stuck, obstacle.fault), (is_stuck, fault), "{reason}");
             assert!(obstacle.reason.contains(reason), "{:?}", obstacle.reason);
         }
+    }
+
+    #[test]
+    fn a_version_that_has_been_good_needs_one_replica() {
+        let one_of_two = [("/deployment/status/availableReplicas", json!(1))];
+        let state = |wanted| assess_with(&one_of_two, wanted).state;
+        assert!(matches!(state(WantedReplicas::One), VersionState::Complete(_)));
+        assert!(matches!(state(WantedReplicas::All), VersionState::Pending(_)));
+    }
+
+    #[test]
+    fn the_remains_of_a_pod_that_was_replaced_do_not_count() {
+        let evicted = json!({"phase": "Failed", "reason": "Evicted",
+            "containerStatuses": [{"name": "hello", "image": IMAGE, "imageID": "", "ready": false, "restartCount": 1,
+                "state": {"terminated": {"exitCode": 137}}}]});
+        let remains = ("/pods/1/status", evicted);
+        let state = assess_after(std::slice::from_ref(&remains)).state;
+        assert!(matches!(state, VersionState::Complete(_)), "{state:?}");
+        let replacing = [remains, ("/deployment/status/availableReplicas", json!(1))];
+        let VersionState::Pending(obstacle) = assess_after(&replacing).state else {
+            panic!("the remains are a crash loop");
+        };
+        assert_eq!(
+            obstacle.reason,
+            "1 of 2 replicas of the new version are available"
+        );
     }
 
     #[test]

@@ -6,17 +6,26 @@ use super::assessment::{Assessment, Detail, Obstacle, VersionState};
 use super::text::as_one_line;
 use crate::outcome::FaultyParty;
 
-/// Texts in a kubelet's message on a pull that say that trying again does not help: the registry has no such image, or
-/// does not let the node read it.
-const PERMANENT_PULL_TEXTS: [&str; 8] = [
+/// Texts in a kubelet's message on a pull that say that the registry has no such image for this node.
+const MISSING_IMAGE_TEXTS: [&str; 4] = [
     "not found",
     "manifest unknown",
     "name unknown",
-    "unauthorized",
-    "denied",
-    "forbidden",
-    "authorization failed",
     "no match for platform",
+];
+
+/// Texts in a kubelet's message on a pull that say that the registry does not let the node read the image.
+const DENIED_PULL_TEXTS: [&str; 4] = ["unauthorized", "denied", "forbidden", "authorization failed"];
+
+/// Texts in a kubelet's message on a start that say that the same start would fail again. Others may pass, such as a node
+/// that is too busy.
+const LASTING_START_FAILURES: [&str; 6] = [
+    "not found",
+    "couldn't find key",
+    "no such file or directory",
+    "permission denied",
+    "exec format error",
+    "is not a directory",
 ];
 
 /// Returns what keeps a pod from being available. The pod is not ready, and is not being deleted.
@@ -58,7 +67,7 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
         let message = as_one_line(waiting.message.as_deref().unwrap_or_default());
         return match reason {
             "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => {
-                Some(assess_pull(&container.image, &message))
+                Some(assess_pull(pod, &as_one_line(&container.image), &message))
             }
             "InvalidImageName" | "ErrImageNeverPull" => {
                 Some(Assessment::stuck(Obstacle::of_caller(format!(
@@ -66,7 +75,7 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
                     container.image
                 ))))
             }
-            "CreateContainerConfigError" | "RunContainerError" => Some(Assessment::stuck(
+            "CreateContainerConfigError" | "RunContainerError" if lasts(&message) => Some(Assessment::stuck(
                 Obstacle::of_caller(format!("the container cannot be started: {reason}: {message}")),
             )),
             "CrashLoopBackOff" => Some(assess_crash_loop(pod, container)),
@@ -93,13 +102,24 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
     Some(Assessment::pending(Obstacle::of_caller(reason)).with_detail(log))
 }
 
-fn assess_pull(image: &str, message: &str) -> Assessment {
+fn assess_pull(pod: &Pod, image: &str, message: &str) -> Assessment {
     let reason = format!("the image {image} cannot be pulled: {message}");
-    let lower = message.to_lowercase();
-    match PERMANENT_PULL_TEXTS.iter().any(|text| lower.contains(text)) {
-        true => Assessment::stuck(Obstacle::of_caller(reason)),
-        false => Assessment::pending(Obstacle::of_platform(reason)),
+    // Without names of images and addresses, which may have any word in them.
+    let words = message.split(' ').filter(|word| !word.contains('/'));
+    let text = words.collect::<Vec<_>>().join(" ").to_lowercase();
+    let says = |texts: &[&str]| texts.iter().any(|known| text.contains(known));
+    match () {
+        () if says(&MISSING_IMAGE_TEXTS) => Assessment::stuck(Obstacle::of_caller(reason)),
+        // The node's credentials may have expired.
+        () if says(&DENIED_PULL_TEXTS) => Assessment::stuck(Obstacle::of_platform(reason)),
+        // Before Kubernetes 1.32, the cause is in an event only.
+        () => Assessment::pending(Obstacle::of_platform(reason)).with_detail(events_of(pod)),
     }
+}
+
+/// Returns whether a kubelet's message on a start says that the same start would fail again.
+fn lasts(message: &str) -> bool {
+    LASTING_START_FAILURES.iter().any(|text| message.contains(text))
 }
 
 fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {

@@ -5,28 +5,48 @@ const TEXT_MAX_CHARS: usize = 500;
 
 /// Returns the text as one line of at most 500 characters. Of a longer one, the end is left out.
 pub(super) fn as_one_line(text: &str) -> String {
-    let words = text.split(|char: char| char.is_whitespace() || char.is_control());
-    let line = words
-        .filter(|word| !word.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let line = join_words(text);
     match line.char_indices().nth(TEXT_MAX_CHARS) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
         None => line,
     }
 }
 
-/// Returns the last lines of a container's log as part of a reason; `None` if the log is empty.
+fn join_words(text: &str) -> String {
+    let words = text.split(|char: char| char.is_whitespace() || char.is_control());
+    words
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The words between a reason and the lines of a log that it quotes.
+const LOG_QUOTE: &str = "its log ends with: ";
+
+/// Returns the part of a reason before the lines of a log that it quotes: what a function writes is for whoever deployed it,
+/// and not for the deployer's log nor for annotations.
+pub(crate) fn without_log_quote(reason: &str) -> &str {
+    let end = reason.find(LOG_QUOTE).unwrap_or(reason.len());
+    let before = reason.get(..end).unwrap_or_default();
+    before.trim_end_matches("; ")
+}
+
+/// Returns the last lines of a container's log as part of a reason, with at most 500 characters: its end says most. `None`
+/// if the log is empty.
 pub(super) fn quote_log(log: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<_> = text
         .lines()
-        .map(as_one_line)
+        .map(join_words)
         .filter(|line| !line.is_empty())
         .collect();
     let start = lines.len().saturating_sub(super::LOG_LINES);
     let last = lines.get(start..).filter(|lines| !lines.is_empty())?;
-    Some(format!("its log ends with: {}", as_one_line(&last.join(" | "))))
+    let joined = last.join(" | ");
+    let skipped = joined.chars().count().saturating_sub(TEXT_MAX_CHARS);
+    let end: String = joined.chars().skip(skipped).collect();
+    let gap = if skipped > 0 { "…" } else { "" };
+    Some(format!("{LOG_QUOTE}{gap}{end}"))
 }
 
 #[cfg(test)]
@@ -50,5 +70,14 @@ mod tests {
         );
         assert!(quoted.ends_with("line 19"), "{quoted}");
         assert_eq!(quote_log(b"\n \n"), None);
+        let long = quote_log(format!("{} the cause", "x".repeat(900)).as_bytes());
+        assert!(long.unwrap().ends_with(" the cause"));
+    }
+
+    #[test]
+    fn a_reason_without_the_quoted_log_has_nothing_that_the_function_wrote() {
+        let reason = "the container ended with exit code 3; its log ends with: password=a";
+        assert_eq!(without_log_quote(reason), "the container ended with exit code 3");
+        assert_eq!(without_log_quote("no log"), "no log");
     }
 }

@@ -10,6 +10,7 @@ use super::backoff::Backoff;
 use super::verdict::{Findings, Verdict};
 use super::{APPLY_ATTEMPTS, ApplyAttempt, RunningRollout};
 use crate::gateway::{FunctionStatus, GatewayRequestSender};
+use crate::kubernetes::WantedReplicas;
 use crate::outcome::{FaultyParty, RunningState, Successor};
 use crate::request::OWN_ANNOTATION_PREFIX;
 use crate::version::{FunctionVersion, LastGoodVersion};
@@ -155,7 +156,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         drop(span);
         match applied {
             ApplyAnswer::Accepted(answer) => {
-                let (attempt, watched) = self.watch_with_timeout(Some(answer)).await;
+                let (attempt, watched) = self.watch_with_timeout(Some(answer), WantedReplicas::All).await;
                 (
                     attempt,
                     Findings::of_fault(FaultyParty::Caller).followed_by(watched),
@@ -184,7 +185,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         };
         match now {
             Ok(Some(status)) if self.version.is_certainly_deployed(&status) => {
-                self.watch_with_timeout(None).await
+                self.watch_with_timeout(None, WantedReplicas::All).await
             }
             Ok(now) => (ApplyAttempt::NotTaken(now), Findings::default()),
             Err(_) => (ApplyAttempt::Failed, Findings::default()),

@@ -14,6 +14,7 @@ use super::history::UnsettledRollout;
 use super::verdict::{Findings, RestorationResult, Verdict};
 use super::watch::{WaitingFor, WatchResult};
 use crate::gateway::{FunctionStatus, GatewayRequestSender, call};
+use crate::kubernetes::without_log_quote;
 use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
 use crate::version::{FailureRecord, FunctionVersion, LastGoodVersion};
 
@@ -267,7 +268,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         (findings.faulty_party() == Some(FaultyParty::Caller)).then_some(())?;
         Some(FailureRecord {
             delivery: self.hand_over.delivery_digest()?,
-            reasons: findings.reasons().to_vec(),
+            reasons: findings
+                .reasons()
+                .iter()
+                .map(|reason| without_log_quote(reason).to_owned())
+                .collect(),
             previous_image: self.facts.previous_image.clone(),
         })
     }

@@ -15,7 +15,7 @@ use super::RolloutTimeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, GatewayRequestSender, call, summarize_response};
-use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState};
+use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState, WantedReplicas, without_log_quote};
 use crate::outcome::{FaultyParty, Successor};
 use crate::request::ReadinessProbe;
 use crate::succession::SuccessorReceiver;
@@ -43,6 +43,8 @@ pub(super) struct WatchedVersion<'a, T> {
     pub(super) default_namespace: &'a str,
     pub(super) version: &'a FunctionVersion,
     pub(super) timeouts: &'a RolloutTimeouts,
+    /// The number of replicas on Kubernetes that the version needs.
+    pub(super) wanted: WantedReplicas,
     /// The time for which the version has to stay up after its probe has succeeded.
     pub(super) stay_up: Duration,
 }
@@ -227,7 +229,10 @@ pub(super) async fn watch_version_until_ready(
             return WatchResult::Stuck(obstacle);
         }
         if *waiting_for != missing {
-            info!(reason = %missing, "waiting for the function");
+            info!(
+                reason = without_log_quote(&missing.to_string()),
+                "waiting for the function"
+            );
             *waiting_for = missing;
         }
         let next = async {
@@ -262,7 +267,10 @@ impl StayUpTimer {
     /// Records that the version is up, and returns whether it has been for `stay_up`, without a start of a pod in between.
     fn has_passed(&mut self, ready: &ReadyVersion, stay_up: Duration) -> bool {
         match &self.0 {
-            Some((since, starts)) if *starts == ready.starts => since.elapsed() >= stay_up,
+            // If Kubernetes does not answer for a moment, the earlier starts count.
+            Some((since, starts)) if ready.starts.is_none() || *starts == ready.starts => {
+                since.elapsed() >= stay_up
+            }
             _ => {
                 self.0 = Some((Instant::now(), ready.starts.clone()));
                 stay_up.is_zero()
@@ -333,7 +341,8 @@ impl<T: GatewayRequestSender> WatchedVersion<'_, T> {
         };
         let namespace = self.function.namespace.as_deref().or(status.namespace.as_deref());
         let namespace = namespace.unwrap_or(self.default_namespace);
-        let state = kubernetes.version_state(namespace, &self.function.name, self.version.image());
+        let state =
+            kubernetes.version_state(namespace, &self.function.name, self.version.image(), self.wanted);
         match state.await {
             Ok(VersionState::Complete(starts)) => KubernetesView::Complete(starts),
             Ok(VersionState::Pending(obstacle)) => KubernetesView::Missing(WaitingFor::Kubernetes {
@@ -344,6 +353,10 @@ impl<T: GatewayRequestSender> WatchedVersion<'_, T> {
                 obstacle,
                 is_stuck: true,
             }),
+            Ok(VersionState::Absent) => KubernetesView::Nothing(Some(format!(
+                "Kubernetes has no Deployment {} in the namespace {namespace}",
+                self.function.name
+            ))),
             Err(error) => KubernetesView::Nothing(Some(ErrorChain(&error).to_string())),
         }
     }
