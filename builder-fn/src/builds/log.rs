@@ -247,7 +247,7 @@ impl LogSender {
             Err(_) => Err("BuildKit does not answer in time".to_owned()),
         };
         let connection = connection.map_err(LogEnd::Unreadable)?;
-        let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask);
+        let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask).starting_at(self.next);
         let sent = self.send_lines(&mut log).await;
         self.sink.flush().await?;
         sent

@@ -28,6 +28,8 @@ pub(super) struct NumberedLog {
     log: OrderedLog,
     lines: LineFormatter,
     seq: u64,
+    /// The number of the first line that the reader needs.
+    first: u64,
     /// The numbers of the steps that have appeared, by their digests.
     steps: HashMap<String, u32>,
     has_ended: bool,
@@ -40,9 +42,16 @@ impl NumberedLog {
             log: connection.open_log(reference),
             lines: LineFormatter::new(mask.clone()),
             seq: (number - 1) * LINE_NUMBERS_PER_ATTEMPT,
+            first: 0,
             steps: HashMap::new(),
             has_ended: false,
         }
+    }
+
+    /// Leaves out lines of output before the line with this number, as far as they need not be formatted to be counted. A reader
+    /// that is cut off reads a log from its beginning each time.
+    pub(super) fn starting_at(self, first: u64) -> Self {
+        Self { first, ..self }
     }
 
     /// Waits for the next lines; `None` after the last one. Dropping the future loses nothing.
@@ -65,6 +74,18 @@ impl NumberedLog {
         let mut numbered = Vec::new();
         for event in events {
             let step = self.step_of(&event);
+            let needless = self.first.saturating_sub(self.seq + 1);
+            let skipped = match needless {
+                0 => Err(event),
+                needless => self.lines.skip_output(event, needless),
+            };
+            let event = match skipped {
+                Ok(count) => {
+                    self.seq += count;
+                    continue;
+                }
+                Err(event) => event,
+            };
             for text in self.lines.format_event(event) {
                 numbered.push(self.number_line(step, text));
             }

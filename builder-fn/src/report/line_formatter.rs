@@ -19,6 +19,10 @@ use text::{floor_char_boundary, format_time, output_lines, to_one_line};
 /// stop reading at records of 64 KiB, and JSON may need six bytes for one.
 pub(crate) const MAX_LINE_BYTES: usize = 8 << 10;
 
+/// The length of a line of output that is one log line whatever its bytes are: to become UTF-8, a byte may need three, and
+/// masked text is not longer than before.
+const UNSPLIT_LINE_BYTES: usize = MAX_LINE_BYTES / 3;
+
 /// Formats the events of a build as log lines, in order, and collects the warnings that are not BuildKit's.
 #[derive(Debug, Default)]
 pub(crate) struct LineFormatter {
@@ -76,6 +80,52 @@ impl LineFormatter {
             BuildEvent::Warning { text } => vec![self.format_unrecorded_warning(&text)],
             BuildEvent::Unsure { text } => vec![self.record_warning(&text)],
         }
+    }
+
+    /// Advances past output without formatting it, and returns the number of lines that
+    /// [`format_event`](Self::format_event) would return for it. Costs a small part of the time.
+    ///
+    /// # Errors
+    /// Returns the event unchanged if it is not output, completes more than `limit` lines, or may have a line that is split.
+    pub(crate) fn skip_output(&mut self, event: BuildEvent, limit: u64) -> Result<u64, BuildEvent> {
+        let BuildEvent::Output {
+            step,
+            stream,
+            at,
+            text,
+        } = event
+        else {
+            return Err(event);
+        };
+        let key = (step, stream);
+        let pending = self
+            .unfinished
+            .get(&key)
+            .map_or(0, |unfinished| unfinished.text.len());
+        let (count, rest) = match count_unsplit_lines(pending, &text) {
+            Some((count, completed)) if count <= limit => (count, text.get(completed..).unwrap_or_default()),
+            _ => {
+                let (step, stream) = key;
+                return Err(BuildEvent::Output {
+                    step,
+                    stream,
+                    at,
+                    text,
+                });
+            }
+        };
+        let begins_anew = rest.len() < text.len();
+        let unfinished = self.unfinished.entry(key.clone());
+        let unfinished = unfinished.or_insert_with(|| UnfinishedOutput { at, text: Vec::new() });
+        unfinished.at = at;
+        if begins_anew {
+            unfinished.text.clear();
+        }
+        unfinished.text.extend_from_slice(rest);
+        if unfinished.text.is_empty() {
+            self.unfinished.remove(&key);
+        }
+        Ok(count)
     }
 
     /// Takes the output that has no line end, once the build is over, and returns it as log lines.
@@ -175,6 +225,28 @@ impl LineFormatter {
         }
         lines
     }
+}
+
+/// Counts the lines that `text` completes after `pending` bytes of an unfinished line, and the bytes up to the end of the
+/// last of them. Returns `None` if a line may be split.
+fn count_unsplit_lines(pending: usize, text: &[u8]) -> Option<(u64, usize)> {
+    let (mut count, mut completed, mut length) = (0, 0, pending);
+    for piece in text.split_inclusive(|byte| *byte == b'\n') {
+        length += piece.len();
+        if length > UNSPLIT_LINE_BYTES {
+            return None;
+        }
+        if piece.ends_with(b"\n") {
+            count += 1;
+            completed += piece.len();
+            length = 0;
+        }
+    }
+    // A line end alone gives no line.
+    if completed == 1 && pending == 0 {
+        count = 0;
+    }
+    Some((count, completed))
 }
 
 /// Returns a log line of Slipway's own, with the current time.

@@ -208,6 +208,67 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn skipped_output_counts_as_many_lines_as_formatted_output_has_however_it_was_cut(
+        pieces in prop::collection::vec(
+            prop::collection::vec(prop_oneof![
+                4 => Just(b"\n".to_vec()),
+                1 => Just(b"\r\n".to_vec()),
+                2 => Just(b"the secret".to_vec()),
+                2 => Just(vec![0xff; 700]),
+                4 => prop::collection::vec(any::<u8>(), 0..40),
+            ], 0..8),
+            1..12,
+        ),
+        skipped in 0..12usize,
+        limit in 0..20u64,
+    ) {
+        let mask = SecretMask::new([&b"the secret"[..]]);
+        let (mut formatting, mut skipping) = (LineFormatter::new(mask.clone()), LineFormatter::new(mask));
+        for (index, piece) in pieces.iter().enumerate() {
+            let event = BuildEvent::Output {
+                step: "s".into(),
+                stream: 1 + (index % 2) as i64,
+                at: time_after_epoch(index as u64 * 1000),
+                text: piece.concat(),
+            };
+            let expected = formatting.format_event(event.clone());
+            let skipping_result = match index < skipped {
+                true => skipping.skip_output(event, limit),
+                false => Err(event),
+            };
+            match skipping_result {
+                Ok(count) => {
+                    prop_assert!(count <= limit);
+                    prop_assert_eq!(count, expected.len() as u64);
+                }
+                Err(event) => prop_assert_eq!(skipping.format_event(event), expected),
+            }
+        }
+        prop_assert_eq!(skipping.take_unfinished_output(), formatting.take_unfinished_output());
+    }
+}
+
+#[test]
+fn output_of_short_lines_is_skipped_up_to_the_limit_and_other_events_are_not() {
+    let mut lines = LineFormatter::default();
+    assert_eq!(lines.skip_output(output_event(1, 0, "one\ntwo\nth"), 2), Ok(2));
+    let rest = output_event(1, 0, "ree\nfour\n");
+    assert_eq!(lines.skip_output(rest.clone(), 1), Err(rest.clone()));
+    assert_eq!(
+        lines.format_event(rest),
+        ["l: 2026-01-02T03:04:05Z three", "l: 2026-01-02T03:04:05Z four"]
+    );
+    for event in [
+        step_started_event(0),
+        progress_event(0, 1, false),
+        output_event(1, 0, &("x".repeat(MAX_LINE_BYTES) + "\n")),
+    ] {
+        assert_eq!(lines.skip_output(event.clone(), 9), Err(event));
+    }
+}
+
 #[test]
 fn a_line_without_an_end_is_passed_on_before_it_grows_large() {
     let mut lines = LineFormatter::default();
