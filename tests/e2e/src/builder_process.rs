@@ -3,19 +3,22 @@
 use std::{
     ffi::OsStr,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use jiff::Timestamp;
 use reqwest::StatusCode;
 use serde_json::Value;
 
 use crate::{
-    client::{SigningClient, sign_body},
-    process::{FunctionProcess, unlinked_open_files, wait_for_status, wait_for_success},
+    client::SigningClient,
+    process::{
+        FunctionProcess, peak_memory_bytes, peak_own_memory_bytes, unlinked_open_files, wait_for_status,
+        wait_for_success,
+    },
+    questions::QuestionClient,
     registry::RegistryClient,
     testbed::Testbed,
 };
@@ -52,6 +55,25 @@ impl BuilderProcess {
         settings: &[(&str, &str)],
         more_secrets: &[(&str, &str)],
     ) -> Result<Self> {
+        Self::start(testbed, settings, more_secrets, None).await
+    }
+
+    /// Starts builder-fn with this file in place of the machine's `resolv.conf`, and without registry credentials. `settings`
+    /// override those of [`start_with_settings`](Self::start_with_settings).
+    pub async fn start_with_resolver(
+        testbed: &Testbed,
+        resolver: &Path,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::start(testbed, settings, &[], Some(resolver)).await
+    }
+
+    async fn start(
+        testbed: &Testbed,
+        settings: &[(&str, &str)],
+        more_secrets: &[(&str, &str)],
+        resolver: Option<&Path>,
+    ) -> Result<Self> {
         let secrets = tempfile::tempdir()?;
         for (name, from) in [
             ("payload-secret", &testbed.stack.payload_secret),
@@ -76,7 +98,13 @@ impl BuilderProcess {
             ("read_timeout", "10m".as_ref()),
         ];
         let settings = settings.iter().map(|(name, value)| (*name, OsStr::new(*value)));
-        let function = FunctionProcess::start("builder-fn", fixed.into_iter().chain(settings)).await?;
+        let environment = fixed.into_iter().chain(settings);
+        let function = match resolver {
+            None => FunctionProcess::start("builder-fn", environment).await?,
+            Some(resolver) => {
+                FunctionProcess::start_with_resolver("builder-fn", environment, resolver).await?
+            }
+        };
         Ok(Self {
             function,
             secrets,
@@ -113,19 +141,16 @@ impl BuilderProcess {
         Ok((response.status().as_u16(), response.text().await?))
     }
 
-    /// Asks about builds at `path`, such as `/builds/ID`, with a question that is signed with the stack's key; returns status
-    /// and answer.
+    /// Asks about builds at `path`, such as `/builds/ID`, with a question that is signed with the builder's secret
+    /// `payload-secret`; returns status and answer.
     pub async fn ask(&self, path: &str) -> Result<(u16, Value)> {
+        self.questions()?.get(path).await
+    }
+
+    /// Returns a client of questions about builds that signs with the builder's secret `payload-secret`.
+    pub fn questions(&self) -> Result<QuestionClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
-        let signed_at = Timestamp::now().to_string();
-        let signature = sign_body(&key, format!("GET\n{path}\n{signed_at}").as_bytes())?;
-        let http = reqwest::Client::builder().no_proxy().build()?;
-        let request = http
-            .get(format!("{}{path}", self.function.url))
-            .header("X-Signed-At", signed_at)
-            .header("X-Build-Signature", signature);
-        let response = request.send().await?;
-        Ok((response.status().as_u16(), response.json().await?))
+        QuestionClient::new(self.url(), &key)
     }
 
     /// Replaces a secret's file atomically, as a platform does when it rotates a secret.
@@ -194,29 +219,13 @@ impl BuilderProcess {
 
     /// Returns the builder process's peak resident memory so far, in bytes.
     pub fn peak_memory_bytes(&self) -> Result<usize> {
-        self.status_bytes("VmHWM")
+        peak_memory_bytes(self.process_id())
     }
 
     /// Returns the builder process's peak resident memory so far, minus the pages of files that are resident now, in
     /// bytes. Those are the program's code, and the kernel can drop them.
     pub fn peak_own_memory_bytes(&self) -> Result<usize> {
-        Ok(self
-            .peak_memory_bytes()?
-            .saturating_sub(self.status_bytes("RssFile")?))
-    }
-
-    /// Reads a field of `/proc/PID/status` that is a number of kilobytes, and returns it in bytes.
-    fn status_bytes(&self, field: &str) -> Result<usize> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.function.process.id()))?;
-        let value = status
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kibibytes: usize = value
-            .and_then(|value| value.trim().strip_suffix(" kB"))
-            .with_context(|| format!("/proc/PID/status has no {field}"))?
-            .trim()
-            .parse()?;
-        Ok(kibibytes << 10)
+        peak_own_memory_bytes(self.process_id())
     }
 
     /// Returns the files in the folder that `spool_dir` names by default, and the process's open files without a name.

@@ -32,6 +32,31 @@ pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
     Ok(unlinked)
 }
 
+/// Returns a process's peak resident memory so far, in bytes.
+pub(crate) fn peak_memory_bytes(process: u32) -> Result<usize> {
+    status_bytes(process, "VmHWM")
+}
+
+/// Returns a process's peak resident memory so far, minus the pages of files that are resident now, in bytes. Those are the
+/// program's code, and the kernel can drop them.
+pub(crate) fn peak_own_memory_bytes(process: u32) -> Result<usize> {
+    Ok(peak_memory_bytes(process)?.saturating_sub(status_bytes(process, "RssFile")?))
+}
+
+/// Reads a field of `/proc/PID/status` that is a number of kilobytes, and returns it in bytes.
+fn status_bytes(process: u32, field: &str) -> Result<usize> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kibibytes: usize = value
+        .and_then(|value| value.trim().strip_suffix(" kB"))
+        .with_context(|| format!("/proc/PID/status has no {field}"))?
+        .trim()
+        .parse()?;
+    Ok(kibibytes << 10)
+}
+
 /// Polls a URL until the status is a success. Fails after 20 s.
 pub(crate) async fn wait_for_success(url: &str) -> Result<()> {
     wait_for_status(url, |status| status.is_success()).await
@@ -72,7 +97,26 @@ impl FunctionProcess {
         package: &'static str,
         environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
     ) -> Result<Self> {
-        let mut command = Command::new(build_once_and_get_path(package).await?);
+        Self::start_command(Command::new(build_once_and_get_path(package).await?), environment).await
+    }
+
+    /// Starts a function like [`start`](Self::start), with this file in place of the machine's `resolv.conf`.
+    pub(crate) async fn start_with_resolver<'a>(
+        package: &'static str,
+        environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
+        resolver: &Path,
+    ) -> Result<Self> {
+        let mut command = Command::new("/usr/bin/unshare");
+        command.args(["--mount", "--", "/bin/sh", "-c"]);
+        command.arg("/bin/mount --bind \"$0\" /etc/resolv.conf && exec \"$1\"");
+        command.arg(resolver).arg(build_once_and_get_path(package).await?);
+        Self::start_command(command, environment).await
+    }
+
+    async fn start_command<'a>(
+        mut command: Command,
+        environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
+    ) -> Result<Self> {
         command
             .env_clear()
             .envs([("port", "0"), ("metrics_port", "0")])

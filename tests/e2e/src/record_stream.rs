@@ -3,6 +3,15 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+/// A record of a build's log.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NumberedRecord {
+    /// A line with its number.
+    Line(u64, String),
+    /// The terminal record.
+    End(Value),
+}
+
 /// The records of a running build. Dropping the stream closes its connection.
 #[derive(Debug)]
 pub struct RecordStream {
@@ -57,6 +66,26 @@ impl RecordStream {
                     "the stream ended inside a record: {:?}",
                     String::from_utf8_lossy(&self.received)
                 ),
+            }
+        }
+    }
+
+    /// Waits for the next numbered line of a build's log, or for its terminal record; `None` if the stream ends before. Leaves
+    /// out records without lines.
+    pub async fn next_numbered_record(&mut self) -> Result<Option<NumberedRecord>> {
+        loop {
+            let Some(record) = self.next_record().await? else {
+                return Ok(None);
+            };
+            if record["status"] != "in_progress" {
+                return Ok(Some(NumberedRecord::End(record)));
+            }
+            let number = record["seq"].as_u64();
+            let number = number.with_context(|| format!("no number in {record}"))?;
+            let mut lines = log_lines(&record)?;
+            ensure!(lines.len() <= 1, "several lines in {record}");
+            if let Some(text) = lines.pop() {
+                return Ok(Some(NumberedRecord::Line(number, text)));
             }
         }
     }

@@ -1,0 +1,162 @@
+//! A copy of the stack's builder-fn, deployed as another function with settings of its own. The queue delivers calls to it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    client::SigningClient,
+    process::{peak_own_memory_bytes, unlinked_open_files},
+    questions::QuestionClient,
+    testbed::Testbed,
+};
+
+/// The longest time until the stack has done what a step of a test waits for.
+const STEP_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// The variable by which the process of a copy is found on this machine. builder-fn does not read it.
+const MARK_VARIABLE: &str = "mark_of_the_copy";
+
+/// A deployed copy of the stack's builder-fn.
+pub struct DeployedBuilder<'t> {
+    testbed: &'t Testbed,
+    name: String,
+    deployment: Value,
+    key: Vec<u8>,
+    /// The value of [`MARK_VARIABLE`].
+    mark: String,
+}
+
+impl<'t> DeployedBuilder<'t> {
+    /// Deploys a copy with records of its own, with the stack's settings and secrets. `settings` override them, and
+    /// `more_secrets` are names of secrets that the stack has. With the setting `buildkit_plaintext`, the copy has no
+    /// certificates for BuildKit. Waits until the copy is ready.
+    pub async fn deploy(
+        testbed: &'t Testbed,
+        name: &str,
+        settings: &[(&str, &str)],
+        more_secrets: &[&str],
+    ) -> Result<Self> {
+        let functions = &testbed.functions;
+        functions.remove_function(name).await?;
+        let own = functions.function_status("builder-fn").await?;
+        let own = own.context("the stack has no builder-fn")?;
+        let mut variables = own["envVars"].clone();
+        ensure!(variables.is_object(), "the provider shows no environment: {own}");
+        // An earlier run has left records in its own repository.
+        let run = Timestamp::now().as_nanosecond();
+        let mark = format!("{name}-{run}");
+        variables["records_repository"] =
+            json!(format!("{}/e2e/records/{mark}", testbed.stack.registry.host));
+        variables[MARK_VARIABLE] = json!(mark);
+        for (variable, value) in settings {
+            variables[*variable] = json!(value);
+        }
+        let mut secrets = own["secrets"].as_array().cloned().unwrap_or_default();
+        secrets.extend(more_secrets.iter().map(|secret| json!(secret)));
+        if settings.iter().any(|(name, _)| *name == "buildkit_plaintext") {
+            secrets.retain(|secret| !secret.as_str().unwrap_or_default().starts_with("buildkit-"));
+        }
+        let deployment = json!({
+            "service": name, "image": own["image"], "envVars": variables, "secrets": secrets, "limits": own["limits"],
+            "readOnlyRootFilesystem": own["readOnlyRootFilesystem"] == true,
+        });
+        let created = functions.create_function(&deployment).await?;
+        ensure!(created < 300, "{name} was not created: {created}");
+        functions.wait_until_ready(name, STEP_TIMEOUT).await?;
+        Ok(Self {
+            key: fs::read(&testbed.stack.payload_secret)?.trim_ascii().to_vec(),
+            testbed,
+            name: name.to_owned(),
+            deployment,
+            mark,
+        })
+    }
+
+    /// Replaces the builder by a new one with the same settings. The provider sends SIGTERM to the old one.
+    pub async fn update(&mut self, version: &str) -> Result<()> {
+        self.deployment["envVars"]["updated_to"] = json!(version);
+        let updated = self.testbed.functions.update_function(&self.deployment).await?;
+        ensure!(updated < 300, "{} was not updated: {updated}", self.name);
+        Ok(())
+    }
+
+    /// Returns a client that has its calls delivered by the queue.
+    pub fn queued_client(&self) -> Result<SigningClient> {
+        SigningClient::new(self.testbed.functions.queued_call_url(&self.name), &self.key)
+    }
+
+    /// Returns a client that calls through the gateway and waits for the answers.
+    pub fn direct_client(&self) -> Result<SigningClient> {
+        SigningClient::new(self.testbed.functions.function_url(&self.name), &self.key)
+    }
+
+    /// Returns a client of `POST /contexts` through the gateway.
+    pub fn contexts_client(&self) -> Result<SigningClient> {
+        let url = self.testbed.functions.function_url(&self.name);
+        SigningClient::new(format!("{url}/contexts"), &self.key)
+    }
+
+    /// Returns a client that asks about builds through the gateway.
+    pub fn questions(&self) -> Result<QuestionClient> {
+        QuestionClient::new(self.testbed.functions.function_url(&self.name), &self.key)
+    }
+
+    /// Asks about a build until it has this state, and returns the answer.
+    pub async fn wait_for_state(&self, id: &str, state: &str) -> Result<Value> {
+        let end = Instant::now() + STEP_TIMEOUT;
+        let questions = self.questions()?;
+        loop {
+            // While the builder is replaced, the gateway may reach none.
+            let answer = questions.get(&format!("/builds/{id}")).await;
+            if let Ok((_, build)) = &answer
+                && build["state"] == state
+            {
+                return Ok(build.clone());
+            }
+            ensure!(Instant::now() < end, "{id} is not {state}: {answer:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Returns the peak resident memory of the builder's process so far, minus the pages of files, in bytes.
+    pub fn peak_own_memory_bytes(&self) -> Result<usize> {
+        peak_own_memory_bytes(self.process_id()?)
+    }
+
+    /// Returns the builder's open files without a name: stored bodies.
+    pub fn leftover_spool_files(&self) -> Result<Vec<PathBuf>> {
+        unlinked_open_files(self.process_id()?)
+    }
+
+    /// Removes the function.
+    pub async fn remove(self) -> Result<()> {
+        self.testbed.functions.remove_function(&self.name).await
+    }
+
+    /// Returns the id of the builder's process on this machine.
+    fn process_id(&self) -> Result<u32> {
+        let variable = format!("{MARK_VARIABLE}={}", self.mark);
+        for entry in fs::read_dir("/proc")? {
+            let folder = entry?.path();
+            // Most entries are not processes, and a process may exit while the list is read.
+            let Ok(environment) = fs::read(folder.join("environ")) else {
+                continue;
+            };
+            if environment
+                .split(|byte| *byte == 0)
+                .any(|found| found == variable.as_bytes())
+            {
+                let name = folder.file_name().unwrap_or_default().to_string_lossy();
+                return Ok(name.parse()?);
+            }
+        }
+        anyhow::bail!("no process with {variable} in its environment is running")
+    }
+}
