@@ -23,7 +23,7 @@ use crate::network_namespace::NetworkNamespace;
 pub const BAIT_TEXT: &str = "the-bait-was-taken";
 
 /// An HTTP server that answers every request with [`BAIT_TEXT`], except that `/redirect/URL` redirects to `http://URL`,
-/// and that requests of a registry's API need credentials. It stops on drop.
+/// that `/unavailable` gets 503, and that requests of a registry's API need credentials. It stops on drop.
 #[derive(Debug)]
 pub struct BaitServer {
     address: SocketAddr,
@@ -107,6 +107,9 @@ async fn answer_request(State(requests): State<ReceivedRequests>, headers: Heade
             [(WWW_AUTHENTICATE, "Basic realm=\"registry\"")],
         )
             .into_response();
+    }
+    if path == "/unavailable" {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     match path.strip_prefix("/redirect/") {
         Some(target) => (StatusCode::FOUND, [(LOCATION, format!("http://{target}"))]).into_response(),

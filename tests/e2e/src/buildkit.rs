@@ -15,6 +15,7 @@ use crate::{logged_process::LoggedProcess, testbed::Testbed};
 /// A running BuildKit daemon. Dropping it stops the daemon and removes its data.
 pub struct BuildkitDaemon {
     process: LoggedProcess,
+    program: PathBuf,
     dir: tempfile::TempDir,
     /// The daemon's TCP port on the loopback address, in addition to the socket.
     pub port: u16,
@@ -42,25 +43,22 @@ impl BuildkitDaemon {
         );
         let toml = dir.path().join("buildkitd.toml");
         fs::write(&toml, text)?;
-        let mut command = Command::new(&testbed.stack.tools.buildkitd);
-        command.arg("--config").arg(&toml);
-        // As the stack's own daemon has them.
-        for limit in ["BUILDKIT_STEP_LOG_MAX_SIZE", "BUILDKIT_STEP_LOG_MAX_SPEED"] {
-            command.env(limit, "-1");
-        }
-        let mut process = LoggedProcess::spawn(command)?;
-        let socket = dir.path().join("buildkitd.sock");
-        process
-            .wait_for_line(|line| {
-                listening_address(line)
-                    .filter(|address| Path::new(address) == socket)
-                    .map(drop)
-            })
-            .await?;
-        let port = process
-            .wait_for_line(|line| Some(listening_address(line)?.parse::<SocketAddr>().ok()?.port()))
-            .await?;
-        Ok(Self { process, dir, port })
+        let program = testbed.stack.tools.buildkitd.clone();
+        let (process, port) = start_process(&program, &dir).await?;
+        Ok(Self {
+            process,
+            program,
+            dir,
+            port,
+        })
+    }
+
+    /// Kills the daemon, as a crash does, and starts it again with its data. Its socket has the same URL, and its TCP port
+    /// is another one.
+    pub async fn kill_and_restart(&mut self) -> Result<()> {
+        self.process.kill()?;
+        (self.process, self.port) = start_process(&self.program, &self.dir).await?;
+        Ok(())
     }
 
     /// Returns the path of the folder with the daemon's data: snapshots, git repositories and its databases.
@@ -77,6 +75,30 @@ impl BuildkitDaemon {
     pub fn url(&self) -> String {
         socket_url(&self.dir)
     }
+}
+
+/// Starts the daemon whose configuration and data are in this folder, and returns its process and its TCP port once it
+/// listens.
+async fn start_process(program: &Path, dir: &tempfile::TempDir) -> Result<(LoggedProcess, u16)> {
+    let mut command = Command::new(program);
+    command.arg("--config").arg(dir.path().join("buildkitd.toml"));
+    // As the stack's own daemon has them.
+    for limit in ["BUILDKIT_STEP_LOG_MAX_SIZE", "BUILDKIT_STEP_LOG_MAX_SPEED"] {
+        command.env(limit, "-1");
+    }
+    let mut process = LoggedProcess::spawn(command)?;
+    let socket = dir.path().join("buildkitd.sock");
+    process
+        .wait_for_line(|line| {
+            listening_address(line)
+                .filter(|address| Path::new(address) == socket)
+                .map(drop)
+        })
+        .await?;
+    let port = process
+        .wait_for_line(|line| Some(listening_address(line)?.parse::<SocketAddr>().ok()?.port()))
+        .await?;
+    Ok((process, port))
 }
 
 impl Drop for BuildkitDaemon {

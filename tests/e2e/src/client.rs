@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use axum::body::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::Value;
 use sha2::Sha256;
@@ -65,7 +66,8 @@ impl SigningClient {
     }
 
     /// Posts a signed tar.
-    pub async fn post_signed(&self, tar: Vec<u8>) -> Result<HttpReply> {
+    pub async fn post_signed(&self, tar: impl Into<Bytes>) -> Result<HttpReply> {
+        let tar = tar.into();
         let signature = sign_body(&self.key, &tar)?;
         self.post_with_signature(tar, Some(&signature), &[]).await
     }
@@ -74,7 +76,7 @@ impl SigningClient {
     pub async fn post_json(&self, request: &Value) -> Result<HttpReply> {
         let body = request.to_string().into_bytes();
         let signature = sign_body(&self.key, &body)?;
-        self.post_as_media_type("application/json", body, Some(&signature), &[])
+        self.post_as_media_type("application/json", body.into(), Some(&signature), &[])
             .await
     }
 
@@ -95,18 +97,18 @@ impl SigningClient {
     /// Posts a tar with this signature, or with none.
     pub async fn post_with_signature(
         &self,
-        tar: Vec<u8>,
+        tar: impl Into<Bytes>,
         signature: Option<&str>,
         headers: &[(&str, &str)],
     ) -> Result<HttpReply> {
-        self.post_as_media_type("application/octet-stream", tar, signature, headers)
+        self.post_as_media_type("application/octet-stream", tar.into(), signature, headers)
             .await
     }
 
     async fn post_as_media_type(
         &self,
         media_type: &str,
-        body: Vec<u8>,
+        body: Bytes,
         signature: Option<&str>,
         headers: &[(&str, &str)],
     ) -> Result<HttpReply> {

@@ -19,7 +19,7 @@ pub struct FileServer {
 
 impl FileServer {
     /// Starts a server on a free port.
-    pub async fn start(file: Vec<u8>) -> Result<Self> {
+    pub async fn start(file: impl Into<Bytes>) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let requests = Arc::new(AtomicUsize::new(0));
@@ -29,7 +29,7 @@ impl FileServer {
         };
         let app = Router::new()
             .fallback(answer)
-            .with_state((Bytes::from(file), Arc::clone(&requests)));
+            .with_state((file.into(), Arc::clone(&requests)));
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).await.ok();
         });

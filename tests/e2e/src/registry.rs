@@ -1,6 +1,7 @@
 //! The stack's registry through its HTTP API: what builds pushed, and base images that no build would make.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use axum::body::Bytes;
 use base64::Engine as _;
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use serde_json::{Value, json};
@@ -132,7 +133,8 @@ impl RegistryClient {
     }
 
     /// Pushes an artifact with one layer, as `oras push` does, and returns its digest.
-    pub async fn push_artifact(&self, repository: &str, layer: Vec<u8>) -> Result<String> {
+    pub async fn push_artifact(&self, repository: &str, layer: impl Into<Bytes>) -> Result<String> {
+        let layer = layer.into();
         let config = b"{}";
         let manifest = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -161,7 +163,8 @@ impl RegistryClient {
     }
 
     /// Pushes a blob in one request after the one that opens the upload.
-    async fn push_blob(&self, repository: &str, content: Vec<u8>) -> Result<()> {
+    async fn push_blob(&self, repository: &str, content: impl Into<Bytes>) -> Result<()> {
+        let content = content.into();
         let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
         let begun = self.with_credentials(self.http.post(&url)).send().await?;
         let location = begun.headers().get(LOCATION);

@@ -1,7 +1,8 @@
-//! A git repository, and an HTTP server for it: `git http-backend` behind a check of its clients' token.
+//! A git repository, and an HTTP server for it: `git http-backend`, behind a check of its clients' token if it has one.
 
 use std::{
     ffi::OsStr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -10,16 +11,25 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener, process::Command, task::JoinHandle};
+use futures_util::stream;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    process::Command,
+    task::JoinHandle,
+};
 
 /// The name of the repository, as its URL has it.
 const REPOSITORY: &str = "app.git";
+
+/// The size of the pieces in which a response is sent, in bytes.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// A git repository with one branch, `main`, in a temporary folder.
 #[derive(Debug)]
@@ -39,12 +49,17 @@ impl GitRepository {
         Ok(repository)
     }
 
+    /// Writes a file that the next commit contains.
+    pub fn write_file(&self, path: &str, content: impl AsRef<[u8]>) -> Result<()> {
+        let path = self.work_tree().join(path);
+        std::fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
+        Ok(std::fs::write(path, content)?)
+    }
+
     /// Commits these files, as paths and contents, and returns the hash of the commit.
     pub async fn commit_files(&self, files: &[(&str, &str)]) -> Result<String> {
         for (path, content) in files {
-            let path = self.work_tree().join(path);
-            std::fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
-            std::fs::write(path, content)?;
+            self.write_file(path, content)?;
         }
         self.run_git(["add", "--all"], true).await?;
         self.run_git(["commit", "--quiet", "--message=A commit"], true)
@@ -87,16 +102,18 @@ impl GitRepository {
     }
 }
 
-/// Returns a git command without the settings of this machine and its user.
+/// Returns a git command without the settings of this machine and its user. It compresses nothing and compares no large
+/// files, so a large repository costs little time.
 fn git_command() -> Command {
     let mut command = Command::new("git");
     command
         .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_CONFIG_GLOBAL", "/dev/null");
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .args(["-c", "core.compression=0", "-c", "core.bigFileThreshold=1m"]);
     command
 }
 
-/// An HTTP server on loopback for a [`GitRepository`], which wants a token. It stops on drop.
+/// An HTTP server for a [`GitRepository`], which may want a token. It stops on drop.
 #[derive(Debug)]
 pub struct SmartGitServer {
     host: String,
@@ -105,19 +122,33 @@ pub struct SmartGitServer {
 
 struct ServerState {
     root: PathBuf,
-    /// The value of the header `Authorization` that clients have to send.
-    authorization: String,
+    /// The value of the header `Authorization` that clients have to send, if the repository is private.
+    authorization: Option<String>,
 }
 
 impl SmartGitServer {
-    /// Starts a server for `repository`. Clients send `token` as BuildKit does.
+    /// Starts a server on loopback for `repository`. Clients send `token` as BuildKit does.
     pub async fn start(repository: &GitRepository, token: &str) -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let host = listener.local_addr()?.to_string();
         let credentials = STANDARD.encode(format!("x-access-token:{token}"));
+        let authorization = format!("basic {credentials}");
+        Self::serve(repository, Ipv4Addr::LOCALHOST.into(), Some(authorization)).await
+    }
+
+    /// Starts a server at this address of the machine for `repository`, which everybody may read.
+    pub async fn start_public_at(address: IpAddr, repository: &GitRepository) -> Result<Self> {
+        Self::serve(repository, address, None).await
+    }
+
+    async fn serve(
+        repository: &GitRepository,
+        address: IpAddr,
+        authorization: Option<String>,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
+        let host = listener.local_addr()?.to_string();
         let state = ServerState {
             root: repository.folder.path().to_owned(),
-            authorization: format!("basic {credentials}"),
+            authorization,
         };
         let app = Router::new().fallback(answer_request).with_state(Arc::new(state));
         let serving = tokio::spawn(async move {
@@ -154,7 +185,7 @@ async fn answer_request(
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    if given != state.authorization {
+    if state.authorization.as_ref().is_some_and(|wanted| wanted != given) {
         return (
             StatusCode::UNAUTHORIZED,
             [(header::WWW_AUTHENTICATE, "Basic realm=\"git\"")],
@@ -198,15 +229,24 @@ async fn run_http_backend(
         .spawn()?;
     let mut stdin = child.stdin.take().context("the program has no standard input")?;
     let body = body.to_vec();
-    let writer = tokio::spawn(async move { stdin.write_all(&body).await });
-    let output = child.wait_with_output().await?;
     // A program that does not read its input closes the pipe, which is not an error.
-    writer.await?.ok();
-    let end = output.stdout.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let end = end.context("git http-backend gave no headers")?;
-    let (head, content) = output.stdout.split_at(end);
-    let mut response = Response::new(axum::body::Body::from(content[4..].to_vec()));
-    for line in std::str::from_utf8(head)?.lines() {
+    tokio::spawn(async move { stdin.write_all(&body).await });
+    let output = child
+        .stdout
+        .take()
+        .context("the program has no standard output")?;
+    let mut output = BufReader::new(output);
+    let mut response = Response::new(Body::empty());
+    loop {
+        let mut line = String::new();
+        ensure!(
+            output.read_line(&mut line).await? > 0,
+            "git http-backend gave no headers"
+        );
+        let line = line.trim_end();
+        if line.is_empty() {
+            break;
+        }
         let (name, value) = line.split_once(": ").context("a malformed header")?;
         match name {
             "Status" => {
@@ -219,5 +259,17 @@ async fn run_http_backend(
             }
         }
     }
+    // The child is waited for with the end of its output.
+    let content = stream::try_unfold((output, child), |(mut output, mut child)| async move {
+        let mut piece = vec![0; PIECE_BYTES];
+        let length = output.read(&mut piece).await?;
+        piece.truncate(length);
+        if length == 0 {
+            child.wait().await?;
+            return Ok::<_, std::io::Error>(None);
+        }
+        Ok(Some((piece, (output, child))))
+    });
+    *response.body_mut() = Body::from_stream(content);
     Ok(response)
 }

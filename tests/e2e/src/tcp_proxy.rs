@@ -1,7 +1,7 @@
 //! A TCP proxy to a part of the stack, which a test can disconnect and reconnect.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -48,6 +48,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 impl TcpProxy {
     /// Starts a proxy on a loopback address to a URL with the scheme `unix`, `tcp` or `http`.
     pub async fn start_to(url: &str) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), url).await
+    }
+
+    /// Starts a proxy at this address of the machine to a URL with the scheme `unix`, `tcp` or `http`.
+    pub async fn start_at(address: IpAddr, url: &str) -> Result<Self> {
         let (scheme, rest) = url
             .split_once("://")
             .with_context(|| format!("not a URL: {url}"))?;
@@ -55,7 +60,7 @@ impl TcpProxy {
             "unix" => ("tcp", ProxyTarget::Unix(Path::new(rest).to_owned())),
             _ => (scheme, ProxyTarget::Tcp(rest.trim_end_matches('/').to_owned())),
         };
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+        let listener = TcpListener::bind((address, 0)).await?;
         let url = format!("{scheme}://{}", listener.local_addr()?);
         let state = watch::Sender::new(ProxyState {
             is_open: true,

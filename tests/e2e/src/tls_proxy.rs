@@ -1,6 +1,9 @@
 //! TLS in front of a part of the stack that has none, as an ingress provides it in a cluster.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -29,6 +32,15 @@ pub struct TlsProxy {
 impl TlsProxy {
     /// Starts a TLS proxy to an `http` URL. The certificate has to be for `localhost`.
     pub async fn start_to(url: &str, identity: &CertificateWithKey) -> Result<Self> {
+        Self::start(url, identity, Ipv4Addr::LOCALHOST.into(), "localhost").await
+    }
+
+    /// Starts a TLS proxy at this address of the machine to an `http` URL. The certificate has to be for the address.
+    pub async fn start_at(address: IpAddr, url: &str, identity: &CertificateWithKey) -> Result<Self> {
+        Self::start(url, identity, address, &address.to_string()).await
+    }
+
+    async fn start(url: &str, identity: &CertificateWithKey, address: IpAddr, name: &str) -> Result<Self> {
         let target = url
             .strip_prefix("http://")
             .with_context(|| format!("not an http URL: {url}"))?
@@ -40,9 +52,9 @@ impl TlsProxy {
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let listener = TcpListener::bind((address, 0)).await?;
         Ok(Self {
-            url: format!("https://localhost:{}", listener.local_addr()?.port()),
+            url: format!("https://{name}:{}", listener.local_addr()?.port()),
             serving: tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let (acceptor, target) = (acceptor.clone(), target.clone());

@@ -3,8 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
+use serde_json::json;
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
@@ -16,29 +15,11 @@ use slipway_e2e::{
     work_dir::{ClientFolder, path_in_repository},
 };
 
-/// The Community Edition's limit on a queued body, in bytes.
-const QUEUED_BODY_MAX_BYTES: usize = 256_000;
-
 /// Starts a builder that stores contexts in `repository` of the stack's registry.
-async fn start_builder(testbed: &Testbed, repository: &str, deletes: bool) -> Result<BuilderProcess> {
+async fn start_builder(testbed: &Testbed, repository: &str) -> Result<BuilderProcess> {
     let repository = format!("{}/{repository}", testbed.stack.registry.host);
-    let settings = [
-        ("contexts_repository", repository.as_str()),
-        ("delete_contexts", if deletes { "true" } else { "false" }),
-    ];
+    let settings = [("contexts_repository", repository.as_str())];
     BuilderProcess::start_with_settings(testbed, &settings).await
-}
-
-/// Returns bytes that no compression makes smaller.
-fn incompressible_bytes(count: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.take(count / 8).flatten().collect()
 }
 
 #[tokio::test]
@@ -76,78 +57,11 @@ async fn an_artifact_as_oras_pushes_it_is_built_and_pushed() -> Result<()> {
     Ok(())
 }
 
-/// A request through the queue could not have it in its body.
-#[tokio::test]
-async fn a_context_of_300_megabytes_is_built_by_a_small_request_from_a_registry_and_by_url() -> Result<()> {
-    let testbed = Testbed::find_running_stack()?;
-    let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
-    let repository = "e2e/contexts-large";
-    let builder = start_builder(&testbed, repository, true).await?;
-    let large = incompressible_bytes(300_000_000);
-    let hash = hex::encode(Sha256::digest(&large));
-    let tar = BuildContext::dockerfile(format!(
-        "FROM {base}\nRUN --mount=type=bind,target=/context test \"$(sha256sum </context/large)\" = \"{hash}  -\"\n"
-    ))
-    .with_file("large", large)
-    .tar_without_config()?;
-    let bytes = tar.len();
-    let sha256 = hex::encode(Sha256::digest(&tar));
-    let files = FileServer::start(tar.clone()).await?;
-
-    let stored = builder.contexts_client()?.post_signed(tar).await?;
-    assert_eq!(stored.status, 201, "{}", stored.text);
-    let stored = stored.json();
-    assert_eq!(stored["bytes"], json!(bytes));
-    let digest = stored["context"]["oci"]
-        .as_str()
-        .and_then(|oci| oci.split_once('@'));
-    let digest = digest.context("a digest")?.1.to_owned();
-    assert!(
-        testbed
-            .registry
-            .get_manifest(repository, &digest)
-            .await?
-            .is_some()
-    );
-
-    let request: Value = json!({
-        "image": testbed.image_name("e2e/referenced-large", "1"), "skipPush": true, "context": stored["context"],
-    });
-    assert!(request.to_string().len() < QUEUED_BODY_MAX_BYTES);
-    let reply = builder.client()?.post_json(&request).await?;
-
-    assert_eq!(reply.status, 200, "{}", reply.text);
-    let log = reply.json()["log"].to_string();
-    assert!(log.contains("[context] fetch "), "{log}");
-    assert!(
-        testbed
-            .registry
-            .get_manifest(repository, &digest)
-            .await?
-            .is_none(),
-        "a stored context is deleted after its build"
-    );
-
-    let opened = files.url().strip_prefix("http://").context("an http URL")?;
-    let builder = BuilderProcess::start_with_settings(&testbed, &[("allowed_sources", opened)]).await?;
-    let request: Value = json!({
-        "image": testbed.image_name("e2e/referenced-large", "2"),
-        "skipPush": true,
-        "context": { "url": format!("{}/fn.tar", files.url()), "sha256": sha256 },
-    });
-    let reply = builder.client()?.post_json(&request).await?;
-    assert_eq!(reply.status, 200, "{}", reply.text);
-    assert_eq!(files.requests(), 1);
-    assert!(builder.leftover_spool_files()?.is_empty());
-    Ok(())
-}
-
 #[tokio::test]
 async fn the_shell_client_stores_a_folder_and_builds_it() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed, "e2e/contexts-by-shell", false).await?;
+    let builder = start_builder(&testbed, "e2e/contexts-by-shell").await?;
     let work_dir = ClientFolder::new("scratch")?;
     let folder = tempfile::tempdir()?;
     let context = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "by the shell");

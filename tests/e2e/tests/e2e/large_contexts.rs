@@ -1,0 +1,206 @@
+//! Contexts that are larger than any message of the queue, by each kind of reference, built through the queue.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use axum::body::Bytes;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use slipway_e2e::{
+    build_context::BuildContext,
+    buildkit::BuildkitDaemon,
+    certificates::CertificateAuthority,
+    context_tree::decompress_layer,
+    deployed_builder::DeployedBuilder,
+    file_server::FileServer,
+    incompressible::incompressible_bytes,
+    smart_git_server::{GitRepository, SmartGitServer},
+    tcp_proxy::TcpProxy,
+    testbed::Testbed,
+    tls_proxy::TlsProxy,
+};
+
+/// The Community Edition's limit on a queued body, in bytes.
+const QUEUED_BODY_MAX_BYTES: usize = 256_000;
+
+/// The size of the file in the contexts, in bytes. No compression makes it smaller.
+const FILE_BYTES: usize = 300_000_000;
+
+/// The limit on the memory of a builder without the pages of its program, in bytes: much less than the contexts.
+const OWN_MEMORY_MAX_BYTES: usize = 64 << 20;
+
+/// The repository of the stored contexts, without the registry's host.
+const CONTEXTS_REPOSITORY: &str = "e2e/contexts-large";
+
+/// A context with one large file, whose image has the file and the file's hash as the builder's step computed it.
+struct LargeContext {
+    hash: String,
+    tar: Bytes,
+    repository: GitRepository,
+    commit: String,
+}
+
+impl LargeContext {
+    async fn generate(base: &str) -> Result<Self> {
+        let file = incompressible_bytes(FILE_BYTES);
+        let hash = hex::encode(Sha256::digest(&file));
+        let dockerfile = format!("FROM {base}\nCOPY large /large\nRUN sha256sum </large >/digest\n");
+        let repository = GitRepository::create().await?;
+        repository.write_file("large", &file)?;
+        let commit = repository.commit_files(&[("Dockerfile", &dockerfile)]).await?;
+        let tar = BuildContext::dockerfile(dockerfile).with_file("large", file);
+        Ok(Self {
+            hash,
+            tar: tar.tar_without_config()?.into(),
+            repository,
+            commit,
+        })
+    }
+}
+
+/// Sends a request through the queue, waits until the build has succeeded, and asserts that the image has the large file.
+async fn build_through_the_queue(
+    testbed: &Testbed,
+    builder: &DeployedBuilder<'_>,
+    context: &LargeContext,
+    name: &str,
+    reference: Value,
+) -> Result<Value> {
+    let repository = format!("e2e/large-context-by-{name}");
+    if let Some(manifest) = testbed.registry.get_manifest(&repository, "1").await? {
+        testbed
+            .registry
+            .delete_manifest(&repository, &manifest.digest)
+            .await?;
+    }
+    let request = json!({ "image": testbed.image_name(&repository, "1"), "context": reference });
+    assert!(request.to_string().len() < QUEUED_BODY_MAX_BYTES);
+    let reply = builder.queued_client()?.post_json(&request).await?;
+    ensure!(reply.status == 202, "{name}: {} {}", reply.status, reply.text);
+    let id = reply.call_id.context("the answer has no call id")?;
+    let build = builder
+        .wait_for_state(&id, "success")
+        .await
+        .context(name.to_owned())?;
+
+    let image = testbed.registry.get_manifest(&repository, "1").await?;
+    let image = image.with_context(|| format!("{name}: no image"))?;
+    assert_eq!(build["digest"], image.digest, "{name}: {build:#}");
+    let sizes: Vec<_> = image.body["layers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|layer| layer["size"].as_u64())
+        .collect();
+    assert!(
+        sizes.iter().any(|size| *size >= FILE_BYTES as u64),
+        "{name}: {sizes:?}"
+    );
+    let last = image.layer_digests().pop().context("no layers")?;
+    let layer = decompress_layer(&testbed.registry.get_blob(&repository, &last).await?)?;
+    assert_eq!(
+        digest_in_layer(&layer)?,
+        format!("{}  -\n", context.hash),
+        "{name}"
+    );
+    Ok(build)
+}
+
+/// Returns the content of the file `digest` in a layer's tar.
+fn digest_in_layer(layer: &[u8]) -> Result<String> {
+    let mut archive = tar::Archive::new(layer);
+    for entry in archive.entries()? {
+        let entry = entry?;
+        if entry.path()?.as_os_str() == "digest" {
+            return Ok(std::io::read_to_string(entry)?);
+        }
+    }
+    anyhow::bail!("the layer has no file digest")
+}
+
+/// Asserts that a builder has used little memory, and stores no body any more.
+fn assert_lean(builder: &DeployedBuilder<'_>) -> Result<()> {
+    let peak = builder.peak_own_memory_bytes()?;
+    assert!(peak <= OWN_MEMORY_MAX_BYTES, "{} KiB", peak >> 10);
+    assert_eq!(builder.leftover_spool_files()?, Vec::<std::path::PathBuf>::new());
+    Ok(())
+}
+
+/// The web server has a certificate of a private authority, and an address that only the operator opens. The daemon of the
+/// git context is one beside the stack: the stack's own reaches no private address.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_reference() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let context = LargeContext::generate(testbed.busybox_image_name().await?).await?;
+    let machine = IpAddr::from(testbed.stack.machine_address()?);
+    let files = FileServer::start(context.tar.clone()).await?;
+    let authority = CertificateAuthority::new("large-contexts-ca")?;
+    let identity = authority.issue_certificate(&machine.to_string())?;
+    let web = TlsProxy::start_at(machine, files.url(), &identity).await?;
+    let web_host = web.url().strip_prefix("https://").context("an https URL")?;
+    testbed
+        .functions
+        .put_secret("gateway-ca", &authority.certificate_pem())
+        .await?;
+    let contexts = format!("{}/{CONTEXTS_REPOSITORY}", testbed.stack.registry.host);
+    let settings = [
+        ("allowed_sources", web_host),
+        ("contexts_repository", &contexts),
+        ("delete_contexts", "true"),
+    ];
+    let builder = DeployedBuilder::deploy(&testbed, "builder-large", &settings, &["gateway-ca"]).await?;
+    let build = async |name: &str, reference: Value| {
+        build_through_the_queue(&testbed, &builder, &context, name, reference).await
+    };
+
+    let repository = "e2e/contexts-large-by-oras";
+    let digest = testbed
+        .registry
+        .push_artifact(repository, context.tar.clone())
+        .await?;
+    let artifact = format!("{}/{repository}@{digest}", testbed.stack.registry.host);
+    build("oci", json!({ "oci": artifact })).await?;
+
+    let stored = builder
+        .contexts_client()?
+        .post_signed(context.tar.clone())
+        .await?;
+    assert_eq!(stored.status, 201, "{}", stored.text);
+    let stored = stored.json();
+    assert_eq!(stored["bytes"], json!(context.tar.len()));
+    let digest = stored["context"]["oci"]
+        .as_str()
+        .and_then(|oci| oci.split_once('@'));
+    let digest = digest.context("a digest")?.1;
+    let manifest = testbed.registry.get_manifest(CONTEXTS_REPOSITORY, digest).await?;
+    assert!(manifest.is_some(), "{stored}");
+    build("contexts", stored["context"].clone()).await?;
+    let manifest = testbed.registry.get_manifest(CONTEXTS_REPOSITORY, digest).await?;
+    assert!(manifest.is_none(), "a stored context is deleted after its build");
+
+    let sha256 = hex::encode(Sha256::digest(&context.tar));
+    build(
+        "url",
+        json!({ "url": format!("{}/fn.tar", web.url()), "sha256": sha256 }),
+    )
+    .await?;
+    assert_eq!(files.requests(), 1);
+    assert_lean(&builder)?;
+    builder.remove().await?;
+
+    let server = SmartGitServer::start_public_at(IpAddr::from([127, 0, 0, 1]), &context.repository).await?;
+    let daemon = BuildkitDaemon::start(&testbed, "").await?;
+    let proxy = TcpProxy::start_at(machine, &daemon.url()).await?;
+    let settings = [
+        ("allowed_sources", server.host()),
+        ("buildkit_plaintext", "true"),
+        ("buildkit_url", proxy.url()),
+    ];
+    let builder = DeployedBuilder::deploy(&testbed, "builder-large-git", &settings, &[]).await?;
+    let git = json!({ "git": { "repository": server.repository_url(), "ref": "main" } });
+    let build = build_through_the_queue(&testbed, &builder, &context, "git", git).await?;
+    assert_eq!(build["commit"], context.commit, "{build:#}");
+    assert_lean(&builder)?;
+    builder.remove().await
+}
