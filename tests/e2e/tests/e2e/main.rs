@@ -5,6 +5,7 @@
 mod asynchronous;
 mod build_failures;
 mod build_secrets;
+mod changing_names;
 mod clients;
 mod config;
 mod context_benchmark;
@@ -20,6 +21,8 @@ mod faas_cli;
 mod git_contexts;
 mod hand_over;
 mod ignore_patterns;
+mod known_builds;
+mod large_contexts;
 mod metrics;
 mod mutual_tls;
 mod notifications;
