@@ -78,7 +78,7 @@ fn timestamp(seconds: i64, milliseconds: i32) -> Timestamp {
 }
 
 /// Returns the status of a step with `count` lines of output, in responses of a few lines each.
-fn status_with_lines(count: usize, text: &str) -> Vec<StatusResponse> {
+pub(crate) fn status_with_lines(count: usize, text: &str) -> Vec<StatusResponse> {
     let vertex = |completed| Vertex {
         digest: "sha256:1".into(),
         name: "[1/1] RUN count".into(),
@@ -141,7 +141,7 @@ pub(crate) fn answer_statuses(
 }
 
 /// Starts a build of `tar` at `builder`, and waits for its solve.
-async fn start_build(
+pub(crate) async fn start_build(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     tar: Vec<u8>,

@@ -15,6 +15,7 @@ mod harness;
 mod hints;
 mod hostile;
 mod job;
+mod log_forms;
 mod notifications;
 mod pages;
 mod persistence;
