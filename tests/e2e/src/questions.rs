@@ -1,5 +1,7 @@
 //! A client of the questions about builds: their state, their log, and their cancellation.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use reqwest::Method;
@@ -9,6 +11,9 @@ use crate::{
     client::sign_body,
     record_stream::{NumberedRecord, RecordStream},
 };
+
+/// The longest time between two pieces of an answer. The builder sends a record every 15 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The media type of the log's records.
 const RECORDS_TYPE: &str = "application/x-ndjson";
@@ -32,6 +37,7 @@ impl QuestionClient {
             http: reqwest::Client::builder()
                 .no_proxy()
                 .pool_max_idle_per_host(0)
+                .read_timeout(READ_TIMEOUT)
                 .build()?,
         })
     }
