@@ -203,12 +203,12 @@ def after_call(context, case, response):
     """Fails if an answer as events has a wrong order of records, or if a described key of a config was ignored."""
     media_type = response.headers.get("content-type", [""])[0].split(";")[0]
     print(case.method.upper(), case.path, case.media_type, response.status_code, media_type, file=ANSWERS, flush=True)
-    # The builder must not ignore a key that is in the description.
     if "text/event-stream" in response.headers.get("content-type", [""])[0]:
         parse_records(response.content, b"data: ", b"\n\n")
     if case.method.upper() != "POST" or case.media_type == "application/json":
         # The generator adds keys of its own to a JSON request, and questions about builds are answered with the warnings of
         # such requests.
         return
+    # The builder must not ignore a key that is in the description.
     for line in response.content.decode(errors="replace").split('"'):
         assert "is ignored" not in line or "unheard-of" in response.text, line
