@@ -41,7 +41,7 @@ pub(super) struct PhaseReport {
     pub(super) recoveries: Vec<Recovery>,
     /// Functions that do not serve the page of the newest version that was deployed.
     pub(super) wrong_pages: Vec<String>,
-    /// The submissions that the gateway did not accept, and that were sent again.
+    /// The number of submissions that the gateway did not accept at first, and that were sent again.
     pub(super) sent_again: usize,
     /// Whether the phase was ended because nothing happened any more.
     pub(super) has_stalled: bool,
@@ -107,6 +107,12 @@ impl PhaseReport {
         }
         let wrong = self.wrong_pages.iter();
         violations.extend(wrong.map(|page| format!("{fault}: {page}")));
+        if self.has_stalled {
+            violations.push(format!(
+                "{fault}: the phase was ended after {:.0} s, because nothing happened any more",
+                self.took.as_secs_f64()
+            ));
+        }
         if self.recoveries.len() < self.fault.occurrences() {
             violations.push(format!(
                 "{fault}: the fault did not happen: the builds ended before"
@@ -277,6 +283,13 @@ mod tests {
     fn a_fault_that_did_not_happen_is_a_violation() {
         let mut report = report_of(Fault::Nats, finished());
         report.phases[0].recoveries.clear();
+        assert_eq!(report.violations().len(), 1);
+    }
+
+    #[test]
+    fn a_phase_in_which_nothing_happened_any_more_is_a_violation() {
+        let mut report = report_of(Fault::Nats, finished());
+        report.phases[0].has_stalled = true;
         assert_eq!(report.violations().len(), 1);
     }
 

@@ -76,26 +76,87 @@ fn slow_page_function(base: &str, page: &str, build_time: Duration) -> BuildCont
 }
 
 /// Sends submissions one after the other, each until the gateway has accepted it, as a careful client does: with the same
-/// call ID. Returns the number of attempts that the gateway did not accept.
+/// call ID. Returns the number of submissions that were sent more than once.
 pub(super) async fn submit_all(
     queue: SigningClient,
     callback: String,
     submissions: Vec<Submission>,
 ) -> Result<usize> {
-    let mut rejected = 0;
+    let mut sent_again = 0;
     for submission in submissions {
         let headers = [
             ("X-Call-Id", submission.call_id.as_str()),
             ("X-Callback-Url", callback.as_str()),
         ];
+        let mut is_first = true;
         loop {
             let reply = queue.post_with_headers(submission.tar.clone(), &headers).await;
             if matches!(&reply, Ok(reply) if reply.status == 202) {
                 break;
             }
-            rejected += 1;
+            sent_again += usize::from(is_first);
+            is_first = false;
             tokio::time::sleep(RESEND_PAUSE).await;
         }
     }
-    Ok(rejected)
+    Ok(sent_again)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashMap,
+        sync::{Arc, Mutex},
+    };
+
+    use axum::{Router, extract::State, http::HeaderMap, http::StatusCode, routing::post};
+
+    use super::*;
+
+    /// The number of times that a call is still rejected, by its ID.
+    type Rejections = Arc<Mutex<HashMap<String, usize>>>;
+
+    async fn answer_submission(State(rejections): State<Rejections>, headers: HeaderMap) -> StatusCode {
+        let id = headers["x-call-id"].to_str().unwrap();
+        match rejections.lock().unwrap().get_mut(id) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                StatusCode::BAD_GATEWAY
+            }
+            _ => StatusCode::ACCEPTED,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_submission_that_is_rejected_twice_counts_once_as_sent_again() {
+        let rejections = [("a", 0), ("b", 2), ("c", 1)];
+        let state: Rejections = Arc::new(Mutex::new(
+            rejections.map(|(id, count)| (id.to_owned(), count)).into(),
+        ));
+        let app = Router::new()
+            .route("/", post(answer_submission))
+            .with_state(Arc::clone(&state));
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+        let submission = |(id, _): (&str, usize)| Submission {
+            call_id: id.to_owned(),
+            function: String::new(),
+            version: 1,
+            repository: String::new(),
+            tag: String::new(),
+            image: String::new(),
+            page: String::new(),
+            tar: Vec::new(),
+        };
+        let queue = SigningClient::new(url, b"a key").unwrap();
+        let sent_again = submit_all(
+            queue,
+            "http://callback.test".to_owned(),
+            rejections.map(submission).into(),
+        );
+        assert_eq!(sent_again.await.unwrap(), 2);
+        assert!(state.lock().unwrap().values().all(|left| *left == 0));
+        serving.abort();
+    }
 }
