@@ -1,9 +1,11 @@
 //! The mask of a build's secrets.
 //!
 //! It masks a value, each of its lines, and its base64: in the standard and the URL-safe alphabet, wrapped as `base64`
-//! and `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. Values and lines
+//! and `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. The base64 of small
+//! values is also masked if it is wrapped otherwise, at [`BASE64_WINDOW_LENGTH`] characters or more. Values and lines
 //! shorter than [`MIN_MASKED_BYTES`] bytes are not masked, and neither is the base64 of values shorter than 6 bytes. Up
-//! to three characters at an end of a value's base64, which depend on what surrounds the value, remain.
+//! to three characters at an end of a value's base64, which depend on what surrounds the value, remain; and of base64 that
+//! is wrapped otherwise, lines with fewer characters of the value than [`BASE64_WINDOW_LENGTH`].
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -21,6 +23,13 @@ use super::{MASK_TEXT, MIN_MASKED_BYTES};
 /// The lengths of the lines that `base64` and `openssl base64` write, in characters.
 const BASE64_LINE_LENGTHS: [usize; 2] = [76, 64];
 
+/// The number of characters of base64 that are masked wherever they are in a small value: one group of six bytes.
+const BASE64_WINDOW_LENGTH: usize = 8;
+
+/// The limit on the total size, in bytes, of the values of a mask whose base64 is masked in windows: there are up to eight
+/// windows for each byte of a value, and each is a string of its own.
+const MAX_WINDOWED_BYTES: usize = 8 * 1024;
+
 /// Masks secret values in texts. The default masks nothing. Clones share the values.
 #[derive(Clone, Default)]
 pub(crate) struct SecretMask(Arc<SearchedStrings>);
@@ -32,14 +41,20 @@ impl fmt::Debug for SecretMask {
 }
 
 impl SecretMask {
-    /// Creates a mask for all of `values`. It takes about 12 bytes of memory for each of their bytes.
+    /// Creates a mask for all of `values`. It takes about 12 bytes of memory for each of their bytes, and more for the
+    /// windows of the smallest of them, up to [`MAX_WINDOWED_BYTES`].
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut strings = BTreeSet::new();
+        let mut values: Vec<_> = values.into_iter().collect();
+        values.sort_by_key(|value| value.len());
+        let mut windowed_bytes = 0;
         for value in values {
             for line in value.split(|byte| *byte == b'\n') {
                 add_text_in_pieces(&mut strings, line.trim_ascii(), MAX_NEEDLE_BYTES);
             }
-            add_base64(&mut strings, value.trim_ascii_end());
+            let value = value.trim_ascii_end();
+            windowed_bytes += value.len();
+            add_base64(&mut strings, value, windowed_bytes <= MAX_WINDOWED_BYTES);
         }
         Self(Arc::new(SearchedStrings::new(strings)))
     }
@@ -113,8 +128,9 @@ fn add_text_in_pieces(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usiz
     }
 }
 
-/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length.
-fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
+/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length; if `in_windows`, also
+/// every part of [`BASE64_WINDOW_LENGTH`] characters of it.
+fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8], in_windows: bool) {
     for skipped in 0..3 {
         let Some(rest) = value.get(skipped..) else { return };
         // Only whole groups of three bytes are encoded the same whatever comes before and after them.
@@ -123,8 +139,13 @@ fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
             return;
         }
         let encoded = STANDARD.encode(whole);
-        add_text_in_pieces(strings, encoded.as_bytes(), MAX_NEEDLE_BYTES);
-        add_text_in_pieces(strings, URL_SAFE.encode(whole).as_bytes(), MAX_NEEDLE_BYTES);
+        for encoded in [&encoded, &URL_SAFE.encode(whole)] {
+            add_text_in_pieces(strings, encoded.as_bytes(), MAX_NEEDLE_BYTES);
+            if in_windows {
+                let windows = encoded.as_bytes().windows(BASE64_WINDOW_LENGTH);
+                strings.extend(windows.map(<[u8]>::to_vec));
+            }
+        }
         if skipped == 0 && encoded.len() > BASE64_LINE_LENGTHS[1] {
             BASE64_LINE_LENGTHS
                 .iter()
@@ -190,6 +211,56 @@ mod tests {
                 assert!(masked.len() < 8, "{wrap}: {masked}");
             }
         }
+    }
+
+    #[test]
+    fn the_base64_of_a_small_value_is_masked_however_it_is_wrapped() {
+        let value = "//host/:_authToken=t0ken\nsecond?>>?~~?>>? line\n";
+        let mask = mask_of_values(&[value, &"large ".repeat(100_000)]);
+        for before in ["", "a", "user:"] {
+            for engine in [STANDARD, URL_SAFE] {
+                let encoded = engine.encode(format!("{before}{value}"));
+                // The first characters that depend on the value alone, and the last ones.
+                let end_of_value = before.len() + value.trim_end().len();
+                let (from, to) = (before.len().div_ceil(3) * 4, end_of_value / 3 * 4);
+                for wrap in BASE64_WINDOW_LENGTH..80 {
+                    for (number, line) in encoded.as_bytes().chunks(wrap).enumerate() {
+                        let line = std::str::from_utf8(line).expect("ASCII");
+                        let (start, end) = (number * wrap, number * wrap + line.len());
+                        let of_value = to.min(end).saturating_sub(from.max(start));
+                        let masked = mask.mask_text(line);
+                        if of_value >= BASE64_WINDOW_LENGTH {
+                            let rest = line.len() - of_value;
+                            let shown = masked.len() - MASK_TEXT.len();
+                            assert!(masked.contains(MASK_TEXT), "{wrap}: {masked}");
+                            assert!(shown <= rest, "{wrap}: {masked}, {rest}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_memory_for_windows_of_base64_is_bounded() {
+        let value: String = (1000..)
+            .map(|number: u32| format!("{number}-"))
+            .take(MAX_WINDOWED_BYTES / 5 + 1)
+            .collect();
+        let value = &value[..MAX_WINDOWED_BYTES];
+        let many: Vec<String> = (0..100).map(|number| format!("{number}{value}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let mut strings = BTreeSet::new();
+        add_base64(&mut strings, value.as_bytes(), true);
+        // No value fits the limit together with another.
+        let mask = mask_of_values(&many);
+        let line = &STANDARD.encode(many[99])[300..300 + BASE64_WINDOW_LENGTH];
+        assert_eq!(mask.mask_text(line), line);
+        assert!(
+            strings.len() <= 2 * 3 * 4 * MAX_WINDOWED_BYTES / 3,
+            "{}",
+            strings.len()
+        );
     }
 
     #[test]
