@@ -59,8 +59,7 @@ fn is_worth_a_retry(error: &Error) -> bool {
         Error::Lost(_) => true,
         Error::Context(error) => error.is_failed_exchange(),
         Error::Failed(failure) => {
-            failure.fault == FaultyParty::Platform
-                && !failure.message.contains("does not ask the builder which sources")
+            failure.fault == FaultyParty::Platform && !failure.is_of_unchecked_sources()
         }
         _ => false,
     }
@@ -137,11 +136,7 @@ mod tests {
                 limit: Duration::from_secs(1),
             },
             Error::NoDigest,
-            Error::Failed(BuildFailure {
-                message: "the daemon does not ask the builder which sources a build may read".into(),
-                fault: FaultyParty::Platform,
-                dockerfile_line: None,
-            }),
+            Error::Failed(BuildFailure::of_unchecked_sources()),
         ] {
             assert_eq!(
                 BuildRetries::new(Duration::MAX).next_pause(&error),

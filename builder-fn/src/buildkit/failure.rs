@@ -9,7 +9,7 @@ mod source_line;
 use tonic::{Code, Status};
 
 use super::Denial;
-use super::session::BUILDER_FAULT_PREFIX;
+use super::session::{BUILDER_FAULT_PREFIX, UNCHECKED_SOURCES_ERROR};
 use super::status::{EventReader, without_rpc_prefix};
 
 /// The name of the build step that makes the image and pushes it: BuildKit `exporter/containerimage/export.go`.
@@ -42,6 +42,20 @@ pub struct BuildFailure {
 }
 
 impl BuildFailure {
+    /// Returns the failure of a build on a daemon that does not ask which sources the build may read.
+    pub(crate) fn of_unchecked_sources() -> Self {
+        Self {
+            message: UNCHECKED_SOURCES_ERROR.to_owned(),
+            fault: FaultyParty::Platform,
+            dockerfile_line: None,
+        }
+    }
+
+    /// Returns whether the daemon does not ask which sources a build may read, which no retry changes.
+    pub(crate) fn is_of_unchecked_sources(&self) -> bool {
+        self.message.contains(UNCHECKED_SOURCES_ERROR)
+    }
+
     /// Returns the failure that `status`, the answer to a solve, describes; the failed step is looked up in `events`.
     pub(super) fn new(status: &Status, events: &EventReader) -> Self {
         let message = status.message();
@@ -49,7 +63,7 @@ impl BuildFailure {
         let fault = match (status.code(), step) {
             _ if untransferable_header(message).is_some() => FaultyParty::Caller,
             // The operator chooses the daemon.
-            _ if message.contains("does not ask the builder which sources") => FaultyParty::Platform,
+            _ if message.contains(UNCHECKED_SOURCES_ERROR) => FaultyParty::Platform,
             // The frontend's own messages contain the Dockerfile and the ignore patterns.
             (Code::ResourceExhausted, None) if message.contains(" message larger than max ") => {
                 FaultyParty::Caller

@@ -39,10 +39,6 @@ const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'/');
 
-/// The message for a daemon that does not obey the rules for sources.
-const UNCHECKED_SOURCES_ERROR: &str = "this BuildKit does not ask the builder which sources a build may read; BuildKit 0.26 or \
-                                       later is needed";
-
 /// A git repository, and the part of it that is the context. The parts have been checked: none has characters with a meaning
 /// for git or BuildKit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,11 +177,9 @@ impl GitContextSource {
                     None => git_failure(&status),
                 },
             )),
-            Ok(_) if !services.was_asked_about_sources() => Err(JobError::Failed(BuildFailure {
-                message: UNCHECKED_SOURCES_ERROR.to_owned(),
-                fault: FaultyParty::Platform,
-                dockerfile_line: None,
-            })),
+            Ok(_) if !services.was_asked_about_sources() => {
+                Err(JobError::Failed(BuildFailure::of_unchecked_sources()))
+            }
             Ok(commit) => Ok(commit),
         }
     }

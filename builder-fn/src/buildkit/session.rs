@@ -21,8 +21,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
 pub use auth::{CredentialStore, RegistryCredentials, RegistryError, TokenRequest};
-pub(super) use filesync::BUILDER_FAULT_PREFIX;
 pub use filesync::FileSync;
+pub(super) use filesync::{BUILDER_FAULT_PREFIX, UNCHECKED_SOURCES_ERROR};
 #[cfg(test)]
 pub(crate) use secrets::NamedSecrets;
 pub use secrets::SecretStore;

@@ -35,8 +35,8 @@ const BATCHES_READ_AHEAD: usize = 2;
 
 /// The error for a daemon that does not ask whether a build may read a source. Such a daemon is older than BuildKit
 /// 0.26.
-const UNCHECKED_SOURCES_ERROR: &str = "this BuildKit does not ask the builder which sources a build may read; \
-                         the builder needs BuildKit 0.26 or later";
+pub(in crate::buildkit) const UNCHECKED_SOURCES_ERROR: &str = "this BuildKit does not ask the builder which sources a build may read; \
+     the builder needs BuildKit 0.26 or later";
 
 /// The beginning of the errors of a transfer that are neither the caller's nor the daemon's fault. They have no gRPC code
 /// once they went through the daemon.
