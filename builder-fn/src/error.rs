@@ -330,9 +330,9 @@ impl Error {
     pub(crate) fn may_stream(&self) -> bool {
         match self {
             Self::Request(error) => error.is_from_verified_caller(),
+            Self::PayloadSecret(_) => false,
             // A queue retries by the status.
-            Self::PayloadSecret(_) | Self::Busy { .. } | Self::Draining => false,
-            _ => true,
+            _ => !self.kind().is_for_now(),
         }
     }
 }
@@ -356,6 +356,27 @@ impl From<JobError> for Error {
             JobError::Lost(source) => Self::Lost(source),
             JobError::AlreadyBuilt { call_id } => Self::AlreadyBuilt { call_id },
             JobError::AttemptsUsedUp => Self::AttemptsUsedUp,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_rejects_a_request_for_now_only_is_never_in_a_stream() {
+        for error in [
+            Error::Busy { limit: 1 },
+            Error::Draining,
+            Error::HandedBack,
+            Error::StaysAccepted,
+        ] {
+            assert!(error.kind().is_for_now(), "{error}");
+            assert!(!error.may_stream(), "{error}");
+        }
+        for error in [Error::NoSealKey, Error::Cancelled, Error::NoDigest] {
+            assert!(error.may_stream(), "{error}");
         }
     }
 }
