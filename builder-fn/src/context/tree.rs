@@ -71,7 +71,7 @@ impl ContextTree {
     /// Fails if the path leads through something else than folders, or the entry would replace a folder that is not empty.
     pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<(), TreeConflict> {
         let (folder, name) = match path.rsplit_once('/') {
-            Some((folder, name)) => (self.make_folder(folder)?, name),
+            Some((folder, name)) => (Some(self.make_folder(folder)?), name),
             None => (None, path),
         };
         let matches =
@@ -140,38 +140,40 @@ impl ContextTree {
         index
     }
 
-    /// Adds the folders that are missing on the way to `path`, and returns the number of the folder there; `None` for
-    /// the context itself.
-    fn make_folder(&mut self, path: &str) -> Result<Option<u32>, TreeConflict> {
-        let (known, at) = &self.last_folder;
-        if known == path && at.is_some_and(|at| self.index.is_folder(at)) {
+    /// Adds the folders that are missing on the way to `path`, which is not the context itself, and returns the number of
+    /// the folder there.
+    fn make_folder(&mut self, path: &str) -> Result<u32, TreeConflict> {
+        if let (known, Some(at)) = &self.last_folder
+            && known == path
+            && self.index.is_folder(*at)
+        {
             return Ok(*at);
         }
         // From the bottom up to a folder that exists, and down again. So there is one lookup per folder that is added, and one
         // more, however deep the path is.
-        let mut ends = Vec::new();
-        let mut next = Some(path);
-        let mut folder = None;
-        while let Some(above) = next {
+        let mut missing = Vec::new();
+        let mut above = path;
+        let mut folder = self.find(path);
+        while folder.is_none()
+            && let Some((next, _)) = above.rsplit_once('/')
+        {
+            missing.push(above.len());
+            above = next;
             folder = self.find(above);
-            if folder.is_some() {
-                break;
-            }
-            ends.push(above.len());
-            next = above.rsplit_once('/').map(|(above, _)| above);
         }
-        if let Some(at) = folder {
-            match self.index.entry_by_number(at).kind {
-                Kind::Folder => {}
+        let mut folder = match folder {
+            None => self.add_entry(above, None, &IMPLIED_FOLDER),
+            Some(at) => match self.index.entry_by_number(at).kind {
+                Kind::Folder => at,
                 Kind::File { .. } => return Err(TreeConflict::InFile(self.index.path(at))),
                 Kind::Symlink { .. } => return Err(TreeConflict::ThroughLink(self.index.path(at))),
-            }
-        }
-        for end in ends.into_iter().rev() {
-            folder = Some(self.add_entry(&path[..end], folder, &IMPLIED_FOLDER));
+            },
+        };
+        for end in missing.into_iter().rev() {
+            folder = self.add_entry(&path[..end], Some(folder), &IMPLIED_FOLDER);
         }
         path.clone_into(&mut self.last_folder.0);
-        self.last_folder.1 = folder;
+        self.last_folder.1 = Some(folder);
         Ok(folder)
     }
 
