@@ -5,7 +5,7 @@
 //! | variable | default | meaning |
 //! | --- | --- | --- |
 //! | `buildkit_…` | | the connection to BuildKit: see `settings/daemon.rs` |
-//! | `insecure` | `false` | whether registries speak plain HTTP, and `context.url` and `notify` may be `http://` |
+//! | `insecure` | `false` | whether registries speak plain HTTP, and `context.url`, `context.git` and `notify` may be `http://` |
 //! | `accept_sha1` | `true` | whether HMAC-SHA1 signatures, as of releases of faas-cli from before 2022, are accepted too |
 //! | `disable_hmac` | `false` | whether requests need no signature, because something in front of the builder authorizes them |
 //! | `max_body` | 1073741824 | limit on the body of a request, in bytes |
