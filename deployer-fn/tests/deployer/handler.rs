@@ -513,6 +513,40 @@ async fn a_secret_that_faas_netes_does_not_list_is_accepted_with_a_warning() {
 }
 
 #[tokio::test]
+async fn a_dry_run_warns_of_every_secret_if_the_provider_lists_none() {
+    let gateway = ScriptedGateway::new([
+        expect_request("GET /system/secrets").answered_with(404, ""),
+        expect_request("GET /system/function/hello").answered_with(404, ""),
+    ]);
+    let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+        .post_hand_over(&dry_run_json(
+            json!({"service": "hello", "secrets": ["api-key", "other"]}),
+        ))
+        .await;
+    gateway.assert_finished();
+    assert_eq!(status, StatusCode::OK, "{answer:#}");
+    assert_eq!(answer["status"], "accepted");
+    let warnings = answer["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 2, "{answer:#}");
+    for (warning, secret) in warnings.iter().zip(["\"api-key\"", "\"other\""]) {
+        assert!(warning.as_str().unwrap().contains(secret), "{answer:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_whose_answer_is_lost_is_neither_accepted_nor_refused() {
+    let gateway = ScriptedGateway::new([expect_request("GET /system/function/hello").with_lost_answer()]);
+    let (status, answer) = test_deployer(&gateway.serve_over_http().await)
+        .post_hand_over(&dry_run_json(json!({"service": "hello"})))
+        .await;
+    gateway.assert_finished();
+    assert_eq!(status, StatusCode::BAD_GATEWAY, "{answer:#}");
+    assert_eq!(answer["status"], "failed");
+    let reason = answer["reasons"][0].as_str().unwrap();
+    assert!(reason.contains("lost the connection"), "{reason}");
+}
+
+#[tokio::test]
 async fn a_dry_run_without_a_gateway_is_neither_accepted_nor_refused() {
     let (status, answer) = test_deployer("http://127.0.0.1:1")
         .post_hand_over(&dry_run_json(json!({"service": "hello"})))

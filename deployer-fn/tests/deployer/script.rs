@@ -4,7 +4,7 @@
 //! It is called either in memory, where time may be paused, or over HTTP on a loopback port.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ enum ScriptedAnswer {
     Reply(u16, String),
     /// The gateway takes the request, and the connection ends before the answer.
     Lost,
-    /// The gateway cannot be reached.
+    /// The gateway cannot be reached; only in memory.
     Unreachable,
     /// The gateway never answers.
     Silence,
@@ -69,7 +69,7 @@ impl ExpectedCall {
         self
     }
 
-    /// Delays the answer until `gate` is notified, if the call comes over HTTP.
+    /// Delays the answer until `gate` is notified.
     pub(crate) fn answered_after(mut self, gate: &Arc<Notify>) -> Self {
         self.gate = Some(Arc::clone(gate));
         self
@@ -85,6 +85,8 @@ impl ExpectedCall {
         self
     }
 
+    /// Makes the gateway unreachable for the call. Not for a script that is served over HTTP, whose gateway takes every
+    /// connection.
     pub(crate) fn failing_to_connect(mut self) -> Self {
         self.answer = ScriptedAnswer::Unreachable;
         self
@@ -168,8 +170,14 @@ impl ScriptedGateway {
         answer
     }
 
-    /// Serves the script over HTTP until the test's runtime ends, and returns the address.
+    /// Serves the script over HTTP until the test's runtime ends, and returns the address. Fails the test if the script has
+    /// a call that the gateway is unreachable for.
     pub(crate) async fn serve_over_http(&self) -> String {
+        let unreachable = |call: &ExpectedCall| matches!(call.answer, ScriptedAnswer::Unreachable);
+        assert!(
+            !self.0.lock().unwrap().expected.iter().any(unreachable),
+            "a gateway over HTTP cannot be unreachable for a single call"
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let gateway = self.clone();
@@ -179,7 +187,7 @@ impl ScriptedGateway {
                 let gateway = gateway.clone();
                 let service = service_fn(move |request: Request<Incoming>| {
                     let gateway = gateway.clone();
-                    async move { Ok::<_, Infallible>(gateway.answer_over_http(request).await) }
+                    async move { gateway.answer_over_http(request).await }
                 });
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new()
@@ -190,7 +198,8 @@ impl ScriptedGateway {
         format!("http://{address}")
     }
 
-    async fn answer_over_http(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// Answers a request. An error ends the connection without an answer.
+    async fn answer_over_http(&self, request: Request<Incoming>) -> io::Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let (answer, gate) = self.take_next_answer(&Request::from_parts(head, body));
@@ -199,9 +208,11 @@ impl ScriptedGateway {
         }
         match answer {
             ScriptedAnswer::Reply(status, body) => {
-                Response::builder().status(status).body(Full::from(body)).unwrap()
+                Ok(Response::builder().status(status).body(Full::from(body)).unwrap())
             }
-            _ => std::future::pending().await,
+            ScriptedAnswer::Lost => Err(io::ErrorKind::ConnectionAborted.into()),
+            ScriptedAnswer::Unreachable => unreachable!("checked before the script is served"),
+            ScriptedAnswer::Silence => std::future::pending().await,
         }
     }
 }
@@ -211,7 +222,11 @@ impl GatewayRequestSender for ScriptedGateway {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         // Every call takes some time, so that paused time advances.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        match self.take_next_answer(&request).0 {
+        let (answer, gate) = self.take_next_answer(&request);
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
+        match answer {
             ScriptedAnswer::Reply(status, body) => {
                 Ok(Response::builder().status(status).body(body.into()).unwrap())
             }
