@@ -168,6 +168,16 @@ impl FunctionsClient {
         Ok(())
     }
 
+    /// Removes a secret for functions.
+    pub async fn remove_secret(&self, name: &str) -> Result<()> {
+        let body = json!({ "name": name });
+        let status = self
+            .call_system_api(Method::DELETE, "/system/secrets", &body)
+            .await?;
+        anyhow::ensure!(status < 300, "removing the secret {name}: {status}");
+        Ok(())
+    }
+
     /// Creates a secret for functions, or replaces its value.
     pub async fn put_secret(&self, name: &str, value: &str) -> Result<()> {
         let body = json!({ "name": name, "value": value });

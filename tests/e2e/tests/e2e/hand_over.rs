@@ -8,8 +8,12 @@ use anyhow::{Context as _, Result};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use slipway_e2e::{
-    build_context::BuildContext, builder_process::BuilderProcess, client::HttpReply,
-    deployer_process::DeployerProcess, deployer_route::DeployerRoute, pausing_proxy::PausingProxy,
+    build_context::{BuildContext, gated_command},
+    builder_process::BuilderProcess,
+    client::HttpReply,
+    deployer_process::DeployerProcess,
+    deployer_route::DeployerRoute,
+    pausing_proxy::PausingProxy,
     testbed::Testbed,
 };
 
@@ -199,9 +203,45 @@ async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
     fixture.testbed.functions.remove_function(name).await
 }
 
-/// A deployer's own refusal is final, whatever the status.
+/// The secret that the function needs is removed between the dry run and the hand-over, so the deployer itself refuses.
 #[tokio::test]
-async fn a_refused_hand_over_is_not_retried() -> Result<()> {
+async fn a_deployers_own_refusal_is_not_retried() -> Result<()> {
+    let fixture = HandOverFixture::start().await?;
+    let _parts = fixture.testbed.share_parts().await;
+    let functions = &fixture.testbed.functions;
+    let (name, gate) = ("refused-after-its-build", "gate-of-the-refused");
+    functions.remove_function(name).await?;
+    functions.put_secret(name, "a secret of the test").await?;
+    let base = fixture.testbed.busybox_image_name().await?;
+    let source = BuildContext::static_page_function(base, "refused").with_dockerfile(&format!(
+        "FROM {base}\nRUN {}\nCOPY www /www\n",
+        gated_command(gate)
+    ));
+    let tar = source.tar_with_config(&json!({
+        "image": fixture.testbed.image_name("e2e/hand-over", "refused"),
+        "deploy": { "service": name, "secrets": [name] },
+    }))?;
+    let client = fixture.builder.client()?;
+    let building = tokio::spawn(async move { client.post_signed(tar).await });
+    fixture.testbed.wait_for_step(gate, true).await?;
+    functions.remove_secret(name).await?;
+    fixture.testbed.open_gate_of_step(gate)?;
+    let reply = building.await??;
+
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    let deployment = &reply.json()["deployment"];
+    assert_eq!(deployment["status"], "refused", "{}", reply.text);
+    assert!(deployment["reasons"].to_string().contains(name), "{}", reply.text);
+    let all = fixture.route.recorded_hand_overs();
+    let real = all.iter().filter(|one| one["dryRun"] != true).count();
+    assert_eq!((all.len(), real), (2, 1), "{all:#?}");
+    assert!(functions.function_status(name).await?.is_none());
+    Ok(())
+}
+
+/// An answer of 4xx is final, also if it is not a deployer's.
+#[tokio::test]
+async fn a_hand_over_that_is_answered_with_400_is_not_retried() -> Result<()> {
     let fixture = HandOverFixture::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     fixture.route.fail_next_hand_overs(&[StatusCode::BAD_REQUEST]);
