@@ -1,7 +1,9 @@
 //! Whoever can sign a build must not become the gateway's administrator. These attacks use builder-fn and deployer-fn
 //! without a policy, as they are installed by default.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
@@ -24,6 +26,9 @@ const PLATFORM_SECRETS: [&str; 4] = [
     "payload-secret",
     "registry-config",
 ];
+
+/// The timeout of a request to a function that has just been deployed.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
@@ -56,6 +61,7 @@ async fn no_build_makes_its_sender_the_administrator() -> Result<()> {
     let neighbour = HonestNeighbour::start(&world, "administrator").await?;
     let mut outcomes = Outcomes::default();
 
+    read_ordinary_secret(testbed).await?;
     for (name, field) in [
         ("secrets-of-the-platform", "secrets"),
         ("secrets-by-another-spelling", "SECRETS"),
@@ -70,6 +76,14 @@ async fn no_build_makes_its_sender_the_administrator() -> Result<()> {
     let deployer = DeployerProcess::start(testbed, gateway.url(), &settings).await?;
     let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
     let builder = BuilderProcess::start_with_settings(testbed, &[("gateway_url", route.url())]).await?;
+    // An ordinary function is written to the gateway in the same way.
+    let tar = tar_of_secret_printer(testbed, "control", json!({ "service": "hostile-control" })).await?;
+    let reply = builder.client()?.post_signed(tar).await?;
+    ensure!(
+        !gateway.changing_requests().is_empty(),
+        "an ordinary function was not deployed: {}",
+        reply.text
+    );
     for (name, deploy) in [
         ("function-named-deployer-fn", json!({ "service": "deployer-fn" })),
         ("function-named-builder-fn", json!({ "service": "builder-fn" })),
@@ -104,6 +118,28 @@ async fn tar_of_secret_printer(testbed: &Testbed, name: &str, deploy: Value) -> 
     )
 }
 
+/// Deploys a function with a secret that it may have, and fails unless it shows the secret: the attacker's function prints
+/// what it gets.
+async fn read_ordinary_secret(testbed: &Testbed) -> Result<()> {
+    const VALUE: &str = "the value of an ordinary secret";
+    let service = "hostile-ordinary-secret";
+    testbed.functions.put_secret(service, VALUE).await?;
+    let deploy = json!({ "service": service, "secrets": [service] });
+    let tar = tar_of_secret_printer(testbed, "ordinary", deploy).await?;
+    let reply = testbed.builder.post_signed(tar).await?;
+    let answer = testbed
+        .functions
+        .get_path_with_retry(service, "/cgi-bin/secrets", HTTP_TIMEOUT)
+        .await?;
+    testbed.functions.remove_function(service).await?;
+    ensure!(
+        answer.1.contains(VALUE),
+        "the function does not print its secret: {answer:?}, {}",
+        reply.text
+    );
+    Ok(())
+}
+
 /// Deploys a function with the platform's secrets on the stack, and asks it for them.
 async fn read_secrets(testbed: &Testbed, name: &str, field: &str) -> Result<Outcome> {
     let service = format!("hostile-{name}");
@@ -116,12 +152,8 @@ async fn read_secrets(testbed: &Testbed, name: &str, field: &str) -> Result<Outc
     let reply = testbed.builder.post_signed(tar).await?;
     let answer = testbed.functions.get_path(&service, "/cgi-bin/secrets").await?;
     testbed.functions.remove_function(&service).await?;
-    let has_password = answer.1.contains(testbed.stack.gateway.password.trim());
-    Ok(Outcome::of_success(
-        has_password,
-        match has_password {
-            true => "the function printed the gateway's password".to_owned(),
-            false => summarize_reply(&reply),
-        },
-    ))
+    let password = testbed.stack.gateway.password.trim();
+    ensure!(!password.is_empty(), "the gateway has no password");
+    // The password is not shown.
+    Ok(Outcome::of_build(answer.1.contains(password), &reply))
 }

@@ -54,6 +54,8 @@ pub(crate) enum Outcome {
     Succeeded(String),
     /// The attacker got nothing.
     Stopped(String),
+    /// The attacker got nothing, and it is not known whether the attack was stopped: it may not have run at all.
+    NotProven(String),
 }
 
 impl Outcome {
@@ -67,7 +69,34 @@ impl Outcome {
 
     /// Returns the outcome of an attack by a build: the attack succeeded if the answer contains `bait`.
     pub(crate) fn of_reply(reply: &HttpReply, bait: &str) -> Self {
-        Self::of_success(reply.text.contains(bait), summarize_reply(reply))
+        Self::of_build(reply.text.contains(bait), reply)
+    }
+
+    /// Returns the outcome of an attack by a build with this answer: `Succeeded` if `succeeded` is true. Otherwise the attack
+    /// was stopped only if the answer is about the request: a busy or failing platform stops every request.
+    pub(crate) fn of_build(succeeded: bool, reply: &HttpReply) -> Self {
+        let evidence = summarize_reply(reply);
+        match reply.status {
+            _ if succeeded => Self::Succeeded(evidence),
+            429 | 500.. => Self::NotProven(evidence),
+            _ => Self::Stopped(evidence),
+        }
+    }
+
+    /// Returns the outcome of an attack in several attempts, of which this one and `next` are two: it was stopped only if
+    /// both were.
+    #[must_use]
+    pub(crate) fn and(self, next: Self) -> Self {
+        match (self, next) {
+            (Self::Succeeded(evidence), _) | (_, Self::Succeeded(evidence)) => Self::Succeeded(evidence),
+            (Self::NotProven(evidence), _) | (_, Self::NotProven(evidence)) => Self::NotProven(evidence),
+            (Self::Stopped(_), Self::Stopped(evidence)) => Self::Stopped(evidence),
+        }
+    }
+
+    /// Returns whether the attacker got what the attack attempts.
+    pub(crate) fn has_succeeded(&self) -> bool {
+        matches!(self, Self::Succeeded(_))
     }
 }
 
@@ -97,10 +126,22 @@ impl Outcomes {
         self.0.extend(outcomes);
     }
 
-    /// Asserts that every attack of the group ran and that none succeeded; reports all that did.
+    /// Asserts that every attack of the group ran and was stopped; reports all that were not.
     pub(crate) fn assert_all_stopped(self, group: &[Attack]) -> Result<()> {
+        let (report, not_stopped) = self.summarize(group)?;
+        if let Some(path) = env::var_os(REPORT_VARIABLE) {
+            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+            file.write_all(report.as_bytes())?;
+        }
+        assert!(not_stopped.is_empty(), "\n{}\n", not_stopped.join("\n"));
+        Ok(())
+    }
+
+    /// Returns a row for each attack of the group, and a sentence for each that was not stopped. Fails if an attack did not
+    /// run, or ran twice.
+    fn summarize(&self, group: &[Attack]) -> Result<(String, Vec<String>)> {
         let Self(outcomes) = self;
-        let mut succeeded = Vec::new();
+        let mut not_stopped = Vec::new();
         let mut report = String::new();
         for Attack { name, attempts } in group {
             let mut own = outcomes.iter().filter(|(of, _)| of == name);
@@ -109,25 +150,21 @@ impl Outcomes {
             let (word, evidence) = match outcome {
                 Outcome::Succeeded(evidence) => ("succeeded", evidence),
                 Outcome::Stopped(evidence) => ("stopped", evidence),
+                Outcome::NotProven(evidence) => ("not proven to be stopped", evidence),
             };
             let evidence: String = evidence.split_whitespace().collect::<Vec<_>>().join(" ");
             let evidence: String = evidence.chars().take(200).collect();
             let evidence = evidence.replace('|', "/");
             report.push_str(&format!("| {name} | {attempts} | {word}: {evidence} |\n"));
-            if matches!(outcome, Outcome::Succeeded(_)) {
-                succeeded.push(format!("{name}, which {attempts}, succeeded: {evidence}"));
+            if !matches!(outcome, Outcome::Stopped(_)) {
+                not_stopped.push(format!("{name}, which {attempts}: {word}: {evidence}"));
             }
         }
         let unknown = outcomes
             .iter()
             .find(|(of, _)| !group.iter().any(|attack| attack.name == *of));
         ensure!(unknown.is_none(), "not in the group: {unknown:?}");
-        if let Some(path) = env::var_os(REPORT_VARIABLE) {
-            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-            file.write_all(report.as_bytes())?;
-        }
-        assert!(succeeded.is_empty(), "\n{}\n", succeeded.join("\n"));
-        Ok(())
+        Ok((report, not_stopped))
     }
 }
 
@@ -192,4 +229,67 @@ async fn time_honest_build(victim: &Tenant, base: &str, group: &str, round: usiz
         reply.text
     );
     Ok(started.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: [Attack; 1] = [Attack {
+        name: "an-attack",
+        attempts: "attempts something",
+    }];
+
+    fn reply_with_status(status: u16) -> HttpReply {
+        HttpReply {
+            status,
+            call_id: None,
+            retry_after: None,
+            text: "the answer".to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_answer_of_a_busy_or_failing_platform_does_not_prove_that_an_attack_was_stopped() {
+        for (status, is_stopped) in [
+            (200, true),
+            (403, true),
+            (422, true),
+            (429, false),
+            (500, false),
+            (502, false),
+            (503, false),
+        ] {
+            let outcome = Outcome::of_reply(&reply_with_status(status), "bait");
+            assert_eq!(matches!(outcome, Outcome::Stopped(_)), is_stopped, "{outcome:?}");
+            let outcome = Outcome::of_reply(&reply_with_status(status), "answer");
+            assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn an_attack_is_stopped_only_if_all_its_attempts_are() {
+        let [stopped, succeeded, unknown] = [Outcome::Stopped, Outcome::Succeeded, Outcome::NotProven]
+            .map(|outcome| move || outcome(String::new()));
+        assert!(matches!(stopped().and(stopped()), Outcome::Stopped(_)));
+        for outcome in [stopped().and(unknown()), unknown().and(stopped())] {
+            assert!(matches!(outcome, Outcome::NotProven(_)));
+        }
+        for outcome in [unknown().and(succeeded()), succeeded().and(stopped())] {
+            assert!(outcome.has_succeeded());
+        }
+    }
+
+    #[test]
+    fn only_a_group_whose_attacks_all_ran_and_were_stopped_passes() {
+        let passes = |outcomes: Outcomes| {
+            let summary = outcomes.summarize(&GROUP);
+            summary.is_ok_and(|(_, not_stopped)| not_stopped.is_empty())
+        };
+        let with_outcome = |outcome: Outcome| Outcomes(vec![("an-attack", outcome)]);
+        assert!(passes(with_outcome(Outcome::Stopped(String::new()))));
+        assert!(!passes(with_outcome(Outcome::Succeeded(String::new()))));
+        assert!(!passes(with_outcome(Outcome::NotProven(String::new()))));
+        assert!(!passes(Outcomes::default()));
+    }
 }

@@ -6,15 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    crafted_layer::CraftedLayerBuilder, flood_benchmark::peak_memory_bytes, network_namespace::find_process,
+    client::HttpReply, crafted_layer::CraftedLayerBuilder, flood_benchmark::peak_memory_bytes,
+    network_namespace::find_process,
 };
 use tar::EntryType;
 
 use crate::{
     attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    daemon::disk_device,
     world::AttackWorld,
 };
 
@@ -145,7 +147,7 @@ impl<'a> BaseImageAttacks<'a> {
         name: &str,
         layer: CraftedLayerBuilder,
         instructions: &str,
-    ) -> Result<slipway_e2e::client::HttpReply> {
+    ) -> Result<HttpReply> {
         let image = self.push_base_image(name, layer).await?;
         self.build_on_image(&image, instructions).await
     }
@@ -163,11 +165,7 @@ impl<'a> BaseImageAttacks<'a> {
     }
 
     /// Builds these instructions upon a base image, as the attacker.
-    async fn build_on_image(
-        &self,
-        image: &str,
-        instructions: &str,
-    ) -> Result<slipway_e2e::client::HttpReply> {
+    async fn build_on_image(&self, image: &str, instructions: &str) -> Result<HttpReply> {
         self.world
             .mallory
             .try_dockerfile("on-base", format!("FROM {image}\n{instructions}\n"))
@@ -177,11 +175,25 @@ impl<'a> BaseImageAttacks<'a> {
     /// Builds upon base images with devices, names, links and whiteouts that point out of the image.
     async fn reach_the_machine(&self, outcomes: &mut Outcomes) -> Result<()> {
         let (folder, climbing) = (&self.folder, &self.climbing);
-        let device = rustix::fs::stat("/")?.st_dev;
-        let number = (rustix::fs::major(device), rustix::fs::minor(device));
+        // A base image of this kind runs its programs, and shows the bait if it has it.
         let layer = self
             .layer_with_shell()?
-            .with_device("disk", EntryType::Block, number)?;
+            .with_file("got", 0o644, BAIT.as_bytes())?;
+        let reply = self
+            .build_on_layer(
+                "control",
+                layer,
+                "RUN dd if=/got bs=512 count=1 | wc -c | grep 32 && cat /got",
+            )
+            .await?;
+        ensure!(
+            reply.status == 200 && self.outcome_of_build(&reply).has_succeeded(),
+            "the bait in a base image is not shown: {}",
+            reply.text
+        );
+        let layer = self
+            .layer_with_shell()?
+            .with_device("disk", EntryType::Block, disk_device()?)?;
         let reply = self
             .build_on_layer(
                 "disk",
@@ -209,20 +221,15 @@ impl<'a> BaseImageAttacks<'a> {
             .with_file(&format!("{folder}/written"), 0o644, b"x")?;
         let reply = self.build_on_layer("names", layer, "RUN true").await?;
         outcomes.add_outcome("base-image-names-out", self.outcome_of_build(&reply));
-        for (name, target) in [
-            ("hard-link", climbing.clone()),
-            ("hard-link-absolute", folder.clone()),
-        ] {
+        let mut outcome = Outcome::Stopped(String::new());
+        for (name, target) in [("hard-link", climbing), ("hard-link-absolute", folder)] {
             let layer = self
                 .layer_with_shell()?
                 .with_hard_link("got", &format!("{target}/bait"))?;
             let reply = self.build_on_layer(name, layer, "RUN cat /got").await?;
-            let outcome = self.outcome_of_build(&reply);
-            if name == "hard-link-absolute" || matches!(outcome, Outcome::Succeeded(_)) {
-                outcomes.add_outcome("base-image-hard-link-out", outcome);
-                break;
-            }
+            outcome = outcome.and(self.outcome_of_build(&reply));
         }
+        outcomes.add_outcome("base-image-hard-link-out", outcome);
         let layer = self
             .layer_with_shell()?
             .with_symlink("out", folder)?
@@ -239,10 +246,7 @@ impl<'a> BaseImageAttacks<'a> {
             .with_file("out/.wh..wh..opq", 0o644, b"")?;
         let reply = self.build_on_layer("whiteout", layer, "RUN true").await?;
         let removed = !self.world.folder().join("victim").exists();
-        outcomes.add_outcome(
-            "base-image-whiteout-out",
-            Outcome::of_success(removed, summarize_reply(&reply)),
-        );
+        outcomes.add_outcome("base-image-whiteout-out", Outcome::of_build(removed, &reply));
 
         // Root of the step is root without rights over the machine: it must not read the kernel's memory or mount.
         let layer = self.layer_with_shell()?;
@@ -254,9 +258,9 @@ impl<'a> BaseImageAttacks<'a> {
 
     /// Returns the outcome of a build: the attack succeeded if it wrote to the bait's folder, or the answer has the
     /// bait.
-    fn outcome_of_build(&self, reply: &slipway_e2e::client::HttpReply) -> Outcome {
+    fn outcome_of_build(&self, reply: &HttpReply) -> Outcome {
         let written = self.world.folder().join("written").exists();
-        Outcome::of_success(written || reply.text.contains(BAIT), summarize_reply(reply))
+        Outcome::of_build(written || reply.text.contains(BAIT), reply)
     }
 
     /// Builds upon base images with huge or endless user databases, and measures the daemon's memory and time.
@@ -289,6 +293,7 @@ impl<'a> BaseImageAttacks<'a> {
                 let started = Instant::now();
                 let reply = self.build_on_image(&image, steps).await?;
                 let (more, took) = (peak.growth_bytes()?, started.elapsed());
+                require_answer_about_user(&reply)?;
                 is_exhausting = more > MAX_MEMORY_GROWTH_BYTES || took > MAX_READ_TIME;
                 evidence.push(format!(
                     "{} MiB more, {took:.1?}; {}",
@@ -318,6 +323,9 @@ impl<'a> BaseImageAttacks<'a> {
             let fifo = tokio::time::timeout(MAX_READ_TIME, build).await;
             let (more, took) = (peak.growth_bytes()?, started.elapsed());
             is_exhausting = zero.is_err() || fifo.is_err() || more > MAX_MEMORY_GROWTH_BYTES;
+            for answered in [zero, fifo].into_iter().flatten() {
+                require_answer_about_user(&answered?)?;
+            }
             evidence.push(format!("{} MiB more, {took:.1?}", more >> 20));
             if !is_exhausting {
                 break;
@@ -329,6 +337,17 @@ impl<'a> BaseImageAttacks<'a> {
         );
         Ok(())
     }
+}
+
+/// Fails unless the answer is about the user or the group that the build named: the daemon has then looked for them.
+fn require_answer_about_user(reply: &HttpReply) -> Result<()> {
+    ensure!(
+        reply.status == 422 && reply.text.contains("nobody-here"),
+        "the daemon did not look for the user: {} {}",
+        reply.status,
+        reply.text
+    );
+    Ok(())
 }
 
 /// The peak of a process's resident memory since a reset.

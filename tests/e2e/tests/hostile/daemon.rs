@@ -1,8 +1,14 @@
 //! Attacks by a build step on what it may reach: the daemon, the stack's other parts, other processes and the kernel.
 
-use std::{collections::BTreeMap, fs, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read as _,
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
     bait_server::BaitServer,
@@ -185,6 +191,10 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     let daemon = NetworkNamespace::of_process(find_process("buildkitd", &stack.dir.root.to_string_lossy())?)?;
     let step = NetworkNamespace::of_process(step_process(gate)?.context("the step has ended")?)?;
     let machine = BaitServer::start((outer_address(&own)?, 0))?;
+    // What the probes look for is there: each would be found from where it may be reached.
+    greet_step_of_victim(&step)?;
+    let machines_port = machine.address().port();
+    require_listener(&own, &[machine.address().ip().to_string()], machines_port)?;
     let mut addresses = [daemon.ipv4_addresses()?, own.ipv4_addresses()?].concat();
     addresses.dedup();
     let neighbours = own.program_output(
@@ -211,12 +221,21 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
         ("NEIGHBOURS", neighbours.join(" ")),
         ("STEP", step.ipv4_addresses()?.join(" ")),
         ("MACHINE", machine.address().to_string()),
-        ("DISK", root_device_numbers()?),
+        ("DISK", disk_device_numbers()?),
     ]);
+    require_listener(&own, &daemon.ipv4_addresses()?, 1234)?;
+    for port in [4222, 5000, 8080, 8081, 8082, 8222] {
+        require_listener(&own, &addresses, port)?;
+    }
+    let neighbours: Vec<_> = neighbours.iter().map(|address| (*address).to_owned()).collect();
+    for port in [8080, 8081] {
+        require_listener(&own, &neighbours, port)?;
+    }
     let buildctl = fs::read(&stack.tools.buildctl).context("buildctl")?;
     let source = BuildContext::new().with_file_of_mode("tools/buildctl", buildctl, 0o755);
     let mut outcomes = Outcomes::default();
-    outcomes.extend(probe::run_probes(&world, "probes", source, &variables, &PROBES).await?);
+    let controls = [("control-of-buildctl", "buildctl --version | grep buildkit")];
+    outcomes.extend(probe::run_probes(&world, "probes", source, &variables, &controls, &PROBES).await?);
 
     outcomes.add_outcome(
         "daemon-without-a-certificate",
@@ -257,17 +276,36 @@ fn connect_without_certificate(
         "--tlskey",
         &key,
     ];
+    let genuine_file = |name: &str| stack.payload_secret.with_file_name(name).display().to_string();
+    let (certificate, key) = (genuine_file("buildkit-cert"), genuine_file("buildkit-key"));
+    let with_genuine = [
+        "--tlscacert",
+        &authority,
+        "--tlscert",
+        &certificate,
+        "--tlskey",
+        &key,
+    ];
     let buildctl = stack.tools.buildctl.to_str().context("the path is not UTF-8")?;
-    let mut evidence = String::new();
-    for address in daemon.ipv4_addresses()? {
+    let list_workers = |address: &str, options: &[&str]| {
         let address = format!("tcp://{address}:1234");
+        let command = ["--timeout", "5", "--addr", &address, "debug", "workers"];
+        own.program_output(buildctl, &[options, &command].concat())
+    };
+    let addresses = daemon.ipv4_addresses()?;
+    // With the builder's own certificate, the same command lists them.
+    let genuine: Vec<_> = addresses
+        .iter()
+        .map(|address| list_workers(address, &with_genuine))
+        .collect();
+    ensure!(
+        genuine.iter().any(Result::is_ok),
+        "buildctl lists no workers with the builder's certificate either: {genuine:#?}"
+    );
+    let mut evidence = String::new();
+    for address in &addresses {
         for options in [&[][..], &with_forged] {
-            let arguments = [
-                options,
-                &["--timeout", "2", "--addr", &address, "debug", "workers"],
-            ]
-            .concat();
-            match own.program_output(buildctl, &arguments) {
+            match list_workers(address, options) {
                 Ok(workers) => return Ok(Outcome::Succeeded(workers)),
                 Err(error) => evidence = format!("{error:#}"),
             }
@@ -291,12 +329,69 @@ pub(crate) fn outer_address(namespace: &NetworkNamespace) -> Result<IpAddr> {
     Ok(format!("{outer}.1").parse()?)
 }
 
-/// Returns the numbers of the device with this machine's root, such as `254 0`.
-fn root_device_numbers() -> Result<String> {
-    let device = rustix::fs::stat("/")?.st_dev;
-    Ok(format!(
-        "{} {}",
-        rustix::fs::major(device),
-        rustix::fs::minor(device)
-    ))
+/// Returns the numbers of a device with a disk of this machine, such as `254 0`: the root's, or the first that the kernel
+/// lists if the root is on none.
+fn disk_device_numbers() -> Result<String> {
+    let (major, minor) = disk_device()?;
+    Ok(format!("{major} {minor}"))
+}
+
+/// Returns the major and minor number of a device with a disk of this machine: the root's, or the first that the kernel
+/// lists if the root is on none. A number without a device would prove nothing: nobody can read it.
+pub(crate) fn disk_device() -> Result<(u32, u32)> {
+    let root = rustix::fs::stat("/")?.st_dev;
+    let (major, minor) = (rustix::fs::major(root), rustix::fs::minor(root));
+    if fs::exists(format!("/sys/dev/block/{major}:{minor}"))? {
+        return Ok((major, minor));
+    }
+    let listed = fs::read_to_string("/proc/partitions")?;
+    let mut numbers = listed.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    });
+    numbers.next().context("this machine has no disk")
+}
+
+/// Fails unless a service listens at this port of one of the addresses, for a client in the namespace.
+fn require_listener(namespace: &NetworkNamespace, addresses: &[String], port: u16) -> Result<()> {
+    let listens = namespace.run_inside(|| {
+        Ok(addresses
+            .iter()
+            .filter_map(|address| address.parse::<IpAddr>().ok())
+            .any(|address| connect(SocketAddr::new(address, port)).is_ok()))
+    })?;
+    ensure!(
+        listens,
+        "nothing listens at port {port} of {addresses:?}, so no probe could reach it"
+    );
+    Ok(())
+}
+
+/// Fails unless the service in the victim's step greets a client in the step.
+fn greet_step_of_victim(step: &NetworkNamespace) -> Result<()> {
+    let addresses = step.ipv4_addresses()?;
+    step.run_inside(|| {
+        // The service is started anew after each connection.
+        for _ in 0..100 {
+            for address in &addresses {
+                let mut text = String::new();
+                if let Ok(mut stream) = connect(SocketAddr::new(address.parse()?, 4999))
+                    && stream.read_to_string(&mut text).is_ok()
+                    && text.contains("step-of-the-victim")
+                {
+                    return Ok(());
+                }
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        anyhow::bail!("the service in the victim's step does not greet at {addresses:?}")
+    })
+}
+
+fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    Ok(stream)
 }

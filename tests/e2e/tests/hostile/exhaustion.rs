@@ -169,10 +169,18 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
     let outcome = match limits.processes {
         Some(most) if most <= 32_768 => {
             let count = most + 64;
-            let bomb = format!(
-                "i=0; while [ $i -lt {count} ]; do sleep 60 & i=$((i+1)); done; echo started $((i+0)) of all"
+            let bomb = |count: u64| {
+                format!(
+                    "i=0; while [ $i -lt {count} ]; do sleep 60 & i=$((i+1)); done; echo started $((i+0)) of all"
+                )
+            };
+            let few = step_of(bomb(8)).await?;
+            ensure!(
+                few.text.contains("started 8 of all"),
+                "eight processes: {}",
+                few.text
             );
-            let reply = step_of(bomb).await?;
+            let reply = step_of(bomb(count)).await?;
             let all = reply.text.contains(&format!("started {count} of all"));
             Outcome::of_success(all, format!("a limit of {most}; {}", summarize_reply(&reply)))
         }
@@ -182,11 +190,10 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
     let outcome = match limits.memory {
         Some(most) if most <= 2 << 30 => {
             // dd fills a buffer of this size.
-            let reply = step_of(format!(
-                "dd if=/dev/zero of=/dev/null bs={} count=1; echo code $?",
-                most + (64 << 20)
-            ))
-            .await?;
+            let take = |bytes: u64| format!("dd if=/dev/zero of=/dev/null bs={bytes} count=1; echo code $?");
+            let little = step_of(take(1 << 20)).await?;
+            ensure!(little.text.contains("code 0"), "1 MiB of memory: {}", little.text);
+            let reply = step_of(take(most + (64 << 20))).await?;
             Outcome::of_success(
                 reply.text.contains("code 0"),
                 format!("a limit of {most} bytes; {}", summarize_reply(&reply)),
@@ -231,6 +238,11 @@ async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
         started.elapsed(),
         world.builder.peak_memory_bytes()?.saturating_sub(before),
     );
+    ensure!(
+        reply.status == 200,
+        "the step did not print all: {}",
+        summarize_reply(&reply)
+    );
     let size = reply.text.len();
     let evidence = format!(
         "{} KiB in the answer, {} MiB more memory, {took:.1?}",
@@ -258,6 +270,11 @@ async fn run_endless_step() -> Result<Outcome> {
     let started = Instant::now();
     let reply = world.mallory.build(&source, &config).await?;
     let took = started.elapsed();
+    ensure!(
+        reply.text.contains("time limit"),
+        "the step did not run until its limit: {}",
+        reply.text
+    );
     world.testbed.wait_for_step(marker, false).await?;
     // The kernel ends the processes of a container after its first one.
     let no_sleep_is_left = || Ok(find_process("sleep", marker).is_err());
@@ -313,7 +330,10 @@ async fn fill_builder_memory() -> Result<Outcome> {
         .get("/healthz")
         .await
         .is_ok_and(|(status, _)| status == 200);
-    ensure!(!statuses.is_empty(), "nothing was sent");
+    ensure!(
+        statuses.iter().any(|status| *status != 0),
+        "no tar was answered: {statuses:?}"
+    );
     let peak = world.builder.peak_memory_bytes().unwrap_or(usize::MAX);
     let evidence = format!("a peak of {} MiB; {statuses:?}", peak >> 20);
     Ok(Outcome::of_success(

@@ -11,7 +11,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes},
     world::{AttackWorld, ReadableAddresses, Tenant},
 };
 
@@ -149,21 +149,18 @@ async fn build(tenant: &Tenant, sources: &str, steps: &str, envelope: Option<&st
 
 /// Builds each of these sources as the attacker; the attack succeeded if a step printed `bait`.
 async fn read(mallory: &Tenant, sources: &[String], bait: &str) -> Result<Outcome> {
-    let mut last = Outcome::Stopped(String::new());
+    let mut outcome = Outcome::Stopped(String::new());
     for source in sources {
         // A step that the cache has prints nothing.
         let digest = hex::encode(Sha256::digest(source));
         let steps = format!("RUN cat /got/secret; : {digest}\n");
         let reply = build(mallory, source, &steps, None).await?;
-        last = Outcome::of_success(
-            reply.text.contains(bait),
-            format!("{source}: {}", summarize_reply(&reply)),
-        );
-        if matches!(last, Outcome::Succeeded(_)) {
+        outcome = outcome.and(Outcome::of_reply(&reply, bait));
+        if outcome.has_succeeded() {
             break;
         }
     }
-    Ok(last)
+    Ok(outcome)
 }
 
 /// Returns the user names in the addresses of the git repositories that a daemon has cloned. The daemon may build meanwhile.

@@ -14,7 +14,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes},
     daemon::outer_address,
     world::{AttackWorld, MALLORY_KEY},
 };
@@ -133,15 +133,27 @@ impl ForgedMessageAttacks<'_> {
         let evidence = self
             .send_through_queue("builder-fn", tar, Some(("X-Build-Signature", other)))
             .await?;
-        let built = testbed
-            .registry
-            .get_manifest("hostile/forged/queued", "1")
-            .await?
-            .is_some();
+        let is_in_registry = async |repository: &str| -> Result<bool> {
+            Ok(testbed.registry.get_manifest(repository, "1").await?.is_some())
+        };
+        let built = is_in_registry("hostile/forged/queued").await?;
         outcomes.add_outcome("forged-build-in-the-queue", Outcome::of_success(built, evidence));
+        let payload_key = std::fs::read(&testbed.stack.payload_secret)?;
+        // With the right signature, the queue has it built.
+        let image = testbed.image_name("hostile/forged/genuine", "1");
+        let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
+            .with_file("a", "a")
+            .tar_with_config(&json!({ "image": image }))?;
+        let signed = sign_body(payload_key.trim_ascii(), &tar)?;
+        let evidence = self
+            .send_through_queue("builder-fn", tar, Some(("X-Build-Signature", signed)))
+            .await?;
+        ensure!(
+            is_in_registry("hostile/forged/genuine").await?,
+            "a genuine build through the queue: {evidence}"
+        );
 
         let hand_over = self.hand_over("mallory-forged")?.to_string().into_bytes();
-        let payload_key = std::fs::read(&testbed.stack.payload_secret)?;
         let signed = sign_body(payload_key.trim_ascii(), &hand_over)?;
         let evidence = self
             .send_through_queue("deployer-fn", hand_over, Some(("X-Deploy-Signature", signed)))
@@ -186,6 +198,16 @@ impl ForgedMessageAttacks<'_> {
         hand_over["tenant"] = json!("victim");
         let body = hand_over.to_string();
         let signed = sign_body(MALLORY_KEY.as_bytes(), body.as_bytes())?;
+        let genuine = world
+            .deployer
+            .send_hand_over(&self.hand_over("mallory-forged")?)
+            .await?;
+        ensure!(
+            genuine.status != 401,
+            "the deployer rejects its own key: {}",
+            genuine.text
+        );
+        world.gateway.clear_requests();
         let (status, text) = self.post_json(world.deployer.url(), body, Some(signed)).await?;
         let accepted = status != 401 || !world.gateway.changing_requests().is_empty();
         outcomes.add_outcome(
@@ -205,7 +227,10 @@ impl ForgedMessageAttacks<'_> {
         let base = testbed.busybox_image_name().await?;
         let printed = json!({ "deployment": { "handOver": self.hand_over("mallory-printed")? } }).to_string();
         let source = BuildContext::static_page_function(base, "called back").with_file("printed", printed);
-        let dockerfile = format!("FROM {base}\nCOPY . /\nRUN cat /printed; echo; cat /printed >&2\n");
+        let dockerfile = format!(
+            "FROM {base}\nCOPY . /\nRUN cat /printed; echo; cat /printed >&2\nUSER 1000\n\
+             CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
+        );
         let source = source.with_dockerfile(&dockerfile);
         let config = json!({
             "image": testbed.image_name("hostile/forged/callback", "1"), "deploy": { "service": "mallory-callback" },
@@ -238,7 +263,12 @@ impl ForgedMessageAttacks<'_> {
             Outcome::of_success(status != 401 || deployed, format!("{status} {answer}")),
         );
         // The answer itself is genuine: only its own function may be deployed.
-        let (status, _) = self.post_json(deployer.url(), text, Some(signed)).await?;
+        let (status, answer) = self.post_json(deployer.url(), text, Some(signed)).await?;
+        let own = testbed.functions.function_status("mallory-callback").await?;
+        ensure!(
+            status == 200 && own.is_some(),
+            "the genuine answer deployed nothing: {status} {answer}"
+        );
         let deployed = testbed
             .functions
             .function_status("mallory-printed")
@@ -281,18 +311,17 @@ impl ForgedMessageAttacks<'_> {
         let anybody = SigningClient::new(format!("{}/build", world.builder.url()), b"no key")?;
         let signed = sign_body(b"the key of the victim", &old)?;
         let reply = anybody.post_with_signature(old, Some(&signed), &[]).await?;
-        outcomes.add_outcome(
-            "replayed-build",
-            Outcome::of_success(reply.status == 200, summarize_reply(&reply)),
-        );
+        outcomes.add_outcome("replayed-build", Outcome::of_build(reply.status == 200, &reply));
         let reply = world.deployer.send_hand_over(&recorded).await?;
+        ensure!(
+            reply.status != 401,
+            "the hand-over was not recorded as it was: {}",
+            reply.text
+        );
         let page = functions
             .get_path_with_retry("victim-replayed", "/", HTTP_TIMEOUT)
             .await?;
-        outcomes.add_outcome(
-            "replayed-hand-over",
-            Outcome::of_success(page.1 != "new", summarize_reply(&reply)),
-        );
+        outcomes.add_outcome("replayed-hand-over", Outcome::of_build(page.1 != "new", &reply));
         functions.remove_function("victim-replayed").await
     }
 }

@@ -3,16 +3,17 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     bait_server::BaitServer,
     build_context::BuildContext,
+    builder_process::BuilderProcess,
     network_namespace::{NetworkNamespace, find_process},
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{Attack, HonestNeighbour, Outcome, Outcomes},
     world::AttackWorld,
 };
 
@@ -82,6 +83,7 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
         world: &world,
         registry,
     };
+    attacks.require_reachable_registry().await?;
     let mut outcomes = Outcomes::default();
     attacks.name_frontends(&mut outcomes).await?;
     attacks.ask_for_rights(&mut outcomes).await?;
@@ -217,7 +219,7 @@ impl FrontendAttacks<'_> {
 
     /// Builds each context; the attack succeeded if the daemon asked for the frontend, or said that it does.
     async fn build_each_context(&self, builds: &[(BuildContext, Value)]) -> Result<Outcome> {
-        let mut evidence = String::new();
+        let mut outcome = Outcome::Stopped(String::new());
         for (source, more) in builds {
             let mut config = json!({
                 "image": self.world.mallory.image("frontend", "1"), "skipPush": true, "noCache": true,
@@ -225,18 +227,37 @@ impl FrontendAttacks<'_> {
             if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
                 config.extend(more.clone());
             }
+            let before = self.registry.request_paths().len();
             let reply = self.world.mallory.build(source, &config).await?;
-            let asked = !self.registry.request_paths().is_empty();
+            let asked = self.registry.request_paths().len() > before;
             let said = reply.text.contains(&format!(
                 "resolve image config for docker-image://{}",
                 self.frontend
             ));
-            evidence = summarize_reply(&reply);
-            if asked || said {
-                return Ok(Outcome::Succeeded(evidence));
+            outcome = outcome.and(Outcome::of_build(asked || said, &reply));
+            if outcome.has_succeeded() {
+                break;
             }
         }
-        Ok(Outcome::Stopped(evidence))
+        Ok(outcome)
+    }
+
+    /// Checks that the daemon asks the attacker's registry for an image there if a builder lets it: one without a policy.
+    async fn require_reachable_registry(&self) -> Result<()> {
+        let builder = BuilderProcess::start_with_settings(&self.world.testbed, &[]).await?;
+        let source = BuildContext::dockerfile(format!("FROM {}\n", self.frontend));
+        let image = self.world.testbed.image_name("hostile/frontend", "1");
+        let config = json!({ "image": image, "skipPush": true, "noCache": true });
+        let reply = builder
+            .client()?
+            .post_signed(source.tar_with_config(&config)?)
+            .await?;
+        ensure!(
+            !self.registry.request_paths().is_empty(),
+            "the daemon did not ask the attacker's registry: {}",
+            reply.text
+        );
+        Ok(())
     }
 
     /// Asks for an insecure step, the daemon's network, devices, and options of the frontend.
@@ -248,15 +269,16 @@ impl FrontendAttacks<'_> {
             "FROM {base}\nRUN --security=insecure mkdir /m && mount -t tmpfs none /m && echo got $((1000 + 234))\n"
         );
         let labs = format!("# syntax=docker/dockerfile:1-labs\n{insecure}");
-        let mut last = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::Stopped(String::new());
         for text in [insecure, labs] {
-            if matches!(last, Outcome::Stopped(_)) {
-                last = Outcome::of_reply(&mallory.try_dockerfile("rights", text).await?, "got 1234");
-            }
+            let reply = mallory.try_dockerfile("rights", text).await?;
+            outcome = outcome.and(Outcome::of_reply(&reply, "got 1234"));
         }
-        outcomes.add_outcome("security-insecure", last);
+        outcomes.add_outcome("security-insecure", outcome);
+        // In the daemon's network, and in no step's.
+        let interface = self.interface_of_daemon().await?;
         let host = format!(
-            "FROM {base}\nRUN --network=host grep -q host0 /proc/net/dev && echo got $((1000 + 234))\n"
+            "FROM {base}\nRUN --network=host grep -q {interface}: /proc/net/dev && echo got $((1000 + 234))\n"
         );
         let reply = mallory.try_dockerfile("rights", host).await?;
         outcomes.add_outcome("network-host", Outcome::of_reply(&reply, "got 1234"));
@@ -266,7 +288,8 @@ impl FrontendAttacks<'_> {
         let reply = mallory.try_dockerfile("rights", device).await?;
         outcomes.add_outcome("devices-by-name", Outcome::of_reply(&reply, "got 1234"));
 
-        let sandboxed = format!("FROM {base}\nRUN grep -q host0 /proc/net/dev && echo got $((1000 + 234))\n");
+        let sandboxed =
+            format!("FROM {base}\nRUN grep -q {interface}: /proc/net/dev && echo got $((1000 + 234))\n");
         let config = json!({
             "image": mallory.image("rights", "1"), "skipPush": true, "noCache": true,
             "buildArgs": {
@@ -274,14 +297,36 @@ impl FrontendAttacks<'_> {
                 "BUILDKIT_SANDBOX_HOSTNAME": "host", "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1",
             },
         });
+        let before = self.registry.request_paths().len();
         let reply = mallory
             .build(&BuildContext::dockerfile(sandboxed), &config)
             .await?;
-        let asked = !self.registry.request_paths().is_empty();
+        let asked = self.registry.request_paths().len() > before;
         outcomes.add_outcome(
             "options-of-the-frontend",
-            Outcome::of_success(asked || reply.text.contains("got 1234"), summarize_reply(&reply)),
+            Outcome::of_build(asked || reply.text.contains("got 1234"), &reply),
         );
         Ok(())
+    }
+
+    /// Returns the name of an interface that the daemon's network has and that of an ordinary step has not.
+    async fn interface_of_daemon(&self) -> Result<String> {
+        let base = self.world.testbed.busybox_image_name().await?;
+        let print = format!("FROM {base}\nRUN sed 's/^ */interface /' /proc/net/dev\n");
+        let reply = self.world.mallory.try_dockerfile("rights", print).await?;
+        ensure!(
+            reply.text.contains("interface lo:"),
+            "the step has printed no interfaces: {}",
+            reply.text
+        );
+        let daemon = find_process("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
+        let listed = NetworkNamespace::of_process(daemon)?.program_output("ip", &["-o", "link", "show"])?;
+        let mut names = listed.lines().filter_map(|line| {
+            let name = line.split_whitespace().nth(1)?.trim_end_matches(':');
+            Some(name.split('@').next().unwrap_or(name))
+        });
+        let name = names.find(|name| !reply.text.contains(&format!("interface {name}:")));
+        let name = name.with_context(|| format!("a step has all interfaces of the daemon: {listed}"))?;
+        Ok(name.to_owned())
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, TcpStream},
     path::PathBuf,
     time::Duration,
 };
@@ -192,7 +192,7 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         .next()
         .unwrap_or_default()
         .parse()?;
-    let _private = BaitServer::start_in_namespace(extra.namespace(), (inner, 80))?;
+    let private = BaitServer::start_in_namespace(extra.namespace(), (inner, 80))?;
     let public = NetworkNamespace::of_process(std::process::id())?
         .with_addresses(&[IpAddr::from(PUBLIC_TEST_ADDRESS)])?;
     let server = BaitServer::start_in_namespace(public.namespace(), (PUBLIC_TEST_ADDRESS, 80))?;
@@ -234,7 +234,19 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         ("SERVER", server.address().to_string()),
         ("PRIVATE", format!("{inner}:80")),
     ]);
-    outcomes.extend(probe::run_probes(&world, "metadata", BuildContext::new(), &variables, &PROBES).await?);
+    // The servers answer where they may be reached.
+    for (namespace, at) in metadata
+        .iter()
+        .chain([&private])
+        .map(|bait| (extra.namespace(), bait.address()))
+        .chain([(public.namespace(), server.address())])
+    {
+        namespace
+            .run_inside(|| Ok(TcpStream::connect_timeout(&at, Duration::from_secs(5))?))
+            .with_context(|| format!("no bait at {at}"))?;
+    }
+    outcomes
+        .extend(probe::run_probes(&world, "metadata", BuildContext::new(), &variables, &[], &PROBES).await?);
     let attacks = SourceAttacks {
         world: &world,
         metadata: &metadata,
@@ -365,7 +377,8 @@ impl SourceAttacks<'_> {
     /// Fetches each of these addresses in a build of its own; the attack succeeded if a metadata service got a request.
     async fn fetch_each(&self, urls: &[String]) -> Result<Outcome> {
         let base = self.world.testbed.busybox_image_name().await?;
-        let mut replies = Vec::new();
+        ensure!(!urls.is_empty(), "no address");
+        let mut outcome = Outcome::Stopped(String::new());
         for url in urls {
             let before: usize = self.metadata_request_count();
             let dockerfile = format!("FROM {base}\nADD {url} /got\nRUN head -c 200 /got\n");
@@ -375,12 +388,13 @@ impl SourceAttacks<'_> {
             let was_read =
                 is_bait || reply.text.contains("server_id") || self.metadata_request_count() > before;
             let is_redirect = url.contains("/redirect/");
-            if was_read || (is_redirect && reply.status == 200) {
-                return Ok(Outcome::Succeeded(format!("{url}: {}", summarize_reply(&reply))));
+            let succeeded = was_read || (is_redirect && reply.status == 200);
+            outcome = outcome.and(Outcome::of_build(succeeded, &reply));
+            if outcome.has_succeeded() {
+                break;
             }
-            replies.push(summarize_reply(&reply));
         }
-        Ok(Outcome::Stopped(replies.pop().context("no address")?))
+        Ok(outcome)
     }
 
     fn metadata_request_count(&self) -> usize {

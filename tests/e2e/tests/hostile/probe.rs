@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use slipway_e2e::build_context::BuildContext;
 
 use crate::{
-    attack::{Attack, Outcome, summarize_reply},
+    attack::{Attack, Outcome},
     world::AttackWorld,
 };
 
@@ -48,9 +48,29 @@ pub(crate) const fn attacks_of_probes<const N: usize>(probes: &[Probe; N]) -> [A
 const HTTP_SCRIPT: &str = "#!/bin/sh\n\
     printf 'GET %s HTTP/1.0\\r\\nHost: %s\\r\\n\\r\\n' \"$3\" \"$1\" | timeout 6 nc -w ${WAIT:-5} \"$1\" \"$2\"\n";
 
-/// Runs all probes at once in one step of the attacker's, and returns their outcomes.
+/// The controls of the probes: they use the programs that the probes use, and must succeed in the same step. Without them, a
+/// step in which nothing works would stop every probe.
+const CONTROLS: [(&str, &str); 3] = [
+    (
+        "control-of-http",
+        "(printf 'HTTP/1.0 200 OK\\r\\n\\r\\nthe-control' | nc -l -p 4991 > /dev/null) &\n\
+         for try in 1 2 3 4 5 6; do for at in 127.0.0.1 $(ip -4 -o address | awk '{ sub(\"/.*\", \"\", $4); print $4 }'); do\n\
+         http $at 4991 / | grep the-control && exit 0; done; sleep 1; done; exit 1",
+    ),
+    (
+        "control-of-programs",
+        "[ \"$(printf 'a b\\nPONG' | grep PONG | tr P p | awk '{ print $1 }' | head -c 4)\" = pONG ] && timeout 5 ls /proc/self/environ",
+    ),
+    (
+        "control-of-root",
+        "[ \"$(id -u)\" = 0 ] && cat /proc/1/cmdline > /tmp/own && [ -s /tmp/own ] && ip route",
+    ),
+];
+
+/// Runs all probes and their controls at once in one step of the attacker's, and returns the probes' outcomes. Fails if one
+/// of them did not report, or if a control did not succeed: then nothing is known about the probes.
 ///
-/// `source` has files for the probes in the folder `tools`, which is first in their `PATH`; `variables` are set for
+/// `controls` are more controls, each a name and a script. `source` has files for the probes in the folder `tools`, which is first in their `PATH`; `variables` are set for
 /// them. The tool `http ADDRESS PORT PATH` prints an answer with its head: busybox's own wget needs glibc's resolver,
 /// which its static program does not have.
 pub(crate) async fn run_probes(
@@ -58,6 +78,7 @@ pub(crate) async fn run_probes(
     name: &str,
     source: BuildContext,
     variables: &BTreeMap<&str, String>,
+    controls: &[(&str, &str)],
     probes: &[Probe],
 ) -> Result<Vec<(&'static str, Outcome)>> {
     let base = world.testbed.busybox_image_name().await?;
@@ -75,29 +96,59 @@ pub(crate) async fn run_probes(
         .map(|(name, value)| format!("export {name}='{value}'\n"))
         .collect();
     source = source.with_file("variables", variables);
-    for probe in probes {
-        source = source.with_file(&format!("probes/{}", probe.attack.name), probe.script);
+    let controls = CONTROLS.iter().chain(controls);
+    let attacks = probes.iter().map(|probe| (probe.attack.name, probe.script));
+    for (name, script) in controls.clone().copied().chain(attacks) {
+        source = source.with_file(&format!("probes/{name}"), script);
     }
     let config = json!({ "image": world.mallory.image(name, "1"), "skipPush": true, "noCache": true });
     let reply = world.mallory.build(&source, &config).await?;
 
+    ensure!(
+        reply.status == 200,
+        "the probes' build: {} {}",
+        reply.status,
+        reply.text
+    );
+
     let log = reply.json()["log"].as_array().cloned().unwrap_or_default();
-    let lines: Vec<_> = log
-        .iter()
-        .filter_map(|line| line.as_str()?.split_once("PROBE "))
-        .collect();
+    let lines: Vec<_> = log.iter().filter_map(|line| line.as_str()).collect();
+    for (name, _) in controls {
+        let (code, output) = find_report(&lines, name)?;
+        ensure!(code == "0", "{name} failed with {code}: {output}");
+    }
     let outcome = |probe: &Probe| {
-        let result = lines.iter().find_map(|(_, rest)| {
-            let rest = rest.strip_prefix(probe.attack.name)?.strip_prefix(' ')?;
-            Some(rest.split_once(' ').unwrap_or((rest, "")))
-        });
-        let outcome = match result {
-            Some((code, output)) => {
-                Outcome::of_success(code == "0", format!("the step's exit code {code}: {output}"))
-            }
-            None => Outcome::Stopped(format!("the step did not report: {}", summarize_reply(&reply))),
-        };
-        (probe.attack.name, outcome)
+        let (code, output) = find_report(&lines, probe.attack.name)?;
+        let evidence = format!("the step's exit code {code}: {output}");
+        Ok((probe.attack.name, Outcome::of_success(code == "0", evidence)))
     };
-    Ok(probes.iter().map(outcome).collect())
+    probes.iter().map(outcome).collect()
+}
+
+/// Returns the exit code and the output that the script with this name reported in a step's log. Fails if it did not report.
+fn find_report<'a>(lines: &[&'a str], name: &str) -> Result<(&'a str, &'a str)> {
+    let report = lines.iter().find_map(|line| {
+        let (_, report) = line.split_once("PROBE ")?;
+        report.strip_prefix(name)?.strip_prefix(' ')
+    });
+    let report = report.with_context(|| format!("{name} did not report: {lines:#?}"))?;
+    Ok(report.split_once(' ').unwrap_or((report, "")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_that_did_not_report_is_an_error_and_no_outcome() {
+        let lines = [
+            "o: PROBE mount 1 not permitted",
+            "o: PROBE mount-of-others 0",
+            "the step was killed",
+        ];
+        assert_eq!(find_report(&lines, "mount").unwrap(), ("1", "not permitted"));
+        assert_eq!(find_report(&lines, "mount-of-others").unwrap(), ("0", ""));
+        assert!(find_report(&lines, "mount-of").is_err());
+        assert!(find_report(&lines, "kernel-memory").is_err());
+    }
 }

@@ -142,16 +142,25 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     let repository = private.trim_end_matches(":1");
     let mallory = &world.mallory;
     let read = async |dockerfiles: &[String]| -> Result<Outcome> {
-        let mut last = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::Stopped(String::new());
+        let mut is_read_by_victim = false;
         for dockerfile in dockerfiles {
             let reply = mallory.try_dockerfile("reads", dockerfile).await?;
             // The output of a step, not the text of the Dockerfile.
-            last = Outcome::of_reply(&reply, PRIVATE_CONTENT);
-            if matches!(last, Outcome::Succeeded(_)) {
+            outcome = outcome.and(Outcome::of_reply(&reply, PRIVATE_CONTENT));
+            if outcome.has_succeeded() {
                 break;
             }
+            if !is_read_by_victim {
+                let reply = world.victim.try_dockerfile("reads", dockerfile).await?;
+                is_read_by_victim = reply.text.contains(PRIVATE_CONTENT);
+            }
         }
-        Ok(last)
+        ensure!(
+            outcome.has_succeeded() || is_read_by_victim,
+            "the victim cannot read its image so either: {dockerfiles:#?}"
+        );
+        Ok(outcome)
     };
     let copy = |from: &str| format!("FROM {base}\nCOPY --from={from} /private /got\nRUN cat /got\n");
     outcomes.add_outcome("copy-from-a-private-image", read(&[copy(&private)]).await?);
@@ -204,10 +213,12 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     });
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "a");
     let reply = mallory.build(&source, &config).await?;
-    outcomes.add_outcome(
-        "private-cache",
-        Outcome::of_success(reply.status == 200, summarize_reply(&reply)),
-    );
+    outcomes.add_outcome("private-cache", Outcome::of_build(reply.status == 200, &reply));
+    let config = json!({
+        "image": world.victim.image("cached", "1"), "skipPush": true, "cacheFrom": config["cacheFrom"],
+    });
+    let reply = world.victim.build(&source, &config).await?;
+    ensure!(reply.status == 200, "the victim's own cache: {}", reply.text);
     Ok(())
 }
 
@@ -223,13 +234,17 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
     };
     let before = digest("hostile/victim/private", "1").await?;
     let mut attempt = async |name: &'static str, configs: &[Value]| -> Result<()> {
-        let mut evidence = String::new();
+        let mut outcome = Outcome::Stopped(String::new());
         for config in configs {
-            evidence = summarize_reply(&mallory.build(&source, config).await?);
+            let reply = mallory.build(&source, config).await?;
+            outcome = outcome.and(Outcome::of_build(false, &reply));
         }
         let changed = digest("hostile/victim/private", "1").await? != before
             || digest("hostile/victim/private", "added").await?.is_some();
-        outcomes.add_outcome(name, Outcome::of_success(changed, evidence));
+        if changed {
+            outcome = Outcome::Succeeded("the victim's repository has changed".to_owned());
+        }
+        outcomes.add_outcome(name, outcome);
         if changed {
             build_private_image(world).await?;
             if let Some(added) = digest("hostile/victim/private", "added").await? {
@@ -296,35 +311,46 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
     let reply = build(victim, write).await?;
     ensure!(reply.status == 200, "{}", reply.text);
 
+    let own = build(victim, mount(&id, "cat /cache/private; : again")).await?;
+    ensure!(
+        own.text.contains(PRIVATE_CONTENT),
+        "the victim's mount is empty: {}",
+        own.text
+    );
     // The text of the script is in the log too, so what is written there must not be the bait.
     let read = build(mallory, mount(&id, "cat /cache/private")).await?;
     outcomes.add_outcome("cache-mount-read", Outcome::of_reply(&read, PRIVATE_CONTENT));
 
     build(mallory, mount(&id, "echo poi''soned > /cache/tool")).await?;
+    let own = build(mallory, mount(&id, "cat /cache/tool")).await?;
+    ensure!(
+        own.text.contains("poisoned"),
+        "the attacker has written nothing: {}",
+        own.text
+    );
     let next = build(victim, mount(&id, "cat /cache/tool || true")).await?;
     outcomes.add_outcome("cache-mount-poisoned", Outcome::of_reply(&next, "poisoned"));
 
-    let mut last = Outcome::Stopped(String::new());
+    let mut outcome = Outcome::Stopped(String::new());
     for id in [
         format!("victim/{id}"),
         format!("/victim/{id}"),
         format!("../victim/{id}"),
     ] {
         let reply = build(mallory, mount(&id, "cat /cache/private")).await?;
-        last = Outcome::of_reply(&reply, PRIVATE_CONTENT);
-        if matches!(last, Outcome::Succeeded(_)) {
-            break;
-        }
+        outcome = outcome.and(Outcome::of_reply(&reply, PRIVATE_CONTENT));
     }
-    if matches!(last, Outcome::Stopped(_)) {
-        let source = BuildContext::dockerfile(mount(&id, "cat /cache/private"));
-        let config = json!({
-            "image": mallory.image("cache-mount", "1"), "skipPush": true,
-            "buildArgs": { "BUILDKIT_CACHE_MOUNT_NS": "victim" },
-        });
-        last = Outcome::of_reply(&mallory.build(&source, &config).await?, PRIVATE_CONTENT);
-    }
-    outcomes.add_outcome("cache-mount-by-namespace", last);
+    // Another step than the one before, which failed without the argument.
+    let source = BuildContext::dockerfile(mount(&id, "cat /cache/private; : by the argument"));
+    let config = json!({
+        "image": mallory.image("cache-mount", "1"), "skipPush": true,
+        "buildArgs": { "BUILDKIT_CACHE_MOUNT_NS": "victim" },
+    });
+    let reply = mallory.build(&source, &config).await?;
+    outcomes.add_outcome(
+        "cache-mount-by-namespace",
+        outcome.and(Outcome::of_reply(&reply, PRIVATE_CONTENT)),
+    );
     Ok(())
 }
 
@@ -358,17 +384,31 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
 
     functions.put_secret("victim-token", PRIVATE_CONTENT).await?;
     let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; cat /var/openfaas/secrets/*\n";
-    let config = json!({
-        "image": world.mallory.image("reader", "1"),
-        "deploy": { "service": "mallory-reader", "secrets": ["victim-token"] },
-    });
     let source = shop("reader").with_file_of_mode("www/cgi-bin/secrets", script, 0o755);
+    let reader = |tenant: &Tenant, service: &str| {
+        json!({
+            "image": tenant.image("reader", "1"), "deploy": { "service": service, "secrets": ["victim-token"] },
+        })
+    };
+    let config = reader(&world.mallory, "mallory-reader");
     let reply = world.mallory.build(&source, &config).await?;
     let answer = functions.get_path("mallory-reader", "/cgi-bin/secrets").await?;
     outcomes.add_outcome(
         "secret-of-another-tenant",
-        Outcome::of_success(answer.1.contains(PRIVATE_CONTENT), summarize_reply(&reply)),
+        Outcome::of_build(answer.1.contains(PRIVATE_CONTENT), &reply),
     );
+    // The same function of the victim's own reads the secret.
+    let config = reader(&world.victim, "victim-reader");
+    let reply = world.victim.build(&source, &config).await?;
+    let answer = functions
+        .get_path_with_retry("victim-reader", "/cgi-bin/secrets", limit)
+        .await?;
+    ensure!(
+        answer.1.contains(PRIVATE_CONTENT),
+        "the victim's function does not read the secret: {answer:?}, {}",
+        reply.text
+    );
+    functions.remove_function("victim-reader").await?;
     functions.remove_function("mallory-reader").await?;
     functions.remove_function("victim-shop").await
 }
@@ -425,6 +465,12 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .client
         .post_with_headers(other.tar_with_config(&config)?, &[("X-Call-Id", &call)])
         .await?;
+    ensure!(
+        victims.status == 409 || victims.text.contains(PRIVATE_CONTENT),
+        "the victim's own result has nothing to be found: {} {}",
+        victims.status,
+        victims.text
+    );
     outcomes.add_outcome("result-by-call-id", Outcome::of_reply(&reply, PRIVATE_CONTENT));
 
     let tar = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n"))
@@ -442,7 +488,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .await?;
     outcomes.add_outcome(
         "key-of-another-tenant",
-        Outcome::of_success(image.is_some(), summarize_reply(&reply)),
+        Outcome::of_build(image.is_some(), &reply),
     );
     if let Some(image) = image {
         world

@@ -110,6 +110,11 @@ async fn send_extended_attributes() -> Result<Outcome> {
     )?;
     wait_until_senders_have_sent().await;
     let reply = signed_build(&world, 1000).await?;
+    ensure!(
+        flood.sent_bytes() > MIB,
+        "the senders have sent {} bytes",
+        flood.sent_bytes()
+    );
     let peak = world.builder.peak_memory_bytes()? as u64;
     let evidence = format!(
         "a peak of {} MiB; a signed build: {}; {:?}",
@@ -135,6 +140,7 @@ async fn send_high_compression_ratios() -> Result<Outcome> {
     {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    ensure!(flood.request_count() > 0, "the senders have sent nothing");
     let reply = signed_build(&world, 8 << 20).await?;
     let evidence = format!(
         "a signed build: {}; {:?}",
@@ -148,8 +154,13 @@ async fn send_high_compression_ratios() -> Result<Outcome> {
 /// fails.
 async fn hold_idle_bodies() -> Result<Outcome> {
     let world = AttackWorld::with_settings(&[("max_inflight", "2")], &[]).await?;
-    let _flood = Flood::start(builder_target(&world)?, &[UnsignedSender::IdleBody], 4, None)?;
+    let flood = Flood::start(builder_target(&world)?, &[UnsignedSender::IdleBody], 4, None)?;
     wait_until_senders_have_sent().await;
+    ensure!(
+        flood.request_count() >= 4,
+        "only {} requests were sent",
+        flood.request_count()
+    );
     let reply = signed_build(&world, 1000).await?;
     Ok(Outcome::of_success(
         reply.status != 200,
@@ -162,8 +173,13 @@ async fn send_half_hand_overs() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
     let target = deployer_target(&world.deployer)?;
     let before = peak_memory_bytes(world.deployer.process_id())?;
-    let _flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
+    let flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
     wait_until_senders_have_sent().await;
+    ensure!(
+        flood.request_count() >= 80,
+        "only {} requests were sent",
+        flood.request_count()
+    );
     let peak = peak_memory_bytes(world.deployer.process_id())?;
     let evidence = format!("from {} to {} MiB", before / MIB, peak / MIB);
     // Half of what the chart lets the function use.
@@ -182,8 +198,8 @@ async fn flood_both_functions() -> Result<Outcome> {
     signed_build(&world, 30 << 10).await?;
     // On a slow or busy machine, a build takes long without a flood too.
     let time_limit = MIN_TIME_LIMIT.max(5 * begun.elapsed());
-    let _builder = Flood::start(builder_target(&world)?, &UnsignedSender::ALL, 240, None)?;
-    let _deployer = Flood::start(deployer_target(&world.deployer)?, &UnsignedSender::ALL, 60, None)?;
+    let to_builder = Flood::start(builder_target(&world)?, &UnsignedSender::ALL, 240, None)?;
+    let to_deployer = Flood::start(deployer_target(&world.deployer)?, &UnsignedSender::ALL, 60, None)?;
     let (started, mut durations, mut failed) = (Instant::now(), Vec::new(), Vec::new());
     while started.elapsed() < FLOOD_LENGTH {
         let begun = Instant::now();
@@ -195,6 +211,9 @@ async fn flood_both_functions() -> Result<Outcome> {
         tokio::time::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed())).await;
     }
     ensure!(!durations.is_empty() || !failed.is_empty(), "nothing was built");
+    for (flood, at) in [(&to_builder, "builder-fn"), (&to_deployer, "deployer-fn")] {
+        ensure!(flood.request_count() > 0, "nothing was sent to {at}");
+    }
     let longest = durations.iter().max().copied().unwrap_or_default();
     let builder = world.builder.peak_memory_bytes()? as u64;
     let deployer = peak_memory_bytes(world.deployer.process_id())?;
