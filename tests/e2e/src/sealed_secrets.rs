@@ -21,19 +21,28 @@ impl SealingKey {
 
     /// Returns an envelope with one secret.
     pub fn seal_secret(&self, name: &str, value: &str) -> Result<String> {
+        self.seal_secrets(&[(name, value)])
+    }
+
+    /// Returns an envelope with these secrets, each a name and a value.
+    pub fn seal_secrets(&self, secrets: &[(&str, &str)]) -> Result<String> {
         let public = SecretKey::from(self.0).public_key();
         let sender = SecretKey::from(random_bytes::<32>()?);
-        let nonce: [u8; 24] = random_bytes()?;
-        let sealed = SalsaBox::new(&public, &sender)
-            .encrypt(&nonce.into(), value.as_bytes())
-            .map_err(|_| anyhow!("the secret cannot be sealed"))?;
         let text = STANDARD.encode(public.as_bytes());
-        Ok(format!(
-            "version: v1\nalgorithm: nacl/box\nkey_id: {key_id}\npublic_key: {sender}\nsecrets:\n  {name}: {value}\n",
+        let mut envelope = format!(
+            "version: v1\nalgorithm: nacl/box\nkey_id: {key_id}\npublic_key: {sender}\nsecrets:\n",
             key_id = &text[..8],
             sender = STANDARD.encode(sender.public_key().as_bytes()),
-            value = STANDARD.encode([&nonce[..], &sealed].concat()),
-        ))
+        );
+        for (name, value) in secrets {
+            let nonce: [u8; 24] = random_bytes()?;
+            let sealed = SalsaBox::new(&public, &sender)
+                .encrypt(&nonce.into(), value.as_bytes())
+                .map_err(|_| anyhow!("the secret {name} cannot be sealed"))?;
+            let value = STANDARD.encode([&nonce[..], &sealed].concat());
+            envelope.push_str(&format!("  {name}: {value}\n"));
+        }
+        Ok(envelope)
     }
 }
 

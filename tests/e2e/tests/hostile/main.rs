@@ -13,6 +13,7 @@ mod exhaustion;
 mod fetched_sources;
 mod forged;
 mod frontends;
+mod leaks;
 mod metadata;
 mod probe;
 mod secrets;

@@ -4,7 +4,6 @@
 use std::{net::Ipv4Addr, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use slipway_e2e::{
     bait_server::BaitServer,
@@ -12,11 +11,13 @@ use slipway_e2e::{
     builder_process::BuilderProcess,
     client::HttpReply,
     network_namespace::{NetworkNamespace, find_process},
+    sealed_secrets::SealingKey,
 };
 
 use crate::{
     attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
-    world::{AttackWorld, MALLORY_KEY},
+    leaks::{LeakDetector, LeakedForm},
+    world::{AttackWorld, MALLORY_KEY, VICTIM_KEY},
 };
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -62,27 +63,44 @@ pub(crate) const ATTACKS: &[Attack] = &[
     },
 ];
 
+/// The build secret that steps mount as a file.
+const PIP_TOKEN: &str = "s3cr3t-7f3kq9-zx81-pv44\n";
+/// The build secret that steps get as a variable. The base64 of its second line has characters of one alphabet only.
+const NPMRC: &str = "//host/:_authToken=t0ken\nzw3ite?>>?~~?>>?zeile\nü=l3tzte-xk55";
+
+/// Values in the place of the build secrets, which are no secrets: builds print them in the same ways, and no mask applies.
+const DECOYS: [&str; 2] = [
+    "d3coy-5h2mw8-qy67-lt93\n",
+    "//host/:_authToken=f4ke\nw31tere?>>?~~?>>?zeile\nü=3nde-wm28",
+];
+
+/// The commands that print the secrets in the file `$TOKEN` and the variable `$NPMRC`, each with the forms that it prints.
+const ENCODING_COMMANDS: [(&str, &[LeakedForm]); 5] = [
+    ("base64 $TOKEN", &[LeakedForm::Base64]),
+    ("echo -n \"$NPMRC\" | base64", &[LeakedForm::Base64]),
+    ("echo \"user:$NPMRC\" | base64", &[LeakedForm::Base64]),
+    ("echo -n \"$NPMRC\" | base64 -w 8", &[LeakedForm::Base64]),
+    (
+        "(cat $TOKEN; echo -n \"$NPMRC\") | base64 | tr '+/' '-_'",
+        &[LeakedForm::Base64, LeakedForm::UrlSafeBase64],
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_leaves_its_build() -> Result<()> {
-    let recorded: Value = serde_json::from_str(include_str!("../../../clients/recorded/secrets.json"))?;
-    let text = |name: &str| {
-        recorded[name]
-            .as_str()
-            .map(str::to_owned)
-            .with_context(|| name.to_owned())
-    };
     let keys = tempfile::tempdir()?;
-    let key = keys.path().join("key");
-    std::fs::write(&key, text("private_key")?)?;
-    let path = key.to_str().context("the path is not UTF-8")?;
+    let key_file = keys.path().join("key");
+    let key = SealingKey::generate()?;
+    std::fs::write(&key_file, key.file_content())?;
+    let path = key_file.to_str().context("the path is not UTF-8")?;
     let world = AttackWorld::with_settings(&[("build_secrets_private_key_path", path)], &[]).await?;
     let _parts = world.testbed.share_parts().await;
     let neighbour = HonestNeighbour::start(&world, "secrets").await?;
     let mut outcomes = Outcomes::default();
     let attacks = SecretAttacks {
-        envelope: text("sealed")?,
-        values: ["pip_token", "npmrc"]
-            .map(|name| recorded["values"][name].as_str().unwrap_or_default().to_owned()),
+        envelope: key.seal_secrets(&[("pip_token", PIP_TOKEN), ("npmrc", NPMRC)])?,
+        secrets: LeakDetector::new([PIP_TOKEN, NPMRC]),
+        decoys: LeakDetector::new(DECOYS),
         base: world.testbed.busybox_image_name().await?,
         world: &world,
     };
@@ -94,12 +112,13 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     outcomes.assert_all_stopped(ATTACKS)
 }
 
-/// Attacks on build secrets: their sealed envelope, their values, and the base image of the steps.
+/// Attacks on build secrets: their sealed envelope, detectors of them and of the decoys, and the base image of the steps.
 struct SecretAttacks<'a> {
     world: &'a AttackWorld,
     base: &'static str,
     envelope: String,
-    values: [String; 2],
+    secrets: LeakDetector,
+    decoys: LeakDetector,
 }
 
 /// The mounts of both build secrets: one as a file, one as a variable.
@@ -121,52 +140,79 @@ impl SecretAttacks<'_> {
             .await
     }
 
-    /// Returns whether a text has a line of a secret, or its base64.
-    fn leaks_secret(&self, text: &str) -> bool {
-        self.values
-            .iter()
-            .flat_map(|value| value.lines())
-            .filter(|line| line.len() >= 4)
-            .any(|line| {
-                let encoded = STANDARD.encode(line);
-                text.contains(line) || text.contains(encoded.trim_end_matches('='))
-            })
+    /// Runs a command with the secrets in `$TOKEN`, a file, and `$NPMRC`.
+    async fn run_with_secrets(&self, command: &str) -> Result<HttpReply> {
+        let step = format!("RUN {SECRET_MOUNTS} TOKEN=/run/secrets/pip_token; {command}");
+        self.build_with_secrets("printed", &step, &json!({ "skipPush": true }))
+            .await
+    }
+
+    /// Runs a command with the decoys in the place of the secrets.
+    async fn run_with_decoys(&self, command: &str) -> Result<HttpReply> {
+        let source = BuildContext::dockerfile(format!(
+            "FROM {}\nCOPY . /decoys\nRUN TOKEN=/decoys/token; NPMRC=\"$(cat /decoys/npmrc)\"; export NPMRC; {command}\n",
+            self.base
+        ));
+        let [token, npmrc] = DECOYS;
+        let source = source.with_file("token", token).with_file("npmrc", npmrc);
+        let config = json!({
+            "image": self.world.mallory.image("decoys", "1"), "skipPush": true, "noCache": true,
+        });
+        self.world.mallory.build(&source, &config).await
+    }
+
+    /// Tries to print the secrets by a command that prints the decoys in all of `forms`, which is checked: a build that ends
+    /// early, or a form that is not looked for, proves nothing.
+    async fn print_by_command(&self, command: &str, forms: &[LeakedForm]) -> Result<Outcome> {
+        let control = self.run_with_decoys(command).await?;
+        for form in forms {
+            ensure!(
+                self.decoys.finds_form(&control.text, *form),
+                "{command} printed no {form:?} of the decoys: {}",
+                control.text
+            );
+        }
+        let reply = self.run_with_secrets(command).await?;
+        ensure!(
+            reply.status == control.status,
+            "{command} ended otherwise with the decoys, {}: {} {}",
+            control.status,
+            reply.status,
+            reply.text
+        );
+        Ok(self.outcome_of_leak(&reply, command))
+    }
+
+    /// Returns the outcome of an attack by a build: the attack succeeded if the answer has a secret.
+    fn outcome_of_leak(&self, reply: &HttpReply, what: &str) -> Outcome {
+        match self.secrets.find_leak(&reply.text) {
+            Some((form, part)) => Outcome::Succeeded(format!("{what}: {form:?} {part}")),
+            None => Outcome::of_build(false, reply),
+        }
     }
 
     /// Prints build secrets in steps and in errors, and looks for them in the answers.
     async fn print_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
-        let skip = json!({ "skipPush": true });
-        let echo = format!(
-            "RUN {SECRET_MOUNTS} cat /run/secrets/pip_token; echo \"with $NPMRC\"; echo \"$NPMRC\" >&2; env"
-        );
-        let reply = self.build_with_secrets("printed", &echo, &skip).await?;
-        ensure!(reply.status == 200, "{}", reply.text);
+        let echo = "cat $TOKEN; echo \"with $NPMRC\"; echo \"$NPMRC\" >&2; env";
         outcomes.add_outcome(
             "secret-by-echo",
-            Outcome::of_success(self.leaks_secret(&reply.text), summarize_reply(&reply)),
+            self.print_by_command(echo, &[LeakedForm::Plain]).await?,
         );
-        let encoded = format!(
-            "RUN {SECRET_MOUNTS} base64 /run/secrets/pip_token; echo -n \"$NPMRC\" | base64; echo -n \"$NPMRC\" | base64 -w 8; \
-             base64 /run/secrets/pip_token | tr '+/' '-_'"
-        );
-        let reply = self.build_with_secrets("printed", &encoded, &skip).await?;
-        outcomes.add_outcome(
-            "secret-by-base64",
-            Outcome::of_success(self.leaks_secret(&reply.text), summarize_reply(&reply)),
-        );
-        let mut leaks = false;
-        let mut evidence = String::new();
-        for steps in [
-            format!("RUN {SECRET_MOUNTS} sh -c \"$(cat /run/secrets/pip_token)\""),
-            format!("RUN {SECRET_MOUNTS} cat \"/$NPMRC\" \"/$(cat /run/secrets/pip_token)\""),
-            format!("RUN {SECRET_MOUNTS} ${{NPMRC}}"),
-        ] {
-            let reply = self.build_with_secrets("printed", &steps, &skip).await?;
-            ensure!(reply.status == 422, "{} {}", reply.status, reply.text);
-            leaks |= self.leaks_secret(&reply.text);
-            evidence = summarize_reply(&reply);
+        let mut encoded = Outcome::Stopped(String::new());
+        for (command, forms) in ENCODING_COMMANDS {
+            encoded = encoded.and(self.print_by_command(command, forms).await?);
         }
-        outcomes.add_outcome("secret-in-an-error", Outcome::of_success(leaks, evidence));
+        outcomes.add_outcome("secret-by-base64", encoded);
+        let mut in_errors = Outcome::Stopped(String::new());
+        for command in [
+            "sh -c \"$(cat $TOKEN)\"",
+            "cat \"/$NPMRC\" \"/$(cat $TOKEN)\"",
+            "${NPMRC}",
+        ] {
+            let outcome = self.print_by_command(command, &[LeakedForm::Plain]).await?;
+            in_errors = in_errors.and(outcome);
+        }
+        outcomes.add_outcome("secret-in-an-error", in_errors);
         Ok(())
     }
 
@@ -219,13 +265,16 @@ impl SecretAttacks<'_> {
         outcomes.add_outcome(
             "secret-in-the-history",
             Outcome::of_success(
-                self.leaks_secret(&image),
+                self.secrets.find_leak(&image).is_some(),
                 "read the image's configuration and layers",
             ),
         );
         outcomes.add_outcome(
             "secret-in-the-provenance",
-            Outcome::of_success(self.leaks_secret(&attestations), "read the attestations"),
+            Outcome::of_success(
+                self.secrets.find_leak(&attestations).is_some(),
+                "read the attestations",
+            ),
         );
         Ok(())
     }
@@ -260,14 +309,19 @@ impl SecretAttacks<'_> {
             .await?;
         world.testbed.open_gate_of_step(gate)?;
         running.await??;
-        let reversed = |value: &str| value.trim().chars().rev().collect::<String>();
-        let leaks = self
-            .values
-            .iter()
-            .any(|value| reply.text.contains(&reversed(value)));
         outcomes.add_outcome(
             "secrets-of-another-build",
-            Outcome::of_success(leaks, summarize_reply(&reply)),
+            self.outcome_of_leak(&reply, "mounted"),
+        );
+        // The same mounts in a build that has the secrets: the attacker's program prints what it gets.
+        let own = print(&["pip_token", "npmrc"]).replacen(&format!("FROM {}\n", self.base), "", 1);
+        let reply = self
+            .build_with_secrets("mounted", &own, &json!({ "skipPush": true }))
+            .await?;
+        ensure!(
+            self.secrets.finds_form(&reply.text, LeakedForm::Plain),
+            "a build does not see its own secrets: {}",
+            reply.text
         );
 
         let ids = [
@@ -279,13 +333,17 @@ impl SecretAttacks<'_> {
             "/var/openfaas/secrets/payload-secret",
         ];
         let reply = world.mallory.try_dockerfile("mounted", print(&ids)).await?;
-        let password = &world.testbed.stack.registry.password;
-        let leaks = [MALLORY_KEY, password]
-            .iter()
-            .any(|value| reply.text.contains(&reversed(value)));
+        let stack = &world.testbed.stack;
+        let deploy_secret = std::fs::read_to_string(&stack.deploy_secret)?;
+        let of_builder = LeakDetector::new([
+            MALLORY_KEY,
+            VICTIM_KEY,
+            stack.registry.password.as_str(),
+            deploy_secret.as_str(),
+        ]);
         outcomes.add_outcome(
             "secrets-of-the-builder",
-            Outcome::of_success(leaks, summarize_reply(&reply)),
+            Outcome::of_build(of_builder.find_leak(&reply.text).is_some(), &reply),
         );
         let agent = format!(
             "FROM {}\nRUN --mount=type=ssh [ -S \"$SSH_AUTH_SOCK\" ] && echo got $((1000 + 234))\n",
@@ -300,19 +358,26 @@ impl SecretAttacks<'_> {
     async fn log_in_to_registries(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         let password = world.testbed.stack.registry.password.trim().to_owned();
-        let search = format!(
-            "FROM {}\nRUN (env; cat /proc/*/environ; cat /root/.docker/config.json /run/secrets/* /kaniko/.docker/config.json) 2>/dev/null | rev; true\n",
-            self.base
+        ensure!(!password.is_empty(), "the stack's registry needs no password");
+        let search = |before: &str| {
+            format!(
+                "FROM {}\n{before}RUN (env; cat /proc/*/environ; cat /root/.docker/config.json /run/secrets/* /kaniko/.docker/config.json) 2>/dev/null | rev; true\n",
+                self.base
+            )
+        };
+        // The search finds a login where there is one, and prints it backwards.
+        let decoy = "ENV LOGIN=decoy-of-a-login\n";
+        let control = world.mallory.try_dockerfile("login", search(decoy)).await?;
+        ensure!(
+            control.text.contains("nigol-a-fo-yoced"),
+            "the search finds no login: {}",
+            control.text
         );
-        let reply = world.mallory.try_dockerfile("login", search).await?;
-        let reversed: String = password.chars().rev().collect();
-        outcomes.add_outcome(
-            "registry-login-in-a-step",
-            Outcome::of_success(
-                !password.is_empty() && reply.text.contains(&reversed),
-                summarize_reply(&reply),
-            ),
-        );
+        let reply = world.mallory.try_dockerfile("login", search("")).await?;
+        let found = LeakDetector::new([password.as_str()])
+            .find_leak(&reply.text)
+            .is_some();
+        outcomes.add_outcome("registry-login-in-a-step", Outcome::of_build(found, &reply));
 
         // A builder without a policy, which lets everybody read from every registry.
         let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
@@ -326,6 +391,11 @@ impl SecretAttacks<'_> {
             .client()?
             .post_signed(source.tar_with_config(&config)?)
             .await?;
+        ensure!(
+            !registry.request_paths().is_empty(),
+            "the daemon did not ask the attacker's registry: {}",
+            reply.text
+        );
         let given = registry.received_credentials();
         outcomes.add_outcome(
             "registry-login-for-another-registry",

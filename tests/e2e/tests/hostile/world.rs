@@ -16,7 +16,7 @@ use slipway_e2e::{
 };
 
 /// The signing key of the victim.
-const VICTIM_KEY: &str = "the key of the victim";
+pub(crate) const VICTIM_KEY: &str = "the key of the victim";
 /// The signing key of the attacker.
 pub(crate) const MALLORY_KEY: &str = "the key of mallory";
 

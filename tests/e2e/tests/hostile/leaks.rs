@@ -1,0 +1,181 @@
+//! Finds secrets in what a build prints, in every form in which the attacks print them.
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE},
+};
+use serde_json::Value;
+
+/// The number of characters in a row that count as a leak of a longer line or encoding.
+const PART_LENGTH: usize = 8;
+
+/// The length of the shortest line that counts as a secret: builder-fn does not mask shorter ones.
+const MIN_LINE_LENGTH: usize = 4;
+
+/// A form in which a secret was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeakedForm {
+    /// A line of the secret, or a part of one.
+    Plain,
+    /// A part of the secret's base64 that both alphabets have.
+    Base64,
+    /// A part of the secret's base64 with a character that only the URL-safe alphabet has.
+    UrlSafeBase64,
+}
+
+/// A detector of secrets in texts: of their lines and of their base64, in parts too, forwards and backwards.
+///
+/// A part of [`PART_LENGTH`] characters is enough. So base64 is found however it is wrapped at that length or more, in
+/// either alphabet, whatever was encoded before the secret, and from every line of a secret.
+#[derive(Debug)]
+pub(crate) struct LeakDetector {
+    parts: Vec<(LeakedForm, String)>,
+}
+
+impl LeakDetector {
+    /// Creates a detector of these secrets.
+    pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut parts = Vec::new();
+        for value in values {
+            for line in value.lines().map(str::trim) {
+                if line.len() >= MIN_LINE_LENGTH {
+                    parts.extend(parts_of(line).map(|part| (LeakedForm::Plain, part)));
+                }
+            }
+            for skipped in 0..3 {
+                let rest = value.trim_end().as_bytes().get(skipped..).unwrap_or_default();
+                // The base64 of whole groups of three bytes does not depend on what follows them.
+                let whole = &rest[..rest.len() / 3 * 3];
+                let (standard, url_safe) = (STANDARD.encode(whole), URL_SAFE.encode(whole));
+                if standard.len() < PART_LENGTH {
+                    continue;
+                }
+                parts.extend(parts_of(&standard).map(|part| (LeakedForm::Base64, part)));
+                let only_url_safe = parts_of(&url_safe).filter(|part| part.contains(['-', '_']));
+                parts.extend(only_url_safe.map(|part| (LeakedForm::UrlSafeBase64, part)));
+            }
+        }
+        Self { parts }
+    }
+
+    /// Returns a form in which a text has a secret, and what was found; `None` if it has none. The strings of a text that is
+    /// JSON, or has one JSON value on each line, are read too.
+    pub(crate) fn find_leak(&self, text: &str) -> Option<(LeakedForm, &str)> {
+        self.leaks_of(text).next()
+    }
+
+    /// Returns whether a text has a secret in this form.
+    pub(crate) fn finds_form(&self, text: &str, form: LeakedForm) -> bool {
+        self.leaks_of(text).any(|(found, _)| found == form)
+    }
+
+    fn leaks_of(&self, text: &str) -> impl Iterator<Item = (LeakedForm, &str)> {
+        let mut texts = vec![text.to_owned()];
+        for line in text.lines().chain([text]) {
+            if let Ok(value) = serde_json::from_str(line) {
+                collect_strings(&value, &mut texts);
+            }
+        }
+        // A step can print each line backwards, so that no mask applies.
+        let backwards: Vec<String> = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .map(|line| line.chars().rev().collect())
+            .collect();
+        texts.extend(backwards);
+        let parts = self.parts.iter().map(|(form, part)| (*form, part.as_str()));
+        parts.filter(move |(_, part)| texts.iter().any(|text| text.contains(part)))
+    }
+}
+
+/// Returns all parts of [`PART_LENGTH`] characters of a text; the text itself if it is shorter.
+fn parts_of(text: &str) -> impl Iterator<Item = String> {
+    let characters: Vec<char> = text.chars().collect();
+    let length = characters.len().min(PART_LENGTH);
+    (0..=characters.len() - length).map(move |at| characters[at..at + length].iter().collect())
+}
+
+/// Adds all strings of a JSON value, and the names of its objects' fields, to `strings`.
+fn collect_strings(value: &Value, strings: &mut Vec<String>) {
+    match value {
+        Value::String(text) => strings.push(text.clone()),
+        Value::Array(items) => items.iter().for_each(|item| collect_strings(item, strings)),
+        Value::Object(fields) => fields.iter().for_each(|(name, item)| {
+            strings.push(name.clone());
+            collect_strings(item, strings);
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of several lines, one of them with characters whose base64 differs between the alphabets.
+    const SECRET: &str = "first = t0ken\nsecond?>>?~~?>>? line\nthe last \"quoted\" one\n";
+
+    fn detector() -> LeakDetector {
+        LeakDetector::new([SECRET, "s3cr3t\n"])
+    }
+
+    /// Wraps an ASCII text as `base64 -w` does, each line as a line of a build's log.
+    fn wrapped(text: &str, length: usize) -> String {
+        let lines = text.as_bytes().chunks(length);
+        let lines: Vec<_> = lines
+            .map(|line| format!("o: {}", String::from_utf8_lossy(line)))
+            .collect();
+        serde_json::json!({ "status": "success", "log": lines }).to_string()
+    }
+
+    #[test]
+    fn every_line_of_a_secret_is_found_also_in_json_and_backwards() {
+        for line in SECRET.lines().chain(["s3cr3t"]) {
+            let json = serde_json::json!({ "log": [format!("o: with {line} in it")] }).to_string();
+            let backwards: String = line.chars().rev().collect();
+            for text in [
+                line.to_owned(),
+                json.clone(),
+                format!("{json}\n{{}}\n"),
+                backwards,
+            ] {
+                let found = detector().find_leak(&text).map(|(form, _)| form);
+                assert_eq!(found, Some(LeakedForm::Plain), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn base64_is_found_however_it_is_wrapped_and_in_both_alphabets() {
+        for before in ["", "a", "ab", "user:"] {
+            let whole = format!("{before}{SECRET}");
+            let (standard, url_safe) = (STANDARD.encode(&whole), URL_SAFE.encode(&whole));
+            for length in [8, 9, 12, 64, 76, 1000] {
+                let found = detector().finds_form(&wrapped(&standard, length), LeakedForm::Base64);
+                assert!(found, "{before:?} wrapped at {length}");
+            }
+            let found = detector().finds_form(&wrapped(&url_safe, 1000), LeakedForm::UrlSafeBase64);
+            assert!(found, "{before:?}, URL-safe");
+        }
+    }
+
+    #[test]
+    fn the_base64_of_each_line_alone_is_found() {
+        for line in SECRET.lines() {
+            let encoded = STANDARD.encode(line);
+            assert!(detector().find_leak(&encoded).is_some(), "{line}");
+        }
+        assert!(detector().find_leak(&STANDARD.encode("s3cr3t\n")).is_some());
+    }
+
+    #[test]
+    fn a_masked_log_has_no_leak() {
+        for text in [
+            "{\"status\":\"success\",\"log\":[\"o: ***\",\"o: with *** in it\"]}",
+            "RUN --mount=type=secret,id=pip_token cat /run/secrets/pip_token | base64",
+            "",
+        ] {
+            assert_eq!(detector().find_leak(text), None, "{text}");
+        }
+    }
+}
