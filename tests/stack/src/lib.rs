@@ -3,7 +3,8 @@
 //!
 //! [`Stack::start_stack`] starts a stack or its missing parts; [`Stack::load_running`] finds a running one. All
 //! processes of a stack are in one PID namespace, whose first process is the supervisor. The supervisor is killed with
-//! the holder, so a stack ends as a whole. `ARCHITECTURE.md` has a picture.
+//! the holder, so a stack ends as a whole. `ARCHITECTURE.md` describes this, and `docs/local-stack.md` has a picture of the
+//! network.
 
 mod address;
 mod buildkit_disk;

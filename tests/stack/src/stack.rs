@@ -239,6 +239,7 @@ impl Stack {
             ("OPENFAAS_PASSWORD", gateway.password.clone()),
             ("BUILDER_URL", self.builder_url.clone()),
             ("PAYLOAD_SECRET", self.payload_secret.display().to_string()),
+            ("DEPLOY_SECRET", self.deploy_secret.display().to_string()),
             ("REGISTRY", registry.host.clone()),
             ("SLIPWAY_BUILDER_URL", self.builder_url.clone()),
             (

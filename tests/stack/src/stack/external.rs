@@ -126,6 +126,17 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_variables_that_a_stack_prints_describe_it_as_an_external_one() {
+        let environment = REQUIRED_VARIABLES.map(|name| (name.to_owned(), format!("value-of-{name}")));
+        let stack = parse_variables(&external_directories(), &environment.into()).unwrap();
+        let printed = stack.environment_variables().into_iter();
+        let printed = printed.map(|(name, value)| (name.to_owned(), value)).collect();
+        let same = parse_variables(&external_directories(), &printed).unwrap();
+        assert_eq!(same.environment_variables(), stack.environment_variables());
+        assert_eq!(same.deploy_secret, PathBuf::from("value-of-DEPLOY_SECRET"));
+    }
+
     #[tokio::test]
     async fn parts_of_an_external_stack_cannot_be_stopped() {
         let environment = REQUIRED_VARIABLES
