@@ -94,13 +94,17 @@ impl LogStore {
         )
     }
 
-    /// Removes the oldest logs of a function, so that one more instance's log fits the limit.
-    pub(crate) fn remove_oldest_logs(&self, function: &FunctionKey) {
-        let mut files = read::list_log_files(&self.directory_of_function(function));
+    /// Removes the oldest logs of a function's other instances, so that the log of this instance fits the limit. An instance
+    /// that is started again has a log already, so nothing is removed for it a second time.
+    pub(crate) fn remove_oldest_logs(&self, function: &FunctionKey, instance: &str) {
+        let directory = self.directory_of_function(function);
+        let own = read::log_file_path(&directory, instance);
+        let mut others = read::list_log_files(&directory);
+        others.retain(|path| *path != own);
         // The names of later instances sort after those of earlier ones.
-        files.sort_unstable();
-        let too_many = (files.len() + 1).saturating_sub(KEPT_INSTANCE_LOGS);
-        for path in &files[..too_many] {
+        others.sort_unstable();
+        let too_many = (others.len() + 1).saturating_sub(KEPT_INSTANCE_LOGS);
+        for path in &others[..too_many] {
             let _ = fs::remove_file(path);
             let _ = fs::remove_file(read::rotated_file_path(path));
         }
@@ -194,33 +198,49 @@ mod tests {
         );
     }
 
+    /// Writes empty logs of the generations 1 to `count` of an instance.
+    fn write_logs_of_generations(logs: &LogStore, key: &FunctionKey, count: usize) {
+        let directory = logs.directory_of_function(key);
+        fs::create_dir_all(&directory).unwrap();
+        for generation in 1..=count {
+            fs::write(directory.join(format!("hello.{generation}.log")), "").unwrap();
+        }
+    }
+
+    fn log_file_names(logs: &LogStore, key: &FunctionKey) -> Vec<String> {
+        let files = read::list_log_files(&logs.directory_of_function(key)).into_iter();
+        let names = files.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        names
+    }
+
     #[test]
     fn the_logs_of_the_oldest_instances_are_removed_first() {
         let directory = tempfile::tempdir().unwrap();
         let logs = LogStore::open(directory.path().into()).unwrap();
         let key = FunctionKey::new("hello", "fn");
-        fs::create_dir_all(logs.directory_of_function(&key)).unwrap();
-        for generation in 1..=7 {
-            fs::write(
-                logs.directory_of_function(&key)
-                    .join(format!("hello.{generation}.log")),
-                "",
-            )
-            .unwrap();
-        }
-        logs.remove_oldest_logs(&key);
-        let mut left: Vec<_> = read::list_log_files(&logs.directory_of_function(&key));
-        left.sort_unstable();
-        let names: Vec<_> = left
-            .iter()
-            .map(|path| path.file_name().unwrap().to_str().unwrap())
-            .collect();
+        write_logs_of_generations(&logs, &key, 7);
+        logs.remove_oldest_logs(&key, "hello.8");
         assert_eq!(
-            names,
+            log_file_names(&logs, &key),
             ["hello.4.log", "hello.5.log", "hello.6.log", "hello.7.log"]
         );
         logs.delete_logs_of_function(&key);
         assert!(!logs.directory_of_function(&key).exists());
+    }
+
+    #[test]
+    fn an_instance_that_is_started_again_costs_no_other_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = LogStore::open(directory.path().into()).unwrap();
+        let key = FunctionKey::new("hello", "fn");
+        write_logs_of_generations(&logs, &key, KEPT_INSTANCE_LOGS);
+        let before = log_file_names(&logs, &key);
+        for _ in 0..KEPT_INSTANCE_LOGS {
+            logs.remove_oldest_logs(&key, "hello.5");
+        }
+        assert_eq!(log_file_names(&logs, &key), before);
     }
 
     #[tokio::test]

@@ -38,6 +38,12 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval between connection attempts to an instance that does not listen yet.
 const PROBE_INTERVAL: Duration = Duration::from_millis(25);
 
+/// The timeout of a connection attempt to an instance that does not listen yet.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The pause before containerd is asked again about a process after it could not be reached.
+const CONTAINERD_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
 /// The backoff before a process that ended is restarted for the first time. It doubles each time up to
 /// [`LONGEST_RESTART_BACKOFF`], and is reset after a run that is longer than that.
 const FIRST_RESTART_BACKOFF: Duration = Duration::from_secs(1);
@@ -402,7 +408,7 @@ impl InstanceSupervisor {
     async fn start_task_and_network(&self) -> Result<SocketAddr, ProviderError> {
         let containerd = &self.context.containerd;
         containerd.delete_task(&self.id).await?;
-        self.context.logs.remove_oldest_logs(&self.key);
+        self.context.logs.remove_oldest_logs(&self.key, &self.id);
         let ip = self.context.network.connect_container(&self.id).await?;
         let started = async {
             let rootfs = containerd.snapshot_mounts(&self.id).await?;
@@ -466,7 +472,7 @@ async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> TaskExit {
         if let Ok(exit) = containerd.wait_until_task_ends(id).await {
             return exit;
         }
-        sleep(FIRST_RESTART_BACKOFF).await;
+        sleep(CONTAINERD_RETRY_PAUSE).await;
         match containerd.task_state(id).await {
             Ok(TaskState::Ended(exit)) => return exit,
             Ok(TaskState::None) => {
@@ -482,7 +488,7 @@ async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> TaskExit {
 /// Waits until connections to an address are accepted.
 async fn wait_until_accepting(address: SocketAddr) {
     while !matches!(
-        timeout(FIRST_RESTART_BACKOFF, TcpStream::connect(address)).await,
+        timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await,
         Ok(Ok(_))
     ) {
         sleep(PROBE_INTERVAL).await;
