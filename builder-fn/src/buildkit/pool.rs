@@ -76,9 +76,12 @@ pub struct PoolSize {
 }
 
 impl DaemonPool {
-    /// Creates a pool of these daemons, whose addresses are the names by which builds choose among them.
-    pub fn of_daemons(name: impl Into<Arc<str>>, daemons: impl IntoIterator<Item = Daemon>) -> Self {
-        Self::new(name.into(), daemons, None)
+    /// Creates a pool of these daemons, whose addresses are the names by which builds choose among them; returns `None` if
+    /// there are no daemons. A pool always has at least one: without any, builds would wait for ever.
+    pub fn of_daemons(name: impl Into<Arc<str>>, daemons: impl IntoIterator<Item = Daemon>) -> Option<Self> {
+        let mut daemons = daemons.into_iter().peekable();
+        daemons.peek()?;
+        Some(Self::new(name.into(), daemons, None))
     }
 
     /// Creates a pool of the daemons that `resolver` lists, again and again; `by_name` stands for them until the first list
@@ -310,12 +313,27 @@ impl PoolChanges {
 impl From<Daemon> for DaemonPool {
     /// Creates a pool of one daemon.
     fn from(daemon: Daemon) -> Self {
-        Self::of_daemons(daemon.address_for_messages(), [daemon.clone()])
+        Self::new(daemon.address_for_messages().into(), [daemon.clone()], None)
     }
 }
 
 impl fmt::Debug for DaemonPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("DaemonPool").field(&self.0.name).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buildkit::DaemonAddress;
+
+    #[test]
+    fn a_pool_without_a_daemon_does_not_exist() {
+        assert!(DaemonPool::of_daemons("none", []).is_none());
+        let daemon = Daemon::at(DaemonAddress::Unix("/socket".into()));
+        let pool = DaemonPool::of_daemons("one", [daemon]).expect("a pool");
+        pool.replace_members(Vec::new());
+        assert_eq!(pool.known_daemons().len(), 1);
     }
 }

@@ -14,6 +14,7 @@
 //! `tcp://` uses TLS if the server's name or one of the three secrets is set, or if there is a secret `buildkit-ca`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use function_host::Secrets;
@@ -84,12 +85,18 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
         parser.add_problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
     let is_exposed = addresses.iter().any(|address| transport.is_exposed(address));
-    let pool = transport
-        .create_pool(&addresses, name)
-        .unwrap_or_else(|(variable, problem)| {
-            parser.add_problem(variable, problem);
-            DaemonPool::of_daemons("", [])
-        });
+    // Stands for a pool that cannot be made, and is never used: the problem ends the start.
+    let unusable_pool = || Daemon::at(DaemonAddress::Unix(PathBuf::new())).into();
+    let pool = match addresses.is_empty() {
+        // Reported already.
+        true => unusable_pool(),
+        false => transport
+            .create_pool(&addresses, name)
+            .unwrap_or_else(|(variable, problem)| {
+                parser.add_problem(variable, problem);
+                unusable_pool()
+            }),
+    };
     DaemonSettings {
         pool,
         is_exposed,
@@ -172,7 +179,8 @@ impl TransportSecurity {
             .map(|address| self.create_daemon_handle(address.clone(), name.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        Ok(DaemonPool::of_daemons(names.join(","), daemons))
+        DaemonPool::of_daemons(names.join(","), daemons)
+            .ok_or_else(|| ("buildkit_url", "should have at least one daemon".to_owned()))
     }
 
     /// Returns a handle of the daemon at `address`, whose certificate is for `name`, or for the host of the address.

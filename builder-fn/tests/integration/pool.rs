@@ -53,7 +53,7 @@ impl FakeDaemons {
     }
 
     fn pool(&self) -> DaemonPool {
-        DaemonPool::of_daemons("the pool in this test", self.daemons.clone())
+        DaemonPool::of_daemons("the pool in this test", self.daemons.clone()).expect("there are daemons")
     }
 
     fn builder(&self) -> TestBuilder {
@@ -215,7 +215,8 @@ async fn a_daemon_whose_host_does_not_answer_is_asked_twice_for_300_milliseconds
 #[tokio::test(start_paused = true)]
 async fn a_build_fails_once_no_daemon_answers() {
     let daemons = (0..3).map(|number| daemon::unreachable_daemon_at(&name(number)));
-    let builder = TestBuilder::new(DaemonPool::of_daemons("the pool in this test", daemons));
+    let pool = DaemonPool::of_daemons("the pool in this test", daemons).expect("there are daemons");
+    let builder = TestBuilder::new(pool);
 
     let answer = builder.send_signed_build(tar_of(IMAGE)).await;
 
