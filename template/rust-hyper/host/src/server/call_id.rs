@@ -26,7 +26,7 @@ impl CallIdGenerator {
     /// Returns the call id of a request: the caller's, if it is printable ASCII of 1 to 128 bytes, or else a new one.
     pub(crate) fn callers_id_or_new(&self, headers: &HeaderMap) -> HeaderValue {
         match headers.get(CALL_ID_HEADER) {
-            Some(id) if (1..=MAX_CALL_ID_BYTES).contains(&id.len()) && id.to_str().is_ok() => id.clone(),
+            Some(id) if is_loggable(id) => id.clone(),
             _ => self.generate(),
         }
     }
@@ -40,6 +40,13 @@ impl CallIdGenerator {
         let text: &str = id.into_uuid().hyphenated().encode_lower(&mut buffer);
         HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"))
     }
+}
+
+/// Returns whether a call id from a caller may be in a log: printable ASCII, which blanks are too and tabs are not, of 1 to
+/// 128 bytes.
+fn is_loggable(id: &HeaderValue) -> bool {
+    let is_printable = |byte: &u8| *byte == b' ' || byte.is_ascii_graphic();
+    (1..=MAX_CALL_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(is_printable)
 }
 
 #[cfg(test)]
@@ -59,7 +66,12 @@ mod tests {
             ids.callers_id_or_new(&headers_with_call_id("build/7 of a")),
             "build/7 of a"
         );
-        for given in [String::new(), "ü".to_owned(), "x".repeat(MAX_CALL_ID_BYTES + 1)] {
+        for given in [
+            String::new(),
+            "ü".to_owned(),
+            "a\tb".to_owned(),
+            "x".repeat(MAX_CALL_ID_BYTES + 1),
+        ] {
             let id = ids.callers_id_or_new(&headers_with_call_id(&given));
             assert!(uuid::Uuid::parse_str(id.to_str().unwrap()).is_ok(), "{given}");
         }
