@@ -92,8 +92,10 @@ struct DevSession<'a> {
 impl DevSession<'_> {
     /// Builds the functions that are not what was sent last; `None` after Ctrl-C.
     async fn build_changed(&mut self, project: &Project) -> Result<Option<()>, Failure> {
-        let folders = project.functions().iter().flat_map(Project::sources_of);
-        self.watcher.watch(folders, project.stack_file())?;
+        let functions = project.functions().iter();
+        let folders = functions.clone().flat_map(Project::folders_of);
+        self.watcher
+            .watch(folders, functions.flat_map(|function| project.files_of(function)))?;
         for function in project.functions() {
             let packed = match pack(function, &self.client.settings().key) {
                 Ok(packed) => packed,

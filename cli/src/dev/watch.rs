@@ -44,27 +44,35 @@ impl SourceWatcher {
         })
     }
 
-    /// Watches these folders and all that is in them, and the stack file, and nothing else. Folders that were watched before
-    /// are watched anew, because another folder may have taken their place.
+    /// Watches these folders and all that is in them, and these single files, and nothing else. Folders that were watched
+    /// before are watched anew, because another folder may have taken their place. A change of another file beside a single
+    /// one may count too.
     ///
     /// # Errors
     /// Fails if one of them cannot be watched.
     pub(super) fn watch(
         &mut self,
-        folders: impl Iterator<Item = PathBuf>,
-        stack_file: &Path,
+        folders: impl IntoIterator<Item = PathBuf>,
+        files: impl IntoIterator<Item = PathBuf>,
     ) -> Result<(), Failure> {
         for path in self.watched.drain(..) {
             // Fails for a folder that was removed.
             let _ = self.watcher.unwatch(&path);
         }
-        // Editors replace a file by another one, so its folder is watched.
-        let parent = stack_file
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new(".")).to_owned();
-        let folders = folders.map(|folder| (folder, RecursiveMode::Recursive));
-        for (path, mode) in folders.chain([(parent, RecursiveMode::NonRecursive)]) {
+        let folders: Vec<_> = folders.into_iter().collect();
+        // Editors replace a file by another one, so its folder is watched, unless it is in one that is watched already.
+        let parents = files.into_iter().map(|file| match file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        });
+        let parents = parents.filter(|parent| !folders.iter().any(|folder| is_in_folder(parent, folder)));
+        let parents: Vec<_> = parents
+            .map(|parent| (parent, RecursiveMode::NonRecursive))
+            .collect();
+        let folders = folders
+            .into_iter()
+            .map(|folder| (folder, RecursiveMode::Recursive));
+        for (path, mode) in folders.chain(parents) {
             if self.watched.contains(&path) {
                 continue;
             }
@@ -86,6 +94,16 @@ impl SourceWatcher {
         self.has_changed = true;
         while let Ok(Some(())) = timeout(QUIET_TIME, self.changes.recv()).await {}
         self.has_changed = false;
+    }
+}
+
+/// Returns whether `path` is `folder` or in it, as the paths are written.
+fn is_in_folder(path: &Path, folder: &Path) -> bool {
+    let without_dot = |path: &Path| path.strip_prefix(".").unwrap_or(path).to_owned();
+    let is_relative = path.is_relative() && folder.is_relative();
+    match without_dot(folder) {
+        folder if folder.as_os_str().is_empty() => is_relative,
+        folder => without_dot(path).starts_with(folder),
     }
 }
 
@@ -131,7 +149,7 @@ mod tests {
         let mut watcher = SourceWatcher::new().expect("a watcher");
         let stack_file = folder.path().join("stack.yaml");
         let watch = |watcher: &mut SourceWatcher| {
-            let watched = watcher.watch([handler.clone()].into_iter(), &stack_file);
+            let watched = watcher.watch([handler.clone()], [stack_file.clone()]);
             watched.expect("it is watched");
         };
         watch(&mut watcher);
@@ -142,6 +160,45 @@ mod tests {
         watcher.wait_for_change().await;
         watch(&mut watcher);
         fs::write(handler.join("file"), "two").expect("a file");
+        watcher.wait_for_change().await;
+    }
+
+    #[test]
+    fn paths_are_compared_with_folders_by_their_parts() {
+        for (path, folder, expected) in [
+            ("a", "a", true),
+            ("./a/b", "a", true),
+            ("a/b", "./a", true),
+            ("ab", "a", false),
+            (".", "a", false),
+            ("a", ".", true),
+            ("/a", ".", false),
+            ("/a/b", "/a", true),
+        ] {
+            assert_eq!(
+                is_in_folder(Path::new(path), Path::new(folder)),
+                expected,
+                "{path} in {folder}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_single_file_is_watched_where_it_is_and_also_when_it_is_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let secrets = folder.path().join("secrets");
+        fs::create_dir(&secrets).expect("a folder");
+        let file = secrets.join("token");
+        fs::write(&file, "one").expect("a file");
+        let mut watcher = SourceWatcher::new().expect("a watcher");
+        let watched = watcher.watch([], [folder.path().join("stack.yaml"), file.clone()]);
+        watched.expect("it is watched");
+        fs::write(&file, "two").expect("a file");
+        watcher.wait_for_change().await;
+        let next = secrets.join("next");
+        fs::write(&next, "three").expect("a file");
+        watcher.wait_for_change().await;
+        fs::rename(&next, &file).expect("a file");
         watcher.wait_for_change().await;
     }
 }

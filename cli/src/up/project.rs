@@ -1,7 +1,7 @@
 //! The functions that a command is about.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -90,8 +90,8 @@ impl Project {
         self.stack.warnings.iter().chain(&self.skipped).cloned().collect()
     }
 
-    /// Returns the files and folders whose changes change a function, besides the stack file.
-    pub(crate) fn sources_of(function: &Function) -> Vec<PathBuf> {
+    /// Returns the folders, and the files among them, whose changes change a function, besides the stack file.
+    pub(crate) fn folders_of(function: &Function) -> Vec<PathBuf> {
         let template = function.template.as_ref().map(|template| template.folder.clone());
         let copied = function.copied_paths.iter().map(PathBuf::from);
         [function.handler.clone()]
@@ -101,9 +101,14 @@ impl Project {
             .collect()
     }
 
-    /// Returns the path of the stack file.
-    pub(crate) fn stack_file(&self) -> &Path {
-        &self.stack.path
+    /// Returns the single files whose changes change a function: the stack file, and those that it names for environment
+    /// variables and build secrets.
+    pub(crate) fn files_of(&self, function: &Function) -> Vec<PathBuf> {
+        [self.stack.path.clone()]
+            .into_iter()
+            .chain(self.stack.environment_files(&function.name))
+            .chain(function.build_secrets.values().cloned())
+            .collect()
     }
 }
 
