@@ -9,8 +9,10 @@ use builder_fn::request::dockerfile_in_config;
 
 /// The name of the configuration in a build's tar.
 const CONFIG_FILE_NAME: &str = "com.openfaas.docker.config";
-/// The number of bytes that are read of a file in the tar; anything beyond is ignored.
-const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// The size, in bytes, of the largest configuration that is read.
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
+/// The number of bytes that are read of a Dockerfile: more than builder-fn searches for directives.
+const DOCKERFILE_READ_BYTES: u64 = 1024 * 1024;
 
 /// The configuration and the Dockerfile of a build.
 pub(crate) struct ConfigAndDockerfile {
@@ -22,26 +24,30 @@ pub(crate) struct ConfigAndDockerfile {
 /// Reads the configuration and the Dockerfile in a tar.
 ///
 /// # Errors
-/// Fails if the file is not a tar with a configuration.
+/// Fails if the file is not a tar with a configuration, or the configuration is too large.
 pub(crate) fn read_config_and_dockerfile(path: &Path) -> anyhow::Result<ConfigAndDockerfile> {
-    let config = read_file_in_tar(path, CONFIG_FILE_NAME)?
+    // One byte more, to notice a larger one.
+    let config = read_file_in_tar(path, CONFIG_FILE_NAME, MAX_CONFIG_BYTES + 1)?
         .with_context(|| format!("the tar has no {CONFIG_FILE_NAME}"))?;
+    if config.len() as u64 > MAX_CONFIG_BYTES {
+        anyhow::bail!("{CONFIG_FILE_NAME} in the tar is larger than {MAX_CONFIG_BYTES} bytes");
+    }
     let dockerfile = format!("context/{}", dockerfile_in_config(&config)?);
     Ok(ConfigAndDockerfile {
-        dockerfile: read_file_in_tar(path, &dockerfile)?.unwrap_or_default(),
+        dockerfile: read_file_in_tar(path, &dockerfile, DOCKERFILE_READ_BYTES)?.unwrap_or_default(),
         config,
     })
 }
 
-/// Returns the content of the file `name` in the tar at `path`, if the tar has it.
-fn read_file_in_tar(path: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+/// Returns the first `most` bytes of the file `name` in the tar at `path`, if the tar has it.
+fn read_file_in_tar(path: &Path, name: &str, most: u64) -> anyhow::Result<Option<Vec<u8>>> {
     let mut archive = tar::Archive::new(open_tar(path)?);
     for entry in archive.entries()? {
         let entry = entry.context("could not read the tar")?;
         let found = entry.path()?;
         if found.strip_prefix("./").unwrap_or(&found) == Path::new(name) {
             let mut content = Vec::new();
-            entry.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
+            entry.take(most).read_to_end(&mut content)?;
             return Ok(Some(content));
         }
     }
@@ -57,7 +63,10 @@ fn open_tar(path: &Path) -> anyhow::Result<Box<dyn Read>> {
     let file = BufReader::new(file);
     Ok(match start.as_slice() {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
+        // A frame of zstd, or one that its readers skip: `pzstd` puts such before each of its frames.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(file)?)
+        }
         _ => Box::new(file),
     })
 }

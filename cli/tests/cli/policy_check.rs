@@ -103,11 +103,22 @@ fn a_tar_is_evaluated_with_its_dockerfile_whatever_its_compression() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&tar).unwrap();
     let zstd = zstd::stream::encode_all(tar.as_slice(), 1).unwrap();
-    for content in [tar, gzip.finish().unwrap(), zstd] {
+    // A frame that readers skip, as pzstd writes it.
+    let skipped = [&[0x5a, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &zstd].concat();
+    for content in [tar, gzip.finish().unwrap(), zstd, skipped] {
         let (code, out, error) = check_file_against_policy("tar", &content, &["--tenant", "acme"]);
         assert_eq!(code, 1, "{error}");
         assert!(out.contains("rule frontends of tenant acme"), "{out}");
     }
+}
+
+#[test]
+fn a_configuration_that_is_too_large_to_be_read_whole_is_an_error() {
+    let config = json!({"image": "registry.example/acme/x:1", "buildArgs": {"A": "x".repeat(1 << 20)}});
+    let tar = tar_with_config_and_dockerfile(&config, "FROM scratch\n");
+    let (code, out, error) = check_file_against_policy("tar", &tar, &["--tenant", "acme"]);
+    assert_eq!((code, out.as_str()), (2, ""), "{error}");
+    assert!(error.contains("larger than 1048576 bytes"), "{error}");
 }
 
 #[test]
