@@ -26,7 +26,7 @@ pub(crate) enum ProgressForm {
     Plain,
     /// One JSON object on each line.
     Json,
-    /// Warnings and errors only.
+    /// Warnings, errors, and how to return to a build that is left.
     Quiet,
 }
 
