@@ -60,6 +60,7 @@ impl Function {
         options: &FunctionOptions,
     ) -> Result<Self, Failure> {
         let mut problems = Vec::new();
+        let mut template_failure = None;
         let mut wrong =
             |key: &str, problem: String| problems.push(format!("functions.{name}.{key}: {problem}"));
         let template = match entry.lang.as_deref() {
@@ -71,7 +72,14 @@ impl Function {
                 None
             }
             Some(lang) if lang.eq_ignore_ascii_case("dockerfile") => None,
-            Some(lang) => Some(Template::read(lang)?),
+            Some(lang) => match Template::read(lang) {
+                Ok(template) => Some(template),
+                Err(failure) => {
+                    wrong("lang", failure.message.clone());
+                    template_failure = Some(failure);
+                    None
+                }
+            },
         };
         let handler = PathBuf::from(entry.handler.as_deref().unwrap_or_default());
         match () {
@@ -131,11 +139,20 @@ impl Function {
                 );
             }
         }
-        if !problems.is_empty() {
-            return Err(Failure::usage(
-                format!("{}: {}", stack.path.display(), problems.join("\n  ")),
-                "correct the stack file; paths in it are relative to the folder in which slipway runs",
-            ));
+        const CORRECT_FILE: &str =
+            "correct the stack file; paths in it are relative to the folder in which slipway runs";
+        match template_failure {
+            // Its own error says best what to do.
+            Some(failure) if problems.len() == 1 => return Err(failure),
+            failure if !problems.is_empty() => {
+                let next = match failure {
+                    Some(failure) => format!("{}; then {CORRECT_FILE}", failure.next),
+                    None => CORRECT_FILE.to_owned(),
+                };
+                let message = format!("{}: {}", stack.path.display(), problems.join("\n  "));
+                return Err(Failure::usage(message, next));
+            }
+            _ => {}
         }
         let fprocess = entry.fprocess.clone().filter(|fprocess| !fprocess.is_empty());
         let fprocess = fprocess.or_else(|| template.as_ref()?.fprocess.clone());
@@ -364,6 +381,22 @@ mod tests {
         let expected = [("A", "2"), ("ADDITIONAL_PACKAGE", "gcc make"), ("B", "x")];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(function.build_args, expected.into());
+    }
+
+    #[test]
+    fn a_missing_template_is_reported_with_everything_else_that_is_wrong() {
+        let text =
+            "functions:\n  shop:\n    lang: no-such-template\n    handler: ./nowhere\n    image: shop\n";
+        let stack = StackFile::parse("stack.yaml".into(), text, &|_| None).expect("a stack file");
+        let (name, entry) = stack.select(&[]).expect("functions")[0];
+        let failure = Function::from_entry(&stack, name, entry, &FunctionOptions::default())
+            .expect_err("three problems");
+        for part in ["no-such-template", "shop.handler", "shop.image"] {
+            assert!(failure.message.contains(part), "{part}: {failure:?}");
+        }
+        for part in ["template", "correct the stack file"] {
+            assert!(failure.next.contains(part), "{part}: {failure:?}");
+        }
     }
 
     #[test]
