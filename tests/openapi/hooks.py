@@ -99,12 +99,26 @@ def store_context():
     return answer.json()["context"]
 
 
-CONTEXT = store_context()
+# The number of builds that questions are about.
+KNOWN_BUILDS = 8
 
 
 def known_id(number):
-    """Returns one of the IDs under which builds are sent and asked about."""
-    return f"openapi-{number % 8}"
+    """Returns one of the IDs of builds that questions are about."""
+    return f"openapi-{number % KNOWN_BUILDS}"
+
+
+def send_known_builds():
+    """Sends builds that succeed, fail and are rejected, so that questions find some."""
+    for number in range(KNOWN_BUILDS):
+        config = {"image": IMAGE, "skipPush": True} | CONFIGS[number]
+        body = pack(json.dumps(config).encode(), b"FROM scratch\nCOPY a /a\n")
+        headers = {"X-Build-Signature": sign(body), "X-Call-Id": known_id(number)}
+        requests.post(os.environ["BUILDER_URL"] + "/build", body, headers=headers, timeout=60)
+
+
+CONTEXT = store_context()
+send_known_builds()
 
 
 def hash_of(content):
@@ -175,10 +189,8 @@ def before_call(context, case, kwargs):
     # Sign only if the generator sends a signature header; with way 7, keep its own signature, which the builder rejects.
     if any(name.lower() == "x-build-signature" for name in headers) and way != 7:
         headers["X-Build-Signature"] = sign(body)
-    if way % 2:
-        headers = {name: value for name, value in headers.items() if name.lower() != "x-call-id"}
-        headers["X-Call-Id"] = known_id(number // 16)
-    case.headers = headers
+    # A call that came from the queue is tried again for minutes after failures of the platform.
+    case.headers = {name: value for name, value in headers.items() if name.lower() != "x-start-time" or "," not in value}
 
 
 def parse_records(content, before, after):
@@ -211,4 +223,6 @@ def after_call(context, case, response):
         return
     # The builder must not ignore a key that is in the description.
     for line in response.content.decode(errors="replace").split('"'):
-        assert "is ignored" not in line or "unheard-of" in response.text, line
+        # A generated time may be far ahead.
+        is_time = "X-Start-Time" in line
+        assert "is ignored" not in line or is_time or "unheard-of" in response.text, line
