@@ -39,6 +39,7 @@ use crate::tenants::TenantResources;
 
 pub(crate) use call::BuilderCall;
 use call::wait_for_expiry;
+pub(crate) use deploy::DeployingCall;
 
 /// The operator's settings that apply to every build.
 #[derive(Clone, Debug, Default)]
@@ -183,7 +184,8 @@ impl Builder {
         let deployment = match deployment {
             Some((signer, deploy)) => {
                 call.accepted.set_phase(BuildPhase::Deploying);
-                Some(deploy::hand_over_image(&signer, deploy, request, &solved, call, lines, log).await?)
+                let handing_over = self.hand_over_image(&signer, deploy, request, &solved, call, lines, log);
+                Some(handing_over.await?)
             }
             None => None,
         };

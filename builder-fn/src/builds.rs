@@ -28,5 +28,7 @@ pub(crate) use record::{BuildPhase, BuildRecord};
 pub use records::BuildRecords;
 pub(crate) use records::{AcceptedBuild, RecordKey};
 pub(crate) use routes::{BuildsRoute, outcome_fields};
-pub(crate) use store::{ClaimSearch, ClaimedBuild, RecordPlace, ResumableRequest};
+pub(crate) use store::{
+    ClaimSearch, ClaimedBuild, RecordPlace, ResumableRequest, StoreError, VersionRecording,
+};
 pub use store::{LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};

@@ -31,6 +31,7 @@ use crate::report::{BoundedLog, LogFeed, StreamFormat, stream_records};
 use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, TENANT_HEADER,
 };
+use crate::rollback::{FunctionsRoute, RollbackPermits};
 use crate::sealed::SealKey;
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
 use crate::slots::{QueueAdmission, SlotRefused};
@@ -60,6 +61,8 @@ pub struct BuilderApi {
     pub pages: PageSettings,
     /// The builder's own name as a function, to whose queue it submits calls again that it cannot finish.
     pub own_function: String,
+    /// The rollbacks that run.
+    pub rollbacks: RollbackPermits,
 }
 
 impl Handler for BuilderApi {
@@ -74,6 +77,10 @@ impl Handler for BuilderApi {
                 if let Some(route) = BuildsRoute::parse(path) {
                     let (head, _) = request.into_parts();
                     return Ok(self.answer_question(route, &head, &context).await);
+                }
+                if let Some(route) = FunctionsRoute::parse(path) {
+                    let (head, _) = request.into_parts();
+                    return Ok(self.answer_function_request(route, &head, &context).await);
                 }
                 return Ok(answer::not_found_response(
                     "nothing is here; builds are sent to POST /build, and GET /builds/ID asks about one",

@@ -14,6 +14,7 @@ use builder_fn::notify::{NotificationRoom, Notifier};
 use builder_fn::ready;
 use builder_fn::registry::Registries;
 use builder_fn::remote_context::{RemoteContexts, UploadLimit};
+use builder_fn::rollback::RollbackPermits;
 use builder_fn::settings::Settings;
 use builder_fn::supersede::Supersession;
 use function_host::{App, Context, SetupContext, SetupError};
@@ -122,6 +123,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         threads: BuildThreads::start()?,
         pages: settings.pages,
         own_function: settings.own_function,
+        rollbacks: RollbackPermits::default(),
     };
     let slots = settings.slots;
     api.limits.unverified.budget().show_in(api.metrics.unverified());

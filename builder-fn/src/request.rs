@@ -49,6 +49,7 @@ pub use prepared_context::{
     BuildSource, ContextRules, PreparedContext, ReceivedContext, ReferencedContext, StorableTar,
 };
 pub use restorable_context::{IndexingTurns, RestorableContext};
+pub(crate) use rules::check_deployment;
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
 pub(crate) use submitted_at::AHEAD_OF_CLOCK_MAX;

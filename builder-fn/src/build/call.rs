@@ -107,7 +107,7 @@ fn time_limit_before_deadline(timeout: Option<Duration>, deadline: Option<Instan
 }
 
 /// Waits until [`TIME_RESERVED_FOR_ANSWER`] before `shutdown` ends the process.
-async fn wait_for_interruption(shutdown: &Shutdown) {
+pub(super) async fn wait_for_interruption(shutdown: &Shutdown) {
     let end = shutdown.wait_until_begun().await;
     tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
 }

@@ -1,17 +1,38 @@
-//! The last step of a build: the hand-over of its image, within the time that the call has.
+//! The last step of a build: the hand-over of its image, within the time that the call has. A rollback is nothing else.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use function_host::trace;
+use function_host::{Shutdown, trace};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::call::{BuilderCall, wait_for_expiry};
+use super::Builder;
+use super::call::{self, BuilderCall, wait_for_expiry};
 use crate::buildkit::BuiltImage;
+use crate::builds::VersionRecording;
 use crate::error::Error;
 use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner, RetriedFailures};
+use crate::redact::TraceMask;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, SubmissionTimeSource, SubmittedAt};
+use crate::versions::{FunctionVersion, VersionState};
+
+/// The call that deploys a version.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeployingCall<'a> {
+    /// The name of the tenant, if the builder has a policy.
+    pub(crate) tenant: Option<&'a str>,
+    /// The time for the deployment.
+    pub(crate) time_limit: Option<Duration>,
+    /// Announces that the process ends.
+    pub(crate) shutdown: &'a Shutdown,
+    /// The failures after which the hand-over is sent again.
+    pub(crate) retried: RetriedFailures,
+    /// Whether another builder repeats the hand-over if this process ends before the outcome is known.
+    pub(crate) is_repeated: bool,
+    /// The mask for secrets and build arguments in traces.
+    pub(crate) trace_mask: &'a TraceMask,
+}
 
 /// Returns the time at which the source of the image was submitted.
 ///
@@ -25,70 +46,121 @@ fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTi
     }
 }
 
-/// Hands the image over to the deployer, and returns the outcome of the deployment, also a failed one. The log and the
-/// trace show the deployment as a step of the build.
-///
-/// # Errors
-/// Fails if BuildKit did not report the image's digest, or another builder has to repeat the hand-over.
-pub(super) async fn hand_over_image(
-    signer: &HandOverSigner<'_>,
-    deploy: &Map<String, Value>,
-    request: &BuildRequest,
-    built: &BuiltImage,
-    call: &BuilderCall<'_>,
-    lines: &LineFormatter,
-    log: &mut dyn LogSink,
-) -> Result<Deployment, Error> {
-    let config = &request.config;
-    let digest = built.digest.as_deref().ok_or(Error::NoDigest)?;
-    let image = config.image.with_digest(digest);
-    let now = SystemTime::now();
-    let hand_over = HandOver {
-        image: &image,
-        tag: &config.image.to_string(),
-        tenant: request.tenant().map(|tenant| tenant.name().as_str()),
-        call_id: call.id,
-        submitted_at: image_submission_time(request, built),
-        // A redelivered call must not make its image look newer.
-        built_at: built.completed_at.unwrap_or(now),
-        expires_at: now.checked_add(signer.hand_over_ttl()).unwrap_or(now),
-        deploy,
-        probe: config.probe.as_ref(),
-    };
-    let function = deploy.get("service").and_then(Value::as_str).unwrap_or_default();
-    let step = format!("[deploy] {function}");
-    let start = Instant::now();
-    log.push(lines.step_started(&step));
-    let span = trace::span("deploy");
-    span.set_attribute("slipway.function", function.to_owned());
-    let retried = match call.is_asynchronous {
-        true => RetriedFailures::DeliveryAndPlatform,
-        false => RetriedFailures::Delivery,
-    };
-    let on_retry = |reason: &str| {
-        log.push(
-            lines.format_unrecorded_warning(&format!("the hand-over failed and is sent again: {reason}")),
-        );
-    };
-    let deployment = tokio::select! {
-        deployment = span.run(signer.hand_over(&hand_over, retried, on_retry)) => deployment,
-        _ = wait_for_expiry(call.build_time_limit(None)) => Deployment::failed(
-            "the call's time limit was reached before the deployment's outcome was known".into(),
-        ),
-        () = call.wait_for_interruption() => match call.is_continued_elsewhere() {
-            // The deployer deploys an image once, however often it is handed over.
-            true => return Err(Error::Interrupted),
-            false => Deployment::failed(
-                "the builder is shutting down, and the deployment's outcome was not known yet".into(),
-            ),
-        },
-    };
-    log.push(lines.step_ended(&step, start.elapsed()));
-    if matches!(
-        deployment.status,
-        DeploymentStatus::Rejected | DeploymentStatus::Failed
-    ) {
-        span.mark_failed(call.trace_mask.mask_text(&deployment.reasons_in_one_line()));
+impl Builder {
+    /// Hands the built image over to the deployer, and returns the outcome of the deployment, also a failed one.
+    ///
+    /// # Errors
+    /// Fails if BuildKit did not report the image's digest, or another builder has to repeat the hand-over.
+    pub(super) async fn hand_over_image(
+        &self,
+        signer: &HandOverSigner<'_>,
+        deploy: &Map<String, Value>,
+        request: &BuildRequest,
+        built: &BuiltImage,
+        call: &BuilderCall<'_>,
+        lines: &LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<Deployment, Error> {
+        let config = &request.config;
+        let digest = built.digest.as_deref().ok_or(Error::NoDigest)?;
+        let function = self
+            .function_of(request)
+            .map(|function| function.without_tenant());
+        let version = FunctionVersion {
+            id: call.id.to_owned(),
+            // Without a name there is no function to roll back either. The deployer refuses it.
+            function: function.unwrap_or_default(),
+            state: VersionState::Deploying,
+            submitted_at: image_submission_time(request, built),
+            // A redelivered call must not make its image look newer.
+            built_at: built.completed_at.unwrap_or_else(SystemTime::now),
+            image: config.image.with_digest(digest),
+            tag: config.image.to_string(),
+            commit: built.commit.clone(),
+            deploy: deploy.clone(),
+            probe: config.probe.clone(),
+            rollback: None,
+        };
+        let deploying = DeployingCall {
+            tenant: request.tenant().map(|tenant| tenant.name().as_str()),
+            time_limit: call.build_time_limit(None),
+            shutdown: call.shutdown,
+            retried: match call.is_asynchronous {
+                true => RetriedFailures::DeliveryAndPlatform,
+                false => RetriedFailures::Delivery,
+            },
+            is_repeated: call.is_continued_elsewhere(),
+            trace_mask: call.trace_mask,
+        };
+        self.deploy_version(signer, version, deploying, lines, log).await
     }
-    Ok(deployment)
+
+    /// Hands a version over to the deployer, and returns the outcome of the deployment, also a failed one. The log and the trace
+    /// show the deployment as a step. The version is recorded beside that.
+    ///
+    /// # Errors
+    /// Fails if another builder has to repeat the hand-over.
+    pub(crate) async fn deploy_version(
+        &self,
+        signer: &HandOverSigner<'_>,
+        version: FunctionVersion,
+        call: DeployingCall<'_>,
+        lines: &LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<Deployment, Error> {
+        let now = SystemTime::now();
+        let hand_over = HandOver {
+            image: &version.image,
+            tag: &version.tag,
+            tenant: call.tenant,
+            call_id: &version.id,
+            submitted_at: version.submitted_at,
+            built_at: version.built_at,
+            expires_at: now.checked_add(signer.hand_over_ttl()).unwrap_or(now),
+            deploy: &version.deploy,
+            probe: version.probe.as_ref(),
+        };
+        let function = version.deploy.get("service").and_then(Value::as_str);
+        let function = function.unwrap_or_default();
+        let step = format!("[deploy] {function}");
+        let start = Instant::now();
+        log.push(lines.step_started(&step));
+        let span = trace::span("deploy");
+        span.set_attribute("slipway.function", function.to_owned());
+        let on_retry = |reason: &str| {
+            log.push(
+                lines.format_unrecorded_warning(&format!("the hand-over failed and is sent again: {reason}")),
+            );
+        };
+        let recording = match self.records.store() {
+            Some(store) => store.record_version(
+                call.tenant.map(str::to_owned),
+                version.clone(),
+                call.shutdown.begin_background_work(),
+            ),
+            None => VersionRecording::none(),
+        };
+        let deployment = tokio::select! {
+            deployment = span.run(signer.hand_over(&hand_over, call.retried, on_retry)) => deployment,
+            _ = wait_for_expiry(call.time_limit) => Deployment::failed(
+                "the call's time limit was reached before the deployment's outcome was known".into(),
+            ),
+            () = call::wait_for_interruption(call.shutdown) => match call.is_repeated {
+                // The deployer deploys an image once, however often it is handed over.
+                true => return Err(Error::Interrupted),
+                false => Deployment::failed(
+                    "the builder is shutting down, and the deployment's outcome was not known yet".into(),
+                ),
+            },
+        };
+        recording.finish(deployment.status.into());
+        log.push(lines.step_ended(&step, start.elapsed()));
+        if matches!(
+            deployment.status,
+            DeploymentStatus::Rejected | DeploymentStatus::Failed
+        ) {
+            span.mark_failed(call.trace_mask.mask_text(&deployment.reasons_in_one_line()));
+        }
+        Ok(deployment)
+    }
 }

@@ -166,7 +166,13 @@ impl LogSender {
                 // The store may have the end of the build.
                 problem = problem.or(build.unread.store.take());
             }
-            if let Some(mask) = build.mask.clone() {
+            if build.record.rollback.is_some() {
+                // No daemon has anything of a rollback.
+                problem = None;
+                if self.send_own_lines(&build).await.is_err() {
+                    return;
+                }
+            } else if let Some(mask) = build.mask.clone() {
                 for index in 0..build.attempts.len() {
                     let attempt = &build.attempts[index];
                     let number = attempt_number(&attempt.reference);
@@ -215,6 +221,15 @@ impl LogSender {
                 }
             }
         }
+    }
+
+    /// Sends the lines that the record of a rollback has, from the number `next` on.
+    async fn send_own_lines(&mut self, build: &FoundBuild) -> Result<(), LogEnd> {
+        let mut seq = 0;
+        for line in &build.record.log {
+            self.send_line(&mut seq, line).await?;
+        }
+        self.sink.flush().await
     }
 
     /// Waits until there may be more to send; fails once the reader has gone.
@@ -321,7 +336,10 @@ impl LogSender {
             );
         } else if let Some(problem) = problem {
             add_warning(&mut record, &format!("the log is incomplete: {problem}"));
-        } else if build.attempts.is_empty() && build.record.started_at.is_some() {
+        } else if build.attempts.is_empty()
+            && build.record.started_at.is_some()
+            && build.record.rollback.is_none()
+        {
             add_warning(
                 &mut record,
                 "the log is incomplete: BuildKit's history no longer has this build",

@@ -114,8 +114,17 @@ impl BuildLookup {
                 _ => Ok(None),
             }
         };
-        let ((listing, unread_history), stored) =
-            tokio::join!(self.list_history(&key, reference.as_deref()), reading);
+        let is_own_rollback = own
+            .as_ref()
+            .is_some_and(|(own, _)| own.borrow().rollback.is_some());
+        let listing = async {
+            match is_own_rollback {
+                // No daemon knows of it.
+                true => (HistoryListing::default(), None),
+                false => self.list_history(&key, reference.as_deref()).await,
+            }
+        };
+        let ((listing, unread_history), stored) = tokio::join!(listing, reading);
         let mut unread = UnreadPlaces {
             history: unread_history,
             store: None,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::buildkit::{BuildState, ListedBuild, StepCounts};
 use crate::request::time::format_rfc3339_nanos;
+use crate::versions::Rollback;
 
 /// The state of a build, in the words of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,12 @@ pub(crate) struct BuildRecord {
     pub(crate) outcome: Map<String, Value>,
     /// The reference of the build at BuildKit, without the number of an attempt.
     pub(crate) reference: Option<String>,
+    /// What a rollback goes back to; `None` for a build.
+    #[serde(default)]
+    pub(crate) rollback: Option<Rollback>,
+    /// The log of a rollback. That of a build is at BuildKit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) log: Vec<String>,
 }
 
 impl BuildRecord {
@@ -94,6 +101,8 @@ impl BuildRecord {
             context_bytes: None,
             outcome: Map::new(),
             reference: None,
+            rollback: None,
+            log: Vec::new(),
         }
     }
 
@@ -148,6 +157,8 @@ impl BuildRecord {
             context_bytes: None,
             outcome,
             reference: Some(base_reference(&last.reference).to_owned()),
+            rollback: None,
+            log: Vec::new(),
         })
     }
 
@@ -168,6 +179,9 @@ impl BuildRecord {
         }
         if let Some(function) = &self.function {
             set("function", json!(function));
+        }
+        if let Some(rollback) = &self.rollback {
+            set("rollback", json!(rollback));
         }
         for (key, time) in [
             ("submittedAt", self.submitted_at),
@@ -201,6 +215,9 @@ impl BuildRecord {
         record.insert("seq".into(), json!(seq));
         if let Some(image) = &self.image {
             record.insert("image".into(), json!(image));
+        }
+        if let Some(rollback) = &self.rollback {
+            record.insert("rollback".into(), json!(rollback));
         }
         let status = match self.phase {
             BuildPhase::Success => "success",

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use function_host::http::request::Parts;
 use function_host::http::{Method, StatusCode};
+use function_host::policy::Tenant;
 use function_host::{Context, ErrorChain, Response, ResponseBody, trace};
 use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
@@ -197,6 +198,30 @@ impl BuilderApi {
             access,
             query,
         })
+    }
+}
+
+impl BuilderApi {
+    /// Verifies the signature of a request without a body, and returns the tenant that signed it; `None` without a policy. No
+    /// link takes its place.
+    ///
+    /// # Errors
+    /// Fails with the status and the text of the answer if the request is not authentic, or that cannot be checked.
+    pub(crate) fn authenticate(
+        &self,
+        request: &Parts,
+        context: &Context,
+    ) -> Result<Option<Arc<Tenant>>, (StatusCode, String)> {
+        let now = SystemTime::now();
+        let head = RequestHead::new(&request.headers, now);
+        let check = self.read_signature_check(&head, context).map_err(|error| {
+            tracing::error!(error = %ErrorChain(&error), "could not check a request about a function");
+            (StatusCode::BAD_GATEWAY, error.to_string())
+        })?;
+        let signature = verify_question(&check, &request.method, &request.uri, &request.headers, now);
+        let signature =
+            signature.map_err(|rejected| (StatusCode::UNAUTHORIZED, rejected.to_string()))?;
+        Ok(signature.as_ref().and_then(VerifiedSignature::tenant).cloned())
     }
 }
 

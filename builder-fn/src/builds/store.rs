@@ -37,6 +37,7 @@ mod lease;
 mod repository;
 mod seal;
 mod sweep;
+mod versions;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -59,10 +60,11 @@ pub(crate) use claim::{ClaimSearch, ClaimedBuild};
 pub(crate) use document::ResumableRequest;
 use document::{RecordManifest, StoredBody, StoredRecord, digest_of};
 pub(crate) use error::StoreError;
-use index_tag::{IndexTag, RELEASED_OWNER};
+use index_tag::{INDEX_PREFIX, IndexTag, RELEASED_OWNER};
 pub use lease::LeaseTimes;
 use repository::RecordRepository;
 use seal::{RecordSeal, SealedContent};
+pub(crate) use versions::VersionRecording;
 
 /// The limit on the records of one tenant.
 const RECORDS_MAX: usize = 1000;
@@ -477,7 +479,7 @@ impl RecordStore {
     ///
     /// # Errors
     /// Fails if the registry does not answer in a short time, or has a record that is not the store's.
-    pub(super) async fn read(&self, key: &RecordKey) -> Result<Option<BuildRecord>, StoreError> {
+    pub(crate) async fn read(&self, key: &RecordKey) -> Result<Option<BuildRecord>, StoreError> {
         let (reading, limit) = (self.read_stored(key), self.0.times.exchange);
         match tokio::time::timeout(limit, reading).await {
             Ok(record) => Ok(record?.map(|record| record.build)),
@@ -545,7 +547,7 @@ impl RecordStore {
     async fn list_entries(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
         let oldest = SystemTime::now().checked_sub(AGE_MAX);
         let after = index_tag::tag_before(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
-        self.0.repository.list_entries(tenant, &after).await
+        self.0.repository.list_tags(tenant, INDEX_PREFIX, &after).await
     }
 
     async fn read_for_list(

@@ -1,6 +1,7 @@
 //! Checks a build's configuration against the rules that hold under every policy, and against the rules of its tenant.
 
 use function_host::policy::{RequestedFunction, ReservedNames, Tenant, Violation, Violations};
+use serde_json::{Map, Value};
 
 use super::BuildConfig;
 
@@ -24,6 +25,25 @@ pub(super) fn check_config(
         if let Some(function) = &function {
             violations.extend(tenant.deployments().violations(function));
         }
+    }
+    Violations::fail_if_any(violations)
+}
+
+/// Fails with all violations in the deployment `deploy` of an image that exists. `image` is its repository, given in full.
+///
+/// # Errors
+/// Fails with every violation, each with the name of its rule.
+pub(crate) fn check_deployment(
+    image: &str,
+    deploy: &Map<String, Value>,
+    tenant: Option<&Tenant>,
+    reserved: &ReservedNames,
+) -> Result<(), Violations> {
+    let function = RequestedFunction::from_json(deploy);
+    let mut violations = reserved.violations(&function, tenant);
+    if let Some(tenant) = tenant {
+        violations.extend(tenant.may_run_image(image).err());
+        violations.extend(tenant.deployments().violations(&function));
     }
     Violations::fail_if_any(violations)
 }

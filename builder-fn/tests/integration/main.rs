@@ -27,6 +27,7 @@ mod referenced_contexts;
 mod registry;
 mod resubmission;
 mod resumption;
+mod rollback;
 mod secrets;
 mod setting;
 mod single_use;

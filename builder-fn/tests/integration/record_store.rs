@@ -148,13 +148,29 @@ async fn a_deployment_and_its_warnings_are_known_after_builders_and_the_history_
             .is_some_and(|text| text.starts_with("BuildKit's history could not be read"))
     );
 
+    // The version is written in the background: once while it is deployed, and once with the outcome.
+    let is_manifest = |content: &[u8]| content.len() > 2 && content.starts_with(b"{");
+    complete_or_panic(async {
+        let is_put = |line: &&String| line.starts_with("PUT /v2/slipway/records/manifests/v-");
+        while registry.request_lines().iter().filter(is_put).count() < 2
+            || registry
+                .contents()
+                .iter()
+                .filter(|(_, content)| is_manifest(content))
+                .count()
+                > 3
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let contents = registry.contents();
     let records: Vec<_> = contents.iter().filter(|(_, content)| content.len() > 2).collect();
     let manifests = records.iter().filter(|(_, content)| content.starts_with(b"{"));
     assert_eq!(
         manifests.count(),
-        2,
-        "the record and the sign are left, and neither the acceptance nor the body"
+        3,
+        "the record, the version and the sign are left, and neither the acceptance nor the body"
     );
     for (key, content) in contents {
         let text = String::from_utf8_lossy(&content);

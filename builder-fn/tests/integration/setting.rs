@@ -18,6 +18,7 @@ use builder_fn::notify::{NotificationRoom, Notifier};
 use builder_fn::registry::OperatorRepository;
 use builder_fn::remote_context::{RemoteContexts, StoredContextSettings, UploadLimit};
 use builder_fn::request::{FreshnessLimit, RequestLimits};
+use builder_fn::rollback::RollbackPermits;
 use builder_fn::sealed::SealKey;
 use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
@@ -156,6 +157,7 @@ impl TestBuilder {
             threads: BuildThreads::default(),
             pages: PageSettings::default(),
             own_function: "builder-fn".into(),
+            rollbacks: RollbackPermits::default(),
         };
         Self {
             api,

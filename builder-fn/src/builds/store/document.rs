@@ -19,7 +19,10 @@ const RECORD_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-record.v1";
 /// The type of the artifacts that are bodies of requests.
 const BODY_ARTIFACT_TYPE: &str = "application/vnd.slipway.accepted-request.v1";
 
-/// The annotation with the sealed record or body, in base64.
+/// The type of the artifacts that are versions of functions.
+const VERSION_ARTIFACT_TYPE: &str = "application/vnd.slipway.function-version.v1";
+
+/// The annotation with the sealed record, body or version, in base64.
 const SEALED_ANNOTATION: &str = "io.slipway.sealed";
 
 /// The annotation with the number of a sign.
@@ -142,7 +145,7 @@ impl StoredRecord {
     }
 }
 
-/// The manifest of a record, of the body of a request, or of a sign.
+/// The manifest of a record, of the body of a request, of a version of a function, or of a sign.
 #[derive(Clone, Debug)]
 pub(super) struct RecordManifest(String);
 
@@ -155,6 +158,11 @@ impl RecordManifest {
     /// Returns the manifest of an artifact that is the sealed body of a request.
     pub(super) fn of_body(sealed: &[u8]) -> Self {
         Self::with_annotation(BODY_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
+    }
+
+    /// Returns the manifest of an artifact that is a sealed version of a function.
+    pub(super) fn of_version(sealed: &[u8]) -> Self {
+        Self::with_annotation(VERSION_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
     }
 
     /// Returns the manifest of the sign number `beat` that a process lives.

@@ -15,7 +15,6 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::document::{RecordManifest, digest_of};
-use super::index_tag::INDEX_PREFIX;
 use super::{RecordStoreAccess, StoreError, lock};
 use crate::registry::{
     EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to, upload_blob,
@@ -165,13 +164,14 @@ impl RecordRepository {
         Ok(repository.send(request, RESPONSE_TIMEOUT).await?.status())
     }
 
-    /// Lists the entries in the index of a tenant's repository, by name, that come after the tag `after`.
+    /// Lists the tags of a tenant's repository that begin with `prefix`, by name, and come after the tag `after`.
     ///
-    /// A registry that has its tags in another order returns others as well, and all entries if there are not too many. One
-    /// that lists only after tags that exist returns entries before `after` as well.
-    pub(super) async fn list_entries(
+    /// A registry that has its tags in another order returns others as well, and all of these if there are not too many. One
+    /// that lists only after tags that exist returns tags before `after` as well.
+    pub(super) async fn list_tags(
         &self,
         tenant: &Option<String>,
+        prefix: &str,
         after: &str,
     ) -> Result<Vec<String>, StoreError> {
         let mut repository = self.open(tenant).await?;
@@ -196,10 +196,10 @@ impl RecordRepository {
             let next = page.tags.last().filter(|next| last.as_ref() != Some(*next));
             let next = next.filter(|_| page.has_more).cloned();
             let before = entries.len();
-            let found = page.tags.into_iter().filter(|tag| tag.starts_with(INDEX_PREFIX));
+            let found = page.tags.into_iter().filter(|tag| tag.starts_with(prefix));
             entries.extend(found);
-            // Behind the entries come the tags of records.
-            let is_through = |next: &String| entries.len() == before && next.as_str() > INDEX_PREFIX;
+            // Behind them come others.
+            let is_through = |next: &String| entries.len() == before && next.as_str() > prefix;
             match next {
                 Some(next) if !is_through(&next) => last = Some(next),
                 _ => break,

@@ -23,6 +23,8 @@ pub(super) enum SealedContent {
     Record,
     /// The body of a request.
     Body,
+    /// A version of a function.
+    Version,
 }
 
 impl SealedContent {
@@ -31,6 +33,7 @@ impl SealedContent {
         match self {
             Self::Record => "slipway: key for the records of builds of the tenant ",
             Self::Body => "slipway: key for the accepted requests of the tenant ",
+            Self::Version => "slipway: key for the versions of functions of the tenant ",
         }
     }
 }

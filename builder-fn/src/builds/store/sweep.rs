@@ -35,7 +35,7 @@ impl RecordStore {
         if repository.refuses_deletion(tenant) {
             return Ok(());
         }
-        let tags = repository.list_entries(tenant, INDEX_PREFIX).await?;
+        let tags = repository.list_tags(tenant, INDEX_PREFIX, INDEX_PREFIX).await?;
         let Excess { entries, kept_builds } = excess_entries(&tags, now);
         for entry in entries.into_iter().take(DELETIONS_MAX) {
             let mut tags = vec![entry.to_string()];

@@ -1,0 +1,338 @@
+//! Stores the versions of functions, which rollbacks choose from.
+//!
+//! Each version is a manifest of its own, sealed as records are, under the tag `v-FUNCTION-TIME-ID`. FUNCTION is the SHA-256
+//! of tenant and function, TIME the time of the submission in milliseconds subtracted from the largest one, and ID the SHA-256
+//! of the ID; all of them in hexadecimal digits of a fixed length. The newest version of a function is therefore the first of
+//! its tags, and nothing that two builders write at the same time is lost.
+//!
+//! A version is written while it is deployed, so that a rollback which follows immediately knows what it replaces, and again
+//! with the outcome. One that was not deployed is deleted.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use function_host::ErrorChain;
+use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use super::document::{RecordManifest, digest_of};
+use super::seal::SealedContent;
+use super::{END_TIMEOUT, PENDING_MAX, PendingRecord, READERS, RecordStore, StoreError, lock};
+use crate::versions::{FunctionVersion, VERSIONS_KEPT, VersionState};
+
+/// The largest time in a tag, in milliseconds since 1970.
+const TIME_MAX: u64 = (1 << 48) - 1;
+
+/// The number of digits of the hash of a function.
+const FUNCTION_DIGITS: usize = 40;
+
+/// The number of digits of the hash of an ID.
+const ID_DIGITS: usize = 24;
+
+/// The number of versions that are stored beyond those that can be chosen: some may turn out not to be deployed.
+const SPARE: usize = 2;
+
+/// The number of attempts to write a version.
+const ATTEMPTS: u32 = 5;
+
+/// The recording of a version that is being deployed. Dropping it leaves the version as one whose outcome is not known.
+#[derive(Debug)]
+pub(crate) struct VersionRecording(Option<oneshot::Sender<VersionState>>);
+
+/// What the registry has of a version at the beginning of its deployment.
+#[derive(Debug)]
+enum BegunVersion {
+    /// The registry has the version as one that is being deployed, in the manifest with this digest.
+    Written(String),
+    /// The registry has the version as one that was deployed.
+    DeployedBefore,
+    /// The registry has failed.
+    Unrecorded,
+}
+
+impl VersionRecording {
+    /// The recording of a version without a record store.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    /// Records the outcome of the deployment, in the background.
+    pub(crate) fn finish(self, state: VersionState) {
+        if let Some(outcome) = self.0 {
+            // The task that records it has given up.
+            let _ = outcome.send(state);
+        }
+    }
+}
+
+impl RecordStore {
+    /// Records in the background that a version is being deployed, and later the outcome. `work` is dropped after that.
+    pub(crate) fn record_version(
+        &self,
+        tenant: Option<String>,
+        version: FunctionVersion,
+        work: impl Send + 'static,
+    ) -> VersionRecording {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return VersionRecording::none();
+        };
+        let pending = {
+            let mut pending = lock(&self.0.pending);
+            let count = pending.entry(tenant.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        let guard = PendingRecord {
+            store: self.clone(),
+            tenant: tenant.clone(),
+        };
+        if pending > PENDING_MAX {
+            tracing::warn!(
+                "a version of a function was not recorded: too many records wait for the registry"
+            );
+            return VersionRecording::none();
+        }
+        let (sender, outcome) = oneshot::channel();
+        let store = self.clone();
+        runtime.spawn(async move {
+            let _guards = (work, guard);
+            store.record_deployment(&tenant, version, outcome).await;
+        });
+        VersionRecording(Some(sender))
+    }
+
+    async fn record_deployment(
+        &self,
+        tenant: &Option<String>,
+        mut version: FunctionVersion,
+        outcome: oneshot::Receiver<VersionState>,
+    ) {
+        version.state = VersionState::Deploying;
+        let begun = match self.begin_version(tenant, &version).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                report_error(&version, &error);
+                BegunVersion::Unrecorded
+            }
+        };
+        let Ok(state) = outcome.await else { return };
+        version.state = state;
+        match (state, &begun) {
+            // The call was delivered again, and a newer version is deployed: this one was good all the same.
+            (VersionState::Failed, BegunVersion::DeployedBefore) => return,
+            (VersionState::Failed, BegunVersion::Unrecorded) => return,
+            (VersionState::Failed, BegunVersion::Written(digest)) => {
+                self.0.repository.delete(tenant, digest).await;
+                if !self.0.repository.refuses_deletion(tenant) {
+                    return;
+                }
+            }
+            _ => {}
+        }
+        for attempt in 1..=ATTEMPTS {
+            match self.write_version(tenant, &version).await {
+                Ok(_) => {
+                    self.0.writes.count(true);
+                    if let BegunVersion::Written(digest) = &begun {
+                        self.0.repository.delete(tenant, digest).await;
+                    }
+                    return self.delete_old_versions(tenant, &version.function).await;
+                }
+                Err(error) => report_error(&version, &error),
+            }
+            self.0.writes.count(false);
+            tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
+        }
+    }
+
+    /// Writes that a version is being deployed, unless an earlier delivery of the call has deployed it.
+    async fn begin_version(
+        &self,
+        tenant: &Option<String>,
+        version: &FunctionVersion,
+    ) -> Result<BegunVersion, StoreError> {
+        let limit = END_TIMEOUT;
+        let tag = version_tag(tenant, version);
+        let earlier = match tokio::time::timeout(limit, self.read_version(tenant, &tag)).await {
+            Ok(earlier) => earlier?,
+            Err(_) => return Err(StoreError::Timeout { limit }),
+        };
+        match earlier.map(|earlier| earlier.state) {
+            Some(VersionState::Ready | VersionState::Unverified | VersionState::Sent) => {
+                Ok(BegunVersion::DeployedBefore)
+            }
+            Some(VersionState::Deploying | VersionState::Failed) | None => {
+                Ok(BegunVersion::Written(self.write_version(tenant, version).await?))
+            }
+        }
+    }
+
+    /// Writes a version, and returns the digest of its manifest.
+    async fn write_version(
+        &self,
+        tenant: &Option<String>,
+        version: &FunctionVersion,
+    ) -> Result<String, StoreError> {
+        let writing = async {
+            let _writer = self.0.writers.acquire().await;
+            let json = serde_json::to_vec(version).map_err(|_| StoreError::Malformed)?;
+            let sealed = self.0.seal.seal(SealedContent::Version, tenant, &json)?;
+            let manifest = RecordManifest::of_version(&sealed);
+            let tag = version_tag(tenant, version);
+            self.0.repository.put(tenant, &tag, &manifest).await?;
+            Ok(manifest.digest())
+        };
+        match tokio::time::timeout(END_TIMEOUT, writing).await {
+            Ok(written) => written,
+            Err(_) => Err(StoreError::Timeout { limit: END_TIMEOUT }),
+        }
+    }
+
+    /// Lists the versions of a function that can be chosen for a rollback, the newest first.
+    ///
+    /// # Errors
+    /// Fails if the registry does not answer in a short time.
+    pub(crate) async fn list_versions(
+        &self,
+        tenant: &Option<String>,
+        function: &str,
+    ) -> Result<Vec<FunctionVersion>, StoreError> {
+        let limit = self.0.times.exchange;
+        let listing = async {
+            let mut tags = self.list_version_tags(tenant, function).await?;
+            tags.truncate(2 * VERSIONS_KEPT);
+            let mut versions = futures_util::stream::iter(tags)
+                .map(|tag| async move { self.read_version(tenant, &tag).await })
+                .buffered(READERS);
+            let mut found = Vec::new();
+            while let Some(version) = versions.next().await {
+                // The tag says nothing that counts: every writer to the registry can choose it.
+                let version = version?.filter(|version| version.function == function);
+                found.extend(version.filter(|version| version.state != VersionState::Failed));
+            }
+            found.sort_by(|one, other| other.submitted_at.cmp(&one.submitted_at));
+            // A call that was delivered twice may have two times.
+            let mut ids = HashSet::new();
+            found.retain(|version| ids.insert(version.id.clone()));
+            found.truncate(VERSIONS_KEPT);
+            Ok(found)
+        };
+        match tokio::time::timeout(limit, listing).await {
+            Ok(listed) => listed,
+            Err(_) => Err(StoreError::Timeout { limit }),
+        }
+    }
+
+    async fn read_version(
+        &self,
+        tenant: &Option<String>,
+        tag: &str,
+    ) -> Result<Option<FunctionVersion>, StoreError> {
+        let Some(manifest) = self.0.repository.get(tenant, tag).await? else {
+            return Ok(None);
+        };
+        let opened = RecordManifest::sealed_content(&manifest)
+            .and_then(|sealed| self.0.seal.open(SealedContent::Version, tenant, &sealed));
+        match opened {
+            Ok(json) => Ok(serde_json::from_slice(&json).ok()),
+            // Sealed with a key that is gone, or not a version: no reason to miss the others.
+            Err(StoreError::OtherKey | StoreError::Malformed) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the tags of a function's versions, the newest first.
+    async fn list_version_tags(
+        &self,
+        tenant: &Option<String>,
+        function: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let prefix = function_prefix(tenant, function);
+        let mut tags = self.0.repository.list_tags(tenant, &prefix, &prefix).await?;
+        tags.sort_unstable();
+        tags.dedup();
+        Ok(tags)
+    }
+
+    /// Deletes the versions of a function that cannot be chosen any more. A failure is logged: the next deployment tries again.
+    async fn delete_old_versions(&self, tenant: &Option<String>, function: &str) {
+        if self.0.repository.refuses_deletion(tenant) {
+            return;
+        }
+        let deleting = async {
+            let tags = self.list_version_tags(tenant, function).await?;
+            for tag in tags.iter().skip(VERSIONS_KEPT + SPARE) {
+                if let Some(manifest) = self.0.repository.get(tenant, tag).await? {
+                    self.0.repository.delete(tenant, &digest_of(&manifest)).await;
+                }
+            }
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = deleting.await {
+            tracing::warn!(function, error = %ErrorChain(&error), "could not delete old versions of a function");
+        }
+    }
+}
+
+fn report_error(version: &FunctionVersion, error: &StoreError) {
+    tracing::warn!(
+        function = version.function,
+        call_id = version.id,
+        error = %ErrorChain(error),
+        "could not record a version of a function"
+    );
+}
+
+/// Returns what the tags of a function's versions begin with.
+fn function_prefix(tenant: &Option<String>, function: &str) -> String {
+    // The name of a tenant has no NUL, so no two pairs have the same text.
+    let hash = hash_of(
+        &[tenant.as_deref().unwrap_or_default(), function],
+        FUNCTION_DIGITS,
+    );
+    format!("v-{hash}-")
+}
+
+/// Returns the tag of a version.
+fn version_tag(tenant: &Option<String>, version: &FunctionVersion) -> String {
+    let since = version.submitted_at.duration_since(SystemTime::UNIX_EPOCH);
+    let milliseconds = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(TIME_MAX);
+    let left = TIME_MAX.saturating_sub(milliseconds);
+    let prefix = function_prefix(tenant, &version.function);
+    format!("{prefix}{left:012x}-{}", hash_of(&[&version.id], ID_DIGITS))
+}
+
+fn hash_of(parts: &[&str], digits: usize) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+        hash.update([0]);
+    }
+    let mut text = hex::encode(hash.finalize());
+    text.truncate(digits);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::versions::tests::version;
+
+    #[test]
+    fn the_tag_of_a_newer_version_comes_first_and_begins_as_those_of_its_function_only() {
+        let tag = |id: &str, seconds| version_tag(&None, &version(id, seconds, VersionState::Ready));
+        assert!(tag("a", 2_000_000_000) < tag("b", 1_999_999_999));
+        assert!(tag("a", 2_000_000_000).len() <= 128);
+        assert_ne!(tag("a", 1), tag("b", 1));
+        let prefix = function_prefix(&None, "hello.openfaas-fn");
+        assert!(tag("a", 1).starts_with(&prefix));
+        for (tenant, function) in [
+            (Some("hello.openfaas-fn".to_owned()), ""),
+            (Some("acme".to_owned()), "hello.openfaas-fn"),
+            (None, "hello.other"),
+        ] {
+            assert_ne!(function_prefix(&tenant, function), prefix);
+        }
+    }
+}

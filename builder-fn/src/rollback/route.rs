@@ -1,0 +1,267 @@
+//! The routes below `/functions`.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use function_host::http::request::Parts;
+use function_host::http::{Method, StatusCode};
+use function_host::policy::Tenant;
+use function_host::{Context, ErrorChain, Response, reply, trace};
+use serde_json::json;
+
+use super::error::RollbackError;
+use super::request::{FunctionsRoute, RollbackQuery, parse_function};
+use super::run::AcceptedRollback;
+use crate::answer;
+use crate::buildkit::ManifestLookup;
+use crate::builds::{BuildPhase, BuildRecord, RecordKey, RecordStore};
+use crate::function_id::FunctionId;
+use crate::hand_over::DeployVia;
+use crate::handler::BuilderApi;
+use crate::registry::ImageName;
+use crate::request::check_deployment;
+use crate::versions::{FunctionVersion, choose_version};
+
+/// A function of the caller's, and the store with its versions.
+struct OwnFunction<'a> {
+    tenant: Option<Arc<Tenant>>,
+    /// The name of the function, without its tenant.
+    function: FunctionId,
+    store: &'a RecordStore,
+}
+
+impl OwnFunction<'_> {
+    fn tenant_name(&self) -> Option<String> {
+        self.tenant.as_ref().map(|tenant| tenant.name().to_string())
+    }
+
+    async fn list_versions(&self) -> Result<Vec<FunctionVersion>, RollbackError> {
+        let function = self.function.without_tenant();
+        Ok(self.store.list_versions(&self.tenant_name(), &function).await?)
+    }
+}
+
+impl BuilderApi {
+    /// Answers a request to a route below `/functions`, if its signature is authentic.
+    pub(crate) async fn answer_function_request(
+        &self,
+        route: FunctionsRoute,
+        request: &Parts,
+        context: &Context,
+    ) -> Response {
+        trace::set_route_of_current_request(route.name());
+        let allowed = match route {
+            FunctionsRoute::Versions(_) => Method::GET,
+            FunctionsRoute::Rollback(_) => Method::POST,
+        };
+        if request.method != allowed {
+            return answer::method_not_allowed_response(allowed.as_str());
+        }
+        let answered = match &route {
+            FunctionsRoute::Versions(name) => self.answer_versions(name, request, context).await,
+            FunctionsRoute::Rollback(name) => {
+                // Boxed, because the futures of lookups are large, and the stack of a thread is not.
+                Box::pin(self.answer_rollback(name, request, context)).await
+            }
+        };
+        answered.unwrap_or_else(|error| {
+            let status = error.status();
+            if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+                tracing::error!(error = %ErrorChain(&error), "could not answer a request about a function's versions");
+            }
+            match status {
+                StatusCode::TOO_MANY_REQUESTS => reply::too_many_requests(format!("{error}\n")),
+                status => answer::error_response(status, &error.to_string()),
+            }
+        })
+    }
+
+    /// Authenticates a request about the function `name`.
+    fn own_function(
+        &self,
+        name: &str,
+        request: &Parts,
+        context: &Context,
+    ) -> Result<OwnFunction<'_>, RollbackError> {
+        let tenant = self
+            .authenticate(request, context)
+            .map_err(|(status, text)| RollbackError::Unauthenticated(status, text))?;
+        Ok(OwnFunction {
+            tenant,
+            function: parse_function(name, &self.builder.settings.default_namespace)?,
+            store: self.builder.records.store().ok_or(RollbackError::NoStore)?,
+        })
+    }
+
+    /// Answers with the versions that a rollback of a function can go back to, the newest first.
+    async fn answer_versions(
+        &self,
+        name: &str,
+        request: &Parts,
+        context: &Context,
+    ) -> Result<Response, RollbackError> {
+        let own = self.own_function(name, request, context)?;
+        let function = own.function.without_tenant();
+        let versions = own.list_versions().await?;
+        let target = choose_version(&function, &versions, None).ok();
+        let listed = versions.iter().enumerate().map(|(at, version)| {
+            let mut json = version.to_json();
+            json["current"] = json!(at == 0);
+            json["target"] = json!(target.is_some_and(|target| target.id == version.id));
+            json
+        });
+        let body = json!({"function": function, "versions": listed.collect::<Vec<_>>()});
+        Ok(answer::json_value_response(StatusCode::OK, &body))
+    }
+
+    /// Begins the rollback of a function, and answers with its record. A request that was accepted before is answered with the
+    /// record that it has.
+    async fn answer_rollback(
+        &self,
+        name: &str,
+        request: &Parts,
+        context: &Context,
+    ) -> Result<Response, RollbackError> {
+        let own = self.own_function(name, request, context)?;
+        let query = RollbackQuery::parse(request.uri.query())?;
+        if context.shutdown().has_begun() {
+            return Err(RollbackError::Draining);
+        }
+        if self.builder.deployer.settings.via == DeployVia::Callback {
+            return Err(RollbackError::Callback);
+        }
+        // Before anything is changed: a builder without the secret cannot deploy.
+        self.builder.deployer.signer().map_err(RollbackError::Signer)?;
+        // Before the ID is looked up: see the documentation of this module.
+        let versions = own.list_versions().await?;
+        let key = RecordKey {
+            tenant: own.tenant_name(),
+            id: query.id.clone(),
+        };
+        if let Some(known) = self.find_record(own.store, &key).await? {
+            let is_same =
+                known.rollback.is_some() && known.function.as_deref() == Some(&own.function.without_tenant());
+            return match is_same {
+                true => Ok(answer_record(&known)),
+                false => Err(RollbackError::IdTaken { id: query.id }),
+            };
+        }
+        let target = choose_version(&own.function.without_tenant(), &versions, query.to.as_deref())?;
+        // There is a version, and so there is a first one.
+        let current = versions.first().unwrap_or(target);
+        let tenant = own.tenant.as_deref();
+        self.check_rules(target, tenant)?;
+        let warning = self.check_image(target, tenant).await?;
+        context
+            .accept()
+            .map_err(|full| RollbackError::Busy { limit: full.limit })?;
+        let function = match tenant {
+            Some(tenant) => own.function.clone().of_tenant(tenant.name()),
+            None => own.function.clone(),
+        };
+        let supersession = match tenant {
+            Some(tenant) => self.builder.tenants.daemon(tenant),
+            None => Ok(None),
+        };
+        let supersession = supersession.map_err(RollbackError::TenantDaemon)?;
+        let supersession =
+            supersession.map_or_else(|| self.builder.supersession.clone(), |own| own.supersession);
+        let permit = self.rollbacks.admit(function.clone(), &query.id)?;
+        let now = SystemTime::now();
+        let version = target.as_rollback(&query.id, current, now);
+        let mut accepted = self.builder.records.accept(key.clone(), now);
+        accepted.update(|record| {
+            record.phase = BuildPhase::Deploying;
+            record.image = Some(version.tag.clone());
+            record.function = Some(version.function.clone());
+            record.submitted_at = Some(version.submitted_at);
+            record.started_at = Some(now);
+            record.attempts = 1;
+            record.outcome.insert("digest".into(), json!(version.digest()));
+            record.rollback.clone_from(&version.rollback);
+        });
+        if let Err(error) = accepted.store_acceptance(None).await {
+            let text = RollbackError::Store(error);
+            let error = (String::from("error"), json!(text.to_string()));
+            accepted.reject_for_now([error].into_iter().collect());
+            return Err(text);
+        }
+        let rollback = AcceptedRollback {
+            tenant: own.tenant_name(),
+            function,
+            version,
+            supersession,
+            accepted,
+            permit,
+            warning,
+        };
+        let record = self.builder.records.find(&key);
+        self.spawn_rollback(rollback, context);
+        let record = record.map(|(record, _)| record.borrow().clone());
+        Ok(answer_record(
+            &record.unwrap_or_else(|| BuildRecord::accepted(&key.id, now)),
+        ))
+    }
+
+    /// Finds the record with this ID, in this process and in the store.
+    async fn find_record(
+        &self,
+        store: &RecordStore,
+        key: &RecordKey,
+    ) -> Result<Option<BuildRecord>, RollbackError> {
+        if let Some((own, _)) = self.builder.records.find(key) {
+            return Ok(Some(own.borrow().clone()));
+        }
+        Ok(store.read(key).await?)
+    }
+
+    /// Fails if the rules of today do not allow a version.
+    fn check_rules(&self, version: &FunctionVersion, tenant: Option<&Tenant>) -> Result<(), RollbackError> {
+        let image = ImageName::parse(&version.image).map(|image| image.to_string());
+        let checked = check_deployment(
+            image.as_deref().unwrap_or(&version.image),
+            &version.deploy,
+            tenant,
+            &self.limits.reserved,
+        );
+        checked.map_err(|violations| RollbackError::Forbidden {
+            id: version.id.clone(),
+            violations,
+        })
+    }
+
+    /// Fails if the registry does not have the image of a version any more. Returns a warning if that cannot be looked up.
+    async fn check_image(
+        &self,
+        version: &FunctionVersion,
+        tenant: Option<&Tenant>,
+    ) -> Result<Option<String>, RollbackError> {
+        let manifests: Arc<dyn ManifestLookup> = match tenant {
+            Some(tenant) => self.builder.tenants.registries(tenant),
+            None => self.builder.manifests.clone(),
+        };
+        match manifests.has_manifest(&version.tag, version.digest()).await {
+            Ok(true) => Ok(None),
+            Ok(false) => Err(RollbackError::ImageGone {
+                image: version.image.clone(),
+                id: version.id.clone(),
+            }),
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&*error), "could not look up the image of a rollback");
+                Ok(Some(
+                    "the registry could not be asked whether it still has the image of this version"
+                        .to_owned(),
+                ))
+            }
+        }
+    }
+}
+
+/// Answers with the record of a rollback: 202 until it has ended.
+fn answer_record(record: &BuildRecord) -> Response {
+    let status = match record.phase.is_terminal() {
+        true => StatusCode::OK,
+        false => StatusCode::ACCEPTED,
+    };
+    answer::json_value_response(status, &record.to_json())
+}

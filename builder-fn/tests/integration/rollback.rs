@@ -1,0 +1,631 @@
+//! Tests of rollbacks: versions are kept in a fake registry, and a fake gateway answers for the deployer.
+
+use std::time::Duration;
+
+use builder_fn::buildkit::Daemon;
+use builder_fn::hand_over::DeployVia;
+use function_host::http::Method;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::builds::{ask, question};
+use crate::complete_or_panic;
+use crate::daemon::{self, DaemonCalls};
+use crate::gateway::{
+    DRY_RUN_ACCEPTED_JSON, GatewayCall, ReceivedRequest, start_answering_gateway, start_manual_gateway,
+};
+use crate::job::FakeManifestLookup;
+use crate::record_store::{ask_until, records_of};
+use crate::registry::{FakeRegistry, RegistryBehaviour};
+use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, request_tar_with};
+
+const READY: &str = r#"{"function":"hello","status":"ready"}"#;
+
+/// A builder with a record store and a gateway, and its daemon.
+struct Setting {
+    builder: TestBuilder,
+    calls: DaemonCalls,
+    registry: FakeRegistry,
+}
+
+async fn setting(gateway: std::net::SocketAddr) -> Setting {
+    let registry = FakeRegistry::start().await;
+    let (daemon, calls) = daemon::start_fake_daemon();
+    Setting {
+        builder: builder_with(daemon, gateway, &registry),
+        calls,
+        registry,
+    }
+}
+
+fn builder_with(daemon: Daemon, gateway: std::net::SocketAddr, registry: &FakeRegistry) -> TestBuilder {
+    TestBuilder::with_gateway(daemon, &format!("http://{gateway}")).with_record_store(&records_of(registry))
+}
+
+impl Setting {
+    /// Builds and deploys the version `id`, whose image has the digest `sha256:ID`.
+    async fn deploy(&mut self, id: &str) -> Answer {
+        self.deploy_with(id, json!({})).await
+    }
+
+    async fn deploy_with(&mut self, id: &str, config: Value) -> Answer {
+        self.deploy_signed(PAYLOAD_KEY, id, config).await
+    }
+
+    async fn deploy_signed(&mut self, key: &'static str, id: &str, changes: Value) -> Answer {
+        let mut config = json!({"deploy": {"service": "hello", "envVars": {"VERSION": id}}});
+        for (key, value) in changes.as_object().expect("an object") {
+            config[key] = value.clone();
+        }
+        let builder = self.builder.with_call_id(id);
+        let tar = request_tar_with(config);
+        let build = tokio::spawn(async move { builder.send_signed_build_as(key, None, tar).await });
+        let (solve, status, _session) = self.calls.next_build_calls().await;
+        drop(status);
+        solve.answer_with_digest(&format!("sha256:{id}"));
+        complete_or_panic(build).await.expect("no panic")
+    }
+}
+
+async fn versions(builder: &TestBuilder) -> Vec<Value> {
+    let answer = ask(builder, Method::GET, "/functions/hello/versions").await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.body["versions"].as_array().expect("a list").clone()
+}
+
+/// Waits until the versions of the function are those with these IDs and states.
+async fn wait_for_versions(builder: &TestBuilder, expected: &[(&str, &str)]) {
+    complete_or_panic(async {
+        loop {
+            let versions = versions(builder).await;
+            let found: Vec<_> = versions
+                .iter()
+                .map(|version| {
+                    (
+                        version["id"].as_str().unwrap_or(""),
+                        version["state"].as_str().unwrap_or(""),
+                    )
+                })
+                .collect();
+            if found == expected {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+async fn roll_back(builder: &TestBuilder, query: &str) -> Answer {
+    ask(
+        builder,
+        Method::POST,
+        &format!("/functions/hello/rollback?{query}"),
+    )
+    .await
+}
+
+/// Waits for the end of the rollback `id`, and returns its record.
+async fn ended(builder: &TestBuilder, id: &str) -> Value {
+    let is_ended = |answer: &Answer| {
+        answer.status == 200 && matches!(answer.body["state"].as_str(), Some("success" | "failed"))
+    };
+    ask_until(builder, id, is_ended).await.body
+}
+
+async fn next_hand_over(hand_overs: &mut UnboundedReceiver<ReceivedRequest>) -> Value {
+    let request = complete_or_panic(hand_overs.recv()).await.expect("a hand-over");
+    serde_json::from_slice(request.body()).expect("JSON")
+}
+
+/// Answers the next dry run, and returns the hand-over after it.
+async fn next_manual_hand_over(calls: &mut UnboundedReceiver<GatewayCall>) -> GatewayCall {
+    loop {
+        let call = complete_or_panic(calls.recv()).await.expect("a call");
+        match call.is_dry_run() {
+            true => call.answer(200, DRY_RUN_ACCEPTED_JSON),
+            false => return call,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_known_as_a_build() {
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2"] {
+        assert_eq!(setting.deploy(id).await.status, 200);
+    }
+    let builder = &setting.builder;
+    wait_for_versions(builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    let listed = versions(builder).await;
+    assert_eq!(
+        (&listed[0]["current"], &listed[0]["target"]),
+        (&json!(true), &json!(false))
+    );
+    assert_eq!(
+        (&listed[1]["current"], &listed[1]["target"]),
+        (&json!(false), &json!(true))
+    );
+    let [first, second] = [
+        next_hand_over(&mut hand_overs).await,
+        next_hand_over(&mut hand_overs).await,
+    ];
+
+    let begun = roll_back(builder, "id=r1").await;
+    assert!(matches!(begun.status, 200 | 202), "{}", begun.body);
+    assert_eq!(begun.body["rollback"], json!({"to": "v1", "from": "v2"}));
+    let again = next_hand_over(&mut hand_overs).await;
+    for key in ["image", "tag", "deploy"] {
+        assert_eq!(again[key], first[key], "{key}");
+    }
+    assert_eq!(again["callId"], "r1");
+    assert!(again["submittedAt"].as_str() > second["submittedAt"].as_str());
+
+    let record = ended(builder, "r1").await;
+    assert_eq!(record["state"], "success", "{record}");
+    assert_eq!(
+        record["deployment"],
+        json!({"function": "hello", "status": "ready"})
+    );
+    assert_eq!(
+        (&record["function"], &record["image"], &record["digest"]),
+        (
+            &json!("hello.openfaas-fn"),
+            &json!("registry:5000/hello:1"),
+            &json!("sha256:v1")
+        )
+    );
+    wait_for_versions(builder, &[("r1", "ready"), ("v2", "ready"), ("v1", "ready")]).await;
+    let list = ask(builder, Method::GET, "/builds?function=hello").await.body;
+    assert!(
+        list["builds"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|build| build["id"] == "r1"),
+        "{list}"
+    );
+
+    // After every builder and the history of the daemon have gone.
+    let later = builder_with(daemon::unreachable_daemon(), gateway, &setting.registry);
+    for builder in [builder, &later] {
+        let request = question(
+            PAYLOAD_KEY,
+            Method::GET,
+            "/builds/r1/log?from=1",
+            "application/x-ndjson",
+        );
+        let body = builder.send_request(request).await.into_body();
+        let body = complete_or_panic(body.collect()).await.expect("body").to_bytes();
+        let records = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let mut records: Vec<Value> = records
+            .map(|line| serde_json::from_slice(line).expect("JSON"))
+            .collect();
+        let terminal = records.pop().expect("a terminal record");
+        let lines: Vec<_> = records
+            .iter()
+            .map(|record| record["log"][0].to_string())
+            .collect();
+        assert_eq!(records[0]["seq"], 1);
+        assert!(
+            lines[0].contains("[rollback] hello.openfaas-fn to v1"),
+            "{lines:?}"
+        );
+        assert!(
+            lines.iter().any(|line| line.contains("[deploy] hello")),
+            "{lines:?}"
+        );
+        assert_eq!(
+            (&terminal["status"], &terminal["warnings"]),
+            (&json!("success"), &Value::Null)
+        );
+        assert_eq!(terminal["rollback"], json!({"to": "v1", "from": "v2"}));
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_version_is_readable_in_the_registry_or_in_the_list() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    let config =
+        json!({"deploy": {"service": "hello", "envVars": {"PASSWORD": "hunter2"}, "secrets": ["api-key"]}});
+    setting.deploy_with("v1", config).await;
+    wait_for_versions(&setting.builder, &[("v1", "ready")]).await;
+    for (key, content) in setting.registry.contents() {
+        let text = String::from_utf8_lossy(&content);
+        for plain in ["hello", "hunter2", "api-key"] {
+            assert!(!text.contains(plain), "{plain:?} is readable in {key}");
+        }
+    }
+    assert!(
+        !json!(versions(&setting.builder).await)
+            .to_string()
+            .contains("hunter2")
+    );
+}
+
+#[tokio::test]
+async fn a_version_that_was_not_deployed_is_no_version() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    let answers = [
+        ("v1", 200, READY),
+        ("v2", 422, r#"{"status":"rolled_back","reasons":["it exits"]}"#),
+    ];
+    for (id, status, body) in answers {
+        let answering = async { next_manual_hand_over(&mut calls).await.answer(status, body) };
+        let (answer, ()) = tokio::join!(setting.deploy(id), answering);
+        assert_eq!(answer.status, status, "{}", answer.body);
+    }
+    wait_for_versions(&setting.builder, &[("v1", "ready")]).await;
+}
+
+#[tokio::test]
+async fn a_rollback_during_a_deployment_replaces_what_is_being_deployed() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
+    tokio::join!(setting.deploy("v1"), answering);
+    wait_for_versions(&setting.builder, &[("v1", "ready")]).await;
+
+    let builder = setting.builder.clone();
+    let deploying = tokio::spawn(async move { setting.deploy("v2").await });
+    let second = next_manual_hand_over(&mut calls).await;
+    wait_for_versions(&builder, &[("v2", "deploying"), ("v1", "ready")]).await;
+    assert_eq!(roll_back(&builder, "id=r1").await.status, 202);
+    let rollback = next_manual_hand_over(&mut calls).await;
+    assert_eq!(rollback.body()["image"], "registry:5000/hello@sha256:v1");
+    assert!(rollback.body()["submittedAt"].as_str() > second.body()["submittedAt"].as_str());
+    let newer = r#"{"status":"superseded","reasons":["a newer build waits"],"supersededBy":"r1"}"#;
+    second.answer(409, newer);
+    rollback.answer(200, READY);
+    assert_eq!(ended(&builder, "r1").await["state"], "success");
+    let replaced = complete_or_panic(deploying).await.expect("no panic");
+    assert_eq!(
+        (replaced.status, &replaced.body["supersededBy"]),
+        (409, &json!("r1"))
+    );
+    wait_for_versions(&builder, &[("r1", "ready"), ("v1", "ready")]).await;
+}
+
+#[tokio::test]
+async fn a_build_that_was_handed_in_before_a_rollback_ends_as_superseded_by_it() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2"] {
+        let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
+        tokio::join!(setting.deploy(id), answering);
+    }
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    let builder = setting.builder.with_call_id("v3");
+    let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
+    let running = tokio::spawn(async move { builder.send_signed_build(tar).await });
+    let call = complete_or_panic(calls.recv()).await.expect("a dry run");
+    call.answer(200, DRY_RUN_ACCEPTED_JSON);
+    let (solve, _status, _session) = setting.calls.next_build_calls().await;
+
+    assert_eq!(roll_back(&setting.builder, "id=r1").await.status, 202);
+    let answer = complete_or_panic(running).await.expect("no panic");
+    assert_eq!(
+        (answer.status, &answer.body["supersededBy"]),
+        (409, &json!("r1")),
+        "{}",
+        answer.body
+    );
+    drop(solve);
+    next_manual_hand_over(&mut calls).await.answer(200, READY);
+    assert_eq!(ended(&setting.builder, "r1").await["state"], "success");
+}
+
+#[tokio::test]
+async fn a_rollback_that_is_requested_again_changes_nothing() {
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2", "v3"] {
+        setting.deploy(id).await;
+        next_hand_over(&mut hand_overs).await;
+    }
+    wait_for_versions(
+        &setting.builder,
+        &[("v3", "ready"), ("v2", "ready"), ("v1", "ready")],
+    )
+    .await;
+    let later = builder_with(daemon::unreachable_daemon(), gateway, &setting.registry);
+    roll_back(&setting.builder, "id=r1").await;
+    ended(&setting.builder, "r1").await;
+    next_hand_over(&mut hand_overs).await;
+    for builder in [&setting.builder, &later] {
+        let again = roll_back(builder, "id=r1").await;
+        assert_eq!(
+            (again.status, &again.body["state"]),
+            (200, &json!("success")),
+            "{}",
+            again.body
+        );
+        assert_eq!(again.body["rollback"], json!({"to": "v2", "from": "v3"}));
+    }
+    assert!(hand_overs.try_recv().is_err(), "it was handed over once");
+    let taken = roll_back(&setting.builder, "id=v1").await;
+    assert_eq!(taken.status, 409, "{}", taken.body);
+}
+
+#[tokio::test]
+async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2", "v3"] {
+        setting.deploy(id).await;
+        next_hand_over(&mut hand_overs).await;
+    }
+    wait_for_versions(
+        &setting.builder,
+        &[("v3", "ready"), ("v2", "ready"), ("v1", "ready")],
+    )
+    .await;
+    for (query, id, digest) in [
+        ("id=r1", "r1", "v2"),
+        ("id=r2", "r2", "v1"),
+        ("id=r3&to=v3", "r3", "v3"),
+    ] {
+        roll_back(&setting.builder, query).await;
+        assert_eq!(ended(&setting.builder, id).await["state"], "success");
+        let image = next_hand_over(&mut hand_overs).await["image"].clone();
+        assert_eq!(
+            image,
+            json!(format!("registry:5000/hello@sha256:{digest}")),
+            "{query}"
+        );
+        complete_or_panic(async {
+            while versions(&setting.builder).await[0]["state"] != "ready" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    let missing = roll_back(&setting.builder, "id=r4&to=v9").await;
+    assert_eq!(missing.status, 404);
+    let error = missing.body["error"].as_str().expect("a text");
+    assert!(
+        error.contains("no version v9") && error.contains("r3, r2, r1, v3, v2, v1"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn ten_versions_are_kept_and_older_ones_are_deleted() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    let ids: Vec<_> = (1..=14).map(|number| format!("v{number}")).collect();
+    for id in &ids {
+        setting.deploy(id).await;
+    }
+    let newest: Vec<_> = ids
+        .iter()
+        .rev()
+        .take(10)
+        .map(|id| (id.as_str(), "ready"))
+        .collect();
+    wait_for_versions(&setting.builder, &newest).await;
+    let tags = || {
+        setting
+            .registry
+            .tags("slipway/records")
+            .into_iter()
+            .filter(|tag| tag.starts_with("v-"))
+    };
+    complete_or_panic(async {
+        while tags().count() > 12 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_that_is_gone_is_refused_before_anything_is_changed() {
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2"] {
+        setting.deploy(id).await;
+        next_hand_over(&mut hand_overs).await;
+    }
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    let builder = setting
+        .builder
+        .clone()
+        .with_manifests(FakeManifestLookup::Missing);
+    let refused = roll_back(&builder, "id=r1").await;
+    assert_eq!(refused.status, 410, "{}", refused.body);
+    let error = refused.body["error"].as_str().expect("a text");
+    assert!(
+        error.contains("registry:5000/hello@sha256:v1") && error.contains("nothing was changed"),
+        "{error}"
+    );
+    assert!(hand_overs.try_recv().is_err());
+    assert_eq!(ask(&builder, Method::GET, "/builds/r1").await.status, 404);
+}
+
+#[tokio::test]
+async fn todays_deployer_refuses_a_version_before_it_is_deployed() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2"] {
+        let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
+        tokio::join!(setting.deploy(id), answering);
+    }
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    assert_eq!(roll_back(&setting.builder, "id=r1").await.status, 202);
+    let dry_run = complete_or_panic(calls.recv()).await.expect("a dry run");
+    assert!(dry_run.is_dry_run());
+    let refusal = r#"{"dryRun":true,"status":"refused","reasons":["the secret \"api-key\" does not exist"]}"#;
+    dry_run.answer(422, refusal);
+    let record = ended(&setting.builder, "r1").await;
+    assert_eq!(
+        (&record["state"], &record["code"]),
+        (&json!("failed"), &json!(422))
+    );
+    assert_eq!(
+        record["error"],
+        "the version was not deployed again: the secret \"api-key\" does not exist"
+    );
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+}
+
+#[tokio::test]
+async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
+    const KEYS: [&str; 2] = ["the payload key of acme", "the payload key of globex"];
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    let policy = |secrets: Value| {
+        json!({"tenants": {
+            "acme": {"keys": ["acme-payload"], "push": ["registry:5000/"], "secrets": secrets},
+            "globex": {"keys": ["globex-payload"]},
+        }})
+    };
+    let with_policy = |builder: TestBuilder, secrets: Value| {
+        let builder = builder.with_policy(&policy(secrets));
+        builder.write_secret("acme-payload", KEYS[0]);
+        builder.write_secret("globex-payload", KEYS[1]);
+        builder
+    };
+    setting.builder = with_policy(setting.builder, json!(["api-key"]));
+    for (id, secrets) in [("v1", json!(["api-key"])), ("v2", json!([]))] {
+        let config = json!({"deploy": {"service": "hello", "secrets": secrets}});
+        let answer = setting.deploy_signed(KEYS[0], id, config).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        next_hand_over(&mut hand_overs).await;
+    }
+    let send = async |builder: &TestBuilder, key: &str, method: Method, path: &str| {
+        Answer::from_response(builder.send_request(question(key, method, path, "*/*")).await).await
+    };
+    let list = "/functions/hello/versions";
+    let roll_back = "/functions/hello/rollback?id=r1&to=v1";
+    complete_or_panic(async {
+        loop {
+            let listed = send(&setting.builder, KEYS[0], Method::GET, list).await.body;
+            if listed["versions"][0]["state"] == "ready" && listed["versions"][1]["state"] == "ready" {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    let foreign = send(&setting.builder, KEYS[1], Method::GET, list).await;
+    assert_eq!(foreign.body["versions"], json!([]));
+    assert_eq!(
+        send(&setting.builder, KEYS[1], Method::POST, roll_back)
+            .await
+            .status,
+        404
+    );
+    let forged = send(&setting.builder, "another key", Method::POST, roll_back).await;
+    assert_eq!(forged.status, 401);
+
+    let stricter = with_policy(setting.builder.clone(), json!([]));
+    let refused = send(&stricter, KEYS[0], Method::POST, roll_back).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    let error = refused.body["error"].as_str().expect("a text");
+    assert!(
+        error.contains("api-key") && error.contains("nothing was changed"),
+        "{error}"
+    );
+    assert!(hand_overs.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn without_a_place_for_versions_or_a_deployer_that_is_called_a_rollback_is_refused_clearly() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+    let (daemon, _calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::with_gateway(daemon, &format!("http://{gateway}"));
+    let refused = roll_back(&builder, "id=r1").await;
+    assert_eq!(refused.status, 501);
+    let error = refused.body["error"].as_str().expect("a text");
+    assert!(error.contains("records_repository"), "{error}");
+    assert_eq!(
+        ask(&builder, Method::GET, "/functions/hello/versions")
+            .await
+            .status,
+        501
+    );
+
+    let registry = FakeRegistry::start().await;
+    let builder = builder
+        .with_record_store(&records_of(&registry))
+        .with_deploy_via(DeployVia::Callback);
+    let refused = roll_back(&builder, "id=r1").await;
+    assert_eq!(refused.status, 501);
+    assert!(
+        refused.body["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("deploy_via"))
+    );
+}
+
+#[tokio::test]
+async fn a_rollback_that_cannot_be_recorded_is_not_begun() {
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2"] {
+        setting.deploy(id).await;
+        next_hand_over(&mut hand_overs).await;
+    }
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    setting
+        .registry
+        .set_behaviour(RegistryBehaviour::Failing("PUT /v2/slipway/records", 503));
+    assert_eq!(roll_back(&setting.builder, "id=r1").await.status, 502);
+    setting
+        .registry
+        .set_behaviour(RegistryBehaviour::Failing("/v2/slipway/records", 503));
+    assert_eq!(roll_back(&setting.builder, "id=r2").await.status, 502);
+    assert!(hand_overs.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_deployment_waits_for_no_registry() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    setting
+        .registry
+        .set_behaviour(RegistryBehaviour::Stalling("/v2/slipway/records"));
+    let answer = tokio::time::timeout(Duration::from_secs(30), setting.deploy("v1")).await;
+    assert_eq!(answer.expect("no wait").status, 200);
+}
+
+#[tokio::test]
+async fn mistakes_in_a_request_are_named() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+    let setting = setting(gateway).await;
+    for (method, path, status, text) in [
+        (Method::POST, "/functions/hello/rollback", 400, "id is missing"),
+        (
+            Method::POST,
+            "/functions/hello/rollback?id=r1",
+            404,
+            "no version of hello.openfaas-fn",
+        ),
+        (Method::GET, "/functions/hello/rollback?id=r1", 405, "POST"),
+        (Method::POST, "/functions/hello/versions", 405, "GET"),
+    ] {
+        let answer = ask(&setting.builder, method, path).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        assert!(
+            answer.body["error"]
+                .as_str()
+                .is_some_and(|error| error.contains(text)),
+            "{}",
+            answer.body
+        );
+    }
+    let unsigned = function_host::Request::new(function_host::Body::from(Vec::new()));
+    let mut unsigned = unsigned;
+    *unsigned.method_mut() = Method::POST;
+    *unsigned.uri_mut() = "/functions/hello/rollback?id=r1".parse().expect("path");
+    let response = setting.builder.send_request(unsigned).await;
+    assert_eq!(response.status(), 401);
+    let body = response.into_body().collect().await.expect("body").to_bytes();
+    assert!(String::from_utf8_lossy(&body).contains("X-Signed-At"));
+}
