@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::builds::{BuildArguments, ListArguments, LogArguments, OpenArguments};
+use crate::builds::{BuildArguments, ListArguments, LogArguments, OpenArguments, RollbackArguments};
 use crate::dev::DevArguments;
 use crate::generated::{CompletionArguments, ManualArguments};
 use crate::policy::PolicyCommand;
@@ -48,6 +48,11 @@ pub(crate) enum Command {
     Open(OpenArguments),
     /// Cancel a build that waits or runs.
     Cancel(BuildArguments),
+    /// Deploy an earlier version of a function again, until it answers.
+    ///
+    /// The standard output is the URL of the function. A rollback counts as handed in now: builds that were handed in before it
+    /// do not replace it. The function has the image, the environment and all else that it had then.
+    Rollback(RollbackArguments),
     /// Work with the operator's policy.
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -1,4 +1,4 @@
-//! The commands about builds: `slipway builds`, `status`, `logs`, `open` and `cancel`.
+//! The commands about builds and versions: `slipway builds`, `status`, `logs`, `open`, `cancel` and `rollback`.
 
 use std::time::Duration;
 
@@ -17,10 +17,12 @@ use crate::up::{Following, LogForm, cancel_build, follow_log};
 
 mod log;
 mod open;
+mod rollback;
 mod table;
 
 pub(crate) use log::{LogArguments, logs};
 pub(crate) use open::{OpenArguments, open};
+pub(crate) use rollback::{RollbackArguments, rollback};
 
 /// The arguments of `slipway builds`.
 #[derive(Args)]

@@ -24,6 +24,10 @@ impl Verdict {
     /// that it is the one that answers is not deployed.
     pub(crate) fn of_outcome(outcome: &Value, is_strict: bool) -> Self {
         let verdict = Self::without_hint(outcome, is_strict);
+        let verdict = match outcome["rollback"].is_object() {
+            true => verdict.in_words_of_rollback(outcome),
+            false => verdict,
+        };
         // A build that was replaced or cancelled, or of which nothing is known, is what it is.
         match verdict.next.is_some() && !matches!(verdict.status, ExitStatus::Replaced) {
             true => verdict.with_hint(&outcome["hint"]),
@@ -53,6 +57,23 @@ impl Verdict {
         let log = texts(&hint["log"]).into_iter();
         self.explanation.extend(log.map(|line| format!("   {line}")));
         if let Some(next) = part("next") {
+            self.next = Some(next.to_owned());
+        }
+        self
+    }
+
+    /// Returns the verdict on a build in the words of a rollback, which builds nothing.
+    fn in_words_of_rollback(mut self, outcome: &Value) -> Self {
+        if outcome["deployment"]["status"] == "rolled_back" {
+            let reasons = texts(&outcome["deployment"]["reasons"]).join("; ");
+            self.summary = format!(
+                "the earlier version does not work any more, and the one before the rollback was restored: {reasons}"
+            );
+        } else if let Some(rest) = self.summary.strip_prefix("built, and ") {
+            self.summary = rest.to_owned();
+        }
+        if self.next.is_some() && self.status != ExitStatus::Replaced {
+            let next = "choose another version (slipway rollback FUNCTION --list), or build the source again (slipway up)";
             self.next = Some(next.to_owned());
         }
         self

@@ -1,4 +1,4 @@
-//! Builds as text.
+//! Builds and versions as text.
 
 use serde_json::Value;
 
@@ -7,26 +7,68 @@ use crate::output::printable;
 /// The titles of the columns of a list.
 const TITLES: [&str; 5] = ["ID", "STATE", "SUBMITTED", "FUNCTION", "IMAGE"];
 
+/// The titles of the columns of a list of versions.
+const VERSION_TITLES: [&str; 6] = ["ID", "STATE", "SUBMITTED", "IMAGE", "DIGEST", ""];
+
+/// The characters of a digest that are enough for people.
+const SHORT_DIGEST: usize = "sha256:".len() + 12;
+
 /// Returns the lines of a list of builds, with titles.
 pub(super) fn lines_of_list(builds: &[Value]) -> Vec<String> {
-    let text = |build: &Value, key: &str| printable(build[key].as_str().unwrap_or("-"));
     let rows = builds.iter().map(|build| {
-        let submitted = text(build, "submittedAt");
-        // Seconds are enough for people.
-        let submitted = submitted
-            .split_once('.')
-            .map(|(seconds, _)| format!("{seconds}Z"))
-            .unwrap_or(submitted);
         [
             text(build, "id"),
             text(build, "state"),
-            submitted,
+            time_in_seconds(build),
             text(build, "function"),
             text(build, "image"),
         ]
     });
-    let rows: Vec<_> = [TITLES.map(str::to_owned)].into_iter().chain(rows).collect();
-    let mut widths = [0; TITLES.len()];
+    aligned(TITLES, rows)
+}
+
+/// Returns the lines of a list of versions, with titles.
+pub(super) fn lines_of_versions(versions: &[Value]) -> Vec<String> {
+    let rows = versions.iter().map(|version| {
+        let note = match (version["current"].as_bool(), version["target"].as_bool()) {
+            (Some(true), _) => "current",
+            (_, Some(true)) => "the next rollback",
+            _ => "",
+        };
+        let note = match version["rollback"]["to"].as_str() {
+            Some(to) => format!("rollback to {}  {note}", printable(to)),
+            None => note.to_owned(),
+        };
+        [
+            text(version, "id"),
+            text(version, "state"),
+            time_in_seconds(version),
+            text(version, "image"),
+            text(version, "digest").chars().take(SHORT_DIGEST).collect(),
+            note,
+        ]
+    });
+    aligned(VERSION_TITLES, rows)
+}
+
+/// Returns a text of a build or a version, or a hyphen.
+fn text(build: &Value, key: &str) -> String {
+    printable(build[key].as_str().unwrap_or("-"))
+}
+
+/// Returns the time of a submission. Seconds are enough for people.
+fn time_in_seconds(build: &Value) -> String {
+    let submitted = text(build, "submittedAt");
+    let seconds = submitted.split_once('.');
+    seconds
+        .map(|(seconds, _)| format!("{seconds}Z"))
+        .unwrap_or(submitted)
+}
+
+/// Returns the lines of a table whose columns are as wide as their widest cells.
+fn aligned<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Vec<String> {
+    let rows: Vec<_> = [titles.map(str::to_owned)].into_iter().chain(rows).collect();
+    let mut widths = [0; N];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -72,6 +114,9 @@ pub(super) fn lines_of_build(build: &Value) -> Vec<String> {
             number("total"),
             number("cached")
         ));
+    }
+    if let Some(to) = build["rollback"]["to"].as_str() {
+        lines.push(format!("rollback to: {}", printable(to)));
     }
     let deployment = &build["deployment"];
     if let Some(status) = deployment["status"].as_str() {

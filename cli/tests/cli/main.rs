@@ -12,5 +12,6 @@ mod memory;
 mod newcomer;
 mod policy_check;
 mod project;
+mod rollback;
 mod survival;
 mod up;
