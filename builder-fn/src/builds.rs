@@ -8,6 +8,7 @@
 
 mod authentication;
 mod cancel;
+mod difference;
 mod filter;
 mod log;
 mod log_excerpt;

@@ -18,6 +18,7 @@ pub mod hand_over;
 pub mod handler;
 pub mod hint;
 mod host_port;
+mod inputs;
 pub mod metrics;
 pub mod notify;
 pub mod operator_tokens;

@@ -7,6 +7,7 @@ use builder_fn::build::Builder;
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{EventTimeouts, PoolSize, SharedKeyPool};
 use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
+use builder_fn::context::set_content_hash_key;
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
@@ -56,6 +57,10 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         };
         RecordStore::new(access, metrics.record_writes())
     });
+    if let Some(key) = store.as_ref().and_then(RecordStore::content_hash_key) {
+        // Digests of files are compared across builders.
+        set_content_hash_key(key);
+    }
     let contexts = RemoteContexts {
         credentials: credentials.clone(),
         tenants: settings.tenants.clone(),

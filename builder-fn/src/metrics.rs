@@ -152,7 +152,7 @@ impl Metrics {
             record_writes: RecordWrites(IntCounterVec::new(
                 Opts::new(
                     "slipway_build_records_total",
-                    "Records of builds for the registry, by result: written or failed.",
+                    "Records of builds and versions for the registry, by result: written or failed.",
                 ),
                 &["result"],
             )?),

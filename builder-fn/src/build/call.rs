@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::evidence::FailureEvidence;
 use crate::buildkit::BuildReference;
 use crate::builds::AcceptedBuild;
+use crate::inputs::InputsRecorder;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
 use crate::slots::QueueAdmission;
@@ -44,6 +45,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) is_submitted_again: bool,
     /// Whether the deployer has checked the deployment by a dry run.
     pub(crate) is_checked: AtomicBool,
+    /// Collects what the build is made from, for comparisons with other builds; `None` without a record store.
+    pub(crate) inputs: Option<&'a InputsRecorder>,
     /// Whether the build could not be handed back, so that it is begun even during a shutdown.
     pub(crate) is_kept: AtomicBool,
     /// What the build leaves behind that explains its failure.

@@ -58,7 +58,13 @@ impl Builder {
             });
             let mut given_way = 0;
             loop {
+                if let Some(inputs) = call.inputs {
+                    inputs.begin_attempt();
+                }
                 let mut observe = |event: &BuildEvent| {
+                    if let Some(inputs) = call.inputs {
+                        inputs.record_event(event, call.secrets.mask());
+                    }
                     step_counter.count_event(event);
                     step_spans.record_event(event);
                     call.lock_evidence().record_event(event);
@@ -296,7 +302,13 @@ impl Builder {
         call: &BuilderCall<'_>,
     ) -> Result<BuildJob, Error> {
         let lease = match context {
-            JobContext::Files(context) => self.lease_shared_key(request, &context.files).await?,
+            JobContext::Files(context) => {
+                let lease = self.lease_shared_key(request, &context.files).await?;
+                if let Some(inputs) = call.inputs {
+                    inputs.set_lease(lease.clone());
+                }
+                lease
+            }
             // The session has no files.
             JobContext::Git { .. } => Arc::new(self.keys.lease_single_use()),
         };

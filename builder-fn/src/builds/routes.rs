@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::authentication::{RejectedQuestion, verify_question};
+use super::difference::answer_difference;
 use super::filter::BuildFilter;
 use super::log::{LogFormat, LogRecordSink, LogSender};
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
@@ -38,6 +39,8 @@ pub(crate) enum BuildsRoute {
     Build(String),
     /// The route of a build's log.
     Log(String),
+    /// The route of what changed between two builds.
+    Difference(String, String),
 }
 
 impl BuildsRoute {
@@ -55,14 +58,18 @@ impl BuildsRoute {
         match rest.split_once('/') {
             None => decode(rest).map(Self::Build),
             Some((id, "log")) => decode(id).map(Self::Log),
-            Some(_) => None,
+            Some((older, rest)) => {
+                let newer = rest.strip_prefix("diff/").filter(|newer| !newer.contains('/'))?;
+                Some(Self::Difference(decode(older)?, decode(newer)?))
+            }
         }
     }
 
-    /// Returns the ID of the build that the route is for; `None` for the list.
+    /// Returns the ID of the build that the route is for; `None` for the list and for two builds, which a link to one build does
+    /// not show.
     fn id(&self) -> Option<&str> {
         match self {
-            Self::List => None,
+            Self::List | Self::Difference(..) => None,
             Self::Build(id) | Self::Log(id) => Some(id),
         }
     }
@@ -73,6 +80,7 @@ impl BuildsRoute {
             Self::List => "/builds",
             Self::Build(_) => "/builds/{id}",
             Self::Log(_) => "/builds/{id}/log",
+            Self::Difference(..) => "/builds/{id}/diff/{other}",
         }
     }
 }
@@ -90,14 +98,14 @@ impl BuilderApi {
         let method = &request.method;
         let allowed: &[Method] = match route {
             BuildsRoute::Build(_) => &[Method::GET, Method::DELETE],
-            BuildsRoute::List | BuildsRoute::Log(_) => &[Method::GET],
+            BuildsRoute::List | BuildsRoute::Log(_) | BuildsRoute::Difference(..) => &[Method::GET],
         };
         if !allowed.contains(method) {
             let names: Vec<_> = allowed.iter().map(Method::as_str).collect();
             return answer::method_not_allowed_response(&names.join(", "));
         }
         let is_page = *method == Method::GET
-            && !matches!(route, BuildsRoute::Log(_))
+            && matches!(route, BuildsRoute::List | BuildsRoute::Build(_))
             && accept::prefers_html(&request.headers);
         let question = match self.authenticate_question(&route, request, context) {
             Ok(question) => question,
@@ -121,6 +129,7 @@ impl BuilderApi {
                 Err(not_found) => answer_not_found(&not_found),
             },
             BuildsRoute::Log(id) => answer_log(lookup, id, query, request).await,
+            BuildsRoute::Difference(older, newer) => answer_difference(&lookup, &older, &newer).await,
         };
         // Also for a signed question: its answer has a link.
         page::protect(response.headers_mut());
@@ -295,7 +304,7 @@ fn answer_build(status: StatusCode, build: &FoundBuild, lookup: &BuildLookup) ->
 }
 
 /// Answers 404 for a build that was not found: the same for one that does not exist and for one of another tenant.
-fn answer_not_found(not_found: &NotFound) -> Response {
+pub(super) fn answer_not_found(not_found: &NotFound) -> Response {
     answer::error_response(StatusCode::NOT_FOUND, text_of_not_found(not_found))
 }
 
@@ -449,6 +458,12 @@ mod tests {
                 "/builds/build%2F7%20of%20a/log",
                 Some(BuildsRoute::Log("build/7 of a".into())),
             ),
+            (
+                "/builds/a/diff/b%2F1",
+                Some(BuildsRoute::Difference("a".into(), "b/1".into())),
+            ),
+            ("/builds/a/diff/", None),
+            ("/builds/a/diff/b/c", None),
             ("/builds/a/logs", None),
             ("/builds//log", None),
             ("/builds/%ff", None),

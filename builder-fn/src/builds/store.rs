@@ -33,6 +33,7 @@ mod claim;
 mod document;
 mod error;
 mod index_tag;
+mod inputs;
 mod lease;
 mod repository;
 mod seal;
@@ -250,6 +251,11 @@ impl RecordStore {
             writes,
             ended: Mutex::default(),
         }))
+    }
+
+    /// Returns the key of content hashes that all builders with the same `deploy-secret` have, if there is one.
+    pub fn content_hash_key(&self) -> Option<[u8; 32]> {
+        self.0.seal.content_hash_key()
     }
 
     /// Returns the place for the record of a build that was accepted at the time `accepted_at`.

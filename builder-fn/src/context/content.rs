@@ -1,19 +1,35 @@
 //! Short hashes of file contents, which tell different contents apart.
 
 use std::fmt;
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
-/// The random key of this process's content hashes, which is never shown.
-static CONTENT_HASH_KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
-    // 244 random bits, hashed to the length of a key.
-    let random = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
-    *blake3::hash(&random.map(uuid::Uuid::into_bytes).concat()).as_bytes()
-});
+/// The key of this process's content hashes, which is never shown.
+static CONTENT_HASH_KEY: OnceLock<[u8; 32]> = OnceLock::new();
 
-/// A hash of a file's content, for comparisons within this process. Files with the same hash have the same content.
+/// Sets the key of content hashes, so that hashes of processes with the same key can be compared. Without effect once a content
+/// was hashed: its key stays. Without a call, the key is random.
+pub fn set_content_hash_key(key: [u8; 32]) {
+    let _ = CONTENT_HASH_KEY.set(key);
+}
+
+fn content_hash_key() -> &'static [u8; 32] {
+    CONTENT_HASH_KEY.get_or_init(|| {
+        // 244 random bits, hashed to the length of a key.
+        let random = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
+        *blake3::hash(&random.map(uuid::Uuid::into_bytes).concat()).as_bytes()
+    })
+}
+
+/// Returns a name for the key of content hashes, which does not reveal it. Hashes under keys with different names cannot be
+/// compared.
+pub(crate) fn content_hash_key_name() -> String {
+    ContentHash::of(b"slipway: the name of this key").to_hex()
+}
+
+/// A hash of a file's content, for comparisons. Files with the same hash have the same content.
 ///
-/// It is 96 bits of BLAKE3 under a key that only this process has; hashes of different processes cannot be compared. There
-/// is one for each file of a context and one for each file that is remembered, so it is no longer than necessary. 96 bits are
+/// It is 96 bits of BLAKE3 under a key that only this process has, or that is derived from a secret of the operator's; hashes
+/// under different keys cannot be compared. There is one for each file of a context and one for each file that is remembered, so it is no longer than necessary. 96 bits are
 /// enough: without the key and without seeing a hash, nobody can search for a collision, which leaves chance. Contents are
 /// compared only if everything else that is known of two files is equal, and then two different contents have the same hash
 /// with a probability of 2⁻⁹⁶.
@@ -31,11 +47,16 @@ impl ContentHash {
         hasher.hash_piece(content);
         hasher.finish_and_reset()
     }
+
+    /// Returns the hash in hexadecimal digits.
+    pub(crate) fn to_hex(self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 impl Default for ContentHasher {
     fn default() -> Self {
-        Self(blake3::Hasher::new_keyed(&CONTENT_HASH_KEY))
+        Self(blake3::Hasher::new_keyed(content_hash_key()))
     }
 }
 

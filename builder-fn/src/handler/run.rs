@@ -11,8 +11,9 @@ use crate::answer::{Answer, AnswerFields};
 use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
 use crate::buildkit::SecretStore;
-use crate::builds::{BuildPhase, LinkSigner, outcome_fields};
+use crate::builds::{BuildPhase, LinkSigner, RecordKey, outcome_fields};
 use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET};
+use crate::inputs::{BuildInputs, InputsRecorder};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
 use crate::notify::{CommitState, Receiver, StatusReceiver};
 use crate::redact::{SecretMask, TraceMask};
@@ -111,6 +112,7 @@ impl BuilderApi {
         });
         let mut status = None;
         let mut hint = None;
+        let inputs = self.builder.records.store().map(|_| InputsRecorder::default());
         let result = match ready {
             Ok((secrets, receiver)) => {
                 status = receiver
@@ -129,6 +131,7 @@ impl BuilderApi {
                     is_checked: AtomicBool::new(false),
                     is_kept: AtomicBool::new(false),
                     evidence: Mutex::default(),
+                    inputs: inputs.as_ref(),
                 };
                 let result = span
                     .run(self.build_or_hand_back(&request, &call, exchange, &mut lines, log))
@@ -193,6 +196,16 @@ impl BuilderApi {
             true => accepted.reject_for_now(outcome),
             false => accepted.end(phase, outcome),
         };
+        if let (Some(store), Some(inputs)) = (self.builder.records.store(), inputs)
+            && inputs.has_steps()
+        {
+            let key = RecordKey {
+                tenant: request.tenant().map(|tenant| tenant.name().to_string()),
+                id: context.call_id().to_owned(),
+            };
+            let inputs = inputs.into_inputs(BuildInputs::of_config(&request.config));
+            store.record_inputs(key, inputs, context.shutdown().begin_background_work());
+        }
         if exchange.outlives_its_caller() {
             written.wait().await;
         }

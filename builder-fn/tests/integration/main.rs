@@ -6,6 +6,7 @@ mod builds;
 mod captured_log;
 mod commit_statuses;
 mod daemon;
+mod difference;
 mod dry_run;
 mod files;
 mod gateway;

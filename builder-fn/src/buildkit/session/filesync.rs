@@ -42,6 +42,9 @@ pub(in crate::buildkit) const UNCHECKED_SOURCES_ERROR: &str = "this BuildKit doe
 /// once they went through the daemon.
 pub(in crate::buildkit) const BUILDER_FAULT_PREFIX: &str = "error from sender: builder-fn could not ";
 
+/// The name by which BuildKit requests the files of the context.
+const CONTEXT_FOLDER: &str = "context";
+
 /// The error for a context whose entries could not be listed.
 const LISTING_ERROR: &str = "builder-fn could not list the context";
 /// The error for a file whose content could not be read.
@@ -123,6 +126,8 @@ struct FileTransfer {
     lease: Arc<KeyLease>,
     /// The announced entries of the context, by the number of their STAT packets.
     entries: Arc<ContextView>,
+    /// Whether the transfer is that of the context, and not of the Dockerfile.
+    is_context: bool,
     guard: Arc<Mutex<TransferGuard>>,
 }
 
@@ -143,6 +148,7 @@ impl FileTransfer {
         );
         Ok(Self {
             guard: Arc::new(Mutex::new(sync.lease.begin_transfer())),
+            is_context: folder.name == CONTEXT_FOLDER,
             context: sync.context.clone(),
             lease: sync.lease.clone(),
             entries: entries.into(),
@@ -164,8 +170,15 @@ impl FileTransfer {
 
     /// Marks the transfer as complete, and returns its FIN packet.
     async fn complete_with_fin_packet(self) -> Result<Packet, Status> {
-        let completing =
-            move || self.update_guard(|guard| guard.complete_transfer(&self.context, &self.entries));
+        let completing = move || {
+            let mut contents = None;
+            self.update_guard(|guard| contents = guard.complete_transfer(&self.context, &self.entries));
+            if let Some(contents) = contents.filter(|_| self.is_context) {
+                // On yet another thread: the daemon does not wait for it.
+                self.lease
+                    .list_files(self.context.clone(), self.entries.clone(), contents);
+            }
+        };
         // As listing the entries, this takes a while for a large context.
         tokio::task::spawn_blocking(completing)
             .await

@@ -16,7 +16,7 @@ const FINGERPRINTS_PER_LIST: usize = 1024;
 
 /// The content hash that marks an entry that was announced with different contents, or with a content whose hash is not
 /// known. A content with this very hash, of which there is one in 2⁹⁶, counts as different too.
-const DIFFERENT_CONTENTS_MARK: ContentHash = ContentHash([0xff; 12]);
+pub(super) const DIFFERENT_CONTENTS_MARK: ContentHash = ContentHash([0xff; 12]);
 
 /// The result of comparing an entry of a context with the daemon's possible copies of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,40 +116,50 @@ impl AnnouncedEntries {
     }
 
     /// Adds the entries of a new announcement. `each` calls the function that it is given for every one of them, with the
-    /// hash of a file's content if the file was sent, and is called twice.
+    /// hash of a file's content if the file was sent, and is called twice. `known` gets, in the same order, the hash of what
+    /// the daemon has of each entry, [`DIFFERENT_CONTENTS_MARK`] if nobody knows.
     ///
     /// A file that was not sent is the one that the daemon has, if one with its path and stat was announced before.
     /// Otherwise nobody knows what the daemon has.
     pub(super) fn add_announcement(
         &mut self,
         each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>, Option<ContentHash>)),
+        mut known: impl FnMut(ContentHash),
     ) {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
         each(&mut |path, entry, sent| {
-            if let Some(identity) = self.identity(path, entry) {
-                let list = self.list_index(identity);
-                match find_fingerprint(&self.lists[list], identity) {
-                    Ok(at) => {
-                        if let Some(content) = unnoticed_parts_hash_if_sent(entry, sent) {
-                            self.lists[list][at].merge_content(content);
-                        }
+            let Some(identity) = self.identity(path, entry) else {
+                return known(ContentHash::default());
+            };
+            let list = self.list_index(identity);
+            let content = unnoticed_parts_hash_if_sent(entry, sent);
+            match find_fingerprint(&self.lists[list], identity) {
+                Ok(at) => {
+                    let fingerprint = &mut self.lists[list][at];
+                    if let Some(content) = content {
+                        fingerprint.merge_content(content);
                     }
-                    Err(_) => new[list] += 1,
+                    // What was sent is known, whatever was sent before under the same identity.
+                    known(content.unwrap_or(fingerprint.content));
+                }
+                Err(_) => {
+                    new[list] += 1;
+                    known(content.unwrap_or(DIFFERENT_CONTENTS_MARK));
                 }
             }
         });
         if new.iter().all(|new| *new == 0) {
             return;
         }
-        let known: Vec<usize> = self.lists.iter().map(Vec::len).collect();
+        let lengths: Vec<usize> = self.lists.iter().map(Vec::len).collect();
         for (list, new) in self.lists.iter_mut().zip(new) {
             list.reserve_exact(new);
         }
         each(&mut |path, entry, sent| {
             if let Some(identity) = self.identity(path, entry) {
                 let list = self.list_index(identity);
-                if find_fingerprint(&self.lists[list][..known[list]], identity).is_err() {
+                if find_fingerprint(&self.lists[list][..lengths[list]], identity).is_err() {
                     let content =
                         unnoticed_parts_hash_if_sent(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
                     self.lists[list].push(EntryFingerprint { identity, content });
@@ -226,7 +236,7 @@ fn unnoticed_parts_hash_if_sent(entry: &Entry<'_>, sent: Option<ContentHash>) ->
 /// Hashes the parts of an entry whose change BuildKit does not notice, or does not take into its checksum: of a file,
 /// its content, whose hash is `content`, and its extended attributes; of a folder, its mode and its extended
 /// attributes.
-fn hash_unnoticed_parts(content: ContentHash, entry: &Entry<'_>) -> ContentHash {
+pub(super) fn hash_unnoticed_parts(content: ContentHash, entry: &Entry<'_>) -> ContentHash {
     match entry.kind {
         Kind::File { .. } if entry.xattrs.is_empty() => content,
         Kind::File { .. } => hash_with_attributes(&content.0, entry),
@@ -286,7 +296,7 @@ mod tests {
     fn compare_after(announced: &[EntryAtPath], (path, entry, content): EntryAtPath) -> CopyComparison {
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
         for (path, entry, content) in announced {
-            announcements.add_announcement(|visit| visit(path, entry, Some(*content)));
+            announcements.add_announcement(|visit| visit(path, entry, Some(*content)), |_| {});
         }
         announcements.compare_with_announced(path, &entry, || Some(content))
     }
@@ -363,7 +373,10 @@ mod tests {
         }
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
         let content = Some(file_with_content(1).2);
-        announcements.add_announcement(|visit| visit("a/b", &file_with_attributes(&packed[0]), content));
+        announcements.add_announcement(
+            |visit| visit("a/b", &file_with_attributes(&packed[0]), content),
+            |_| {},
+        );
         assert_eq!(
             announcements.compare_with_announced("a/b", &file_with_attributes(&packed[0]), || content),
             CopyComparison::Same
@@ -384,9 +397,10 @@ mod tests {
         for expected in [0, 5000] {
             let mut announcements = AnnouncedEntries::with_expected_entries(expected);
             for range in [0..5000, 4000..6000, 0..6000] {
-                announcements.add_announcement(|visit| {
-                    range.clone().for_each(|at| visit(&path(at), &entry, content(at)))
-                });
+                announcements.add_announcement(
+                    |visit| range.clone().for_each(|at| visit(&path(at), &entry, content(at))),
+                    |_| {},
+                );
             }
             let compare_with_announced =
                 |at, hashed| announcements.compare_with_announced(&path(at), &entry, || content(hashed));
@@ -434,12 +448,15 @@ mod tests {
     #[test]
     fn an_entry_that_one_announcement_has_with_two_contents_counts_as_different_forever() {
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
-        announcements.add_announcement(|visit| {
-            [1, 2]
-                .map(file_with_content)
-                .iter()
-                .for_each(|(path, entry, content)| visit(path, entry, Some(*content)))
-        });
+        announcements.add_announcement(
+            |visit| {
+                [1, 2]
+                    .map(file_with_content)
+                    .iter()
+                    .for_each(|(path, entry, content)| visit(path, entry, Some(*content)))
+            },
+            |_| {},
+        );
         for content in [1, 2, 3] {
             let (path, entry, content) = file_with_content(content);
             let compared = announcements.compare_with_announced(path, &entry, || Some(content));
@@ -451,7 +468,7 @@ mod tests {
     fn a_content_that_was_never_sent_or_cannot_be_read_may_differ() {
         let (path, entry, content) = file_with_content(1);
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
-        announcements.add_announcement(|visit| visit(path, &entry, None));
+        announcements.add_announcement(|visit| visit(path, &entry, None), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || Some(content)),
             CopyComparison::MayDiffer
@@ -461,13 +478,13 @@ mod tests {
             CopyComparison::Same
         );
         let mut announcements = AnnouncedEntries::with_expected_entries(0);
-        announcements.add_announcement(|visit| visit(path, &entry, Some(content)));
+        announcements.add_announcement(|visit| visit(path, &entry, Some(content)), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || None),
             CopyComparison::MayDiffer
         );
         // Not sent again, because the daemon has it.
-        announcements.add_announcement(|visit| visit(path, &entry, None));
+        announcements.add_announcement(|visit| visit(path, &entry, None), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || Some(content)),
             CopyComparison::Same

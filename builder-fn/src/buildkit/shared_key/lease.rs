@@ -1,13 +1,16 @@
 //! The lease of a shared key to one build.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::announcements::{AnnouncedEntries, CopyComparison};
+use tokio::task::JoinHandle;
+
+use super::announcements::{AnnouncedEntries, CopyComparison, DIFFERENT_CONTENTS_MARK, hash_unnoticed_parts};
 use super::entry_set::EntrySet;
 use super::pool::{KeyRecord, MemoryReservation, SharedKeyPool};
 use super::sent_contents::{SentContents, SentPiece};
-use crate::context::{ContentHash, ContextView, SourceContext};
+use crate::context::{ContentHash, ContextView, FileTree, SourceContext};
 
 /// A shared key, leased to one build. Dropping the lease discards the key, unless it was returned to the pool.
 pub struct KeyLease {
@@ -16,6 +19,10 @@ pub struct KeyLease {
     /// The numbers of the files that the daemon is made to request, whatever copies it has.
     forced: EntrySet,
     state: Mutex<LeaseState>,
+    /// Whether somebody wants the files of the transfers listed.
+    is_listed: AtomicBool,
+    /// The listing of the files of the last complete transfer of the context.
+    listing: Mutex<Option<JoinHandle<FileTree>>>,
 }
 
 /// The state of a lease, which its transfers change.
@@ -139,6 +146,8 @@ impl KeyLease {
                 open_transfers: 0,
                 is_broken: false,
             }),
+            is_listed: AtomicBool::new(false),
+            listing: Mutex::default(),
         }
     }
 
@@ -186,27 +195,72 @@ impl KeyLease {
     }
 
     /// Records the entries of `view`, with the contents that were sent. A forced file is recorded as one with different
-    /// contents, so that it is forced from then on.
+    /// contents, so that it is forced from then on. Returns the hash of each entry's content, [`DIFFERENT_CONTENTS_MARK`] if it
+    /// is not known.
     fn record_announced_entries(
         &self,
         record: &mut KeyRecord,
         context: &SourceContext,
         view: &ContextView,
         sent: &SentContents,
-    ) {
+    ) -> Vec<ContentHash> {
         let index = context.index();
-        record.announcements.add_announcement(|visit| {
-            let mut path = String::new();
-            for visible in view.iter() {
-                index.write_path(visible.entry, &mut path);
-                // The daemon makes a hard link of the file that it has, without a request.
-                let content = match self.is_forced(visible.entry) {
-                    true => Some(ContentHash::default()),
-                    false => sent.hash_of_whole_file(visible.link.unwrap_or(visible.entry)),
-                };
-                visit(&path, &index.entry_by_number(visible.entry), content);
+        let mut contents = Vec::with_capacity(view.len());
+        record.announcements.add_announcement(
+            |visit| {
+                let mut path = String::new();
+                for visible in view.iter() {
+                    index.write_path(visible.entry, &mut path);
+                    // The daemon makes a hard link of the file that it has, without a request.
+                    let content = match self.is_forced(visible.entry) {
+                        true => Some(ContentHash::default()),
+                        false => sent.hash_of_whole_file(visible.link.unwrap_or(visible.entry)),
+                    };
+                    visit(&path, &index.entry_by_number(visible.entry), content);
+                }
+            },
+            |content| contents.push(content),
+        );
+        if self.forced.len() > 0 {
+            for (content, visible) in contents.iter_mut().zip(view.iter()) {
+                if self.is_forced(visible.entry) {
+                    let entry = index.entry_by_number(visible.entry);
+                    let hash = sent.hash_of_whole_file(visible.link.unwrap_or(visible.entry));
+                    let hash = hash.map(|hash| hash_unnoticed_parts(hash, &entry));
+                    *content = hash.unwrap_or(DIFFERENT_CONTENTS_MARK);
+                }
             }
+        }
+        contents
+    }
+
+    /// Has the files of later transfers listed, for [`listed_files`](Self::listed_files).
+    pub(crate) fn request_listing(&self) {
+        self.is_listed.store(true, Ordering::Relaxed);
+    }
+
+    /// Lists the files of a transfer on another thread, for [`listed_files`](Self::listed_files). `contents` has the hash of
+    /// each entry's content.
+    pub(in crate::buildkit) fn list_files(
+        &self,
+        context: Arc<SourceContext>,
+        view: Arc<ContextView>,
+        contents: Vec<ContentHash>,
+    ) {
+        if !self.is_listed.load(Ordering::Relaxed) {
+            return;
+        }
+        let listing = tokio::task::spawn_blocking(move || {
+            FileTree::of_view(context.index(), &view, &contents, DIFFERENT_CONTENTS_MARK)
         });
+        *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing);
+    }
+
+    /// Returns the digests of the files that the last complete transfer of the context announced, once; `None` if there was
+    /// none, or their contents are not remembered.
+    pub(crate) async fn listed_files(&self) -> Option<FileTree> {
+        let listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        listing?.await.ok()
     }
 
     fn lock_state(&self) -> MutexGuard<'_, LeaseState> {
@@ -239,17 +293,23 @@ impl TransferGuard {
     }
 
     /// Marks the transfer, which announced `view` of `context`, as complete: the daemon has everything that it requested.
-    /// Records the announced entries.
-    pub(in crate::buildkit) fn complete_transfer(&mut self, context: &SourceContext, view: &ContextView) {
+    /// Records the announced entries, and returns the hash of each one's content; `None` if they are not remembered.
+    pub(in crate::buildkit) fn complete_transfer(
+        &mut self,
+        context: &SourceContext,
+        view: &ContextView,
+    ) -> Option<Vec<ContentHash>> {
+        let mut contents = None;
         if !std::mem::replace(&mut self.is_complete, true) {
             let lease = self.lease.clone();
             let mut state = lease.lock_state();
             state.open_transfers -= 1;
             if let (Some((record, _)), Some(sent)) = (&mut state.record, self.sent.take()) {
-                lease.record_announced_entries(record, context, view, &sent);
+                contents = Some(lease.record_announced_entries(record, context, view, &sent));
             }
         }
         tracing::debug!(files = self.files, bytes = self.bytes, "files sent");
+        contents
     }
 }
 

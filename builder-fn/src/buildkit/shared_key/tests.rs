@@ -6,11 +6,11 @@ use std::sync::Arc;
 use function_host::prometheus::IntCounter;
 use proptest::prelude::*;
 
-use super::announcements::AnnouncedEntries;
+use super::announcements::{AnnouncedEntries, DIFFERENT_CONTENTS_MARK, hash_unnoticed_parts};
 use super::pool::ANNOUNCEMENT_MEMORY_MAX_BYTES;
 use super::*;
 use crate::context::{
-    Entry, ExtendedAttributes, Index, Kind, SourceContext, Spool, ViewEntry, ViewFilter, view,
+    ContentHash, Entry, ExtendedAttributes, Index, Kind, SourceContext, Spool, ViewEntry, ViewFilter, view,
 };
 
 fn empty_key_pool() -> SharedKeyPool {
@@ -118,7 +118,10 @@ impl DaemonModel {
             kept.insert(at, StoredEntry { checksum, ..sent });
         }
         let result = kept.clone();
-        transfer.complete_transfer(context, &announced_view);
+        let contents = transfer.complete_transfer(context, &announced_view);
+        for (hash, visible) in contents.into_iter().flatten().zip(announced_view.iter()) {
+            assert_hash_is_right(context, visible, hash);
+        }
         result
     }
 }
@@ -275,6 +278,15 @@ fn read_content(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
     content
 }
 
+/// Asserts that the hash of an entry after its transfer is that of its content, unless it is not known.
+fn assert_hash_is_right(context: &SourceContext, visible: ViewEntry, hash: ContentHash) {
+    let entry = context.entry_by_number(visible.entry);
+    if matches!(entry.kind, Kind::File { .. }) && hash != DIFFERENT_CONTENTS_MARK {
+        let content = ContentHash::of(&read_content(context, entry));
+        assert_eq!(hash, hash_unnoticed_parts(content, &entry));
+    }
+}
+
 /// Sends the content of an entry, unless it is a link, which the daemon makes itself.
 fn send_entry_content(transfer: &mut TransferGuard, context: &SourceContext, visible: ViewEntry) {
     let entry = context.entry_by_number(visible.entry);
@@ -390,6 +402,37 @@ fn context_with_content(content: u8) -> SourceContext {
         entry_spec("a", SpecKind::File, content, 1, 0),
         entry_spec("b", SpecKind::File, 7, 1, 0),
     ])
+}
+
+#[tokio::test]
+async fn the_files_of_a_build_are_listed_whether_they_were_sent_again_or_not() {
+    let keys = empty_key_pool();
+    let list = async |context: SourceContext, sends_all: bool| {
+        let lease = Arc::new(keys.lease_for_image(IMAGE, &context));
+        lease.request_listing();
+        let everything = view(&context, &ViewFilter::default()).expect("patterns");
+        let mut transfer = lease.begin_transfer();
+        for visible in everything
+            .iter()
+            .filter(|visible| sends_all || lease.is_forced(visible.entry))
+        {
+            send_entry_content(&mut transfer, &context, visible);
+        }
+        let contents = transfer
+            .complete_transfer(&context, &everything)
+            .expect("they are remembered");
+        lease.list_files(Arc::new(context), Arc::new(everything), contents);
+        lease.return_to_pool();
+        lease.listed_files().await.expect("a listing")
+    };
+    let first = list(context_with_content(1), true).await;
+    assert_eq!(list(context_with_content(1), false).await, first);
+    let changed = list(context_with_content(2), false).await;
+    let difference = first.compare_with(&changed, 10);
+    assert_eq!(
+        (difference.changed, difference.unknown),
+        (vec!["a".to_owned()], 0)
+    );
 }
 
 #[test]

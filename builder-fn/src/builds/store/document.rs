@@ -22,7 +22,10 @@ const BODY_ARTIFACT_TYPE: &str = "application/vnd.slipway.accepted-request.v1";
 /// The type of the artifacts that are versions of functions.
 const VERSION_ARTIFACT_TYPE: &str = "application/vnd.slipway.function-version.v1";
 
-/// The annotation with the sealed record, body or version, in base64.
+/// The type of the artifacts that say what a build was made from.
+const INPUTS_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-inputs.v1";
+
+/// The annotation with what is sealed, in base64.
 const SEALED_ANNOTATION: &str = "io.slipway.sealed";
 
 /// The annotation with the number of a sign.
@@ -163,6 +166,11 @@ impl RecordManifest {
     /// Returns the manifest of an artifact that is a sealed version of a function.
     pub(super) fn of_version(sealed: &[u8]) -> Self {
         Self::with_annotation(VERSION_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
+    }
+
+    /// Returns the manifest of an artifact that says, sealed, what a build was made from.
+    pub(super) fn of_inputs(sealed: &[u8]) -> Self {
+        Self::with_annotation(INPUTS_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
     }
 
     /// Returns the manifest of the sign number `beat` that a process lives.

@@ -2,8 +2,8 @@
 //!
 //! `r-HASH` is the current record of a build, and `i-TIME-OWNER-HASH` its entry in the index. TIME is that of the acceptance
 //! in milliseconds since 1970, OWNER the process that accepted the call, and HASH the SHA-256 of tenant and ID; all of them
-//! in hexadecimal digits of a fixed length. `b-HASH` is the body of a request, and `o-OWNER` the sign
-//! that a process lives. A tag has at most 128 characters.
+//! in hexadecimal digits of a fixed length. `b-HASH` is the body of a request, `m-HASH` what the
+//! build was made from, and `o-OWNER` the sign that a process lives. A tag has at most 128 characters.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -74,6 +74,11 @@ impl IndexTag {
         format!("b-{}", self.hash)
     }
 
+    /// Returns the tag of what the same build was made from.
+    pub(super) fn inputs_tag(&self) -> String {
+        format!("m-{}", self.hash)
+    }
+
     /// Returns the hash of the build's tenant and ID.
     pub(super) fn hash(&self) -> &str {
         &self.hash
@@ -107,6 +112,11 @@ impl fmt::Display for IndexTag {
 /// Returns the tag of a build's current record.
 pub(super) fn record_tag(key: &RecordKey) -> String {
     format!("r-{}", hash_of(key))
+}
+
+/// Returns the tag of what a build was made from.
+pub(super) fn inputs_tag(key: &RecordKey) -> String {
+    format!("m-{}", hash_of(key))
 }
 
 /// Returns a tag after which come the entries that were accepted since `time`, in the order of tags by name.

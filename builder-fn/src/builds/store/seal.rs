@@ -25,6 +25,8 @@ pub(super) enum SealedContent {
     Body,
     /// A version of a function.
     Version,
+    /// What a build was made from.
+    Inputs,
 }
 
 impl SealedContent {
@@ -34,6 +36,7 @@ impl SealedContent {
             Self::Record => "slipway: key for the records of builds of the tenant ",
             Self::Body => "slipway: key for the accepted requests of the tenant ",
             Self::Version => "slipway: key for the versions of functions of the tenant ",
+            Self::Inputs => "slipway: key for the inputs of builds of the tenant ",
         }
     }
 }
@@ -47,6 +50,19 @@ pub(super) struct RecordSeal {
 impl RecordSeal {
     pub(super) fn new(secrets: Secrets) -> Self {
         Self { secrets }
+    }
+
+    /// Derives the key of content hashes from the secret; `None` if it has none.
+    pub(super) fn content_hash_key(&self) -> Option<[u8; 32]> {
+        let secret = self.secrets.read_secret(DEPLOY_SECRET_NAME).ok()?;
+        let mut lines = secret
+            .expose()
+            .split(|byte| *byte == b'\n')
+            .map(<[u8]>::trim_ascii);
+        let first = lines.find(|line| !line.is_empty())?;
+        let mut derivation = Hmac::<Sha256>::new_from_slice(first).ok()?;
+        derivation.update(b"slipway: key for the hashes of contents");
+        Some(derivation.finalize().into_bytes().into())
     }
 
     /// Seals `plain` for the records of a tenant.

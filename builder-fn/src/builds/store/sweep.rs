@@ -41,6 +41,7 @@ impl RecordStore {
             let mut tags = vec![entry.to_string()];
             if !kept_builds.contains(entry.hash()) {
                 tags.push(entry.body_tag());
+                tags.push(entry.inputs_tag());
             }
             for tag in tags {
                 // With the manifest, all its tags are deleted. A newer record of the same build has another manifest.

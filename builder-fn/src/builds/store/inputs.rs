@@ -1,0 +1,94 @@
+//! Stores what builds were made from, each beside the record of its build.
+
+use function_host::ErrorChain;
+
+use super::document::RecordManifest;
+use super::seal::SealedContent;
+use super::{END_TIMEOUT, PENDING_MAX, PendingRecord, RecordStore, StoreError, index_tag, lock};
+use crate::builds::RecordKey;
+use crate::inputs::BuildInputs;
+
+impl RecordStore {
+    /// Writes in the background what a build was made from. It is tried once: nothing but comparisons needs it. `work` is
+    /// dropped after that.
+    pub(crate) fn record_inputs(
+        &self,
+        key: RecordKey,
+        inputs: impl Future<Output = BuildInputs> + Send + 'static,
+        work: impl Send + 'static,
+    ) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let pending = {
+            let mut pending = lock(&self.0.pending);
+            let count = pending.entry(key.tenant.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        let guard = PendingRecord {
+            store: self.clone(),
+            tenant: key.tenant.clone(),
+        };
+        if pending > PENDING_MAX {
+            return;
+        }
+        let store = self.clone();
+        runtime.spawn(async move {
+            let _guards = (work, guard);
+            let inputs = inputs.await;
+            let writing = tokio::time::timeout(END_TIMEOUT, store.write_inputs(&key, &inputs));
+            let written = match writing.await {
+                Ok(written) => written,
+                Err(_) => Err(StoreError::Timeout { limit: END_TIMEOUT }),
+            };
+            store.0.writes.count(written.is_ok());
+            if let Err(error) = written {
+                tracing::warn!(
+                    call_id = key.id,
+                    error = %ErrorChain(&error),
+                    "could not record what a build was made from"
+                );
+            }
+        });
+    }
+
+    async fn write_inputs(&self, key: &RecordKey, inputs: &BuildInputs) -> Result<(), StoreError> {
+        let _writer = self.0.writers.acquire().await;
+        // With the ID: what was copied to another tag is not what its build was made from.
+        let json = serde_json::to_vec(&(&key.id, inputs)).map_err(|_| StoreError::Malformed)?;
+        let sealed = self.0.seal.seal(SealedContent::Inputs, &key.tenant, &json)?;
+        let manifest = RecordManifest::of_inputs(&sealed);
+        let tag = index_tag::inputs_tag(key);
+        self.0.repository.put(&key.tenant, &tag, &manifest).await
+    }
+
+    /// Reads what a build was made from, if that is recorded.
+    ///
+    /// # Errors
+    /// Fails if the registry does not answer in a short time.
+    pub(crate) async fn read_inputs(&self, key: &RecordKey) -> Result<Option<BuildInputs>, StoreError> {
+        let limit = self.0.times.exchange;
+        let reading = async {
+            let tag = index_tag::inputs_tag(key);
+            let Some(manifest) = self.0.repository.get(&key.tenant, &tag).await? else {
+                return Ok(None);
+            };
+            let opened = RecordManifest::sealed_content(&manifest)
+                .and_then(|sealed| self.0.seal.open(SealedContent::Inputs, &key.tenant, &sealed));
+            match opened {
+                Ok(json) => {
+                    let read: Option<(String, BuildInputs)> = serde_json::from_slice(&json).ok();
+                    Ok(read.filter(|(id, _)| *id == key.id).map(|(_, inputs)| inputs))
+                }
+                // Sealed with a key that is gone, or something else.
+                Err(StoreError::OtherKey | StoreError::Malformed) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        match tokio::time::timeout(limit, reading).await {
+            Ok(read) => read,
+            Err(_) => Err(StoreError::Timeout { limit }),
+        }
+    }
+}

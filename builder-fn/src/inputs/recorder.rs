@@ -1,0 +1,104 @@
+//! Collects what a build is made from while it runs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::{BuildInputs, StepRecord};
+use crate::buildkit::{BuildEvent, KeyLease};
+use crate::redact::SecretMask;
+
+/// The limit on the steps of a record.
+const STEPS_MAX: usize = 400;
+
+/// The longest name of a step in a record, in characters.
+const NAME_MAX: usize = 300;
+
+/// The longest wait for the listing of a context's files, once the build has ended.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Collects what one build is made from.
+#[derive(Debug, Default)]
+pub(crate) struct InputsRecorder(Mutex<RecordedInputs>);
+
+#[derive(Debug, Default)]
+struct RecordedInputs {
+    /// The steps by BuildKit's digests of them.
+    steps: HashMap<String, (SystemTime, StepRecord)>,
+    left_out: usize,
+    /// The lease of the last attempt with files, which has their digests.
+    lease: Option<Arc<KeyLease>>,
+}
+
+impl InputsRecorder {
+    /// Forgets the steps of an attempt that failed, before the next one.
+    pub(crate) fn begin_attempt(&self) {
+        let mut recorded = self.lock();
+        recorded.steps.clear();
+        recorded.left_out = 0;
+    }
+
+    /// Takes the digests of the context's files from `lease` later.
+    pub(crate) fn set_lease(&self, lease: Arc<KeyLease>) {
+        lease.request_listing();
+        self.lock().lease = Some(lease);
+    }
+
+    /// Records the step that `event` ends. Secrets in its name are masked.
+    pub(crate) fn record_event(&self, event: &BuildEvent, mask: &SecretMask) {
+        let BuildEvent::StepEnded {
+            digest,
+            name,
+            started,
+            ended,
+            cached,
+            error,
+            ..
+        } = event
+        else {
+            return;
+        };
+        let mut recorded = self.lock();
+        if recorded.steps.len() >= STEPS_MAX && !recorded.steps.contains_key(digest) {
+            recorded.left_out += 1;
+            return;
+        }
+        let began = started.unwrap_or(*ended);
+        let took = ended.duration_since(began).unwrap_or_default();
+        let step = StepRecord {
+            name: mask.mask_text(name).chars().take(NAME_MAX).collect(),
+            cached: *cached,
+            seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
+            failed: !error.is_empty(),
+        };
+        recorded.steps.insert(digest.clone(), (began, step));
+    }
+
+    /// Returns what was recorded of a build, with what its config has of its inputs, once the listing of its files is there.
+    pub(crate) async fn into_inputs(self, of_config: BuildInputs) -> BuildInputs {
+        let recorded = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut steps: Vec<_> = recorded.steps.into_values().collect();
+        steps.sort_by(|(one, a), (other, b)| one.cmp(other).then_with(|| a.name.cmp(&b.name)));
+        let files = match recorded.lease {
+            Some(lease) => tokio::time::timeout(LISTING_TIMEOUT, lease.listed_files())
+                .await
+                .unwrap_or_default(),
+            None => None,
+        };
+        BuildInputs {
+            steps: steps.into_iter().map(|(_, step)| step).collect(),
+            steps_left_out: recorded.left_out,
+            files,
+            ..of_config
+        }
+    }
+
+    /// Returns whether a step ended.
+    pub(crate) fn has_steps(&self) -> bool {
+        !self.lock().steps.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RecordedInputs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
