@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::builds::{BuildArguments, ListArguments, LogArguments, OpenArguments, RollbackArguments};
+use crate::builds::{
+    BuildArguments, DiffArguments, ListArguments, LogArguments, OpenArguments, RollbackArguments,
+};
 use crate::dev::DevArguments;
 use crate::generated::{CompletionArguments, ManualArguments};
 use crate::policy::PolicyCommand;
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Open(OpenArguments),
     /// Cancel a build that waits or runs.
     Cancel(BuildArguments),
+    /// Show what changed between two builds of a function: which step first lost its cache, and why; times and sizes.
+    Diff(DiffArguments),
     /// Deploy an earlier version of a function again, until it answers.
     ///
     /// The standard output is the URL of the function. A rollback counts as handed in now: builds that were handed in before it

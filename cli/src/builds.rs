@@ -1,4 +1,4 @@
-//! The commands about builds and versions: `slipway builds`, `status`, `logs`, `open`, `cancel` and `rollback`.
+//! The commands about builds and versions: `slipway builds`, `status`, `logs`, `open`, `cancel`, `rollback` and `diff`.
 
 use std::time::Duration;
 
@@ -15,11 +15,13 @@ use crate::settings::ConnectionArguments;
 use crate::stack_file::StackFile;
 use crate::up::{Following, LogForm, cancel_build, follow_log};
 
+mod difference;
 mod log;
 mod open;
 mod rollback;
 mod table;
 
+pub(crate) use difference::{DiffArguments, diff};
 pub(crate) use log::{LogArguments, logs};
 pub(crate) use open::{OpenArguments, open};
 pub(crate) use rollback::{RollbackArguments, rollback};

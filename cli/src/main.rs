@@ -63,6 +63,7 @@ fn run(arguments: Arguments) -> Result<ExitStatus, Failure> {
             Command::Logs(arguments) => builds::logs(&arguments).await,
             Command::Open(arguments) => builds::open(&arguments).await,
             Command::Cancel(arguments) => builds::cancel(&arguments).await,
+            Command::Diff(arguments) => builds::diff(&arguments).await,
             Command::Rollback(arguments) => builds::rollback(&arguments).await,
             Command::Policy(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitStatus::Success),
         }

@@ -9,7 +9,7 @@ async fn every_shell_has_completions_of_all_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let printed = Project::empty().run(&["completions", shell]).await;
         assert_eq!(printed.code, Some(0), "{printed:?}");
-        for command in ["up", "dev", "builds", "cancel", "rollback"] {
+        for command in ["up", "dev", "builds", "cancel", "rollback", "diff"] {
             assert!(printed.stdout.contains(command), "{shell}: {command}");
         }
     }
@@ -26,6 +26,7 @@ async fn every_command_has_a_manual_page() {
         "slipway-dev.1",
         "slipway-logs.1",
         "slipway-rollback.1",
+        "slipway-diff.1",
         "slipway-policy-check.1",
     ] {
         let text = fs::read_to_string(project.path().join("pages/man1").join(page)).expect(page);

@@ -6,6 +6,7 @@
 #![expect(clippy::expect_used, reason = "a test that cannot continue fails here")]
 
 mod builds;
+mod difference;
 mod fake_builder;
 mod generated;
 mod memory;
