@@ -182,9 +182,9 @@ impl Builder {
         }?;
         // From here on the deployer decides which version is newer. The registration still ends older builds.
         let deployment = match deployment {
-            Some((signer, deploy)) => {
+            Some((signer, _)) => {
                 call.accepted.set_phase(BuildPhase::Deploying);
-                let handing_over = self.hand_over_image(&signer, deploy, request, &solved, call, lines, log);
+                let handing_over = self.hand_over_image(&signer, request, &solved, call, lines, log);
                 Some(handing_over.await?)
             }
             None => None,

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use function_host::{Shutdown, trace};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Builder;
@@ -47,14 +47,13 @@ fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTi
 }
 
 impl Builder {
-    /// Hands the built image over to the deployer, and returns the outcome of the deployment, also a failed one.
+    /// Hands the built image over to the deployer, as the config's `deploy` says, and returns the outcome of the deployment, also a failed one.
     ///
     /// # Errors
     /// Fails if BuildKit did not report the image's digest, or another builder has to repeat the hand-over.
     pub(super) async fn hand_over_image(
         &self,
         signer: &HandOverSigner<'_>,
-        deploy: &Map<String, Value>,
         request: &BuildRequest,
         built: &BuiltImage,
         call: &BuilderCall<'_>,
@@ -77,7 +76,7 @@ impl Builder {
             image: config.image.with_digest(digest),
             tag: config.image.to_string(),
             commit: built.commit.clone(),
-            deploy: deploy.clone(),
+            deploy: config.deploy.clone().unwrap_or_default(),
             probe: config.probe.clone(),
             rollback: None,
         };

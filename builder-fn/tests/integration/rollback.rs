@@ -263,6 +263,29 @@ async fn a_version_that_was_not_deployed_is_no_version() {
 }
 
 #[tokio::test]
+async fn a_redelivered_call_that_a_newer_version_has_replaced_stays_a_version() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    let newer = r#"{"status":"superseded","reasons":["a newer build is deployed"],"supersededBy":"v2"}"#;
+    for (id, submitted_at, status, body) in [
+        ("v1", "2026-01-01T00:00:00Z", 200, READY),
+        ("v2", "2026-01-02T00:00:00Z", 200, READY),
+        ("v1", "2026-01-01T00:00:00Z", 409, newer),
+    ] {
+        let answering = async { next_manual_hand_over(&mut calls).await.answer(status, body) };
+        // Each delivery is at another builder, whose daemon knows of no other build.
+        let (daemon, daemon_calls) = daemon::start_fake_daemon();
+        setting.builder = builder_with(daemon, gateway, &setting.registry);
+        setting.calls = daemon_calls;
+        let deploying = setting.deploy_with(id, json!({"submittedAt": submitted_at}));
+        let (answer, ()) = tokio::join!(deploying, answering);
+        assert_eq!(answer.status, status, "{}", answer.body);
+        setting.builder.wait_until_background_work_ended().await;
+    }
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+}
+
+#[tokio::test]
 async fn a_rollback_during_a_deployment_replaces_what_is_being_deployed() {
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
