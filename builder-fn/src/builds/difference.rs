@@ -130,7 +130,12 @@ async fn image_bytes(lookup: &BuildLookup, record: &BuildRecord) -> Option<u64> 
     match lookup.manifests.image_layers(image, digest).await {
         // The registry does not have the image any more.
         Ok(layers) if layers.is_empty() => None,
-        Ok(layers) => Some(layers.iter().map(|layer| layer.bytes).fold(0, u64::saturating_add)),
+        Ok(layers) => Some(
+            layers
+                .iter()
+                .map(|layer| layer.bytes)
+                .fold(0, u64::saturating_add),
+        ),
         Err(error) => {
             tracing::info!(image, error = %ErrorChain(&*error), "could not look up the size of an image");
             None

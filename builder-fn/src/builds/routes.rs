@@ -228,8 +228,7 @@ impl BuilderApi {
             (StatusCode::BAD_GATEWAY, error.to_string())
         })?;
         let signature = verify_question(&check, &request.method, &request.uri, &request.headers, now);
-        let signature =
-            signature.map_err(|rejected| (StatusCode::UNAUTHORIZED, rejected.to_string()))?;
+        let signature = signature.map_err(|rejected| (StatusCode::UNAUTHORIZED, rejected.to_string()))?;
         Ok(signature.as_ref().and_then(VerifiedSignature::tenant).cloned())
     }
 }
