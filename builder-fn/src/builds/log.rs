@@ -225,9 +225,13 @@ impl LogSender {
 
     /// Sends the lines that the record of a rollback has, from the number `next` on.
     async fn send_own_lines(&mut self, build: &FoundBuild) -> Result<(), LogEnd> {
-        let mut seq = 0;
-        for line in &build.record.log {
-            self.send_line(&mut seq, line).await?;
+        for (seq, text) in (1..).zip(&build.record.log) {
+            let line = LogLine {
+                seq,
+                step: None,
+                text: text.clone(),
+            };
+            self.send_line(&line).await?;
         }
         self.sink.flush().await
     }

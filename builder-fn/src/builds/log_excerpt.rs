@@ -93,6 +93,22 @@ struct KeptLines {
 }
 
 impl LogExcerpt {
+    /// Returns the log of a rollback, which its record has.
+    fn of_rollback(build: &FoundBuild) -> Self {
+        let lines = (1..).zip(&build.record.log).map(|(seq, text)| LogLine {
+            seq,
+            step: None,
+            text: text.clone(),
+        });
+        let lines: Vec<_> = lines.collect();
+        Self {
+            next: lines.last().map_or(1, |last| last.seq + 1),
+            is_complete: build.record.phase.is_terminal(),
+            lines,
+            ..Self::without_lines(None)
+        }
+    }
+
     /// Reads a part of the log of `build`, for at most the time `wait`. What takes longer is left out.
     pub(super) async fn read(build: &FoundBuild, part: LogPart, wait: Duration) -> Self {
         let attempt = match part {
@@ -103,6 +119,9 @@ impl LogExcerpt {
             }
             LogPart::Start | LogPart::End => build.attempts.last(),
         };
+        if build.record.rollback.is_some() {
+            return Self::of_rollback(build);
+        }
         let Some(attempt) = attempt else {
             let has_begun = build.record.started_at.is_some();
             let problem = "BuildKit's history no longer has the log of this build";
