@@ -23,6 +23,7 @@ mod records;
 mod routes;
 mod store;
 
+pub(crate) use authentication::SIGNED_AT_HEADER;
 pub(crate) use page_link::LinkSigner;
 pub use page_link::PageSettings;
 pub(crate) use record::{BuildPhase, BuildRecord};

@@ -39,6 +39,11 @@ impl FunctionId {
         }
     }
 
+    /// Returns the name of the tenant, if there is one.
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.tenant.as_deref()
+    }
+
     /// Returns the name and the namespace, `NAME.NAMESPACE`.
     pub(crate) fn without_tenant(&self) -> String {
         format!("{}.{}", self.name, self.namespace)

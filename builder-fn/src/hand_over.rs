@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::error::Error;
 pub(crate) use deployment::{Deployment, DeploymentStatus, EnclosedHandOver};
 pub(crate) use document::{DryRun, HandOver};
-pub(crate) use dry_run::DryRunOutcome;
+pub(crate) use dry_run::{DeployedVersion, DryRunOutcome};
 pub(crate) use retry::RetriedFailures;
 use retry::{Backoff, GatewayReply, describe_failed_deployment, describe_transient_failure};
 

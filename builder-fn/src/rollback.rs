@@ -6,7 +6,8 @@
 //!
 //! The caller chooses the ID, and signs it. A request that is sent again therefore changes nothing, whoever sends it: the
 //! version to go back to is chosen before the ID is looked up, and the ID is recorded before anything is deployed. So a request
-//! whose ID is not recorded yet has chosen among the same versions as its first copy.
+//! whose ID is not recorded yet has chosen among the same versions as its first copy. It counts as handed in when it was signed,
+//! so that a copy of a request that was refused undoes nothing that came after it.
 
 mod error;
 mod permit;

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::hand_over::DeploymentStatus;
+use crate::hand_over::{Deployment, DeploymentStatus};
 use crate::request::time::format_rfc3339_nanos;
 
 /// The number of versions of a function that can be chosen for a rollback.
@@ -55,14 +55,20 @@ pub(crate) enum VersionState {
     Failed,
 }
 
-impl From<DeploymentStatus> for VersionState {
-    fn from(status: DeploymentStatus) -> Self {
-        match status {
-            DeploymentStatus::Ready => Self::Ready,
-            DeploymentStatus::Unverified => Self::Unverified,
-            DeploymentStatus::Sent => Self::Sent,
+impl VersionState {
+    /// Returns what the outcome of a deployment says about its version; `None` if it does not say whether the version runs.
+    pub(crate) fn of_deployment(deployment: &Deployment) -> Option<Self> {
+        // Only the deployer knows that a version does not run. A hand-over that was lost may have deployed it.
+        let is_certain = matches!(
+            deployment.answer["status"].as_str(),
+            Some("superseded" | "refused" | "rolled_back")
+        );
+        match deployment.status {
+            DeploymentStatus::Ready => Some(Self::Ready),
+            DeploymentStatus::Unverified => Some(Self::Unverified),
+            DeploymentStatus::Sent => Some(Self::Sent),
             DeploymentStatus::Superseded | DeploymentStatus::Rejected | DeploymentStatus::Failed => {
-                Self::Failed
+                is_certain.then_some(Self::Failed)
             }
         }
     }

@@ -94,6 +94,20 @@ pub(crate) struct DryRunOutcome {
     /// secrets of which it is not known whether they exist.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<String>,
+    /// The version that is deployed now, if it could be read and the caller may change the function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deployed: Option<DeployedVersion>,
+}
+
+/// The version of a function that is deployed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DeployedVersion {
+    /// The image in the function's specification.
+    pub(crate) image: String,
+    /// The call that handed the version over, if Slipway deployed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) call_id: Option<String>,
 }
 
 /// The result of a dry run.

@@ -152,7 +152,10 @@ impl Builder {
                 ),
             },
         };
-        recording.finish(deployment.status.into());
+        // A version of which it is not known whether it runs stays one that is being deployed.
+        if let Some(state) = VersionState::of_deployment(&deployment) {
+            recording.finish(state);
+        }
         log.push(lines.step_ended(&step, start.elapsed()));
         if matches!(
             deployment.status,

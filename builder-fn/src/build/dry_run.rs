@@ -39,7 +39,7 @@ pub(super) async fn check_deployment_by_dry_run(
     };
     match outcome {
         DryRunOutcome::NotAsked => Ok(()),
-        DryRunOutcome::Accepted { warnings } => {
+        DryRunOutcome::Accepted { warnings, .. } => {
             warnings
                 .iter()
                 .for_each(|warning| log.push(lines.record_warning(warning)));

@@ -63,7 +63,7 @@ impl Builder {
                 }
                 let mut observe = |event: &BuildEvent| {
                     if let Some(inputs) = call.inputs {
-                        inputs.record_event(event, call.secrets.mask());
+                        inputs.record_event(event);
                     }
                     step_counter.count_event(event);
                     step_spans.record_event(event);

@@ -11,7 +11,7 @@ use crate::request::time::{format_rfc3339, parse_rfc3339};
 use crate::request::{SIGNATURE_HEADER, SignatureCheck, VerifiedSignature};
 
 /// The header with the time at which a question was signed.
-const SIGNED_AT_HEADER: &str = "x-signed-at";
+pub(crate) const SIGNED_AT_HEADER: &str = "x-signed-at";
 
 /// How far [`SIGNED_AT_HEADER`] may be off the builder's clock.
 const SIGNED_AT_TOLERANCE: Duration = Duration::from_secs(5 * 60);

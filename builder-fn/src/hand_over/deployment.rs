@@ -91,6 +91,15 @@ impl Deployment {
         }
     }
 
+    /// Creates the refusal of a deployment that is not handed over, for `reason`.
+    pub(crate) fn refused(reason: String) -> Self {
+        Self {
+            status: DeploymentStatus::Rejected,
+            answer: json!({"status": "refused", "reasons": [reason]}),
+            enclosed: None,
+        }
+    }
+
     /// Creates the outcome of a hand-over whose result the builder will not learn. The answer has this word as its
     /// `status`.
     pub(super) fn sent(status: &str, hand_over: &HandOver<'_>) -> Self {

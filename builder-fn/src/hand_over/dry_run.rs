@@ -27,6 +27,8 @@ pub(crate) enum DryRunOutcome {
     Accepted {
         /// The deployer's remarks on fields that it ignores or takes for misspelt.
         warnings: Vec<String>,
+        /// The version that is deployed now, as far as the deployer says.
+        deployed: Option<DeployedVersion>,
     },
     /// The deployer would refuse the hand-over.
     Refused(Box<Deployment>),
@@ -38,6 +40,26 @@ pub(crate) enum DryRunOutcome {
         /// The reason why the deployer gave no verdict.
         reason: String,
     },
+}
+
+/// The version of a function that is deployed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeployedVersion {
+    /// The image in the function's specification.
+    pub(crate) image: String,
+    /// The call that handed the version over, if Slipway deployed it.
+    pub(crate) call_id: Option<String>,
+}
+
+impl DeployedVersion {
+    /// Reads the version from the answer to a dry run.
+    fn from_answer(answer: &Value) -> Option<Self> {
+        let text = |key: &str| answer["deployed"][key].as_str().map(str::to_owned);
+        Some(Self {
+            image: text("image")?,
+            call_id: text("callId"),
+        })
+    }
 }
 
 impl HandOverSigner<'_> {
@@ -87,6 +109,7 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
     match status {
         StatusCode::OK if is_dry_run => DryRunOutcome::Accepted {
             warnings: text_items(&answer["warnings"]),
+            deployed: DeployedVersion::from_answer(&answer),
         },
         StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_dry_run => {
             DryRunOutcome::Refused(Box::new(Deployment::from_answer(status, body)))

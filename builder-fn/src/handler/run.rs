@@ -112,7 +112,11 @@ impl BuilderApi {
         });
         let mut status = None;
         let mut hint = None;
-        let inputs = self.builder.records.store().map(|_| InputsRecorder::default());
+        let inputs = self
+            .builder
+            .records
+            .store()
+            .map(|_| InputsRecorder::new(mask.clone(), &request.config.build_args));
         let result = match ready {
             Ok((secrets, receiver)) => {
                 status = receiver
@@ -198,6 +202,7 @@ impl BuilderApi {
         };
         if let (Some(store), Some(inputs)) = (self.builder.records.store(), inputs)
             && inputs.has_steps()
+            && !is_for_now
         {
             let key = RecordKey {
                 tenant: request.tenant().map(|tenant| tenant.name().to_string()),

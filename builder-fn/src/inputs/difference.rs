@@ -127,7 +127,10 @@ impl<'a> DockerfileStep<'a> {
             }
             Some("RUN") => {
                 let mut mounts = words.filter(|word| word.starts_with("--mount="));
-                mounts.any(|mount| mount.contains("type=bind") && !mount.contains("from="))
+                // A mount without a type is a bind.
+                mounts.any(|mount| {
+                    (mount.contains("type=bind") || !mount.contains("type=")) && !mount.contains("from=")
+                })
             }
             _ => false,
         }

@@ -1,25 +1,26 @@
 //! Collects what a build is made from while it runs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::{BuildInputs, StepRecord};
 use crate::buildkit::{BuildEvent, KeyLease};
-use crate::redact::SecretMask;
+use crate::redact::{SecretMask, TraceMask};
 
 /// The limit on the steps of a record.
 const STEPS_MAX: usize = 400;
-
-/// The longest name of a step in a record, in characters.
-const NAME_MAX: usize = 300;
 
 /// The longest wait for the listing of a context's files, once the build has ended.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Collects what one build is made from.
-#[derive(Debug, Default)]
-pub(crate) struct InputsRecorder(Mutex<RecordedInputs>);
+#[derive(Debug)]
+pub(crate) struct InputsRecorder {
+    /// The mask of secrets and build arguments: BuildKit puts values of arguments into the names of steps.
+    mask: TraceMask,
+    recorded: Mutex<RecordedInputs>,
+}
 
 #[derive(Debug, Default)]
 struct RecordedInputs {
@@ -31,6 +32,14 @@ struct RecordedInputs {
 }
 
 impl InputsRecorder {
+    /// Creates the recorder of a build with these secrets and build arguments.
+    pub(crate) fn new(secrets: SecretMask, arguments: &BTreeMap<String, String>) -> Self {
+        Self {
+            mask: TraceMask::new(secrets, arguments),
+            recorded: Mutex::default(),
+        }
+    }
+
     /// Forgets the steps of an attempt that failed, before the next one.
     pub(crate) fn begin_attempt(&self) {
         let mut recorded = self.lock();
@@ -44,8 +53,8 @@ impl InputsRecorder {
         self.lock().lease = Some(lease);
     }
 
-    /// Records the step that `event` ends. Secrets in its name are masked.
-    pub(crate) fn record_event(&self, event: &BuildEvent, mask: &SecretMask) {
+    /// Records the step that `event` ends. Secrets and values of build arguments in its name are masked.
+    pub(crate) fn record_event(&self, event: &BuildEvent) {
         let BuildEvent::StepEnded {
             digest,
             name,
@@ -66,7 +75,7 @@ impl InputsRecorder {
         let began = started.unwrap_or(*ended);
         let took = ended.duration_since(began).unwrap_or_default();
         let step = StepRecord {
-            name: mask.mask_text(name).chars().take(NAME_MAX).collect(),
+            name: self.mask.mask_step_name(name),
             cached: *cached,
             seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             failed: !error.is_empty(),
@@ -76,7 +85,7 @@ impl InputsRecorder {
 
     /// Returns what was recorded of a build, with what its config has of its inputs, once the listing of its files is there.
     pub(crate) async fn into_inputs(self, of_config: BuildInputs) -> BuildInputs {
-        let recorded = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let recorded = self.recorded.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut steps: Vec<_> = recorded.steps.into_values().collect();
         steps.sort_by(|(one, a), (other, b)| one.cmp(other).then_with(|| a.name.cmp(&b.name)));
         let files = match recorded.lease {
@@ -99,6 +108,6 @@ impl InputsRecorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, RecordedInputs> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

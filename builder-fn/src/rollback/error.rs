@@ -58,6 +58,15 @@ pub(super) enum RollbackError {
         /// The ID of the version.
         id: String,
     },
+    /// A version was handed in after the request was signed.
+    #[error(
+        "the version {id} was handed in after this rollback was signed: nothing was changed; sign it again if that version is to be \
+         rolled back, and check the clock"
+    )]
+    Outdated {
+        /// The ID of the version.
+        id: String,
+    },
     /// The ID belongs to something else.
     #[error("the ID {id} belongs to another build; choose a new one")]
     IdTaken {
@@ -97,7 +106,7 @@ impl RollbackError {
             Self::NoVersion(_) => StatusCode::NOT_FOUND,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::ImageGone { .. } => StatusCode::GONE,
-            Self::IdTaken { .. } | Self::UnderWay { .. } => StatusCode::CONFLICT,
+            Self::IdTaken { .. } | Self::UnderWay { .. } | Self::Outdated { .. } => StatusCode::CONFLICT,
             Self::Busy { .. } | Self::Draining => StatusCode::TOO_MANY_REQUESTS,
         }
     }

@@ -9,6 +9,9 @@ use crate::function_id::FunctionId;
 /// The limit on the rollbacks that run at the same time.
 const ROLLBACKS_MAX: usize = 32;
 
+/// The limit on the rollbacks of one tenant that run at the same time.
+const TENANT_MAX: usize = 8;
+
 /// The rollbacks that run, by their functions. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct RollbackPermits(Arc<Mutex<HashMap<FunctionId, String>>>);

@@ -11,15 +11,16 @@ use serde_json::json;
 
 use super::error::RollbackError;
 use super::request::{FunctionsRoute, RollbackQuery, parse_function};
-use super::run::AcceptedRollback;
+use super::run::{AcceptedRollback, ExpectedVersion};
 use crate::answer;
 use crate::buildkit::ManifestLookup;
-use crate::builds::{BuildPhase, BuildRecord, RecordKey, RecordStore};
+use crate::builds::{BuildPhase, BuildRecord, RecordKey, RecordStore, SIGNED_AT_HEADER};
 use crate::function_id::FunctionId;
 use crate::hand_over::DeployVia;
 use crate::handler::BuilderApi;
 use crate::registry::ImageName;
 use crate::request::check_deployment;
+use crate::request::time::parse_rfc3339;
 use crate::versions::{FunctionVersion, choose_version};
 
 /// A function of the caller's, and the store with its versions.
@@ -150,6 +151,14 @@ impl BuilderApi {
         // There is a version, and so there is a first one.
         let current = versions.first().unwrap_or(target);
         let tenant = own.tenant.as_deref();
+        let now = SystemTime::now();
+        let signed_at = signed_at(request).unwrap_or(now).min(now);
+        // A rollback that was refused and arrives again later undoes nothing that was handed in since.
+        if current.submitted_at > signed_at {
+            return Err(RollbackError::Outdated {
+                id: current.id.clone(),
+            });
+        }
         self.check_rules(target, tenant)?;
         let warning = self.check_image(target, tenant).await?;
         context
@@ -167,8 +176,7 @@ impl BuilderApi {
         let supersession =
             supersession.map_or_else(|| self.builder.supersession.clone(), |own| own.supersession);
         let permit = self.rollbacks.admit(function.clone(), &query.id)?;
-        let now = SystemTime::now();
-        let version = target.as_rollback(&query.id, current, now);
+        let version = target.as_rollback(&query.id, current, signed_at);
         let mut accepted = self.builder.records.accept(key.clone(), now);
         accepted.update(|record| {
             record.phase = BuildPhase::Deploying;
@@ -181,10 +189,21 @@ impl BuilderApi {
             record.rollback.clone_from(&version.rollback);
         });
         if let Err(error) = accepted.store_acceptance(None).await {
-            let text = RollbackError::Store(error);
-            let error = (String::from("error"), json!(text.to_string()));
-            accepted.reject_for_now([error].into_iter().collect());
-            return Err(text);
+            // The ID is free again: nothing was begun under it.
+            accepted.leave_to_others();
+            return Err(error.into());
+        }
+        // Another builder may have accepted the same request, and ended it.
+        match own.store.read(&key).await {
+            Ok(Some(stored)) if stored.phase.is_terminal() => {
+                accepted.leave_to_others();
+                return Ok(answer_record(&stored));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                accepted.leave_to_others();
+                return Err(error.into());
+            }
         }
         let rollback = AcceptedRollback {
             tenant: own.tenant_name(),
@@ -194,6 +213,11 @@ impl BuilderApi {
             accepted,
             permit,
             warning,
+            expected: query
+                .to
+                .is_none()
+                .then(|| ExpectedVersion::of_versions(&versions))
+                .flatten(),
         };
         let record = self.builder.records.find(&key);
         self.spawn_rollback(rollback, context);
@@ -255,6 +279,11 @@ impl BuilderApi {
             }
         }
     }
+}
+
+/// Returns the time at which a request was signed.
+fn signed_at(request: &Parts) -> Option<SystemTime> {
+    parse_rfc3339(request.headers.get(SIGNED_AT_HEADER)?.to_str().ok()?)
 }
 
 /// Answers with the record of a rollback: 202 until it has ended.

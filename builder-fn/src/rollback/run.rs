@@ -12,12 +12,12 @@ use crate::build::{BuildResult, DeployingCall};
 use crate::builds::{AcceptedBuild, BuildPhase, outcome_fields};
 use crate::error::Error;
 use crate::function_id::FunctionId;
-use crate::hand_over::{DryRun, DryRunOutcome, RetriedFailures};
+use crate::hand_over::{DeployedVersion, Deployment, DryRun, DryRunOutcome, RetriedFailures};
 use crate::handler::BuilderApi;
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BuildStatus, LineFormatter, LogSink};
 use crate::supersede::{Submission, Supersession};
-use crate::versions::FunctionVersion;
+use crate::versions::{FunctionVersion, VersionState};
 
 /// The limit on the log of a rollback, in lines. Each has a length limit of its own.
 const LINES_MAX: usize = 200;
@@ -41,6 +41,52 @@ pub(super) struct AcceptedRollback {
     pub(super) permit: RollbackPermit,
     /// What could not be checked before.
     pub(super) warning: Option<String>,
+    /// What has to run for the choice of the version to be right; `None` if the caller chose the version.
+    pub(super) expected: Option<ExpectedVersion>,
+}
+
+/// What runs if the choice of the last good version is right: the records may miss a version, or have one that another client
+/// has replaced.
+#[derive(Clone, Debug)]
+pub(super) struct ExpectedVersion {
+    /// The ID of the newest version.
+    id: String,
+    /// The images of which one runs.
+    images: Vec<String>,
+}
+
+impl ExpectedVersion {
+    /// Returns what runs if `versions`, of which the first is the newest, are all that were deployed.
+    pub(super) fn of_versions(versions: &[FunctionVersion]) -> Option<Self> {
+        let newest = versions.first()?;
+        // While it is deployed, or if it is not known whether it was, any version before it may run.
+        let may_run = match newest.state {
+            VersionState::Deploying | VersionState::Sent => versions,
+            _ => std::slice::from_ref(newest),
+        };
+        Some(Self {
+            id: newest.id.clone(),
+            images: may_run.iter().map(|version| version.image.clone()).collect(),
+        })
+    }
+
+    /// Fails if another version runs.
+    fn check(&self, deployed: Option<&DeployedVersion>) -> Result<(), Error> {
+        let Some(deployed) = deployed else {
+            return Ok(());
+        };
+        if deployed.call_id.as_ref() == Some(&self.id) || self.images.contains(&deployed.image) {
+            return Ok(());
+        }
+        let call = deployed.call_id.as_deref();
+        let call = call.map_or_else(String::new, |call| format!(" of the call {call}"));
+        let reason = format!(
+            "the image {}{call} is deployed, which is not the newest version that is recorded, {}: nothing was changed; name the \
+             version to go back to by its ID",
+            deployed.image, self.id
+        );
+        Err(Error::DeploymentRefused(Box::new(Deployment::refused(reason))))
+    }
 }
 
 /// Writes the log of a rollback to its record.
@@ -80,6 +126,7 @@ impl BuilderApi {
             accepted,
             permit,
             warning,
+            expected,
         } = rollback;
         let to = version.rollback.as_ref().map_or("", |rollback| &rollback.to);
         tracing::info!(function = %function, to, image = version.image, "rollback started");
@@ -97,8 +144,14 @@ impl BuilderApi {
         if let Some(warning) = warning {
             log.push(lines.record_warning(&warning));
         }
-        let deployed =
-            self.deploy_earlier_version(&version, tenant.as_deref(), shutdown, &mut lines, &mut log);
+        let deployed = self.deploy_earlier_version(
+            &version,
+            expected.as_ref(),
+            tenant.as_deref(),
+            shutdown,
+            &mut lines,
+            &mut log,
+        );
         let result = span.run(deployed).await;
         let fields = AnswerFields::default();
         let mut answer = match result {
@@ -132,6 +185,7 @@ impl BuilderApi {
     async fn deploy_earlier_version(
         &self,
         version: &FunctionVersion,
+        expected: Option<&ExpectedVersion>,
         tenant: Option<&str>,
         shutdown: &Shutdown,
         lines: &mut LineFormatter,
@@ -148,9 +202,12 @@ impl BuilderApi {
         );
         match signer.dry_run(&dry_run).await {
             DryRunOutcome::NotAsked => {}
-            DryRunOutcome::Accepted { warnings } => {
+            DryRunOutcome::Accepted { warnings, deployed } => {
                 for warning in &warnings {
                     log.push(lines.record_warning(warning));
+                }
+                if let Some(expected) = expected {
+                    expected.check(deployed.as_ref())?;
                 }
             }
             DryRunOutcome::Refused(refused) => return Err(Error::DeploymentRefused(refused)),

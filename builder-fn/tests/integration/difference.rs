@@ -68,7 +68,7 @@ async fn build(
 async fn the_first_step_without_its_cache_is_named_with_the_argument_that_changed() {
     let registry = FakeRegistry::start().await;
     let base = "[1/3] FROM r.example/base:1@sha256:aa";
-    let (copy, run) = ("[2/3] COPY a b", "[3/3] RUN make");
+    let (copy, run) = ("[2/3] COPY hunter2 b", "[3/3] RUN make");
     let arguments = |version: &str| json!({"buildArgs": {"VERSION": version, "TOKEN": "hunter2"}});
     let config = arguments("secret-1");
     build(

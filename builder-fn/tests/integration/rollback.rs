@@ -497,6 +497,98 @@ async fn todays_deployer_refuses_a_version_before_it_is_deployed() {
 }
 
 #[tokio::test]
+async fn a_rollback_without_an_id_is_refused_while_something_unknown_runs() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2"] {
+        let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
+        tokio::join!(setting.deploy(id), answering);
+    }
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    for (query, image, is_deployed) in [
+        ("id=r1", "registry:5000/hello@sha256:other", false),
+        ("id=r2", "registry:5000/hello@sha256:v2", true),
+        ("id=r3&to=v2", "registry:5000/hello@sha256:other", true),
+    ] {
+        assert_eq!(roll_back(&setting.builder, query).await.status, 202, "{query}");
+        let dry_run = complete_or_panic(calls.recv()).await.expect("a dry run");
+        let accepted =
+            json!({"dryRun": true, "status": "accepted", "reasons": [], "deployed": {"image": image}});
+        dry_run.answer(200, &accepted.to_string());
+        if is_deployed {
+            let hand_over = complete_or_panic(calls.recv()).await.expect("a hand-over");
+            assert!(!hand_over.is_dry_run());
+            hand_over.answer(200, READY);
+        }
+        let id = &query["id=".len().."id=r1".len()];
+        let record = ended(&setting.builder, id).await;
+        let expected = if is_deployed { "success" } else { "failed" };
+        assert_eq!(record["state"], expected, "{query}: {record}");
+        if !is_deployed {
+            assert!(
+                record["error"]
+                    .as_str()
+                    .is_some_and(|error| error.contains("by its ID")),
+                "{record}"
+            );
+        }
+        if is_deployed {
+            complete_or_panic(async {
+                while versions(&setting.builder).await[0]["state"] != "ready" {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_version_of_which_the_outcome_is_lost_is_not_forgotten() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    for (id, status, body) in [
+        ("v1", 200, READY),
+        (
+            "v2",
+            502,
+            r#"{"status":"failed","reasons":["the state is unknown"]}"#,
+        ),
+    ] {
+        let answering = async { next_manual_hand_over(&mut calls).await.answer(status, body) };
+        tokio::join!(setting.deploy(id), answering);
+    }
+    setting.builder.wait_until_background_work_ended().await;
+    wait_for_versions(&setting.builder, &[("v2", "deploying"), ("v1", "ready")]).await;
+}
+
+#[tokio::test]
+async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let mut setting = setting(gateway).await;
+    setting.deploy("v1").await;
+    let request = question(
+        PAYLOAD_KEY,
+        Method::POST,
+        "/functions/hello/rollback?id=r1",
+        "*/*",
+    );
+    setting.deploy("v2").await;
+    for _ in 0..2 {
+        next_hand_over(&mut hand_overs).await;
+    }
+    wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    let refused = Answer::from_response(setting.builder.send_request(request).await).await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    assert!(
+        refused.body["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("v2"))
+    );
+    assert!(hand_overs.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
     const KEYS: [&str; 2] = ["the payload key of acme", "the payload key of globex"];
     let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;

@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{RolloutContext, RolloutDeadline, RolloutTimeouts, RunningRollout};
 use crate::gateway::{GatewayReadError, GatewayRequestSender};
-use crate::outcome::{DryRunOutcome, DryRunStatus};
+use crate::outcome::{DeployedVersion, DryRunOutcome, DryRunStatus};
 use crate::request::DryRunRequest;
 use crate::version::{FunctionVersion, LastGoodVersion};
 
@@ -57,6 +57,12 @@ pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
         status,
         reasons: objections,
         warnings,
+        deployed: rollout.before.as_ref().map(|status| DeployedVersion {
+            image: status.image.clone(),
+            call_id: FunctionVersion::of_deployed_function(status)
+                .call_id()
+                .map(str::to_owned),
+        }),
     };
     info!(status = ?outcome.status, reasons = ?outcome.reasons, "checked a hand-over before its build");
     outcome
@@ -100,6 +106,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             self.version.size_of_annotations(&last_good)
         };
         self.last_good = [deployed, carried].into_iter().flatten().max_by_key(size);
+        self.before = status;
         self.add_annotation_size_objection(objections);
         Ok(())
     }

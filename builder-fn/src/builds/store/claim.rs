@@ -48,6 +48,10 @@ const FATAL_ERROR: &str =
 const LOST_ERROR: &str = "the builder that accepted this build stopped before its end, and the request cannot be resumed: \
                           its body is too large for a record, or not signed, or its answer carries the hand-over; send it again";
 
+/// The error of a rollback whose builder has gone.
+const LOST_ROLLBACK_ERROR: &str = "the builder that ran this rollback stopped before its end; the deployer may have finished it: \
+                                   see what runs, and roll back again if it is another version";
+
 /// The error of a build whose builder has gone, and whose request the registry has lost.
 const NO_BODY_ERROR: &str = "the builder that accepted this build stopped before its end, and the registry does not have its \
                              request any more; send it again";
@@ -291,6 +295,9 @@ impl RecordStore {
             age.is_ok_and(|age| age > RESUMED_AGE_MAX)
         };
         match request.zip(body) {
+            None if build.rollback.is_some() => {
+                self.record_loss(&mut place, build, LOST_ROLLBACK_ERROR).await?;
+            }
             None => self.record_loss(&mut place, build, LOST_ERROR).await?,
             Some((request, _)) if is_old(&request) => {
                 self.record_loss(&mut place, build, LATE_ERROR).await?;

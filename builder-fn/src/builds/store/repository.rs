@@ -120,20 +120,21 @@ impl RecordRepository {
         Ok(manifest.map(|manifest| digest_of(&manifest)))
     }
 
-    /// Deletes the manifest with this digest. A failure is logged: the registry's garbage collection deletes it then.
-    pub(super) async fn delete(&self, tenant: &Option<String>, digest: &str) {
+    /// Deletes the manifest with this digest, and returns whether it is gone. A failure is logged: the registry's garbage
+    /// collection deletes it then.
+    pub(super) async fn delete(&self, tenant: &Option<String>, digest: &str) -> bool {
         if self.refuses_deletion(tenant) {
-            return;
+            return false;
         }
         let status = match self.request_deletion(tenant, digest).await {
             Ok(status) => status,
             Err(error) => {
                 tracing::debug!(error = %ErrorChain(&error), "could not delete a record of a build");
-                return;
+                return false;
             }
         };
         match status {
-            status if status.is_success() || status == StatusCode::NOT_FOUND => {}
+            status if status.is_success() || status == StatusCode::NOT_FOUND => return true,
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 if lock(&self.without_deletion).insert(tenant.clone()) {
                     tracing::warn!(
@@ -145,6 +146,7 @@ impl RecordRepository {
             }
             status => tracing::debug!(status = status.as_u16(), "could not delete a record of a build"),
         }
+        false
     }
 
     /// Returns whether the registry has refused to delete a record of the tenant.

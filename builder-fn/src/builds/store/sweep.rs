@@ -38,11 +38,13 @@ impl RecordStore {
         let tags = repository.list_tags(tenant, INDEX_PREFIX, INDEX_PREFIX).await?;
         let Excess { entries, kept_builds } = excess_entries(&tags, now);
         for entry in entries.into_iter().take(DELETIONS_MAX) {
-            let mut tags = vec![entry.to_string()];
+            let mut tags = Vec::new();
             if !kept_builds.contains(entry.hash()) {
                 tags.push(entry.body_tag());
                 tags.push(entry.inputs_tag());
             }
+            // Last, so that what is left by a failure is found again.
+            tags.push(entry.to_string());
             for tag in tags {
                 // With the manifest, all its tags are deleted. A newer record of the same build has another manifest.
                 if let Some(digest) = repository.digest(tenant, &tag).await? {

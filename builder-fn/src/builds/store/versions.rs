@@ -96,8 +96,8 @@ impl RecordStore {
         let (sender, outcome) = oneshot::channel();
         let store = self.clone();
         runtime.spawn(async move {
-            let _guards = (work, guard);
-            store.record_deployment(&tenant, version, outcome).await;
+            let _work = work;
+            store.record_deployment(&tenant, version, outcome, guard).await;
         });
         VersionRecording(Some(sender))
     }
@@ -107,6 +107,7 @@ impl RecordStore {
         tenant: &Option<String>,
         mut version: FunctionVersion,
         outcome: oneshot::Receiver<VersionState>,
+        pending: PendingRecord,
     ) {
         version.state = VersionState::Deploying;
         let begun = match self.begin_version(tenant, &version).await {
@@ -116,6 +117,8 @@ impl RecordStore {
                 BegunVersion::Unrecorded
             }
         };
+        // While the version is deployed, nothing waits for the registry.
+        drop(pending);
         let Ok(state) = outcome.await else { return };
         version.state = state;
         match (state, &begun) {
@@ -123,8 +126,7 @@ impl RecordStore {
             (VersionState::Failed, BegunVersion::DeployedBefore) => return,
             (VersionState::Failed, BegunVersion::Unrecorded) => return,
             (VersionState::Failed, BegunVersion::Written(digest)) => {
-                self.0.repository.delete(tenant, digest).await;
-                if !self.0.repository.refuses_deletion(tenant) {
+                if self.0.repository.delete(tenant, digest).await {
                     return;
                 }
             }
@@ -200,8 +202,7 @@ impl RecordStore {
     ) -> Result<Vec<FunctionVersion>, StoreError> {
         let limit = self.0.times.exchange;
         let listing = async {
-            let mut tags = self.list_version_tags(tenant, function).await?;
-            tags.truncate(2 * VERSIONS_KEPT);
+            let tags = self.list_version_tags(tenant, function).await?;
             let mut versions = futures_util::stream::iter(tags)
                 .map(|tag| async move { self.read_version(tenant, &tag).await })
                 .buffered(READERS);
@@ -210,6 +211,9 @@ impl RecordStore {
                 // The tag says nothing that counts: every writer to the registry can choose it.
                 let version = version?.filter(|version| version.function == function);
                 found.extend(version.filter(|version| version.state != VersionState::Failed));
+                if found.len() >= 2 * VERSIONS_KEPT {
+                    break;
+                }
             }
             found.sort_by(|one, other| other.submitted_at.cmp(&one.submitted_at));
             // A call that was delivered twice may have two times.
@@ -261,6 +265,11 @@ impl RecordStore {
             return;
         }
         let deleting = async {
+            let kept = self.list_versions(tenant, function).await?;
+            if !kept.iter().any(|version| version.state == VersionState::Ready) {
+                // The last good one is among those that would be deleted.
+                return Ok(());
+            }
             let tags = self.list_version_tags(tenant, function).await?;
             for tag in tags.iter().skip(VERSIONS_KEPT + SPARE) {
                 if let Some(manifest) = self.0.repository.get(tenant, tag).await? {
