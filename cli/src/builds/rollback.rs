@@ -161,7 +161,9 @@ fn failure_of_rollback(
         ),
         409 => (
             ExitStatus::PlatformFailed,
-            "wait for the other rollback: slipway builds --state deploying".to_owned(),
+            format!(
+                "wait for the other rollback (slipway builds --state deploying), or see what was handed in meanwhile: {list}"
+            ),
         ),
         429 => (
             ExitStatus::PlatformFailed,
