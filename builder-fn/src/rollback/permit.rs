@@ -33,8 +33,15 @@ impl RollbackPermits {
         if let Some(other) = running.get(&function) {
             return Err(RollbackError::UnderWay { id: other.clone() });
         }
-        if running.len() >= ROLLBACKS_MAX {
-            return Err(RollbackError::Busy { limit: ROLLBACKS_MAX });
+        let of_tenant = running.keys().filter(|other| other.tenant() == function.tenant());
+        let is_tenants_limit = function.tenant().is_some() && of_tenant.count() >= TENANT_MAX;
+        if is_tenants_limit || running.len() >= ROLLBACKS_MAX {
+            let limit = if is_tenants_limit {
+                TENANT_MAX
+            } else {
+                ROLLBACKS_MAX
+            };
+            return Err(RollbackError::Busy { limit });
         }
         running.insert(function.clone(), id.to_owned());
         drop(running);
@@ -72,5 +79,20 @@ mod tests {
         drop(first);
         drop(admit("f").expect("the first has ended"));
         assert_eq!(others.len(), ROLLBACKS_MAX - 1);
+
+        let permits = RollbackPermits::default();
+        let admit = |tenant: &str, at: usize| {
+            let function = FunctionId::new(at.to_string(), "fn").of_tenant(&tenant.parse().expect("a name"));
+            permits.admit(function, "r")
+        };
+        let of_one: Vec<_> = (0..TENANT_MAX)
+            .map(|at| admit("acme", at).expect("within its limit"))
+            .collect();
+        assert!(matches!(
+            admit("acme", TENANT_MAX),
+            Err(RollbackError::Busy { limit: TENANT_MAX })
+        ));
+        drop(admit("globex", 0).expect("another tenant"));
+        drop(of_one);
     }
 }
