@@ -8,13 +8,14 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{Questions, failure_of_question, follow_to_end, table, warn_of_gaps};
+use super::{Questions, failure_of_question, table, warn_of_gaps};
 use crate::builder::{RequestError, Verdict, build_path, escape};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_message, print_result, printable};
 use crate::progress::{Event, Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
+use crate::up::{Following, LogForm, follow_log};
 
 /// The number of times that a rollback is requested whose answer is lost, and the pause between two requests.
 const REQUESTS: (u32, Duration) = (4, Duration::from_secs(1));
@@ -69,7 +70,16 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
             printable(to)
         ));
     }
-    let outcome = follow_to_end(&questions, &id, arguments.progress, None).await?;
+    let progress = Progress::new(arguments.progress, &arguments.function);
+    let following = Following {
+        client: &questions.client,
+        route: questions.route,
+        id: &id,
+        progress: &progress,
+        form: LogForm::Progress,
+        patience: None,
+    };
+    let outcome = follow_log(&following).await?;
     let verdict = Verdict::of_outcome(&outcome, arguments.strict);
     if arguments.json {
         let record = questions.ask(Method::GET, &build_path(&id)).await?;
@@ -77,13 +87,13 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
         warn_of_gaps(&record);
         return Ok(verdict.status);
     }
-    let progress = Progress::new(arguments.progress, &arguments.function);
     for text in &verdict.warnings {
         progress.show(&Event::Warning { text });
     }
     match &verdict.next {
         Some(next) => progress.show(&Event::Failed {
             summary: &verdict.summary,
+            explanation: &verdict.explanation,
             next,
             code: verdict.status.code(),
         }),
