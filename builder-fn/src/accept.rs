@@ -3,6 +3,7 @@
 use function_host::http::header::{ACCEPT, HeaderMap};
 
 use crate::report::StreamFormat;
+use crate::request::SIGNATURE_HEADER;
 
 /// Returns the format in which to stream the answer, or `None` if it is to be sent as a whole, after the build.
 ///
@@ -25,26 +26,46 @@ pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamForma
         .format
 }
 
-/// Returns whether the header `Accept` names HTML, and no form of an answer for programs that the client would rather have.
+/// Returns whether the answer is to be a page: if the header `Accept` names HTML, and no form of an answer for programs that
+/// is as good. The sender of a signed request is a program, whatever its library accepts by itself (Java: `text/html,
+/// image/gif, image/jpeg, *; q=.2, */*; q=.2`), so it gets a page only if it accepts nothing else.
 pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
+    let is_signed = headers.contains_key(SIGNATURE_HEADER);
     let ranges = headers
         .get_all(ACCEPT)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
-    let (mut html, mut other) = (0, 0);
+    let (mut html, mut other, mut accepts_other) = (0, 0, false);
     for element in ranges {
         let media_type = element.split(';').next().unwrap_or_default().trim();
         let is_html = ["text/html", "application/xhtml+xml"]
             .iter()
             .any(|name| media_type.eq_ignore_ascii_case(name));
+        // A quality that is malformed, such as Java's, excludes nothing.
+        accepts_other |= !is_html && is_for_programs(media_type) && parse_quality(element) != Some(0);
         match (is_html, AcceptedMediaRange::parse(element)) {
             (true, _) => html = parse_quality(element).unwrap_or_default().max(html),
             (false, Some(range)) if range.is_exact => other = range.quality.max(other),
             _ => {}
         }
     }
-    html > 0 && html >= other
+    match is_signed {
+        true => html > 0 && !accepts_other,
+        false => html > 0 && html > other,
+    }
+}
+
+/// Returns whether a media range includes a form of an answer for programs. Java writes `*` for `*/*`.
+fn is_for_programs(media_type: &str) -> bool {
+    let media_type = media_type.to_ascii_lowercase();
+    matches!(
+        media_type.as_str(),
+        "*" | "*/*" | "application/*" | "application/json"
+    ) || matches!(
+        media_type.as_str(),
+        "application/x-ndjson" | "application/ndjson" | "text/event-stream"
+    )
 }
 
 /// One element of the header `Accept` that this builder can serve.
@@ -158,6 +179,8 @@ mod tests {
             ("text/html", true),
             ("text/html;q=0.5, application/json;q=0.4", true),
             ("text/html;q=0.5, application/json", false),
+            ("text/html, application/json", false),
+            ("application/json, text/html", false),
             ("application/x-ndjson, text/html;q=0.9", false),
             ("text/html;q=0", false),
             ("*/*", false),
@@ -170,5 +193,29 @@ mod tests {
             assert_eq!(prefers_html(&headers), expected, "{accept}");
         }
         assert!(!prefers_html(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_signed_question_is_answered_with_a_page_only_if_it_accepts_nothing_else() {
+        for (accept, expected) in [
+            ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", false),
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8",
+                false,
+            ),
+            ("text/html, application/json;q=0.1", false),
+            ("text/html, application/*;q=0.1", false),
+            ("text/html, *", false),
+            ("text/html", true),
+            ("text/html, */*;q=0", true),
+            ("application/xhtml+xml, image/png", true),
+            ("text/html;q=0", false),
+            ("*/*", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().expect("header"));
+            headers.insert(SIGNATURE_HEADER, "sha256=00".parse().expect("header"));
+            assert_eq!(prefers_html(&headers), expected, "{accept}");
+        }
     }
 }
