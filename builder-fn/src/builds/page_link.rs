@@ -73,8 +73,8 @@ impl LinkScope<'_> {
 /// Signs links for those who have a key.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkSigner {
-    /// The keys of the secret with the key that a request was signed with; `None` if signatures are disabled.
-    keys: Option<HmacKeys>,
+    /// The key that a request was signed with; `None` if signatures are disabled. A link ends with it.
+    key: Option<HmacKeys>,
     tenant: Option<String>,
     settings: PageSettings,
 }
@@ -83,7 +83,7 @@ impl LinkSigner {
     /// Creates a signer for the sender of a request with this signature; `None` stands for disabled signatures.
     pub(crate) fn new(signature: Option<&VerifiedSignature>, settings: &PageSettings) -> Self {
         Self {
-            keys: signature.map(|signature| signature.keys().derive(KEY_PURPOSE)),
+            key: signature.map(|signature| signature.own_key().derive(KEY_PURPOSE)),
             tenant: signature
                 .and_then(VerifiedSignature::tenant)
                 .map(|tenant| tenant.name().to_string()),
@@ -104,12 +104,12 @@ impl LinkSigner {
 
     fn address(&self, path: &str, scope: LinkScope<'_>, now: SystemTime) -> String {
         let base = self.settings.url.as_deref().unwrap_or_default();
-        match &self.keys {
+        match &self.key {
             None => format!("{base}{path}"),
-            Some(keys) => {
+            Some(key) => {
                 let tenant = self.tenant.as_deref().unwrap_or_default();
                 let expires = seconds_since_1970(now + self.settings.lifetime);
-                let signed = sign_body(keys, signed_text(scope, expires, tenant).as_bytes());
+                let signed = sign_body(key, signed_text(scope, expires, tenant).as_bytes());
                 let digits = signed.strip_prefix(SIGNATURE_PREFIX).unwrap_or_default();
                 format!(
                     "{base}{path}?{LINK_PARAMETER}={}.{expires}.{tenant}.{digits}",
@@ -301,7 +301,7 @@ mod tests {
 
     fn signer_with(key: &str) -> LinkSigner {
         LinkSigner {
-            keys: Some(
+            key: Some(
                 HmacKeys::new(&Secret::new(key))
                     .expect("a key")
                     .derive(KEY_PURPOSE),
@@ -457,6 +457,26 @@ mod tests {
             Some("state=failed&limit=3")
         );
         assert_eq!(without_link(&format!("link={good}")), None);
+    }
+
+    #[test]
+    fn a_link_ends_with_the_key_that_signed_the_request_for_it() {
+        let SignatureCheck::Required(during_rotation) = check_with("new\nold") else {
+            panic!("keys");
+        };
+        for (own, other) in [("old", "new"), ("new", "old")] {
+            let signed = sign_body(&HmacKeys::new(&Secret::new(own)).expect("a key"), b"question");
+            let signature = during_rotation
+                .verify_text(b"question", &signed)
+                .expect("a valid signature");
+            let signer = LinkSigner::new(Some(&signature), &PageSettings::default());
+            for address in [signer.page_of_builds(NOW), signer.page_of_build("a", NOW)] {
+                let link = link_in(&address);
+                assert_eq!(verify(&link, "new\nold", Some("a"), 0), Ok(()));
+                assert_eq!(verify(&link, own, Some("a"), 0), Ok(()));
+                assert_eq!(verify(&link, other, Some("a"), 0), Err(RejectedLink::Invalid));
+            }
+        }
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub struct VerifiedSignature {
     tenant: Option<Arc<Tenant>>,
     /// The keys of the secret with the key that made the signature.
     keys: HmacKeys,
+    /// The key that made the signature.
+    own_key: HmacKeys,
 }
 
 impl PartialEq for VerifiedSignature {
@@ -136,6 +138,11 @@ impl VerifiedSignature {
     /// Returns the keys of the secret with the key that made the signature. They sign what is sent to the caller.
     pub(crate) fn keys(&self) -> &HmacKeys {
         &self.keys
+    }
+
+    /// Returns the key that made the signature, alone. It signs what is to end with this key.
+    pub(crate) fn own_key(&self) -> &HmacKeys {
+        &self.own_key
     }
 
     /// Returns the tenant whose key made the signature; `None` without a policy.
@@ -213,10 +220,9 @@ impl BodyVerifier {
         let matches: Vec<_> = matches.collect();
         let mut signers = matches
             .into_iter()
-            .filter(|(_, is_match)| *is_match)
-            .map(|(signer, _)| signer);
-        let Signer { tenant, keys } = signers.next().ok_or(SignatureMismatch)?;
-        if let Some(other) = signers.find(|other| other.tenant != tenant) {
+            .filter_map(|(signer, position)| Some((signer, position?)));
+        let (Signer { tenant, keys }, position) = signers.next().ok_or(SignatureMismatch)?;
+        if let Some((other, _)) = signers.find(|(other, _)| other.tenant != tenant) {
             let name = |tenant: &Option<Arc<Tenant>>| tenant.as_ref().map(|tenant| tenant.name().to_string());
             tracing::error!(
                 tenant = name(&tenant),
@@ -225,11 +231,14 @@ impl BodyVerifier {
             );
             return Err(SignatureMismatch);
         }
+        // The keys for both kinds of signatures are in the order of the secret's lines.
+        let own_key = keys.only(position).ok_or(SignatureMismatch)?;
         Ok(VerifiedSignature {
             // Both prefixes are lower-case already, and only digits follow.
             text: self.header.to_ascii_lowercase(),
             tenant,
             keys,
+            own_key,
         })
     }
 }
@@ -263,13 +272,17 @@ impl BodyHmac {
         }
     }
 
-    /// Returns whether the signature matches the body with one of the keys.
-    fn finish(self) -> bool {
+    /// Returns the position of the key with which the signature matches the body; `None` if it matches with none.
+    fn finish(self) -> Option<usize> {
         match self {
-            Self::Sha256(verifier) => verifier.verify().is_ok(),
-            Self::Sha1 { expected, macs } => macs
-                .into_iter()
-                .fold(false, |found, mac| found | mac.verify_slice(&expected).is_ok()),
+            Self::Sha256(verifier) => verifier.position_of_key(),
+            Self::Sha1 { expected, macs } => {
+                let macs = macs.into_iter().enumerate();
+                macs.fold(None, |found, (position, mac)| {
+                    let is_match = mac.verify_slice(&expected).is_ok();
+                    found.or(is_match.then_some(position))
+                })
+            }
         }
     }
 }
@@ -316,6 +329,11 @@ mod tests {
             let header = format!("sha1={digits}");
             let verified = verify_in_pieces(&keys, &format!(" {header} "), body).unwrap();
             assert_eq!(verified.as_str(), header);
+            let own = |text: &[u8]| function_host::signature::sign_body(verified.own_key(), text);
+            assert_eq!(
+                own(b"x"),
+                function_host::signature::sign_body(&HmacKeys::new(&Secret::new(key)).unwrap(), b"x")
+            );
             assert_eq!(
                 verify_in_pieces(&keys, &header, &body[1..]),
                 Err(SignatureMismatch)

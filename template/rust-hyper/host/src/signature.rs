@@ -129,6 +129,18 @@ impl HmacKeys {
             others: self.others.iter().map(derive).collect(),
         }
     }
+
+    /// Returns the key at a position in the secret, from 0, as the only one; `None` if there are fewer keys.
+    pub fn only(&self, position: usize) -> Option<Self> {
+        let key = match position.checked_sub(1) {
+            None => &self.first,
+            Some(position) => self.others.get(position)?,
+        };
+        Some(Self {
+            first: key.clone(),
+            others: Vec::new(),
+        })
+    }
 }
 
 impl fmt::Debug for HmacKeys {
@@ -220,10 +232,17 @@ impl SignatureVerifier {
     /// Fails unless one of the keys gives the signature for the chunks that were added. Takes the same time whichever
     /// key matches, and wherever a wrong signature differs.
     pub fn verify(self) -> Result<(), SignatureMismatch> {
-        let matches = self.macs.into_iter().fold(false, |found, mac| {
-            found | mac.verify_slice(&self.expected).is_ok()
-        });
-        if matches { Ok(()) } else { Err(SignatureMismatch) }
+        self.position_of_key().map(|_| ()).ok_or(SignatureMismatch)
+    }
+
+    /// Returns the position in the secret, from 0, of the key that gives the signature for the chunks that were added; `None`
+    /// if no key does. Computes the signature with every key, whichever matches.
+    pub fn position_of_key(self) -> Option<usize> {
+        let macs = self.macs.into_iter().enumerate();
+        macs.fold(None, |found, (position, mac)| {
+            let is_match = mac.verify_slice(&self.expected).is_ok();
+            found.or(is_match.then_some(position))
+        })
     }
 }
 
@@ -282,6 +301,27 @@ mod tests {
             verify_whole_body(&both, &sign_body(&hmac_keys("other"), b"body"), b"body"),
             Err(SignatureMismatch)
         );
+    }
+
+    #[test]
+    fn the_key_that_made_a_signature_is_known_and_signs_alone() {
+        let rotated = hmac_keys("new\nold\nolder");
+        for (position, key) in ["new", "old", "older"].into_iter().enumerate() {
+            let signed = sign_body(&hmac_keys(key), b"body");
+            let mut verifier = SignatureVerifier::new(&rotated, &signed).unwrap();
+            verifier.update(b"body");
+            assert_eq!(verifier.position_of_key(), Some(position));
+            let only = rotated.only(position).unwrap();
+            assert_eq!(sign_body(&only, b"body"), signed);
+            let by_others = sign_body(&hmac_keys("another"), b"body");
+            for other in [
+                by_others,
+                sign_body(&rotated.only((position + 1) % 3).unwrap(), b"body"),
+            ] {
+                assert_eq!(verify_whole_body(&only, &other, b"body"), Err(SignatureMismatch));
+            }
+        }
+        assert!(rotated.only(3).is_none());
     }
 
     #[test]
