@@ -144,7 +144,7 @@ impl LogExcerpt {
             Ok(Err(error)) => return Self::without_lines(Some(ErrorChain(&error).to_string())),
             Err(_) => return Self::without_lines(Some("BuildKit does not answer in time".to_owned())),
         };
-        let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask);
+        let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask).with_facts(mask);
         let mut kept = KeptLines::new(first);
         let (mut is_complete, mut problem) = (false, None);
         // A daemon that answers at once is never waited for, so the time is checked here too.
@@ -162,12 +162,7 @@ impl LogExcerpt {
                 Err(_) => break,
             }
         }
-        let facts = log.facts().clone();
-        let steps = facts
-            .steps()
-            .iter()
-            .map(|step| (log.step_number(&step.digest), step.clone()));
-        let steps = steps.collect();
+        let (steps, facts) = log.into_facts();
         let is_running = !build.record.phase.is_terminal();
         let takes_tail = part == LogPart::End && (is_complete || is_running);
         let (lines, has_earlier, after) = kept.into_lines(takes_tail, start);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tonic::Status;
 
-use crate::buildkit::{BuildEvent, Connection, OrderedLog, StatusFacts};
+use crate::buildkit::{BuildEvent, Connection, OrderedLog, StatusFacts, StepFacts};
 use crate::redact::SecretMask;
 use crate::report::LineFormatter;
 
@@ -54,6 +54,12 @@ impl NumberedLog {
         Self { first, ..self }
     }
 
+    /// Keeps facts about the steps, in whose names `mask` masks secrets.
+    pub(super) fn with_facts(mut self, mask: &SecretMask) -> Self {
+        self.log = self.log.with_facts(mask.clone());
+        self
+    }
+
     /// Waits for the next lines; `None` after the last one. Dropping the future loses nothing.
     ///
     /// # Errors
@@ -93,14 +99,13 @@ impl NumberedLog {
         Ok(Some(numbered))
     }
 
-    /// Returns the facts about the steps, as far as the log was read.
-    pub(super) fn facts(&self) -> &StatusFacts {
-        self.log.facts()
-    }
-
-    /// Returns the number of a step by its digest; `None` if it has not appeared in the log.
-    pub(super) fn step_number(&self, digest: &str) -> Option<u32> {
-        self.steps.get(digest).copied()
+    /// Returns the steps with their numbers in the log, as far as it was read, and the other facts; none unless they were
+    /// asked for. A step that has not appeared in the log has no number.
+    pub(super) fn into_facts(self) -> (Vec<(Option<u32>, StepFacts)>, StatusFacts) {
+        let mut facts = self.log.into_facts();
+        let steps = facts.take_steps().into_iter();
+        let numbered = steps.map(|step| (self.steps.get(&step.digest).copied(), step));
+        (numbered.collect(), facts)
     }
 
     fn number_line(&mut self, step: Option<u32>, text: String) -> LogLine {

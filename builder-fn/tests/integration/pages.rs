@@ -7,10 +7,11 @@ use function_host::{Body, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses, ask};
+use crate::builds::{answer_statuses, ask, question};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls};
-use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
+use crate::secrets::{recorded_secrets, tar_with_sealed_secrets};
+use crate::setting::{Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
 /// The media types that a browser accepts.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
@@ -210,6 +211,57 @@ async fn a_failed_build_shows_its_error_first_and_the_end_of_its_log() {
     assert!(middle.contains(r#"id="L500""#) && !middle.contains(r#"id="L499""#));
     let wrong = open(&builder, &format!("{address}&from=x")).await;
     assert_eq!(wrong.status, 400);
+}
+
+#[tokio::test]
+async fn secrets_in_the_names_of_steps_are_masked() {
+    let recorded = recorded_secrets();
+    let values = recorded["values"].as_object().expect("values").values();
+    let mut values = values.filter_map(Value::as_str).map(str::trim_end);
+    let secret = values.find(|value| !value.contains('\n')).expect("a secret");
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let key = recorded["private_key"].as_str().expect("a key");
+    let builder = TestBuilder::new(daemon).with_patient_pages().with_seal_key(key);
+    let mut statuses = status_with(&format!("[2/2] RUN login --token {secret} && make"), &[secret]);
+    statuses[0].statuses.push(VertexStatus {
+        id: format!("pushing manifest for registry/{secret}"),
+        vertex: "sha256:1".into(),
+        started: timestamp(3),
+        completed: timestamp(4),
+        ..VertexStatus::default()
+    });
+    answer_statuses(&mut calls, statuses).send_replace(true);
+    let own = builder.clone();
+    let tar = tar_with_sealed_secrets(recorded["sealed"].as_str().expect("an envelope"));
+    let build = tokio::spawn(async move { own.send_signed_build(tar).await });
+    let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+    solve.answer_with_digest("sha256:12");
+    let answer = complete_or_panic(build).await.expect("no panic");
+    let page = open(&builder, page_of(&answer.body)).await;
+    assert_eq!(page.status, 200);
+    assert!(
+        page.body.contains("RUN login --token *** &amp;&amp; make"),
+        "{}",
+        page.body
+    );
+    assert!(
+        page.body.contains("pushing manifest for registry/***"),
+        "{}",
+        page.body
+    );
+    assert!(!page.body.contains(secret), "{}", page.body);
+}
+
+#[tokio::test]
+async fn a_signed_question_of_a_program_that_also_accepts_html_is_answered_with_json() {
+    let (builder, _calls, ..) = builder_with_build("[2/2] RUN make", &["x"]).await;
+    for path in [format!("/builds/{CALL_ID}"), "/builds".to_owned()] {
+        let java = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";
+        let request = question(PAYLOAD_KEY, Method::GET, &path, java);
+        let answer = Answer::from_response(builder.send_request(request).await).await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.body.is_object(), "{answer:?}");
+    }
 }
 
 #[tokio::test]

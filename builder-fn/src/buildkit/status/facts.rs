@@ -1,12 +1,14 @@
 //! The facts about an attempt's steps that its log does not have: cached results, failures, transfers, pushes.
+//!
+//! The names of steps repeat what callers wrote, with the values of arguments in it, so secrets are masked in them first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexStatus};
 
 use super::reader::to_system_time;
-use super::without_rpc_prefix;
+use crate::redact::SecretMask;
 
 /// The most steps of which facts are kept. BuildKit's own limit is higher.
 const STEPS_MAX: usize = 1000;
@@ -14,8 +16,9 @@ const STEPS_MAX: usize = 1000;
 /// The most parts of steps of which facts are kept.
 const PARTS_MAX: usize = 100;
 
-/// The longest name that is kept, in bytes. The name of a step with a here-document has the whole document.
-const NAME_BYTES_MAX: usize = 4096;
+/// The longest name that is kept, in bytes: what a page shows of it. The name of a step with a here-document has the whole
+/// document.
+const NAME_BYTES_MAX: usize = 512;
 
 /// The beginning of the name of the step that transfers the context.
 const CONTEXT_STEP: &str = "[internal] load build context";
@@ -28,7 +31,7 @@ const KEPT_PARTS: [&str; 3] = ["exporting layers", "pushing layers", "pushing ma
 pub struct StepFacts {
     /// The digest that identifies the step in its build.
     pub digest: String,
-    /// The name of the step, such as `[2/3] RUN make`.
+    /// The name of the step, such as `[2/3] RUN make`, with secrets masked, and cut.
     pub name: String,
     /// The time at which the step began; `None` for one that waits.
     pub started: Option<SystemTime>,
@@ -36,22 +39,33 @@ pub struct StepFacts {
     pub ended: Option<SystemTime>,
     /// Whether the result came from the cache.
     pub cached: bool,
-    /// The error of a failed step, without the prefix of a gRPC error; empty if it did not fail.
-    pub error: String,
+    /// Whether the step failed.
+    pub failed: bool,
 }
 
 /// The facts about the steps of one attempt.
 #[derive(Clone, Debug, Default)]
 pub struct StatusFacts {
+    mask: SecretMask,
     steps: Vec<StepFacts>,
     positions: HashMap<String, usize>,
     /// Parts of steps, such as the push of layers.
     parts: Vec<StepFacts>,
+    /// The digests of the steps that transfer the context.
+    context_steps: HashSet<String>,
     /// The bytes of the context that were sent, by the IDs of the transfers.
     sent: HashMap<String, u64>,
 }
 
 impl StatusFacts {
+    /// Creates facts of which none is known yet, with the mask of the build's secrets.
+    pub(crate) fn masked(mask: SecretMask) -> Self {
+        Self {
+            mask,
+            ..Self::default()
+        }
+    }
+
     /// Adds the facts in a response of the daemon. A step that is reported again replaces what was known of it.
     pub(super) fn add_response(&mut self, response: &StatusResponse) {
         for vertex in &response.vertexes {
@@ -63,13 +77,16 @@ impl StatusFacts {
     }
 
     fn add_step(&mut self, vertex: &Vertex) {
+        if vertex.name.starts_with(CONTEXT_STEP) && self.context_steps.len() < PARTS_MAX {
+            self.context_steps.insert(vertex.digest.clone());
+        }
         let facts = StepFacts {
             digest: vertex.digest.clone(),
-            name: cut_name(&vertex.name),
+            name: self.shown_name(&vertex.name),
             started: vertex.started.as_ref().map(to_system_time),
             ended: vertex.completed.as_ref().map(to_system_time),
             cached: vertex.cached,
-            error: cut_name(without_rpc_prefix(&vertex.error)),
+            failed: !vertex.error.is_empty(),
         };
         match self.positions.get(&vertex.digest) {
             Some(position) => {
@@ -88,12 +105,7 @@ impl StatusFacts {
     }
 
     fn add_status(&mut self, status: &VertexStatus) {
-        let of_context = self
-            .positions
-            .get(&status.vertex)
-            .and_then(|position| self.steps.get(*position))
-            .is_some_and(|step| step.name.starts_with(CONTEXT_STEP));
-        if of_context && status.id.starts_with("transferring") {
+        if self.context_steps.contains(&status.vertex) && status.id.starts_with("transferring") {
             let current = u64::try_from(status.current).unwrap_or_default();
             if self.sent.len() < PARTS_MAX {
                 let sent = self.sent.entry(status.id.clone()).or_default();
@@ -105,7 +117,7 @@ impl StatusFacts {
         }
         let facts = StepFacts {
             digest: status.vertex.clone(),
-            name: cut_name(&status.id),
+            name: self.shown_name(&status.id),
             started: status.started.as_ref().map(to_system_time),
             ended: status.completed.as_ref().map(to_system_time),
             ..StepFacts::default()
@@ -122,9 +134,16 @@ impl StatusFacts {
         }
     }
 
-    /// Returns the steps, in the order in which the daemon reported them.
-    pub fn steps(&self) -> &[StepFacts] {
-        &self.steps
+    /// Returns the name as it may be shown: masked as a whole, and then cut at [`NAME_BYTES_MAX`].
+    fn shown_name(&self, name: &str) -> String {
+        let masked = self.mask.mask_text(name);
+        masked[..masked.floor_char_boundary(NAME_BYTES_MAX)].to_owned()
+    }
+
+    /// Takes the steps, in the order in which the daemon reported them.
+    pub fn take_steps(&mut self) -> Vec<StepFacts> {
+        self.positions.clear();
+        std::mem::take(&mut self.steps)
     }
 
     /// Returns the parts of the export: the layers, and the push of layers and manifests.
@@ -136,11 +155,6 @@ impl StatusFacts {
     pub fn sent_context_bytes(&self) -> Option<u64> {
         (!self.sent.is_empty()).then(|| self.sent.values().sum())
     }
-}
-
-/// Cuts a name or an error at [`NAME_BYTES_MAX`].
-fn cut_name(name: &str) -> String {
-    name[..name.floor_char_boundary(NAME_BYTES_MAX)].to_owned()
 }
 
 #[cfg(test)]
@@ -191,7 +205,7 @@ mod tests {
         });
         assert_eq!(facts.sent_context_bytes(), Some(250));
         assert_eq!(
-            facts.steps().iter().map(|step| step.cached).collect::<Vec<_>>(),
+            facts.steps.iter().map(|step| step.cached).collect::<Vec<_>>(),
             [false, true]
         );
         let parts: Vec<_> = facts
@@ -200,6 +214,38 @@ mod tests {
             .map(|part| part.name.as_str())
             .collect();
         assert_eq!(parts, ["pushing layers"]);
+    }
+
+    #[test]
+    fn secrets_are_masked_in_names_even_where_they_are_cut() {
+        let secret = "the value of a secret";
+        let mut facts = StatusFacts::masked(SecretMask::new([secret.as_bytes()]));
+        let across_the_cut = format!("RUN {}{secret} more", "x".repeat(NAME_BYTES_MAX - 10));
+        let vertex = |digest: &str, name: String| Vertex {
+            digest: digest.into(),
+            error: format!("process {name} failed"),
+            name,
+            ..Vertex::default()
+        };
+        facts.add_response(&StatusResponse {
+            vertexes: vec![
+                vertex("a", format!("[1/2] RUN echo {secret}")),
+                vertex("b", across_the_cut),
+            ],
+            statuses: vec![status("a", &format!("pushing manifest for registry/{secret}"), 0)],
+            ..StatusResponse::default()
+        });
+        let names: Vec<_> = facts
+            .steps
+            .iter()
+            .chain(facts.export_parts())
+            .map(|step| &step.name)
+            .collect();
+        assert_eq!(names[0], "[1/2] RUN echo ***");
+        assert_eq!(names[2], "pushing manifest for registry/***");
+        let shown = format!("{:?}", facts.steps);
+        assert!(!shown.contains("the value"), "{shown}");
+        assert!(facts.steps.iter().all(|step| step.failed));
     }
 
     #[test]
@@ -217,9 +263,9 @@ mod tests {
             ..StatusResponse::default()
         });
         assert_eq!(
-            (facts.steps().len(), facts.export_parts().len()),
+            (facts.steps.len(), facts.export_parts().len()),
             (STEPS_MAX, PARTS_MAX)
         );
-        assert!(facts.steps().iter().all(|step| step.name.len() <= NAME_BYTES_MAX));
+        assert!(facts.steps.iter().all(|step| step.name.len() <= NAME_BYTES_MAX));
     }
 }

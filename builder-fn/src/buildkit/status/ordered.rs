@@ -24,6 +24,7 @@ use tonic::Status;
 use super::reader::{time_or_epoch, to_system_time};
 use super::{BuildEvent, StatusFacts, StatusResponseStream, follow_build_status, without_rpc_prefix};
 use crate::buildkit::Connection;
+use crate::redact::SecretMask;
 
 /// The time for which an event is held, so that events with earlier times can come before it.
 const EVENT_HOLD_TIME: Duration = Duration::from_secs(1);
@@ -44,7 +45,8 @@ const CANCELLED_STEP_ERROR: &str = "context canceled";
 pub struct OrderedLog {
     responses: StatusResponseStream,
     order: EventOrder,
-    facts: StatusFacts,
+    /// The facts about the steps, if they were asked for.
+    facts: Option<StatusFacts>,
     has_ended: bool,
 }
 
@@ -71,7 +73,7 @@ impl Connection {
         OrderedLog {
             responses: follow_build_status(self, reference.to_owned()),
             order: EventOrder::default(),
-            facts: StatusFacts::default(),
+            facts: None,
             has_ended: false,
         }
     }
@@ -88,7 +90,9 @@ impl OrderedLog {
                 Err(_) => self.order.take_all(),
                 Ok(Some(response)) => {
                     let response = response?;
-                    self.facts.add_response(&response);
+                    if let Some(facts) = &mut self.facts {
+                        facts.add_response(&response);
+                    }
                     self.order.add_response(response);
                     self.order.take_ready()
                 }
@@ -106,9 +110,15 @@ impl OrderedLog {
         Ok(None)
     }
 
-    /// Returns the facts about the steps, as far as the daemon's answer was read.
-    pub fn facts(&self) -> &StatusFacts {
-        &self.facts
+    /// Keeps facts about the steps, in whose names `mask` masks secrets.
+    pub(crate) fn with_facts(mut self, mask: SecretMask) -> Self {
+        self.facts = Some(StatusFacts::masked(mask));
+        self
+    }
+
+    /// Returns the facts about the steps, as far as the daemon's answer was read; none unless they were asked for.
+    pub(crate) fn into_facts(self) -> StatusFacts {
+        self.facts.unwrap_or_default()
     }
 }
 

@@ -65,7 +65,7 @@ struct Row {
 impl Row {
     fn of_step(number: Option<u32>, facts: &StepFacts, is_running: bool) -> Self {
         let state = match (facts.cached, facts.started, facts.ended) {
-            _ if !facts.error.is_empty() => RowState::Failed,
+            _ if facts.failed => RowState::Failed,
             (true, _, _) => RowState::Cached,
             (_, _, Some(_)) => RowState::Executed,
             (_, Some(_), None) if is_running => RowState::Running,
@@ -305,7 +305,7 @@ mod tests {
             started: Some(at(began)),
             ended: ended.map(at),
             cached,
-            error: error.to_owned(),
+            failed: !error.is_empty(),
         }
     }
 
