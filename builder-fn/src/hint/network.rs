@@ -302,7 +302,7 @@ fn unresolved_host(reason: &str) -> Option<&str> {
 pub(super) fn host_in_line<'l>(line: &'l str, words: &str) -> Option<&'l str> {
     let after = line.split_once(words).map_or("", |(_, rest)| rest);
     let named = after.trim_start_matches([' ', ':', '\'', '"', '`', '(']);
-    let end = named.find(|character: char| matches!(character, '\'' | '"' | '`' | ')' | ',' | ' ' | ':'));
+    let end = named.find(['\'', '"', '`', ')', ',', ' ', ':']);
     let named = named.get(..end.unwrap_or(named.len()))?;
     if named.contains('.') && text::is_host(named) {
         return Some(named.trim_end_matches('.')).filter(|host| !host.is_empty());

@@ -72,10 +72,8 @@ pub(super) fn without_terminal_codes(text: &str) -> String {
                     characters.find(|end| ('@'..='~').contains(end));
                 }
                 // A command of the operating system ends with BEL or ESC \.
-                Some(']') => {
-                    if characters.find(|end| matches!(end, '\u{7}' | '\u{1b}')) == Some('\u{1b}') {
-                        characters.next_if_eq(&'\\');
-                    }
+                Some(']') if characters.find(|end| matches!(end, '\u{7}' | '\u{1b}')) == Some('\u{1b}') => {
+                    characters.next_if_eq(&'\\');
                 }
                 _ => {}
             },

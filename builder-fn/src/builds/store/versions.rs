@@ -125,10 +125,10 @@ impl RecordStore {
             // The call was delivered again, and a newer version is deployed: this one was good all the same.
             (VersionState::Failed, BegunVersion::DeployedBefore) => return,
             (VersionState::Failed, BegunVersion::Unrecorded) => return,
-            (VersionState::Failed, BegunVersion::Written(digest)) => {
-                if self.0.repository.delete(tenant, digest).await {
-                    return;
-                }
+            (VersionState::Failed, BegunVersion::Written(digest))
+                if self.0.repository.delete(tenant, digest).await =>
+            {
+                return;
             }
             _ => {}
         }
@@ -215,7 +215,7 @@ impl RecordStore {
                     break;
                 }
             }
-            found.sort_by(|one, other| other.submitted_at.cmp(&one.submitted_at));
+            found.sort_by_key(|version| std::cmp::Reverse(version.submitted_at));
             // A call that was delivered twice may have two times.
             let mut ids = HashSet::new();
             found.retain(|version| ids.insert(version.id.clone()));

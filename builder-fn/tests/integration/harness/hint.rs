@@ -16,7 +16,7 @@ struct AnyFiles<'b> {
 
 impl ContextFiles for AnyFiles<'_> {
     fn has(&self, path: &str) -> bool {
-        path.len() % 2 == 0
+        path.len().is_multiple_of(2)
     }
 
     fn find_in_other_case(&self, _: &str, name: &str) -> Option<String> {
