@@ -186,12 +186,12 @@ impl CredentialStore for DockerConfig {
         })
     }
 
-    async fn problem(&self, host: &str) -> Option<String> {
-        match self.find_credentials(host).await.err()? {
-            DockerConfigError::Helper(error) => Some(ErrorChain(&error).to_string()),
+    async fn look_up(&self, host: &str) -> Result<RegistryCredentials, String> {
+        self.find_credentials(host).await.map_err(|error| match error {
+            DockerConfigError::Helper(error) => ErrorChain(&error).to_string(),
             // The others name files of the operator, and what is in them.
-            _ => Some("the config.json of the builder cannot be used".to_owned()),
-        }
+            _ => "the config.json of the builder cannot be used".to_owned(),
+        })
     }
 }
 

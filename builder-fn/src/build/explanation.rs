@@ -1,8 +1,10 @@
 //! Explains why a build failed, from what it leaves behind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use function_host::policy::StepNetwork;
+use tokio::time::{Instant, timeout_at};
 
 use super::Builder;
 use super::call::BuilderCall;
@@ -20,6 +22,9 @@ const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 
 /// The host to which the credentials for Docker Hub belong.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// The longest time for which credentials are looked up for a hint. The build has failed already, and a caller waits.
+const LOGIN_LOOKUP_TIME: Duration = Duration::from_secs(1);
 
 /// The most entries of a folder among which one in another case is looked for.
 const MAX_SEARCHED_ENTRIES: usize = 10_000;
@@ -48,7 +53,10 @@ impl Builder {
         let unmasked = error.to_string();
         let error = mask.mask_text(&unmasked).into_owned();
         let login = match hint::refusing_registry(&error) {
-            Some(registry) => Some(self.find_login(request, registry).await),
+            Some(registry) => {
+                let credentials = self.credential_store(request);
+                find_login(&*credentials, registry, call.deadline).await
+            }
             None => None,
         };
         let evidence = call.lock_evidence();
@@ -81,23 +89,37 @@ impl Builder {
         })
     }
 
-    /// Looks up which credentials the build has for a registry.
-    async fn find_login(&self, request: &BuildRequest, registry: &str) -> Login {
-        let host = match registry {
-            "docker.io" => DOCKER_HUB_HOST,
-            host => host,
-        };
-        let credentials: Arc<dyn CredentialStore> = match request.tenant() {
+    /// Returns the credentials with which the build pulls and pushes.
+    fn credential_store(&self, request: &BuildRequest) -> Arc<dyn CredentialStore> {
+        match request.tenant() {
             Some(tenant) => self.tenants.registries(tenant).credentials.clone(),
             None => self.credentials.clone(),
-        };
-        let problem = credentials.problem(host).await;
-        let is_given = match problem {
-            None => !credentials.credentials(host).await.secret.is_empty(),
-            Some(_) => false,
-        };
-        Login { is_given, problem }
+        }
     }
+}
+
+/// Looks up which credentials a build has for a registry; `None` if that takes more than a second, or longer than the call.
+async fn find_login(
+    credentials: &dyn CredentialStore,
+    registry: &str,
+    deadline: Option<Instant>,
+) -> Option<Login> {
+    let host = match registry {
+        "docker.io" => DOCKER_HUB_HOST,
+        host => host,
+    };
+    let end = Instant::now() + LOGIN_LOOKUP_TIME;
+    let end = deadline.map_or(end, |deadline| end.min(deadline));
+    Some(match timeout_at(end, credentials.look_up(host)).await.ok()? {
+        Ok(found) => Login {
+            is_given: !found.secret.is_empty(),
+            problem: None,
+        },
+        Err(problem) => Login {
+            is_given: false,
+            problem: Some(problem),
+        },
+    })
 }
 
 /// The files of a context for the rules of hints.
@@ -117,5 +139,48 @@ impl ContextFiles for FilesOfContext {
 
     fn read_beginning(&self, path: &str, limit: usize) -> Option<Vec<u8>> {
         self.0.read_beginning(path, limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::buildkit::RegistryCredentials;
+
+    /// A store that counts its look-ups, and whose program does not end for a host.
+    #[derive(Debug, Default)]
+    struct CountingStore(AtomicUsize);
+
+    #[tonic::async_trait]
+    impl CredentialStore for CountingStore {
+        async fn credentials(&self, host: &str) -> RegistryCredentials {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            match host {
+                "slow" => pending().await,
+                _ => RegistryCredentials::default(),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_does_not_wait_for_a_slow_credential_helper() {
+        let store = CountingStore::default();
+        let start = Instant::now();
+        assert!(find_login(&store, "slow", None).await.is_none());
+        assert_eq!(start.elapsed(), LOGIN_LOOKUP_TIME);
+        let deadline = Instant::now() + Duration::from_millis(20);
+        assert!(find_login(&store, "slow", Some(deadline)).await.is_none());
+        assert_eq!(Instant::now(), deadline);
+    }
+
+    #[tokio::test]
+    async fn a_hint_looks_credentials_up_once() {
+        let store = CountingStore::default();
+        let login = find_login(&store, "r.example", None).await;
+        assert!(login.is_some_and(|login| !login.is_given && login.problem.is_none()));
+        assert_eq!(store.0.load(Ordering::Relaxed), 1);
     }
 }

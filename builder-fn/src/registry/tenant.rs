@@ -25,8 +25,8 @@ impl CredentialStore for TenantCredentials {
         self.registries.credentials.credentials(host).await
     }
 
-    async fn problem(&self, host: &str) -> Option<String> {
-        self.registries.credentials.problem(host).await
+    async fn look_up(&self, host: &str) -> Result<RegistryCredentials, String> {
+        self.registries.credentials.look_up(host).await
     }
 
     async fn fetches_tokens(&self, host: &str) -> bool {

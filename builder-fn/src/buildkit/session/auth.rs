@@ -41,11 +41,12 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     /// Returns empty ones if none are known. That is not an error: the registry may allow anonymous access.
     async fn credentials(&self, host: &str) -> RegistryCredentials;
 
-    /// Returns why the credentials for the registry `host` could not be read, for the caller; `None` if they were, or if there are
-    /// none.
-    async fn problem(&self, host: &str) -> Option<String> {
-        let _ = host;
-        None
+    /// Returns the credentials for the registry `host` as [`credentials`](Self::credentials) does, by one look-up.
+    ///
+    /// # Errors
+    /// Fails with the reason, for the caller of a build, if the credentials cannot be read.
+    async fn look_up(&self, host: &str) -> Result<RegistryCredentials, String> {
+        Ok(self.credentials(host).await)
     }
 
     /// Returns whether tokens for the registry `host` come from [`fetch_token`](Self::fetch_token). Otherwise, BuildKit
