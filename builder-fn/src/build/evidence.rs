@@ -7,10 +7,10 @@ use crate::buildkit::BuildEvent;
 use crate::context::SourceContext;
 
 /// The most steps whose output is kept: those that run at the same time, and those that failed.
-const MAX_STEPS: usize = 8;
+const MAX_STEPS: usize = 32;
 
 /// The length of the end of a step's output that is kept, in bytes.
-const MAX_OUTPUT_BYTES: usize = 32 << 10;
+const MAX_OUTPUT_BYTES: usize = 16 << 10;
 
 /// What a build leaves behind that explains its failure. Its size does not grow with the build.
 #[derive(Debug, Default)]
@@ -97,10 +97,11 @@ impl FailureEvidence {
         self.steps.iter_mut().find(|step| step.digest == digest)
     }
 
-    /// Adds a step, in place of the oldest one if there are too many.
+    /// Adds a step, in place of the oldest one that has not failed if there are too many.
     fn push(&mut self, digest: &str, name: &str) {
         if self.steps.len() >= MAX_STEPS {
-            self.steps.pop_front();
+            let oldest = self.steps.iter().position(|step| step.error.is_empty());
+            self.steps.remove(oldest.unwrap_or(0));
         }
         self.steps.push_back(StepRecord {
             digest: digest.to_owned(),
@@ -201,6 +202,22 @@ mod tests {
             ("[1/1] RUN a", &b"one\n"[..])
         );
         assert!(evidence.failed_step("another error", false).is_none());
+    }
+
+    #[test]
+    fn the_output_of_a_failed_step_is_kept_while_many_others_begin() {
+        let mut evidence = FailureEvidence::default();
+        evidence.record_event(&started("a"));
+        evidence.record_event(&wrote("a", "why\n"));
+        for step in 0..20 {
+            evidence.record_event(&started(&format!("beside {step}")));
+        }
+        evidence.record_event(&ended("a", "exit code: 1"));
+        for step in 0..100 {
+            evidence.record_event(&started(&format!("after {step}")));
+        }
+        let failed = evidence.failed_step("exit code: 1", false);
+        assert_eq!(failed.map(|step| step.output()), Some(&b"why\n"[..]));
     }
 
     #[test]
