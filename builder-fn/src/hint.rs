@@ -7,6 +7,7 @@
 //! them a fixed number of times, and the texts of a hint are short and without control characters.
 
 mod compiler;
+mod copied;
 mod dependency;
 mod deployment;
 mod dockerfile;

@@ -20,7 +20,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         Hint::new(
             HintKind::CompileError,
             format!("{file} does not compile: {}", found.message),
-            format!("correct line {} of {file}", found.place.line),
+            format!(
+                "correct line {} of {}",
+                found.place.line,
+                text::plain_or(file, "the file")
+            ),
         )
         .at(file, Some(found.place.line)),
     )

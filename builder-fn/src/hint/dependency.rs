@@ -55,7 +55,7 @@ fn cargo_manifest(lines: &[&str]) -> Option<Hint> {
         Hint::new(
             HintKind::ManifestInvalid,
             format!("cargo cannot read {file}: {message}"),
-            format!("correct {file}"),
+            format!("correct {}", text::plain_or(file, "the manifest")),
         )
         .at(file, line),
     )
@@ -150,9 +150,12 @@ fn cargo_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
         let hint = Hint::new(
             HintKind::DependencyConflict,
             format!("the versions of {name} that the dependencies want exclude each other"),
-            format!(
-                "choose versions that accept the same {name} (cargo tree -i {name} shows who wants which)"
-            ),
+            match place.is_some() && text::is_plain(name) {
+                true => format!(
+                    "choose versions that accept the same {name} (cargo tree -i {name} shows who wants which)"
+                ),
+                false => "choose versions of the dependencies that accept the same one (cargo tree -i NAME shows who wants which)".to_owned(),
+            },
         );
         return Some(at_found_or(hint, place));
     }
@@ -170,7 +173,13 @@ fn cargo_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let hint = Hint::new(
         HintKind::DependencyMissing,
         cause,
-        format!("correct the name or the version of {name} in Cargo.toml"),
+        format!(
+            "correct the name or the version of {} in Cargo.toml",
+            match place.is_some() {
+                true => text::plain_or(name, "the crate"),
+                false => "the crate",
+            }
+        ),
     );
     Some(at_found_or(hint, place))
 }
@@ -255,7 +264,13 @@ fn pip_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let hint = Hint::new(
         HintKind::DependencyMissing,
         cause,
-        format!("correct the name or the version of {name}"),
+        format!(
+            "correct the name or the version of {}",
+            match place.is_some() {
+                true => text::plain_or(name, "the requirement"),
+                false => "the requirement",
+            }
+        ),
     );
     Some(at_found_or(hint, place))
 }

@@ -17,7 +17,10 @@ const NOT_LISTENING_WORDS: &[&str] = &["connection refused", "Connection refused
 const EXITING_FUNCTION_ADVICE: &str = "see what the function writes before it ends (faas-cli logs NAME), and correct it; a function \
                                        has to serve on port 8080 until it is stopped";
 
-/// A rule for the reasons of an answer.
+/// The words with which the deployer begins to quote the log of a function.
+const LOG_WORDS: &str = "its log ends with: ";
+
+/// A rule for the reasons of an answer: of a reason without what the deployer writes before each, and without the function's log.
 type ReasonRule = fn(&str) -> Option<Hint>;
 
 /// The rules, of which the first with a hint decides.
@@ -43,7 +46,9 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
         let texts = reasons.filter_map(Value::as_str).take(MAX_REASONS);
         texts.map(|reason| text::first_part(reason, REASON_READ_BYTES))
     };
-    let hint = RULES.iter().find_map(|rule| reasons().find_map(rule))?;
+    let hint = RULES
+        .iter()
+        .find_map(|rule| reasons().map(own_words).find_map(rule))?;
     let is_about_function = matches!(
         hint.kind,
         HintKind::ProbeFailed
@@ -53,43 +58,73 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
             | HintKind::OutOfMemory
     );
     // On Kubernetes the deployer quotes the function's log in its reason.
-    let quoted = reasons().find_map(|reason| reason.split_once("its log ends with: "));
+    let quoted = reasons().find_map(|reason| reason.split_once(LOG_WORDS));
     match quoted {
         Some((_, log)) if is_about_function => Some(hint.with_log(log.split(" | "))),
         _ => Some(hint),
     }
 }
 
-fn missing_secret(reason: &str) -> Option<Hint> {
-    text::between(reason, "the secret \"", "\" does not exist").map(missing_secret_hint)
+/// Returns what the deployer itself says in a reason: without the log of the function, and without what it was doing.
+fn own_words(reason: &str) -> &str {
+    let reason = reason.split_once(LOG_WORDS).map_or(reason, |(before, _)| before);
+    let reason = reason.strip_prefix("nothing was changed: ").unwrap_or(reason);
+    let waited = reason
+        .strip_prefix("not ready within ")
+        .and_then(|rest| rest.split_once(": "))
+        .filter(|(limit, _)| limit.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    let interrupted = || reason.strip_prefix("the deployer is shutting down: ");
+    waited
+        .map(|(_, rest)| rest)
+        .or_else(interrupted)
+        .unwrap_or(reason)
 }
 
-fn missing_secret_hint(name: &str) -> Hint {
-    Hint::new(
-        HintKind::FunctionSecretMissing,
-        format!("the function uses the secret {name}, which does not exist"),
-        format!("create it (faas-cli secret create {name}), or leave it out of the function's secrets"),
-    )
+fn missing_secret(reason: &str) -> Option<Hint> {
+    let rest = reason.strip_prefix("the secret \"")?;
+    let (name, _) = rest.split_once("\" does not exist")?;
+    missing_secret_hint(name)
+}
+
+/// Returns the hint for a secret that does not exist; `None` if no secret can have the name.
+fn missing_secret_hint(name: &str) -> Option<Hint> {
+    is_secret_name(name).then(|| {
+        Hint::new(
+            HintKind::FunctionSecretMissing,
+            format!("the function uses the secret {name}, which does not exist"),
+            format!("create it (faas-cli secret create {name}), or leave it out of the function's secrets"),
+        )
+    })
+}
+
+/// Returns whether a text can be the name of a secret in Kubernetes and faasd.
+fn is_secret_name(name: &str) -> bool {
+    let is_allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+    (1..=253).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(is_allowed)
 }
 
 fn image_of_other_platform(reason: &str) -> Option<Hint> {
-    let rest = reason.split_once("the image ")?.1;
+    let rest = reason.strip_prefix("the image ")?;
     let (image, rest) = rest.split_once(" is for ")?;
     let (platforms, wanted) = rest.split_once(", and functions run on ")?;
     Some(Hint::new(
         HintKind::ImagePlatform,
         format!("the image {image} is for {platforms}, and functions run on {wanted}"),
-        format!("build for {wanted}: the config's \"platforms\""),
+        format!(
+            "build for {}: the config's \"platforms\"",
+            text::plain_or(wanted, "their platform")
+        ),
     ))
 }
 
 fn missing_image(reason: &str) -> Option<Hint> {
-    let rest = reason.split_once("the registry ")?.1;
+    let rest = reason.strip_prefix("the registry ")?;
     let (registry, image) = rest.split_once(" has no image ")?;
     Some(Hint::new(
         HintKind::ImageNotPulled,
         format!("the registry {registry} has no image {image}"),
-        "push the image before it is deployed: leave \"skipPush\" out of the config",
+        "push the image before it is deployed (leave \"skipPush\" out of the config), or build it again if it was deleted",
     ))
 }
 
@@ -103,7 +138,8 @@ fn not_listening(response: &str) -> Hint {
 
 fn unpullable_image(reason: &str) -> Option<Hint> {
     let (before, rest) = reason.split_once(" cannot be pulled: ")?;
-    before.contains("the image").then_some(())?;
+    let image = before.strip_prefix("the image")?.trim_start();
+    (!image.contains(' ')).then_some(())?;
     Some(Hint::new(
         HintKind::ImageNotPulled,
         format!("the provider cannot pull the image: {rest}"),
@@ -112,9 +148,7 @@ fn unpullable_image(reason: &str) -> Option<Hint> {
 }
 
 fn container_without_memory(reason: &str) -> Option<Hint> {
-    let rest = reason
-        .split_once("the container was ended because it needed more memory than its limit")?
-        .1;
+    let rest = reason.strip_prefix("the container was ended because it needed more memory than its limit")?;
     let limit = rest.split([',', ';']).next().unwrap_or_default().trim_end();
     Some(Hint::new(
         HintKind::OutOfMemory,
@@ -124,13 +158,10 @@ fn container_without_memory(reason: &str) -> Option<Hint> {
 }
 
 fn container_that_ended(reason: &str) -> Option<Hint> {
-    let rest = reason
-        .split_once("the container ended with ")
-        .or_else(|| reason.split_once("the container was ended by "));
-    let how = rest?
-        .1
-        .split_once("; its log ends with: ")
-        .map_or(rest?.1, |(how, _)| how);
+    let how = reason
+        .strip_prefix("the container ended with ")
+        .or_else(|| reason.strip_prefix("the container was ended by "))?
+        .trim_end_matches("; ");
     Some(Hint::new(
         HintKind::FunctionExits,
         format!("the function does not stay up: it ended with {how}"),
@@ -139,9 +170,12 @@ fn container_that_ended(reason: &str) -> Option<Hint> {
 }
 
 fn container_that_does_not_start(reason: &str) -> Option<Hint> {
-    let rest = reason.split_once("the container cannot be started: ")?.1;
-    if let Some(name) = text::between(rest, "secret \"", "\" not found") {
-        return Some(missing_secret_hint(name));
+    let rest = reason.strip_prefix("the container cannot be started: ")?;
+    let secret = rest
+        .strip_prefix("CreateContainerConfigError: secret \"")
+        .and_then(|rest| rest.split_once("\" not found"));
+    if let Some(hint) = secret.and_then(|(name, _)| missing_secret_hint(name)) {
+        return Some(hint);
     }
     Some(Hint::new(
         HintKind::FunctionNotRunning,
@@ -151,7 +185,11 @@ fn container_that_does_not_start(reason: &str) -> Option<Hint> {
 }
 
 fn unready_pod(reason: &str) -> Option<Hint> {
-    if let Some((_, rest)) = reason.split_once("Readiness probe failed: ") {
+    let unready = reason
+        .strip_prefix("the pod ")
+        .and_then(|rest| rest.split_once("; "));
+    let unready = unready.and_then(|(_, rest)| rest.strip_prefix("Readiness probe failed: "));
+    if let Some(rest) = unready {
         if NOT_LISTENING_WORDS.iter().any(|words| rest.contains(words)) {
             return Some(not_listening(rest));
         }
@@ -161,7 +199,7 @@ fn unready_pod(reason: &str) -> Option<Hint> {
             "see what the function logs for the probe (faas-cli logs NAME), and correct it",
         ));
     }
-    let rest = reason.split_once("no node takes the pod: ")?.1;
+    let rest = reason.strip_prefix("no node takes the pod: ")?;
     Some(Hint::new(
         HintKind::FunctionNotRunning,
         format!("no node of the cluster takes the function: {rest}"),
@@ -171,7 +209,7 @@ fn unready_pod(reason: &str) -> Option<Hint> {
 
 fn exits(reason: &str) -> Option<Hint> {
     let words = "no replica is available any more (the function starts and does not stay up)";
-    reason.contains(words).then(|| {
+    reason.starts_with(words).then(|| {
         Hint::new(
             HintKind::FunctionExits,
             "the function starts and does not stay up",
@@ -183,7 +221,7 @@ fn exits(reason: &str) -> Option<Hint> {
 fn not_running(reason: &str) -> Option<Hint> {
     let words =
         "no replica is available (the image cannot be pulled, or the function does not start or stay up)";
-    reason.contains(words).then(|| {
+    reason.starts_with(words).then(|| {
         Hint::new(
             HintKind::FunctionNotRunning,
             "no replica of the function is available: its image cannot be pulled, or it does not start, does not stay up or is not \
@@ -195,9 +233,13 @@ fn not_running(reason: &str) -> Option<Hint> {
 }
 
 fn probe(reason: &str) -> Option<Hint> {
-    let rest = reason.split_once("the function answered ")?.1;
+    let rest = reason.strip_prefix("the function answered ")?;
     let (probe, response) = rest.split_once(" with ")?;
-    if NOT_LISTENING_WORDS.iter().any(|words| response.contains(words)) {
+    // The function itself may say with another status that a database does not listen.
+    let is_of_gateway = ["502", "503", "504"]
+        .iter()
+        .any(|status| response.starts_with(status));
+    if is_of_gateway && NOT_LISTENING_WORDS.iter().any(|words| response.contains(words)) {
         return Some(not_listening(response));
     }
     Some(Hint::new(

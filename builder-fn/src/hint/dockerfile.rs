@@ -81,15 +81,34 @@ fn heredoc_ends(instruction: &str) -> Vec<String> {
     {
         return Vec::new();
     }
-    let starts = instruction.split("<<").skip(1);
-    let ends = starts.filter_map(|rest| {
+    let words = shell_words(instruction);
+    let ends = words.iter().filter_map(|word| {
+        let rest = word.trim_start_matches(|character: char| character.is_ascii_digit());
+        let rest = rest.strip_prefix("<<")?;
         let rest = rest.strip_prefix('-').unwrap_or(rest);
-        let rest = rest.trim_start_matches(['"', '\'']);
-        let end = rest.find(|character: char| !(character.is_ascii_alphanumeric() || character == '_'));
-        let word = rest.get(..end.unwrap_or(rest.len()))?;
-        (!word.is_empty()).then(|| word.to_owned())
+        let end: String = rest
+            .chars()
+            .filter(|character| !matches!(character, '"' | '\''))
+            .collect();
+        (!end.is_empty() && !end.contains('<')).then_some(end)
     });
     ends.take(8).collect()
+}
+
+/// Returns the words of an instruction with their quotes: a space between quotes divides nothing.
+fn shell_words(instruction: &str) -> Vec<&str> {
+    let mut quote = None;
+    let divides = |character: char| match quote {
+        Some(open) => {
+            quote = quote.filter(|_| character != open);
+            false
+        }
+        None => {
+            quote = Some(character).filter(|character| matches!(character, '"' | '\''));
+            character.is_whitespace()
+        }
+    };
+    instruction.split(divides).collect()
 }
 
 /// Returns the first word of an instruction.
@@ -117,6 +136,35 @@ impl Instruction {
         words.pop();
         words
     }
+}
+
+/// A mount of a `RUN` that binds a file or a folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BindMount<'i> {
+    /// The stage, the context or the image that it is from; `None` for the context of the build.
+    pub(super) from: Option<&'i str>,
+    /// What is mounted of it.
+    pub(super) source: &'i str,
+}
+
+/// Returns the bind mounts of a `RUN`.
+pub(super) fn bind_mounts(instruction: &Instruction) -> Vec<BindMount<'_>> {
+    let flags = instruction.text.split_whitespace().skip(1);
+    let flags = flags.take_while(|word| word.starts_with("--"));
+    let mounts = flags.filter_map(|flag| {
+        let options = flag.strip_prefix("--mount=")?.trim_matches(['"', '\'']);
+        let mut mount = BindMount::default();
+        for option in options.split(',') {
+            match option.split_once('=') {
+                Some(("type", kind)) if kind != "bind" => return None,
+                Some(("from", from)) => mount.from = Some(from),
+                Some(("source" | "src", source)) => mount.source = source,
+                _ => {}
+            }
+        }
+        Some(mount)
+    });
+    mounts.collect()
 }
 
 /// Returns the names of the stages.
@@ -194,5 +242,22 @@ mod tests {
             found.iter().map(|found| found.line).collect::<Vec<_>>(),
             [2, 3, 5]
         );
+    }
+
+    #[test]
+    fn a_shift_or_a_quoted_text_begins_no_here_document() {
+        for command in [
+            "echo $((x<<shift))",
+            "echo $((1 << shift))",
+            "echo 'a <<b'",
+            "cat <<<word",
+        ] {
+            let found = instructions(&format!("FROM a\nRUN {command}\nRUN z\n"));
+            assert_eq!(found.len(), 3, "{command}");
+        }
+        for word in ["<<EOF", "<<-EOF", "<<\"EOF\"", "3<<EOF"] {
+            let found = instructions(&format!("FROM a\nRUN cat {word}\nRUN no\nEOF\nRUN z\n"));
+            assert_eq!(found.len(), 3, "{word}");
+        }
     }
 }

@@ -27,6 +27,10 @@ const INSTRUCTION_ERRORS: &[&str] = &[
 
 /// Explains errors in the Dockerfile.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
+    // The text of a command may have the words of any error.
+    if evidence.process_failure().is_some() {
+        return None;
+    }
     let error = &*evidence.error;
     let dockerfile = evidence.failure.dockerfile;
     if let Some((line, what)) = error
@@ -36,7 +40,10 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         let line = line.parse().ok();
         return Some(invalid(what).at(dockerfile, line));
     }
-    if let Some(stage) = text::between(error, "target stage \"", "\" could not be found") {
+    if let Some(stage) = error
+        .strip_prefix("target stage \"")
+        .and_then(|rest| rest.strip_suffix("\" could not be found"))
+    {
         return Some(missing_target(evidence, stage));
     }
     if let Some(stage) = misspelt_stage(error) {
@@ -47,7 +54,10 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         return Some(Hint::new(
             HintKind::StageMissing,
             cause,
-            format!("write {}, or name the image with its registry", stage.1),
+            format!(
+                "write {}, or name the image with its registry",
+                text::plain_or(stage.1, "the name of the stage")
+            ),
         ));
     }
     if let Some(rest) = error.strip_prefix("failed to read dockerfile: open ") {
@@ -82,13 +92,15 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
 fn invalid(what: &str) -> Hint {
     let meant = text::between(what, "(did you mean ", "?)");
     let next = match meant {
-        Some(meant) => format!("write {meant}, or correct the instruction otherwise"),
-        None if what.starts_with("base name (") => {
+        Some(meant) if text::is_plain(meant) => {
+            format!("write {meant}, or correct the instruction otherwise")
+        }
+        _ if what.starts_with("base name (") => {
             "give the argument a value: a default in its ARG instruction before the first FROM, or one among the config's \
              \"buildArgs\""
                 .to_owned()
         }
-        None => "correct the instruction".to_owned(),
+        _ => "correct the instruction".to_owned(),
     };
     Hint::new(
         HintKind::DockerfileInvalid,
@@ -99,7 +111,8 @@ fn invalid(what: &str) -> Hint {
 
 /// Returns the hint for a target that is no stage.
 fn missing_target(evidence: &Evidence<'_>, stage: &str) -> Hint {
-    let known = dockerfile::stage_names(evidence.instructions());
+    let mut known = dockerfile::stage_names(evidence.instructions());
+    known.retain(|name| text::is_plain(name));
     let (known, next) = match known.as_slice() {
         [] => (
             "none of its stages has a name".to_owned(),
@@ -132,7 +145,11 @@ fn missing_dockerfile(evidence: &Evidence<'_>, path: &str) -> Hint {
         Some(other) => Hint::new(
             HintKind::DockerfileMissing,
             format!("the context has no {path}; it has {other}, in another case"),
-            format!("rename {other} to {name}, or set the config's \"dockerfile\""),
+            format!(
+                "rename {} to {}, or set the config's \"dockerfile\"",
+                text::plain_or(&other, "the file"),
+                text::plain_or(name, "the name that the build uses")
+            ),
         ),
         None => Hint::new(
             HintKind::DockerfileMissing,

@@ -89,6 +89,19 @@ impl<'a> Evidence<'a> {
         before.contains("process \"").then_some(reason)
     }
 
+    /// Returns whether the command of the failed step, as BuildKit names it, has `word`.
+    pub(super) fn is_in_command(&self, word: &str) -> bool {
+        let before = self
+            .error
+            .rsplit_once(PROCESS_FAILED)
+            .map_or("", |(before, _)| before);
+        let is_word =
+            |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-' | '.');
+        before
+            .split(|character| !is_word(character))
+            .any(|found| found == word)
+    }
+
     /// Returns the exit code of the failed step.
     pub(super) fn exit_code(&self) -> Option<u32> {
         let code = self.process_failure()?.strip_prefix("exit code: ")?;
@@ -111,6 +124,23 @@ impl<'a> Evidence<'a> {
             }
         }
         None
+    }
+
+    /// Returns whether a file of the context has `word`. The file has the path that a program of the step named, or ends it.
+    pub(super) fn is_in_file(&self, path: &str, word: &str) -> bool {
+        const MAX_FOLDERS: usize = 16;
+        const READ_BYTES: usize = 64 << 10;
+        let whole = path.trim_start_matches("./").trim_start_matches('/');
+        let ends = std::iter::successors(Some(whole), |path| Some(path.split_once('/')?.1));
+        let read = ends
+            .take(MAX_FOLDERS)
+            .find_map(|path| self.failure.files.read_beginning(path, READ_BYTES));
+        let read = read.or_else(|| {
+            self.failure
+                .files
+                .read_beginning(&format!("function/{whole}"), READ_BYTES)
+        });
+        read.is_some_and(|read| String::from_utf8_lossy(&read).contains(word))
     }
 
     /// Completes a hint: adds the failed step, and the Dockerfile's line as the place if the rule knows no closer one.

@@ -18,7 +18,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             HintKind::UserMissing,
             format!("the image has no user {user}, which the step runs as"),
             format!(
-                "create the user {user} in a step before (useradd, adduser), or name one in USER that the image has"
+                "create {} in a step before (useradd, adduser), or name one in USER that the image has",
+                match text::is_plain(user) {
+                    true => format!("the user {user}"),
+                    false => "the user".to_owned(),
+                }
             ),
         ));
     }
@@ -53,9 +57,15 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         return Some(Hint::new(
             HintKind::NotExecutable,
             format!("{program} may not be executed: it has no executable bit, or is a folder"),
-            format!(
-                "make it executable (chmod +x {program}, COPY --chmod=755), or run it with its interpreter (sh {program})"
-            ),
+            match text::is_plain(program)
+                && evidence.is_in_command(program.rsplit('/').next().unwrap_or(program))
+            {
+                true => format!(
+                    "make it executable (chmod +x {program}, COPY --chmod=755), or run it with its interpreter (sh {program})"
+                ),
+                false => "make it executable (chmod +x, COPY --chmod=755), or run it with its interpreter"
+                    .to_owned(),
+            },
         ));
     }
     let line = last().find(|line| {
@@ -131,19 +141,35 @@ fn missing_program_hint(evidence: &Evidence<'_>, program: &str) -> Hint {
             return Hint::new(
                 HintKind::ScriptError,
                 format!("{path} has Windows line ends, so that its interpreter is looked for as \"{interpreter}\" and a carriage return"),
-                format!("store {path} with the line ends of Unix (dos2unix, git's core.autocrlf=input)"),
+                format!(
+                    "store {} with the line ends of Unix (dos2unix, git's core.autocrlf=input)",
+                    text::plain_or(&path, "the script")
+                ),
             )
             .at(&path, Some(1));
         }
         return Hint::new(
             HintKind::CommandNotFound,
             format!("the image does not have {program}, or not the interpreter of the script, {interpreter}"),
-            format!("copy {path} there, and install {interpreter} in a step before"),
+            format!(
+                "copy {} there, and install {} in a step before",
+                text::plain_or(&path, "the script"),
+                text::plain_or(interpreter, "its interpreter")
+            ),
         );
     }
     let next = match program.contains('/') {
-        true => format!("copy {program} into the image, or build it in a step before"),
-        false => format!("install {name} in a step before, or use a base image that has it"),
+        true => format!(
+            "copy {} into the image, or build it in a step before",
+            text::plain_or(program, "the program")
+        ),
+        false => format!(
+            "install {} in a step before, or use a base image that has it",
+            match evidence.is_in_command(name) {
+                true => text::plain_or(name, "it"),
+                false => "it",
+            }
+        ),
     };
     Hint::new(
         HintKind::CommandNotFound,

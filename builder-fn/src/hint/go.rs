@@ -18,7 +18,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             Hint::new(
                 HintKind::ManifestInvalid,
                 format!("go cannot read {}: {message}", place.file),
-                format!("correct line {} of {}", place.line, place.file),
+                format!(
+                    "correct line {} of {}",
+                    place.line,
+                    text::plain_or(place.file, "the file")
+                ),
             )
             .at(place.file, Some(place.line)),
         );
@@ -61,7 +65,16 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             Hint::new(
                 HintKind::DependencyMissing,
                 format!("no module of go.mod has the package {package}"),
-                format!("run go get {package} where the source is, and hand in the new go.mod and go.sum"),
+                match text::is_plain(&package) && evidence.is_in_file(place.file, &format!("\"{package}\"")) {
+                    true => {
+                        format!(
+                            "run go get {package} where the source is, and hand in the new go.mod and go.sum"
+                        )
+                    }
+                    false => {
+                        "correct the import, or add the module that has the package to go.mod".to_owned()
+                    }
+                },
             )
             .at(place.file, Some(place.line)),
         );
@@ -77,7 +90,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             HintKind::DependencyMissing,
             format!("go finds no module {module}: {line}"),
             format!(
-                "correct the name or the version of {module} in go.mod; a private module needs GOPRIVATE and credentials"
+                "correct the name or the version of {} in go.mod; a private module needs GOPRIVATE and credentials",
+                match evidence.is_in_file("go.mod", module.split('@').next().unwrap_or(module)) {
+                    true => text::plain_or(module, "the module"),
+                    false => "the module",
+                }
             ),
         ));
     }
@@ -88,7 +105,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         Hint::new(
             HintKind::CompileError,
             format!("{} does not compile: {message}", place.file),
-            format!("correct line {} of {}", place.line, place.file),
+            format!(
+                "correct line {} of {}",
+                place.line,
+                text::plain_or(place.file, "the file")
+            ),
         )
         .at(place.file, Some(place.line)),
     )

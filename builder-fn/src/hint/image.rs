@@ -21,11 +21,7 @@ enum Refusal {
 
 /// Explains a base image that cannot be pulled.
 pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
-    let (_, rest) = evidence
-        .error
-        .split_once("failed to resolve source metadata for ")?;
-    let (image, reason) = rest.split_once(": ")?;
-    let image = &text::one_line(image, super::MAX_NAME_BYTES);
+    let (image, reason) = failed_pull(&evidence.error)?;
     let registry = registry_of(image);
     if reason.contains("no match for platform in manifest") {
         return Some(Hint::new(
@@ -75,9 +71,7 @@ pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Explains a push that the registry refuses.
 pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
-    let (_, rest) = evidence.error.split_once("failed to push ")?;
-    let (image, reason) = rest.split_once(": ")?;
-    let image = &text::one_line(image, super::MAX_NAME_BYTES);
+    let (image, reason) = failed_push(&evidence.error)?;
     let registry = registry_of(image);
     if let Some(hint) = connection_problem(reason, Some(registry), &format!("to push {image}")) {
         return Some(hint);
@@ -104,13 +98,29 @@ pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
     }
 }
 
+/// Returns the image and the reason in BuildKit's error for a base image: `[NAME: ]failed to resolve source metadata for IMAGE:
+/// REASON`, with the name as the Dockerfile has it.
+fn failed_pull(error: &str) -> Option<(&str, &str)> {
+    const WORDS: &str = "failed to resolve source metadata for ";
+    let rest = error.strip_prefix(WORDS).or_else(|| {
+        let (name, rest) = error.split_once(": ")?;
+        text::is_image(name).then_some(())?;
+        rest.strip_prefix(WORDS)
+    })?;
+    let (image, reason) = rest.split_once(": ")?;
+    text::is_image(image).then_some((image, reason))
+}
+
+/// Returns the image and the reason in BuildKit's error for a push: `failed to push IMAGE: REASON`.
+fn failed_push(error: &str) -> Option<(&str, &str)> {
+    let (image, reason) = error.strip_prefix("failed to push ")?.split_once(": ")?;
+    text::is_image(image).then_some((image, reason))
+}
+
 /// Returns the registry that refuses a pull or a push for its credentials, by the text of the error; `docker.io` for Docker Hub.
 pub fn refusing_registry(error: &str) -> Option<&str> {
     let error = text::first_part(error, 16 << 10);
-    let rest = error
-        .split_once("failed to resolve source metadata for ")
-        .or_else(|| error.split_once("failed to push "));
-    let (image, reason) = rest?.1.split_once(": ")?;
+    let (image, reason) = failed_pull(error).or_else(|| failed_push(error))?;
     let is_refused = reason.contains("pull access denied")
         || matches!(refusal(reason), Some(Refusal::Unauthorized | Refusal::Forbidden));
     is_refused.then(|| registry_of(image))
@@ -148,7 +158,8 @@ fn with_helper(evidence: &Evidence<'_>, registry: &str) -> Option<Hint> {
             "{registry} wants a login, and the program {program}, which has the credentials, cannot be run by the builder"
         ),
         format!(
-            "have the operator add {program} to the builder's image, or give the credentials in the config.json itself (auths)"
+            "have the operator add {} to the builder's image, or give the credentials in the config.json itself (auths)",
+            text::plain_or(program, "the program")
         ),
     ))
 }

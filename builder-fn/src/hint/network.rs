@@ -120,6 +120,10 @@ pub(super) fn connection_problem(reason: &str, registry: Option<&str>, purpose: 
 
 /// Explains an `ADD` whose source cannot be downloaded.
 pub(super) fn explain_download(evidence: &Evidence<'_>) -> Option<Hint> {
+    // The text of a command may have the words of any error.
+    if evidence.process_failure().is_some() {
+        return None;
+    }
     let error = &*evidence.error;
     let reason = error.strip_prefix("failed to load cache key: ").or_else(|| {
         error

@@ -18,7 +18,10 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
             Hint::new(
                 HintKind::ScriptMissing,
                 format!("package.json has no script {script}"),
-                format!("add {script} to the scripts of package.json, or run one that it has"),
+                format!(
+                    "add {} to the scripts of package.json, or run one that it has",
+                    text::plain_or(script, "it")
+                ),
             )
             .at("package.json", None),
         );
@@ -42,6 +45,12 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
                 Some(at) if at > 0 => named.get(..at)?,
                 _ => named,
             };
+            let place = package_json_line(evidence, name);
+            // What no file of the context asks for may be a name that a program made up.
+            let known = match place.is_some() {
+                true => text::plain_or(name, "the package"),
+                false => "the package",
+            };
             let hint = Hint::new(
                 HintKind::DependencyMissing,
                 match code {
@@ -51,10 +60,10 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
                     _ => format!("the registry has no version {named}"),
                 },
                 format!(
-                    "correct the name or the version of {name} in package.json; a private package needs credentials (.npmrc as a build secret)"
+                    "correct the name or the version of {known} in package.json; a private package needs credentials (.npmrc as a build secret)"
                 ),
             );
-            Some(at_found_or(hint, package_json_line(evidence, name)))
+            Some(at_found_or(hint, place))
         }
         "ERESOLVE" => {
             let wanted = lines
@@ -113,9 +122,16 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             HintKind::DependencyMissing,
             format!("Node.js does not find the module {module}"),
             match module.starts_with(['.', '/']) {
-                true => format!("copy {module} into the image, or correct its path"),
+                true => format!(
+                    "copy {} into the image, or correct its path",
+                    text::plain_or(module, "the module")
+                ),
                 false => format!(
-                    "add {module} to the dependencies in package.json, and install them in a step before"
+                    "add {} to the dependencies in package.json, and install them in a step before",
+                    match place.is_some_and(|place| evidence.is_in_file(place.file, module)) {
+                        true => text::plain_or(module, "the package"),
+                        false => "the package",
+                    }
                 ),
             },
         );
@@ -134,7 +150,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         Hint::new(
             HintKind::ScriptError,
             format!("Node.js stops in {}: {message}", place.file),
-            format!("correct line {} of {}", place.line, place.file),
+            format!(
+                "correct line {} of {}",
+                place.line,
+                text::plain_or(place.file, "the file")
+            ),
         )
         .at(place.file, Some(place.line)),
     )

@@ -7,13 +7,13 @@ use super::{Hint, HintKind, text};
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    python_error(&lines)
+    python_error(evidence, &lines)
         .or_else(|| lines.iter().find_map(|line| shell_error(line)))
         .or_else(|| lines.iter().find_map(|line| php_or_ruby_error(line)))
 }
 
 /// Finds the last error of Python: `  File "FILE", line LINE, in NAME`, and after it `NAMEError: MESSAGE`.
-fn python_error(lines: &[&str]) -> Option<Hint> {
+fn python_error(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let at = lines.iter().rposition(|line| is_error(line))?;
     let message = lines.get(at)?;
     let before = lines.get(..at)?;
@@ -28,9 +28,14 @@ fn python_error(lines: &[&str]) -> Option<Hint> {
             Hint::new(
                 HintKind::DependencyMissing,
                 format!("Python does not find the module {module}"),
-                format!(
-                    "add the package with {package} to the requirements, and install them in a step before"
-                ),
+                match text::is_plain(package) && evidence.is_in_file(file, package) {
+                    true => format!(
+                        "add the package with {package} to the requirements, and install them in a step before"
+                    ),
+                    false => {
+                        "add the package that has the module to the requirements, and install them in a step before".to_owned()
+                    }
+                },
             )
             .at(file, Some(line)),
         );
@@ -39,7 +44,7 @@ fn python_error(lines: &[&str]) -> Option<Hint> {
         Hint::new(
             HintKind::ScriptError,
             format!("Python stops in {file}: {message}"),
-            format!("correct line {line} of {file}"),
+            format!("correct line {line} of {}", text::plain_or(file, "the file")),
         )
         .at(file, Some(line)),
     )
@@ -84,7 +89,10 @@ fn shell_error(line: &str) -> Option<Hint> {
         Hint::new(
             HintKind::ScriptError,
             format!("the shell stops in {file}: {message}"),
-            format!("correct line {number} of {file}, or what is before it"),
+            format!(
+                "correct line {number} of {}, or what is before it",
+                text::plain_or(file, "the script")
+            ),
         )
         .at(file, Some(number))
     })
@@ -114,7 +122,7 @@ fn php_or_ruby_error(line: &str) -> Option<Hint> {
         Hint::new(
             HintKind::ScriptError,
             format!("the program stops in {file}: {message}"),
-            format!("correct line {number} of {file}"),
+            format!("correct line {number} of {}", text::plain_or(file, "the file")),
         )
         .at(file, Some(number)),
     )

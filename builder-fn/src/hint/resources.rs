@@ -33,7 +33,9 @@ const KILLED: u32 = 137;
 
 /// Explains a disk without room.
 pub(super) fn explain_full_disk(evidence: &Evidence<'_>) -> Option<Hint> {
-    let is_full = |line: &str| FULL_DISK_WORDS.iter().any(|words| line.contains(words));
+    // Linux has the same error for a process that watches too many files.
+    let is_watcher = |line: &str| line.contains("watch");
+    let is_full = |line: &str| !is_watcher(line) && FULL_DISK_WORDS.iter().any(|words| line.contains(words));
     if evidence.process_failure().is_some() {
         let line = evidence.lines().rev().take(80).find(|line| is_full(line))?;
         return Some(Hint::new(

@@ -56,7 +56,8 @@ fn missing(name: &str) -> Hint {
         HintKind::SecretMissing,
         format!("the step uses the build secret {name}, which the build does not have"),
         format!(
-            "give the secret {name} with the build: build_secrets in the stack file, or among the sealed secrets of the request"
+            "give the secret {} with the build: build_secrets in the stack file, or among the sealed secrets of the request",
+            text::plain_or(&name, "that the cause names")
         ),
     )
 }

@@ -1,8 +1,8 @@
 //! Files that an instruction copies or a step uses and that are not where they are looked for, and denied sources.
 
-use super::dockerfile::Instruction;
+use super::dockerfile::{Instruction, bind_mounts};
 use super::evidence::Evidence;
-use super::{Hint, HintKind, text};
+use super::{Hint, HintKind, copied, text};
 use crate::context::excluding_pattern;
 
 /// The length after which an ignore file is not read, in bytes.
@@ -36,20 +36,26 @@ pub(super) fn explain_denied(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Explains a source of `COPY`, `ADD` or a mount that is not there.
 pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
+    if evidence.process_failure().is_some() {
+        return None;
+    }
     let (_, rest) = evidence
         .error
         .split_once("failed to calculate checksum of ref ")?;
     let path = rest.strip_suffix("\": not found")?.split_once(": \"/")?.1;
-    let instruction = evidence.instruction();
-    if let Some(from) = instruction.and_then(|instruction| instruction.flag("from")) {
+    // Without the instruction it is not known that the path belongs to the context.
+    let instruction = evidence.instruction()?;
+    if let Some(from) = origin_of(instruction, path)? {
         return Some(Hint::new(
             HintKind::SourceMissing,
-            format!("{from} has no /{path}, which the instruction copies from it"),
-            format!("copy a path that {from} has, or create /{path} there"),
+            format!("{from} has no /{path}, which the instruction uses from it"),
+            format!(
+                "use a path that {} has, or create {} there",
+                text::plain_or(from, "it"),
+                text::plain_or(path, "this one")
+            ),
         ));
     }
-    // Without the instruction it is not known that the path belongs to the context.
-    let instruction = instruction?;
     let dockerfile = evidence.failure.dockerfile;
     let line = Some(instruction.line);
     if let Some(found) = find_excluding_pattern(evidence, path) {
@@ -60,7 +66,10 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
             Hint::new(
                 HintKind::SourceWrongCase,
                 format!("the context has no {path}; it has {found}, in another case"),
-                format!("write {found} in the instruction, or rename the file"),
+                format!(
+                    "write {} in the instruction, or rename the file",
+                    text::plain_or(&found, "the name of the file")
+                ),
             )
             .at(dockerfile, line),
         );
@@ -70,7 +79,10 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
             Hint::new(
                 HintKind::SourceMissing,
                 format!("{outside} is outside of the context, and {path} is not in it: an instruction reaches only files of the context"),
-                format!("move {path} into the context, or hand in a folder as the context that has both"),
+                format!(
+                    "move {} into the context, or hand in a folder as the context that has both",
+                    text::plain_or(path, "the file")
+                ),
             )
             .at(dockerfile, line),
         );
@@ -80,7 +92,8 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
             HintKind::SourceMissing,
             format!("the context has no {path}"),
             format!(
-                "add {path} to the context, or correct the instruction; paths are relative to the context"
+                "add {} to the context, or correct the instruction; paths are relative to the context",
+                text::plain_or(path, "it")
             ),
         )
         .at(dockerfile, line),
@@ -109,13 +122,14 @@ pub(super) fn explain_missing_manifest(evidence: &Evidence<'_>) -> Option<Hint> 
         HintKind::SourceMissing,
         format!("the step finds no {name} where it runs"),
         format!(
-            "copy {name} into the working directory of the step before it (COPY, WORKDIR), or run the command in its folder"
+            "copy {} into the working directory of the step before it (COPY, WORKDIR), or run the command in its folder",
+            text::plain_or(name, "the file")
         ),
     ))
 }
 
-/// Explains a file that a step's program does not find, if the context has it and it was not copied: because a pattern
-/// excludes it, or because it has another case.
+/// Explains a file that a step's program does not find, if a `COPY` would have brought it to exactly this path, but for a pattern
+/// that excludes it or for its case.
 pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure()?;
     let line = evidence.lines().rev().take(50).find(|line| {
@@ -128,36 +142,66 @@ pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hi
     });
     let words = words
         .map(|word| word.trim_end_matches([':', '.']))
-        .filter(|word| is_path(word));
-    for word in words.take(8) {
-        if let Some(hint) = explain_missing_path(evidence, word) {
-            return Some(hint);
+        .filter(|word| is_path(word))
+        .take(8);
+    let step = evidence.instruction()?;
+    let copied = copied::CopiedFolders::before(evidence.instructions(), step);
+    let sources = words.flat_map(|word| copied.sources_of(word));
+    let mut sources = sources.filter(|source| !source.is_empty()).take(32);
+    let files = evidence.failure.files;
+    let mut in_other_case = None;
+    let source = sources.find(|source| {
+        let is_there = files.has(source);
+        if !is_there && in_other_case.is_none() {
+            in_other_case = find_in_other_case(evidence, source).map(|found| (source.clone(), found));
         }
+        is_there
+    });
+    if let Some(source) = source {
+        let found = find_excluding_pattern(evidence, &source)?;
+        return Some(match is_named(step, &source) && !may_be_secret(&source) {
+            true => ignored(&source, &found),
+            false => ignored_without_exception(&source, &found),
+        });
     }
-    None
-}
-
-/// Explains why a path, or its end, is not in the image although the context has it.
-fn explain_missing_path(evidence: &Evidence<'_>, path: &str) -> Option<Hint> {
-    let path = path.trim_start_matches("./").trim_start_matches('/');
-    let mut rest = Some(path);
-    for _ in 0..MAX_PATH_PARTS {
-        let Some(candidate) = rest else { break };
-        if evidence.failure.files.has(candidate) {
-            let found = find_excluding_pattern(evidence, candidate)?;
-            return Some(ignored(candidate, &found));
-        }
-        rest = candidate.split_once('/').map(|(_, rest)| rest);
-    }
-    let found = find_in_other_case(evidence, path)?;
+    let (wanted, found) = in_other_case?;
     Some(
         Hint::new(
             HintKind::SourceWrongCase,
-            format!("the step uses {path}, and the context has {found}, in another case"),
-            format!("write {found}, or rename the file"),
+            format!("the step uses {wanted}, and the context has {found}, in another case"),
+            format!(
+                "write {}, or rename the file",
+                text::plain_or(&found, "the name of the file")
+            ),
         )
         .at(&found, None),
     )
+}
+
+/// Returns whether a `RUN` has the name of a file in its command.
+fn is_named(step: &Instruction, path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let mut words = step
+        .text
+        .split(|character: char| character.is_whitespace() || "'\"`,()[];&|<>=/".contains(character));
+    words.any(|word| word == name)
+}
+
+/// Returns whether a file may have secrets, by its name.
+fn may_be_secret(path: &str) -> bool {
+    let path = path.to_ascii_lowercase();
+    let words = [
+        "secret",
+        "credential",
+        "password",
+        "token",
+        "id_rsa",
+        "id_ed25519",
+        ".pem",
+        ".key",
+        ".p12",
+    ];
+    path.split('/').any(|part| part.starts_with('.')) || words.iter().any(|words| path.contains(words))
 }
 
 /// Returns the hint for a path that a pattern excludes.
@@ -167,9 +211,37 @@ fn ignored(path: &str, found: &ExcludingPattern) -> Hint {
     Hint::new(
         HintKind::SourceIgnored,
         format!("line {line} of {file} ({pattern}) excludes {path} from the build"),
-        format!("add the exception !{path} below line {line} of {file}, or narrow the pattern; or do without {path}"),
+        match text::is_plain(path) && text::is_plain(file) {
+            true => {
+                format!("add the exception !{path} below line {line} of {file}, or narrow the pattern; or do without {path}")
+            }
+            false => "narrow the pattern, or do without the file".to_owned(),
+        },
     )
     .at(file, Some(*line))
+}
+
+/// Returns the hint for a path that a pattern excludes, and that may be meant to stay where it is.
+fn ignored_without_exception(path: &str, found: &ExcludingPattern) -> Hint {
+    Hint {
+        next: "let the step do without the file, or narrow the pattern if the image may have it; what is secret belongs into a \
+               secret of the build"
+            .to_owned(),
+        ..ignored(path, found)
+    }
+}
+
+/// Returns what an instruction uses `path` from, if it names it: a stage, an image, or another context. It is `Some(None)` for
+/// the context of the build, and `None` if the instruction may have it from several.
+fn origin_of<'i>(instruction: &'i Instruction, path: &str) -> Option<Option<&'i str>> {
+    if !instruction.is("RUN") {
+        return Some(instruction.flag("from"));
+    }
+    let mounts = bind_mounts(instruction);
+    let normal = |source: &str| source.trim_start_matches("./").trim_matches('/').to_owned();
+    let mut origins = mounts.iter().filter(|mount| normal(mount.source) == normal(path));
+    let first = origins.next()?.from;
+    origins.all(|mount| mount.from == first).then_some(first)
 }
 
 /// Returns the pattern that excludes a path: of the Dockerfile's own ignore file, or else of `.dockerignore`.
@@ -177,13 +249,17 @@ fn find_excluding_pattern(evidence: &Evidence<'_>, path: &str) -> Option<Excludi
     let files = evidence.failure.files;
     let own = format!("{}.dockerignore", evidence.failure.dockerfile);
     let shared = ".dockerignore".to_owned();
-    let (file, content) = match files.read_beginning(&own, IGNORE_FILE_READ_BYTES) {
+    let (file, content) = match files.read_beginning(&own, IGNORE_FILE_READ_BYTES + 1) {
         Some(content) => (own, content),
         None => {
-            let content = files.read_beginning(&shared, IGNORE_FILE_READ_BYTES)?;
+            let content = files.read_beginning(&shared, IGNORE_FILE_READ_BYTES + 1)?;
             (shared, content)
         }
     };
+    // An exception may follow after what was read.
+    if content.len() > IGNORE_FILE_READ_BYTES {
+        return None;
+    }
     let (line, pattern) = excluding_pattern(&content, path)?;
     Some(ExcludingPattern {
         file,

@@ -17,7 +17,10 @@ fn failed(name: &str, message: &str, file: &str, line: Option<u32>) -> Hint {
     Hint::new(
         HintKind::TestFailed,
         format!("the test {name} fails: {message}"),
-        format!("correct what the test checks, or the test in {file}"),
+        format!(
+            "correct what the test checks, or the test in {}",
+            text::plain_or(file, "its file")
+        ),
     )
     .at(file, line)
 }

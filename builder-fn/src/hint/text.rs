@@ -31,7 +31,7 @@ pub(super) fn one_line(text: &str, limit: usize) -> String {
 fn is_invisible(character: char) -> bool {
     matches!(
         character,
-        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
     )
 }
 
@@ -145,6 +145,30 @@ pub(super) fn is_host(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':'))
 }
 
+/// Returns whether a name may be part of advice, which people copy to a shell: it has no character that a shell, or a reader,
+/// takes for anything else, and is no option of a program.
+pub(super) fn is_plain(name: &str) -> bool {
+    let is_allowed =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'/' | b'@' | b'+' | b'-');
+    !name.is_empty()
+        && name.len() <= super::MAX_NAME_BYTES
+        && !name.starts_with('-')
+        && name.bytes().all(is_allowed)
+}
+
+/// Returns the name if it may be part of advice, and `otherwise` if not.
+pub(super) fn plain_or<'t>(name: &'t str, otherwise: &'t str) -> &'t str {
+    match is_plain(name) {
+        true => name,
+        false => otherwise,
+    }
+}
+
+/// Returns whether a name may be that of an image in advice: plain, but that it may have colons.
+pub(super) fn is_image(name: &str) -> bool {
+    is_plain(&name.replace(':', "/"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +186,7 @@ mod tests {
     fn a_line_of_a_hint_is_short_and_has_no_control_or_invisible_characters() {
         assert_eq!(one_line("a\n\tb\u{1b}[31mc\u{202e}d \u{0}", 100), "a b [31mcd");
         assert_eq!(one_line("äöü", 4), "äö…");
+        assert_eq!(one_line("a\u{ad}\u{61c}\u{180e}\u{e0041}b", 9), "ab");
         assert_eq!(one_line("  ", 4), "");
     }
 
