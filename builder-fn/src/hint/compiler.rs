@@ -55,6 +55,15 @@ fn rust_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
 /// error CODE: MESSAGE` (tsc, csc).
 fn plain_error(line: &str) -> Option<CompileError<'_>> {
     if let Some((place, rest)) = text::parse_place(line) {
+        // tsc for terminals: "src/a.ts:8:25 - error TS2322: MESSAGE".
+        if let Some((column, message)) = rest.split_once(" - error TS")
+            && column
+                .strip_prefix(':')
+                .is_some_and(|column| column.parse::<u32>().is_ok())
+        {
+            let (_, message) = message.split_once(": ")?;
+            return Some(CompileError { place, message });
+        }
         let rest = text::after_column(rest)?;
         let message = rest
             .strip_prefix("error: ")

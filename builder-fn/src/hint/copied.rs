@@ -63,6 +63,11 @@ impl CopiedFolders {
         }
     }
 
+    /// Returns the working directory of the step; `None` if its command may change it.
+    pub(super) fn working_directory(&self) -> Option<&str> {
+        self.working_directory.as_deref()
+    }
+
     /// Returns the paths in the context that would be at `path` in the image, if the context had them.
     pub(super) fn sources_of(&self, path: &str) -> Vec<String> {
         let absolute = match (&self.working_directory, path.starts_with('/')) {

@@ -7,7 +7,7 @@ use super::{Hint, HintKind, text};
 pub(super) fn explain_manifest(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    cargo_manifest(&lines)
+    cargo_manifest(evidence, &lines)
         .or_else(|| cargo_lock_file(&lines))
         .or_else(|| pip_requirement(&lines))
         .or_else(|| locked_by_another(&lines))
@@ -24,7 +24,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Finds cargo's error in a manifest: `error: MESSAGE`, and after it ` --> Cargo.toml:LINE:COLUMN`; older versions write `error:
 /// failed to parse manifest at` and `TOML parse error at line LINE, column COLUMN`.
-fn cargo_manifest(lines: &[&str]) -> Option<Hint> {
+fn cargo_manifest(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let new = lines.windows(2).find_map(|pair| {
         let [error, place] = pair else { return None };
         let message = error.strip_prefix("error: ")?;
@@ -44,13 +44,17 @@ fn cargo_manifest(lines: &[&str]) -> Option<Hint> {
             let (_, rest) = line.split_once("TOML parse error at line ")?;
             rest.split_once(',')?.0.parse().ok()
         });
-        let caused = rest.iter().position(|line| line.trim() == "Caused by:");
-        let reason = caused
-            .and_then(|caused| rest.get(caused + 1))
-            .map_or("", |line| line.trim());
-        Some((file, number, reason))
+        let pairs = rest.windows(2);
+        let reasons = pairs.filter_map(|pair| match pair {
+            ["Caused by:", reason] => Some(reason.trim()),
+            _ => None,
+        });
+        let reasons: Vec<_> = reasons.take(3).collect();
+        Some((file, number, reasons.join(": ")))
     };
+    let new = new.map(|(file, line, message)| (file, line, message.to_owned()));
     let (file, line, message) = new.or_else(old)?;
+    let file = evidence.without_working_directory(file);
     Some(
         Hint::new(
             HintKind::ManifestInvalid,

@@ -13,6 +13,9 @@ const REASON_READ_BYTES: usize = 4 << 10;
 /// The words with which gateways and providers say that nothing listens on the function's port.
 const NOT_LISTENING_WORDS: &[&str] = &["connection refused", "Connection refused", "no such host"];
 
+/// The answer of faas-provider, which faasd and others use, for a function that does not accept its connection.
+const UNREACHABLE_RESPONSE: &str = "500: Can't reach service for: ";
+
 /// What to do about a function that does not stay up.
 const EXITING_FUNCTION_ADVICE: &str = "see what the function writes before it ends (faas-cli logs NAME), and correct it; a function \
                                        has to serve on port 8080 until it is stopped";
@@ -239,7 +242,8 @@ fn probe(reason: &str) -> Option<Hint> {
     let is_of_gateway = ["502", "503", "504"]
         .iter()
         .any(|status| response.starts_with(status));
-    if is_of_gateway && NOT_LISTENING_WORDS.iter().any(|words| response.contains(words)) {
+    let is_not_listening = is_of_gateway && NOT_LISTENING_WORDS.iter().any(|words| response.contains(words));
+    if is_not_listening || response.starts_with(UNREACHABLE_RESPONSE) {
         return Some(not_listening(response));
     }
     Some(Hint::new(

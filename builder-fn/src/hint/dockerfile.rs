@@ -180,6 +180,16 @@ pub(super) fn stage_names(instructions: &[Instruction]) -> Vec<&str> {
     names.take(20).collect()
 }
 
+/// Returns the image or the stage that the stage of an instruction begins from.
+pub(super) fn base_of<'i>(instructions: &'i [Instruction], instruction: &Instruction) -> Option<&'i str> {
+    let before = instructions
+        .iter()
+        .take_while(|other| other.line < instruction.line);
+    let from = before.filter(|other| other.is("FROM")).last()?;
+    let mut words = from.text.split_whitespace().skip(1);
+    words.find(|word| !word.starts_with("--"))
+}
+
 /// Returns the only instruction whose text is that of a step's name without its number: `[build 2/3] RUN make`.
 pub(super) fn instruction_of_step<'i>(
     instructions: &'i [Instruction],

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 
+use super::copied::CopiedFolders;
 use super::dockerfile::{self, Instruction};
 use super::failure::Failure;
 use super::{Hint, HintStep, MAX_NAME_BYTES, text};
@@ -76,6 +77,32 @@ impl<'a> Evidence<'a> {
         dockerfile::instruction_of_step(self.instructions(), self.step_name()?)
     }
 
+    /// Returns the image or the stage that the stage of the failed instruction begins from.
+    pub(super) fn base_image(&self) -> Option<&str> {
+        dockerfile::base_of(self.instructions(), self.instruction()?)
+    }
+
+    /// Returns a path that a program named, without the working directory of the step, if the context has the rest.
+    pub(super) fn without_working_directory<'p>(&self, path: &'p str) -> &'p str {
+        let relative = self.instruction().and_then(|step| {
+            let folders = CopiedFolders::before(self.instructions(), step);
+            path.strip_prefix(folders.working_directory()?)?.strip_prefix('/')
+        });
+        relative
+            .filter(|relative| self.failure.files.has(relative))
+            .unwrap_or(path)
+    }
+
+    /// Returns the path of a manifest or a lock file: where the context has it, if it has it once.
+    pub(super) fn path_in_context(&self, name: &str) -> String {
+        let in_function = format!("function/{name}");
+        let files = self.failure.files;
+        match !files.has(name) && files.has(&in_function) {
+            true => in_function,
+            false => name.to_owned(),
+        }
+    }
+
     /// Returns the line of the Dockerfile at which the failed instruction begins.
     pub(super) fn dockerfile_line(&self) -> Option<u32> {
         self.instruction()
@@ -146,7 +173,9 @@ impl<'a> Evidence<'a> {
     /// Completes a hint: adds the failed step, and the Dockerfile's line as the place if the rule knows no closer one.
     pub(super) fn complete(&self, hint: Hint) -> Hint {
         let line = self.dockerfile_line();
-        let step = self.step_name().map(|name| HintStep {
+        // What BuildKit does for an instruction before it runs, such as to look up its image, has a name of its own.
+        let name = self.step_name().or_else(|| Some(&*self.instruction()?.text));
+        let step = name.map(|name| HintStep {
             name: text::one_line(name, MAX_NAME_BYTES),
             file: line.map(|_| text::one_line(self.failure.dockerfile, MAX_NAME_BYTES)),
             line,

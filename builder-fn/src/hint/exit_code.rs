@@ -39,7 +39,12 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             .unwrap_or("a program of the step");
         return Some(Hint::new(
             HintKind::WrongArchitecture,
-            format!("{program} is not for the processor or the operating system of the build"),
+            match evidence.base_image() {
+                Some(base) => format!(
+                    "{program} is not for the processor or the operating system of the build; the stage begins from {base}"
+                ),
+                None => format!("{program} is not for the processor or the operating system of the build"),
+            },
             "use a program and a base image for the platform of the build, or begin a script with its interpreter (#!/bin/sh)",
         ));
     }

@@ -3,7 +3,7 @@
 use super::evidence::Evidence;
 use super::failure::{CredentialHolder, RegistryLogin};
 use super::network::connection_problem;
-use super::{Hint, HintKind, text};
+use super::{Hint, HintKind, dockerfile, text};
 
 /// The beginning of the error for a program with credentials that cannot be started.
 const HELPER_NOT_RUN: &str = "could not run ";
@@ -21,7 +21,10 @@ enum Refusal {
 
 /// Explains a base image that cannot be pulled.
 pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
-    let (image, reason) = failed_pull(&evidence.error)?;
+    let (image, reason) = failed_pull(&evidence.error).or_else(|| failed_token(evidence))?;
+    if let Some(hint) = missing_stage(evidence, image, reason) {
+        return Some(hint);
+    }
     let registry = registry_of(image);
     if reason.contains("no match for platform in manifest") {
         return Some(Hint::new(
@@ -109,6 +112,50 @@ fn failed_pull(error: &str) -> Option<(&str, &str)> {
     })?;
     let (image, reason) = rest.split_once(": ")?;
     text::is_image(image).then_some((image, reason))
+}
+
+/// Returns the image and the reason of an error for a token without which BuildKit cannot look an image up. Its name is only in that
+/// of the step.
+fn failed_token<'e>(evidence: &'e Evidence<'_>) -> Option<(&'e str, &'e str)> {
+    let error = &*evidence.error;
+    [
+        "failed to fetch anonymous token: ",
+        "failed to fetch oauth token: ",
+        "failed to authorize: ",
+    ]
+    .iter()
+    .any(|words| error.starts_with(words))
+    .then_some(())?;
+    let image = evidence
+        .failure
+        .step?
+        .name
+        .strip_prefix("[internal] load metadata for ")?;
+    text::is_image(image).then_some((image, error))
+}
+
+/// Returns the hint for a `COPY --from` with a name that is no stage, and that BuildKit therefore took for an image of Docker Hub
+/// which is not there.
+fn missing_stage(evidence: &Evidence<'_>, image: &str, reason: &str) -> Option<Hint> {
+    reason.contains("pull access denied").then_some(())?;
+    let name = image
+        .strip_prefix("docker.io/library/")?
+        .strip_suffix(":latest")?;
+    let instruction = evidence.instruction()?;
+    (instruction.flag("from") == Some(name)).then_some(())?;
+    let mut stages = dockerfile::stage_names(evidence.instructions());
+    stages.retain(|stage| text::is_plain(stage));
+    if stages.is_empty() {
+        return None;
+    }
+    let stages = stages.join(", ");
+    Some(Hint::new(
+        HintKind::StageMissing,
+        format!(
+            "the Dockerfile has no stage {name}, so that it was taken for an image of docker.io, which does not give it; it has the stages {stages}"
+        ),
+        format!("write one of {stages}, or name the image with its registry"),
+    ))
 }
 
 /// Returns the image and the reason in BuildKit's error for a push: `failed to push IMAGE: REASON`.

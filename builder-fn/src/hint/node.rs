@@ -28,7 +28,7 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
     }
     let code = lines.iter().find_map(|line| line.strip_prefix("code "))?.trim();
     match code {
-        "EUSAGE" => lock_file(&lines),
+        "EUSAGE" => lock_file(evidence, &lines),
         "E404" | "ETARGET" => {
             let named = lines.iter().find_map(|line| {
                 text::between(line, "The requested resource '", "'")
@@ -169,7 +169,7 @@ fn npm_error(line: &str) -> Option<&str> {
 }
 
 /// Explains an error of `npm ci` about the lock file.
-fn lock_file(lines: &[&str]) -> Option<Hint> {
+fn lock_file(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let has = |words: &str| lines.iter().any(|line| line.contains(words));
     let (kind, cause) = if has("can only install with an existing package-lock.json") {
         (
@@ -192,7 +192,8 @@ fn lock_file(lines: &[&str]) -> Option<Hint> {
         None => cause.to_owned(),
     };
     let next = "run npm install where the source is, and hand in the new package-lock.json";
-    Some(Hint::new(kind, cause, next).at("package-lock.json", None))
+    let file = evidence.path_in_context("package-lock.json");
+    Some(Hint::new(kind, cause, next).at(&file, None))
 }
 
 /// Explains a malformed `package.json`. npm names the position in it, in characters.

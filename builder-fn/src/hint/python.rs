@@ -52,7 +52,9 @@ fn python_error(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
 
 /// Parses a frame of Python's: `  File "FILE", line LINE`.
 fn frame(line: &str) -> Option<(&str, u32)> {
-    let rest = line.trim_start().strip_prefix("File \"")?;
+    // compileall writes asterisks before it.
+    let line = line.trim_start_matches([' ', '*']);
+    let rest = line.strip_prefix("File \"")?;
     let (file, rest) = rest.split_once("\", line ")?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     let line = rest.get(..digits)?.parse().ok()?;

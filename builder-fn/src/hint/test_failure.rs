@@ -1,7 +1,8 @@
 //! Failing tests, of cargo, go and pytest.
 
 use super::evidence::Evidence;
-use super::{Hint, HintKind, text};
+use super::text::{self, Place};
+use super::{Hint, HintKind};
 
 /// Explains a failing test.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
@@ -25,17 +26,38 @@ fn failed(name: &str, message: &str, file: &str, line: Option<u32>) -> Hint {
     .at(file, line)
 }
 
-/// Finds the first failing test of go: `--- FAIL: NAME (0.00s)`, and after it `    FILE:LINE: MESSAGE`.
+/// Finds the first failing test of go: `--- FAIL: NAME (0.00s)`, and after it `    FILE:LINE: MESSAGE`; with `-v`, the message is
+/// after `=== RUN   NAME`.
 fn failed_go_test(lines: &[&str]) -> Option<Hint> {
+    let failed_test = |line: &str| -> Option<String> {
+        let rest = line.trim_start().strip_prefix("--- FAIL: ")?;
+        Some(rest.split(' ').next()?.to_owned())
+    };
     let at = lines.iter().position(|line| line.starts_with("--- FAIL: "))?;
-    let name = lines.get(at)?.strip_prefix("--- FAIL: ")?.split(' ').next()?;
-    let (place, rest) = lines
-        .get(at + 1..)?
+    let name = failed_test(lines.get(at)?)?;
+    if let Some((place, message)) = go_message(lines.get(at + 1..)?) {
+        return Some(failed(&name, message, place.file, Some(place.line)));
+    }
+    let tests = lines.iter().skip(at).filter_map(|line| failed_test(line));
+    tests.take(20).find_map(|test| {
+        let begin = format!("=== RUN   {test}");
+        let at = lines.iter().position(|line| *line == begin)?;
+        let (place, message) = go_message(lines.get(at + 1..)?)?;
+        Some(failed(&test, message, place.file, Some(place.line)))
+    })
+}
+
+/// Finds the first message of a test of go before the next test.
+fn go_message<'l>(lines: &[&'l str]) -> Option<(Place<'l>, &'l str)> {
+    let own = lines
         .iter()
         .take(20)
-        .find_map(|line| text::parse_place(line.trim_start()))?;
-    let message = rest.trim_start_matches(':').trim_start();
-    Some(failed(name, message, place.file, Some(place.line)))
+        .take_while(|line| !line.starts_with("=== RUN "));
+    own.filter(|line| line.starts_with([' ', '\t'])).find_map(|line| {
+        let (place, rest) = text::parse_place(line.trim_start())?;
+        let message = rest.strip_prefix(':')?.trim_start();
+        place.file.ends_with(".go").then_some((place, message))
+    })
 }
 
 /// Finds the first failing test of pytest: `FAILED FILE::NAME - MESSAGE`, with `FILE:LINE: ERROR` before it.
