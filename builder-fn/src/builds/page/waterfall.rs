@@ -1,5 +1,6 @@
 //! The steps of a build on an axis of time: the wait, BuildKit's steps, the push, and the steps of the deployment.
 
+use std::cmp::Reverse;
 use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
@@ -16,6 +17,9 @@ const ROWS_MAX: usize = 40;
 
 /// The most characters of a row's name.
 const NAME_CHARS_MAX: usize = 100;
+
+/// The name of the row for the time before a build begins.
+const WAIT_NAME: &str = "waiting for a builder";
 
 /// The steps of a deployment in their order, with what they do.
 const DEPLOYMENT_STEPS: [(&str, &str); 5] = [
@@ -107,7 +111,7 @@ fn rows(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Vec<Row>
         let until = record.started_at.or(record.ended_at);
         rows.push(Row {
             number: None,
-            name: "waiting for a builder".to_owned(),
+            name: WAIT_NAME.to_owned(),
             state: match until {
                 None if is_running => RowState::Running,
                 _ => RowState::Waited,
@@ -208,14 +212,45 @@ impl Axis {
     }
 }
 
+/// Keeps the rows that tell most, in their order: the wait, the deployment, what failed, the push, what runs, and what took longest.
+fn most_telling(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
+    if rows.len() <= ROWS_MAX {
+        return rows;
+    }
+    let rank = |row: &Row| {
+        let is_push = row.number.is_none() && row.name.starts_with("pushing ");
+        let took = row.began.map(|began| {
+            let ended = row.ended.unwrap_or(now);
+            ended.duration_since(began).unwrap_or_default()
+        });
+        let kind = match row.state {
+            RowState::Deployed => 0,
+            _ if row.name == WAIT_NAME => 0,
+            RowState::Failed => 1,
+            _ if is_push => 2,
+            RowState::Running => 3,
+            RowState::Executed => 4,
+            RowState::Waited => 5,
+            RowState::Cached => 6,
+        };
+        (kind, Reverse(took.unwrap_or_default()))
+    };
+    let mut numbered: Vec<_> = rows.into_iter().enumerate().collect();
+    numbered.sort_by_key(|(_, row)| rank(row));
+    numbered.truncate(ROWS_MAX);
+    numbered.sort_by_key(|(position, _)| *position);
+    numbered.into_iter().map(|(_, row)| row).collect()
+}
+
 /// Returns the list of steps with their bars.
 pub(super) fn waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Markup {
     let rows = rows(record, excerpt, now);
     let axis = Axis::of(&rows, now);
     let left_out = rows.len().saturating_sub(ROWS_MAX);
+    let rows = most_telling(rows, now);
     html! {
         ol.steps {
-            @for row in rows.iter().take(ROWS_MAX) {
+            @for row in &rows {
                 li data-step=[row.number] {
                     span.name { (words::cut(&plain_text(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
                     " "
@@ -339,6 +374,50 @@ mod tests {
             ]
         );
         assert_eq!(rows.last().and_then(|row| row.ended), Some(at(120)));
+    }
+
+    #[test]
+    fn of_many_rows_those_that_tell_most_are_shown() {
+        let mut steps: Vec<_> = (0..100)
+            .map(|number| {
+                (
+                    Some(number),
+                    step(&format!("cached {number}"), 110, Some(110), true, ""),
+                )
+            })
+            .collect();
+        steps.extend((100..200).map(|number| {
+            (
+                Some(number),
+                step(&format!("short {number}"), 111, Some(112), false, ""),
+            )
+        }));
+        steps.push((Some(200), step("long", 112, Some(118), false, "")));
+        steps.push((Some(201), step("failing", 118, Some(118), false, "exit code: 1")));
+        steps.push((None, step("pushing layers", 118, Some(118), false, "")));
+        let excerpt = LogExcerpt {
+            steps,
+            is_complete: true,
+            ..LogExcerpt::default()
+        };
+        let html = waterfall(&record(), &excerpt, at(120)).into_string();
+        assert_eq!(html.matches("<li").count(), ROWS_MAX, "{html}");
+        let place = |name: &str| {
+            html.find(&format!(">{name}<"))
+                .unwrap_or_else(|| panic!("{name}: {html}"))
+        };
+        let shown = [
+            WAIT_NAME,
+            "short 100",
+            "long",
+            "failing",
+            "pushing layers",
+            "deployment: watch and probe",
+        ]
+        .map(place);
+        assert!(shown.is_sorted(), "{shown:?}: {html}");
+        assert!(!html.contains("cached 0"), "{html}");
+        assert!(html.contains("and 166 more"), "{html}");
     }
 
     #[test]
