@@ -1,11 +1,13 @@
 //! A part of a build's log that fits on a page, and the facts about its steps.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use function_host::ErrorChain;
 use tokio::time::{Instant, timeout_at};
 
+use super::BuildPhase;
 use super::lookup::FoundBuild;
 use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
 use super::record::attempt_number;
@@ -19,7 +21,7 @@ const LINES_MAX: usize = PAGE_LINES_MAX as usize;
 /// The most bytes of lines on a page, without the last line.
 const PAGE_BYTES_MAX: usize = 16 << 10;
 
-/// How much longer the answer waits for a part of the log that was asked for by its number.
+/// How much longer the answer waits for a part of the log that the address names.
 const WAIT_FACTOR: u32 = 10;
 
 /// The part of a log that is asked for.
@@ -31,6 +33,17 @@ pub(super) enum LogPart {
     End,
     /// The lines from this number on.
     From(u64),
+}
+
+impl fmt::Display for LogPart {
+    /// Writes the value of `from=`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start => f.write_str("1"),
+            Self::End => f.write_str("end"),
+            Self::From(number) => number.fmt(f),
+        }
+    }
 }
 
 impl LogPart {
@@ -74,6 +87,8 @@ pub(super) struct LogExcerpt {
     pub(super) steps: Vec<(Option<u32>, StepFacts)>,
     /// Whether the whole log was read.
     pub(super) is_complete: bool,
+    /// The part to ask for if the lines were not all read in time: with `from=`, the answer waits longer for them.
+    pub(super) unread: Option<LogPart>,
     /// The reason why the log cannot be shown.
     pub(super) problem: Option<String>,
 }
@@ -109,8 +124,13 @@ impl LogExcerpt {
         }
     }
 
-    /// Reads a part of the log of `build`, for at most the time `wait`. What takes longer is left out.
-    pub(super) async fn read(build: &FoundBuild, part: LogPart, wait: Duration) -> Self {
+    /// Reads the part of the log of `build` that the address names, for at most ten times the time `wait`, or without one the
+    /// part that tells most, for at most that time. What takes longer is left out.
+    pub(super) async fn read(build: &FoundBuild, named: Option<LogPart>, wait: Duration) -> Self {
+        let part = named.unwrap_or(match build.record.phase {
+            BuildPhase::Success => LogPart::Start,
+            _ => LogPart::End,
+        });
         let attempt = match part {
             LogPart::From(number) => {
                 let wanted = (number - 1) / LINE_NUMBERS_PER_ATTEMPT + 1;
@@ -124,7 +144,10 @@ impl LogExcerpt {
         }
         let Some(attempt) = attempt else {
             let has_begun = build.record.started_at.is_some();
-            let problem = "BuildKit's history no longer has the log of this build";
+            let problem = match build.unread.history {
+                Some(_) => "the log could not be read; load the page again in a moment",
+                None => "BuildKit's history no longer has the log of this build",
+            };
             return Self::without_lines(has_begun.then(|| problem.to_owned()));
         };
         let Some(mask) = &build.mask else {
@@ -134,21 +157,40 @@ impl LogExcerpt {
         };
         let number = attempt_number(&attempt.reference);
         let start = (number - 1) * LINE_NUMBERS_PER_ATTEMPT + 1;
-        let (first, wait) = match part {
-            LogPart::From(number) => (number, wait * WAIT_FACTOR),
-            LogPart::Start | LogPart::End => (start, wait),
+        let first = match part {
+            LogPart::From(number) => number,
+            LogPart::Start | LogPart::End => start,
         };
-        let deadline = Instant::now() + wait;
+        // The facts about the steps after the lines are worth the time `wait` only.
+        let facts_deadline = Instant::now() + wait;
+        let deadline = match named {
+            Some(_) => Instant::now() + wait * WAIT_FACTOR,
+            None => facts_deadline,
+        };
+        let unread = match part {
+            LogPart::End => LogPart::End,
+            LogPart::Start | LogPart::From(_) => LogPart::From(first),
+        };
         let connection = match timeout_at(deadline, attempt.daemon.connect()).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Self::without_lines(Some(ErrorChain(&error).to_string())),
-            Err(_) => return Self::without_lines(Some("BuildKit does not answer in time".to_owned())),
+            Err(_) => {
+                return Self {
+                    next: first,
+                    unread: Some(unread),
+                    ..Self::default()
+                };
+            }
         };
         let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask).with_facts(mask);
         let mut kept = KeptLines::new(first);
         let (mut is_complete, mut problem) = (false, None);
         // A daemon that answers at once is never waited for, so the time is checked here too.
         while Instant::now() < deadline {
+            let has_lines = part != LogPart::End && kept.after_head.is_some();
+            if has_lines && Instant::now() >= facts_deadline {
+                break;
+            }
             match timeout_at(deadline, log.next_lines()).await {
                 Ok(Ok(Some(lines))) => lines.into_iter().for_each(|line| kept.add(line)),
                 Ok(Ok(None)) => {
@@ -164,19 +206,29 @@ impl LogExcerpt {
         }
         let (steps, facts) = log.into_facts();
         let is_running = !build.record.phase.is_terminal();
-        let takes_tail = part == LogPart::End && (is_complete || is_running);
+        let takes_tail = part == LogPart::End;
         let (lines, has_earlier, after) = kept.into_lines(takes_tail, start);
+        let after = after.or_else(|| {
+            let later = build
+                .attempts
+                .iter()
+                .map(|attempt| attempt_number(&attempt.reference));
+            let later = later.filter(|later| is_complete && *later > number).min()?;
+            Some((later - 1) * LINE_NUMBERS_PER_ATTEMPT + 1)
+        });
         let next = after.unwrap_or_else(|| lines.last().map_or(first, |line| line.seq + 1));
+        let is_late = !is_complete && problem.is_none() && (lines.is_empty() || (takes_tail && !is_running));
         Self {
-            lines,
             is_end: takes_tail,
-            has_earlier,
+            has_earlier: has_earlier || number > 1,
             next,
             has_later: after.is_some() || !is_complete,
             facts,
             steps,
             is_complete,
+            unread: is_late.then_some(unread),
             problem,
+            lines,
         }
     }
 

@@ -11,7 +11,7 @@ use super::lookup::{BuildLookup, FoundBuild};
 use super::page::{BuildPage, LIST_LIMIT, ListPage, PageAccess, error_page_response, page_response};
 use super::page_link::{PageSettings, RejectedLink};
 use super::routes::text_of_not_found;
-use super::{BuildPhase, BuildRecord};
+use super::BuildRecord;
 use crate::buildkit::ImageLayer;
 
 /// The number of builds in the chart of a function's last builds.
@@ -50,10 +50,6 @@ pub(super) async fn answer_build_page(
             );
         }
     };
-    let part = part.unwrap_or(match build.record.phase {
-        BuildPhase::Success => LogPart::Start,
-        _ => LogPart::End,
-    });
     let reading = LogExcerpt::read(&build, part, settings.log_wait);
     let (excerpt, others, layers) = tokio::join!(
         reading,

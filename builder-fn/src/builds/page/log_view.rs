@@ -4,8 +4,8 @@ use maud::{Markup, PreEscaped, html};
 
 use super::ansi::{StyledLine, plain_text, style_line};
 use super::words;
-use crate::builds::log_excerpt::{LogExcerpt, PAGE_LINES_MAX};
-use crate::builds::numbered_log::LogLine;
+use crate::builds::log_excerpt::{LogExcerpt, LogPart, PAGE_LINES_MAX};
+use crate::builds::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine};
 
 /// The most characters of a step's name.
 const NAME_CHARS_MAX: usize = 120;
@@ -96,6 +96,12 @@ fn split_line(line: &str) -> (bool, &str) {
     }
 }
 
+/// Returns the number of the line with which the page before the line `first` begins; `None` if it is the first of its attempt.
+fn earlier_line(first: u64) -> Option<u64> {
+    let start = first.saturating_sub(1) / LINE_NUMBERS_PER_ATTEMPT * LINE_NUMBERS_PER_ATTEMPT + 1;
+    (first > start).then(|| first.saturating_sub(PAGE_LINES_MAX).max(start))
+}
+
 /// Returns the section with the log, whose lines take about `budget` bytes.
 pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget: usize) -> Markup {
     let RenderedLines {
@@ -136,11 +142,19 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget
             }
             ol #hits hidden aria-label="Lines found" {}
             @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&plain_text(problem), 1000)) } }
+            @if let Some(part) = excerpt.unread {
+                p.note {
+                    @if rendered.is_empty() { "The log is not read yet. " }
+                    @else { "The log is long, and not read to its end yet: these are the last lines so far. " }
+                    a #load href={ (addresses.page) "from=" (part) "#log" } {
+                        @if part == LogPart::End { "Load the last lines" } @else { "Load the lines" }
+                    }
+                }
+            }
             p.pager {
                 @if has_earlier {
                     a href={ (addresses.page) "from=1#log" } { "First lines" }
-                    @if let Some((first, _)) = rendered.first() {
-                        @let earlier = first.seq.saturating_sub(PAGE_LINES_MAX).max(1);
+                    @if let Some(earlier) = rendered.first().and_then(|(first, _)| earlier_line(first.seq)) {
                         " " a href={ (addresses.page) "from=" (earlier) "#log" } { "Earlier lines" }
                     }
                 }
@@ -154,12 +168,14 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget
                         None => ol { (lines) },
                     }
                 }
-                @if rendered.is_empty() && excerpt.problem.is_none() { p #empty.note { "There are no lines here." } }
+                @if rendered.is_empty() && excerpt.problem.is_none() && excerpt.unread.is_none() { p #empty.note { "There are no lines here." } }
             }
             p.pager {
                 @if has_later {
                     a #later href={ (addresses.page) "from=" (next) "#log" } data-next=(next) { "Later lines" }
                     " " a href={ (addresses.page) "from=end#log" } { "Last lines" }
+                } @else if excerpt.problem.is_some() || excerpt.unread.is_some() {
+                    span #later data-next=(next) {}
                 } @else {
                     span #later data-next=(next) { "This is the end of the log." }
                 }
@@ -230,6 +246,69 @@ mod tests {
         assert_eq!(html.matches("<details open").count(), 2, "{html}");
         assert!(html.contains(r##"<li id="L3"><a href="#L3">3</a>"##), "{html}");
         assert!(html.contains(r#"data-next="5""#), "{html}");
+    }
+
+    #[test]
+    fn a_log_that_was_not_read_in_time_says_so_and_can_be_loaded() {
+        for (lines, unread, said, address) in [
+            (
+                vec![],
+                Some(LogPart::End),
+                "The log is not read yet",
+                "?from=end#log",
+            ),
+            (
+                vec![],
+                Some(LogPart::From(7)),
+                "The log is not read yet",
+                "?from=7#log",
+            ),
+            (
+                vec![line(1, None, "l: T one")],
+                Some(LogPart::End),
+                "the last lines so far",
+                "?from=end#log",
+            ),
+            (vec![], None, "There are no lines here", ""),
+        ] {
+            let excerpt = LogExcerpt {
+                lines,
+                unread,
+                is_end: true,
+                ..LogExcerpt::default()
+            };
+            let html = log_section(&excerpt, &addresses(), 20_000).into_string();
+            assert!(html.contains(said), "{html}");
+            assert_eq!(html.contains("There are no lines"), unread.is_none(), "{html}");
+            assert_eq!(html.contains("the end of the log"), unread.is_none(), "{html}");
+            let link = format!(r#"id="load" href="{address}""#);
+            assert_eq!(html.contains(&link), unread.is_some(), "{html}");
+        }
+        let problem = LogExcerpt {
+            problem: Some("the log could not be read".into()),
+            ..LogExcerpt::default()
+        };
+        let html = log_section(&problem, &addresses(), 20_000).into_string();
+        assert!(
+            html.contains("could not be read") && !html.contains("the end of the log"),
+            "{html}"
+        );
+        assert!(!html.contains("There are no lines"), "{html}");
+    }
+
+    #[test]
+    fn earlier_lines_are_those_of_the_same_attempt() {
+        for (first, earlier) in [
+            (1, None),
+            (2, Some(1)),
+            (301, Some(1)),
+            (302, Some(2)),
+            (1_000_000_001, None),
+            (1_000_000_005, Some(1_000_000_001)),
+            (1_000_000_302, Some(1_000_000_002)),
+        ] {
+            assert_eq!(earlier_line(first), earlier, "{first}");
+        }
     }
 
     #[test]

@@ -86,6 +86,7 @@
       return last.tagName === 'OL' ? last : last.querySelector('ol');
     }
     get('empty')?.remove();
+    get('load')?.parentElement.remove();
     if (!step) return lines.appendChild(create('ol'));
     const block = create('details');
     block.open = true;
@@ -121,6 +122,7 @@
   // Calls `each` with the records of the log from a line on, until it returns false. Returns whether the log has ended.
   const read = async (from, each, signal) => {
     const response = await fetch(logAt(from), { headers: { Accept: 'text/event-stream' }, signal, cache: 'no-store' });
+    if (response.status === 401) throw Object.assign(new Error('This link does not work any more.'), { isFinal: true });
     if (!response.ok) throw new Error('the log cannot be read: ' + response.status);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = '';
@@ -142,24 +144,40 @@
   };
   const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
-  // Replaces what the builder knows better now: the state, the steps, the deployment. Its own page is parsed without scripts.
-  const refresh = () => new Promise((resolve) => {
+  // Resolves to a page of the builder's own, which is parsed without scripts, or to nothing.
+  const load = (address) => new Promise((resolve) => {
     const request = new XMLHttpRequest();
-    request.open('GET', location.href.split('#')[0]);
+    request.open('GET', address.split('#')[0]);
     request.setRequestHeader('Accept', 'text/html');
     request.responseType = 'document';
-    request.onloadend = () => {
-      const page = request.status === 200 ? request.response : null;
-      const other = page && page.getElementById('build');
-      if (other) {
-        for (const id of ['top', 'rest']) get(id).replaceChildren(...page.getElementById(id).childNodes);
-        build.dataset.state = other.dataset.state;
-        document.title = page.title;
-      }
-      resolve(other ? other.hasAttribute('data-live') : true);
-    };
+    request.onloadend = () => resolve(request.status === 200 && request.response?.getElementById('build') ? request.response : null);
     request.send();
   });
+  // Replaces what the builder knows better now: the state, the steps, the deployment.
+  const refresh = async () => {
+    const page = await load(location.href);
+    const other = page?.getElementById('build');
+    if (!other) return true;
+    for (const id of ['top', 'rest']) get(id).replaceChildren(...page.getElementById(id).childNodes);
+    build.dataset.state = other.dataset.state;
+    document.title = page.title;
+    return other.hasAttribute('data-live');
+  };
+  // Loads the lines that the builder had no time for: it waits longer for those that an address names.
+  const loadLines = async (link) => {
+    found.textContent = 'Loading the lines…';
+    const page = await load(link.href);
+    if (!page || !page.querySelector('#lines li')) return void (found.textContent = 'The lines could not be loaded.');
+    lines.replaceChildren(...page.getElementById('lines').childNodes);
+    get('top').replaceChildren(...page.getElementById('top').childNodes);
+    const pagers = page.querySelectorAll('#log .pager');
+    document.querySelectorAll('#log .pager').forEach((pager, at) => pager.replaceChildren(...pagers[at].childNodes));
+    next = Number(get('later').dataset.next);
+    const note = page.getElementById('load')?.parentElement;
+    if (note) link.parentElement.replaceWith(note);
+    else link.parentElement.remove();
+    found.textContent = '';
+  };
   let refreshed = 0, refreshing = false;
   const refreshSoon = async () => {
     if (refreshing || Date.now() - refreshed < 3000) return;
@@ -189,6 +207,7 @@
           sticks = follow.checked && (sticks || atEnd());
         });
       } catch (error) {
+        if (error.isFinal) return void (found.textContent = error.message);
         found.textContent = 'The connection was lost; trying again.';
       }
       if (ended) break;
@@ -294,4 +313,5 @@
   addEventListener('hashchange', showTargetOrWhy);
   showTargetOrWhy();
   if (live) followLog();
+  else if (get('load') && !location.hash.startsWith('#L')) loadLines(get('load'));
 })();
