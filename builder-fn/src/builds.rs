@@ -12,6 +12,7 @@ mod difference;
 mod filter;
 mod log;
 mod log_excerpt;
+mod log_readers;
 mod lookup;
 mod newest;
 mod numbered_log;

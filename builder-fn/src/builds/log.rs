@@ -10,10 +10,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use function_host::ErrorChain;
 use serde_json::{Map, Value, json};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::BuildPhase;
+use super::log_readers::LogReader;
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
 use super::numbered_log::{LogLine, NumberedLog};
 use super::record::attempt_number;
@@ -70,8 +71,8 @@ pub(super) struct LogRecordSink {
     buffer: Vec<u8>,
     opened: Instant,
     sent: Instant,
-    /// The permit of one of the readers that may read logs at the same time.
-    _reader: OwnedSemaphorePermit,
+    /// The place of the reader among those that may read logs at the same time.
+    _reader: LogReader,
 }
 
 /// The reason why a log ends early.
@@ -83,8 +84,8 @@ enum LogEnd {
 }
 
 impl LogRecordSink {
-    /// Creates a channel to a reader, which holds the reader's permit until it is dropped.
-    pub(super) fn new(reader: OwnedSemaphorePermit) -> (Self, mpsc::Receiver<Bytes>) {
+    /// Creates a channel to a reader, which holds the reader's place until it is dropped.
+    pub(super) fn new(reader: LogReader) -> (Self, mpsc::Receiver<Bytes>) {
         let (chunks, receiver) = mpsc::channel(4);
         let now = Instant::now();
         let sink = Self {

@@ -43,12 +43,17 @@ impl PageAccess {
         }
     }
 
-    /// Returns the value of the parameter with the link.
-    fn link(&self) -> Option<&str> {
+    /// Returns the link of the reader; `None` without one.
+    pub(super) fn page_link(&self) -> Option<&PageLink> {
         match self {
-            Self::Link(link) => Some(link.as_str()),
+            Self::Link(link) => Some(link),
             Self::Open | Self::Signed => None,
         }
+    }
+
+    /// Returns the value of the parameter with the link.
+    fn link(&self) -> Option<&str> {
+        self.page_link().map(PageLink::as_str)
     }
 
     /// Returns the query of further requests, which begins with `mark` if there is one.
@@ -92,5 +97,8 @@ pub(super) fn error_page_response(status: StatusCode, error: &str, next: &str) -
         p { (words::cut(&ansi::plain_text(error), 1000)) }
         p { (next) }
     };
-    layout::page_response(status, layout::document("Slipway", layout::Reload::Never, &main))
+    layout::page_response(
+        status,
+        layout::document("Slipway", layout::Reload::Never, &main),
+    )
 }

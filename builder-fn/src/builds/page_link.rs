@@ -204,6 +204,13 @@ impl PageLink {
         &self.text
     }
 
+    /// Returns the time for which the link is still valid.
+    pub(crate) fn time_left(&self, now: SystemTime) -> Duration {
+        let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        // Valid to the end of this second.
+        Duration::from_secs(self.expires.saturating_add(1)).saturating_sub(since_1970)
+    }
+
     /// Verifies that the link lets its holder read what a request asks for: the build `id`, or with `None` the list.
     /// Returns the tenant whose builds these are; `None` without a policy.
     ///

@@ -5,13 +5,13 @@ use std::time::SystemTime;
 use function_host::http::StatusCode;
 use function_host::{ErrorChain, Response};
 
+use super::BuildRecord;
 use super::filter::BuildFilter;
 use super::log_excerpt::{LogExcerpt, LogPart};
 use super::lookup::{BuildLookup, FoundBuild};
 use super::page::{BuildPage, LIST_LIMIT, ListPage, PageAccess, error_page_response, page_response};
 use super::page_link::{PageSettings, RejectedLink};
-use super::routes::text_of_not_found;
-use super::BuildRecord;
+use super::routes::{admit_reader, text_of_not_found};
 use crate::buildkit::ImageLayer;
 
 /// The number of builds in the chart of a function's last builds.
@@ -35,7 +35,7 @@ pub(super) async fn answer_build_page(
         }
     };
     // A page reads the log as its other readers do.
-    let Some(_reader) = lookup.records.admit_log_reader() else {
+    let Some(_reader) = admit_reader(lookup, access) else {
         let problem = "As many logs are being read as this builder allows.";
         return error_page_response(StatusCode::TOO_MANY_REQUESTS, problem, "Try again.");
     };

@@ -12,9 +12,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use function_host::ErrorChain;
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::cancel::{CancellationWatch, WatchedPool};
+use super::log_readers::LogReaders;
 use super::newest::NewestBuilds;
 use super::store::{PendingWrite, StoreError};
 use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequest};
@@ -23,9 +24,6 @@ use crate::redact::SecretMask;
 
 /// The limit on the records of ended builds.
 const ENDED_BUILDS_MAX: usize = 1000;
-
-/// The limit on the readers of logs at the same time. Each has a connection to BuildKit, and up to 8 MiB of events.
-const LOG_READERS_MAX: usize = 32;
 
 /// The limit on the searches through a daemon's whole history at the same time.
 const SEARCHES_MAX: usize = 2;
@@ -43,7 +41,7 @@ struct SharedRecords {
     state: Mutex<RecordsState>,
     store: Option<RecordStore>,
     cancellations: CancellationWatch,
-    log_readers: Arc<Semaphore>,
+    log_readers: LogReaders,
     searches: Semaphore,
     newest: NewestBuilds,
 }
@@ -54,7 +52,7 @@ impl Default for SharedRecords {
             state: Mutex::default(),
             store: None,
             cancellations: CancellationWatch::default(),
-            log_readers: Arc::new(Semaphore::new(LOG_READERS_MAX)),
+            log_readers: LogReaders::default(),
             searches: Semaphore::new(SEARCHES_MAX),
             newest: NewestBuilds::default(),
         }
@@ -192,9 +190,9 @@ impl BuildRecords {
         self.0.searches.acquire().await.ok()
     }
 
-    /// Admits a reader of a log; `None` if there are as many as there may be.
-    pub(super) fn admit_log_reader(&self) -> Option<OwnedSemaphorePermit> {
-        self.0.log_readers.clone().try_acquire_owned().ok()
+    /// Returns the readers of logs.
+    pub(super) fn log_readers(&self) -> &LogReaders {
+        &self.0.log_readers
     }
 
     /// Cancels the build of a call in this process, and its later redeliveries. Returns whether the process has a

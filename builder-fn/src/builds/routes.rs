@@ -16,6 +16,7 @@ use super::authentication::{RejectedQuestion, verify_question};
 use super::difference::answer_difference;
 use super::filter::BuildFilter;
 use super::log::{LogFormat, LogRecordSink, LogSender};
+use super::log_readers::LogReader;
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
 use super::page::{self, PageAccess};
 use super::page_link::{LinkSigner, PageLink, RejectedLink, without_link};
@@ -128,8 +129,8 @@ impl BuilderApi {
                 Ok(build) => answer_build(StatusCode::OK, &build, &lookup),
                 Err(not_found) => answer_not_found(&not_found),
             },
-            BuildsRoute::Log(id) => answer_log(lookup, id, query, request).await,
             BuildsRoute::Difference(older, newer) => answer_difference(&lookup, &older, &newer).await,
+            BuildsRoute::Log(id) => answer_log(lookup, id, query, request, &access).await,
         };
         // Also for a signed question: its answer has a link.
         page::protect(response.headers_mut());
@@ -380,12 +381,18 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
 }
 
 /// Answers with a stream of a build's log, in the format that the request accepts.
-async fn answer_log(lookup: BuildLookup, id: String, query: Option<&str>, request: &Parts) -> Response {
+async fn answer_log(
+    lookup: BuildLookup,
+    id: String,
+    query: Option<&str>,
+    request: &Parts,
+    access: &PageAccess,
+) -> Response {
     let from = match parse_first_line_number(query) {
         Ok(from) => from,
         Err(problem) => return answer::error_response(StatusCode::BAD_REQUEST, &problem),
     };
-    let Some(reader) = lookup.records.admit_log_reader() else {
+    let Some(reader) = admit_reader(&lookup, access) else {
         return answer::too_many_readers_response();
     };
     let build = match lookup.find(&id).await {
@@ -404,12 +411,26 @@ async fn answer_log(lookup: BuildLookup, id: String, query: Option<&str>, reques
         next: from,
         sink,
     };
-    tokio::spawn(log.send(build));
+    let sending = log.send(build);
+    // A reader with a link reads no longer than it is valid.
+    let time_left = access.page_link().map(|link| link.time_left(SystemTime::now()));
+    tokio::spawn(async move {
+        match time_left {
+            Some(time_left) => drop(tokio::time::timeout(time_left, sending).await),
+            None => sending.await,
+        }
+    });
     let chunks = ReceiverStream::new(chunks);
     match format {
         LogFormat::Records(format) => answer::streamed_response(format, chunks),
         LogFormat::Plain => answer::streamed_text_response(ResponseBody::stream(chunks.map(Ok))),
     }
+}
+
+/// Admits a reader of a log; `None` if there are as many as there may be.
+pub(super) fn admit_reader(lookup: &BuildLookup, access: &PageAccess) -> Option<LogReader> {
+    let link = access.page_link().map(PageLink::as_str);
+    lookup.records.log_readers().admit(lookup.tenant.as_deref(), link)
 }
 
 /// Parses `from=N` in a query. Without it, a log begins with its first line, which has the number 1.
