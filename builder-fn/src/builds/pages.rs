@@ -69,11 +69,12 @@ pub(super) async fn answer_build_page(
     page_response(page.render())
 }
 
-/// Answers with the list of builds that the query selects.
+/// Answers with the list of builds that the query selects. `folder` is what precedes an ID in a link from the list's address.
 pub(super) async fn answer_list_page(
     lookup: &BuildLookup,
     query: Option<&str>,
     access: &PageAccess,
+    folder: &str,
 ) -> Response {
     let filter = match BuildFilter::parse(query) {
         Ok(filter) => filter.with_default_limit(LIST_LIMIT),
@@ -87,6 +88,7 @@ pub(super) async fn answer_list_page(
         builds: &builds,
         incomplete: unread.to_text(),
         filter: &filter,
+        folder,
         access,
         now: SystemTime::now(),
     };

@@ -119,7 +119,14 @@ impl BuilderApi {
         } = question;
         let query = query.as_deref();
         let mut response = match route {
-            BuildsRoute::List if is_page => pages::answer_list_page(&lookup, query, &access).await,
+            BuildsRoute::List if is_page => {
+                // Links are relative, because nobody here knows the address that the gateway has.
+                let folder = match request.uri.path().ends_with('/') {
+                    true => "",
+                    false => "builds/",
+                };
+                pages::answer_list_page(&lookup, query, &access, folder).await
+            }
             BuildsRoute::List => answer_list(&lookup, query).await,
             BuildsRoute::Build(id) if *method == Method::DELETE => answer_cancel(&lookup, &id).await,
             BuildsRoute::Build(id) if is_page => {
@@ -157,6 +164,13 @@ impl BuilderApi {
                 .map_err(RejectedSender::Link)?,
             false => None,
         };
+        let is_open = self.signatures.policy.is_none() && self.signatures.disable_hmac;
+        if !is_open && link.is_none() && head.signature.is_none() {
+            // No key is read for those who have shown nothing that it could verify.
+            return Err(RejectedSender::Question(RejectedQuestion::Missing(
+                "X-Build-Signature",
+            )));
+        }
         if let Some(link) = &link {
             head.tenant = link.tenant().map(ToString::to_string);
         }

@@ -3,13 +3,13 @@
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog, VertexStatus};
 use function_host::http::{HeaderMap, Method, StatusCode};
-use function_host::{Body, Request};
+use function_host::{Body, Request, Response};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::builds::{answer_statuses, ask, question};
 use crate::complete_or_panic;
-use crate::daemon::{self, DaemonCalls};
+use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::secrets::{recorded_secrets, tar_with_sealed_secrets};
 use crate::setting::{Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
@@ -252,6 +252,111 @@ async fn secrets_in_the_names_of_steps_are_masked() {
     assert!(!page.body.contains(secret), "{}", page.body);
 }
 
+/// Fails a build with these statuses, of which later readers do not get the last one. Returns the address of its page.
+async fn page_of_failed_build(
+    builder: &TestBuilder,
+    calls: &mut DaemonCalls,
+    statuses: Vec<StatusResponse>,
+) -> String {
+    let ended = answer_statuses(calls, statuses);
+    ended.send_replace(true);
+    let own = builder.clone();
+    let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
+    let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+    solve.answer_with_error(tonic::Status::unknown("it failed"));
+    let answer = complete_or_panic(build).await.expect("no panic");
+    assert_eq!(answer.status, 422);
+    ended.send_replace(false);
+    page_of(&answer.body).to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_page_of_a_failed_build_says_that_its_log_was_not_read_to_its_end_in_time() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon);
+    let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
+    let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+    let address = page_of_failed_build(&builder, &mut calls, status_with("[2/2] RUN make", &lines)).await;
+    let page = open(&builder, &address).await.body;
+    assert!(
+        page.contains(r#"id="load""#) && page.contains("from=end#log"),
+        "{page}"
+    );
+    assert!(!page.contains("This is the end of the log"), "{page}");
+    // The part that the address names is waited for longer.
+    let end = open(&builder, &format!("{address}&from=end")).await.body;
+    assert!(end.contains(">line 999<") && !end.contains(">line 0<"), "{end}");
+    assert!(end.contains("these are the last lines so far"), "{end}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_without_the_log_does_not_say_that_there_is_none() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon);
+    let mut statuses = status_with("[2/2] RUN make", &["x"]);
+    let last = statuses.pop().expect("a response");
+    let address = page_of_failed_build(&builder, &mut calls, vec![last]).await;
+    let page = open(&builder, &address).await.body;
+    assert!(
+        page.contains("The log is not read yet") && page.contains(r#"id="load""#),
+        "{page}"
+    );
+    assert!(
+        !page.contains("There are no lines") && !page.contains("This is the end"),
+        "{page}"
+    );
+}
+
+/// Starts a build that runs until its solve is answered. Returns the address of its log with a link.
+async fn log_of_running_build(builder: &TestBuilder, calls: &mut DaemonCalls) -> (String, SolveCall) {
+    answer_statuses(calls, status_with("[2/2] RUN make", &["x"]));
+    let own = builder.clone();
+    tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
+    let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
+    let asked = ask(builder, Method::GET, &format!("/builds/{CALL_ID}"))
+        .await
+        .body;
+    (page_of(&asked).replace('?', "/log?"), solve)
+}
+
+async fn open_log(builder: &TestBuilder, address: &str) -> Response {
+    let mut request = Request::new(Body::from(Vec::new()));
+    *request.uri_mut() = address.parse().expect("an address");
+    builder.send_request(request).await
+}
+
+#[tokio::test]
+async fn the_readers_with_one_link_leave_place_for_others() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon);
+    let (address, _solve) = log_of_running_build(&builder, &mut calls).await;
+    let mut readers = Vec::new();
+    for _ in 0..8 {
+        let reader = open_log(&builder, &address).await;
+        assert_eq!(reader.status(), 200);
+        readers.push(reader);
+    }
+    assert_eq!(open_log(&builder, &address).await.status(), 429);
+    assert_eq!(open(&builder, &address.replace("/log?", "?")).await.status, 429);
+    let signed = question(PAYLOAD_KEY, Method::GET, &format!("/builds/{CALL_ID}/log"), "*/*");
+    assert_eq!(builder.send_request(signed).await.status(), 200);
+    drop(readers);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_followed_with_a_link_ends_when_it_expires() {
+    let (daemon, mut calls) = daemon::start_fake_daemon();
+    let builder = TestBuilder::new(daemon).with_page_lifetime(std::time::Duration::from_secs(40));
+    let (address, _solve) = log_of_running_build(&builder, &mut calls).await;
+    let log = open_log(&builder, &address).await;
+    assert_eq!(log.status(), 200);
+    let body = complete_or_panic(log.into_body().collect())
+        .await
+        .expect("a body");
+    let text = String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8");
+    assert!(text.contains("RUN make") && !text.contains("status"), "{text}");
+}
+
 #[tokio::test]
 async fn a_signed_question_of_a_program_that_also_accepts_html_is_answered_with_json() {
     let (builder, _calls, ..) = builder_with_build("[2/2] RUN make", &["x"]).await;
@@ -286,8 +391,8 @@ async fn everything_from_callers_is_text() {
     )
     .await;
     assert_eq!(list.status, 200);
-    for body in [&page.body, &list.body] {
-        assert_eq!(body.matches("<script").count(), 1, "{body}");
+    for (body, scripts) in [(&page.body, 1), (&list.body, 0)] {
+        assert_eq!(body.matches("<script").count(), scripts, "{body}");
         assert!(
             !body.contains("<img") && !body.contains("<b>") && !body.contains('\u{202e}'),
             "{body}"
@@ -468,6 +573,30 @@ async fn the_list_shows_builds_with_their_states_and_is_filtered() {
         page.body
     );
     assert_eq!(open(&builder, &format!("{list}&state=x")).await.status, 400);
+    let page = open(&builder, &list.replace("/builds?", "/builds/?")).await;
+    assert!(
+        page.body.contains(&format!("href=\"{CALL_ID}?link=builds.")),
+        "{}",
+        page.body
+    );
+}
+
+#[tokio::test]
+async fn who_shows_nothing_costs_no_key_and_no_script() {
+    let (builder, _calls, ..) = builder_with_build("[2/2] RUN make", &["x"]).await;
+    // A key that was read would be found to be empty.
+    builder.write_secret("payload-secret", "");
+    for path in ["/builds".to_owned(), format!("/builds/{CALL_ID}")] {
+        let page = open(&builder, &path).await;
+        assert_eq!(page.status, 401);
+        assert!(
+            !page.body.contains("<script") && page.body.len() < 8000,
+            "{}",
+            page.body
+        );
+        let json = open_as(&builder, Method::GET, &path, "application/json").await;
+        assert_eq!(json.status, 401, "{}", json.body);
+    }
 }
 
 #[tokio::test]

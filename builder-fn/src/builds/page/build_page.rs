@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use super::ansi::plain_text;
-use super::layout::{Reload, document};
+use super::layout::{HasScript, Reload, document};
 use super::log_view::{LogAddresses, log_section};
 use super::{PageAccess, state_badge, waterfall, words};
 use crate::buildkit::ImageLayer;
@@ -74,6 +74,7 @@ impl BuildPage<'_> {
             document(
                 &format!("{}: {name} – Slipway", record.phase.as_str()),
                 reload,
+                HasScript::Yes,
                 &main,
             )
         };

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 /// The style sheet of all pages.
 const STYLE: &str = include_str!("style.css");
 
-/// The script of all pages.
+/// The script of the page of a build.
 const SCRIPT: &str = include_str!("script.js");
 
 /// The policy of a page: its own style sheet and its own script, by their hashes, and nothing else. It may ask its own origin
@@ -44,8 +44,17 @@ pub(super) enum Reload {
     WithoutScript,
 }
 
+/// Whether a page has the script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HasScript {
+    /// The page of a build.
+    Yes,
+    /// Every other page.
+    No,
+}
+
 /// Returns the document with this title and this content of its `main` element.
-pub(super) fn document(title: &str, reload: Reload, main: &Markup) -> Markup {
+pub(super) fn document(title: &str, reload: Reload, script: HasScript, main: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -66,7 +75,7 @@ pub(super) fn document(title: &str, reload: Reload, main: &Markup) -> Markup {
             body {
                 a.skip href="#main" { "Skip to the content" }
                 main #main tabindex="-1" { (main) }
-                script { (PreEscaped(SCRIPT)) }
+                @if script == HasScript::Yes { script { (PreEscaped(SCRIPT)) } }
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use maud::{Markup, html};
 
 use super::ansi::plain_text;
-use super::layout::{Reload, document};
+use super::layout::{HasScript, Reload, document};
 use super::{PageAccess, state_badge, words};
 use crate::builds::BuildRecord;
 use crate::builds::filter::{BuildFilter, STATES};
@@ -25,6 +25,8 @@ pub(in crate::builds) struct ListPage<'a> {
     pub(in crate::builds) incomplete: Option<String>,
     /// The filter that selected the builds.
     pub(in crate::builds) filter: &'a BuildFilter,
+    /// What precedes an ID in a link from the address of the list.
+    pub(in crate::builds) folder: &'a str,
     /// What the reader may see.
     pub(in crate::builds) access: &'a PageAccess,
     /// The time.
@@ -50,7 +52,7 @@ impl ListPage<'_> {
                 }
             }
         };
-        document("Builds – Slipway", Reload::Never, &main)
+        document("Builds – Slipway", Reload::Never, HasScript::No, &main)
     }
 
     fn render_filter(&self) -> Markup {
@@ -87,7 +89,7 @@ impl ListPage<'_> {
         };
         html! {
             tr {
-                td data-label="Submitted" { a href={ "builds/" (encode_id(&build.id)) (self.access.query("?")) } { (when) } }
+                td data-label="Submitted" { a href={ (self.folder) (encode_id(&build.id)) (self.access.query("?")) } { (when) } }
                 td data-label="State" { (state_badge(build.phase)) }
                 td data-label="Function" { (name(&build.function)) }
                 td data-label="Image" { code { (name(&build.image)) } }
