@@ -430,7 +430,9 @@ async fn answer_log(
     let time_left = access.page_link().map(|link| link.time_left(SystemTime::now()));
     tokio::spawn(async move {
         match time_left {
-            Some(time_left) => drop(tokio::time::timeout(time_left, sending).await),
+            Some(time_left) => {
+                let _ = tokio::time::timeout(time_left, sending).await;
+            }
             None => sending.await,
         }
     });
