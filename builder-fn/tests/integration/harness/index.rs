@@ -178,8 +178,13 @@ fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
         let Ok(records) = other.pax_extensions() else {
             return;
         };
-        let records = records.into_iter().flatten().flatten();
-        has_other_names |= records.filter(|record| record.key_bytes() == b"path").count() > 1;
+        let (mut paths, mut unread) = (0, false);
+        for record in records.into_iter().flatten() {
+            paths += usize::from(record.as_ref().is_ok_and(|record| record.key_bytes() == b"path"));
+            unread |= record.is_err();
+        }
+        // The crate takes a line break in a value for the end of its record, and not the record's length.
+        has_other_names |= paths > 1 || unread;
         has_other_names |= kind.is_hard_link();
         // The crate reads a prefix only in headers whose version is 00, and expects content of whatever has a size.
         let header = other.header().as_bytes();
