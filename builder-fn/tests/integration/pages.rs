@@ -282,7 +282,7 @@ async fn the_page_of_a_failed_build_says_that_its_log_was_not_read_to_its_end_in
         page.contains(r#"id="load""#) && page.contains("from=end#log"),
         "{page}"
     );
-    assert!(!page.contains("This is the end of the log"), "{page}");
+    assert!(!page.contains(">This is the end of the log"), "{page}");
     // The part that the address names is waited for longer.
     let end = open(&builder, &format!("{address}&from=end")).await.body;
     assert!(end.contains(">line 999<") && !end.contains(">line 0<"), "{end}");
@@ -302,7 +302,7 @@ async fn a_page_without_the_log_does_not_say_that_there_is_none() {
         "{page}"
     );
     assert!(
-        !page.contains("There are no lines") && !page.contains("This is the end"),
+        !page.contains("There are no lines") && !page.contains(">This is the end"),
         "{page}"
     );
 }
