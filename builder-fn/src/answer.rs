@@ -53,7 +53,7 @@ pub(crate) struct Answer {
     pub(crate) report: Report,
     /// Whether the connection is closed, because the rest of the request's body is not read.
     closes_connection: bool,
-    /// The reason to send the request again later; `None` if it is not rejected for now only.
+    /// The reason of an answer with status 429, which asks for the request again later; `None` for every other status.
     retry: Option<RetryReason>,
     /// The hand-over that the answer's body is to contain. It is added after everything else was masked.
     enclosed: Option<EnclosedHandOver>,
@@ -127,7 +127,7 @@ impl Answer {
         }
     }
 
-    /// Creates the answer for a request that produced no image.
+    /// Creates the answer for a request that failed. The kind of its error decides the status.
     pub(crate) fn from_error(error: &Error, fields: AnswerFields<'_>) -> Self {
         let kind = error.kind();
         let status = match kind {
@@ -173,8 +173,8 @@ impl Answer {
         }
     }
 
-    /// Returns the body of the answer as a notification has it: without the hand-over that the queue-worker delivers. `None` if
-    /// the request is to be sent again later, so that this is not its result.
+    /// Returns the body of the answer as a notification has it: without the hand-over that the queue-worker delivers.
+    /// `None` for status 429, which is not the result of the request.
     pub(crate) fn notification_body(&self) -> Option<Vec<u8>> {
         self.retry.is_none().then(|| response::to_json_line(&self.report))
     }

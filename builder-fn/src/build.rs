@@ -44,7 +44,7 @@ pub(crate) use deploy::DeployingCall;
 /// The operator's settings that apply to every build.
 #[derive(Clone, Debug, Default)]
 pub struct BuildSettings {
-    /// Whether registries speak plain HTTP.
+    /// Whether registries speak plain HTTP, and git repositories, `context.url` and `notify` may do without TLS.
     pub insecure: bool,
     /// The compression of layers if a build's config names none.
     pub compression: LayerCompression,
@@ -199,7 +199,7 @@ impl Builder {
         })
     }
 
-    /// Fails if a build would use the repository for records.
+    /// Fails if the config names the repository for records as an image, a tag or a cache.
     fn check_repositories(&self, config: &BuildConfig) -> Result<(), Error> {
         let Some(records) = &self.settings.records_repository else {
             return Ok(());

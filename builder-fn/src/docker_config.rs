@@ -37,7 +37,7 @@ pub enum DockerConfigError {
     /// The `config.json` exists and cannot be read.
     #[error("could not read the registry credentials in {}", path.display())]
     Read {
-        /// The path of the `config.json`, which is the file of a secret.
+        /// The path of the `config.json`.
         path: PathBuf,
         /// The I/O error of the operating system.
         #[source]
@@ -46,7 +46,7 @@ pub enum DockerConfigError {
     /// The file is not a valid Docker `config.json`.
     #[error("the registry credentials in {} should be a Docker config.json", path.display())]
     Malformed {
-        /// The path of the `config.json`, which is the file of a secret.
+        /// The path of the `config.json`.
         path: PathBuf,
         /// The syntax error, and its place in the file.
         #[source]
@@ -55,7 +55,7 @@ pub enum DockerConfigError {
     /// The `config.json` is larger than the limit.
     #[error("the registry credentials in {} are larger than {CONFIG_FILE_MAX_BYTES} bytes", path.display())]
     TooLarge {
-        /// The path of the `config.json`, which is the file of a secret.
+        /// The path of the `config.json`.
         path: PathBuf,
     },
     /// The `config.json` entry for the registry cannot be used.

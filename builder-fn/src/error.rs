@@ -16,7 +16,7 @@ use crate::slots::SlotRefused;
 use crate::sources::{UrlRejection, WebUrl};
 use crate::supersede::Superseded;
 
-/// The sealed secret with the token for the status of a commit.
+/// The name of the sealed secret with the token for the status of a commit.
 pub(crate) const STATUS_TOKEN_SECRET: &str = "COMMIT_STATUS_TOKEN";
 
 /// The error of a build request. The texts are written for the caller; causes are for the log only.
@@ -43,7 +43,7 @@ pub(crate) enum Error {
     /// The secret that hand-overs are signed with is unusable.
     #[error("the builder cannot sign hand-overs")]
     DeploySecret(#[source] SecretError),
-    /// The request is not authentic, or its body is invalid.
+    /// The request cannot be received or is not authentic, or its body is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The context that the request refers to cannot be used, or a context cannot be stored.
@@ -171,7 +171,7 @@ pub(crate) enum Error {
         /// The ID of the call that built the same request, or builds it.
         call_id: String,
     },
-    /// As many builds of the call as there may be have failed, were cancelled, or have lost their image.
+    /// The builds under all 16 references that a call may use have failed, were cancelled, or have lost their image.
     #[error(
         "this call was built too often, and no build of it is left; send the request again as another call, without its X-Call-Id"
     )]
@@ -201,7 +201,7 @@ pub(crate) enum ErrorKind {
     Superseded,
     /// Somebody cancelled the build.
     Cancelled,
-    /// Another call sent the same request before.
+    /// Another call sent the same request before, or this call has used all its builds up.
     Conflict,
     /// There is no space for the request's body or its context now. The rest of the body may not have been read.
     NoSpace,
@@ -233,7 +233,7 @@ impl ErrorKind {
         )
     }
 
-    /// Returns whether the same request may succeed a moment later, at the same builder.
+    /// Returns whether the same request may succeed when it is sent again: at this builder, or at another one.
     pub(crate) fn is_transient(self) -> bool {
         self.is_for_now() || matches!(self, Self::NoSpace | Self::Platform)
     }

@@ -1,5 +1,5 @@
 //! Hands a built image over to the deployer, signed: the image by digest, the config's `deploy` and `probe`, the
-//! tenant, the call and the times of the build. Retries transient failures, and returns the outcome.
+//! tenant, the call and its times. Retries failures, and asks the deployer before a build by a dry run.
 //!
 //! It reaches the deployer in one of three ways ([`DeployVia`]). It is signed in each of them, and the deployer accepts it
 //! from anybody who delivers it. Delivered again it changes nothing, so it is sent again when the gateway fails.
@@ -34,7 +34,7 @@ use retry::{Backoff, GatewayReply, describe_failed_deployment, describe_transien
 /// The name of the secret that hand-overs are signed with.
 pub(crate) const DEPLOY_SECRET_NAME: &str = "deploy-secret";
 
-/// The name of the header with a hand-over's signature.
+/// The name of the header with the signature of a hand-over or a dry run.
 const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
 /// The least time that must be left until the deadline of a hand-over for another attempt to be made.
@@ -47,8 +47,8 @@ pub struct DeployerSettings {
     pub function: String,
     /// The way in which hand-overs reach the deployer.
     pub via: DeployVia,
-    /// The time limit of a hand-over with all its attempts. Each attempt waits for the deployer's answer, which comes
-    /// when the new version is ready or the old one is restored.
+    /// The time limit of a hand-over with all its attempts. With `DeployVia::Function`, an attempt lasts until the new
+    /// version is ready or the old one is restored; through the queue, until the call is queued.
     pub timeout: Duration,
     /// The time after the end of a build for which the deployer may accept its hand-over.
     pub hand_over_ttl: Duration,

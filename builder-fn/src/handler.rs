@@ -238,7 +238,8 @@ impl BuilderApi {
         }
     }
 
-    /// Fails if the builder is shutting down, or has no place now for a request of any tenant.
+    /// Fails if the builder is shutting down and could not hand the build back, or has no place for any tenant's
+    /// request.
     fn check_before_reading_body(&self, exchange: &BuildExchange) -> Result<(), Error> {
         // A queue that does not retry would lose the call. It is accepted, and handed back if it cannot be finished.
         if exchange.context.shutdown().has_begun() && !exchange.outlives_its_caller() {

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
     function_host::run_with(setup)
 }
 
-/// Reads the settings, starts the probe of BuildKit and the build threads, and returns the app that serves the API.
+/// Reads the settings, starts the build threads and the background tasks (probing BuildKit, sweeping records, resuming
+/// builds), and returns the app that serves the API.
 async fn setup(context: SetupContext) -> Result<App, SetupError> {
     let mut parser = context.settings_parser();
     let settings = Settings::read(&mut parser, context.secrets(), context.max_inflight());

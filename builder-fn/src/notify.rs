@@ -29,13 +29,13 @@ use room::ReservedRoom;
 /// The time within which a receiver has to begin its response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The pause before the second attempt; every further pause is up to twice as long.
+/// The longest pause before the second attempt to send a request; before each further one it is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// The largest number of attempts.
+/// The largest number of attempts to send one notification or one state of a commit.
 const ATTEMPTS_MAX: u32 = 8;
 
 /// The time before the end of the process at which a notification is given up.
@@ -47,7 +47,7 @@ const OWN_USER_AGENT: HeaderValue = HeaderValue::from_static("slipway-builder");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Sends notifications. Clones share the limit on their bodies.
+/// Sends results of builds to the URLs that configs name, and statuses of commits. Clones share the limit on memory.
 #[derive(Clone, Debug)]
 pub struct Notifier {
     /// The private hosts to which notifications may be sent.

@@ -1,5 +1,5 @@
-//! Access to registries: lookups of pushed manifests, the names of images, and what a build may do with a
-//! repository.
+//! Access to registries: lookups of pushed manifests, uploads, the names of images, and what a build or a tenant may do
+//! with a repository.
 
 mod access;
 mod image_name;

@@ -34,7 +34,7 @@ pub(crate) use error::{ContextError, ContextErrorKind};
 /// The largest number of contexts that are stored at a time; further ones wait.
 const MAX_UPLOADS: usize = 4;
 
-/// Fetches, stores and deletes contexts in registries, with the credentials of the operator and of tenants. Clones
+/// Fetches contexts from registries and web servers, and stores and deletes contexts in the operator's registry. Clones
 /// share the limit on uploads.
 #[derive(Clone, Debug)]
 pub struct RemoteContexts {

@@ -346,8 +346,8 @@ impl RequestSettings {
         settings
     }
 
-    /// Returns the limits on requests that these settings set. `spooled` mirrors the bytes of all spooled
-    /// bodies.
+    /// Returns the limits on requests that these settings set. `spooled` mirrors the bytes of spooled verified bodies
+    /// and fetched contexts.
     pub fn into_request_limits(self, spooled: IntGauge) -> RequestLimits {
         let quota = SpoolQuota::new(self.spool_limit, spooled);
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);

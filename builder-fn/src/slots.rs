@@ -141,7 +141,7 @@ impl BuildSlots {
         self.0.free_places(&self.0.lock(), owner)
     }
 
-    /// Returns whether a request of any tenant would be rejected now.
+    /// Returns whether every request would be rejected now, whatever its tenant.
     ///
     /// Where requests wait, tenants have queues of their own, of which one that is full says nothing about the others.
     pub fn is_full(&self) -> bool {

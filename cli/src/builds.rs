@@ -201,7 +201,7 @@ fn failure_of_question(error: &RequestError, key_place: &str) -> Failure {
     }
 }
 
-/// Follows the log of a build to its end. No builder may know it for the time `patience`.
+/// Follows the log of a build to its end. For the time `patience` it is no error that no builder knows the build.
 async fn follow_to_end(
     questions: &Questions,
     id: &str,

@@ -1,4 +1,4 @@
-//! The build context of a function: its files, laid out as faas-cli does, and the tar with them.
+//! The build context of a function: its files, laid out as faas-cli does, the tar with them, and the sealed secrets.
 
 mod layout;
 mod seal;

@@ -182,7 +182,7 @@ impl Function {
     }
 }
 
-/// Returns a map of texts without `null`, which is the empty text.
+/// Returns a map of texts in which the empty text has taken the place of `null`.
 fn texts(map: Option<&BTreeMap<String, Option<String>>>) -> BTreeMap<String, String> {
     let entries = map.into_iter().flatten();
     entries

@@ -181,7 +181,7 @@ pub(crate) fn pack(function: &Function, key: &SigningKey) -> Result<PackedContex
 }
 
 impl<'a> FunctionBuild<'a> {
-    /// Creates the build of a function that nobody has yet.
+    /// Creates the build of a function, which has not been sent yet.
     pub(crate) fn new(
         client: &'a BuilderClient,
         function: &'a Function,

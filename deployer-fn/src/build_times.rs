@@ -60,7 +60,8 @@ impl BuildTimes {
         })
     }
 
-    /// Returns the build's times as part of a sentence: `submitted at …`, or else `built at …`.
+    /// Returns the time that orders the build as part of a sentence: `submitted at …`, or else `built at …`, or else
+    /// `of an unknown time`.
     pub(crate) fn as_phrase(&self) -> String {
         match (self.submitted_at, self.built_at) {
             (Some(at), _) => format!("submitted at {}", time::format_with_millis(at)),

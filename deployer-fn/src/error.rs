@@ -18,7 +18,7 @@ pub(crate) enum HandOverError {
     /// The signature header does not have the form of an HMAC signature.
     #[error("the header X-Deploy-Signature is malformed")]
     MalformedSignature(#[source] MalformedSignature),
-    /// The hand-over's signature was made with none of the deployer's keys.
+    /// The hand-over's signature was made with none of the deployer's keys, or with a key that two signers have.
     #[error("the hand-over is not signed with a key of this deployer")]
     WrongSignature(#[source] SignatureMismatch),
     /// The hand-over's body is too large, too slow, ended early, or was displaced by others.

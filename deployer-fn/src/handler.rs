@@ -174,9 +174,8 @@ impl Deployer {
             .map_err(HandOverError::Panicked)
     }
 
-    /// Receives and verifies a hand-over, accepts the request, and checks the rules; returns the hand-over with its
-    /// tenant,
-    /// `None` without a policy.
+    /// Receives and verifies a hand-over, counts the request as accepted, and checks its tenant's rules. Returns the
+    /// hand-over with its tenant, which is `None` without a policy.
     async fn receive_and_find_tenant(
         &self,
         request: Request,

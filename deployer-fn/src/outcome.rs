@@ -22,7 +22,7 @@ pub struct DeploymentOutcome {
     pub previous_image: Option<String>,
     /// The status with which the deployment ended.
     pub status: DeploymentStatus,
-    /// Whether the deployment sent a change to the provider.
+    /// Whether the deployment may have changed the function; `false` after an update that was rejected without effect.
     pub changed: bool,
     /// The function's state at the end of the deployment; absent if it is unknown.
     #[serde(skip_serializing_if = "RunningState::is_unknown")]
@@ -60,7 +60,8 @@ pub enum DeploymentStatus {
     /// The deployment failed, and it is not known that the new image or the previous version runs.
     Failed,
     /// The hand-over is not deployed: it is not valid or not allowed, the provider rejected it, or a newer build
-    /// supersedes it. [`changed`](DeploymentOutcome::changed) is true if a change had been sent before that.
+    /// supersedes it. [`changed`](DeploymentOutcome::changed) is true if the function may have been changed before
+    /// that.
     Refused,
     /// The new image does not run. The previous version runs again, or there is no function if there was none before.
     RolledBack,
@@ -196,7 +197,8 @@ pub struct StepDurations {
     /// The time until the provider answered the update or the creation, with all attempts.
     #[serde(serialize_with = "serialize_as_seconds")]
     pub apply: Duration,
-    /// The time from the provider's answer until the function answered its probe, or the timeout.
+    /// The time for which the new version was watched: until it answered its probe, was superseded or not taken, or the
+    /// timeout.
     #[serde(serialize_with = "serialize_as_seconds")]
     pub watch: Duration,
     /// The time for restoring the previous version, or until the timeout.

@@ -47,7 +47,8 @@ enum ImagePresence {
     Present,
     /// The registry does not have the image, or not for the platform; with the reason.
     Missing(String),
-    /// The registry could not be asked for the image; with the reason.
+    /// It is not known whether the registry has the image: it could not be asked, or its answer is unusable; with the
+    /// reason.
     Unknown(String),
 }
 

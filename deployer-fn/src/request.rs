@@ -221,7 +221,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
     })
 }
 
-/// Reads a field with a time in RFC 3339, and reports other text.
+/// Reads a field with a time in UTC in RFC 3339 form, and reports other text; `None` if the field is absent or empty.
 fn read_time_field(fields: &mut JsonFields<'_>, key: &str) -> Option<Timestamp> {
     let text = fields.read_string(key).filter(|text| !text.is_empty())?;
     let time = time::parse_utc_time(&text);

@@ -69,7 +69,8 @@ use crate::version::FunctionVersion;
 /// The timeouts of the parts of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RolloutTimeouts {
-    /// The timeout of one request to the gateway or to the function.
+    /// The timeout of one read from the gateway, and of a probe that has no timeout of its own. Changes have none but
+    /// the deadline.
     pub request: Duration,
     /// The time that the provider has to report the new image: it may answer from a cache that still has the
     /// previous one.
@@ -94,7 +95,7 @@ impl Default for RolloutTimeouts {
     }
 }
 
-/// The timeout of a read at the end of a rollout, for which little time is left.
+/// The timeout of a read of the function's state at the end of a rollout, and of a read of the provider's name.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// The highest number of times that a rollout sends a specification that the provider does not take.
 const APPLY_ATTEMPTS: usize = 3;
@@ -231,7 +232,7 @@ enum ApplyAttempt {
     /// The provider has this state of the function instead of the new version, perhaps because of a transient
     /// failure.
     NotTaken(Option<FunctionStatus>),
-    /// The new version does not run.
+    /// The new version was not ready by the deadline, or the function's state could not be read.
     Failed,
 }
 

@@ -44,8 +44,8 @@ pub struct Settings {
     /// `ready_timeout`: the time from the end of the queue until the function answers. The host's
     /// `exec_timeout` bounds it, too.
     pub(crate) ready_timeout: Duration,
-    /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the
-    /// previous version after the new one has failed. `settling_time`: the time for which a new version has to stay up.
+    /// `gateway_timeout`: the time for one read from the gateway or one probe. `rollback_timeout`: the time to restore
+    /// the previous version after the new one has failed. `settling_time`: the time for which a new version has to stay up.
     pub timeouts: RolloutTimeouts,
     /// `kubernetes_readiness`: the Kubernetes API that shows whether a new version runs. `None` if the setting is off, or the
     /// deployer has no service account.

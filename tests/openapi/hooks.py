@@ -1,7 +1,8 @@
 """Hooks for schemathesis that pack and sign request bodies, and parse streamed records.
 
-For the description, a body is any bytes. The hooks pack most generated bodies into a tar, as config or as Dockerfile, and
-sign most of them, so that all answers in the description occur and are compared with it.
+For the description, a body is any bytes. The hooks pack some generated bodies into a tar, as config or as Dockerfile,
+replace most by a tar of their own, and sign most, so that all answers in the description occur and are compared with
+it.
 """
 
 import datetime

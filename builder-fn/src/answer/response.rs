@@ -178,8 +178,8 @@ fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
-/// Returns a 200 response with the media type of `format`, and the headers that stop caches and proxies from buffering
-/// it.
+/// Returns a 200 response with the media type of `format`, and the headers that stop caches from reusing it and nginx
+/// from buffering it.
 fn unbuffered_response(format: StreamFormat, body: ResponseBody) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();

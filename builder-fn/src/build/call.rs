@@ -37,17 +37,17 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) trace_mask: &'a TraceMask,
     /// The admission of the call to the queue for a build slot.
     pub(crate) admission: &'a QueueAdmission,
-    /// Whether the call came from the gateway's queue, so that nobody but this builder tries a failed build again.
+    /// Whether the call came from the gateway's queue. Only then is a build retried after a failure of the platform.
     pub(crate) is_asynchronous: bool,
     /// The record of the build, and requests to cancel it.
     pub(crate) accepted: &'a AcceptedBuild,
     /// Whether the call is submitted to its queue again if the process ends before its build, and no other process resumes it.
     pub(crate) is_submitted_again: bool,
-    /// Whether the deployer has checked the deployment by a dry run.
+    /// Whether the dry run of the deployment is over, also if the deployer was not asked or gave no answer.
     pub(crate) is_checked: AtomicBool,
     /// Collects what the build is made from, for comparisons with other builds; `None` without a record store.
     pub(crate) inputs: Option<&'a InputsRecorder>,
-    /// Whether the build could not be handed back, so that it is begun even during a shutdown.
+    /// Whether an attempt to hand the build back has failed, so that it waits on for a slot even during a shutdown.
     pub(crate) is_kept: AtomicBool,
     /// What the build leaves behind that explains its failure.
     pub(crate) evidence: Mutex<FailureEvidence>,
@@ -69,7 +69,8 @@ impl BuilderCall<'_> {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the process shuts down, if another one can resume the build. What has not begun need not wait for its end.
+    /// Waits until a shutdown begins, if another process can resume the build and no attempt to hand it back has
+    /// failed; otherwise waits forever.
     pub(super) async fn wait_until_handed_back(&self) {
         match self.accepted.is_resumable() && !self.is_kept.load(Ordering::Relaxed) {
             true => {

@@ -14,7 +14,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The limit on the retries of one build in one delivery. It is below the number of references that one call may use.
 const RETRIES_MAX: u32 = 8;
 
-/// The retries that one build may still have: their number, and the sum of the pauses before them.
+/// The retries of one build: how many there were, and the time that is left for the pauses before further ones.
 #[derive(Debug)]
 pub(super) struct BuildRetries {
     /// The time left for pauses. The attempts themselves are not deducted.

@@ -1,4 +1,4 @@
-//! The solve of a build: the request to BuildKit, and the log, metrics and spans of its events.
+//! The solve of a build: its attempts on daemons, the request to BuildKit, and the log, metrics and spans of events.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,12 +32,12 @@ use crate::trace::StepSpans;
 /// The label with the commit of an image's source: <https://github.com/opencontainers/image-spec/blob/main/annotations.md>.
 const REVISION_LABEL: &str = "org.opencontainers.image.revision";
 
-/// The number of times that a build gives way to the same build on another daemon.
+/// The largest number of times that a build gives way to the same build on another daemon.
 const GIVE_WAY_MAX: u32 = 4;
 
 impl Builder {
-    /// Solves and pushes the image, with retries, within the time limits of the config and the call. Fails if the
-    /// daemon knows a newer build of the function.
+    /// Solves the image, and pushes it unless the config skips that, with retries, within the time limits of the config
+    /// and the call. Fails if a daemon knows a newer build of the function.
     pub(super) async fn solve_and_push(
         &self,
         pool: &DaemonPool,
@@ -130,8 +130,8 @@ impl Builder {
         result
     }
 
-    /// Connects to the daemon for one attempt. Fails if the history of a daemon shows that the call was cancelled or
-    /// superseded.
+    /// Chooses a daemon for one attempt and connects to it. Fails if the history of a daemon shows that the call was
+    /// cancelled or superseded.
     async fn place_attempt(
         &self,
         pool: &DaemonPool,
@@ -188,7 +188,7 @@ impl Builder {
     }
 
     /// Prepares the context and attempts the solve once. Passes its events to `observe`, and their lines to the log. If
-    /// a referenced context is gone, returns the image that an earlier delivery built.
+    /// the context is gone or its commit cannot be looked up, returns the image that an earlier delivery built, if any.
     async fn attempt_solve(
         &self,
         placed: &PlacedBuild,
@@ -278,7 +278,7 @@ impl Builder {
         })
     }
 
-    /// Returns the attributes with which the build's solve describes its request in BuildKit.
+    /// Returns the attributes with which the build's solve describes its request in BuildKit, without the commit.
     pub(super) fn solve_attributes(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> SolveAttributes {
         SolveAttributes {
             call_id: call.id.to_owned(),

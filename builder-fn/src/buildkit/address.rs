@@ -27,7 +27,7 @@ pub enum DaemonAddressError {
     /// The socket path after `unix://` is missing or not absolute.
     #[error("should have an absolute path, as in unix:///run/buildkit/buildkitd.sock")]
     Path,
-    /// The host or the port after `tcp://` is missing.
+    /// The host or the port after `tcp://` is missing or invalid.
     #[error("should have a host and a port, as in tcp://buildkit:1234")]
     HostPort,
 }

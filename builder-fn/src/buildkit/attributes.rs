@@ -18,7 +18,7 @@ const SIGNATURE_ATTRIBUTE: &str = "slipway.signature";
 const SUBMITTED_AT_ATTRIBUTE: &str = "slipway.submitted-at";
 /// The attribute with the function that the build deploys.
 const FUNCTION_ATTRIBUTE: &str = "slipway.function";
-/// The attribute that is `false` for a build that takes no part in supersession, and absent for any other.
+/// The attribute that is `false` for a build that deploys and opts out of supersession, and absent for any other.
 const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
 /// The attribute with the commit of a context in a git repository.
 const COMMIT_ATTRIBUTE: &str = "slipway.commit";

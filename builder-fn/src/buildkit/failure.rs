@@ -25,7 +25,7 @@ const SENDER_ERROR_PREFIX: &str = "error from sender: ";
 pub enum FaultyParty {
     /// The caller is to blame: the Dockerfile, the context or the config is wrong, and the same build would fail again.
     Caller,
-    /// The platform is to blame: a registry, the operator's credentials, or the daemon.
+    /// The platform is to blame: a registry, the operator's credentials or SBOM generator, the daemon, or the builder.
     Platform,
 }
 
@@ -33,7 +33,7 @@ pub enum FaultyParty {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BuildFailure {
-    /// The text of BuildKit's error, without the prefixes of a gRPC error and of an error of this side.
+    /// The text of the error, without the prefixes of gRPC and of an error that the session's sender of files gave.
     pub message: String,
     /// The party that is to blame for the failed build.
     pub fault: FaultyParty,

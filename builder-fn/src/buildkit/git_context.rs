@@ -32,7 +32,7 @@ const BUILD_ID_HEADER: &str = "buildkit-controlapi-buildid";
 /// The largest number of lookups before the daemon knows their solve, each of which it lets wait for 3 s.
 const LOOKUPS_MAX: u32 = 5;
 
-/// The characters of a value in the query of a context's URL.
+/// The characters that are percent-encoded in a value of the query of a context's URL.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -54,9 +54,9 @@ pub struct GitContextSource {
 /// What is read from a git repository before its build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GitLookup {
-    /// The commit.
+    /// Only the hash of the commit that the source has now.
     Commit,
-    /// The commit, and the files of the context, which the build finds again.
+    /// The hash of the commit, and a checkout of the context at the daemon, which the build finds again.
     Checkout,
 }
 
@@ -231,7 +231,7 @@ impl GitContextSource {
     }
 }
 
-/// Names the solve that a call of the gateway API belongs to.
+/// Sets the header of a call of the gateway API that names the solve which the call belongs to.
 fn name_solve<T>(request: &mut Request<T>, reference: &str) -> Result<(), Status> {
     let id = MetadataValue::try_from(reference);
     let id = id.map_err(|_| Status::internal("the reference of a solve is not ASCII"))?;
@@ -252,7 +252,7 @@ const TRANSIENT_ERRORS: [&str; 9] = [
     "unexpected disconnect",
 ];
 
-/// Returns the failure that the daemon reported for a lookup.
+/// Returns the failure that the daemon reported for a lookup, with a hint about tokens if git could not authenticate.
 fn git_failure(status: &Status) -> BuildFailure {
     let mut failure = BuildFailure::new(status, &EventReader::default());
     if TRANSIENT_ERRORS.iter().any(|text| failure.message.contains(text)) {

@@ -245,7 +245,7 @@ async fn find_running_or_record(
     }
 }
 
-/// Limits the time for an answer of the history.
+/// Waits for an answer of the history; fails with `DeadlineExceeded` after 10 s.
 async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(answer) => answer,

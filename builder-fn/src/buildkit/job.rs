@@ -80,7 +80,7 @@ pub enum JobError {
         /// The id of the call that builds or has built the signed request.
         call_id: String,
     },
-    /// As many builds of the call as BuildKit is asked for have failed, were cancelled, or have lost their image.
+    /// The builds under all 16 references that a call may use have failed, were cancelled, or have lost their image.
     #[error("{ATTEMPTS_MAX} builds of this call have failed, were cancelled or have lost their image")]
     AttemptsUsedUp,
 }

@@ -1,7 +1,7 @@
 //! A pool of BuildKit daemons: which there are, which answer, and which one a build goes to.
 //!
 //! Every daemon has a cache and a history of its own. A build prefers the daemon whose cache has the image's earlier builds
-//! ([`rendezvous`]). Before it begins, all daemons are asked whether one has the build already ([`question`]): a call that
+//! ([`rendezvous`]). Before it begins, up to 16 of them are asked whether one has the build ([`question`]): a call that
 //! is delivered again, at another builder or after the pool has changed, follows the build that there is. Builders share
 //! nothing but the daemons.
 //!

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 /// The reference of a build: its name at the daemon, which refuses to run two builds of one name at a time.
 ///
-/// The deliveries of one call have the same reference. Only lower-case letters and digits.
+/// The deliveries of one signed call have the same reference. Only lower-case letters and digits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BuildReference {
     text: String,

@@ -39,7 +39,7 @@ const DOCKERFILE_FRONTEND: &str = "dockerfile.v0";
 /// A description of a build of an image from a Dockerfile.
 #[derive(Clone, Debug, Default)]
 pub struct SolveOptions {
-    /// The reference of the build at the daemon, the same for each delivery of one call.
+    /// The reference of the build at the daemon: the same for each delivery of a signed call, random without signature.
     pub reference: BuildReference,
     /// The attributes of the request behind the build, for all builders of the daemon.
     pub attributes: Option<SolveAttributes>,

@@ -179,7 +179,7 @@ fn check_certificate_validity(
     }
 }
 
-/// Performs the TLS handshake over `stream`, and waits up to 1 s for the daemon's first bytes: a daemon that rejects
+/// Performs the TLS handshake over `stream`, and waits up to 5 s for the daemon's first bytes: a daemon that rejects
 /// the builder's certificate sends an error in their place.
 async fn perform_tls_handshake<S>(
     stream: S,

@@ -50,7 +50,7 @@ pub(super) struct FoundBuild {
     pub(super) attempts: Vec<ListedBuild>,
     /// The record of this process's own build, which changes with it; `None` for a build of another builder.
     pub(super) own: Option<watch::Receiver<BuildRecord>>,
-    /// The mask of the log; `None` if the secrets of the build are not known any more.
+    /// The mask of the log; `None` if the secrets of the build are not known, or no history has the build.
     pub(super) mask: Option<SecretMask>,
     /// The places that could not be read.
     pub(super) unread: UnreadPlaces,
@@ -99,7 +99,7 @@ impl From<ConnectError> for Unread {
 }
 
 impl BuildLookup {
-    /// Finds the build of the call `id`, in this process and in the daemon's history.
+    /// Finds the build of the call `id`: in this process, in the histories of the daemons, and in the record store.
     pub(super) async fn find(&self, id: &str) -> Result<FoundBuild, NotFound> {
         let key = RecordKey {
             tenant: self.tenant.clone(),
@@ -342,7 +342,8 @@ impl BuildLookup {
         (merged, unread)
     }
 
-    /// Returns the mask of the sealed secrets in the record of the last attempt; `None` if they cannot be opened.
+    /// Returns the mask of the sealed secrets in the record of the last attempt; `None` if they cannot be opened or
+    /// there is no attempt.
     fn mask_from_history(&self, attempts: &[ListedBuild]) -> Option<SecretMask> {
         match &attempts.last()?.secrets {
             SealedSecrets::None => Some(SecretMask::default()),
@@ -367,7 +368,7 @@ fn is_outdated(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
         })
 }
 
-/// Returns what is known of a build of this process that the history has too. The process's record counts, unless it is
+/// Merges a build's record in this process or in the store with that from the history. The first counts, unless it is
 /// outdated.
 fn merge_records(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> BuildRecord {
     if is_outdated(&own, attempts) {

@@ -17,7 +17,7 @@ use crate::buildkit::{
     BuildState, Cancellation, Daemon, HistoryChange, HistoryListing, ListedBuild, SealedSecrets,
 };
 
-/// The limit on the builds of one daemon that are kept, besides those that run.
+/// The number of ended builds of one daemon to which the kept ones are reduced, once a quarter more are kept.
 const KEPT_MAX: u16 = 1000;
 
 /// The limit on the requests to cancel builds of one daemon that are kept. At the limit, all are forgotten.
@@ -48,7 +48,7 @@ struct Follower {
 enum Progress {
     /// The builds before the subscription are being read.
     Reading,
-    /// All is there.
+    /// The builds before the subscription have been read, and changes are followed.
     Complete,
     /// The history could not be read.
     Failed(String),

@@ -88,7 +88,8 @@ struct RecordedBuild {
     deliveries: usize,
 }
 
-/// A delivery of a call whose build is recorded. Dropping it before its end records that the build was given up.
+/// A delivery of a call whose build is recorded. Dropping it before its end records that the build was given up, unless
+/// the record store has what another process resumes it with.
 #[derive(Debug)]
 pub(crate) struct AcceptedBuild {
     shared: BuildRecords,

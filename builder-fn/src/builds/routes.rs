@@ -468,7 +468,7 @@ fn parse_first_line_number(query: Option<&str>) -> Result<u64, String> {
     Ok(from)
 }
 
-/// Returns the fields of an answer to a build request that its record keeps: all but those that a record has itself.
+/// Returns the fields of an answer to a build request that its record keeps: all but log, status, image and duration.
 pub(crate) fn outcome_fields(report: &impl serde::Serialize) -> serde_json::Map<String, Value> {
     let Ok(Value::Object(mut fields)) = serde_json::to_value(report) else {
         return serde_json::Map::new();

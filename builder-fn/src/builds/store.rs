@@ -77,7 +77,8 @@ const AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// set up to; the queue of the Community Edition accepts a quarter.
 pub const STORED_BODY_MAX: u64 = 1 << 20;
 
-/// The longest wait for the registry to take a build back. The process ends two seconds after builds are interrupted.
+/// The longest wait for the registry to take a build back when the process ends, two seconds after builds are
+/// interrupted.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The limit on the records that are written at the same time.
@@ -97,7 +98,7 @@ const END_PAUSE_EXPONENT_MAX: u32 = 6;
 /// The longest wait for one attempt to write the end of a build, with its turn.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The number of records that are read at the same time for a list.
+/// The number of records that are read at the same time for a list, or in a search for unfinished builds.
 const READERS: usize = 16;
 
 /// The limit on the records of ended builds that are kept in memory for lists.
@@ -142,7 +143,7 @@ struct SharedStore {
     ended: Mutex<HashMap<(Option<String>, IndexTag), BuildRecord>>,
 }
 
-/// The place of a build's record, as the process that accepted the build knows it.
+/// The place of a build's record, as the process that has accepted or claimed the build knows it.
 #[derive(Debug)]
 pub(crate) struct RecordPlace {
     key: RecordKey,
@@ -215,7 +216,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The end of the write of a record in the background.
+/// A write of a record in the background, whose end can be awaited.
 #[derive(Debug)]
 pub(crate) struct PendingWrite(Option<JoinHandle<()>>);
 
@@ -230,7 +231,7 @@ impl RecordPlace {
         self.request.is_some()
     }
 
-    /// Returns whether the record says that the build was accepted.
+    /// Returns whether this process has written the record, which says that the build was accepted.
     pub(super) fn is_stored(&self) -> bool {
         self.written.is_some()
     }
@@ -433,7 +434,7 @@ impl RecordStore {
         Ok(())
     }
 
-    /// Writes a record as this process.
+    /// Writes a record with this process as its owner. Counts a build that has not ended as unfinished before.
     async fn write(
         &self,
         place: &mut RecordPlace,
@@ -588,12 +589,12 @@ impl RecordStore {
 }
 
 impl PendingWrite {
-    /// The end of a write that there was not.
+    /// Returns a write that has ended already, because nothing is to be written.
     pub(super) fn none() -> Self {
         Self(None)
     }
 
-    /// Waits for a short time until the record was written, or could not be. The write goes on after that, and if this is
+    /// Waits up to 10 s until the record was written, or could not be. The write goes on after that, and if this is
     /// dropped.
     pub(crate) async fn wait(self) {
         if let Some(task) = self.0 {

@@ -1,4 +1,4 @@
-//! A reader that indexes the stored tar of a build request.
+//! A reader that indexes a stored tar: the body of a request, or a context that a request refers to.
 //!
 //! It reads the headers and the two small files beside the context. The contents of the context's files are skipped: the
 //! index has their offsets in the [`Spool`](super::Spool).

@@ -1,4 +1,4 @@
-//! A spool: the bytes of a request's body, in memory while it is small, then in an unnamed file.
+//! A spool: the bytes of a request's body or of a fetched context, in memory while few, then in an unnamed file.
 
 use std::fmt;
 use std::fs::File;

@@ -100,8 +100,8 @@ impl Deployment {
         }
     }
 
-    /// Creates the outcome of a hand-over whose result the builder will not learn. The answer has this word as its
-    /// `status`.
+    /// Creates the outcome of a hand-over whose result the builder will not learn. `status` becomes the `status` in
+    /// the JSON of its answer.
     pub(super) fn sent(status: &str, hand_over: &HandOver<'_>) -> Self {
         let answer =
             json!({"function": hand_over.deploy.get("service"), "image": hand_over.image, "status": status});

@@ -21,7 +21,8 @@ const TENANTS_PER_INTERVAL: u32 = 20;
 /// The pause before a claimed build is begun again after a failure of the platform.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// The time after which a claimed build that cannot begin here is handed back, so that another builder can try.
+/// The time for which a claimed build that cannot begin, because the platform fails, is tried here before it is handed
+/// back to other builders.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The time that a search which is in progress at the beginning of a shutdown may still take, so that claims are not lost.
@@ -37,8 +38,8 @@ struct SearchedTenant {
 }
 
 impl BuilderApi {
-    /// Shows others that this builder lives, and resumes the builds of those that have gone, until the shutdown begins.
-    /// Returns at once if no records are kept.
+    /// Renews the sign that this builder lives until the process ends, and resumes builds of builders that have gone
+    /// until the shutdown begins. Returns at once if no records are kept.
     ///
     /// `context` has the secrets, the gateway and the shutdown of the function.
     pub async fn resume_builds_of_others(self, context: Context) {

@@ -1,4 +1,5 @@
-//! Sets the status of a commit at GitHub or GitLab: pending when the build begins, and its outcome when it has ended.
+//! Sets the status of a commit at GitHub or GitLab: pending once the build is accepted, if the commit is known then,
+//! and the outcome when it has ended.
 //!
 //! APIs: <https://docs.github.com/rest/commits/statuses>, <https://docs.gitlab.com/api/commits/#set-commit-pipeline-status>.
 //!
@@ -20,7 +21,7 @@ use crate::builds::BuildPhase;
 use crate::error::ErrorKind;
 use crate::request::{CommitStatus, Forge};
 
-/// The limit on the memory for one status, in bytes.
+/// The memory that is reserved for the states of one build, in bytes.
 const STATUS_BYTES_MAX: usize = 8 << 10;
 
 const PRIVATE_TOKEN: HeaderName = HeaderName::from_static("private-token");
@@ -80,7 +81,7 @@ impl CommitState {
 /// The receiver of the states of one build.
 #[derive(Debug)]
 pub(crate) struct StatusReceiver {
-    /// What the config says.
+    /// The config's `commitStatus`, with the commit of the git source where the config names none.
     pub(crate) status: CommitStatus,
     /// The tenant whose build it is, if the builder has a policy.
     pub(crate) tenant: Option<Arc<Tenant>>,
@@ -97,8 +98,8 @@ pub(crate) struct CommitStatusReport {
 }
 
 impl Notifier {
-    /// Begins to report the states of a build whose context has the commit `known`, if that is known already. `None` if too
-    /// many others are being sent.
+    /// Begins to report the states of a build to `receiver`: pending at once if the commit is known. `None` if too many
+    /// others are being sent.
     pub(crate) fn report_commit_status(
         &self,
         receiver: StatusReceiver,
@@ -126,7 +127,8 @@ impl Notifier {
         })
     }
 
-    /// Sends each state until it is received, rejected, or followed by another one.
+    /// Sends each state until it is received or rejected, has failed too often, or is followed by another one. Ends
+    /// with the last state, or shortly before the process does.
     async fn send_states(
         &self,
         receiver: &StatusReceiver,
@@ -155,7 +157,7 @@ impl Notifier {
         }
     }
 
-    /// Sends a state until it is received or rejected, or another one follows.
+    /// Sends a state until it is received or rejected, has failed [`ATTEMPTS_MAX`] times, or another one follows.
     async fn send_state(
         &self,
         receiver: &StatusReceiver,
@@ -203,8 +205,8 @@ async fn wait_for_change(
 }
 
 impl CommitStatusReport {
-    /// Reports the outcome of the build, whose context has the commit `built`. While the process shuts down, waits until it is
-    /// sent or the process is about to end.
+    /// Reports the outcome of the build for the config's commit, or else for `built`, that of the context. While the
+    /// process shuts down, waits until it is sent or the process is about to end.
     pub(crate) async fn finish(self, state: CommitState, built: Option<&str>, shutdown: &Shutdown) {
         let Self {
             states,
@@ -224,7 +226,7 @@ impl CommitStatusReport {
 }
 
 impl StatusReceiver {
-    /// Returns the request that sets a state; `None` if there is no such address.
+    /// Returns the request that sets a state; `None` if its URL is invalid, or the token cannot be in a header.
     fn to_post(&self, state: CommitState, commit: &str) -> Option<Post> {
         let CommitStatus {
             forge, name, link, ..

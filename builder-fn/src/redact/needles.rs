@@ -106,7 +106,7 @@ struct PrefixFilter {
 }
 
 impl PrefixFilter {
-    /// Creates an empty filter for as many strings.
+    /// Creates an empty filter with room for this number of strings.
     fn new(strings: usize) -> Self {
         let bits = (strings * FILTER_BITS_PER_STRING).next_power_of_two().max(1024);
         Self {

@@ -11,7 +11,7 @@ use function_host::registry::{RegistryError, Repository};
 use function_host::{ErrorChain, OutgoingRequestBody};
 use http_body_util::{BodyExt, Empty, Full};
 
-/// The time within which a registry has to begin a response.
+/// The time within which a registry, or a server that contexts are fetched from, has to begin a response.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The media type of an OCI image manifest.
@@ -29,7 +29,7 @@ pub(crate) enum UploadError {
     /// The registry cannot be reached, or rejects the upload.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The registry names another host for the upload, which gets neither the content nor the credentials.
+    /// The registry names no valid address for the upload, or one at another host, which is sent nothing.
     #[error("{registry} begins an upload at another host")]
     Elsewhere {
         /// The host of the registry.
@@ -101,8 +101,8 @@ pub(crate) async fn upload_blob(
     Ok(())
 }
 
-/// Returns the address of an upload at the registry that `begun_at` belongs to; `None` if it is elsewhere. A registry behind a
-/// proxy may name another scheme.
+/// Returns the address of an upload at the registry that `begun_at` belongs to; `None` if it is elsewhere or malformed.
+/// A registry behind a proxy may name another scheme.
 fn address_of_upload(begun_at: &Uri, location: &str) -> Option<Uri> {
     let location: Uri = location.parse().ok()?;
     if location

@@ -17,13 +17,13 @@ use crate::registry::{RESPONSE_TIMEOUT, empty_body};
 use crate::request::{ContextRules, UrlContext};
 use crate::sources::WebUrl;
 
-/// A header that some servers require.
+/// The value of `User-Agent` in requests for contexts. Some servers require the header.
 const OWN_USER_AGENT: HeaderValue = HeaderValue::from_static("slipway-builder");
 
-/// The headers of a request without a preference for a type of content.
+/// The value of `Accept` in a request without a preference for a type of content.
 const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
 
-/// The only encoding in which the bytes that arrive are those of the file.
+/// The value of `Accept-Encoding` with which the bytes that arrive are those of the file.
 const NO_ENCODING: HeaderValue = HeaderValue::from_static("identity");
 
 impl RemoteContexts {

@@ -185,7 +185,7 @@ fn parse_fields(content: &[u8]) -> Result<ConfigFields, ConfigProblem> {
 pub(super) struct JsonRequest {
     /// The build configuration.
     pub(super) config: BuildConfig,
-    /// The context.
+    /// The reference to the context: a tar in a registry or on a web server, or a git repository.
     pub(super) context: NamedContext,
     /// The envelope with the sealed secrets, as text.
     pub(super) sealed_secrets: Option<String>,

@@ -262,7 +262,7 @@ mod tests {
         zstd::stream::encode_all(bytes, 19).unwrap()
     }
 
-    /// Decompresses a body in pieces, and returns the number of entries of the tar in it.
+    /// Decompresses a body in pieces, and returns the number of entries of the context in it.
     fn decompress_in_pieces(body: &[u8], piece: usize, limit: u64) -> Result<usize, RequestError> {
         let settings = SpoolSettings {
             folder: std::env::temp_dir(),
@@ -329,7 +329,7 @@ mod tests {
         [&[magic, 0x2a, 0x4d, 0x18], &length[..], content].concat()
     }
 
-    /// Compresses bytes with a program of the machine.
+    /// Runs a program of the machine on a file with these bytes, and returns its output.
     fn compress_with_program(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tar");

@@ -1,4 +1,4 @@
-//! The SHA-256 digest of a manifest, layer or other blob in a registry.
+//! The SHA-256 digest of a manifest, layer or other blob in a registry, or of a file on a web server.
 
 use std::fmt;
 

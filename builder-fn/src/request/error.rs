@@ -32,7 +32,7 @@ pub enum RequestError {
         /// The time at which the request expired, as RFC 3339.
         not_after: String,
     },
-    /// The configuration's `submittedAt` is in the future.
+    /// The configuration's `submittedAt` is further ahead of the builder's clock than is allowed.
     #[error(
         "submittedAt {submitted_at} is ahead of this builder's clock, {now}, by more than {}; it should be the time at \
          which the request was signed",

@@ -41,7 +41,7 @@ pub enum ImageRefError {
          with single '.', '_', or '-' within them"
     )]
     Repository(String),
-    /// The tag of the image reference, the part after the last colon, is malformed.
+    /// The tag of the image reference, the part after the repository's colon, is malformed.
     #[error(
         "tag {0:?} is malformed; it should be up to 128 letters, digits, '_', '.' and '-', and not begin with the last two"
     )]

@@ -57,7 +57,7 @@ pub struct ReferencedContext {
 pub enum BuildSource {
     /// The context that came with the request.
     Received(ReceivedContext),
-    /// A context elsewhere. It is boxed, because the rules for it are large.
+    /// A tar in a registry or on a web server, which the builder fetches. It is boxed, because the rules are large.
     Referenced(Box<ReferencedContext>),
     /// A git repository, which the daemon reads.
     Git(Box<GitContext>),

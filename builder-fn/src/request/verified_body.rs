@@ -1,4 +1,4 @@
-//! A body whose signature has been verified: it is decompressed, indexed and parsed as a build request.
+//! A body whose signature, if one is required, has been verified: it becomes a build request, or a tar to be stored.
 
 use std::sync::Arc;
 use std::time::SystemTime;

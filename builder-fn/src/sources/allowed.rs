@@ -5,12 +5,13 @@ use std::str::FromStr;
 use super::host::Host;
 use crate::host_port;
 
-/// Private hosts that builds may read files, git repositories and images from, and the builder itself contexts.
+/// Private hosts that builds may read files, git repositories and images from, and that the builder itself fetches
+/// contexts from and sends notifications to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedSources(Vec<(Host, Option<u16>)>);
 
 impl AllowedSources {
-    /// Returns whether builds may read from this host and port.
+    /// Returns whether the setting names this host, for this port or for every port.
     pub(super) fn allows_host(&self, host: &Host, port: u16) -> bool {
         self.0
             .iter()

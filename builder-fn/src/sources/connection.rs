@@ -1,4 +1,5 @@
-//! The hosts that the builder itself connects to for a caller: registries and servers with contexts.
+//! The hosts that the builder itself connects to for a caller: registries, servers with contexts, receivers of results,
+//! and the APIs of forges.
 //!
 //! The builder sees more than the daemon does: what a name resolves to. A host is checked as it is written, and its addresses
 //! again when a connection is made ([`ConnectionRule::address_check`]).

@@ -181,8 +181,8 @@ fn private_v6_kind(address: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
-/// Returns the IPv4 address that packets to an IPv6 address may reach: mapped, compatible, NAT64 (RFC 6052), 6to4 (RFC
-/// 3056) and ISATAP (RFC 5214).
+/// Returns the IPv4 address that packets to an IPv6 address may reach: mapped, compatible, translated (RFC 2765), NAT64
+/// (RFC 6052), 6to4 (RFC 3056) and ISATAP (RFC 5214).
 fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let of = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());

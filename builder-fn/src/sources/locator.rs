@@ -59,7 +59,7 @@ pub(super) enum LocatorError {
     /// The name of the image has no registry or no repository.
     #[error("the image should have a registry and a repository")]
     Image,
-    /// The user information, host or port of the address is malformed.
+    /// The user information, host or port of the address is malformed, or not that of the identifier.
     #[error(
         "the address should be SCHEME://HOST[:PORT]/PATH, with an optional USER:PASSWORD@ before the host"
     )]

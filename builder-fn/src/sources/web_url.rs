@@ -1,4 +1,5 @@
-//! The address of a file on the web that a caller names, and that the builder itself fetches.
+//! An `http` or `https` URL that a caller names: of a file to fetch, a git repository, a receiver of results, or the
+//! API of a forge.
 
 use std::fmt;
 
@@ -19,7 +20,7 @@ pub struct WebUrl {
     uri: Uri,
 }
 
-/// The reason why a text is not the URL of a file. The texts follow the name of the text.
+/// The reason why a caller's text is not a usable `http` or `https` URL. The error's text follows the name of the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WebUrlError {
     /// The URL has another scheme than `http` and `https`, or none.
@@ -136,7 +137,7 @@ impl WebUrl {
         self.url.host.to_string()
     }
 
-    /// Returns whether the file is read over TLS.
+    /// Returns whether the scheme of the URL is `https`.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.uri.scheme_str() == Some("https")
     }

@@ -35,7 +35,7 @@ pub(crate) fn question(key: &str, method: Method, path: &str, accept: &str) -> R
     request
 }
 
-/// Sends a request for a build's state or cancellation that is signed with [`PAYLOAD_KEY`], and returns the answer.
+/// Sends a request for a build's state or cancellation, or a list, signed with [`PAYLOAD_KEY`], and returns the answer.
 pub(crate) async fn ask(builder: &TestBuilder, method: Method, path: &str) -> Answer {
     let request = question(PAYLOAD_KEY, method, path, "*/*");
     Answer::from_response(builder.send_request(request).await).await

@@ -1,4 +1,5 @@
-//! A fake BuildKit daemon in memory. It passes every gRPC call to the test, which may answer it.
+//! A fake BuildKit daemon in memory. It passes the calls of solves, statuses, sessions and the frontend gateway to the
+//! test, which may answer them, and answers questions about its history itself.
 
 mod bridge;
 mod history;

@@ -265,7 +265,7 @@ async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_buil
     assert!(calls.solves.try_recv().is_err());
 }
 
-/// The gateway fails in every way that is worth a retry.
+/// The gateway answers with every status that is worth a retry, and cuts a connection.
 #[tokio::test]
 async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged() {
     let (address, mut received) = gateway::start_manual_gateway().await;

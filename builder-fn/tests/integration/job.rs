@@ -355,7 +355,7 @@ async fn the_end_of_the_session_ends_the_build() {
     }
 }
 
-/// A daemon answers a status call for a build that it does not know with this, after 6 s.
+/// A daemon answers a status call for a build that it does not know with `not_found`, after 6 s.
 #[tokio::test]
 async fn a_build_that_a_busy_daemon_begins_late_is_followed_from_its_beginning() {
     let (daemon, mut calls) = daemon::start_fake_daemon();

@@ -12,7 +12,7 @@ use crate::setting::{Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, reque
 use crate::url_contexts::{FORBIDDEN_HOSTS, MALFORMED_URLS};
 use crate::web_server::{FakeWebServer, Page};
 
-/// Builds with this config, whose solve `answer_solve` answers.
+/// Sends a build request with this config, has `answer_solve` answer its solve, and returns the answer.
 async fn build(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,

@@ -24,12 +24,12 @@ pub(crate) fn records_of(registry: &FakeRegistry) -> String {
     format!("{}/slipway/records", registry.host)
 }
 
-/// Returns a builder that was started after all others have gone, and whose daemon has lost its history.
+/// Returns a further builder with the records in `registry`, whose daemon does not answer.
 fn later_builder(registry: &FakeRegistry) -> TestBuilder {
     builder_with(daemon::unreachable_daemon(), registry)
 }
 
-/// Waits until a repository has as many tags: a record that is written in the background has two.
+/// Waits until a repository has `count` tags: a record that is written in the background has two.
 async fn wait_for_tags(registry: &FakeRegistry, repository: &str, count: usize) {
     complete_or_panic(async {
         while registry.tags(repository).len() < count {

@@ -237,7 +237,7 @@ async fn every_wrong_member_of_a_json_request_is_named_at_once() {
     assert_eq!(send_json(&builder, &large).await.status, 413);
 }
 
-/// The setting `delete_contexts`, a registry's garbage collection, or a caller may have deleted it in between.
+/// The setting `delete_contexts`, a registry's garbage collection, or a caller may have deleted the context in between.
 #[tokio::test]
 async fn a_redelivery_whose_context_is_gone_gets_the_result_of_the_first_delivery() {
     let (daemon, mut calls) = daemon::start_fake_daemon();

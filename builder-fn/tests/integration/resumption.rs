@@ -21,7 +21,7 @@ use crate::record_store::{ask_until, records_of};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
 
-/// A time after which a builder counts as gone that is no longer than necessary: it is gone in these tests.
+/// The time after which a builder that does not renew its sign counts as gone: short, as it is gone in these tests.
 const STALE_AFTER: Duration = Duration::from_millis(50);
 
 /// A builder in a runtime of its own, which ends as a process that is killed does: nothing in it runs any more.
@@ -268,7 +268,7 @@ fn count_requests(registry: &FakeRegistry, part: &str) -> usize {
     lines.iter().filter(|line| line.contains(part)).count()
 }
 
-/// The beginning of the tag with which a build is handed back, after its time.
+/// The part after the time in the index tag of a build that was handed back: an owner that no process has.
 const HANDED_BACK: &str = "-0000000000000000-";
 
 #[tokio::test]
@@ -458,7 +458,7 @@ async fn the_end_of_a_process_waits_for_queued_builds_whose_caller_has_gone() {
     assert_eq!(asked.body["state"], "success", "{}", asked.body);
 }
 
-/// Returns a builder's record of an accepted build, the builder having been killed, and the daemon of the build.
+/// Leaves the record of an accepted build of a killed builder in `registry`. Returns the build's daemon and its calls.
 async fn leave_accepted_build(registry: &FakeRegistry) -> (Daemon, DaemonCalls) {
     let (daemon, mut calls) = start_fake_daemon();
     let mut killed = KillableBuilder::new(builder_with_leases(daemon.clone(), registry));

@@ -96,7 +96,7 @@ pub(crate) const FORBIDDEN_HOSTS: [(&str, &str); 24] = [
     ("224.0.0.1", "a multicast or reserved address"),
 ];
 
-/// The URLs that are none, with the text of the rejection.
+/// Texts that are rejected as URLs, each with a part of the error.
 pub(crate) const MALFORMED_URLS: [(&str, &str); 14] = [
     ("https://2130706433/a", "four decimal numbers"),
     ("https://0x7f000001/a", "four decimal numbers"),

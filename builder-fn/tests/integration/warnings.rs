@@ -123,7 +123,7 @@ impl WarningSource {
     }
 }
 
-/// Starts a build. It returns its log and its result, which of a streamed answer is the terminal record.
+/// Starts a build in a task that returns its log, and the answer's body or the terminal record of a streamed one.
 fn spawn_build_for_log_and_result(
     setting: TestBuilder,
     tar: Vec<u8>,

@@ -17,7 +17,7 @@ use super::{RecordStream, Route, SignedBody, Submission};
 use crate::failure::Failure;
 use crate::settings::Settings;
 
-/// The longest time until the answer to a question begins.
+/// The longest time until the answer to a question begins, and again until the body of any answer is read.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest time until the answer to a probe begins.
@@ -29,8 +29,10 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// The size of the largest answer that is read as a whole, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// The most characters of an error that are shown, and of an answer that is not the builder's.
+/// The most characters of the builder's error that are shown.
 const ERROR_CHARS_MAX: usize = 4096;
+
+/// The most characters that are shown of an answer that is not the builder's.
 const QUOTED_CHARS_MAX: usize = 300;
 
 /// A client of builder-fn.
@@ -40,7 +42,7 @@ pub(crate) struct BuilderClient {
     settings: Arc<Settings>,
 }
 
-/// The reason why a request has no answer of the builder.
+/// The reason why a request was not answered with success.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
     /// No connection to the address of the builder or gateway could be made.
@@ -51,7 +53,7 @@ pub(crate) enum RequestError {
         /// The reason.
         reason: String,
     },
-    /// The connection was lost, or the answer took too long.
+    /// The connection was lost, or the answer took too long, is too large or is not JSON.
     #[error("{url} gave no answer: {reason}")]
     Lost {
         /// The URL of the request.

@@ -11,7 +11,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::SignedBody;
 use crate::settings::Settings;
 
-/// The characters that an ID keeps in a path.
+/// The characters that are percent-encoded in a path or query: all but letters, digits, `-`, `_`, `.` and `~`.
 const ESCAPED_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')

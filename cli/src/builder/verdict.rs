@@ -21,7 +21,7 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// Judges the outcome of a build whose function was to be deployed. With `is_strict`, a version of which nothing proves
-    /// that it is the one that answers is not deployed.
+    /// that it is the one that answers counts as not deployed.
     pub(crate) fn of_outcome(outcome: &Value, is_strict: bool) -> Self {
         let verdict = Self::without_hint(outcome, is_strict);
         let verdict = match outcome["rollback"].is_object() {

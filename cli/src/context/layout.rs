@@ -120,7 +120,7 @@ impl Layout {
         found.map(|(path, _)| path)
     }
 
-    /// Checks the whole of a context.
+    /// Checks that a context has a Dockerfile and contains no build secret, and that it is not too large.
     fn check(&self, function: &Function) -> Result<(), Failure> {
         if !DOCKERFILE_NAMES
             .iter()

@@ -54,7 +54,7 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
     }
 }
 
-/// Formats the duration of a step; one of no measurable time came from the cache.
+/// Formats the duration of a step; one of no measurable time came from the cache or was done at once.
 fn format_seconds(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 0.005 => "cached or at once".to_owned(),

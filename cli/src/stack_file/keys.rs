@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 
 use crate::suggestion::did_you_mean;
 
-/// The keys of a stack file.
+/// The keys at the top of a stack file.
 const FILE_KEYS: [&str; 4] = ["version", "provider", "functions", "configuration"];
 
 /// The keys of a function in a stack file.
@@ -39,7 +39,7 @@ struct FunctionKeys {
     functions: Option<BTreeMap<String, Option<BTreeMap<String, IgnoredAny>>>>,
 }
 
-/// Returns a warning for each key that nobody reads, in the text of a valid stack file.
+/// Returns a warning for each key at the top of a valid stack file, or of a function in it, that nobody reads.
 pub(super) fn unknown_keys(text: &str) -> Vec<String> {
     let file: BTreeMap<String, IgnoredAny> = serde_saphyr::from_str(text).unwrap_or_default();
     let functions = serde_saphyr::from_str(text).ok();

@@ -12,8 +12,8 @@ pub(super) struct SubstitutionProblem {
     pub(super) reason: String,
 }
 
-/// Replaces `${NAME}` and `${NAME:-default}` by the values of variables, and `$${` by `${`. A variable that is not set is
-/// empty. Lines that are comments stay as they are.
+/// Replaces `${NAME}`, and with a default `${NAME:-default}`, `:=` or `=`, by the values of variables, and `$${` by
+/// `${`. A variable that is not set is empty, unless it has a default. Lines that are comments stay as they are.
 ///
 /// # Errors
 /// Fails at the first form that is not supported or not closed.

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::output::print_result;
 use crate::progress::{Event, Progress};
 
-/// The pause before the second attempt to connect again, and the longest one.
+/// The pause before the first attempt to connect again, and the longest pause.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// The longest time without a record before a build is given up.
@@ -39,7 +39,7 @@ pub(crate) struct Following<'a> {
     pub(crate) id: &'a str,
     pub(crate) progress: &'a Progress,
     pub(crate) form: LogForm,
-    /// How long no builder may know the build. Without it, an unknown build is an error at once.
+    /// How long it is no error that no builder knows the build; without it, that is an error at once.
     pub(crate) patience: Option<Duration>,
 }
 
@@ -192,7 +192,7 @@ async fn read_log(
     }
 }
 
-/// Asks for the state of a build, and shows it if it is another one than before.
+/// Asks for the state of a build, and shows it if it is `waiting` or `deploying` and another one than before.
 async fn show_state(following: &Following<'_>, shown: &mut String) {
     let path = build_path(following.id);
     // The log has the outcome, so a question without an answer is no failure.

@@ -30,7 +30,7 @@ pub(crate) struct SourceArguments {
 pub(crate) struct Project {
     stack: StackFile,
     functions: Vec<Function>,
-    /// The functions that the stack file does not want to be built.
+    /// A warning for each function that the stack file does not want to be built.
     skipped: Vec<String>,
 }
 

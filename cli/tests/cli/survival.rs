@@ -63,7 +63,8 @@ async fn a_cut_answer_is_asked_for_again_as_the_same_build_and_no_line_is_shown_
     assert_eq!(printed.stderr.matches("   one\n").count(), 1, "{printed:?}");
 }
 
-/// Starts a queued build whose log stays open, and waits until its first line is shown. Returns the build's ID.
+/// Gives the queued build of `child` a log that stays open, and waits until its first line is shown. Returns the
+/// build's ID, and the standard error of `child`.
 async fn start_open_build(
     server: &mut FakeBuilder,
     child: &mut Child,

@@ -54,8 +54,8 @@ impl FunctionStatus {
         self.annotations.as_ref().unwrap_or(&NO_ANNOTATIONS)
     }
 
-    /// Returns a deployment that restores this state of the function. It lacks what the provider does not
-    /// return.
+    /// Returns a deployment that restores this state of the function. It lacks what the provider does not return, the
+    /// labels that faas-netes adds, and the deployer's own annotations.
     pub(crate) fn to_deployment(&self) -> Map<String, Value> {
         let mut deployment = Map::new();
         deployment.insert("service".to_owned(), self.name.clone().into());

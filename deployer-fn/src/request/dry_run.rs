@@ -6,14 +6,14 @@ use super::image::PinnedImage;
 /// A dry run's hand-over, which is checked and never deployed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DryRunRequest {
-    /// The dry run's hand-over. The digest of its image is a stand-in.
+    /// The dry run's hand-over. The digest of its image is a stand-in, unless the hand-over has the field `image`.
     pub(crate) hand_over: HandOver,
     /// Whether the repository of the dry run's image is known.
     pub(super) names_repository: bool,
 }
 
 impl DryRunRequest {
-    /// Returns the dry run's image, whose digest is a stand-in; `None` if the hand-over does not name its repository.
+    /// Returns the dry run's image, whose digest may be a stand-in; `None` if the hand-over names no repository for it.
     pub(crate) fn image_if_repository_known(&self) -> Option<&PinnedImage> {
         self.names_repository.then_some(&self.hand_over.spec.image)
     }

@@ -37,7 +37,7 @@ pub(super) enum ApplyAnswer {
     Accepted(String),
     /// The provider rejected the specification, for this reason.
     Rejected(String),
-    /// The provider failed, or its answer is unknown; with the fault and the reason.
+    /// The provider or the gateway failed, was busy, or gave no answer; with the party at fault and the reason.
     Unclear(FaultyParty, String),
 }
 

@@ -19,7 +19,7 @@ use crate::succession::SuccessorReceiver;
 use crate::tenancy;
 use crate::version::{ANNOTATIONS_MAX_BYTES, FailureRecord, FunctionVersion, LastGoodVersion};
 
-/// The timeout of one request to a version that was deployed before: several requests have to fit the check.
+/// The timeout of one read, and of a probe without a timeout of its own, while the check assesses the deployed version.
 const PROBE_OF_DEPLOYED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The step of a rollout that follows its check.
@@ -51,7 +51,7 @@ pub(super) struct OlderBuildRejection {
 
 /// The assessment of the deployed version before the rollout.
 enum DeployedAssessment {
-    /// The deployed version works.
+    /// The deployed version works, or its annotations name no other version to restore.
     Good,
     /// The function answers, but perhaps with another version than the deployed one.
     Unverified {
@@ -278,8 +278,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         Ok(missing.then(|| format!("the namespace {namespace:?} does not exist, or may not have functions")))
     }
 
-    /// Adds an objection for each secret of the hand-over that does not exist. Returns the names of those of which it is
-    /// not known: the provider does not list them, and may have them all the same.
+    /// Adds an objection for each secret of the hand-over that certainly does not exist. Returns the names of those
+    /// that the provider leaves out of its list but may have; none if it has no such list.
     pub(super) async fn add_missing_secret_objections(
         &self,
         objections: &mut Vec<String>,

@@ -22,7 +22,7 @@ pub struct RolloutDeadline {
 
 impl RolloutDeadline {
     /// Creates the deadline of a rollout, at most `limit` from now, that leaves `reserve` of the request's time for
-    /// restoring the previous version. The new version gets at least half of the request's time.
+    /// restoring the previous version, but never more than half of that time.
     #[must_use]
     pub(crate) fn with_reserve(
         limit: Duration,

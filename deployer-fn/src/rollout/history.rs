@@ -77,12 +77,12 @@ impl RolloutHistory {
             .is_some_and(|entry| entry.ready.as_deref() == Some(spec_digest))
     }
 
-    /// Records how the function's last deployment failed; `None` if it succeeded.
+    /// Records the failure of the function's last deployment if the same hand-over would fail again; `None` otherwise.
     pub(super) fn record_last_failure(&self, function: &FunctionId, failure: Option<FailureRecord>) {
         self.lock_histories().entry(function.clone()).or_default().failure = failure;
     }
 
-    /// Returns how the function's last deployment failed.
+    /// Returns the recorded failure of the function's last deployment; `None` if it did not fail by its caller's fault.
     pub(super) fn last_failure(&self, function: &FunctionId) -> Option<FailureRecord> {
         self.lock_histories().get(function)?.failure.clone()
     }

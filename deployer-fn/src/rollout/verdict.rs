@@ -91,7 +91,7 @@ impl Verdict {
         }
     }
 
-    /// Makes the verdict that the new version runs. The findings are those of earlier attempts.
+    /// Makes the verdict that the new version runs, with the reasons in `findings` and without a fault.
     pub(super) fn ready(findings: Findings) -> Self {
         Self::new(DeploymentStatus::Ready, None, findings)
     }

@@ -188,7 +188,7 @@ async fn send_unsigned(mut stream: TcpStream, kind: usize) -> std::io::Result<()
     Ok(())
 }
 
-/// Sleeps for the duration of the flood, with the caller's connection open.
+/// Sleeps for [`FLOOD_DURATION`], while the caller keeps its connection open.
 async fn sleep_for_flood_duration() -> std::io::Result<()> {
     sleep(FLOOD_DURATION).await;
     Ok(())

@@ -1,4 +1,4 @@
-//! Tests sequences of deployments on a gateway that keeps state, each for every kind of provider.
+//! Tests sequences of deployments on a gateway that keeps state, most of them for every kind of provider.
 
 use std::time::Duration;
 
@@ -263,7 +263,8 @@ async fn an_older_build_never_replaces_a_newer_one() {
     }
 }
 
-/// Returns a hand-over of a builder before `submittedAt`, whose build ended at this second.
+/// Returns a hand-over of a builder whose release sent no `submittedAt`; its build ended `ended` seconds after a fixed
+/// time.
 fn hand_over_of_old_builder(number: u64, ended: i64) -> HandOver {
     HandOver {
         submitted_at: None,

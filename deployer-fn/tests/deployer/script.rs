@@ -1,5 +1,5 @@
 //! A fake gateway that expects a script of calls in order, answers each as scripted, and fails the test if a call is
-//! missing or not expected.
+//! missing or not expected. Reads of secrets and of the provider's name need no entry in the script.
 //!
 //! It is called either in memory, where time may be paused, or over HTTP on a loopback port.
 

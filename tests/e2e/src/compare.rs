@@ -347,7 +347,7 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     }
 }
 
-/// Displays the median seconds of both clients, and the median of their ratios.
+/// The durations of builds, displayed as the median seconds of both clients and the median of their ratios.
 pub struct DisplayedMedians<'a>(pub &'a [SecondsByClient]);
 
 impl fmt::Display for DisplayedMedians<'_> {

@@ -13,7 +13,7 @@ pub struct CraftedLayerBuilder {
 pub struct CraftedLayer {
     /// The tar, compressed with zstd.
     pub zstd: Vec<u8>,
-    /// The tar.
+    /// The layer's tar, not compressed.
     pub tar: Vec<u8>,
 }
 
@@ -38,7 +38,7 @@ impl CraftedLayerBuilder {
         self.with_entry(path, EntryType::Link, target, 0o644, (0, 0), &[])
     }
 
-    /// Adds a device, `EntryType::Char` or `EntryType::Block`, with its major and minor number.
+    /// Adds a device or a FIFO at `path`; `number` has a device's major and minor number.
     pub fn with_device(self, path: &str, kind: EntryType, number: (u32, u32)) -> Result<Self> {
         self.with_entry(path, kind, "", 0o666, number, &[])
     }

@@ -27,7 +27,7 @@ pub struct DeployerRoute {
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-/// What the server forwards to, and what it has recorded.
+/// The deployer that the server forwards to, and the hand-overs that it has recorded.
 struct RouteState {
     deployer: String,
     http: reqwest::Client,

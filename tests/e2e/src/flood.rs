@@ -33,7 +33,7 @@ const NOISE_BYTES: usize = 512 << 10;
 /// A kind of sender without the key, by the way in which it keeps the receiver busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UnsignedSender {
-    /// Sends half of a head, and waits.
+    /// Sends a short head without its end, and waits.
     IdleHead,
     /// Sends a head of 300 KiB without its end, and waits.
     HugeHead,
@@ -76,7 +76,7 @@ struct FloodBodies {
 /// The number of times that senders of each kind got each answer: a status, `closed`, or an error.
 pub type OutcomeCounts = BTreeMap<(UnsignedSender, String), usize>;
 
-/// What the senders of a flood have sent and received.
+/// The counts of what the senders of a flood have sent, and of the answers that they got.
 #[derive(Debug, Default)]
 struct FloodCounters {
     connections: AtomicU64,

@@ -66,9 +66,9 @@ pub struct FloodResult {
     pub alone: FloodPhase,
     /// The phase with the flood.
     pub beside: FloodPhase,
-    /// What was sent to builder-fn.
+    /// The requests to builder-fn, and its answers.
     pub to_builder: FloodReport,
-    /// What was sent to deployer-fn.
+    /// The requests to deployer-fn, and its answers.
     pub to_deployer: FloodReport,
 }
 

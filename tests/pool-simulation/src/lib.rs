@@ -63,7 +63,8 @@ impl Simulation {
         }
     }
 
-    /// Adds a daemon, and returns what that changes in `placed`, the daemons of the functions before.
+    /// Returns what a further daemon would change in `placed`, the daemons of the functions. The pool itself stays the
+    /// same.
     pub fn add_daemon(&self, placed: &[usize]) -> Movement {
         let mut daemons = self.daemons.clone();
         let added = daemons.len();

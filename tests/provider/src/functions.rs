@@ -259,7 +259,8 @@ impl FunctionStore {
         self.0.run_exclusively(key, work).await
     }
 
-    /// Waits until all replaced instances are removed. Functions continue to run.
+    /// Waits until all replaced and deleted instances are removed, or their removal is given up. Functions continue to
+    /// run.
     pub(crate) async fn wait_for_removals(&self) {
         self.0.retiring.close();
         self.0.retiring.wait().await;

@@ -23,7 +23,7 @@ impl FunctionKey {
         }
     }
 
-    /// Parses a function's key from the path of a call: `name` or `name.namespace`.
+    /// Parses a function's key from its name in the path of a call: `name` or `name.namespace`.
     pub(crate) fn from_path(name: &str, default_namespace: &str) -> Self {
         match name.rsplit_once('.') {
             Some((name, namespace)) => Self::new(name, namespace),

@@ -163,7 +163,7 @@ impl StackControlGroups {
         Ok(())
     }
 
-    /// Removes the stack's control groups and their subgroups; waits up to [`CGROUP_EMPTY_TIMEOUT`] for each until its
+    /// Removes the stack's control groups and their subgroups; waits up to [`CGROUP_EMPTY_TIMEOUT`] in all until their
     /// processes have ended.
     pub(crate) fn remove(&self) -> Result<()> {
         let end = Instant::now() + CGROUP_EMPTY_TIMEOUT;

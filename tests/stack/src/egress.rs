@@ -105,16 +105,16 @@ impl fmt::Display for Ipv4Network {
     }
 }
 
-/// Who reaches public addresses.
+/// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PublicAccess {
-    /// BuildKit and build steps.
+    /// BuildKit and build steps reach public addresses.
     #[default]
     All,
-    /// BuildKit, for images and sources; build steps do not.
+    /// BuildKit reaches public addresses, for images and sources; build steps do not.
     Daemon,
-    /// Neither BuildKit nor build steps.
+    /// Neither BuildKit nor build steps reach public addresses.
     None,
 }
 
@@ -133,12 +133,13 @@ impl FromStr for PublicAccess {
     }
 }
 
-/// What the build steps of a tenant reach, instead of what other steps reach.
+/// A rule for what the build steps of a tenant reach, in place of the rules for other steps; hosts may be names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantNetwork {
     /// The name of the tenant in builder-fn's policy.
     pub tenant: String,
-    /// Addresses, networks and names, which are resolved when the stack is started.
+    /// The addresses, networks and host names that the tenant's steps reach; names are resolved when the stack is
+    /// started.
     pub allowed: Vec<String>,
     /// Whether the tenant's steps reach public addresses, too.
     pub is_public: bool,
@@ -172,7 +173,7 @@ impl FromStr for TenantNetwork {
     }
 }
 
-/// What the build steps of a tenant reach, with addresses in place of names.
+/// A rule for what the build steps of a tenant reach, with addresses in place of host names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TenantEgress {
     /// The name of the tenant.
@@ -190,7 +191,7 @@ pub(crate) struct Egress {
     pub(crate) allowed: Vec<Ipv4Network>,
     /// The networks that are closed unless the operator opened them.
     pub(crate) denied: Vec<Ipv4Network>,
-    /// Who reaches the other networks.
+    /// The choice of who reaches the networks that are neither opened nor closed, which are public.
     pub(crate) public: PublicAccess,
     /// The rules of tenants whose steps have their own.
     pub(crate) tenants: Vec<TenantEgress>,

@@ -38,9 +38,10 @@ pub enum LauncherError {
     Program {
         /// What failed: a program with its first arguments, the build of a function, or a queued call.
         program: String,
-        /// The exit status of the program.
+        /// The exit status of the program, the status of the build, or what is wrong with the outcome of the queued
+        /// call.
         status: String,
-        /// The last lines of the program's output.
+        /// The last lines of the output of the program, of the build's log, or of builder-fn's log.
         output: String,
     },
     /// A part of the stack did not become ready, or ended.
@@ -80,7 +81,7 @@ pub enum LauncherError {
     /// An HTTP request got no complete answer.
     #[error("{request}: no answer")]
     NoAnswer {
-        /// The method and URL of the unanswered request.
+        /// The URL of the request, with its method in front if not even the head of an answer arrived.
         request: String,
         /// The HTTP client's error.
         source: reqwest::Error,

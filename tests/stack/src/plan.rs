@@ -33,7 +33,7 @@ pub struct StackOptions {
     /// What BuildKit and build steps may reach besides public addresses: addresses, networks such as `10.1.0.0/16`,
     /// and names, which are resolved when the stack is started.
     pub allowed: Vec<String>,
-    /// Who reaches public addresses.
+    /// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
     pub public: PublicAccess,
     /// The tenants whose build steps have rules of their own instead of `allowed` and `public`.
     pub tenant_networks: Vec<TenantNetwork>,
@@ -122,7 +122,7 @@ pub(crate) struct StackPlan {
     /// The networks that BuildKit and build steps may reach besides public ones.
     #[serde(default)]
     pub(crate) allowed: Vec<Ipv4Network>,
-    /// Who reaches public addresses.
+    /// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
     #[serde(default)]
     pub(crate) public: PublicAccess,
     /// The tenants whose build steps have rules of their own.

@@ -54,7 +54,7 @@ pub struct ListedBuild {
     pub secrets: SealedSecrets,
 }
 
-/// The builds in a daemon's history, and the requests to cancel builds.
+/// The builds in the history of one daemon, or merged of several, and the requests to cancel builds.
 #[derive(Clone, Debug, Default)]
 pub struct HistoryListing {
     /// The running and the finished builds of all builders, without those of other clients.
@@ -262,7 +262,8 @@ impl HistoryListing {
 }
 
 impl ListedBuild {
-    /// Returns whether this build counts, and not `other`, which has the same name at another daemon.
+    /// Returns whether this build replaces `other`, which has the same name at another daemon: one that failed gives
+    /// way to one that did not, and of two alike the one that began first.
     fn counts_more_than(&self, other: &Self) -> bool {
         let rank = |build: &Self| (build.state != BuildState::Failed, build.started_at);
         rank(self) > rank(other)

@@ -58,7 +58,7 @@ impl PoolMember {
         self.lock().is_some_and(|until| Instant::now() < until)
     }
 
-    /// Counts a build on the daemon.
+    /// Counts a build on the daemon until the returned guard is dropped.
     pub(super) fn count_build(self: &Arc<Self>) -> CountedBuild {
         self.running.fetch_add(1, Ordering::Relaxed);
         CountedBuild(self.clone())

@@ -10,7 +10,7 @@ const DIVERSION_REASONS: [&str; 2] = ["busy", "unreachable"];
 /// The reason why a build went to another daemon than its image's preferred one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Diversion {
-    /// The preferred daemon runs more builds than its share.
+    /// The preferred daemon is busy: it runs half more builds than its share or still more, and at least 4.
     Busy,
     /// The preferred daemon does not answer.
     Unreachable,
@@ -71,7 +71,7 @@ impl PoolMetrics {
         }
     }
 
-    /// Counts an attempt of a build on a daemon.
+    /// Counts an attempt of a build on a daemon, and the reason if that is not the preferred one.
     pub(super) fn count_build(&self, daemon: &str, diversion: Option<Diversion>) {
         self.builds.with_label_values(&[daemon]).inc();
         let [busy, unreachable] = DIVERSION_REASONS;

@@ -57,8 +57,8 @@ pub(crate) struct PlacedBuild {
 }
 
 impl DaemonPool {
-    /// Connects to the daemon that has the build, or else to the one that the build is to begin on. While all daemons refuse
-    /// connections, tries again for 15 s.
+    /// Connects to the daemon that has the build, or else to the one that the build is to begin on. While no daemon
+    /// answers and one refuses connections, tries again for 15 s.
     ///
     /// # Errors
     /// Fails with the error of the preferred daemon if none answers.
@@ -177,14 +177,14 @@ impl DaemonPool {
 }
 
 impl PlacedBuild {
-    /// Looks the pool up again, because the build was lost. If the daemon was lost, the next question finds that out; if only
-    /// the connection was, it still runs other builds.
+    /// Makes the next use of the pool look its daemons up, because the build was lost. If the daemon was lost, the next
+    /// question finds that out; if only the connection was, it still runs other builds.
     pub(crate) async fn report_loss(&self) {
         self.pool.resolve_again().await;
     }
 
-    /// Waits until another daemon is found to run the same build, which its reference scores higher: this one is to give
-    /// way to it. The other builder does not see it the other way round, so that one build is left.
+    /// Waits until a daemon that the reference scores higher is found to run the same build, and returns its name: this
+    /// build is to give way. The other builder does not see it the other way round, so that one build is left.
     pub(crate) async fn wait_until_built_elsewhere(&self, reference: &BuildReference) -> String {
         let build = PlacementHash::of(&[&reference.to_string()]);
         let score = |connection: &Connection| {
@@ -208,8 +208,8 @@ impl PlacedBuild {
     }
 }
 
-/// Returns the daemons to ask about a build, the preferred one first. Those that are left out are asked only if all are, or
-/// if there is time for it.
+/// Returns up to 16 daemons to ask about a build, the preferred one first. Those that are left out are asked only if
+/// all are, or with [`Patience::Long`].
 fn daemons_to_ask(members: &Members, image: PlacementHash, patience: Patience) -> Vec<Arc<PoolMember>> {
     let mut ranked: Vec<_> = members.to_vec();
     ranked.sort_by_key(|member| std::cmp::Reverse(member.hash.score(image)));
@@ -226,7 +226,7 @@ fn daemons_to_ask(members: &Members, image: PlacementHash, patience: Patience) -
     asked
 }
 
-/// Returns the load of a daemon: the builds that it reports, or those of this process, which it may not have begun yet.
+/// Returns the load of a daemon: the builds that it reports, or those of this process on it if these are more.
 fn load_of(answer: &DaemonAnswer) -> DaemonLoad {
     DaemonLoad {
         hash: answer.member.hash,

@@ -1,4 +1,5 @@
-//! The question that every daemon is asked before a build begins: whether it has the build already, and how many it runs.
+//! The question that up to 16 daemons of a pool are asked before a build begins: whether they have the build already,
+//! how many builds they run, and whether somebody asked to cancel the build.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +24,11 @@ const ASKED_ATTEMPTS: std::ops::RangeInclusive<u32> = 1..=3;
 pub(super) enum Patience {
     /// The host has to accept the connection within 300 ms.
     Short,
-    /// The host has as long as the only daemon has.
+    /// The host has to accept the connection within 10 s, as that of a pool's only daemon.
     Long,
 }
 
-/// A daemon's answer.
+/// A daemon's answer to the question about a build, with the connection to the daemon.
 pub(super) struct DaemonAnswer {
     pub(super) member: Arc<PoolMember>,
     pub(super) connection: Connection,

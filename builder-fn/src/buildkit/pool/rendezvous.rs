@@ -8,15 +8,15 @@
 
 use sha2::{Digest, Sha256};
 
-/// The number of running builds up to which a daemon is never busy: less than the share of a daemon in an idle pool, where
-/// a warm cache is worth more than an idle processor.
+/// The number of running builds below which a daemon is never busy: in an idle pool, where a share is smaller, a warm
+/// cache is worth more than an idle processor.
 const BUSY_MIN: usize = 4;
 
 /// The number of builds that a daemon may run for each build of its share, as a fraction: half more. With less, a pool that
 /// is busy everywhere loses many warm caches; the tests of `tests/pool-simulation` show how many.
 const EXCESS: (usize, usize) = (3, 2);
 
-/// The hash of a daemon's name, or of the image that is built.
+/// The hash of a daemon's name, or of the image or the reference of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlacementHash(u64);
 
@@ -51,8 +51,8 @@ impl PlacementHash {
         Self(u64::from_be_bytes(first))
     }
 
-    /// Returns the score of a daemon for an image; both are hashes of names. No name is part of the result twice: scores of
-    /// one daemon for different images have nothing in common.
+    /// Returns the score of a daemon for an image; both are hashes of names. The scores of one daemon for different
+    /// images have nothing in common.
     #[inline]
     pub fn score(self, image: Self) -> u64 {
         // The finalizer of SplitMix64: https://prng.di.unimi.it/splitmix64.c

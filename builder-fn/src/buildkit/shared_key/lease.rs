@@ -88,8 +88,8 @@ struct KeyReusePlan {
     new_entries: usize,
 }
 
-/// Plans the reuse of the key of `record` by `context`, and adds the forced files to the record. Returns `None` if a
-/// new key is better.
+/// Plans the reuse of the key of `record` by `context`, and adds the size of the forced files to the record. Returns
+/// `None` if a new key is better.
 ///
 /// That is so if a folder has changed, and if the forced files of all builds so far amount to more than half of the
 /// context. A file that was forced once is forced in all later builds under the key; a new key costs the other half
@@ -278,7 +278,7 @@ impl fmt::Debug for KeyLease {
 }
 
 impl TransferGuard {
-    /// Counts files and bytes that were sent, in the transfer and in the metric.
+    /// Counts files and bytes that were sent in the transfer, and the bytes in the metric too.
     pub(in crate::buildkit) fn count_sent(&mut self, files: u64, bytes: u64) {
         self.bytes += bytes;
         self.files += files;

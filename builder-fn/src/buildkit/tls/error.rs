@@ -86,7 +86,7 @@ pub enum TlsError {
     /// The daemon considers the builder's certificate expired or not valid yet.
     #[error("the daemon reports this builder's certificate as expired or not valid yet")]
     OwnOutsideValidity,
-    /// The daemon rejects the builder's certificate without a reason.
+    /// The daemon rejects the builder's certificate with another TLS alert, such as that it is revoked.
     #[error("the daemon rejects this builder's certificate ({0:?})")]
     OwnRejected(AlertDescription),
     /// The server at the address does not speak TLS.

@@ -30,10 +30,11 @@ const RESUMED_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// The age from which an entry without a record counts as settled: its record was never written.
 const MISSING_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// The number of builds that one process claims at a time, so that others get their share.
+/// The largest number of builds that one process claims at a time, so that others get their share.
 const CLAIMS_MAX: usize = 16;
 
-/// The number of times that a build is resumed after its builder has gone. One that has gone with so many may be the reason.
+/// The largest number of times that a build is resumed after its builder has gone. One whose builders all went may be
+/// the reason.
 const RESUMPTIONS_MAX: u32 = 3;
 
 /// The error of a build that no builder has resumed in time.
@@ -87,7 +88,7 @@ struct Claim {
 #[derive(Debug, Default)]
 pub(crate) struct ClaimSearch {
     owners: ObservedOwners,
-    /// Entries of builds that have ended.
+    /// Entries of builds that have ended, or whose records were never written.
     settled: HashSet<(Option<String>, IndexTag)>,
     /// Claims of this process that the registry has not let it write or confirm yet, by tenant.
     claims: HashMap<Option<String>, Vec<Claim>>,

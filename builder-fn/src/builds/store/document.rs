@@ -39,7 +39,7 @@ const RECORD_MAX_BYTES: usize = 1 << 20;
 pub(super) struct StoredRecord {
     /// The tenant of the build.
     pub(super) tenant: Option<String>,
-    /// The process that wrote the record.
+    /// The process that wrote the record and runs the build; 16 zeros for a build that was handed back.
     pub(super) owner: String,
     /// What is known of the build.
     pub(super) build: BuildRecord,
@@ -106,7 +106,7 @@ impl ResumableRequest {
 }
 
 impl StoredRecord {
-    /// Converts the record to JSON. One that would be too large for a manifest loses its warnings, and then its outcome.
+    /// Converts the record to JSON. One of more than 1 MiB loses its warnings, and then its outcome except the digest.
     pub(super) fn to_json(&self) -> Vec<u8> {
         let encode = |record: &Self| serde_json::to_vec(record).unwrap_or_default();
         let json = encode(self);

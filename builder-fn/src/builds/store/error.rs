@@ -32,7 +32,7 @@ pub(crate) enum StoreError {
         /// The time limit.
         limit: Duration,
     },
-    /// A name is not valid in a repository.
+    /// The name of the tenant is not valid in the name of a repository.
     #[error("the tenant {tenant:?} can have no repository for records")]
     Tenant {
         /// The name of the tenant.

@@ -89,7 +89,7 @@ impl IndexTag {
         &self.owner
     }
 
-    /// Returns the time of the acceptance.
+    /// Returns the time at which the build was accepted, claimed or handed back.
     pub(super) fn accepted_at(&self) -> SystemTime {
         let since = Duration::from_millis(self.milliseconds);
         SystemTime::UNIX_EPOCH

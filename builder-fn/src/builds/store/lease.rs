@@ -61,7 +61,7 @@ struct ObservedSign {
     pass: u64,
 }
 
-/// The number of passes from one observation of a sign to the next one that is compared with it: one pass may be left out.
+/// The largest number of passes between two observations of a sign that are compared: one pass may be left out.
 const COMPARED_PASSES: u64 = 2;
 
 impl ObservedOwners {

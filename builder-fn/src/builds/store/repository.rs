@@ -250,7 +250,7 @@ async fn request_tags(
 ) -> Result<Option<TagsPage>, StoreError> {
     #[derive(Deserialize)]
     struct Page {
-        /// `null` if the repository has had tags.
+        /// The tags; `null` if the repository had tags and has none any more.
         tags: Option<Vec<String>>,
     }
     let after = last.map(|last| format!("&last={last}")).unwrap_or_default();

@@ -30,7 +30,7 @@ pub(super) enum SealedContent {
 }
 
 impl SealedContent {
-    /// Returns what the name of a tenant follows in the text that its key is derived from.
+    /// Returns the text that precedes the name of the tenant in what a key is derived from.
     fn purpose(self) -> &'static str {
         match self {
             Self::Record => "slipway: key for the records of builds of the tenant ",

@@ -38,7 +38,8 @@ impl PaxRecords {
         Ok(records)
     }
 
-    /// Sets the field of one record, or clears it if the value is empty. Unknown keys are ignored.
+    /// Sets the field of one record. An empty link path or time clears its field; an empty path or size is an error.
+    /// Unknown keys are ignored.
     fn set_record(&mut self, key: &str, value: &[u8]) -> Result<(), &'static str> {
         // POSIX lets an empty value remove another one, and tar programs differ in which.
         if value.is_empty() && matches!(key, "path" | "size") {

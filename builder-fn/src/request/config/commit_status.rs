@@ -41,7 +41,7 @@ pub(crate) struct CommitStatus {
     pub(crate) link: Option<String>,
     /// The URL of the project in the API, with the project's path as it is.
     project: WebUrl,
-    /// The same URL as the API wants it.
+    /// The URL of the project in the API, with the project's path encoded as the forge wants it.
     encoded: String,
 }
 

@@ -1,4 +1,5 @@
-//! Reads the value of each key of a configuration. Wrong values are recorded in [`ConfigFields`].
+//! Reads the keys of a configuration whose values have rules of their own, except caches, `commitStatus` and
+//! `context`. Wrong values are recorded in [`ConfigFields`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

@@ -24,7 +24,8 @@ struct HistoryState {
     finished: Vec<BuildHistoryRecord>,
     listeners: Vec<HistoryEventSender>,
     behaviour: HistoryBehaviour,
-    /// The number of records that were decoded so far to answer requests for events: all of them for each request.
+    /// The number of records that were decoded so far to answer requests for events: all of them for each, unless it
+    /// asks for running builds only.
     decoded_records: usize,
 }
 

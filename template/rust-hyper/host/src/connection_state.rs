@@ -54,14 +54,14 @@ pub(crate) struct ConnectionState {
 /// The size of a connection's smallest buffer, with the rest of its memory, in bytes.
 pub(crate) const SMALLEST_BUFFER_BYTES: usize = 16 << 10;
 
-/// The bits of [`ConnectionState::packed`] with what the connection expects from its client: one of the three values
-/// below. The others number the request.
+/// The bits of [`ConnectionState::packed`] with what the connection expects from its client: [`EXPECTS_HEAD`],
+/// [`EXPECTS_BODY`] or [`EXPECTS_NOTHING`]. The other bits number the request.
 const EXPECTED_INPUT_MASK: u32 = 0b11;
-/// The value for [`ExpectedInput::Head`].
+/// The lowest two bits of [`ConnectionState::packed`] for [`ExpectedInput::Head`].
 const EXPECTS_HEAD: u32 = 0;
-/// The value for [`ExpectedInput::Body`].
+/// The lowest two bits of [`ConnectionState::packed`] for [`ExpectedInput::Body`].
 const EXPECTS_BODY: u32 = 1;
-/// The value for [`ExpectedInput::Nothing`].
+/// The lowest two bits of [`ConnectionState::packed`] for [`ExpectedInput::Nothing`].
 const EXPECTS_NOTHING: u32 = 2;
 /// The difference between the numbers of two requests in a row.
 const REQUEST_NUMBER_STEP: u32 = 4;

@@ -59,7 +59,7 @@ fn ends_with_level(part: &str) -> bool {
     level.trim().parse::<LevelFilter>().is_ok()
 }
 
-/// Logs all events and panics to standard output from now on.
+/// Logs panics and the events that `log_level` allows to standard output from now on.
 ///
 /// Does nothing if the process already has a subscriber, as in a test.
 pub(crate) fn start_logging(settings: &Settings) {

@@ -93,7 +93,7 @@ pub enum Displaced {
         /// The limit on the number of senders.
         limit: usize,
     },
-    /// The sender held the most memory, and more was needed.
+    /// The sender held the most memory, or would have with what it asked for, and more was needed.
     #[error("the unverified bodies need more than {limit} bytes of memory, and this one needed the most")]
     Memory {
         /// The limit on memory, in bytes.

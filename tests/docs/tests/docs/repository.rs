@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Folders that are skipped, because they hold files that were built or downloaded.
+/// Folders that are skipped, because they hold git's own files, or files that were built or downloaded.
 const SKIPPED_FOLDERS: [&str; 7] = [
     ".git",
     "target",

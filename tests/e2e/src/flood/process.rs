@@ -58,11 +58,11 @@ pub struct FloodProcess {
 /// What the senders of a flood have sent, and how they were answered.
 #[derive(Debug, Default)]
 pub struct FloodReport {
-    /// The number of connections.
+    /// The number of connections that the senders opened.
     pub connections: u64,
     /// The number of requests whose heads were sent whole.
     pub requests: u64,
-    /// The number of bytes.
+    /// The number of bytes that the senders sent, without those of [`UnsignedSender::Trickle`].
     pub bytes: u64,
     /// The answers of each kind of sender.
     pub answers: Vec<FloodAnswer>,
@@ -71,11 +71,11 @@ pub struct FloodReport {
 /// An answer that senders of one kind got.
 #[derive(Debug)]
 pub struct FloodAnswer {
-    /// The name of the kind.
+    /// The name of the kind of sender that got the answer.
     pub kind: String,
-    /// A status, `closed`, or an error.
+    /// The answer: a status, `closed`, or an error.
     pub answer: String,
-    /// The number of times.
+    /// The number of times that senders of this kind got the answer.
     pub count: u64,
 }
 
@@ -122,12 +122,12 @@ impl FloodProcess {
         Ok(Self { child })
     }
 
-    /// Returns the process id.
+    /// Returns the process id of the flood's process.
     pub fn process_id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Ends the flood, and returns what was sent.
+    /// Ends the flood, and returns what the senders sent and how they were answered.
     pub fn stop(mut self) -> Result<FloodReport> {
         // The end of its input ends the process.
         drop(self.child.stdin.take());

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use anyhow::Result;
 
-/// The numbers of unverified bodies during a phase, and how many bodies and connections were displaced.
+/// The use of the budget during a phase: unverified bodies, what was displaced, and the time of verified builds.
 #[derive(Debug, Default)]
 pub(super) struct BudgetUse {
     /// The number of unverified bodies in each sample, sorted.

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, fmt, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-/// The processor time in `/proc/PID/stat` is counted in hundredths of a second (proc_pid_stat(5), `USER_HZ`).
+/// The unit of the processor times in `/proc/PID/stat` and `/proc/stat`, a hundredth of a second (proc_pid_stat(5),
+/// `USER_HZ`).
 const TICK: Duration = Duration::from_millis(10);
 
-/// The place of the user time among the fields after a process's name; the system time follows.
+/// The index, from 0, of the user time among the fields after a process's name; the system time follows.
 const USER_TIME_FIELD: usize = 11;
 
 /// A process whose processor time is measured, with the name of the part that it belongs to.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{journal::Journal, platform::SoakPlatform, submission::Submission};
 use crate::buildctl::Buildctl;
 
-/// What became of a submission.
+/// The evidence of what became of a submission.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Evidence {
     pub(super) call_id: String,
@@ -36,7 +36,7 @@ pub(super) struct Evidence {
     pub(super) report: String,
 }
 
-/// What a submission counts as.
+/// The verdict on a submission: what it counts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The image was pushed, and the function was changed to it.

@@ -22,7 +22,7 @@ pub(super) struct Delivery {
     pub(super) end: Option<(DeliveryEnd, Instant)>,
 }
 
-/// How a delivery ended.
+/// The way in which a delivery ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeliveryEnd {
     /// A builder answered with this status.

@@ -37,7 +37,7 @@ pub struct SoakReport {
 pub(super) struct PhaseReport {
     pub(super) fault: Fault,
     pub(super) evidence: Vec<Evidence>,
-    /// The times of each occurrence of the fault.
+    /// The outage and the recovery from each occurrence of the fault, in order.
     pub(super) recoveries: Vec<Recovery>,
     /// Functions that do not serve the page of the newest version that was deployed.
     pub(super) wrong_pages: Vec<String>,

@@ -85,7 +85,7 @@ struct Phase<'a, P> {
 }
 
 impl<'a, P: Fn(&str)> Phase<'a, P> {
-    /// Begins to submit.
+    /// Clears the journal, and begins to send the submissions of a phase.
     fn start(
         platform: &'a mut SoakPlatform,
         options: &'a SoakOptions,
@@ -193,7 +193,8 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         Ok(())
     }
 
-    /// Lets the fault happen after a quarter of the submissions, and for the second time after half of them.
+    /// Lets the fault happen once a quarter of the submissions are deployed, and for the second time once half of them
+    /// are.
     async fn let_fault_happen_when_due(&mut self) -> Result<()> {
         let number = self.occurrences.len();
         let deployed = self.platform.router.journal().deployed_images();

@@ -99,7 +99,7 @@ fn create_git_repository(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns failures that are found by the parser of Dockerfiles or by the frontend.
+/// Returns failures that the Dockerfile or the config causes before any step runs.
 fn failing_dockerfiles(base: &str) -> Vec<FailingBuild> {
     let scratch = |instruction: &str| format!("FROM scratch\n{instruction}\nCOPY a /\n");
     let failed = |name, error: &str, instruction: &str| {
@@ -339,7 +339,7 @@ fn failing_contexts() -> Vec<FailingBuild> {
     ]
 }
 
-/// Returns failures of what a build downloads.
+/// Returns failures of what a build downloads or uploads.
 fn failing_downloads(registry: &str, web: &str) -> Vec<FailingBuild> {
     let image = |name, status, error: &str, image: &str| {
         FailingBuild::new(name, status, error, &format!("FROM {image}\n"))

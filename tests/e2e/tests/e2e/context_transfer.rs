@@ -157,7 +157,7 @@ fn random_entry(random: &mut SeededRandom, path: &str) -> Option<TreeEntry> {
     })
 }
 
-/// Returns a tree with a Dockerfile and up to five random entries at its root, and for some numbers an ignore file.
+/// Returns a tree with a Dockerfile, up to five random entries at its root, and sometimes an ignore file.
 fn random_tree(random: &mut SeededRandom) -> ContextTree {
     let mut tree = ContextTree::dockerfile(COPY_DOCKERFILE);
     tree.mtime = random.random_below(2) as u64;

@@ -1,6 +1,6 @@
 //! Tests deployer-fn on the real gateway and provider, with both update strategies.
 //!
-//! Each case runs twice. The embedded provider updates functions with the strategy `rolling` without a gap: a failed
+//! Most cases run twice. The embedded provider updates functions with the strategy `rolling` without a gap: a failed
 //! update changes nothing. It updates those with `recreate` as faasd 0.19 does: it deletes the function first, and a
 //! failed update leaves nothing. faasd itself treats all functions like that.
 
@@ -45,9 +45,9 @@ use for_both_update_strategies;
 /// The images that the tests deploy, by digest.
 #[derive(Debug)]
 struct DeployedImages {
-    /// The image of the first function, which answers with its name.
+    /// An image whose function answers with the text `first`.
     first: String,
-    /// The image of the second function, which answers with its name.
+    /// An image whose function answers with the text `second`.
     second: String,
     /// An image whose container exits with an error at once.
     crash: String,
@@ -249,7 +249,7 @@ impl DeployerFixture {
             .is_none())
     }
 
-    /// Kills the deployer and starts another one, without the memory of the first.
+    /// Starts another deployer, without the memory of the first, and kills the first.
     async fn restart_deployer(mut self) -> Result<Self> {
         let deployer = DeployerProcess::start(&self.testbed, self.proxy.url(), &self.settings).await?;
         std::mem::replace(&mut self.deployer, deployer).kill()?;

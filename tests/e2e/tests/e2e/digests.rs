@@ -31,7 +31,7 @@ use slipway_e2e::{
     testbed::Testbed,
 };
 
-/// The time that both clients give to the image and its files, in seconds since 1970.
+/// The time that both clients give to the image, and the latest one that its files keep, in seconds since 1970.
 const SOURCE_DATE_EPOCH_TEXT: &str = "1700000000";
 const DIGESTS_REPOSITORY: &str = "e2e/digests";
 

@@ -45,7 +45,7 @@ impl HandOverFixture {
         })
     }
 
-    /// Builds pages with this text; the image is `e2e/hand-over:TAG`.
+    /// Builds a function with a page of this text; the image is `e2e/hand-over:TAG`.
     async fn build_page(&self, tag: &str, text: &str, deploy: Value) -> Result<HttpReply> {
         let config = json!({ "image": self.testbed.image_name("e2e/hand-over", tag), "deploy": deploy });
         let source = BuildContext::static_page_function(self.testbed.busybox_image_name().await?, text);
@@ -169,7 +169,8 @@ async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()>
     fixture.testbed.functions.remove_function(name).await
 }
 
-/// Gateways answer so while their provider or the deployer starts. The hand-over changes nothing when it is repeated.
+/// Gateways answer with these statuses while their provider or the deployer starts or is busy. A repeated hand-over
+/// changes nothing.
 #[tokio::test]
 async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
     let fixture = HandOverFixture::start().await?;

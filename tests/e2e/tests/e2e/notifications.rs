@@ -27,7 +27,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 /// The limit on the time until a result arrives.
 const RECEIPT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What the receiver has of all its requests, with their number.
+/// The channel to which the receiver sends its requests, and their number.
 type ReceiverState = (mpsc::UnboundedSender<(HeaderMap, Bytes)>, Arc<AtomicUsize>);
 
 /// Answers 503 to the first request, and 204 to all others.

@@ -21,8 +21,9 @@ const TAR_BLOCK_BYTES: usize = 512;
 const CONFIG_ENTRY_NAME: &str = "com.openfaas.docker.config";
 const ODD_TARS_REPOSITORY: &str = "e2e/odd-tars";
 
-/// The bytes of the name in a tar header, and of the prefix in a ustar header.
+/// The bytes of the name in a tar header.
 const NAME_FIELD: std::ops::Range<usize> = 0..100;
+/// The bytes of the prefix in a ustar header.
 const PREFIX_FIELD: std::ops::Range<usize> = 345..500;
 
 /// The magic and the version of a tar header.

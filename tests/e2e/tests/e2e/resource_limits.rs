@@ -40,7 +40,7 @@ async fn post_context(
         .await
 }
 
-/// Returns whether builder-fn is built like a release: with `SLIPWAY_BUILDER_PROFILE=function`.
+/// Returns whether builder-fn is built with optimisation: `SLIPWAY_BUILDER_PROFILE` is `function` or `release`.
 fn builder_is_optimized() -> bool {
     matches!(
         std::env::var("SLIPWAY_BUILDER_PROFILE").as_deref(),

@@ -28,7 +28,8 @@ use crate::{
 const VICTIM_ARGUMENT: &str = "an-argument-of-the-victim";
 
 /// The attacks by scripts in a build step. Their variables have IP addresses: `$ADDRESSES` of the stack and the daemon,
-/// `$STEP` of the neighbour's step, `$NEIGHBOURS` of its functions, `$MACHINE` of a server on this machine.
+/// `$STEP` of the victim's step, `$NEIGHBOURS` of the stack's functions, `$MACHINE` of a server on this machine, with
+/// its port. `$DISK` has the numbers of the device with the machine's root.
 const PROBES: [Probe; 23] = [
     Probe::with_script(
         "daemon-by-address",

@@ -141,8 +141,8 @@ fn first_existing_path(candidates: &[&str]) -> PathBuf {
     PathBuf::from(exists.unwrap_or(&"/sys/fs/cgroup"))
 }
 
-/// Reads the limits of a running step, and exceeds those that exist. Without a limit nothing is exceeded: the machine
-/// has other users.
+/// Reads the limits of a running step, and exceeds those on processes and memory if they exist and are small. Nothing
+/// else is exceeded: the machine has other users.
 async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let base = world.testbed.busybox_image_name().await?;
     let gate = "gate-of-the-limits";

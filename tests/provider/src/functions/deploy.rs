@@ -210,8 +210,8 @@ impl FunctionStoreInner {
         Ok((containerd.create_container(new).await?, record))
     }
 
-    /// Removes an instance that failed to start. Errors are logged only, because the caller reports the
-    /// failure itself.
+    /// Removes an instance that never served: it failed to start, or its update was stopped. Errors are logged only,
+    /// because the caller reports the failure itself.
     pub(super) async fn remove_failed_instance(&self, instance: &Instance) {
         if let Err(error) = self
             .stop_and_remove_instance(instance, FAILED_INSTANCE_GRACE)

@@ -68,7 +68,7 @@ pub(super) enum InstanceStatus {
     Starting,
     /// The instance's process accepts connections.
     Listening,
-    /// The instance's process ended by itself.
+    /// The instance's process ended by itself, or could not be started after a restart of the provider.
     Ended(TaskExit),
 }
 

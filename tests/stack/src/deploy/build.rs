@@ -168,7 +168,7 @@ struct RecordStream {
 }
 
 impl RecordStream {
-    /// Adds bytes of the stream; passes the last line of each record's log to `on_line`.
+    /// Adds bytes of the stream; passes the last line of each record's log that has text to `on_line`.
     fn push(&mut self, bytes: &[u8], on_line: impl Fn(&str)) {
         self.rest.extend_from_slice(bytes);
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {

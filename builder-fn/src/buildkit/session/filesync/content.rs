@@ -18,8 +18,8 @@ const PACKET_CONTENT_MAX_BYTES: u64 = 64 << 10;
 /// switch.
 pub(super) const BATCH_CONTENT_MAX_BYTES: u64 = 2 * PACKET_CONTENT_MAX_BYTES;
 
-/// The largest number of pieces of files in one batch, which limits batches of small files. A last piece has two
-/// packets.
+/// The largest number of pieces of files in one batch, which limits batches of small files. The last piece of a file
+/// has two packets, unless the file is empty.
 const BATCH_PIECES_MAX: usize = 512;
 
 /// The number of files that are sent at the same time, so that a large file does not delay small ones. The daemon keeps
@@ -42,7 +42,7 @@ enum ReceiverRequest {
 impl TryFrom<Packet> for ReceiverRequest {
     type Error = Status;
 
-    /// Parses a packet of the daemon; fails for an ERR packet, which ends the transfer.
+    /// Parses a packet of the daemon; fails for an ERR packet, and for one that is no request, which end the transfer.
     fn try_from(packet: Packet) -> Result<Self, Status> {
         match PacketType::try_from(packet.r#type) {
             Ok(PacketType::PacketReq) => Ok(Self::File(packet.id)),
@@ -98,7 +98,7 @@ impl Batch {
 struct ReadQueue {
     /// The number and the size of each requested file of which nothing has been read.
     waiting: VecDeque<(u32, u64)>,
-    /// The number, the size and the next offset of each file that has been read in part.
+    /// The number, the size and the next offset of each of the up to four files that are being read.
     begun: VecDeque<(u32, u64, u64)>,
 }
 

@@ -182,7 +182,7 @@ impl DeploymentRules {
         self.default_memory.as_ref()
     }
 
-    /// Returns whether the tenant may take over a function that Slipway did not deploy.
+    /// Returns whether the tenant may take over a function that belongs to no tenant.
     #[must_use]
     pub fn may_adopt(&self) -> bool {
         self.adopt

@@ -279,9 +279,8 @@ impl Tenant {
         self.registry_config.as_deref()
     }
 
-    /// Returns the name of the secret with the registry credentials that the deployer looks up the tenant's images
-    /// with;
-    /// `None` if the policy names none.
+    /// Returns the name of the secret with the registry credentials with which the deployer looks up the tenant's
+    /// images; `None` if the policy names none.
     #[must_use]
     pub fn pull_config_secret(&self) -> Option<&str> {
         self.pull_config.as_deref()

@@ -26,7 +26,7 @@ const ACCEPTED_MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json",
 );
-/// The time limit for one response of a registry. A look-up may take several requests.
+/// The time limit for one whole response of a registry or a token server. A look-up may take several requests.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The characters of a scope that are encoded in a query: all but those that a scope's grammar has.
 const SCOPE_ENCODED_CHARACTERS: &AsciiSet = &NON_ALPHANUMERIC

@@ -84,7 +84,7 @@ pub enum RegistryError {
         /// The host of the registry, with its port if it has one.
         registry: String,
     },
-    /// The realm in the registry's challenge is not a URL.
+    /// The realm in the registry's challenge is not a URL, has no host, has a user, or is too long.
     #[error("the token realm of the registry {registry} is not an address")]
     Realm {
         /// The host of the registry, with its port if it has one.

@@ -42,7 +42,7 @@ const HEAD_TOO_SLOW_RESPONSE: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: text/plain\r\n\
     content-length: 44\r\n\r\nthe head of the request did not arrive soon\n";
 
-/// The answer to a head that has not arrived when its connection is displaced.
+/// The answer on a connection that is displaced before its request's head has arrived, or gets no place to be served.
 pub(super) const TOO_MANY_CONNECTIONS_RESPONSE: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 1\r\n\
     content-type: text/plain\r\ncontent-length: 53\r\n\r\ntoo many connections wait with an unfinished request\n";
 

@@ -157,7 +157,7 @@ impl Span {
         }
     }
 
-    /// Marks the trace span as failed because the client disconnected before the end of the response.
+    /// Marks the trace span as failed because the client disconnected before there was a response.
     pub(crate) fn mark_abandoned(&self) {
         self.set_attribute("error.type", "abandoned");
         self.mark_failed("the client disconnected");

@@ -144,7 +144,7 @@ struct Senders {
     held: HeldBytes,
     /// The number of senders that were not displaced.
     undisplaced: usize,
-    /// What those hold together.
+    /// What the senders that were not displaced hold together.
     held_by_undisplaced: HeldBytes,
     metrics: Option<UnverifiedMetrics>,
 }

@@ -1,5 +1,4 @@
-//! Tests of handlers that panic or fail: the response has no details, the log has them, and the process
-//! continues.
+//! Tests of handlers that panic or fail: what the caller gets, what the log has, and that the process continues.
 
 use function_host::http::{self, StatusCode};
 

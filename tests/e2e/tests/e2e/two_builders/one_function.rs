@@ -73,7 +73,7 @@ impl NumberedHandOvers {
         })
     }
 
-    /// Returns the hand-over with this number, by turns with and without the function's namespace.
+    /// Returns the hand-over with this number; every third one has the function's namespace.
     fn with_number(&self, number: usize) -> Value {
         let mut deploy = json!({ "service": self.function, "envVars": { "NUMBER": number.to_string() } });
         if number.is_multiple_of(3) {

@@ -10,7 +10,7 @@ use crate::server::connection_budget::{ConnectionBudget, ConnectionLimits};
 /// The time for which each connection had waited for its first byte.
 const WAITED_FOR_FIRST_BYTE: Duration = Duration::from_secs(1);
 
-/// The limit on the buffers of all connections, in bytes.
+/// The size of a large buffer, and the limit on the buffers of all connections together, in bytes.
 const LARGE_BUFFER_BYTES: usize = 64 << 10;
 
 /// The timeouts of each connection.
