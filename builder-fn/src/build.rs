@@ -136,7 +136,7 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
         let config = &request.config;
-        self.check_repositories(config)?;
+        self.reject_records_repository(config)?;
         if config.sbom && self.settings.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
         }
@@ -146,12 +146,12 @@ impl Builder {
         };
         // Before the registration, so that a build that is refused supersedes no other.
         if let Some((signer, deploy)) = &deployment
-            && !call.is_checked.load(Ordering::Relaxed)
+            && !call.is_dry_run_done.load(Ordering::Relaxed)
         {
             // The dry run waits for the deployer, and the index needs no memory meanwhile.
             request.source.drop_large_index();
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
-            call.is_checked.store(true, Ordering::Relaxed);
+            call.is_dry_run_done.store(true, Ordering::Relaxed);
         }
         let (pool, supersession) = self.pool_and_supersession(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);
@@ -200,7 +200,7 @@ impl Builder {
     }
 
     /// Fails if the config names the repository for records as an image, a tag or a cache.
-    fn check_repositories(&self, config: &BuildConfig) -> Result<(), Error> {
+    fn reject_records_repository(&self, config: &BuildConfig) -> Result<(), Error> {
         let Some(records) = &self.settings.records_repository else {
             return Ok(());
         };

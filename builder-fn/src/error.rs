@@ -226,7 +226,7 @@ pub(crate) enum ErrorKind {
 
 impl ErrorKind {
     /// Returns whether the request is rejected for now only, whatever it is.
-    pub(crate) fn is_for_now(self) -> bool {
+    pub(crate) fn is_rejected_for_now(self) -> bool {
         matches!(
             self,
             Self::Busy { .. } | Self::Displaced | Self::Draining | Self::HandedBack
@@ -235,7 +235,7 @@ impl ErrorKind {
 
     /// Returns whether the same request may succeed when it is sent again: at this builder, or at another one.
     pub(crate) fn is_transient(self) -> bool {
-        self.is_for_now() || matches!(self, Self::NoSpace | Self::Platform)
+        self.is_rejected_for_now() || matches!(self, Self::NoSpace | Self::Platform)
     }
 
     fn of_request_kind(kind: RequestErrorKind) -> Self {
@@ -332,7 +332,7 @@ impl Error {
             Self::Request(error) => error.is_from_verified_caller(),
             Self::PayloadSecret(_) => false,
             // A queue retries by the status.
-            _ => !self.kind().is_for_now(),
+            _ => !self.kind().is_rejected_for_now(),
         }
     }
 }
@@ -372,7 +372,7 @@ mod tests {
             Error::HandedBack,
             Error::StaysAccepted,
         ] {
-            assert!(error.kind().is_for_now(), "{error}");
+            assert!(error.kind().is_rejected_for_now(), "{error}");
             assert!(!error.may_stream(), "{error}");
         }
         for error in [Error::NoSealKey, Error::Cancelled, Error::NoDigest] {

@@ -288,7 +288,7 @@ impl BuilderApi {
                 }),
                 Err(error) => {
                     let answer = Answer::from_error(&error, AnswerFields::default());
-                    match error.kind().is_for_now() {
+                    match error.kind().is_rejected_for_now() {
                         true => accepted.reject_for_now(outcome_fields(&answer.report)),
                         false => accepted.end(BuildPhase::Failed, outcome_fields(&answer.report)),
                     };

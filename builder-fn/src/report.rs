@@ -73,7 +73,7 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Warnings::is_empty")]
     pub(crate) warnings: Warnings,
     /// The seconds since the request arrived.
-    #[serde(serialize_with = "serialize_in_milliseconds")]
+    #[serde(serialize_with = "serialize_with_three_decimals")]
     pub(crate) duration: f64,
 }
 
@@ -89,7 +89,10 @@ pub(crate) enum BuildStatus {
 }
 
 /// Serializes a number of seconds with three decimals.
-fn serialize_in_milliseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_with_three_decimals<S: serde::Serializer>(
+    seconds: &f64,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((seconds * 1000.0).round() / 1000.0)
 }
 

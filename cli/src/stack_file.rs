@@ -85,7 +85,7 @@ impl StackFile {
                 "correct that line; `faas-cli new --lang LANGUAGE NAME` writes an example of a stack file",
             )
         })?;
-        let warnings = keys::unknown_keys(&text)
+        let warnings = keys::warn_of_unknown_keys(&text)
             .into_iter()
             .map(|warning| format!("{shown}: {warning}"))
             .collect();

@@ -98,12 +98,12 @@ pub(crate) struct FunctionBuild<'a> {
     /// Whether the build is left alone as soon as it is queued.
     pub(crate) is_detached: bool,
     /// The build, once a builder or the queue has it.
-    handed: RefCell<Option<Handed>>,
+    handed: RefCell<Option<SentBuild>>,
 }
 
 /// A build that a builder or the queue has.
 #[derive(Clone, Debug)]
-struct Handed {
+struct SentBuild {
     route: Route,
     id: String,
 }

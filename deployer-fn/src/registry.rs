@@ -22,7 +22,7 @@ use crate::request::PinnedImage;
 pub(crate) const PULL_CONFIG_SECRET: &str = "registry-pull-config";
 
 /// The longest `os` or `architecture` of an image that is repeated to the caller, in bytes.
-const PLATFORM_PART_MAX_BYTES: usize = 32;
+const OS_OR_ARCHITECTURE_MAX_BYTES: usize = 32;
 
 /// A check whether registries have images, with the credentials for them.
 #[derive(Clone, Debug)]
@@ -168,7 +168,7 @@ async fn platform_in_image_config(
 fn platform_text(object: &Value) -> String {
     let is_name = |text: &&str| {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        (1..=PLATFORM_PART_MAX_BYTES).contains(&text.len()) && text.bytes().all(is_allowed)
+        (1..=OS_OR_ARCHITECTURE_MAX_BYTES).contains(&text.len()) && text.bytes().all(is_allowed)
     };
     let field = |key: &str| object[key].as_str().filter(is_name).unwrap_or("?");
     format!("{}/{}", field("os"), field("architecture"))

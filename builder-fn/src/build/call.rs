@@ -44,11 +44,11 @@ pub(crate) struct BuilderCall<'a> {
     /// Whether the call is submitted to its queue again if the process ends before its build, and no other process resumes it.
     pub(crate) is_submitted_again: bool,
     /// Whether the dry run of the deployment is over, also if the deployer was not asked or gave no answer.
-    pub(crate) is_checked: AtomicBool,
+    pub(crate) is_dry_run_done: AtomicBool,
     /// Collects what the build is made from, for comparisons with other builds; `None` without a record store.
     pub(crate) inputs: Option<&'a InputsRecorder>,
     /// Whether an attempt to hand the build back has failed, so that it waits on for a slot even during a shutdown.
-    pub(crate) is_kept: AtomicBool,
+    pub(crate) failed_to_hand_back: AtomicBool,
     /// What the build leaves behind that explains its failure.
     pub(crate) evidence: Mutex<FailureEvidence>,
 }
@@ -72,7 +72,7 @@ impl BuilderCall<'_> {
     /// Waits until a shutdown begins, if another process can resume the build and no attempt to hand it back has
     /// failed; otherwise waits forever.
     pub(super) async fn wait_until_handed_back(&self) {
-        match self.accepted.is_resumable() && !self.is_kept.load(Ordering::Relaxed) {
+        match self.accepted.is_resumable() && !self.failed_to_hand_back.load(Ordering::Relaxed) {
             true => {
                 self.shutdown.wait_until_begun().await;
             }

@@ -179,7 +179,7 @@ impl Daemon {
     ///
     /// # Errors
     /// Fails if the daemon cannot be reached or answers with an error.
-    pub async fn check_answers(&self) -> Result<(), ConnectError> {
+    pub async fn check_that_it_answers(&self) -> Result<(), ConnectError> {
         let connection = self.connect().await?;
         let answer = async { connection.control_client().info(InfoRequest {}).await };
         match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {

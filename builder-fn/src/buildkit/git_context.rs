@@ -33,7 +33,7 @@ const BUILD_ID_HEADER: &str = "buildkit-controlapi-buildid";
 const LOOKUPS_MAX: u32 = 5;
 
 /// The characters that are percent-encoded in a value of the query of a context's URL.
-const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+const ESCAPED_IN_QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
@@ -77,7 +77,10 @@ impl GitContextSource {
         let mut text = format!("{}?checksum={commit}", self.url);
         for (name, value) in [("ref", &self.reference), ("subdir", &self.subdir)] {
             if let Some(value) = value {
-                text.push_str(&format!("&{name}={}", utf8_percent_encode(value, QUERY_VALUE)));
+                text.push_str(&format!(
+                    "&{name}={}",
+                    utf8_percent_encode(value, ESCAPED_IN_QUERY_VALUE)
+                ));
             }
         }
         text
@@ -193,7 +196,7 @@ impl GitContextSource {
             allow_result_array_ref: true,
             ..BridgeSolveRequest::default()
         });
-        name_solve(&mut request, reference)?;
+        set_solve_header(&mut request, reference)?;
         connection.bridge_client().solve(request).await?;
         Ok(())
     }
@@ -208,7 +211,7 @@ impl GitContextSource {
                 log_name: "[context] look up the commit".to_owned(),
                 ..ResolveSourceMetaRequest::default()
             });
-            name_solve(&mut request, reference)?;
+            set_solve_header(&mut request, reference)?;
             match bridge.resolve_source_meta(request).await {
                 Ok(response) => {
                     let git = response.into_inner().git.unwrap_or_default();
@@ -232,7 +235,7 @@ impl GitContextSource {
 }
 
 /// Sets the header of a call of the gateway API that names the solve which the call belongs to.
-fn name_solve<T>(request: &mut Request<T>, reference: &str) -> Result<(), Status> {
+fn set_solve_header<T>(request: &mut Request<T>, reference: &str) -> Result<(), Status> {
     let id = MetadataValue::try_from(reference);
     let id = id.map_err(|_| Status::internal("the reference of a solve is not ASCII"))?;
     request.metadata_mut().insert(BUILD_ID_HEADER, id);

@@ -222,7 +222,7 @@ async fn find_record(connection: &Connection, reference: &str) -> Result<Option<
             false => Ok(None),
         }
     };
-    in_time(finding).await
+    within_answer_timeout(finding).await
 }
 
 /// Finds the record of the solve `reference` while it runs, or after its end.
@@ -239,14 +239,14 @@ async fn find_running_or_record(
         ..BuildHistoryRequest::default()
     };
     // In this order, a build that ends meanwhile is found.
-    match in_time(find_event(connection, request, reference, None)).await? {
+    match within_answer_timeout(find_event(connection, request, reference, None)).await? {
         Some(running) => Ok(Some(running)),
         None => find_record(connection, reference).await,
     }
 }
 
 /// Waits for an answer of the history; fails with `DeadlineExceeded` after 10 s.
-async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+async fn within_answer_timeout<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(Status::deadline_exceeded(

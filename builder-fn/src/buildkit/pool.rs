@@ -172,7 +172,7 @@ impl DaemonPool {
     }
 
     /// Makes the next use of the pool look up its daemons.
-    async fn resolve_again(&self) {
+    async fn make_lookup_due(&self) {
         *self.0.resolved_at.lock().await = None;
     }
 
@@ -214,9 +214,9 @@ impl DaemonPool {
     pub(crate) async fn probe(&self) -> (PoolSize, Vec<ConnectError>) {
         let members = self.current_members().await;
         let probes = members.iter().cloned().map(|member| async move {
-            let answer = member.daemon.check_answers().await;
+            let answer = member.daemon.check_that_it_answers().await;
             match &answer {
-                Ok(()) => member.take_back(),
+                Ok(()) => member.readmit(),
                 Err(_) => member.leave_out(),
             }
             answer.err()

@@ -153,7 +153,7 @@ impl BuildLookup {
         let record = match (own_record, in_history) {
             (Some(own), None) => own,
             (Some(own), Some(history)) => merge_records(own, history, &attempts),
-            (None, history) => match complete(stored, history, &attempts) {
+            (None, history) => match merge_stored_record(stored, history, &attempts) {
                 Some(record) => record,
                 None => {
                     let has_store = self.records.store().is_some();
@@ -231,7 +231,7 @@ impl BuildLookup {
                 match (own, BuildRecord::from_history(&id, &attempts, is_cancelled)) {
                     (Some(own), Some(history)) => Some(merge_records(own, history, &attempts)),
                     (Some(own), None) => Some(own),
-                    (None, history) => complete(stored, history, &attempts),
+                    (None, history) => merge_stored_record(stored, history, &attempts),
                 },
             );
         }
@@ -282,7 +282,7 @@ impl BuildLookup {
             }
             None => {
                 // Few at a time: the daemons decode all their records for each.
-                let _turn = self.records.wait_for_search().await;
+                let _turn = self.records.wait_for_search_permit().await;
                 self.request_histories(
                     |connection| async move { connection.list_builds_of_call(&key.id).await },
                 )
@@ -384,7 +384,7 @@ fn merge_records(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild
 
 /// Returns what is known of a build of another process, or of this one before its start: by its stored record, and by the
 /// history.
-fn complete(
+fn merge_stored_record(
     stored: Option<BuildRecord>,
     history: Option<BuildRecord>,
     attempts: &[ListedBuild],

@@ -18,7 +18,7 @@ use crate::buildkit::{
 };
 
 /// The number of ended builds of one daemon to which the kept ones are reduced, once a quarter more are kept.
-const KEPT_MAX: u16 = 1000;
+const KEPT_BUILDS_MAX: u16 = 1000;
 
 /// The limit on the requests to cancel builds of one daemon that are kept. At the limit, all are forgotten.
 const CANCELLATIONS_MAX: usize = 10_000;
@@ -150,7 +150,7 @@ async fn follow(
         let connection = connection.map_err(|error| ErrorChain(&error).to_string())?;
         // Before the list, so that nothing is missed between the two.
         let changes = connection.watch_history().await.map_err(text)?;
-        let listing = connection.list_builds(KEPT_MAX).await.map_err(text)?;
+        let listing = connection.list_builds(KEPT_BUILDS_MAX).await.map_err(text)?;
         Ok((connection, changes, listing))
     };
     let read = tokio::time::timeout(FIRST_ANSWER_TIMEOUT, reading).await;
@@ -218,7 +218,7 @@ impl KeptBuilds {
         }
         self.builds.insert(build.reference.clone(), build);
         // A quarter more than the limit, so that the oldest are not searched for with each build.
-        if self.builds.len() > usize::from(KEPT_MAX) * 5 / 4 {
+        if self.builds.len() > usize::from(KEPT_BUILDS_MAX) * 5 / 4 {
             self.forget_oldest();
         }
     }
@@ -230,7 +230,7 @@ impl KeptBuilds {
             .filter(|build| build.state != BuildState::Running);
         let mut times: Vec<_> = ended.map(|build| build.started_at).collect();
         times.sort_unstable_by(|one, other| other.cmp(one));
-        if let Some(oldest) = times.get(usize::from(KEPT_MAX)).copied() {
+        if let Some(oldest) = times.get(usize::from(KEPT_BUILDS_MAX)).copied() {
             self.builds
                 .retain(|_, build| build.state == BuildState::Running || build.started_at > oldest);
         }
@@ -280,10 +280,10 @@ mod tests {
         for number in 1..=2000 {
             kept.insert(build(number, BuildState::Succeeded));
         }
-        assert!(kept.builds.len() <= usize::from(KEPT_MAX) * 5 / 4);
+        assert!(kept.builds.len() <= usize::from(KEPT_BUILDS_MAX) * 5 / 4);
         assert!(kept.builds.contains_key("0") && !kept.builds.contains_key("1"));
         assert!(
-            (2000 - u64::from(KEPT_MAX) + 1..=2000)
+            (2000 - u64::from(KEPT_BUILDS_MAX) + 1..=2000)
                 .all(|number| kept.builds.contains_key(&number.to_string()))
         );
         assert!(

@@ -187,7 +187,7 @@ impl BuildRecords {
     }
 
     /// Waits for a permit to search a daemon's whole history.
-    pub(super) async fn wait_for_search(&self) -> Option<SemaphorePermit<'_>> {
+    pub(super) async fn wait_for_search_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.0.searches.acquire().await.ok()
     }
 
@@ -323,7 +323,7 @@ impl AcceptedBuild {
     }
 
     /// Puts the record of the build where this process has claimed it.
-    pub(crate) fn adopt(&mut self, claimed: RecordPlace) {
+    pub(crate) fn use_claimed_place(&mut self, claimed: RecordPlace) {
         self.place = Some(claimed);
     }
 

@@ -99,7 +99,7 @@ const END_PAUSE_EXPONENT_MAX: u32 = 6;
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of records that are read at the same time for a list, or in a search for unfinished builds.
-const READERS: usize = 16;
+const CONCURRENT_READS: usize = 16;
 
 /// The limit on the records of ended builds that are kept in memory for lists.
 const CACHED_MAX: usize = 2 * RECORDS_MAX;
@@ -538,7 +538,7 @@ impl RecordStore {
         let newest = index_tag::newest_of_each(&tags, RECORDS_MAX);
         let mut records = futures_util::stream::iter(newest)
             .map(|tag| self.read_for_list(tenant, tag))
-            .buffer_unordered(READERS);
+            .buffer_unordered(CONCURRENT_READS);
         let (mut builds, mut problem) = (Vec::new(), None);
         loop {
             match tokio::time::timeout_at(deadline, records.next()).await {

@@ -20,13 +20,13 @@ pub(crate) struct HandOver<'a> {
     /// The ID of the call that built the image.
     pub(crate) call_id: &'a str,
     /// The time at which the source of the image was submitted. This time orders the versions of a function.
-    #[serde(serialize_with = "in_nanoseconds")]
+    #[serde(serialize_with = "as_rfc3339_with_nanoseconds")]
     pub(crate) submitted_at: SystemTime,
     /// The time at which the build of the image ended. Deployers from before `submitted_at` order by it.
-    #[serde(serialize_with = "in_milliseconds")]
+    #[serde(serialize_with = "as_rfc3339_with_milliseconds")]
     pub(crate) built_at: SystemTime,
     /// The time at which the deployer stops accepting the hand-over.
-    #[serde(serialize_with = "in_milliseconds")]
+    #[serde(serialize_with = "as_rfc3339_with_milliseconds")]
     pub(crate) expires_at: SystemTime,
     /// The config's `deploy`: the function's specification.
     pub(crate) deploy: &'a Map<String, Value>,
@@ -51,7 +51,7 @@ pub(crate) struct DryRun<'a> {
     /// The ID of the call that will build the image.
     pub(super) call_id: &'a str,
     /// The time at which the source of the image was submitted.
-    #[serde(serialize_with = "in_nanoseconds")]
+    #[serde(serialize_with = "as_rfc3339_with_nanoseconds")]
     pub(super) submitted_at: SystemTime,
     /// The config's `deploy`: the function's specification.
     pub(super) deploy: &'a Map<String, Value>,
@@ -83,12 +83,18 @@ impl<'a> DryRun<'a> {
 }
 
 /// Serializes a time as RFC 3339 in milliseconds.
-fn in_milliseconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_rfc3339_with_milliseconds<S: serde::Serializer>(
+    time: &SystemTime,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{:.3}", to_timestamp(*time)))
 }
 
 /// Serializes a time as RFC 3339 in nanoseconds: two times in one millisecond keep their order.
-fn in_nanoseconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_rfc3339_with_nanoseconds<S: serde::Serializer>(
+    time: &SystemTime,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{:.9}", to_timestamp(*time)))
 }
 

@@ -135,14 +135,14 @@ impl BuilderApi {
         let mut context = Context::new(&key.id, secrets, gateway, template.shutdown().clone());
         let head = request.to_head();
         let mut accepted = self.builder.records.accept(key, head.arrived);
-        accepted.adopt(place);
+        accepted.use_claimed_place(place);
         let receiving = async {
             let end = Instant::now() + BEGIN_TIMEOUT;
             loop {
                 match self.receive_again(&head, body.clone(), &accepted, &context).await {
                     Err(error) if error.kind().is_transient() => {
                         tracing::info!(error = %ErrorChain(&error), "an accepted build waits to be resumed");
-                        if error.kind().is_for_now() || Instant::now() > end {
+                        if error.kind().is_rejected_for_now() || Instant::now() > end {
                             return None;
                         }
                         tokio::time::sleep(RETRY_PAUSE).await;

@@ -132,8 +132,8 @@ impl BuilderApi {
                     is_asynchronous: exchange.is_asynchronous,
                     accepted: &accepted,
                     is_submitted_again,
-                    is_checked: AtomicBool::new(false),
-                    is_kept: AtomicBool::new(false),
+                    is_dry_run_done: AtomicBool::new(false),
+                    failed_to_hand_back: AtomicBool::new(false),
                     evidence: Mutex::default(),
                     inputs: inputs.as_ref(),
                 };
@@ -154,7 +154,7 @@ impl BuilderApi {
         let fields = exchange.answer_fields(Some(image));
         let is_cancelled = matches!(result, Err(Error::Cancelled));
         let kind = result.as_ref().err().map(Error::kind);
-        let is_for_now = kind.is_some_and(ErrorKind::is_for_now);
+        let is_rejected_for_now = kind.is_some_and(ErrorKind::is_rejected_for_now);
         let mut answer = match result {
             Ok(built) => {
                 let digest = built.digest.as_deref().unwrap_or_default();
@@ -196,13 +196,13 @@ impl BuilderApi {
             return (answer, request);
         }
         let outcome = outcome_fields(&answer.report);
-        let written = match is_for_now {
+        let written = match is_rejected_for_now {
             true => accepted.reject_for_now(outcome),
             false => accepted.end(phase, outcome),
         };
         if let (Some(store), Some(inputs)) = (self.builder.records.store(), inputs)
             && inputs.has_steps()
-            && !is_for_now
+            && !is_rejected_for_now
         {
             let key = RecordKey {
                 tenant: request.tenant().map(|tenant| tenant.name().to_string()),
@@ -214,7 +214,7 @@ impl BuilderApi {
         if exchange.outlives_its_caller() {
             written.wait().await;
         }
-        if let Some(status) = status.filter(|_| !is_for_now) {
+        if let Some(status) = status.filter(|_| !is_rejected_for_now) {
             let state = CommitState::of_outcome(phase, kind);
             let commit = answer.report.commit.as_deref();
             status.finish(state, commit, context.shutdown()).await;
@@ -292,7 +292,7 @@ impl BuilderApi {
                 Err(error) => {
                     let error = ErrorChain(&error).to_string();
                     tracing::warn!(error, "could not hand a build back yet; it waits on");
-                    call.is_kept.store(true, Ordering::Relaxed);
+                    call.failed_to_hand_back.store(true, Ordering::Relaxed);
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(HAND_BACK_PAUSE_MAX);
                 }

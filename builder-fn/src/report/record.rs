@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::json::{escaped_len, to_json};
-use super::{MAX_LINE_BYTES, Report, serialize_in_milliseconds};
+use super::{MAX_LINE_BYTES, Report, serialize_with_three_decimals};
 
 /// The length of the longest record with its framing, in bytes. OpenFaaS's SDK reads line by line, and silently
 /// stops at a line of 64 KiB.
@@ -36,7 +36,7 @@ pub(crate) enum StreamFormat {
 struct ProgressRecord<'a> {
     log: &'a [String],
     status: &'static str,
-    #[serde(serialize_with = "serialize_in_milliseconds")]
+    #[serde(serialize_with = "serialize_with_three_decimals")]
     duration: f64,
 }
 

@@ -330,7 +330,7 @@ mod tests {
     }
 
     /// Runs a program of the machine on a file with these bytes, and returns its output.
-    fn compress_with_program(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+    fn run_on_file(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tar");
         std::fs::write(&path, bytes).unwrap();
@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn zeros_after_a_gzip_stream_are_ignored_as_gnu_tar_does() {
         let tar = tar_with_dockerfile(b"FROM scratch\n");
-        let stream = compress_with_program("gzip", &["--stdout"], &tar);
+        let stream = run_on_file("gzip", &["--stdout"], &tar);
         for zeros in [1, 7, 10_000] {
             let body = [&stream[..], &vec![0; zeros]].concat();
             for piece in [1, 100, body.len()] {
@@ -360,7 +360,7 @@ mod tests {
                     "{zeros} zeros"
                 );
             }
-            let listed = compress_with_program("tar", &["--list", "--gzip", "--file"], &body);
+            let listed = run_on_file("tar", &["--list", "--gzip", "--file"], &body);
             assert_eq!(
                 String::from_utf8(listed).unwrap().lines().count(),
                 2,

@@ -385,7 +385,7 @@ async fn errors_in_a_body_are_reported_to_a_caller_with_the_key() {
 }
 
 #[tokio::test]
-async fn a_body_whose_declared_length_exceeds_the_limit_is_not_read() {
+async fn a_body_whose_declared_length_exceeds_the_limit_is_rejected() {
     let mut limits = spool_folder().limits;
     let body = valid_tar();
     limits.archive.body = body.len() as u64;

@@ -159,7 +159,7 @@ impl TransportSecurity {
                     host: ip.to_string(),
                     port,
                 };
-                let daemon = security.connect_with_tls(&address, name.clone());
+                let daemon = security.create_handle_for_name(&address, name.clone());
                 // The name was valid for the daemon by its host name.
                 daemon.unwrap_or_else(|_| fallback.clone())
             });
@@ -204,7 +204,7 @@ impl TransportSecurity {
             DaemonAddress::Tcp { host, .. } => host.clone(),
             DaemonAddress::Unix(_) => String::new(),
         });
-        self.connect_with_tls(&address, name)
+        self.create_handle_for_name(&address, name)
     }
 
     /// Returns a handle of the daemon at `address`, which uses TLS with the server name `name` if there are secrets for it and
@@ -212,7 +212,7 @@ impl TransportSecurity {
     ///
     /// # Errors
     /// Fails if `name` is not a valid server name and needed.
-    fn connect_with_tls(
+    fn create_handle_for_name(
         &self,
         address: &DaemonAddress,
         name: String,

@@ -431,10 +431,13 @@ async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
 #[tokio::test]
 async fn a_probe_succeeds_while_the_daemon_answers() {
     let (daemon, calls) = daemon::start_fake_daemon();
-    daemon.check_answers().await.expect("it answers");
+    daemon.check_that_it_answers().await.expect("it answers");
 
     drop(calls);
     tokio::task::yield_now().await;
 
-    daemon.check_answers().await.expect_err("the daemon has ended");
+    daemon
+        .check_that_it_answers()
+        .await
+        .expect_err("the daemon has ended");
 }

@@ -55,7 +55,7 @@ pub(crate) enum RegistryBehaviour {
     /// Requests whose line contains the text are not answered until another behaviour is set.
     Stalling(&'static str),
     /// Tags are listed only after one that exists, if there are more than a page of them: as zot does.
-    WithoutPlaces,
+    ListingAfterExistingTags,
 }
 
 impl RegistryState {
@@ -182,7 +182,10 @@ impl FakeRegistry {
             .unwrap_or(usize::MAX);
         let mut tags = self.tags(repository);
         let is_place = last.is_empty() || tags.len() <= count || tags.iter().any(|tag| tag == last);
-        let knows_places = !matches!(self.state().behaviour, RegistryBehaviour::WithoutPlaces);
+        let knows_places = !matches!(
+            self.state().behaviour,
+            RegistryBehaviour::ListingAfterExistingTags
+        );
         let exists = !tags.is_empty() && (is_place || knows_places);
         tags.retain(|tag| tag.as_str() > last);
         let has_more = tags.len() > count;

@@ -410,7 +410,7 @@ async fn builds_are_found_in_a_registry_that_lists_tags_only_after_one_that_exis
     for prefix in ["a-", "z-"] {
         registry.add_tags("slipway/records", prefix, 1200);
     }
-    registry.set_behaviour(RegistryBehaviour::WithoutPlaces);
+    registry.set_behaviour(RegistryBehaviour::ListingAfterExistingTags);
     let other = builder_with_leases(daemon, &registry);
     let list = ask(&other, Method::GET, "/builds").await.body;
     assert_eq!(list["builds"][0]["id"], CALL_ID, "{list}");

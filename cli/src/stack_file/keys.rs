@@ -40,7 +40,7 @@ struct FunctionKeys {
 }
 
 /// Returns a warning for each key at the top of a valid stack file, or of a function in it, that nobody reads.
-pub(super) fn unknown_keys(text: &str) -> Vec<String> {
+pub(super) fn warn_of_unknown_keys(text: &str) -> Vec<String> {
     let file: BTreeMap<String, IgnoredAny> = serde_saphyr::from_str(text).unwrap_or_default();
     let functions = serde_saphyr::from_str(text).ok();
     let functions = functions

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::submit::how_to_return;
-use super::{BuildEnd, FunctionBuild, Handed};
+use super::{BuildEnd, FunctionBuild, SentBuild};
 use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -46,11 +46,11 @@ impl FunctionBuild<'_> {
     pub(super) async fn handle_interrupt(
         &self,
         interrupts: &Interrupts,
-        handed: Option<Handed>,
+        handed: Option<SentBuild>,
     ) -> Result<Option<BuildEnd>, Failure> {
         let seconds = SECOND_INTERRUPT_WAIT.as_secs();
         let stopped = Ok(Some(BuildEnd::Detached(ExitStatus::Interrupted)));
-        let Some(Handed { route, id }) = handed else {
+        let Some(SentBuild { route, id }) = handed else {
             self.progress
                 .show_always("stopped before a builder had the request; nothing is built");
             return stopped;

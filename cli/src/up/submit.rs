@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::configuration::configuration;
 use super::route::RouteChoice;
-use super::{BuildEnd, FunctionBuild, Handed};
+use super::{BuildEnd, FunctionBuild, SentBuild};
 use crate::builder::{
     BuilderClient, Refusal, RequestBody, RequestError, Route, SignedBody, Submission, SubmittedBuild, Verdict,
 };
@@ -134,7 +134,7 @@ impl FunctionBuild<'_> {
             Err(error) => return Err(self.failure_of(&error)),
         };
         let id = submitted.call_id;
-        *self.handed.borrow_mut() = Some(Handed {
+        *self.handed.borrow_mut() = Some(SentBuild {
             route,
             id: id.clone(),
         });

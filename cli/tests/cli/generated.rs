@@ -5,7 +5,7 @@ use std::fs;
 use crate::project::Project;
 
 #[tokio::test]
-async fn every_shell_has_completions_of_all_commands() {
+async fn every_shell_has_completions_of_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let printed = Project::empty().run(&["completions", shell]).await;
         assert_eq!(printed.code, Some(0), "{printed:?}");
@@ -16,7 +16,7 @@ async fn every_shell_has_completions_of_all_commands() {
 }
 
 #[tokio::test]
-async fn every_command_has_a_manual_page() {
+async fn commands_and_subcommands_have_manual_pages() {
     let project = Project::empty();
     let printed = project.run(&["man", "pages/man1"]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_verdict_on_a_failed_version_has_a_fault() {
+    fn every_verdict_but_ready_and_unverified_has_a_fault() {
         assert_eq!(
             Verdict::ready(Findings::of_fault(FaultyParty::Platform)).fault,
             None

@@ -99,7 +99,7 @@ async fn an_update_that_is_never_answered_fails_within_the_timeouts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault() {
+async fn a_gateway_that_rejects_the_credentials_has_no_route_or_is_busy_is_the_platforms_fault() {
     for (put_status, post_status, reason) in [
         (401, None, "credentials"),
         (404, Some(404), "does not have the gateway's API"),

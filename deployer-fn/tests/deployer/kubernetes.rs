@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::fake::{FakeGateway, ProviderKind, behaviour_named_by_image};
-use crate::scenarios::{DeployerProcess, answering_build_number, hand_over_of_build};
+use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_build};
 
 /// A Kubernetes API that shows the functions of a fake gateway. Clones share its state.
 #[derive(Clone)]
@@ -147,7 +147,7 @@ impl KubernetesReader for FakeKubernetes {
 /// Deploys build 1, which is good, and then build 2 with this behaviour; returns the outcome of build 2, and how long it
 /// took.
 async fn deploy_build_2(kubernetes: &FakeKubernetes, behaviour: &str) -> (DeploymentOutcome, Duration) {
-    let process = DeployerProcess::start_with_kubernetes(kubernetes.clone());
+    let process = SimulatedDeployer::start_with_kubernetes(kubernetes.clone());
     let first = process
         .deploy(&kubernetes.gateway, &hand_over_of_build(1, "good"))
         .await;
@@ -208,7 +208,7 @@ async fn a_version_that_does_not_start_is_rolled_back_with_kubernetes_reason_alt
 #[tokio::test(start_paused = true)]
 async fn a_version_that_does_not_stay_up_is_not_ready() {
     let kubernetes = FakeKubernetes::new();
-    let process = DeployerProcess::start_with_kubernetes(kubernetes.clone());
+    let process = SimulatedDeployer::start_with_kubernetes(kubernetes.clone());
     process
         .deploy(&kubernetes.gateway, &hand_over_of_build(1, "good"))
         .await;

@@ -7,7 +7,7 @@ use deployer_fn::{DeploymentOutcome, DeploymentStatus as Status, RunningState};
 use fastrand::Rng;
 
 use crate::fake::{Disruption, FakeGateway, ProviderKind};
-use crate::scenarios::{DeployerProcess, answering_build_number, hand_over_of_build, image_of_build};
+use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_build, image_of_build};
 
 /// The number of random sequences in a test, for each provider; each has its own seed.
 const SEQUENCE_COUNT: u64 = 60;
@@ -26,7 +26,7 @@ const POSSIBLE_DISRUPTIONS: [Disruption; 7] = [
 /// A random sequence of deployments, and what the model knows of it.
 struct DeploymentSequence {
     fake: FakeGateway,
-    process: DeployerProcess,
+    process: SimulatedDeployer,
     rng: Rng,
     provider: ProviderKind,
     /// The behaviour of each build in the sequence.
@@ -41,7 +41,7 @@ impl DeploymentSequence {
     fn new(provider: ProviderKind, seed: u64) -> Self {
         Self {
             fake: FakeGateway::new(provider),
-            process: DeployerProcess::start(),
+            process: SimulatedDeployer::start(),
             rng: Rng::with_seed(seed),
             provider,
             builds: Vec::new(),
@@ -101,7 +101,7 @@ impl DeploymentSequence {
             answering_build_number(&self.fake)
         ));
         if outcome.is_none() {
-            self.process = DeployerProcess::start();
+            self.process = SimulatedDeployer::start();
         }
         // Whether a good build runs now is not known, unless a newer one certainly does.
         if behaviour == "good" && self.may_answer.iter().all(|other| *other <= Some(number)) {
@@ -214,7 +214,7 @@ async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
                 .steps
                 .push(format!("{number} ({behaviour}) ends {:?}", outcome.status));
             if sequence.rng.u8(..4) == 0 {
-                sequence.process = DeployerProcess::start();
+                sequence.process = SimulatedDeployer::start();
             }
         }
     }
@@ -241,7 +241,7 @@ async fn the_newest_good_version_runs_and_is_reported_whatever_fails() {
                 }
                 sequence.deploy_and_compare(number, &step).await;
                 if sequence.rng.u8(..4) == 0 {
-                    sequence.process = DeployerProcess::start();
+                    sequence.process = SimulatedDeployer::start();
                 }
             }
         }

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use tokio::time::{Instant, sleep};
 
 use crate::fake::{FakeGateway, ProviderKind};
-use crate::scenarios::{DeployerProcess, answering_build_number, hand_over_of_build, image_of_build};
+use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_build, image_of_build};
 
 const TESTED_PROVIDERS: [ProviderKind; 3] = [
     ProviderKind::Kubernetes,
@@ -28,7 +28,7 @@ fn successor_with_call_number(number: u64) -> Option<Successor> {
 /// Deploys build 2, and announces to it after 7 s that build 3 waits; returns the outcome of build 2.
 async fn deploy_build_2_while_build_3_arrives(
     fake: &FakeGateway,
-    process: &DeployerProcess,
+    process: &SimulatedDeployer,
     behaviour: &str,
 ) -> DeploymentOutcome {
     let (announcer, succession) = SuccessorReceiver::channel_with_successor(None);
@@ -56,7 +56,7 @@ async fn an_older_build_that_is_not_ready_yields_to_a_newer_one_that_waits() {
         (ProviderKind::Rolling, "bad"),
     ] {
         for (newer, status, runs) in [("good", Status::Ready, 3), ("bad", Status::RolledBack, 1)] {
-            let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+            let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
             process.deploy(&fake, &hand_over_of_build(1, "good")).await;
             let started = Instant::now();
             let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, older).await;
@@ -84,7 +84,7 @@ async fn an_older_build_that_is_not_ready_yields_to_a_newer_one_that_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_build_that_is_not_applied_yet_yields_to_a_newer_one_without_a_change() {
-    let (fake, process) = (FakeGateway::new(ProviderKind::Faasd), DeployerProcess::start());
+    let (fake, process) = (FakeGateway::new(ProviderKind::Faasd), SimulatedDeployer::start());
     process.deploy(&fake, &hand_over_of_build(1, "good")).await;
     let changes = fake.change_count();
     let (_announcer, succession) = SuccessorReceiver::channel_with_successor(successor_with_call_number(3));
@@ -101,7 +101,7 @@ async fn a_build_that_is_not_applied_yet_yields_to_a_newer_one_without_a_change(
 #[tokio::test(start_paused = true)]
 async fn a_build_that_became_ready_in_time_does_not_yield_to_a_newer_one() {
     for provider in TESTED_PROVIDERS {
-        let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+        let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, "good").await;
         assert_eq!(outcome.status, Status::Ready, "{outcome:#?}");
@@ -118,7 +118,7 @@ async fn a_newer_build_that_is_not_deployed_restores_the_version_before_the_olde
     };
     for provider in TESTED_PROVIDERS {
         for existed in [true, false] {
-            let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+            let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
             if existed {
                 process.deploy(&fake, &hand_over_of_build(1, "good")).await;
             }
@@ -149,17 +149,17 @@ async fn another_replicas_newer_build_is_neither_overwritten_nor_rolled_back() {
             // The newer build arrives before, while and after the older one is applied and watched.
             for delay in [0, 1, 2, 3, 4, 5, 10, 1000, 30_000, 55_000, 60_000] {
                 let fake = FakeGateway::new(provider);
-                DeployerProcess::start()
+                SimulatedDeployer::start()
                     .deploy(&fake, &hand_over_of_build(1, "good"))
                     .await;
                 let newer = async {
                     sleep(Duration::from_millis(delay)).await;
-                    DeployerProcess::start()
+                    SimulatedDeployer::start()
                         .deploy(&fake, &hand_over_of_build(3, "good"))
                         .await
                 };
                 let older_build = hand_over_of_build(2, older);
-                let process = DeployerProcess::start();
+                let process = SimulatedDeployer::start();
                 let (older_outcome, newer_outcome) = tokio::join!(process.deploy(&fake, &older_build), newer);
                 let story = format!("{provider:?} {older} {delay}: {older_outcome:#?} {newer_outcome:#?}");
                 assert_eq!(newer_outcome.status, Status::Ready, "{story}");
@@ -188,9 +188,9 @@ async fn several_deployer_replicas_end_with_the_newest_build_that_works() {
             let mut rng = Rng::with_seed(seed);
             let fake = FakeGateway::new(provider);
             let replicas = [
-                DeployerProcess::start(),
-                DeployerProcess::start(),
-                DeployerProcess::start(),
+                SimulatedDeployer::start(),
+                SimulatedDeployer::start(),
+                SimulatedDeployer::start(),
             ];
             let mut number = 0;
             let mut newest_ready = None;

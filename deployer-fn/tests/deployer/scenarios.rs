@@ -55,9 +55,9 @@ pub(crate) fn image_of_build(number: u64, behaviour: &str) -> String {
 
 /// A stand-in for a process of the deployer: a history of rollouts of its own, and Kubernetes if it may read that.
 #[derive(Clone)]
-pub(crate) struct DeployerProcess(RolloutHistory, Option<Kubernetes>);
+pub(crate) struct SimulatedDeployer(RolloutHistory, Option<Kubernetes>);
 
-impl DeployerProcess {
+impl SimulatedDeployer {
     pub(crate) fn start() -> Self {
         Self(RolloutHistory::default(), None)
     }
@@ -128,7 +128,7 @@ pub(crate) fn answering_build_number(fake: &FakeGateway) -> Option<u64> {
 #[tokio::test(start_paused = true)]
 async fn a_function_is_created_and_updated_and_a_repeated_delivery_changes_nothing() {
     for provider in TESTED_PROVIDERS {
-        let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+        let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
         let created = process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         assert_status_and_fault(&created, Status::Ready, None);
         assert_eq!(created.previous_image, None);
@@ -150,14 +150,14 @@ async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment()
     for provider in TESTED_PROVIDERS {
         for behaviour in ["missing", "silent", "crash", "bad"] {
             let fake = FakeGateway::new(provider);
-            let process = DeployerProcess::start();
+            let process = SimulatedDeployer::start();
             assert_status_and_fault(
                 &process.deploy(&fake, &hand_over_of_build(1, "good")).await,
                 Status::Ready,
                 None,
             );
             // A new process does not remember which version was good.
-            let process = DeployerProcess::start();
+            let process = SimulatedDeployer::start();
             let outcome = process.deploy(&fake, &hand_over_of_build(2, behaviour)).await;
             // The rolling provider starts the new version itself, and rejects one that does not listen.
             let expected = match (provider, behaviour) {
@@ -176,7 +176,7 @@ async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment()
 
             // A repeated delivery is known to fail, also to a new process.
             let changes = fake.change_count();
-            for process in [process, DeployerProcess::start()] {
+            for process in [process, SimulatedDeployer::start()] {
                 let repeated = process.deploy(&fake, &hand_over_of_build(2, behaviour)).await;
                 assert_eq!(
                     repeated.status, expected,
@@ -189,7 +189,7 @@ async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment()
             }
             // A newer build is not affected.
             assert_status_and_fault(
-                &DeployerProcess::start()
+                &SimulatedDeployer::start()
                     .deploy(&fake, &hand_over_of_build(3, "good"))
                     .await,
                 Status::Ready,
@@ -205,7 +205,7 @@ async fn a_first_version_that_does_not_run_is_deleted() {
     for provider in TESTED_PROVIDERS {
         for behaviour in ["silent", "crash", "bad"] {
             let fake = FakeGateway::new(provider);
-            let outcome = DeployerProcess::start()
+            let outcome = SimulatedDeployer::start()
                 .deploy(&fake, &hand_over_of_build(1, behaviour))
                 .await;
             assert_status_and_fault(&outcome, Status::RolledBack, Some(FaultyParty::Caller));
@@ -218,7 +218,7 @@ async fn a_first_version_that_does_not_run_is_deleted() {
 #[tokio::test(start_paused = true)]
 async fn missing_secrets_and_namespaces_are_refused_without_a_change() {
     for provider in TESTED_PROVIDERS {
-        let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+        let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         let mut wrong = hand_over_of_build(2, "good");
         wrong.spec.secrets.extend(["one".to_owned(), "two".to_owned()]);
@@ -249,10 +249,10 @@ async fn missing_secrets_and_namespaces_are_refused_without_a_change() {
 async fn an_older_build_never_replaces_a_newer_one() {
     for provider in TESTED_PROVIDERS {
         let fake = FakeGateway::new(provider);
-        DeployerProcess::start()
+        SimulatedDeployer::start()
             .deploy(&fake, &hand_over_of_build(5, "good"))
             .await;
-        let outcome = DeployerProcess::start()
+        let outcome = SimulatedDeployer::start()
             .deploy(&fake, &hand_over_of_build(4, "good"))
             .await;
         assert_status_and_fault(&outcome, Status::Refused, Some(FaultyParty::Caller));
@@ -296,8 +296,8 @@ async fn builders_of_different_releases_are_ordered_by_the_end_of_the_build() {
         (ended(2, 99), ended(1, 100), false),
     ] {
         let fake = FakeGateway::new(ProviderKind::Kubernetes);
-        DeployerProcess::start().deploy(&fake, &deployed).await;
-        let outcome = DeployerProcess::start().deploy(&fake, &handed_over).await;
+        SimulatedDeployer::start().deploy(&fake, &deployed).await;
+        let outcome = SimulatedDeployer::start().deploy(&fake, &handed_over).await;
         let status = if replaced { Status::Ready } else { Status::Refused };
         assert_eq!(outcome.status, status, "{deployed:?} {handed_over:?}");
         assert_eq!(outcome.superseded_by.is_some(), !replaced);
@@ -314,11 +314,11 @@ async fn a_deployed_version_from_the_future_is_replaced() {
         built_at: None,
         ..hand_over_of_build(number, "good")
     };
-    DeployerProcess::start().deploy(&fake, &of(1, ahead(6))).await;
-    let outcome = DeployerProcess::start().deploy(&fake, &of(2, ahead(0))).await;
+    SimulatedDeployer::start().deploy(&fake, &of(1, ahead(6))).await;
+    let outcome = SimulatedDeployer::start().deploy(&fake, &of(2, ahead(0))).await;
     assert_status_and_fault(&outcome, Status::Ready, None);
     // Within the bound, it orders.
-    let outcome = DeployerProcess::start().deploy(&fake, &of(3, ahead(-1))).await;
+    let outcome = SimulatedDeployer::start().deploy(&fake, &of(3, ahead(-1))).await;
     assert_status_and_fault(&outcome, Status::Refused, Some(FaultyParty::Caller));
 }
 
@@ -333,7 +333,7 @@ async fn a_function_not_deployed_by_slipway_is_restored_from_its_status() {
             json!({"service": "hello", "image": "registry.example/hello-good:1",
             "envVars": {"BUILD": "0"}, "annotations": {"topic": "x"}, "secrets": ["api-key"]}),
         );
-        let outcome = DeployerProcess::start()
+        let outcome = SimulatedDeployer::start()
             .deploy(&fake, &hand_over_of_build(1, "crash"))
             .await;
         assert_status_and_fault(&outcome, Status::RolledBack, Some(FaultyParty::Caller));
@@ -353,7 +353,7 @@ async fn a_function_not_deployed_by_slipway_is_restored_from_its_status() {
 #[tokio::test(start_paused = true)]
 async fn the_last_good_version_is_restored_even_if_the_deployed_one_never_was_good() {
     for provider in TESTED_PROVIDERS {
-        let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+        let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         // Killed while it watches the bad version, whose hand-over is not delivered again.
         fake.kill_deployer_at_request(Some((7, true)));
@@ -369,7 +369,7 @@ async fn the_last_good_version_is_restored_even_if_the_deployed_one_never_was_go
             assert_eq!(answering_build_number(&fake), None);
         }
 
-        let outcome = DeployerProcess::start()
+        let outcome = SimulatedDeployer::start()
             .deploy(&fake, &hand_over_of_build(3, "crash"))
             .await;
         assert_status_and_fault(&outcome, Status::RolledBack, Some(FaultyParty::Caller));
@@ -381,7 +381,7 @@ async fn the_last_good_version_is_restored_even_if_the_deployed_one_never_was_go
 async fn a_function_without_its_service_is_created_again() {
     let (fake, process) = (
         FakeGateway::new(ProviderKind::Kubernetes),
-        DeployerProcess::start(),
+        SimulatedDeployer::start(),
     );
     process.deploy(&fake, &hand_over_of_build(1, "good")).await;
     fake.lose_service("hello");
@@ -394,7 +394,7 @@ async fn a_function_without_its_service_is_created_again() {
 async fn an_update_that_kubernetes_ignores_leaves_the_old_version() {
     let (fake, process) = (
         FakeGateway::new(ProviderKind::Kubernetes),
-        DeployerProcess::start(),
+        SimulatedDeployer::start(),
     );
     process.deploy(&fake, &hand_over_of_build(1, "good")).await;
     let mut impossible = hand_over_of_build(2, "good");
@@ -410,7 +410,7 @@ async fn an_update_that_kubernetes_ignores_leaves_the_old_version() {
 
 #[tokio::test(start_paused = true)]
 async fn another_clients_deployment_in_the_meantime_is_kept() {
-    let (fake, process) = (FakeGateway::new(ProviderKind::Faasd), DeployerProcess::start());
+    let (fake, process) = (FakeGateway::new(ProviderKind::Faasd), SimulatedDeployer::start());
     process.deploy(&fake, &hand_over_of_build(1, "good")).await;
     let bad = hand_over_of_build(2, "bad");
     let deployment = process.deploy(&fake, &bad);
@@ -431,7 +431,7 @@ async fn another_clients_deployment_in_the_meantime_is_kept() {
 async fn after_a_panic_the_state_is_reported_and_the_next_hand_over_works() {
     for provider in TESTED_PROVIDERS {
         for (behaviour, request) in (1..10).flat_map(|request| [("good", request), ("crash", request)]) {
-            let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+            let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
             process.deploy(&fake, &hand_over_of_build(1, "good")).await;
             fake.panic_at_request(Some(request));
             let outcome = process.deploy(&fake, &hand_over_of_build(2, behaviour)).await;
@@ -470,7 +470,7 @@ async fn after_a_panic_the_state_is_reported_and_the_next_hand_over_works() {
 async fn an_answer_that_may_be_the_old_versions_is_not_reported_as_ready() {
     for behaviour in ["missing", "silent", "crash", "good"] {
         let fake = FakeGateway::new(ProviderKind::Kubernetes).omit_versions_in_answers();
-        let process = DeployerProcess::start();
+        let process = SimulatedDeployer::start();
         let created = process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         assert_status_and_fault(&created, Status::Ready, None);
 
@@ -481,7 +481,7 @@ async fn an_answer_that_may_be_the_old_versions_is_not_reported_as_ready() {
         assert!(outcome.changed);
 
         // Delivered again, it changes nothing and gives the same outcome.
-        for process in [process, DeployerProcess::start()] {
+        for process in [process, SimulatedDeployer::start()] {
             let repeated = process.deploy(&fake, &hand_over_of_build(2, behaviour)).await;
             assert_status_and_fault(&repeated, Status::Unverified, None);
             assert!(!repeated.changed);
@@ -493,11 +493,11 @@ async fn an_answer_that_may_be_the_old_versions_is_not_reported_as_ready() {
 async fn an_unverified_version_never_becomes_the_one_to_restore() {
     for restarts in [false, true] {
         let fake = FakeGateway::new(ProviderKind::Kubernetes).omit_versions_in_answers();
-        let mut process = DeployerProcess::start();
+        let mut process = SimulatedDeployer::start();
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         for number in 2..5 {
             if restarts {
-                process = DeployerProcess::start();
+                process = SimulatedDeployer::start();
             }
             let outcome = process.deploy(&fake, &hand_over_of_build(number, "crash")).await;
             assert_status_and_fault(&outcome, Status::Unverified, None);
@@ -517,13 +517,13 @@ async fn an_unverified_version_never_becomes_the_one_to_restore() {
 #[tokio::test(start_paused = true)]
 async fn an_older_build_does_not_replace_an_unverified_one() {
     let fake = FakeGateway::new(ProviderKind::Kubernetes).omit_versions_in_answers();
-    DeployerProcess::start()
+    SimulatedDeployer::start()
         .deploy(&fake, &hand_over_of_build(1, "good"))
         .await;
-    DeployerProcess::start()
+    SimulatedDeployer::start()
         .deploy(&fake, &hand_over_of_build(3, "good"))
         .await;
-    let outcome = DeployerProcess::start()
+    let outcome = SimulatedDeployer::start()
         .deploy(&fake, &hand_over_of_build(2, "good"))
         .await;
     assert_status_and_fault(&outcome, Status::Refused, Some(FaultyParty::Caller));
@@ -534,7 +534,7 @@ async fn an_older_build_does_not_replace_an_unverified_one() {
 #[tokio::test(start_paused = true)]
 async fn a_build_older_than_the_newest_submission_of_the_deployed_version_is_refused() {
     for provider in TESTED_PROVIDERS {
-        let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+        let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         // The source of build 1 again, for example because a change was undone: the same image.
         let mut undone = hand_over_of_build(1, "good");
@@ -560,7 +560,7 @@ async fn a_build_older_than_the_newest_submission_of_the_deployed_version_is_ref
 async fn an_update_is_verified_by_a_provider_that_replaces_before_it_answers() {
     for provider in [ProviderKind::Faasd, ProviderKind::Rolling] {
         let fake = FakeGateway::new(provider).omit_versions_in_answers();
-        let process = DeployerProcess::start();
+        let process = SimulatedDeployer::start();
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         let outcome = process.deploy(&fake, &hand_over_of_build(2, "good")).await;
         assert_status_and_fault(&outcome, Status::Ready, None);
@@ -584,7 +584,7 @@ async fn a_working_version_runs_at_the_end_whichever_single_request_is_disrupted
             Disruption::Unanswered,
         ] {
             for step in 0..9 {
-                let (fake, process) = (FakeGateway::new(provider), DeployerProcess::start());
+                let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
                 process.deploy(&fake, &hand_over_of_build(1, "good")).await;
                 fake.disrupt_next_requests(std::iter::repeat_n(Disruption::None, step).chain([disruption]));
                 let outcome = process.deploy(&fake, &hand_over_of_build(2, "good")).await;
@@ -619,15 +619,15 @@ async fn a_deployer_killed_at_any_step_finishes_with_the_next_delivery() {
                 .flat_map(move |behaviour| [(behaviour, step, false), (behaviour, step, true)])
         }) {
             let fake = FakeGateway::new(provider);
-            DeployerProcess::start()
+            SimulatedDeployer::start()
                 .deploy(&fake, &hand_over_of_build(1, "good"))
                 .await;
             fake.kill_deployer_at_request(Some((step, acted)));
-            let first = DeployerProcess::start()
+            let first = SimulatedDeployer::start()
                 .deploy_until_killed(&fake, &hand_over_of_build(2, behaviour))
                 .await;
             fake.kill_deployer_at_request(None);
-            let outcome = DeployerProcess::start()
+            let outcome = SimulatedDeployer::start()
                 .deploy(&fake, &hand_over_of_build(2, behaviour))
                 .await;
             let story = format!("{provider:?} {behaviour} {step} {acted}: {first:?} {outcome:#?}");

@@ -95,10 +95,10 @@ impl<'a> PartOutage<'a> {
     }
 
     /// Returns the number of open connections to BuildKit's TCP port in the stack, or through the proxy to BuildKit.
-    pub fn open_buildkit_connections(&self) -> Result<usize> {
+    pub fn open_buildkit_connection_count(&self) -> Result<usize> {
         match &self.proxied {
-            None => self.testbed.buildkit_connections(),
-            Some(proxied) => Ok(proxied.buildkit.open_connections()),
+            None => self.testbed.buildkit_connection_count(),
+            Some(proxied) => Ok(proxied.buildkit.open_connection_count()),
         }
     }
 }

@@ -100,7 +100,7 @@ impl TcpProxy {
     }
 
     /// Returns the number of connections that are open through the proxy.
-    pub fn open_connections(&self) -> usize {
+    pub fn open_connection_count(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }

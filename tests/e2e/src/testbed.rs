@@ -133,7 +133,7 @@ impl Testbed {
 
     /// Returns the number of established connections to BuildKit's TCP port inside the stack. builder-fn has one for
     /// each build, and opens one for each check of its readiness.
-    pub fn buildkit_connections(&self) -> Result<usize> {
+    pub fn buildkit_connection_count(&self) -> Result<usize> {
         const TCP_ESTABLISHED_STATE: &str = "01";
         const BUILDKIT_PORT_HEX: &str = ":04D2";
         // BuildKit has a network of its own; a daemon that does not run has no connections.

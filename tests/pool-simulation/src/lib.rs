@@ -65,7 +65,7 @@ impl Simulation {
 
     /// Returns what a further daemon would change in `placed`, the daemons of the functions. The pool itself stays the
     /// same.
-    pub fn add_daemon(&self, placed: &[usize]) -> Movement {
+    pub fn movement_to_added_daemon(&self, placed: &[usize]) -> Movement {
         let mut daemons = self.daemons.clone();
         let added = daemons.len();
         daemons.push(idle_daemon(added));
@@ -170,7 +170,7 @@ mod tests {
         // Five standard deviations of a binomial distribution with the mean 1,000.
         assert!(balance.least > 840 && balance.most < 1160, "{balance}");
 
-        let movement = simulation.add_daemon(&placed);
+        let movement = simulation.movement_to_added_daemon(&placed);
         println!("a further daemon: {movement}");
         assert!(movement.to_added < 1.2 / 1001.0, "{movement}");
         assert!(movement.between_others == 0.0, "{movement}");

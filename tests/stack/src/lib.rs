@@ -50,7 +50,7 @@ pub use self::{
     stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail as log_tail},
     step_address::{is_address_plugin, run_address_plugin},
     step_link::{is_link_plugin, run_link_plugin},
-    step_runtime::{is_step_runtime, run_step},
+    step_runtime::{is_step_runtime, limit_step_and_become_runc},
     supervisor::run_supervisor as supervise,
     tools::{ToolPaths, build_go_module},
 };

@@ -10,7 +10,7 @@ use clap::Parser as _;
 fn main() -> ExitCode {
     // BuildKit starts these three by name, without a subcommand.
     let done = if slipway_stack::is_step_runtime() {
-        slipway_stack::run_step().map(|()| ExitCode::SUCCESS)
+        slipway_stack::limit_step_and_become_runc().map(|()| ExitCode::SUCCESS)
     } else if slipway_stack::is_address_plugin() {
         slipway_stack::run_address_plugin()
     } else if slipway_stack::is_link_plugin() {

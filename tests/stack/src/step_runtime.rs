@@ -55,7 +55,7 @@ pub fn is_step_runtime() -> bool {
 
 /// Adds limits to the configuration of the step that this process is to run, and becomes runc; returns only if that
 /// fails.
-pub fn run_step() -> Result<()> {
+pub fn limit_step_and_become_runc() -> Result<()> {
     let mut arguments = env::args_os();
     let program = PathBuf::from(arguments.next().unwrap_or_default());
     let arguments = arguments.collect::<Vec<_>>();

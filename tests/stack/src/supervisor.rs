@@ -44,7 +44,7 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
     if let ProviderChoice::Faasd(faasd) = &config.plan.provider {
         faasd::prepare_mounts_for_faasd(&config.dir, &faasd.program, &config.containerd_socket_path())?;
     }
-    resolver.replace_with_stacks()?;
+    resolver.mount_stack_resolv_conf()?;
     disk::mount_buildkit_disk(&config.dir)?;
     // Before `create_and_enter_stack_networks`, while this process is still in the machine's network namespace.
     let loopback = forward::listen_for_loopback_registry(&config)?;

@@ -14,7 +14,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
-use super::{BuildState, find_record, in_time, listen_to_history, none_on_failure, time_from_unix};
+use super::{
+    BuildState, find_record, listen_to_history, none_on_failure, time_from_unix, within_answer_timeout,
+};
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::cancellation;
 use crate::buildkit::job::ATTEMPTS_MAX;
@@ -210,7 +212,7 @@ impl Connection {
             }
             Ok(listing)
         };
-        in_time(listing).await
+        within_answer_timeout(listing).await
     }
 
     /// Returns whether the history has the request to cancel a call's build; `false` if the history fails.

@@ -49,7 +49,7 @@ impl PoolMember {
     }
 
     /// Gives builds to the daemon again: it answers.
-    pub(super) fn take_back(&self) {
+    pub(super) fn readmit(&self) {
         *self.lock() = None;
     }
 
@@ -104,7 +104,7 @@ mod tests {
         tokio::time::advance(LEAVE_OUT_TIME).await;
         assert!(!member.is_left_out());
         member.leave_out();
-        member.take_back();
+        member.readmit();
         assert!(!member.is_left_out());
     }
 

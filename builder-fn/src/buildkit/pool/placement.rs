@@ -18,7 +18,7 @@ use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Co
 
 /// The limit on the daemons that are asked about a build: those that its image scores highest. Builds overflow to these,
 /// and a daemon that is added moves an image down by one place.
-const ASKED_MAX: usize = 16;
+const ASKED_DAEMONS_MAX: usize = 16;
 
 /// The pauses between looks at the other daemons, from the start of a build on. Another builder that sees other daemons may
 /// have begun the same build in the moment between question and start, or later, if it has fetched the context in between.
@@ -80,7 +80,7 @@ impl DaemonPool {
             for (member, answer) in asked.iter().zip(join_all(asking).await) {
                 match answer {
                     Ok(answer) => {
-                        member.take_back();
+                        member.readmit();
                         answers.push(answer);
                     }
                     Err(error) => {
@@ -94,7 +94,7 @@ impl DaemonPool {
                 }
             }
             if !errors.is_empty() {
-                self.resolve_again().await;
+                self.make_lookup_due().await;
             }
             // A call that is delivered again. The daemons read all their records for it.
             let is_known = |answer: &DaemonAnswer| answer.is_recorded || !answer.attempts.is_empty();
@@ -180,7 +180,7 @@ impl PlacedBuild {
     /// Makes the next use of the pool look its daemons up, because the build was lost. If the daemon was lost, the next
     /// question finds that out; if only the connection was, it still runs other builds.
     pub(crate) async fn report_loss(&self) {
-        self.pool.resolve_again().await;
+        self.pool.make_lookup_due().await;
     }
 
     /// Waits until a daemon that the reference scores higher is found to run the same build, and returns its name: this
@@ -216,12 +216,12 @@ fn daemons_to_ask(members: &Members, image: PlacementHash, patience: Patience) -
     let mut asked: Vec<_> = ranked
         .iter()
         .filter(|member| patience == Patience::Long || !member.is_left_out())
-        .take(ASKED_MAX)
+        .take(ASKED_DAEMONS_MAX)
         .cloned()
         .collect();
     if asked.is_empty() {
         asked = ranked;
-        asked.truncate(ASKED_MAX);
+        asked.truncate(ASKED_DAEMONS_MAX);
     }
     asked
 }

@@ -14,7 +14,7 @@ const BUSY_MIN: usize = 4;
 
 /// The number of builds that a daemon may run for each build of its share, as a fraction: half more. With less, a pool that
 /// is busy everywhere loses many warm caches; the tests of `tests/pool-simulation` show how many.
-const EXCESS: (usize, usize) = (3, 2);
+const BUSY_LOAD_FACTOR: (usize, usize) = (3, 2);
 
 /// The hash of a daemon's name, or of the image or the reference of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl PlacementHash {
 /// half more than its share, with the build that is to be placed, and at least 4.
 #[inline]
 pub fn busy_from(running: usize, daemons: usize) -> usize {
-    let (more, less) = EXCESS;
+    let (more, less) = BUSY_LOAD_FACTOR;
     let share = ((running + 1) * more).div_ceil(daemons.max(1) * less);
     share.max(BUSY_MIN)
 }
@@ -76,10 +76,10 @@ pub fn busy_from(running: usize, daemons: usize) -> usize {
 /// busy, chooses the preferred one. Returns `None` if there are no daemons.
 #[inline]
 pub fn choose_daemon(daemons: &[DaemonLoad], image: PlacementHash, busy_from: usize) -> Option<Placement> {
-    let preferred = highest_score(daemons, image, |_| true)?;
+    let preferred = find_highest_scored(daemons, image, |_| true)?;
     let chosen = match daemons.get(preferred) {
         Some(daemon) if daemon.running >= busy_from => {
-            highest_score(daemons, image, |daemon| daemon.running < busy_from).unwrap_or(preferred)
+            find_highest_scored(daemons, image, |daemon| daemon.running < busy_from).unwrap_or(preferred)
         }
         _ => preferred,
     };
@@ -88,7 +88,7 @@ pub fn choose_daemon(daemons: &[DaemonLoad], image: PlacementHash, busy_from: us
 
 /// Returns the number of the daemon with the highest score for `image` among those that `counts` is true for.
 #[inline]
-fn highest_score(
+fn find_highest_scored(
     daemons: &[DaemonLoad],
     image: PlacementHash,
     counts: impl Fn(&DaemonLoad) -> bool,
@@ -175,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn no_daemon_gets_more_than_its_share_and_half_of_it(
+        fn no_daemon_gets_more_builds_than_the_number_from_which_it_is_busy(
             builds in prop::collection::vec(0_usize..50, 1..200),
             count in 1_usize..12,
         ) {

@@ -17,10 +17,10 @@ use serde_json::{Map, Value};
 
 use super::document::{RecordManifest, StoredBody, StoredRecord};
 use super::index_tag::{self, IndexTag, RELEASED_OWNER};
-use super::lease::{BEATS, ObservedOwners};
+use super::lease::{DISTINCT_SIGNS, ObservedOwners};
 use super::{
-    AGE_MAX, READERS, RECORDS_MAX, RecordPlace, RecordStore, ResumableRequest, SealedContent, StoreError,
-    lock,
+    AGE_MAX, CONCURRENT_READS, RECORDS_MAX, RecordPlace, RecordStore, ResumableRequest, SealedContent,
+    StoreError, lock,
 };
 use crate::builds::{BuildPhase, BuildRecord, RecordKey};
 
@@ -114,7 +114,7 @@ impl RecordStore {
     /// # Errors
     /// Fails if the registry does not store it in a short time.
     pub(super) async fn renew_sign(&self) -> Result<(), StoreError> {
-        let manifest = RecordManifest::of_sign(self.0.beat.fetch_add(1, Ordering::Relaxed) % BEATS);
+        let manifest = RecordManifest::of_sign(self.0.beat.fetch_add(1, Ordering::Relaxed) % DISTINCT_SIGNS);
         let tag = index_tag::owner_tag(&self.0.owner);
         let limit = self.0.times.beat;
         let put = self.0.repository.put(&None, &tag, &manifest);
@@ -223,7 +223,9 @@ impl RecordStore {
         let tag = index_tag::owner_tag(owner);
         let digest = self.0.repository.digest(&None, &tag).await?;
         let stale_after = self.0.times.stale_after;
-        Ok(search.owners.observe(owner, digest, stale_after, search.pass))
+        Ok(search
+            .owners
+            .record_and_check_gone(owner, digest, stale_after, search.pass))
     }
 
     /// Reads the records of entries whose owners have gone, and adds those to `claims` that nobody runs.
@@ -240,7 +242,7 @@ impl RecordStore {
                 let record = self.read_tag_and_digest(tenant, &entry.record_tag()).await;
                 (entry, record)
             })
-            .buffered(READERS);
+            .buffered(CONCURRENT_READS);
         while let Some((entry, record)) = records.next().await {
             let record = match record {
                 Ok(record) => record,

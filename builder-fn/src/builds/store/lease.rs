@@ -1,6 +1,6 @@
 //! Which processes live: each that has accepted what it has not finished renews a sign in the registry.
 //!
-//! The sign of a process is the tag `o-OWNER`. Its manifest has a number that counts up to [`BEATS`] and begins again, so
+//! The sign of a process is the tag `o-OWNER`. Its manifest has a number that counts up to [`DISTINCT_SIGNS`] and begins again, so
 //! that the registry never has more manifests of it. An observer compares what it reads with what it read before, and
 //! measures by its own clock: no two clocks are compared. A process whose sign has not changed for some time counts as
 //! gone. One that only cannot reach the registry is taken for gone as well, and both run the build: BuildKit builds it once.
@@ -14,7 +14,7 @@ use super::index_tag::RELEASED_OWNER;
 
 /// The number of manifests that a sign changes between: more than renewals in [`LeaseTimes::stale_after`], so that none looks
 /// unchanged.
-pub(super) const BEATS: u64 = 30;
+pub(super) const DISTINCT_SIGNS: u64 = 30;
 
 /// The times of the signs that processes live, of claims, and of exchanges with the registry.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,7 @@ impl ObservedOwners {
     /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: it has
     /// been the same for `stale_after`, in every `pass` over the records, whatever a pass takes. An owner without unfinished
     /// builds renews no sign and is not observed, so that what was seen before such a time says nothing.
-    pub(super) fn observe(
+    pub(super) fn record_and_check_gone(
         &mut self,
         owner: &str,
         digest: Option<String>,
@@ -111,21 +111,21 @@ mod tests {
     async fn an_owner_is_gone_once_its_sign_has_not_changed_for_long() {
         let mut owners = ObservedOwners::default();
         let sign = |number: u32| Some(number.to_string());
-        assert!(!owners.observe("a", sign(1), STALE_AFTER, 0));
-        assert!(!owners.observe("silent", None, STALE_AFTER, 0));
+        assert!(!owners.record_and_check_gone("a", sign(1), STALE_AFTER, 0));
+        assert!(!owners.record_and_check_gone("silent", None, STALE_AFTER, 0));
         tokio::time::advance(STALE_AFTER - Duration::from_secs(1)).await;
-        assert!(!owners.observe("a", sign(1), STALE_AFTER, 1));
-        assert!(!owners.observe("a", sign(2), STALE_AFTER, 1));
+        assert!(!owners.record_and_check_gone("a", sign(1), STALE_AFTER, 1));
+        assert!(!owners.record_and_check_gone("a", sign(2), STALE_AFTER, 1));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!owners.observe("a", sign(2), STALE_AFTER, 2));
+        assert!(!owners.record_and_check_gone("a", sign(2), STALE_AFTER, 2));
         assert!(
-            owners.observe("silent", None, STALE_AFTER, 2),
+            owners.record_and_check_gone("silent", None, STALE_AFTER, 2),
             "one that never had a sign"
         );
         tokio::time::advance(STALE_AFTER).await;
-        assert!(owners.observe("a", sign(2), STALE_AFTER, 3));
+        assert!(owners.record_and_check_gone("a", sign(2), STALE_AFTER, 3));
         assert!(
-            !owners.observe("a", sign(3), STALE_AFTER, 3),
+            !owners.record_and_check_gone("a", sign(3), STALE_AFTER, 3),
             "it lives after all"
         );
     }
@@ -133,29 +133,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_owner_that_was_idle_is_not_taken_for_gone_by_its_old_sign() {
         let mut owners = ObservedOwners::default();
-        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, 0));
+        assert!(!owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, 0));
         tokio::time::advance(Duration::from_secs(3600)).await;
-        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 1));
+        assert!(!owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 1));
         tokio::time::advance(STALE_AFTER).await;
-        assert!(owners.observe("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 2));
+        assert!(owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_owner_that_is_gone_is_found_however_long_a_pass_takes() {
         let mut owners = ObservedOwners::default();
-        assert!(!owners.observe("a", Some("1".into()), STALE_AFTER, 7));
+        assert!(!owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, 7));
         tokio::time::advance(100 * STALE_AFTER).await;
-        assert!(owners.observe("a", Some("1".into()), STALE_AFTER, 7 + COMPARED_PASSES));
+        assert!(owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, 7 + COMPARED_PASSES));
     }
 
     #[test]
     fn a_build_that_was_handed_back_needs_no_wait() {
-        assert!(ObservedOwners::default().observe(RELEASED_OWNER, None, STALE_AFTER, 0));
+        assert!(ObservedOwners::default().record_and_check_gone(RELEASED_OWNER, None, STALE_AFTER, 0));
     }
 
     #[test]
     fn a_sign_never_looks_unchanged_within_the_time_in_which_it_counts() {
         let times = LeaseTimes::default();
-        assert!(times.beat.as_secs() * BEATS > 2 * times.stale_after.as_secs());
+        assert!(times.beat.as_secs() * DISTINCT_SIGNS > 2 * times.stale_after.as_secs());
     }
 }

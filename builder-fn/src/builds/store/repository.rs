@@ -71,7 +71,7 @@ impl RecordRepository {
     pub(super) async fn get(&self, tenant: &Option<String>, tag: &str) -> Result<Option<Bytes>, StoreError> {
         let mut repository = self.open(tenant).await?;
         let manifest = repository.fetch_manifest(tag).await?;
-        self.keep(tenant, repository);
+        self.keep_token(tenant, repository);
         Ok(manifest)
     }
 
@@ -96,7 +96,7 @@ impl RecordRepository {
             lock(&self.prepared).remove(tenant);
         }
         put?;
-        self.keep(tenant, repository);
+        self.keep_token(tenant, repository);
         Ok(())
     }
 
@@ -207,7 +207,7 @@ impl RecordRepository {
                 _ => break,
             }
         }
-        self.keep(tenant, repository);
+        self.keep_token(tenant, repository);
         Ok(entries)
     }
 
@@ -236,7 +236,7 @@ impl RecordRepository {
     }
 
     /// Keeps the token of a handle for the next request.
-    fn keep(&self, tenant: &Option<String>, repository: Repository) {
+    fn keep_token(&self, tenant: &Option<String>, repository: Repository) {
         if let Some((_, kept)) = lock(&self.handles).get_mut(tenant) {
             *kept = repository;
         }

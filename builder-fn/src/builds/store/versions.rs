@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::document::{RecordManifest, digest_of};
 use super::seal::SealedContent;
-use super::{END_TIMEOUT, PENDING_MAX, PendingRecord, READERS, RecordStore, StoreError, lock};
+use super::{CONCURRENT_READS, END_TIMEOUT, PENDING_MAX, PendingRecord, RecordStore, StoreError, lock};
 use crate::versions::{FunctionVersion, VERSIONS_KEPT, VersionState};
 
 /// The largest time in a tag, in milliseconds since 1970.
@@ -205,7 +205,7 @@ impl RecordStore {
             let tags = self.list_version_tags(tenant, function).await?;
             let mut versions = futures_util::stream::iter(tags)
                 .map(|tag| async move { self.read_version(tenant, &tag).await })
-                .buffered(READERS);
+                .buffered(CONCURRENT_READS);
             let mut found = Vec::new();
             while let Some(version) = versions.next().await {
                 // The tag says nothing that counts: every writer to the registry can choose it.

@@ -85,7 +85,7 @@ async fn many_keys_limit_the_length_of_a_body_that_names_no_tenant() {
 }
 
 #[tokio::test]
-async fn a_body_that_announces_too_much_for_many_keys_is_not_read() {
+async fn a_body_that_announces_too_much_for_many_keys_is_rejected() {
     let head = request_head(Some(&sign_as(0, b"")), None);
     let announced = Full::new(Bytes::from(vec![0; 5 << 20]));
     let error = receive_body(announced, &head, &check_by_tenants(64), &spool_folder().limits).await;

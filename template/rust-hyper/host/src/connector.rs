@@ -9,7 +9,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sets the timeout for connecting, and that small writes are sent at once (`TCP_NODELAY`).
-fn configure<R>(mut connector: HttpConnector<R>) -> HttpConnector<R> {
+fn with_connect_timeout_and_nodelay<R>(mut connector: HttpConnector<R>) -> HttpConnector<R> {
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_nodelay(true);
     connector
@@ -25,7 +25,7 @@ mod kind {
 
     /// Returns an HTTP connector; it cannot connect with TLS.
     pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
-        Ok(configure(HttpConnector::new()))
+        Ok(with_connect_timeout_and_nodelay(HttpConnector::new()))
     }
 }
 
@@ -99,7 +99,8 @@ mod kind {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut http = configure(HttpConnector::new_with_resolver(CheckedResolver::new(check)));
+        let mut http =
+            with_connect_timeout_and_nodelay(HttpConnector::new_with_resolver(CheckedResolver::new(check)));
         http.enforce_http(false);
         let builder = HttpsConnectorBuilder::new()
             .with_tls_config(config)

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use slipway_stack::{PartState, StackPart};
 
-use super::platform::{BUILDERS, SoakPlatform};
+use super::platform::{BUILDER_COUNT, SoakPlatform};
 
 /// The time after which a platform starts a killed process again.
 const RESTART_DELAY: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ impl Fault {
     pub(super) fn occurrences(self) -> usize {
         match self {
             Self::None => 0,
-            Self::Builder => BUILDERS,
+            Self::Builder => BUILDER_COUNT,
             _ => 1,
         }
     }
@@ -95,7 +95,7 @@ impl Fault {
             }
             Self::Buildkit => kill_and_start_buildkit(platform).await?,
             Self::Builder => {
-                let number = occurrence % BUILDERS;
+                let number = occurrence % BUILDER_COUNT;
                 platform.kill_builder(number).await?;
                 tokio::time::sleep(RESTART_DELAY).await;
                 platform.start_builder(number).await?;

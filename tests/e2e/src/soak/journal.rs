@@ -80,7 +80,7 @@ impl Journal {
     }
 
     /// Returns the number of images that a function was changed to.
-    pub(super) fn deployed_images(&self) -> usize {
+    pub(super) fn deployed_image_count(&self) -> usize {
         let changes = self.changes.iter().filter(|change| change.status.is_some());
         let images = changes.filter(|change| change.may_have_happened());
         images.map(|change| &change.image).collect::<BTreeSet<_>>().len()

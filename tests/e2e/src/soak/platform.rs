@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The number of builders.
-pub(super) const BUILDERS: usize = 2;
+pub(super) const BUILDER_COUNT: usize = 2;
 
 /// The repository of the builders' records, without the registry's host.
 const RECORDS_REPOSITORY: &str = "soak-records";
@@ -42,7 +42,7 @@ const DEPLOYER_SETTINGS: [(&str, &str); 2] = [("ready_timeout", "2m"), ("rollbac
 const ACCEPTANCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The number of functions that are removed at the same time.
-const REMOVALS: usize = 8;
+const CONCURRENT_REMOVALS: usize = 8;
 
 /// A running platform.
 pub(super) struct SoakPlatform {
@@ -50,7 +50,7 @@ pub(super) struct SoakPlatform {
     pub(super) workers: QueueWorkers,
     pub(super) router: Router,
     gateway: Option<LoggedProcess>,
-    builders: [Option<BuilderProcess>; BUILDERS],
+    builders: [Option<BuilderProcess>; BUILDER_COUNT],
     deployer: DeployerProcess,
     /// Whether a builder is killed only once every call is accepted.
     kill_between_acceptances: bool,
@@ -82,7 +82,7 @@ impl SoakPlatform {
         let testbed = Testbed::for_stack(stack)?;
         let stack = &testbed.stack;
         let namespace = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-        let router = Router::start(namespace, &stack.provider_url(), BUILDERS)?;
+        let router = Router::start(namespace, &stack.provider_url(), BUILDER_COUNT)?;
         let gateway = start_gateway(stack, &router).await?;
         let deployer = DeployerProcess::start(&testbed, &stack.gateway.url, &DEPLOYER_SETTINGS).await?;
         router.set_deployer(url_for_stack(stack, deployer.url())?);
@@ -99,7 +99,7 @@ impl SoakPlatform {
             logs_of_killed: Vec::new(),
             base_image,
         };
-        for number in 0..BUILDERS {
+        for number in 0..BUILDER_COUNT {
             platform.start_builder(number).await?;
         }
         build_busybox_image(&platform.running_builder()?.client()?, &platform.base_image).await?;
@@ -128,7 +128,7 @@ impl SoakPlatform {
         let _held = self.router.hold_deliveries();
         let other = self
             .builders
-            .get((number + 1) % BUILDERS)
+            .get((number + 1) % BUILDER_COUNT)
             .and_then(Option::as_ref);
         let other = other.context("the other builder does not run")?;
         let delivered = self.router.journal().calls_in_progress();
@@ -192,7 +192,7 @@ impl SoakPlatform {
     pub(super) async fn remove_functions(&self, names: impl Iterator<Item = &str>) -> Result<()> {
         stream::iter(names)
             .map(|name| self.testbed.functions.remove_function(name))
-            .buffer_unordered(REMOVALS)
+            .buffer_unordered(CONCURRENT_REMOVALS)
             .try_collect()
             .await
     }

@@ -475,7 +475,7 @@ mod tests {
         let journal = router.journal();
         assert_eq!(journal.changes_to("registry/a@sha256:12").count(), 1);
         assert_eq!(journal.changes.len(), 1);
-        assert_eq!(journal.deployed_images(), 1);
+        assert_eq!(journal.deployed_image_count(), 1);
         Ok(())
     }
 }

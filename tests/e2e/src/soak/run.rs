@@ -58,7 +58,7 @@ async fn run_phases(
         progress(&format!("{}: {} submissions", fault.name(), options.submissions));
         let submissions = submissions_of_phase(platform, options, *fault, &run)?;
         let phase = Phase::start(platform, options, *fault, &submissions, progress);
-        let phase = phase.finish().await?;
+        let phase = phase.disturb_and_report().await?;
         report.phases.push(phase);
         let functions = submissions.iter().map(|submission| submission.function.as_str());
         platform
@@ -114,7 +114,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     }
 
     /// Disturbs the builds, waits until all of them have ended, and reports what became of them.
-    async fn finish(mut self) -> Result<PhaseReport> {
+    async fn disturb_and_report(mut self) -> Result<PhaseReport> {
         let has_stalled = self.disturb_until_ended().await?;
         if let Some(submitting) = self.submitting.take() {
             submitting.abort();
@@ -182,7 +182,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     async fn kill_workers_when_due(&mut self) -> Result<()> {
         let due = {
             let journal = self.platform.router.journal();
-            let is_early = journal.deployed_images() <= self.killed_workers;
+            let is_early = journal.deployed_image_count() <= self.killed_workers;
             !is_early && journal.has_delivery_in_progress()
         };
         if due && self.killed_workers < self.options.killed_workers {
@@ -197,7 +197,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     /// are.
     async fn let_fault_happen_when_due(&mut self) -> Result<()> {
         let number = self.occurrences.len();
-        let deployed = self.platform.router.journal().deployed_images();
+        let deployed = self.platform.router.journal().deployed_image_count();
         if number >= self.fault.occurrences() || deployed < self.submissions.len() * (number + 1) / 4 {
             return Ok(());
         }

@@ -340,7 +340,7 @@ fn failing_contexts() -> Vec<FailingBuild> {
 }
 
 /// Returns failures of what a build downloads or uploads.
-fn failing_downloads(registry: &str, web: &str) -> Vec<FailingBuild> {
+fn failing_transfers(registry: &str, web: &str) -> Vec<FailingBuild> {
     let image = |name, status, error: &str, image: &str| {
         FailingBuild::new(name, status, error, &format!("FROM {image}\n"))
     };
@@ -501,7 +501,7 @@ async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()
         failing_dockerfiles(base),
         failing_steps(base),
         failing_contexts(),
-        failing_downloads(&testbed.stack.registry.host, &web.url),
+        failing_transfers(&testbed.stack.registry.host, &web.url),
     ]
     .into_iter()
     .flatten()

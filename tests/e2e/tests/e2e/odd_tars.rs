@@ -360,7 +360,7 @@ async fn no_file_of_an_odd_tar_is_lost_or_taken_for_the_config() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_compression_that_gnu_tar_reads_is_read() -> Result<()> {
+async fn every_form_of_gzip_and_zstd_that_gnu_tar_reads_is_read() -> Result<()> {
     let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
     let tar = |name: &str| {

@@ -148,7 +148,7 @@ async fn buildkit_lost_during_a_build_is_a_502_and_leaves_no_session() -> Result
     assert!(testbed.registry.get_manifest("e2e/lost", &tag).await?.is_none());
     testbed
         .wait_until_condition("no session is open", || {
-            Ok(buildkit.open_buildkit_connections()? == 0)
+            Ok(buildkit.open_buildkit_connection_count()? == 0)
         })
         .await
 }
@@ -174,7 +174,7 @@ async fn without_the_gateway_a_build_with_a_deployment_is_a_502_and_leaves_no_se
     assert!(testbed.functions.function_status(name).await?.is_none());
     testbed
         .wait_until_condition("no session is open", || {
-            Ok(gateway.open_buildkit_connections()? == 0)
+            Ok(gateway.open_buildkit_connection_count()? == 0)
         })
         .await
 }
@@ -191,7 +191,7 @@ async fn a_build_leaves_no_session() -> Result<()> {
     assert_eq!(reply.status, 200, "{}", reply.text);
     testbed
         .wait_until_condition("no session is open", || {
-            Ok(buildkit.open_buildkit_connections()? == 0)
+            Ok(buildkit.open_buildkit_connection_count()? == 0)
         })
         .await
 }

@@ -18,7 +18,7 @@ use slipway_e2e::{
 use tokio::sync::RwLockReadGuard;
 
 /// The number of functions that are built and built again.
-const FUNCTIONS: usize = 60;
+const FUNCTION_COUNT: usize = 60;
 
 /// The number of builds at the same time.
 const CONCURRENCY: usize = 3;
@@ -119,7 +119,7 @@ async fn post_queued(builder: &BuilderProcess, tar: Vec<u8>, call_id: &str) -> R
 #[tokio::test]
 async fn rebuilds_land_on_the_daemon_that_has_their_cache() -> Result<()> {
     let pool = Pool::start(3).await?;
-    let names: Vec<_> = (0..FUNCTIONS)
+    let names: Vec<_> = (0..FUNCTION_COUNT)
         .map(|number| format!("function-{number}"))
         .collect();
     let build_all = async |names: &[String]| -> Result<()> {
@@ -160,8 +160,8 @@ async fn rebuilds_land_on_the_daemon_that_has_their_cache() -> Result<()> {
         hits += usize::from(after.len() == 2 && is_cached);
     }
     let spread: Vec<_> = cold.iter().map(Vec::len).collect();
-    println!("{hits} of {FUNCTIONS} rebuilds were warm; first builds by daemon: {spread:?}");
-    assert!(hits * 100 >= FUNCTIONS * 95, "{hits} of {FUNCTIONS}");
+    println!("{hits} of {FUNCTION_COUNT} rebuilds were warm; first builds by daemon: {spread:?}");
+    assert!(hits * 100 >= FUNCTION_COUNT * 95, "{hits} of {FUNCTION_COUNT}");
     assert!(spread.iter().all(|builds| *builds > 0), "{spread:?}");
     Ok(())
 }

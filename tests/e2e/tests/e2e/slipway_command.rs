@@ -88,7 +88,7 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
 }
 
 #[tokio::test]
-async fn a_broken_handler_exits_with_1_shows_why_and_leaves_the_running_version() -> Result<()> {
+async fn a_failing_build_exits_with_1_shows_why_and_leaves_the_running_version() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-broken";
@@ -127,7 +127,7 @@ async fn a_broken_handler_exits_with_1_shows_why_and_leaves_the_running_version(
 }
 
 #[tokio::test]
-async fn a_version_that_does_not_answer_exits_with_3_and_a_wrong_key_with_2() -> Result<()> {
+async fn a_refused_deployment_exits_with_3_and_a_wrong_key_with_2() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-refused";

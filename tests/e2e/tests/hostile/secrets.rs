@@ -105,9 +105,9 @@ async fn no_secret_leaves_its_build() -> Result<()> {
         world: &world,
     };
     attacks.print_secrets(&mut outcomes).await?;
-    attacks.keep_secrets(&mut outcomes).await?;
+    attacks.look_for_secrets_in_image(&mut outcomes).await?;
     attacks.mount_other_secrets(&mut outcomes).await?;
-    attacks.log_in_to_registries(&mut outcomes).await?;
+    attacks.steal_registry_login(&mut outcomes).await?;
     neighbour.stop_and_assert_unharmed().await?;
     outcomes.assert_all_stopped(ATTACKS)
 }
@@ -217,7 +217,7 @@ impl SecretAttacks<'_> {
     }
 
     /// Uses build secrets in a step, and looks for them in the pushed image and its attestations.
-    async fn keep_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn look_for_secrets_in_image(&self, outcomes: &mut Outcomes) -> Result<()> {
         let steps = format!(
             "RUN {SECRET_MOUNTS} [ \"$NPMRC\" ] && [ -s /run/secrets/pip_token ] && echo {} > /proof",
             "used"
@@ -355,7 +355,7 @@ impl SecretAttacks<'_> {
     }
 
     /// Looks for the registry's password in a step, and has a builder pull from a registry of the attacker's.
-    async fn log_in_to_registries(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn steal_registry_login(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         let password = world.testbed.stack.registry.password.trim().to_owned();
         ensure!(!password.is_empty(), "the stack's registry needs no password");

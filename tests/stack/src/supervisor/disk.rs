@@ -35,7 +35,7 @@ const SMALL_WRITER_DIVISOR: u64 = 64;
 const SMALL_KERNEL_MEMORY: u64 = 4 << 20;
 
 /// The time that BuildKit gets to remove what an ended step wrote, before another step is ended.
-const RELEASE_TIME: Duration = Duration::from_secs(2);
+const CLEAN_UP_TIME_AFTER_STEP: Duration = Duration::from_secs(2);
 
 /// The interval between checks of the free space. A disk that takes 2 GB/s takes a twentieth of a reserve of 4 GiB in it.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ pub(super) async fn guard_free_space(config: &PartSpecSource, reaper: &ProcessRe
             || lacks_inodes && end_largest_step(&path, SMALL_KERNEL_MEMORY, RunningStep::kernel_memory);
         if ended {
             // Until BuildKit has freed what the step wrote, no other step has to end. By itself it frees it later.
-            tokio::time::sleep(RELEASE_TIME).await;
+            tokio::time::sleep(CLEAN_UP_TIME_AFTER_STEP).await;
             let _ = reaper.run_to_exit(&mut config.collect_garbage_command()).await;
         }
     }

@@ -26,7 +26,7 @@ const CNI_RESULTS_DIRECTORY: &str = "/var/lib/cni";
 
 const RESOLV_CONF_PATH: &str = "/etc/resolv.conf";
 
-/// Mounts everything except `resolv.conf`: [`MachineResolvConf::replace_with_stacks`] must follow any other mount over `/etc`.
+/// Mounts everything except `resolv.conf`: [`MachineResolvConf::mount_stack_resolv_conf`] must follow any other mount over `/etc`.
 pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
     let machine = fs::read_to_string(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
     let target = fs::canonicalize(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
@@ -53,7 +53,7 @@ pub(crate) struct MachineResolvConf {
 
 impl MachineResolvConf {
     /// Mounts a `resolv.conf` that works inside the stack over the machine's.
-    pub(crate) fn replace_with_stacks(&self) -> Result<()> {
+    pub(crate) fn mount_stack_resolv_conf(&self) -> Result<()> {
         write_file(Path::new(MACHINE_RESOLV_CONF_PATH), &self.machine)?;
         let own = Path::new("/run/slipway/stack-resolv.conf");
         write_file(own, &stack_resolv_conf(&self.machine))?;

@@ -18,19 +18,19 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
     assert_ne!(first.registry.host, second.registry.host);
     for (stack, other) in [(&first, &second), (&second, &first)] {
         assert_eq!(
-            functions_status(stack, &stack.gateway.password).await,
+            status_of_gateway_login(stack, &stack.gateway.password).await,
             StatusCode::OK
         );
         assert_eq!(
-            functions_status(stack, &other.gateway.password).await,
+            status_of_gateway_login(stack, &other.gateway.password).await,
             StatusCode::UNAUTHORIZED
         );
         assert_eq!(
-            catalog_status(stack, &stack.registry.password).await,
+            status_of_registry_login(stack, &stack.registry.password).await,
             StatusCode::OK
         );
         assert_eq!(
-            catalog_status(stack, &other.registry.password).await,
+            status_of_registry_login(stack, &other.registry.password).await,
             StatusCode::UNAUTHORIZED
         );
         assert_eq!(host_listeners(stack), Vec::<String>::new());
@@ -47,7 +47,7 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
     }
     first.down().await?;
     assert_eq!(
-        functions_status(&second, &second.gateway.password).await,
+        status_of_gateway_login(&second, &second.gateway.password).await,
         StatusCode::OK,
         "stopping one stack leaves the other running"
     );
@@ -56,7 +56,7 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
 }
 
 /// Returns the status of the gateway's answer to the administrator's user name with this password.
-async fn functions_status(stack: &Stack, password: &str) -> StatusCode {
+async fn status_of_gateway_login(stack: &Stack, password: &str) -> StatusCode {
     get_status(
         &format!("{}/system/functions", stack.gateway.url),
         &stack.gateway.user,
@@ -66,7 +66,7 @@ async fn functions_status(stack: &Stack, password: &str) -> StatusCode {
 }
 
 /// Returns the status of the registry's answer to the stack's user name with this password.
-async fn catalog_status(stack: &Stack, password: &str) -> StatusCode {
+async fn status_of_registry_login(stack: &Stack, password: &str) -> StatusCode {
     get_status(
         &format!("http://{}/v2/_catalog", stack.registry.host),
         &stack.registry.user,
