@@ -76,7 +76,7 @@ pub struct Builder {
     pub credentials: Arc<dyn CredentialStore>,
     /// The lookup of pushed images in their registries.
     pub manifests: Arc<dyn ManifestLookup>,
-    /// The registry credentials and daemons of tenants, if the builder has a policy.
+    /// The registry clients and daemons of tenants, created when first needed. Without a policy there are no tenants.
     pub tenants: TenantResources,
     /// The contexts that requests refer to.
     pub contexts: RemoteContexts,

@@ -150,7 +150,7 @@ pub(crate) enum Error {
          get its result"
     )]
     HandedBack,
-    /// The builder is shutting down, and has submitted the call to its queue again.
+    /// The builder is shutting down, and submitted the call to its queue again, or left it to another delivery.
     #[error(
         "the builder is shutting down, and has submitted the call to the queue again; ask about it by its call ID, or send it \
          again to get its result"

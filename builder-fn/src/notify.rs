@@ -85,7 +85,7 @@ struct Notification {
 
 /// A request that may be sent several times.
 struct Post {
-    /// The URL.
+    /// The URL of the request: a receiver's, or that of a commit's statuses in the git host's API.
     url: Uri,
     /// The URL as rules name it, at the same host.
     checked: WebUrl,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use function_host::policy::Tenant;
 use tokio::sync::oneshot;
 
-use queue::{GrantedSlot, TenantQueues};
+use queue::{SlotGrant, TenantQueues};
 
 /// The build slots of a builder. The default has no limit but those of tenants. Clones share the slots.
 #[derive(Clone, Debug)]
@@ -229,8 +229,8 @@ impl SharedSlots {
 
     /// Passes slots to the requests that wait for them. The slot of a request that has stopped waiting is freed again, so
     /// the queues must not be locked here.
-    fn send_grants(self: &Arc<Self>, grants: Vec<GrantedSlot>) {
-        for GrantedSlot { tenant, waiter } in grants {
+    fn send_grants(self: &Arc<Self>, grants: Vec<SlotGrant>) {
+        for SlotGrant { tenant, waiter } in grants {
             let slot = BuildSlot(Some(TakenSlot {
                 shared: self.clone(),
                 tenant,

@@ -58,8 +58,8 @@ impl StreamFormat {
         })
     }
 
-    /// Returns the terminal record of a stream: `report` without its log, with its error cut to fit, and with only the
-    /// status of a deployment that is too long.
+    /// Returns the terminal record of a stream: `report` without its log, with its error cut to fit, and of a
+    /// deployment that is too long, only the status and a note.
     pub(crate) fn terminal_record(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {

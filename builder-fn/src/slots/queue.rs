@@ -32,8 +32,8 @@ struct TenantQueue {
     waiting: VecDeque<oneshot::Sender<BuildSlot>>,
 }
 
-/// A slot that is to be passed to a waiting request.
-pub(super) struct GrantedSlot {
+/// A grant of a slot to a waiting request. Dropping it does not free the slot, which is counted as taken.
+pub(super) struct SlotGrant {
     pub(super) tenant: OwnerName,
     pub(super) waiter: oneshot::Sender<BuildSlot>,
 }
@@ -83,7 +83,7 @@ impl TenantQueues {
     }
 
     /// Grants the free ones of `limit` slots to waiting requests, first to the tenant with the fewest running builds.
-    pub(super) fn grant_free_slots(&mut self, limit: usize) -> Vec<GrantedSlot> {
+    pub(super) fn grant_free_slots(&mut self, limit: usize) -> Vec<SlotGrant> {
         let mut grants = Vec::new();
         while self.running < limit {
             for tenant in self.tenants.values_mut() {
@@ -102,7 +102,7 @@ impl TenantQueues {
             self.running += 1;
             tenant.running += 1;
             tenant.last_grant = self.granted;
-            grants.push(GrantedSlot {
+            grants.push(SlotGrant {
                 tenant: name.clone(),
                 waiter,
             });

@@ -175,7 +175,7 @@ impl StoredEntry {
     }
 }
 
-/// The kind of entry that an [`EntrySpec`] describes.
+/// The kind of entry that an [`ContextEntrySpec`] describes.
 #[derive(Clone, Copy, Debug)]
 enum SpecKind {
     Folder,
@@ -187,7 +187,7 @@ enum SpecKind {
 
 /// A description of a context's entry, from which a test builds a context.
 #[derive(Clone, Debug)]
-struct EntrySpec {
+struct ContextEntrySpec {
     path: String,
     kind: SpecKind,
     content: u8,
@@ -197,8 +197,8 @@ struct EntrySpec {
     mode: u8,
 }
 
-fn entry_spec(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> EntrySpec {
-    EntrySpec {
+fn entry_spec(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> ContextEntrySpec {
+    ContextEntrySpec {
         path: path.to_owned(),
         kind,
         content,
@@ -208,7 +208,7 @@ fn entry_spec(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> En
 }
 
 /// Builds a context of the entries that `specs` describe; of several with one path, the first counts.
-fn context_of_specs(mut specs: Vec<EntrySpec>) -> SourceContext {
+fn context_of_specs(mut specs: Vec<ContextEntrySpec>) -> SourceContext {
     specs.sort_by(|left, right| left.path.cmp(&right.path));
     specs.dedup_by(|left, right| left.path == right.path);
     let targets: Vec<String> = (0..=u8::MAX).map(|content| format!("t{content}")).collect();
@@ -216,7 +216,7 @@ fn context_of_specs(mut specs: Vec<EntrySpec>) -> SourceContext {
         .map(|content| ExtendedAttributes::pack([("user.x", &[content][..])]))
         .collect();
     let entries = specs.iter().map(|spec| {
-        let EntrySpec {
+        let ContextEntrySpec {
             path,
             kind,
             content,

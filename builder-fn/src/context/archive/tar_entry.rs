@@ -102,7 +102,7 @@ pub(super) enum EntryType {
     Folder,
     Symlink,
     HardLink,
-    /// A GNU volume label, which is ignored except for its size.
+    /// A GNU volume label. Its header is checked as any other's, and it is skipped with its content.
     Label,
 }
 

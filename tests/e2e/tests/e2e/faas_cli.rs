@@ -83,7 +83,7 @@ impl<'a> CurrentFaasCli<'a> {
             Self::Program(testbed) => {
                 let recorded = CliRecording::read_recording()?;
                 let work_dir =
-                    create_recorded_project(testbed, function, command_has_secrets(command), &recorded)?;
+                    create_project_for_faas_cli(testbed, function, command_has_secrets(command), &recorded)?;
                 let key = testbed
                     .stack
                     .payload_secret
@@ -122,8 +122,8 @@ fn command_has_secrets(command: &str) -> bool {
     command.contains("secrets")
 }
 
-/// Creates a project like the recorded one.
-fn create_recorded_project(
+/// Creates a project like the one that the requests were recorded with.
+fn create_project_for_faas_cli(
     testbed: &Testbed,
     function: &FunctionToBuild<'_>,
     secrets: bool,

@@ -21,7 +21,7 @@ use slipway_e2e::{
 const BUILD_TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// A builder, its route to a deployer, and the deployer with a recording proxy to the gateway.
-struct HandOverFixture {
+struct BuilderWithDeployer {
     testbed: Testbed,
     builder: BuilderProcess,
     route: DeployerRoute,
@@ -29,7 +29,7 @@ struct HandOverFixture {
     _deployer: DeployerProcess,
 }
 
-impl HandOverFixture {
+impl BuilderWithDeployer {
     async fn start() -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
@@ -69,7 +69,7 @@ impl HandOverFixture {
 /// A Dockerfile whose step would run for minutes, so an early answer can only come from before the build.
 #[tokio::test]
 async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
-    let fixture = HandOverFixture::start().await?;
+    let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let base = fixture.testbed.busybox_image_name().await?;
     let tag = format!("refused-{}", std::process::id());
@@ -132,7 +132,7 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
 
 #[tokio::test]
 async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()> {
-    let fixture = HandOverFixture::start().await?;
+    let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let name = "after-a-dry-run";
     fixture.testbed.functions.remove_function(name).await?;
@@ -173,7 +173,7 @@ async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()>
 /// changes nothing.
 #[tokio::test]
 async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
-    let fixture = HandOverFixture::start().await?;
+    let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let name = "retried-hand-over";
     fixture.testbed.functions.remove_function(name).await?;
@@ -207,7 +207,7 @@ async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
 /// The secret that the function needs is removed between the dry run and the hand-over, so the deployer itself refuses.
 #[tokio::test]
 async fn a_deployers_own_refusal_is_not_retried() -> Result<()> {
-    let fixture = HandOverFixture::start().await?;
+    let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let functions = &fixture.testbed.functions;
     let (name, gate) = ("refused-after-its-build", "gate-of-the-refused");
@@ -243,7 +243,7 @@ async fn a_deployers_own_refusal_is_not_retried() -> Result<()> {
 /// An answer of 4xx is final, also if it is not a deployer's.
 #[tokio::test]
 async fn a_hand_over_that_is_answered_with_400_is_not_retried() -> Result<()> {
-    let fixture = HandOverFixture::start().await?;
+    let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     fixture.route.fail_next_hand_overs(&[StatusCode::BAD_REQUEST]);
 
