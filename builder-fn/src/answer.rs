@@ -181,7 +181,7 @@ impl Answer {
 
     /// Returns the answer with the hint for its failure, unless it has one.
     #[must_use]
-    pub(crate) fn with_hint(mut self, hint: Option<Hint>) -> Self {
+    pub(crate) fn with_hint_if_missing(mut self, hint: Option<Hint>) -> Self {
         self.report.hint = self.report.hint.or(hint.map(Box::new));
         self
     }

@@ -177,7 +177,7 @@ impl BuilderApi {
                 span.set_attribute("error.type", outcome_label(error.kind()));
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::from_error(&error, fields)
-                    .with_hint(hint)
+                    .with_hint_if_missing(hint)
                     .with_secrets_masked(&mask)
             }
         };

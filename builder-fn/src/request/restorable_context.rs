@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_small_index_and_one_in_use_are_kept() {
+    async fn drop_large_index_keeps_a_small_index_and_one_in_use() {
         let small = context_of_files(10);
         small.drop_large_index();
         assert!(small.indexed().is_ok());

@@ -14,7 +14,7 @@ use tokio::{
 use crate::{process::build_once_and_get_path, testbed::Testbed, work_dir::ProgramOutput};
 
 /// The command `slipway`, with the stack's addresses and key in its environment.
-pub struct SlipwayCommand {
+pub struct SlipwayProgram {
     binary: PathBuf,
     environment: Vec<(&'static str, String)>,
 }
@@ -25,7 +25,7 @@ pub struct RunningSlipway {
     stderr: BufReader<ChildStderr>,
 }
 
-impl SlipwayCommand {
+impl SlipwayProgram {
     /// Builds the command, once a run.
     pub async fn for_testbed(testbed: &Testbed) -> Result<Self> {
         let stack = &testbed.stack;

@@ -94,7 +94,7 @@ impl AnnouncedEntries {
         entry: &Entry<'_>,
         hash: impl FnOnce() -> Option<ContentHash>,
     ) -> CopyComparison {
-        let Some(identity) = self.identity(path, entry) else {
+        let Some(identity) = self.hash_of_path_and_stat(path, entry) else {
             return CopyComparison::Same;
         };
         let list = &self.lists[self.list_index(identity)];
@@ -129,7 +129,7 @@ impl AnnouncedEntries {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
         each(&mut |path, entry, sent| {
-            let Some(identity) = self.identity(path, entry) else {
+            let Some(identity) = self.hash_of_path_and_stat(path, entry) else {
                 return known(ContentHash::default());
             };
             let list = self.list_index(identity);
@@ -157,7 +157,7 @@ impl AnnouncedEntries {
             list.reserve_exact(new);
         }
         each(&mut |path, entry, sent| {
-            if let Some(identity) = self.identity(path, entry) {
+            if let Some(identity) = self.hash_of_path_and_stat(path, entry) {
                 let list = self.list_index(identity);
                 if find_fingerprint(&self.lists[list][..lengths[list]], identity).is_err() {
                     let content =
@@ -191,7 +191,7 @@ impl AnnouncedEntries {
     /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
     /// keeps its old checksum (fsutil `DiskWriter.HandleChange` reports it to nothing), so nothing of a folder may
     /// change.
-    fn identity(&self, path: &str, entry: &Entry<'_>) -> Option<IdentityHash> {
+    fn hash_of_path_and_stat(&self, path: &str, entry: &Entry<'_>) -> Option<IdentityHash> {
         let mut identity = self.hasher.build_hasher();
         identity.write(path.as_bytes());
         match entry.kind {

@@ -18,9 +18,9 @@ struct Installation {
 }
 
 /// Returns the map `key` in the text of a function of `stack.yml`; empty if the function has none.
-fn yaml_map(function: &str, key: &str) -> BTreeMap<String, String> {
+fn yaml_map(function_text: &str, key: &str) -> BTreeMap<String, String> {
     let start = format!("\n    {key}:\n");
-    let (_, map) = function.split_once(&start).unwrap_or_default();
+    let (_, map) = function_text.split_once(&start).unwrap_or_default();
     let lines = map.lines().take_while(|line| line.starts_with("      "));
     let pairs = lines.filter(|line| !line.trim_start().starts_with('#'));
     pairs

@@ -14,7 +14,7 @@ use axum::{Router, body::Bytes, extract::State, routing::any};
 use serde_json::Value;
 use slipway_e2e::{
     build_context::gated_command, builder_process::BuilderProcess, sealed_secrets::SealingKey,
-    slipway_command::SlipwayCommand, testbed::Testbed, work_dir::ClientFolder,
+    slipway_command::SlipwayProgram, testbed::Testbed, work_dir::ClientFolder,
 };
 
 /// The longest time until a saved change answers.
@@ -47,7 +47,7 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     // Another page in each run, so that its step is not cached.
     let page = format!("from the queue at {:?}", std::time::SystemTime::now());
     let folder = project(&testbed, name, &page).await?;
-    let slipway = SlipwayCommand::for_testbed(&testbed).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
 
     let output = slipway.run(folder.path(), &["up", "--progress", "json"]).await?;
 
@@ -93,7 +93,7 @@ async fn a_failing_build_exits_with_1_shows_why_and_leaves_the_running_version()
     let _parts = testbed.share_parts().await;
     let name = "cmd-broken";
     let folder = project(&testbed, name, "works").await?;
-    let slipway = SlipwayCommand::for_testbed(&testbed).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let arguments = ["up", "--via", "builder"];
     let output = slipway.run(folder.path(), &arguments).await?;
     assert_eq!(
@@ -132,7 +132,7 @@ async fn a_refused_deployment_exits_with_3_and_a_wrong_key_with_2() -> Result<()
     let _parts = testbed.share_parts().await;
     let name = "cmd-refused";
     let folder = project(&testbed, name, "page").await?;
-    let slipway = SlipwayCommand::for_testbed(&testbed).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let stack = fs::read_to_string(folder.path().join("stack.yaml"))?;
     folder.write_file(
         "stack.yaml",
@@ -160,7 +160,7 @@ async fn a_build_is_cancelled_by_its_id_and_up_exits_with_5() -> Result<()> {
     let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;
     let waiting = dockerfile.replace("USER 1000", &format!("RUN {}\nUSER 1000", gated_command(gate)));
     folder.write_file("template/small/Dockerfile", waiting)?;
-    let slipway = SlipwayCommand::for_testbed(&testbed).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut up = slipway.start(folder.path(), &["up", "--via", "builder", "--progress", "json"])?;
     let printed = up.read_until("\"submitted\"").await?;
     let submitted: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
@@ -181,7 +181,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
     let _parts = testbed.share_parts().await;
     let name = "cmd-dev";
     let folder = project(&testbed, name, "one").await?;
-    let slipway = SlipwayCommand::for_testbed(&testbed).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut dev = slipway.start(folder.path(), &["dev", "--via", "builder"])?;
     dev.read_until("watching for changes").await?;
     testbed
@@ -242,7 +242,7 @@ async fn build_secrets_are_sealed_to_the_builders_key_and_reach_the_step() -> Re
         "template/small/Dockerfile",
         dockerfile.replace("USER 1000", &step),
     )?;
-    let slipway = SlipwayCommand::for_testbed(&testbed).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
 
     let output = slipway
         .run(
@@ -347,7 +347,7 @@ async fn a_context_has_the_files_that_faas_cli_lays_out() -> Result<()> {
     };
     let app = Router::new().fallback(any(keep)).with_state(received.clone());
     tokio::spawn(async move { axum::serve(listener, app).await });
-    let slipway = SlipwayCommand::for_testbed(&testbed).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let output = slipway
         .run(folder.path(), &["up", "--via", "builder", "--builder", &address])
         .await?;

@@ -116,7 +116,7 @@ impl Drop for RequestRecord {
             .metrics
             .record_request(self.status, &self.method, duration);
         match self.status {
-            CLIENT_CLOSED_REQUEST_STATUS => self.trace.mark_abandoned(),
+            CLIENT_CLOSED_REQUEST_STATUS => self.trace.mark_disconnected_before_response(),
             status => self.trace.set_response_status(status),
         }
         if let Some(RequestLogFields { path, call_id }) = &self.log_fields {

@@ -54,7 +54,7 @@ impl Span {
 
     pub(crate) fn set_response_status(&self, _status: u16) {}
 
-    pub(crate) fn mark_abandoned(&self) {}
+    pub(crate) fn mark_disconnected_before_response(&self) {}
 
     pub(crate) fn mark_failed(&self, _reason: impl std::fmt::Display) {}
 }

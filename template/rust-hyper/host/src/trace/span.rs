@@ -158,7 +158,7 @@ impl Span {
     }
 
     /// Marks the trace span as failed because the client disconnected before there was a response.
-    pub(crate) fn mark_abandoned(&self) {
+    pub(crate) fn mark_disconnected_before_response(&self) {
         self.set_attribute("error.type", "abandoned");
         self.mark_failed("the client disconnected");
     }
