@@ -221,9 +221,10 @@ async fn faas_cli_builds_through_the_queue_and_its_build_is_found_by_its_id() ->
         "version: 1.0\nprovider:\n  name: openfaas\nfunctions:\n  shop:\n    lang: small\n    handler: ./shop\n    image: {image}\n"
     );
     fixture.work_dir.write_file("shop.yml", stack)?;
-    fixture
-        .work_dir
-        .write_file("shop/index.html", "by faas-cli, through the queue")?;
+    fixture.work_dir.write_file(
+        "shop/index.html",
+        format!("{image}, by faas-cli, through the queue"),
+    )?;
     let script = path_in_repository("tests/clients/queued-faas-cli.sh");
     let environment = [
         ("OPENFAAS_URL", testbed.stack.gateway.url.as_str()),
