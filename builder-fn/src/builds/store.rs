@@ -316,15 +316,10 @@ impl RecordStore {
         Ok(StoredBody { digest })
     }
 
-    /// Stores the end of a build in the background. That of an accepted call's build is tried again if it fails.
-    pub(super) fn store_end(&self, place: RecordPlace, build: BuildRecord) -> PendingWrite {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return PendingWrite(None);
-        };
-        let may_be_stored = place.is_stored() || place.is_resumable();
-        let attempts = if may_be_stored { END_ATTEMPTS } else { 1 };
-        let tenant = place.key.tenant.clone();
-        let pending = {
+    /// Counts a record that waits to be written towards its tenant's limit. Returns the guard, and whether there are more
+    /// records than the limit.
+    fn count_pending_record(&self, tenant: &Option<String>) -> (PendingRecord, bool) {
+        let count = {
             let mut pending = lock(&self.0.pending);
             let count = pending.entry(tenant.clone()).or_default();
             *count += 1;
@@ -334,7 +329,19 @@ impl RecordStore {
             store: self.clone(),
             tenant: tenant.clone(),
         };
-        if pending > PENDING_MAX && !may_be_stored {
+        (guard, count > PENDING_MAX)
+    }
+
+    /// Stores the end of a build in the background. That of an accepted call's build is tried again if it fails.
+    pub(super) fn store_end(&self, place: RecordPlace, build: BuildRecord) -> PendingWrite {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return PendingWrite(None);
+        };
+        let may_be_stored = place.is_stored() || place.is_resumable();
+        let attempts = if may_be_stored { END_ATTEMPTS } else { 1 };
+        let tenant = place.key.tenant.clone();
+        let (guard, is_one_too_many) = self.count_pending_record(&tenant);
+        if is_one_too_many && !may_be_stored {
             self.0.writes.count(false);
             tracing::warn!("the end of a build was not recorded: too many records wait for the registry");
             return PendingWrite(None);

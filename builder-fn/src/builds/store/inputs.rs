@@ -4,7 +4,7 @@ use function_host::ErrorChain;
 
 use super::document::RecordManifest;
 use super::seal::SealedContent;
-use super::{END_TIMEOUT, PENDING_MAX, PendingRecord, RecordStore, StoreError, index_tag, lock};
+use super::{END_TIMEOUT, RecordStore, StoreError, index_tag};
 use crate::builds::RecordKey;
 use crate::inputs::BuildInputs;
 
@@ -20,17 +20,8 @@ impl RecordStore {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let pending = {
-            let mut pending = lock(&self.0.pending);
-            let count = pending.entry(key.tenant.clone()).or_default();
-            *count += 1;
-            *count
-        };
-        let guard = PendingRecord {
-            store: self.clone(),
-            tenant: key.tenant.clone(),
-        };
-        if pending > PENDING_MAX {
+        let (guard, is_one_too_many) = self.count_pending_record(&key.tenant);
+        if is_one_too_many {
             return;
         }
         let store = self.clone();

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::document::{RecordManifest, digest_of};
 use super::seal::SealedContent;
-use super::{CONCURRENT_READS, END_TIMEOUT, PENDING_MAX, PendingRecord, RecordStore, StoreError, lock};
+use super::{CONCURRENT_READS, END_TIMEOUT, PendingRecord, RecordStore, StoreError};
 use crate::versions::{FunctionVersion, VERSIONS_KEPT, VersionState};
 
 /// The largest time in a tag, in milliseconds since 1970.
@@ -77,17 +77,8 @@ impl RecordStore {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return VersionRecording::none();
         };
-        let pending = {
-            let mut pending = lock(&self.0.pending);
-            let count = pending.entry(tenant.clone()).or_default();
-            *count += 1;
-            *count
-        };
-        let guard = PendingRecord {
-            store: self.clone(),
-            tenant: tenant.clone(),
-        };
-        if pending > PENDING_MAX {
+        let (guard, is_one_too_many) = self.count_pending_record(&tenant);
+        if is_one_too_many {
             tracing::warn!(
                 "a version of a function was not recorded: too many records wait for the registry"
             );
