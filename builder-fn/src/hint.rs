@@ -135,6 +135,13 @@ impl Hint {
         }
     }
 
+    /// Creates a hint whose next step is to correct the line at `place`.
+    fn to_correct(kind: HintKind, cause: impl AsRef<str>, place: &text::Place<'_>) -> Self {
+        let file = text::plain_or(place.file, "the file");
+        Self::new(kind, cause, format!("correct line {} of {file}", place.line))
+            .at(place.file, Some(place.line))
+    }
+
     /// Returns the hint with its place.
     fn at(self, file: &str, line: Option<u32>) -> Self {
         Self {

@@ -16,18 +16,9 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     let lines: Vec<&str> = evidence.lines().collect();
     let found = rust_error(&lines).or_else(|| lines.iter().find_map(|line| plain_error(line)))?;
     let file = found.place.file.strip_prefix("./").unwrap_or(found.place.file);
-    Some(
-        Hint::new(
-            HintKind::CompileError,
-            format!("{file} does not compile: {}", found.message),
-            format!(
-                "correct line {} of {}",
-                found.place.line,
-                text::plain_or(file, "the file")
-            ),
-        )
-        .at(file, Some(found.place.line)),
-    )
+    let place = Place { file, ..found.place };
+    let cause = format!("{file} does not compile: {}", found.message);
+    Some(Hint::to_correct(HintKind::CompileError, cause, &place))
 }
 
 /// Finds rustc's first error: `error[E0308]: MESSAGE`, and after it ` --> FILE:LINE:COLUMN`.

@@ -14,18 +14,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     {
         let (place, rest) = text::parse_place(lines.get(at + 1)?)?;
         let message = text::after_column(rest)?;
-        return Some(
-            Hint::new(
-                HintKind::ManifestInvalid,
-                format!("go cannot read {}: {message}", place.file),
-                format!(
-                    "correct line {} of {}",
-                    place.line,
-                    text::plain_or(place.file, "the file")
-                ),
-            )
-            .at(place.file, Some(place.line)),
-        );
+        return Some(Hint::to_correct(
+            HintKind::ManifestInvalid,
+            format!("go cannot read {}: {message}", place.file),
+            &place,
+        ));
     }
     if let Some(line) = lines
         .iter()
@@ -101,18 +94,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     // The compiler's errors follow a line with the package, "# example.com/app".
     let start = lines.iter().position(|line| line.starts_with("# "))?;
     let (place, message) = lines.iter().skip(start + 1).find_map(|line| source_error(line))?;
-    Some(
-        Hint::new(
-            HintKind::CompileError,
-            format!("{} does not compile: {message}", place.file),
-            format!(
-                "correct line {} of {}",
-                place.line,
-                text::plain_or(place.file, "the file")
-            ),
-        )
-        .at(place.file, Some(place.line)),
-    )
+    Some(Hint::to_correct(
+        HintKind::CompileError,
+        format!("{} does not compile: {message}", place.file),
+        &place,
+    ))
 }
 
 /// Parses an error of the compiler: `./main.go:4:10: undefined: total`.

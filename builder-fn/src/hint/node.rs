@@ -146,18 +146,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         (rest.is_empty() && place.file.contains('.') && !place.file.starts_with("node")).then_some(place)
     });
     let place = place.or_else(|| lines.iter().find_map(|line| stack_place(line)))?;
-    Some(
-        Hint::new(
-            HintKind::ScriptError,
-            format!("Node.js stops in {}: {message}", place.file),
-            format!(
-                "correct line {} of {}",
-                place.line,
-                text::plain_or(place.file, "the file")
-            ),
-        )
-        .at(place.file, Some(place.line)),
-    )
+    Some(Hint::to_correct(
+        HintKind::ScriptError,
+        format!("Node.js stops in {}: {message}", place.file),
+        &place,
+    ))
 }
 
 /// Returns what npm says in a line: `npm error TEXT`, or `npm ERR! TEXT` in older versions.
