@@ -4,9 +4,9 @@
 //! rollback was requested: builds that were handed in before it do not replace it, and later ones do. It has an ID, a record
 //! and a log like a build.
 //!
-//! The caller chooses the ID, and signs it. A request that is sent again therefore changes nothing, whoever sends it: the
-//! version to go back to is chosen before the ID is looked up, and the ID is recorded before anything is deployed. So a request
-//! whose ID is not recorded yet has chosen among the same versions as its first copy. It counts as handed in when it was signed,
+//! The caller chooses the ID, and signs it. Therefore a copy of a request changes nothing, even if another party sends it: the
+//! version to go back to is chosen before the ID is looked up, and the ID is recorded before anything is deployed. So a copy
+//! whose ID is not recorded yet has chosen among the same versions as the first request. It counts as handed in when it was signed,
 //! so that a copy of a request that was refused undoes nothing that came after it.
 
 mod error;

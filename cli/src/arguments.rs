@@ -45,8 +45,8 @@ pub(crate) enum Command {
     Logs(LogArguments),
     /// Print the address of a build's page for a browser.
     ///
-    /// The address has a link that is valid for some time, and whoever has it can read the build and its log. Without an ID,
-    /// it is that of the list, and the link is for all builds.
+    /// The address has a link that expires. Until then, anyone who has the address can read the build and its log. Without an
+    /// ID, prints the address of the list of builds, with a link for all of them.
     Open(OpenArguments),
     /// Cancel a build that waits or runs.
     Cancel(BuildArguments),

@@ -1,6 +1,6 @@
 //! What Kubernetes knows of a version that rolls out: that its pods run and no others do, or what keeps them from it.
 //!
-//! The REST API of OpenFaaS tells neither: it counts the old version's replicas as available, and has no errors of pulls
+//! The REST API of OpenFaaS shows neither: it counts the old version's replicas as available, and reports no failed pulls
 //! and no restarts (docs/pitfalls.md#old-replicas-count-as-available). The deployer reads Deployments, ReplicaSets, Pods,
 //! Events and logs, if its service account may, and changes nothing.
 

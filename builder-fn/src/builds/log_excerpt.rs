@@ -124,8 +124,8 @@ impl LogExcerpt {
         }
     }
 
-    /// Reads the part of the log of `build` that the address names, for at most ten times the time `wait`, or without one the
-    /// part that tells most, for at most that time. What takes longer is left out.
+    /// Reads a part of the log of `build`: the part `named`, for at most ten times `wait`; or else its start if the build
+    /// succeeded and its end otherwise, for at most `wait`. What was not read by then is left out.
     pub(super) async fn read(build: &FoundBuild, named: Option<LogPart>, wait: Duration) -> Self {
         let part = named.unwrap_or(match build.record.phase {
             BuildPhase::Success => LogPart::Start,

@@ -9,7 +9,7 @@ const READERS_MAX: usize = 32;
 /// The limit on the readers of one tenant, where there are tenants.
 const TENANT_READERS_MAX: usize = 16;
 
-/// The limit on the readers with one link, which whoever sees it can open.
+/// The limit on the readers with one link. Everyone who has seen the link can open it.
 const LINK_READERS_MAX: usize = 8;
 
 /// The readers of logs at this moment. Clones share them.

@@ -1,4 +1,4 @@
-//! Links to the pages of builds: whoever has one may read what it names, without a key, until it expires.
+//! Links to the pages of builds. A link lets anyone read what it names, without a key, until it expires.
 //!
 //! The parameter `link` of a URL is `KIND.EXPIRES.TENANT.SIGNATURE`. KIND is `build` or `builds`, EXPIRES a time in seconds
 //! since 1970, TENANT is empty without a policy, and SIGNATURE the hex HMAC-SHA256 of the scope and the other parts. Its key
@@ -352,7 +352,7 @@ mod tests {
         ] {
             assert_eq!(verify(link, "key", id, 0).is_ok(), is_valid, "{link:?} {id:?}");
         }
-        // A link to one build is none to all, whatever is changed in it.
+        // No change makes a link to one build a link to all builds.
         let changed = one.text.replacen("build.", "builds.", 1);
         let changed = PageLink::parse(&changed).expect("the form is right");
         assert_eq!(verify(&changed, "key", None, 0), Err(RejectedLink::Invalid));

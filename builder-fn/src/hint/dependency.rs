@@ -99,7 +99,7 @@ fn locked_by_another(lines: &[&str]) -> Option<Hint> {
         None
     };
     if let Some((file, program)) = missing {
-        let cause = format!("the command needs a {file}, and there is none");
+        let cause = format!("the command needs a {file}, which the source does not have");
         let next = format!("run {program} where the source is, and hand in the {file}");
         return Some(Hint::new(HintKind::LockFileMissing, cause, next).at(file, None));
     }

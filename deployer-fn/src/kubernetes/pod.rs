@@ -59,7 +59,7 @@ pub(super) fn assess_pod(pod: &Pod) -> Assessment {
     })
 }
 
-/// Returns what keeps a container from being ready; `None` if its status does not tell.
+/// Returns what keeps a container from being ready; `None` if its status gives no reason.
 fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment> {
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {

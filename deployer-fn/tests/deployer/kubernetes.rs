@@ -206,7 +206,7 @@ async fn a_version_that_does_not_start_is_rolled_back_with_kubernetes_reason_alt
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_version_that_does_not_stay_up_is_not_ready() {
+async fn a_restart_begins_the_settling_time_again() {
     let kubernetes = FakeKubernetes::new();
     let process = SimulatedDeployer::start_with_kubernetes(kubernetes.clone());
     process

@@ -212,7 +212,7 @@ impl Axis {
     }
 }
 
-/// Keeps the rows that tell most, in their order: the wait, the deployment, what failed, the push, what runs, and what took longest.
+/// Keeps [`ROWS_MAX`] rows in their order: the wait, the deployment, failed steps, pushes, running steps, then the slowest.
 fn most_telling(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
     if rows.len() <= ROWS_MAX {
         return rows;
