@@ -2,20 +2,24 @@
 //! so that the build step that fills it ends before other builds have no room.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal};
+use rustix::{
+    fs::StatVfsMountFlags,
+    process::{Pid, Signal},
+};
 
 use crate::{
     cgroup::{self, RunningStep},
     command::run_program_blocking,
     directories::{StackDir, free_space},
-    error::{IoResultExt as _, Result},
+    error::{IoResultExt as _, LauncherError, Result},
     supervisor::{part_spec::PartSpecSource, reaper::ProcessReaper},
 };
 
@@ -42,14 +46,89 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Mounts the file system for BuildKit's data, which the launcher has made and checked, in the stack's mount namespace.
 pub(super) fn mount_buildkit_disk(dir: &StackDir) -> Result<()> {
+    run_program_blocking(&mut mount_command(dir)).map(drop)
+}
+
+fn mount_command(dir: &StackDir) -> Command {
     let (image, target) = (dir.buildkit_disk_image(), dir.part_data_directory("buildkit"));
+    let mut command = Command::new("mount");
     // The loop device ends with the mount. Space that the cache frees is freed on the machine's disk too.
-    run_program_blocking(
-        Command::new("mount")
-            .args(["-o", "loop,discard,noatime,nobarrier"])
-            .args([image.as_os_str(), target.as_os_str()]),
-    )
-    .map(drop)
+    command
+        .args(["-o", "loop,discard,noatime,nobarrier"])
+        .args([image.as_os_str(), target.as_os_str()]);
+    command
+}
+
+/// Repairs and mounts the file system for BuildKit's data again if the kernel has made it read-only, as it does after a
+/// failed write: the image has holes, and the machine's disk was full. BuildKit must not run. Fails if the machine's disk
+/// is still full.
+pub(super) async fn repair_read_only_disk(dir: &StackDir, reaper: &ProcessReaper) -> Result<()> {
+    let path = dir.part_data_directory("buildkit");
+    let space = rustix::fs::statvfs(&path).with_operation("read the state of", &path)?;
+    if !space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    let free = free_space(&dir.root)?;
+    if free < MACHINE_RESERVE_BYTES {
+        return Err(LauncherError::Environment(format!(
+            "BuildKit's disk is read-only, because the disk with {} is full: {} MB are free there, and {} are needed",
+            dir.root.display(),
+            free / 1_000_000,
+            MACHINE_RESERVE_BYTES / 1_000_000
+        )));
+    }
+    let image = dir.buildkit_disk_image();
+    let run = async |command: &mut Command, accepted: &str| {
+        let status = reaper
+            .run_to_exit(command)
+            .await
+            .with_operation("repair", &image)?;
+        let Some(status) = status.filter(|status| status != accepted) else {
+            return Ok(());
+        };
+        Err(LauncherError::Environment(format!(
+            "cannot repair BuildKit's disk {}: {} ended with {status}; stop the stack and start it: the start checks the \
+             disk, and makes it anew if need be",
+            image.display(),
+            command.get_program().display()
+        )))
+    };
+    for namespace in namespaces_with_mount(&path)? {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount={}", namespace.display()));
+        command.args(["umount", "--recursive"]).arg(&path);
+        run(&mut command, "").await?;
+    }
+    // e2fsck(8): with status 1, it has corrected the errors.
+    run(Command::new("e2fsck").arg("-fy").arg(&image), "exit status 1").await?;
+    run(&mut mount_command(dir), "").await
+}
+
+/// Returns the mount namespaces of the stack's processes in which something is mounted at `path`, each as a file in
+/// `/proc`. Some parts, like slirp4netns, have a namespace of their own with copies of all mounts, and the file system
+/// stays mounted while one of them has it.
+fn namespaces_with_mount(path: &Path) -> Result<Vec<PathBuf>> {
+    let text = path.display().to_string();
+    let mut found = BTreeMap::new();
+    let processes = fs::read_dir("/proc").with_operation("list", Path::new("/proc"))?;
+    for process in processes.flatten() {
+        let folder = process.path();
+        // Most entries are not processes, and a process may end while the list is read.
+        let (Ok(mounts), Ok(namespace)) = (
+            fs::read_to_string(folder.join("mountinfo")),
+            fs::read_link(folder.join("ns/mnt")),
+        ) else {
+            continue;
+        };
+        // proc(5): the fifth field is the mount point.
+        if mounts
+            .lines()
+            .any(|line| line.split(' ').nth(4) == Some(text.as_str()))
+        {
+            found.entry(namespace).or_insert_with(|| folder.join("ns/mnt"));
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 /// Ends the build step that has written most whenever the file system with BuildKit's data has too little free space,

@@ -2,8 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    future::Future,
+    io,
     os::unix::process::CommandExt as _,
+    pin::Pin,
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -18,7 +21,7 @@ use crate::{
     error::{IoResultExt as _, Result, error_with_causes},
     part::StackPart,
     supervisor::{
-        logs,
+        disk, logs,
         part_spec::{PartSpec, PartSpecSource},
         ready::{NewLogLines, ReadyCheck},
         reaper::{ChildProcess, ProcessReaper},
@@ -30,6 +33,16 @@ const PART_READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for a part to end after SIGTERM, before SIGKILL.
 const PART_END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time from the end of a part, which nobody requested, to its start. It doubles with each further end up to
+/// [`LONGEST_RESTART_DELAY`], and is this again after a run of [`LONG_RUN`].
+const FIRST_RESTART_DELAY: Duration = Duration::from_secs(1);
+
+/// The longest time from the end of a part, which nobody requested, to its start.
+const LONGEST_RESTART_DELAY: Duration = Duration::from_secs(30);
+
+/// The duration of a run after which the next restart is not delayed by the ends before it.
+const LONG_RUN: Duration = Duration::from_secs(60);
 
 /// A function that receives events about parts.
 pub(crate) type PartEventListener<'a> = &'a (dyn Fn(SupervisorEvent) + Send + Sync);
@@ -92,7 +105,7 @@ impl PartsHandle {
         let _one = self.changing.lock().await;
         for group in StackPart::START_GROUPS {
             let starts = group.iter().map(|part| async {
-                self.start_part_while_locked(*part, on_event)
+                self.start_part_while_locked(*part, FIRST_RESTART_DELAY, on_event)
                     .await
                     .map_err(|reason| (*part, reason))
             });
@@ -112,7 +125,8 @@ impl PartsHandle {
         on_event: PartEventListener<'_>,
     ) -> Result<(), String> {
         let _one = self.changing.lock().await;
-        self.start_part_while_locked(part, on_event).await
+        self.start_part_while_locked(part, FIRST_RESTART_DELAY, on_event)
+            .await
     }
 
     /// Stops one part of the stack, if it runs, with SIGTERM or, after [`PART_END_TIMEOUT`], with SIGKILL.
@@ -135,10 +149,12 @@ impl PartsHandle {
         }
     }
 
-    /// Starts a part unless it runs, and waits until it is ready; the caller holds the lock `changing`.
+    /// Starts a part unless it runs, and waits until it is ready; the caller holds the lock `changing`. If the part ends
+    /// by itself afterwards, it is started again after `restart_delay`.
     async fn start_part_while_locked(
         &self,
         part: StackPart,
+        restart_delay: Duration,
         on_event: PartEventListener<'_>,
     ) -> Result<(), String> {
         if self
@@ -148,9 +164,14 @@ impl PartsHandle {
         {
             return Ok(());
         }
-        let spec = self.config.spec_of(part);
         on_event(SupervisorEvent::Starting { part });
         let began = Instant::now();
+        if part == StackPart::Buildkit {
+            disk::repair_read_only_disk(&self.config.dir, &self.reaper)
+                .await
+                .map_err(error_with_causes)?;
+        }
+        let spec = self.config.spec_of(part);
         let (mut child, log, ready) = self.start_process_of_part(part, spec)?;
         self.set_part_state(part, PartState::Starting, Some(child.clone()));
         let mut last_failure = "the check was not done".to_owned();
@@ -179,7 +200,10 @@ impl PartsHandle {
             return result;
         }
         self.set_part_state(part, PartState::Running, Some(child.clone()));
-        tokio::spawn(self.clone().record_unrequested_end(part, child));
+        tokio::spawn(
+            self.clone()
+                .restart_after_unrequested_end(part, child, restart_delay),
+        );
         on_event(SupervisorEvent::Ready {
             part,
             seconds: began.elapsed().as_secs_f64(),
@@ -227,23 +251,60 @@ impl PartsHandle {
         Ok((child, NewLogLines { path: log, from }, ready))
     }
 
-    /// Waits until a part's process ends, and records an end that was not requested.
-    async fn record_unrequested_end(self, part: StackPart, mut child: ChildProcess) {
-        let reason = child.wait_until_ended().await;
+    /// Waits until a part's process ends. If nobody requested the end, records it, and starts the part again after
+    /// `delay`, as often as it takes, unless somebody starts or stops it before.
+    fn restart_after_unrequested_end(
+        self,
+        part: StackPart,
+        mut child: ChildProcess,
+        delay: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // Boxed, because each start of the part ends with a call of this function.
+        Box::pin(async move {
+            let began = Instant::now();
+            let reason = child.wait_until_ended().await;
+            if !self.record_unrequested_end(part, &child, reason) {
+                return;
+            }
+            let mut delay = match began.elapsed() < LONG_RUN {
+                true => delay,
+                false => FIRST_RESTART_DELAY,
+            };
+            loop {
+                tokio::time::sleep(delay).await;
+                delay = LONGEST_RESTART_DELAY.min(delay * 2);
+                let _one = self.changing.lock().await;
+                let has_ended = matches!(
+                    self.lock_entries().get(&part).map(|entry| &entry.state),
+                    Some(PartState::Ended { .. })
+                );
+                if !has_ended || self.start_part_while_locked(part, delay, &|_| ()).await.is_ok() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Records that a part's process has ended, if it is the part's present one and nobody requested its end; returns
+    /// whether it is.
+    fn record_unrequested_end(&self, part: StackPart, child: &ChildProcess, reason: String) -> bool {
         let mut entries = self.lock_entries();
-        if let Some(entry) = entries.get_mut(&part)
-            && entry.state == PartState::Running
+        let Some(entry) = entries.get_mut(&part) else {
+            return false;
+        };
+        let is_unrequested = entry.state == PartState::Running
             && entry
                 .child
                 .as_ref()
-                .is_some_and(|current| current.is_same_process(&child))
-        {
+                .is_some_and(|current| current.is_same_process(child));
+        if is_unrequested {
             *entry = PartEntry {
                 state: PartState::Ended { reason },
                 since: Instant::now(),
                 child: None,
             };
         }
+        is_unrequested
     }
 
     /// Stops a part if it runs, and waits until it has ended; the caller holds the lock `changing`.

@@ -1,7 +1,11 @@
 //! Tests of parts that stop, start and fail, and of their reports.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command,
+    time::Duration,
+};
 
+use rustix::process::{Pid, Signal, kill_process};
 use slipway_stack::{LauncherError, PartState, ProgressSink, Stack, StackOptions, StackPart};
 
 use crate::{STACK_START_LOCK, machine::StackFootprint, remove_stack, start_fresh_stack, start_stack};
@@ -10,19 +14,11 @@ use crate::{STACK_START_LOCK, machine::StackFootprint, remove_stack, start_fresh
 async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(), LauncherError> {
     let name = "test-parts";
     let stack = start_fresh_stack(name).await?;
-    let state = async |part| {
-        let all = stack.part_statuses().await?;
-        Ok::<_, LauncherError>(
-            all.into_iter()
-                .find(|status| status.part == part)
-                .map(|status| status.state),
-        )
-    };
     for part in StackPart::all_parts().filter(|part| *part != StackPart::Builder) {
         stack.stop_part(part).await?;
-        assert_eq!(state(part).await?, Some(PartState::Stopped));
+        assert_eq!(part_state(&stack, part).await?, Some(PartState::Stopped));
         stack.start_part(part).await?;
-        assert_eq!(state(part).await?, Some(PartState::Running));
+        assert_eq!(part_state(&stack, part).await?, Some(PartState::Running));
     }
     assert_eq!(stack.part_log_tail_of(StackPart::Buildkit, 5).lines().count(), 5);
     let footprint = StackFootprint::footprint_of_stack(&stack);
@@ -32,6 +28,89 @@ async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(
         footprint.process_count(),
         "starting a running stack restarts no part"
     );
+    remove_stack(name).await
+}
+
+/// The longest time until a killed part runs again. BuildKit and containerd look through their data first.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Returns the process IDs of the stack's parts, which are the children of its supervisor.
+fn part_processes(stack: &Stack) -> BTreeSet<i32> {
+    let supervisor = stack.supervisor_pid().unwrap();
+    let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+    children
+        .split_whitespace()
+        .map(|id| id.parse().unwrap())
+        .collect()
+}
+
+async fn part_state(stack: &Stack, part: StackPart) -> Result<Option<PartState>, LauncherError> {
+    let statuses = stack.part_statuses().await?;
+    let status = statuses.into_iter().find(|status| status.part == part);
+    Ok(status.map(|status| status.state))
+}
+
+#[tokio::test]
+async fn a_part_that_is_killed_is_started_again() -> Result<(), LauncherError> {
+    let name = "test-killed-parts";
+    let stack = start_fresh_stack(name).await?;
+    for part in StackPart::all_parts().filter(|part| *part != StackPart::Builder) {
+        stack.stop_part(part).await?;
+        let others = part_processes(&stack);
+        stack.start_part(part).await?;
+        let with_part = part_processes(&stack);
+        let killed: Vec<i32> = with_part.difference(&others).copied().collect();
+        assert_eq!(killed.len(), 1, "{part}: {killed:?}");
+
+        for id in &killed {
+            kill_process(Pid::from_raw(*id).unwrap(), Signal::KILL).unwrap();
+        }
+        let restarted = async {
+            loop {
+                // The supervisor sends no event to this process.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let ids = part_processes(&stack);
+                if killed.iter().all(|id| !ids.contains(id))
+                    && part_state(&stack, part).await? == Some(PartState::Running)
+                {
+                    return Ok::<_, LauncherError>(());
+                }
+            }
+        };
+        let restarted = tokio::time::timeout(RESTART_TIMEOUT, restarted).await;
+        restarted.unwrap_or_else(|_| panic!("{part} was not started again"))?;
+    }
+    remove_stack(name).await
+}
+
+#[tokio::test]
+async fn buildkits_disk_is_writable_again_after_the_kernel_made_it_read_only() -> Result<(), LauncherError> {
+    let name = "test-read-only-disk";
+    let stack = start_fresh_stack(name).await?;
+    let disk = stack.dir.root.join("data/buildkit");
+    let in_stack = |program: &str, arguments: &[&str]| {
+        let status = Command::new("nsenter")
+            .arg(format!(
+                "--mount=/proc/{}/ns/mnt",
+                stack.supervisor_pid().unwrap()
+            ))
+            .arg(program)
+            .args(arguments)
+            .arg(&disk)
+            .status();
+        status.unwrap().success()
+    };
+    stack.stop_part(StackPart::Buildkit).await?;
+    assert!(in_stack("mount", &["-o", "remount,ro"]));
+    assert!(!in_stack("test", &["-w"]));
+
+    stack.start_part(StackPart::Buildkit).await?;
+
+    assert_eq!(
+        part_state(&stack, StackPart::Buildkit).await?,
+        Some(PartState::Running)
+    );
+    assert!(in_stack("test", &["-w"]));
     remove_stack(name).await
 }
 
